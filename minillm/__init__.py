@@ -1,0 +1,14 @@
+"""minillm: a language-model engine from first principles, on NumPy.
+
+import minillm
+x = minillm.tensor([[1.0, 2.0]], requires_grad=True)
+(x * x).sum().backward()
+x.grad                                              # [[2., 4.]]
+"""
+
+from minillm import ops
+from minillm.autograd import Parameter, Tensor, no_grad, tensor
+from minillm.random import manual_seed
+
+__all__ = ["Parameter", "Tensor", "manual_seed", "no_grad", "ops", "tensor"]
+__version__ = "0.1.0"

@@ -1,0 +1,93 @@
+"""Errors that tell a person what to do: what was given, what was expected, and the fix, in one sentence.
+
+Every error that minillm raises on purpose is a `MinillmError`. The command line prints its sentence and exits with
+status 2; a program can catch the base class, or the built-in that each one also is (`except ValueError`).
+"""
+
+from __future__ import annotations
+
+import difflib
+import functools
+from collections.abc import Iterable
+from typing import Any
+
+
+class MinillmError(Exception):
+    """Base of every error raised on purpose; its text is one sentence for the person who called."""
+
+
+class ShapeError(MinillmError, ValueError):
+    """Array shapes that do not fit the operation."""
+
+
+class DtypeError(MinillmError, TypeError):
+    """An array or argument of the wrong type."""
+
+
+class DeviceError(MinillmError, RuntimeError):
+    """A device that is not there, or arrays on two devices in one operation."""
+
+
+class GraphError(MinillmError, RuntimeError):
+    """A backward that cannot give the right gradient: a graph used twice, moved weights, no gradient asked for."""
+
+
+class InputError(MinillmError, ValueError):
+    """A value that a person gave (a file, a text, an option, a token id) cannot be used."""
+
+
+class CheckpointError(MinillmError, ValueError):
+    """Saved weights or a run directory that is missing, damaged, or of another shape."""
+
+
+def did_you_mean(name: str, choices: Iterable[str]) -> str:
+    """A hint to end an error with: `; did you mean 'batch_size'?`, or the list of choices where nothing is near."""
+    known = list(choices)
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+    if near:
+        return f"; did you mean {near[0]!r}?"
+    return f"; choose one of: {', '.join(known)}" if known else ""
+
+
+@functools.cache
+def _parse_shape(spec: str) -> tuple[bool, tuple[str, ...]]:
+    names = spec.split()
+    return (names[:1] == ["..."]), tuple(name for name in names if name != "...")
+
+
+def check_shapes(function: str, **arrays: tuple[str, Any]) -> dict[str, int]:
+    """Bind named dimensions over several arrays, or say which two disagree.
+
+    `check_shapes("layer_norm", x=("... C", x), weight=("C", weight))` returns `{"C": 768}`. A leading `...` stands for
+    any number of dimensions, a number for exactly that size. An array that is None is passed over.
+
+    Raises: ShapeError, such as `layer_norm: weight has C=512, but x has C=768`.
+    """
+    sizes: dict[str, int] = {}
+    first_with: dict[str, str] = {}
+    for argument, (spec, array) in arrays.items():
+        if array is None:
+            continue
+        any_leading, names = _parse_shape(spec)
+        shape = array.shape
+        if len(shape) < len(names) or (len(shape) > len(names) and not any_leading):
+            raise ShapeError(f"{function}: {argument} has shape {shape}, expected ({', '.join(spec.split())})")
+        for name, size in zip(names, shape[len(shape) - len(names) :], strict=True):
+            expected = int(name) if name.isdigit() else sizes.setdefault(name, size)
+            if size != expected:
+                if name.isdigit():
+                    raise ShapeError(f"{function}: {argument} has shape {shape}, expected ({', '.join(spec.split())})")
+                raise ShapeError(
+                    f"{function}: {argument} has {name}={size}, but {first_with[name]} has {name}={expected}"
+                )
+            first_with.setdefault(name, argument)
+    return sizes
+
+
+def check_index(function: str, ids: Any, size: int, what: str) -> None:
+    """Raise for an index array that is not of integers or reaches outside `size` entries of `what`."""
+    if ids.dtype.kind not in "iu":
+        raise DtypeError(f"{function}: {what} must be integers, but the array has dtype {ids.dtype}")
+    if ids.size and (ids.min() < 0 or ids.max() >= size):
+        bad = int(ids.min()) if ids.min() < 0 else int(ids.max())
+        raise InputError(f"{function}: {what} {bad} is out of range; expected 0 to {size - 1}")

@@ -1,0 +1,222 @@
+"""Layers: objects that hold parameters and call operations.
+
+A Module finds its parameters by walking its own attributes; nothing is registered, and assigning an attribute is just
+that. A parameter's key in the state dict is the path to it, such as `h.3.attn.qkv.weight`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from minillm import autograd, ops, random
+from minillm.autograd import Parameter, Tensor
+from minillm.backend import Array
+from minillm.errors import CheckpointError, ShapeError
+
+
+class Module:
+    """Base of all layers and models: subclasses set attributes in __init__ and define `forward`."""
+
+    training = True
+    name = ""  # the path from the model to this layer, set by assign_names; errors and profiles show it
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """What the layer computes; called by `module(...)`."""
+        raise TypeError(f"{type(self).__name__}: a Module needs a forward method")
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        before = autograd.enter_scope(self.name)
+        try:
+            return self.forward(*args, **kwargs)
+        finally:
+            autograd.enter_scope(before)
+
+    def named_children(self) -> Iterator[tuple[str, Any]]:
+        """The modules and parameters directly below, each with its attribute name; lists count with their index."""
+        for name, value in vars(self).items():
+            items = (
+                enumerate(value)
+                if isinstance(value, (list, tuple))
+                else value.items()
+                if isinstance(value, dict)
+                else ()
+            )
+            for key, item in [("", value), *items]:
+                if isinstance(item, (Module, Parameter)):
+                    yield (f"{name}.{key}" if item is not value else name), item
+
+    def named_modules(self, prefix: str = "") -> Iterator[tuple[str, Module]]:
+        """This module and all below, each with its path."""
+        yield prefix, self
+        for name, child in self.named_children():
+            if isinstance(child, Module):
+                yield from child.named_modules(f"{prefix}.{name}" if prefix else name)
+
+    def named_parameters(self) -> Iterator[tuple[str, Parameter]]:
+        """Every parameter with its path, in the order of the attributes; a tied one once, under its first path."""
+        seen: set[int] = set()
+        for path, module in self.named_modules():
+            for name, child in module.named_children():
+                if isinstance(child, Parameter) and id(child) not in seen:
+                    seen.add(id(child))
+                    yield (f"{path}.{name}" if path else name), child
+
+    def parameters(self) -> list[Parameter]:
+        """Every parameter, a tied one once."""
+        return [parameter for _, parameter in self.named_parameters()]
+
+    def num_parameters(self) -> int:
+        """The number of weights, tied ones counted once."""
+        return sum(parameter.numel() for parameter in self.parameters())
+
+    def assign_names(self) -> None:
+        """Tell every layer and parameter its path; a model calls this at the end of its __init__."""
+        for path, module in self.named_modules():
+            module.name = path
+        for path, parameter in self.named_parameters():
+            parameter.name = path
+
+    def train(self, mode: bool = True) -> Any:
+        """Switch dropout on (or off, see eval) in all layers; returns the module."""
+        for _, module in self.named_modules():
+            module.training = mode
+        return self
+
+    def eval(self) -> Any:
+        """Switch dropout off in all layers; returns the module."""
+        return self.train(False)
+
+    def to(self, dtype: Any) -> Any:
+        """Convert all parameters to a dtype; do this before building an optimiser. Returns the module."""
+        for parameter in self.parameters():
+            parameter.data = parameter.data.astype(dtype)
+            parameter.grad = parameter.grad_buffer = None
+        return self
+
+    def zero_grad(self) -> None:
+        """Forget all gradients."""
+        for parameter in self.parameters():
+            parameter.grad = None
+
+    def state_dict(self) -> dict[str, Array]:
+        """Every parameter's array under its path: references, not copies."""
+        return {name: parameter.data for name, parameter in self.named_parameters()}
+
+    def load_state_dict(self, state: Mapping[str, Array]) -> None:
+        """Copy arrays into the parameters, all of them or none.
+
+        Raises: CheckpointError that lists every missing, unexpected and misshapen name at once.
+        """
+        own = dict(self.named_parameters())
+        problems = [f"missing {name}" for name in own if name not in state]
+        problems += [f"unexpected {name}" for name in state if name not in own]
+        problems += [
+            f"{name} has shape {np.shape(state[name])}, expected {parameter.shape}"
+            for name, parameter in own.items()
+            if name in state and np.shape(state[name]) != parameter.shape
+        ]
+        if problems:
+            raise CheckpointError(
+                f"load_state_dict: the weights do not fit {type(self).__name__}: {'; '.join(problems)}; "
+                "build the model with the configuration that the weights were saved with"
+            )
+        for name, parameter in own.items():
+            parameter.data[...] = state[name]
+
+
+class Linear(Module):
+    """y = x W^T + b, with W (out, in) and b from U(-1/sqrt(in), 1/sqrt(in)), as in PyTorch."""
+
+    def __init__(self, in_features: int, out_features: int, bias: bool = True):
+        bound = 1 / math.sqrt(in_features) if in_features else 0.0
+        generator = random.default.numpy()
+        self.weight = Parameter(generator.uniform(-bound, bound, (out_features, in_features)).astype(np.float32))
+        self.bias = Parameter(generator.uniform(-bound, bound, out_features).astype(np.float32)) if bias else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        return ops.linear(x, self.weight, self.bias)
+
+
+class Embedding(Module):
+    """One row of a (V, C) table for each id, the table from N(0, 1), as in PyTorch."""
+
+    def __init__(self, num_embeddings: int, embedding_dim: int):
+        table = random.default.numpy().standard_normal((num_embeddings, embedding_dim), dtype=np.float32)
+        self.weight = Parameter(table)
+
+    def forward(self, ids: Any) -> Tensor:
+        return ops.embedding(ids, self.weight)
+
+
+class LayerNorm(Module):
+    """Layer normalisation over the last axis, weight 1 and bias 0 at the start."""
+
+    def __init__(self, channels: int, eps: float = 1e-5, bias: bool = True):
+        self.weight = Parameter(np.ones(channels, np.float32))
+        self.bias = Parameter(np.zeros(channels, np.float32)) if bias else None
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        return ops.layer_norm(x, self.weight, self.bias, self.eps)
+
+
+class RMSNorm(Module):
+    """Root-mean-square normalisation over the last axis, weight 1 at the start."""
+
+    def __init__(self, channels: int, eps: float = 1e-6):
+        self.weight = Parameter(np.ones(channels, np.float32))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        return ops.rms_norm(x, self.weight, self.eps)
+
+
+class Dropout(Module):
+    """Zero each element with probability p while training."""
+
+    def __init__(self, p: float):
+        self.p = p
+
+    def forward(self, x: Tensor) -> Tensor:
+        return ops.dropout(x, self.p, self.training)
+
+
+class CausalSelfAttention(Module):
+    """Multi-head attention of a sequence to itself, each position to those up to its own.
+
+    One product gives queries, keys and values, `qkv`; after attention the heads are joined and mixed by `proj`.
+    """
+
+    def __init__(self, channels: int, heads: int, dropout: float = 0.0, bias: bool = True):
+        if channels % heads:
+            raise ShapeError(f"CausalSelfAttention: channels={channels} is not a multiple of heads={heads}")
+        self.qkv = Linear(channels, 3 * channels, bias)
+        self.proj = Linear(channels, channels, bias)
+        self.dropout = Dropout(dropout)
+        self.heads = heads
+
+    def forward(self, x: Tensor) -> Tensor:
+        B, T, C = x.shape
+        q, k, v = (
+            part.reshape(B, T, self.heads, C // self.heads).transpose(1, 2)  # (B, H, T, D)
+            for part in self.qkv(x).split(C, dim=-1)
+        )
+        y = ops.attention(q, k, v, causal=True, dropout_p=self.dropout.p if self.training else 0.0)
+        y = y.transpose(1, 2).reshape(B, T, C)
+        return self.dropout(self.proj(y))
+
+
+class MLP(Module):
+    """Two linear layers with a GELU (tanh form) between: channels to hidden and back."""
+
+    def __init__(self, channels: int, hidden: int, dropout: float = 0.0, bias: bool = True):
+        self.fc = Linear(channels, hidden, bias)
+        self.proj = Linear(hidden, channels, bias)
+        self.dropout = Dropout(dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.dropout(self.proj(ops.gelu(self.fc(x), approximate="tanh")))

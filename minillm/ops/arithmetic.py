@@ -1,0 +1,351 @@
+"""Elementwise arithmetic, with NumPy's broadcasting.
+
+For one element, every rule is the derivative of a line of school calculus times the gradient that came in:
+y = f(x) gives dx = dy f'(x), written `dout * ...` below.
+
+Broadcasting in reverse: if x of shape (C,) was stretched to (B, C), one element of x went into B elements of the
+output, so its gradient is the sum over all B of them. `unbroadcast` does that for every stretched axis. A Python
+number takes part in no gradient: its shape is None, and so is its gradient.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from minillm.autograd import Op, Tensor
+from minillm.backend import Array
+
+
+class Shapes(NamedTuple):
+    """The shapes of two operands: all that addition needs for its backward."""
+
+    x: tuple[int, ...] | None
+    y: tuple[int, ...] | None
+
+
+class Operands(NamedTuple):
+    """Two operands, each an array or a Python number."""
+
+    x: Any
+    y: Any
+
+
+class Input(NamedTuple):
+    """The input of a one-argument operation."""
+
+    x: Array
+
+
+class Output(NamedTuple):
+    """The output, where the derivative is simplest in terms of it."""
+
+    out: Array
+
+
+def shape_of(x: Any) -> tuple[int, ...] | None:
+    """The shape of an operand; None for a Python number."""
+    return getattr(x, "shape", None)
+
+
+def unbroadcast(gradient: Array, shape: tuple[int, ...] | None) -> Any:
+    """Sum a gradient over the axes along which an operand of `shape` was stretched."""
+    if shape is None or gradient.shape == shape:
+        return None if shape is None else gradient
+    leading = gradient.ndim - len(shape)
+    stretched = tuple(leading + i for i, size in enumerate(shape) if size == 1 and gradient.shape[leading + i] != 1)
+    return gradient.sum(axis=(*range(leading), *stretched), keepdims=True).reshape(shape)
+
+
+def operand(x: Any) -> Any:
+    """What a public function may be given, as a Tensor, an array or a Python number.
+
+    A NumPy scalar becomes a Python number: np.float64(2) would turn a float32 tensor into float64.
+    """
+    if isinstance(x, (Tensor, float, int)):
+        return x
+    x = np.asarray(x)
+    return x.item() if x.ndim == 0 else x
+
+
+# --- x + y, x - y --------------------------------------------------------------------------------------------------
+
+
+def add_forward(x, y):
+    return np.add(x, y), Shapes(shape_of(x), shape_of(y))
+
+
+def add_backward(dout, saved):
+    return unbroadcast(dout, saved.x), unbroadcast(dout, saved.y)
+
+
+ADD = Op("add", add_forward, add_backward, aliases=True)
+
+
+def add(x: Any, y: Any) -> Tensor:
+    """x + y, elementwise with broadcasting."""
+    return ADD(operand(x), operand(y))
+
+
+def sub_forward(x, y):
+    return np.subtract(x, y), Shapes(shape_of(x), shape_of(y))
+
+
+def sub_backward(dout, saved):
+    dy = None if saved.y is None else unbroadcast(-dout, saved.y)
+    return unbroadcast(dout, saved.x), dy
+
+
+SUB = Op("sub", sub_forward, sub_backward, aliases=True)
+
+
+def sub(x: Any, y: Any) -> Tensor:
+    """x - y, elementwise with broadcasting."""
+    return SUB(operand(x), operand(y))
+
+
+def neg_forward(x):
+    return np.negative(x), None
+
+
+def neg_backward(dout, saved):
+    return (-dout,)
+
+
+NEG = Op("neg", neg_forward, neg_backward)
+
+
+def neg(x: Any) -> Tensor:
+    """-x, elementwise."""
+    return NEG(operand(x))
+
+
+# --- x y, x / y ----------------------------------------------------------------------------------------------------
+
+
+def mul_forward(x, y):
+    return np.multiply(x, y), Operands(x, y)
+
+
+def mul_backward(dout, saved):
+    x, y = saved
+    dx = None if shape_of(x) is None else unbroadcast(dout * y, x.shape)
+    dy = None if shape_of(y) is None else unbroadcast(dout * x, y.shape)
+    return dx, dy
+
+
+MUL = Op("mul", mul_forward, mul_backward)
+
+
+def mul(x: Any, y: Any) -> Tensor:
+    """x y, elementwise with broadcasting."""
+    return MUL(operand(x), operand(y))
+
+
+def div_forward(x, y):
+    return np.divide(x, y), Operands(x, y)
+
+
+def div_backward(dout, saved):  # d(x/y) = dx / y - x dy / y^2
+    x, y = saved
+    dx = None if shape_of(x) is None else unbroadcast(dout / y, x.shape)
+    dy = None if shape_of(y) is None else unbroadcast(-dout * x / (y * y), y.shape)
+    return dx, dy
+
+
+DIV = Op("div", div_forward, div_backward)
+
+
+def div(x: Any, y: Any) -> Tensor:
+    """x / y, elementwise with broadcasting."""
+    return DIV(operand(x), operand(y))
+
+
+# --- x^y -----------------------------------------------------------------------------------------------------------
+
+
+def pow_forward(x, y):
+    return np.power(x, y), Operands(x, y)
+
+
+def pow_backward(dout, saved):
+    """dx = y x^(y-1) and dy = x^y ln x, with their limits at x = 0 instead of 0 times infinity."""
+    x, y = saved
+    dx = dy = None
+    if shape_of(x) is not None:
+        exponent = np.where(np.equal(y, 0), 1, np.subtract(y, 1)) if shape_of(y) is not None else (y - 1 if y else 1)
+        dx = unbroadcast(dout * y * np.power(x, exponent), x.shape)
+    if shape_of(y) is not None:
+        log = np.log(np.where(np.equal(x, 0), 1, x))  # x^y ln x tends to 0 with x, for y > 0
+        dy = unbroadcast(dout * np.power(x, y) * log, y.shape)
+    return dx, dy
+
+
+POW = Op("pow", pow_forward, pow_backward)
+
+
+def pow(x: Any, y: Any) -> Tensor:
+    """x to the power y, elementwise with broadcasting; the gradient of y needs x >= 0."""
+    return POW(operand(x), operand(y))
+
+
+# --- functions of one argument -------------------------------------------------------------------------------------
+
+
+def exp_forward(x):
+    out = np.exp(x)
+    return out, Output(out)
+
+
+def exp_backward(dout, saved):
+    return (dout * saved.out,)
+
+
+EXP = Op("exp", exp_forward, exp_backward)
+
+
+def exp(x: Any) -> Tensor:
+    """e to the power x, elementwise."""
+    return EXP(operand(x))
+
+
+def log_forward(x):
+    return np.log(x), Input(x)
+
+
+def log_backward(dout, saved):
+    return (dout / saved.x,)
+
+
+LOG = Op("log", log_forward, log_backward)
+
+
+def log(x: Any) -> Tensor:
+    """The natural logarithm, elementwise."""
+    return LOG(operand(x))
+
+
+def sqrt_forward(x):
+    out = np.sqrt(x)
+    return out, Output(out)
+
+
+def sqrt_backward(dout, saved):
+    return (dout / (2 * saved.out),)
+
+
+SQRT = Op("sqrt", sqrt_forward, sqrt_backward)
+
+
+def sqrt(x: Any) -> Tensor:
+    """The square root, elementwise."""
+    return SQRT(operand(x))
+
+
+def tanh_forward(x):
+    out = np.tanh(x)
+    return out, Output(out)
+
+
+def tanh_backward(dout, saved):
+    return (dout * (1 - saved.out * saved.out),)
+
+
+TANH = Op("tanh", tanh_forward, tanh_backward)
+
+
+def tanh(x: Any) -> Tensor:
+    """The hyperbolic tangent, elementwise."""
+    return TANH(operand(x))
+
+
+def logistic(x: Array) -> Array:
+    """1 / (1 + e^-x) on arrays, from e^-|x| so that nothing overflows and small values keep their digits."""
+    small = np.exp(-np.abs(x))
+    out = 1 / (1 + small)
+    return np.where(x >= 0, out, small * out)
+
+
+def sigmoid_forward(x):
+    out = logistic(x)
+    return out, Output(out)
+
+
+def sigmoid_backward(dout, saved):
+    return (dout * saved.out * (1 - saved.out),)
+
+
+SIGMOID = Op("sigmoid", sigmoid_forward, sigmoid_backward)
+
+
+def sigmoid(x: Any) -> Tensor:
+    """1 / (1 + e^-x), elementwise."""
+    return SIGMOID(operand(x))
+
+
+def relu_forward(x):
+    return np.maximum(x, 0), Input(x)
+
+
+def relu_backward(dout, saved):
+    return (dout * (saved.x > 0),)
+
+
+RELU = Op("relu", relu_forward, relu_backward)
+
+
+def relu(x: Any) -> Tensor:
+    """max(x, 0), elementwise; the gradient at 0 is taken to be 0."""
+    return RELU(operand(x))
+
+
+# --- choices -------------------------------------------------------------------------------------------------------
+
+
+class Choice(NamedTuple):
+    """Which elements pass their gradient on, and the operands' shapes."""
+
+    chosen: Array
+    x: tuple[int, ...] | None
+    y: tuple[int, ...] | None
+
+
+def where_forward(condition, x, y):
+    return np.where(condition, x, y), Choice(condition, shape_of(x), shape_of(y))
+
+
+def where_backward(dout, saved):
+    dx = None if saved.x is None else unbroadcast(np.where(saved.chosen, dout, 0), saved.x)
+    dy = None if saved.y is None else unbroadcast(np.where(saved.chosen, 0, dout), saved.y)
+    return None, dx, dy
+
+
+WHERE = Op("where", where_forward, where_backward)
+
+
+def where(condition: Any, x: Any, y: Any) -> Tensor:
+    """x where the condition holds, else y, elementwise with broadcasting."""
+    condition = condition.data if isinstance(condition, Tensor) else np.asarray(condition)
+    return WHERE(condition.astype(bool, copy=False), operand(x), operand(y))
+
+
+def clip_forward(x, *, low, high):
+    inside = np.ones(x.shape, bool) if low is None else x >= low
+    if high is not None:
+        inside &= x <= high
+    return np.clip(x, low, high), Choice(inside, x.shape, None)
+
+
+def clip_backward(dout, saved):
+    return (dout * saved.chosen,)
+
+
+CLIP = Op("clip", clip_forward, clip_backward)
+
+
+def clip(x: Any, min: float | None = None, max: float | None = None) -> Tensor:
+    """x limited to [min, max]; the gradient passes where x is within, the limits included."""
+    return CLIP(
+        operand(x), low=operand(min) if min is not None else None, high=operand(max) if max is not None else None
+    )

@@ -1,0 +1,273 @@
+"""Scaled dot-product attention (Vaswani et al. 2017), computed a block of queries at a time.
+
+For one head, with queries Q (Tq, D), keys K and values V (Tk, D):
+
+    S = scale Q K^T + mask          (Tq, Tk), scale = 1/sqrt(D)
+    P = softmax(S) by rows          P_ij = e^(S_ij - lse_i),  lse_i = log sum_j e^(S_ij)
+    Y = P V                         (Tq, D)
+
+Backward. From Y = P V: dV = P^T dY and dP = dY V^T. From the softmax, with delta_i = sum_j P_ij dP_ij:
+
+    dS_ij = P_ij (dP_ij - delta_i),    dQ = scale dS K,    dK = scale dS^T Q
+
+and delta needs no P: delta_i = sum_j P_ij (dY_i . V_j) = dY_i . Y_i. So nothing of size Tq x Tk is kept: the forward
+saves lse, and the backward makes P again, block by block (FlashAttention, Dao et al. 2022, arXiv:2205.14135).
+
+- Causal: query i sees keys j <= i + Tk - Tq, so the last query sees every key, which is what a KV cache needs (for
+  Tq = Tk this is the usual triangle). Blocks beyond the diagonal are never computed: half the work.
+- Grouped heads (Ainslie et al. 2023): with H query heads on H/G key heads, the G query heads of a key head are just
+  G times as many rows against the same keys, so dK and dV sum over them in the product itself.
+- A query that may see no key at all gives 0, and passes no gradient.
+- Dropout acts on P. With m the mask times its scale, Y = (m P) V, dP = m (dY V^T), dV = (m P)^T dY; delta is unchanged.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from minillm import backend, random
+from minillm.autograd import Op, Tensor
+from minillm.backend import Array
+from minillm.errors import DtypeError, ShapeError, check_shapes
+from minillm.ops.dropout import check_probability
+
+QUERY_BLOCK = 64  # queries at a time
+SCORE_BYTES = 512 * 1024  # scores held at a time, on each thread
+
+
+class Dropout(NamedTuple):
+    """The place of P's dropout mask in the random stream; every row of P starts a new counter block."""
+
+    p: float
+    seed: int
+    counter: int
+
+
+class Saved(NamedTuple):
+    """Inputs, output, and one number per query."""
+
+    q: Array
+    k: Array
+    v: Array
+    mask: Array | None
+    out: Array
+    lse: Array  # (B, H, Tq)
+    causal: bool
+    scale: float
+    dropout: Any  # Dropout or None
+
+
+def attention_forward(q, k, v, mask, *, causal, scale, dropout):
+    out = np.empty_like(q)  # in the memory order of q, so that undoing a (B, T, H, D) transpose is free
+    lse = np.empty(q.shape[:3], q.dtype)
+    saved = Saved(q, k, v, mask, out, lse, causal, scale, dropout)
+
+    def part(b, h):  # some batch items and key heads
+        queries, keys, values = _grouped(q, k)[b, h], k[b, h], v[b, h]
+        y, log_sums = _grouped(out, k)[b, h], lse.reshape(*k.shape[:2], -1, q.shape[2])[b, h]
+        for rows, visible in _query_blocks(q.shape[2], k.shape[2], causal):
+            scores, _ = _scores(queries, keys, rows, visible, saved, b, h)
+            largest = scores.max(axis=-1, keepdims=True, initial=-np.inf)
+            largest[largest == -np.inf] = 0
+            scores -= largest
+            weights = np.exp(scores, out=scores)
+            total = weights.sum(axis=-1, keepdims=True)
+            sees_none = total == 0
+            total[sees_none] = 1
+            log_sum = np.log(total) + largest
+            log_sum[sees_none] = np.inf  # makes e^(S - lse) = 0 in the backward
+            if dropout:
+                weights *= _dropout_mask(saved, b, h, rows, visible)
+            block = weights @ values[:, :, :visible]
+            block /= total
+            y[:, :, :, rows] = _ungroup(block, y)
+            log_sums[:, :, :, rows] = _ungroup(log_sum, y)[..., 0]
+
+    _for_parts(part, q, k)
+    return out, saved
+
+
+def attention_backward(dout, saved):
+    q, k, v, _, out, lse, causal, scale, dropout = saved
+    dq, dk, dv = np.empty_like(q), np.empty_like(k), np.empty_like(v)
+    if q.size == 0:
+        dk[...], dv[...] = 0, 0
+
+    def part(b, h):
+        queries, keys, values = _grouped(q, k)[b, h], k[b, h], v[b, h]
+        dys, ys, dqueries = (_grouped(array, k)[b, h] for array in (dout, out, dq))
+        log_sums = lse.reshape(*k.shape[:2], -1, q.shape[2])[b, h]
+        last = True
+        # From the last block, which sees every key and so writes all of dK and dV, to the first; the others add.
+        for rows, visible in reversed(list(_query_blocks(q.shape[2], k.shape[2], causal))):
+            p, q_scaled = _scores(queries, keys, rows, visible, saved, b, h)
+            p -= _group(log_sums[:, :, :, rows, None])
+            np.exp(p, out=p)
+            dy = _group(dys[:, :, :, rows])
+            delta = np.vecdot(dy, _group(ys[:, :, :, rows]))[..., None]
+            ds = dy @ values[:, :, :visible].swapaxes(-1, -2)
+            if dropout:
+                kept = _dropout_mask(saved, b, h, rows, visible)
+                ds *= kept
+                kept *= p
+            ds -= delta
+            ds *= p
+            dv_block = (kept if dropout else p).swapaxes(-1, -2) @ dy
+            dk_block = ds.swapaxes(-1, -2) @ q_scaled
+            dq_block = ds @ keys[:, :, :visible]
+            dq_block *= scale
+            dqueries[:, :, :, rows] = _ungroup(dq_block, dqueries)
+            if last:
+                dk[b, h], dv[b, h] = dk_block, dv_block
+            else:
+                dk[b, h][:, :, :visible] += dk_block
+                dv[b, h][:, :, :visible] += dv_block
+            last = False
+
+    _for_parts(part, q, k)
+    return dq, dk, dv, None
+
+
+ATTENTION = Op("attention", attention_forward, attention_backward)
+
+
+def attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    causal: bool = False,
+    mask: Any = None,
+    *,
+    scale: float | None = None,
+    dropout_p: float = 0.0,
+) -> Tensor:
+    """softmax(scale Q K^T + mask) V for every head.
+
+    Shapes: q (B, H, Tq, D), k and v (B, G, Tk, D) with G dividing H; result (B, H, Tq, D).
+    mask: broadcastable to (B, H, Tq, Tk). Boolean: True where a query may see a key (a padding mask is
+        (B, 1, 1, Tk)). Floating: added to the scores; it gets no gradient.
+    causal: query i sees keys up to i + Tk - Tq. scale: 1/sqrt(D) by default.
+    Saves: references to q, k, v and the output, and one number per query.
+    Raises: ShapeError for sizes that do not fit; DtypeError for a mask that is neither boolean nor floating.
+    Source: Vaswani et al. 2017, equation 1; Dao et al. 2022, algorithm 4 for the backward.
+    """
+    sizes = check_shapes("attention", q=("B H Tq D", q), k=("B G Tk D", k), v=("B G Tk D", v))
+    if sizes["G"] == 0 or sizes["H"] % sizes["G"]:
+        raise ShapeError(f"attention: q has H={sizes['H']} heads, which {sizes['G']} key heads do not divide")
+    mask = mask.data if isinstance(mask, Tensor) else mask
+    if mask is not None:
+        mask = np.asarray(mask)
+        if mask.dtype.kind not in "bf":
+            raise DtypeError(f"attention: mask has dtype {mask.dtype}; give bool (True = visible) or a float bias")
+        wanted = tuple(sizes[name] for name in ("B", "H", "Tq", "Tk"))
+        try:
+            mask = np.broadcast_to(mask, wanted)
+        except ValueError:
+            raise ShapeError(f"attention: mask has shape {mask.shape}, which does not broadcast to {wanted}") from None
+    check_probability("attention", dropout_p)
+    dropout = None
+    if dropout_p:
+        row_numbers = -(-sizes["Tk"] // random.BLOCK) * random.BLOCK
+        seed, counter = random.default.reserve(sizes["B"] * sizes["H"] * sizes["Tq"] * row_numbers)
+        dropout = Dropout(dropout_p, seed, counter)
+    scale = 1 / math.sqrt(sizes["D"]) if scale is None else float(scale)
+    return ATTENTION(q, k, v, mask, causal=causal, scale=scale, dropout=dropout)
+
+
+# --- the pieces that forward and backward share --------------------------------------------------------------------
+
+
+def _grouped(x: Array, k: Array) -> Array:
+    """(B, H, T, D) as (B, key heads, query heads per key head, T, D), without a copy."""
+    return x.reshape(x.shape[0], k.shape[1], -1, *x.shape[2:]) if x.size else x[:, : k.shape[1], None]
+
+
+def _group(x: Array) -> Array:
+    """(b, h, G, rows, D) as (b, h, G rows, D): the query heads of a key head become more rows."""
+    return x.reshape(*x.shape[:2], -1, x.shape[-1])
+
+
+def _ungroup(x: Array, like: Array) -> Array:
+    """(b, h, G rows, D) as (b, h, G, rows, D)."""
+    return x.reshape(*x.shape[:2], like.shape[2], -1, x.shape[-1])
+
+
+def _query_blocks(queries: int, keys: int, causal: bool) -> Iterator[tuple[slice, int]]:
+    """Each block of queries, with the number of keys that its last query sees."""
+    for start in range(0, queries, QUERY_BLOCK):
+        stop = min(start + QUERY_BLOCK, queries)
+        yield slice(start, stop), min(keys, max(0, stop + keys - queries)) if causal else keys
+
+
+def _scores(queries, keys, rows, visible, saved: Saved, b: slice, h: slice) -> tuple[Array, Array]:
+    """S for one block of queries against the visible keys, and the scaled queries: (b, h, G rows, visible), (.., D)."""
+    q_scaled = _group(queries[:, :, :, rows] * saved.scale)
+    scores = q_scaled @ keys[:, :, :visible].swapaxes(-1, -2)
+    by_head = _ungroup(scores, queries)
+    if saved.causal:
+        # Only the columns that some, not all, queries of the block may see.
+        offset = keys.shape[2] - queries.shape[3]
+        first = max(0, rows.start + offset + 1)
+        columns = np.arange(first, visible)
+        hidden = columns > np.arange(rows.start, rows.stop)[:, None] + offset
+        np.copyto(by_head[..., first:], -np.inf, where=hidden)
+    if saved.mask is not None:
+        mask = _grouped(saved.mask, saved.k)[b, h, :, rows, :visible]
+        if mask.dtype == bool:
+            np.copyto(by_head, -np.inf, where=~mask)
+        else:
+            by_head += mask
+    return scores, q_scaled
+
+
+def _dropout_mask(saved: Saved, b: slice, h: slice, rows: slice, visible: int) -> Array:
+    """The dropout mask of one block of P, times its scale: (b, h, G rows, visible)."""
+    p, seed, counter = saved.dropout
+    batch, heads, queries, _ = saved.q.shape
+    keys = saved.k.shape[2]
+    group = heads // saved.k.shape[1]
+    blocks = -(-keys // random.BLOCK)  # counter blocks per row of P
+    count = rows.stop - rows.start
+    masks = [
+        random.keep_scale(
+            seed,
+            counter + ((item * heads + head) * queries + rows.start) * blocks,
+            (count, blocks * random.BLOCK),
+            p,
+            saved.q.dtype,
+        )[:, :visible]
+        for item in range(*b.indices(batch))
+        for head in range(h.start * group, h.stop * group)
+    ]
+    return np.stack(masks).reshape(b.stop - b.start, h.stop - h.start, group * count, visible)
+
+
+def _for_parts(part, q: Array, k: Array) -> None:
+    """Call part(batch slice, key-head slice) over all heads, each with scores that stay in cache, on every thread."""
+    batch, key_heads = k.shape[:2]
+    head_bytes = q.shape[1] // key_heads * min(QUERY_BLOCK, q.shape[2]) * k.shape[2] * q.itemsize
+    heads_at_once = min(key_heads, max(1, SCORE_BYTES // max(1, head_bytes)))
+    if batch < backend.threads:
+        heads_at_once = min(heads_at_once, -(-batch * key_heads // backend.threads))
+    items_at_once = max(1, SCORE_BYTES // max(1, head_bytes * key_heads)) if heads_at_once == key_heads else 1
+    # As many items at once as fit, but a whole number of rounds of all threads, so that none waits at the end.
+    rounds = -(-batch // (items_at_once * backend.threads))
+    items_at_once = max(1, -(-batch // (rounds * backend.threads)))
+    parts = [
+        (slice(b, min(b + items_at_once, batch)), slice(h, min(h + heads_at_once, key_heads)))
+        for b in range(0, batch, items_at_once)
+        for h in range(0, key_heads, heads_at_once)
+    ]
+
+    def run(start: int, stop: int) -> None:
+        for b, h in parts[start:stop]:
+            part(b, h)
+
+    if q.size * k.shape[2] * 4 < backend.PARALLEL_FLOPS:
+        run(0, len(parts))
+    else:
+        backend.parallel(run, len(parts))

@@ -1,0 +1,118 @@
+"""Cross-entropy of logits against target ids: the loss of a language model, in nats per token.
+
+For one row of logits x over V classes, with target t and label smoothing e (Szegedy et al. 2015), the target
+distribution is q_i = (1 - e) 1[i=t] + e/V, and
+
+    loss = -sum_i q_i log p_i = lse(x) - (1 - e) x_t - e/V sum_i x_i,        lse(x) = log sum_i e^(x_i)
+
+because log p_i = x_i - lse and q sums to 1. As d lse / d x_i = p_i, with g the gradient of this row's loss:
+
+    dx_i = g (p_i - q_i)
+
+The forward saves lse, one number per row; the backward makes p from it in one pass. At the start of training p is
+nearly uniform, so the loss is nearly log V.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from minillm.autograd import Op, Tensor
+from minillm.backend import Array, as_rows, row_blocks
+from minillm.errors import DtypeError, InputError, ShapeError, check_index
+
+
+class Saved(NamedTuple):
+    """The logits and targets, two numbers per row: lse, and the weight of the row's loss in the result."""
+
+    logits: Array
+    targets: Array
+    lse: Array
+    weight: Array
+    smoothing: float
+    reduction: str
+
+
+def cross_entropy_forward(logits, targets, *, ignore_index, label_smoothing, reduction):
+    x, t = as_rows(logits), targets.reshape(-1)
+    counted = t != ignore_index
+    t = np.where(counted, t, 0)
+    lse, loss = np.empty((2, len(x)), x.dtype)
+    classes = x.shape[-1]
+
+    def formula(rows):
+        z = x[rows]
+        largest = z.max(axis=-1, keepdims=True)
+        shifted = z - largest
+        target_logit = shifted[np.arange(len(z)), t[rows]] * (1 - label_smoothing)
+        if label_smoothing:
+            target_logit += shifted.mean(axis=-1) * label_smoothing
+        log_sum = np.log(np.exp(shifted, out=shifted).sum(axis=-1))
+        loss[rows] = log_sum - target_logit
+        lse[rows] = log_sum + largest[:, 0]
+
+    row_blocks(formula, len(x), classes * x.itemsize)
+    weight = counted.astype(x.dtype)
+    if reduction == "mean":
+        weight /= max(1, np.count_nonzero(counted))
+    loss *= weight
+    result = loss.reshape(targets.shape) if reduction == "none" else loss.sum()
+    return result, Saved(logits, t, lse, weight, label_smoothing, reduction)
+
+
+def cross_entropy_backward(dout, saved):
+    logits, targets, lse, weight, smoothing, _ = saved
+    dlogits = np.empty(logits.shape, logits.dtype)
+    x, dx = as_rows(logits), as_rows(dlogits)
+    g = weight * dout.reshape(-1)  # one gradient for each row, or one for all
+    classes = x.shape[-1]
+
+    def formula(rows):
+        p = np.subtract(x[rows], lse[rows, None], out=dx[rows])
+        np.exp(p, out=p)
+        p[np.arange(len(p)), targets[rows]] -= 1 - smoothing
+        if smoothing:
+            p -= smoothing / classes
+        p *= g[rows, None]
+
+    row_blocks(formula, len(x), classes * x.itemsize)
+    return dlogits, None
+
+
+CROSS_ENTROPY = Op("cross_entropy", cross_entropy_forward, cross_entropy_backward)
+
+
+def cross_entropy(
+    logits: Tensor,
+    targets: Any,
+    ignore_index: int = -100,
+    label_smoothing: float = 0.0,
+    reduction: str = "mean",
+) -> Tensor:
+    """-log p(target), where p = softmax(logits) over the last axis.
+
+    Shapes: logits (..., V), targets (...) of integer ids in [0, V) or `ignore_index`. The classes are the last axis,
+        so (B, T, V) logits take (B, T) targets as they are.
+    reduction: "mean" over the targets that are not ignored (0 if there are none), "sum", or "none" for (...).
+    Units: nats per token.
+    Saves: a reference to the logits, and two numbers per row.
+    Raises: ShapeError, InputError for an id out of range or an unknown reduction, DtypeError for targets of floats.
+    """
+    targets = targets.data if isinstance(targets, Tensor) else np.asarray(targets)
+    if logits.ndim == 0 or logits.shape[:-1] != targets.shape:
+        raise ShapeError(
+            f"cross_entropy: logits of shape {logits.shape} need targets {logits.shape[:-1]}, not {targets.shape}"
+        )
+    if logits.dtype.kind != "f":
+        raise DtypeError(f"cross_entropy: logits have dtype {logits.dtype}; give floats")
+    if reduction not in ("mean", "sum", "none"):
+        raise InputError(f"cross_entropy: reduction is {reduction!r}; choose 'mean', 'sum' or 'none'")
+    if not 0 <= label_smoothing <= 1:
+        raise InputError(f"cross_entropy: label_smoothing is {label_smoothing}; give a number from 0 to 1")
+    used = targets[targets != ignore_index] if targets.dtype.kind in "iu" else targets
+    check_index("cross_entropy", used, logits.shape[-1], "target")
+    return CROSS_ENTROPY(
+        logits, targets, ignore_index=ignore_index, label_smoothing=float(label_smoothing), reduction=reduction
+    )

@@ -1,0 +1,55 @@
+"""The linear layer y = x W^T + b.
+
+W is (out, in), PyTorch's layout: each row of W holds the weights of one output channel. With the rows of x as N
+examples, Y = X W^T + 1 b^T, and by the rules of the matrix product (ops/matmul.py)
+
+    dX = dY W        dW = dY^T X        db = sum over the rows of dY
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from minillm import backend
+from minillm.autograd import Op, Tensor
+from minillm.backend import Array, as_rows
+from minillm.errors import check_shapes
+
+
+class Saved(NamedTuple):
+    """The input and the weight; whether there was a bias."""
+
+    x: Array
+    weight: Array
+    has_bias: bool
+
+
+def linear_forward(x, weight, bias):
+    out = backend.matmul(as_rows(x), weight.T)  # (rows, out)
+    if bias is not None:
+        backend.row_blocks(lambda rows: np.add(out[rows], bias, out=out[rows]), len(out), out.itemsize * len(weight))
+    return out.reshape(*x.shape[:-1], len(weight)), Saved(x, weight, bias is not None)
+
+
+def linear_backward(dout, saved, into=(None, None, None)):
+    dy, x = as_rows(dout), as_rows(saved.x)
+    dx = backend.matmul(dy, saved.weight).reshape(saved.x.shape)
+    dweight = backend.matmul(dy.T, x, out=into[1].array if into[1] and not into[1].add else None)
+    dbias = dy.sum(axis=0) if saved.has_bias else None
+    return dx, dweight, dbias
+
+
+LINEAR = Op("linear", linear_forward, linear_backward, writes_into=True)
+
+
+def linear(x: Tensor, weight: Tensor, bias: Any = None) -> Tensor:
+    """y = x W^T + b.
+
+    Shapes: x (..., in), weight (out, in), bias (out,) or None; result (..., out).
+    Saves: x and a reference to the weight.
+    Raises: ShapeError naming both sizes where they differ.
+    """
+    check_shapes("linear", x=("... in", x), weight=("out in", weight), bias=("out", bias))
+    return LINEAR(x, weight, bias)

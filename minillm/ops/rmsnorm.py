@@ -1,0 +1,79 @@
+"""Root-mean-square normalisation (Zhang, Sennrich 2019, arXiv:1910.07467): layer norm without the mean.
+
+Forward, for one row x of C channels:
+
+    rstd = 1 / sqrt(1/C sum x^2 + eps),   norm = x rstd,   y = norm * weight
+
+Backward, with dnorm = dy * weight and d rstd / d x_j = -rstd^2 norm_j / C:
+
+    dx      = rstd (dnorm - norm mean(dnorm * norm))
+    dweight = sum over rows of dy * norm
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from minillm.autograd import Op, Tensor
+from minillm.backend import Array, as_rows, row_blocks, sum_over_blocks
+from minillm.errors import check_shapes
+
+
+class Saved(NamedTuple):
+    """The input, the weight, and one number per row."""
+
+    x: Array
+    weight: Array
+    rstd: Array
+
+
+def rmsnorm_forward(x, weight, *, eps):
+    out = np.empty(x.shape, x.dtype)
+    x_rows, y = as_rows(x), as_rows(out)
+    rstd = np.empty((len(y), 1), x.dtype)
+
+    def formula(rows):
+        mean_square = np.vecdot(x_rows[rows], x_rows[rows])[:, None] / y.shape[-1]
+        np.divide(1, np.sqrt(mean_square + eps), out=rstd[rows])
+        np.multiply(x_rows[rows], rstd[rows], out=y[rows])
+        y[rows] *= weight
+
+    row_blocks(formula, len(y), y.shape[-1] * y.itemsize)
+    return out, Saved(x, weight, rstd)
+
+
+def rmsnorm_backward(dout, saved):
+    x, weight, rstd = saved
+    dx = np.empty(x.shape, x.dtype)
+    x_rows, dy, dx_rows = as_rows(x), as_rows(dout), as_rows(dx)
+    channels = x.shape[-1]
+
+    def formula(rows):
+        norm = x_rows[rows] * rstd[rows]
+        dweight = np.einsum("nc,nc->c", dy[rows], norm)
+        dnorm = np.multiply(dy[rows], weight, out=dx_rows[rows])
+        norm *= np.vecdot(dnorm, norm)[:, None] / channels
+        dnorm -= norm
+        dnorm *= rstd[rows]
+        return (dweight,)
+
+    (dweight,) = sum_over_blocks(formula, len(dy), channels * x.itemsize)
+    return dx, dweight
+
+
+RMSNORM = Op("rmsnorm", rmsnorm_forward, rmsnorm_backward)
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float = 1e-6) -> Tensor:
+    """y = x / sqrt(mean(x^2) + eps) * weight, over the last axis.
+
+    Shapes: x (..., C), weight (C,).
+    Units: eps is in units of x squared.
+    Saves: a reference to x, and one number per row.
+    Raises: ShapeError where C differs.
+    Source: Zhang, Sennrich 2019, equation 4.
+    """
+    check_shapes("rms_norm", x=("... C", x), weight=("C", weight))
+    return RMSNORM(x, weight, eps=eps)

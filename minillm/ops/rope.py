@@ -1,0 +1,80 @@
+"""Rotary position embedding (Su et al. 2021, arXiv:2104.09864, equation 15).
+
+The channels of a head are D/2 pairs; at position t, pair i is a point in the plane that is turned by the angle
+t base^(-2i/D). Turned queries and keys meet in a dot product that depends only on the distance of their positions.
+
+    y1 = x1 cos - x2 sin        dx1 =  dy1 cos + dy2 sin
+    y2 = x1 sin + x2 cos        dx2 = -dy1 sin + dy2 cos
+
+The backward turns back: a rotation's transpose is its inverse. Which channels form a pair is a matter of layout:
+
+- "half": channel i with channel i + D/2 (Hugging Face's Llama);
+- "interleaved": channel 2i with channel 2i + 1 (the paper, and Meta's Llama).
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from minillm.autograd import Op, Tensor
+from minillm.backend import Array
+from minillm.errors import InputError, ShapeError, check_shapes
+
+
+class Saved(NamedTuple):
+    """The turn at each position."""
+
+    cos: Array
+    sin: Array
+    layout: str
+
+
+def rope_forward(x, *, cos, sin, layout):
+    return _rotate(x, cos, sin, layout), Saved(cos, sin, layout)
+
+
+def rope_backward(dout, saved):
+    return (_rotate(dout, saved.cos, -saved.sin, saved.layout),)
+
+
+def _rotate(x: Array, cos: Array, sin: Array, layout: str) -> Array:
+    half = x.shape[-1] // 2
+    first, second = (np.s_[..., :half], np.s_[..., half:]) if layout == "half" else (np.s_[..., 0::2], np.s_[..., 1::2])
+    y = np.empty_like(x)
+    x1, x2 = x[first], x[second]
+    np.subtract(x1 * cos, x2 * sin, out=y[first])
+    np.add(x1 * sin, x2 * cos, out=y[second])
+    return y
+
+
+ROPE = Op("rope", rope_forward, rope_backward)
+
+
+def rope(x: Tensor, cos: Array, sin: Array, layout: str = "half") -> Tensor:
+    """Turn each pair of channels by the angle of its position.
+
+    Shapes: x (..., T, D) with D even, cos and sin (T, D/2), from `rope_table`.
+    Saves: references to the tables.
+    Raises: ShapeError for an odd D or tables that do not fit; InputError for an unknown layout.
+    """
+    if layout not in ("half", "interleaved"):
+        raise InputError(f"rope: layout is {layout!r}; choose 'half' (Hugging Face) or 'interleaved' (Meta)")
+    if x.shape[-1] % 2:
+        raise ShapeError(f"rope: x has D={x.shape[-1]} channels per head; pairs need an even number")
+    check_shapes("rope", x=("... T D", x))
+    wanted = (x.shape[-2], x.shape[-1] // 2)
+    for name, table in (("cos", cos), ("sin", sin)):
+        if table.shape != wanted:
+            raise ShapeError(
+                f"rope: {name} has shape {table.shape}, but x of shape {x.shape} needs (T, D/2) = {wanted}"
+            )
+    return ROPE(x, cos=np.asarray(cos, x.dtype), sin=np.asarray(sin, x.dtype), layout=layout)
+
+
+def rope_table(length: int, head_size: int, base: float = 10000.0, start: int = 0) -> tuple[Array, Array]:
+    """cos and sin (length, head_size / 2) of the angles t base^(-2i/D), for positions from `start` on, in float64."""
+    frequency = base ** (-np.arange(0, head_size, 2) / head_size)
+    angle = np.outer(np.arange(start, start + length), frequency)
+    return np.cos(angle), np.sin(angle)

@@ -1,0 +1,276 @@
+"""Operations that move elements and compute nothing: reshape, transpose, index, join, cut, repeat.
+
+The output is a rearrangement of the input, so the gradient is rearranged back; where one input element appears
+several times in the output (take, broadcast), its gradients are summed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from minillm.autograd import Op, Tensor
+from minillm.backend import Array
+from minillm.errors import ShapeError, check_index
+from minillm.ops.arithmetic import unbroadcast
+from minillm.ops.reduce import choose_axis
+
+
+class Shape(NamedTuple):
+    """The shape that went in."""
+
+    shape: tuple[int, ...]
+
+
+class Axes(NamedTuple):
+    """A permutation of the axes."""
+
+    axes: tuple[int, ...]
+
+
+class Indexed(NamedTuple):
+    """The shape that went in, and what was picked from it."""
+
+    shape: tuple[int, ...]
+    key: Any
+
+
+class Pieces(NamedTuple):
+    """Where the pieces of an axis begin and end; the shapes and dtype of the pieces."""
+
+    axis: int
+    bounds: list[int]
+    shapes: list[tuple[int, ...]]
+    dtype: np.dtype
+
+
+# --- reshape, transpose --------------------------------------------------------------------------------------------
+
+
+def reshape_forward(x, *, shape):
+    return x.reshape(shape), Shape(x.shape)
+
+
+def reshape_backward(dout, saved):
+    return (dout.reshape(saved.shape),)
+
+
+RESHAPE = Op("reshape", reshape_forward, reshape_backward, aliases=True)
+
+
+def reshape(x: Tensor, *shape: Any) -> Tensor:
+    """The same elements in another shape: `x.reshape(2, -1)` or `x.reshape((2, -1))`."""
+    wanted = tuple(shape[0]) if len(shape) == 1 and isinstance(shape[0], (tuple, list)) else shape
+    known = int(np.prod([size for size in wanted if size != -1]))
+    if wanted.count(-1) > 1 or (known != x.numel() if -1 not in wanted else known == 0 or x.numel() % known):
+        raise ShapeError(f"reshape: {x.numel()} elements of shape {x.shape} do not fit the shape {wanted}")
+    return RESHAPE(x, shape=wanted)
+
+
+def transpose_forward(x, *, axes):
+    return x.transpose(axes), Axes(axes)
+
+
+def transpose_backward(dout, saved):
+    return (dout.transpose(np.argsort(saved.axes)),)
+
+
+TRANSPOSE = Op("transpose", transpose_forward, transpose_backward, aliases=True)
+
+
+def transpose(x: Tensor, dim0: int, dim1: int) -> Tensor:
+    """Swap two axes."""
+    for axis in (dim0, dim1):
+        choose_axis("transpose", axis, None, x.ndim)
+    axes = list(range(x.ndim))
+    axes[dim0], axes[dim1] = axes[dim1], axes[dim0]
+    return TRANSPOSE(x, axes=tuple(axes))
+
+
+def permute(x: Tensor, *axes: Any) -> Tensor:
+    """Put the axes into the given order: `x.permute(0, 2, 1)`."""
+    order = tuple(axes[0]) if len(axes) == 1 and isinstance(axes[0], (tuple, list)) else axes
+    order = tuple(axis + x.ndim if axis < 0 else axis for axis in order)
+    if sorted(order) != list(range(x.ndim)):
+        raise ShapeError(f"permute: {axes} is no permutation of the {x.ndim} axes of shape {x.shape}")
+    return TRANSPOSE(x, axes=order)
+
+
+# --- index ---------------------------------------------------------------------------------------------------------
+
+
+def getitem_forward(x, *, key):
+    return x[key], Indexed(x.shape, key)
+
+
+def getitem_backward(dout, saved):
+    dx = np.zeros(saved.shape, dout.dtype)
+    parts = saved.key if isinstance(saved.key, tuple) else (saved.key,)
+    if any(isinstance(part, np.ndarray) and part.dtype != bool for part in parts):
+        np.add.at(dx, saved.key, dout)  # an index array may name an element twice
+    else:
+        dx[saved.key] = dout
+    return (dx,)
+
+
+GETITEM = Op("getitem", getitem_forward, getitem_backward)
+
+
+def getitem(x: Tensor, key: Any) -> Tensor:
+    """x[key] with NumPy's indexing: integers, slices, None, ..., and index or boolean arrays."""
+    parts = key if isinstance(key, tuple) else (key,)
+    parts = tuple(
+        part.data if isinstance(part, Tensor) else np.asarray(part) if isinstance(part, list) else part
+        for part in parts
+    )
+    return GETITEM(x, key=parts if isinstance(key, tuple) else parts[0])
+
+
+def take_forward(x, *, index, axis):
+    return np.take(x, index, axis=axis), Indexed(x.shape, (index, axis))
+
+
+def take_backward(dout, saved):
+    index, axis = saved.key
+    dx = np.zeros(saved.shape, dout.dtype)
+    # With the axis in front, the rows of dout that came from row i of x are summed into row i of dx.
+    rows = np.moveaxis(dout, range(axis, axis + index.ndim), range(index.ndim))
+    np.add.at(np.moveaxis(dx, axis, 0), index, rows)
+    return (dx,)
+
+
+TAKE = Op("take", take_forward, take_backward)
+
+
+def take(x: Tensor, index: Any, axis: int | None = None, *, dim: int | None = None) -> Tensor:
+    """The slices of x at `index` along one axis (default 0), repeats allowed.
+
+    Shapes: x (..., N, ...), index (...) of integers in [0, N); the axis of size N is replaced by the index's axes.
+    """
+    chosen = choose_axis("take", axis, dim, x.ndim)
+    chosen = 0 if chosen is None else chosen % x.ndim
+    ids = index.data if isinstance(index, Tensor) else np.asarray(index)
+    check_index("take", ids, x.shape[chosen], "index")
+    return TAKE(x, index=ids, axis=chosen)
+
+
+# --- join, cut -----------------------------------------------------------------------------------------------------
+
+
+def concat_forward(*arrays, axis):
+    bounds = np.cumsum([0, *(x.shape[axis] for x in arrays)]).tolist()
+    return np.concatenate(arrays, axis), Pieces(axis, bounds, [x.shape for x in arrays], arrays[0].dtype)
+
+
+def concat_backward(dout, saved):
+    return tuple(_pieces(dout, saved.axis, saved.bounds))
+
+
+CONCAT = Op("concat", concat_forward, concat_backward, aliases=True)
+
+
+def concat(tensors: Sequence[Tensor], axis: int | None = None, *, dim: int | None = None) -> Tensor:
+    """Join tensors along an existing axis (default 0); all other sizes must agree."""
+    if not tensors:
+        raise ShapeError("concat: no tensors were given; give at least one")
+    first = tensors[0]
+    chosen = choose_axis("concat", axis, dim, first.ndim)
+    chosen = 0 if chosen is None else chosen % first.ndim
+    for position, x in enumerate(tensors):
+        if x.ndim != first.ndim or any(
+            a != b for i, (a, b) in enumerate(zip(x.shape, first.shape, strict=True)) if i != chosen
+        ):
+            raise ShapeError(
+                f"concat: tensor {position} has shape {x.shape}, which does not fit {first.shape} along axis {chosen}"
+            )
+    return CONCAT(*tensors, axis=chosen)
+
+
+def stack_forward(*arrays, axis):
+    return np.stack(arrays, axis), Axes((axis,))
+
+
+def stack_backward(dout, saved):
+    return tuple(np.moveaxis(dout, saved.axes[0], 0))
+
+
+STACK = Op("stack", stack_forward, stack_backward, aliases=True)
+
+
+def stack(tensors: Sequence[Tensor], axis: int | None = None, *, dim: int | None = None) -> Tensor:
+    """Join tensors of one shape along a new axis (default 0)."""
+    if not tensors or any(x.shape != tensors[0].shape for x in tensors):
+        raise ShapeError(
+            f"stack: the tensors have shapes {[x.shape for x in tensors]}; give at least one, all of one shape"
+        )
+    chosen = choose_axis("stack", axis, dim, tensors[0].ndim + 1)
+    return STACK(*tensors, axis=0 if chosen is None else chosen % (tensors[0].ndim + 1))
+
+
+def split_forward(x, *, bounds, axis):
+    pieces = _pieces(x, axis, bounds)
+    return tuple(pieces), Pieces(axis, bounds, [piece.shape for piece in pieces], x.dtype)
+
+
+def split_backward(douts, saved):
+    filled = [
+        np.zeros(shape, saved.dtype) if dout is None else dout for dout, shape in zip(douts, saved.shapes, strict=True)
+    ]
+    return (np.concatenate(filled, saved.axis),)
+
+
+SPLIT = Op("split", split_forward, split_backward)
+
+
+def split(
+    x: Tensor, split_size_or_sections: int | Sequence[int], axis: int | None = None, *, dim: int | None = None
+) -> tuple:
+    """Cut an axis (default 0) into pieces: of one size (the last may be smaller), or of the listed sizes."""
+    chosen = choose_axis("split", axis, dim, x.ndim)
+    chosen = 0 if chosen is None else chosen % x.ndim
+    size = x.shape[chosen]
+    if isinstance(split_size_or_sections, int):
+        step = split_size_or_sections
+        if step < 1:
+            raise ShapeError(f"split: the size of a piece is {step}; give 1 or more")
+        sizes = [min(step, size - start) for start in range(0, size, step)] or [0]
+    else:
+        sizes = list(split_size_or_sections)
+        if sum(sizes) != size or min(sizes, default=-1) < 0:
+            raise ShapeError(f"split: the sections {sizes} sum to {sum(sizes)}, but axis {chosen} has size {size}")
+    return SPLIT(x, bounds=np.cumsum([0, *sizes]).tolist(), axis=chosen)
+
+
+def _pieces(x: Array, axis: int, bounds: list[int]) -> list[Array]:
+    before = (slice(None),) * axis
+    return [x[(*before, slice(start, stop))] for start, stop in pairwise(bounds)]
+
+
+# --- repeat --------------------------------------------------------------------------------------------------------
+
+
+def broadcast_forward(x, *, shape):
+    return np.broadcast_to(x, shape), Shape(x.shape)
+
+
+def broadcast_backward(dout, saved):
+    return (unbroadcast(dout, saved.shape),)
+
+
+BROADCAST = Op("broadcast", broadcast_forward, broadcast_backward, aliases=True)
+
+
+def broadcast_to(x: Tensor, *shape: Any) -> Tensor:
+    """x stretched to `shape` by NumPy's rules; takes no memory."""
+    wanted = tuple(shape[0]) if len(shape) == 1 and isinstance(shape[0], (tuple, list)) else shape
+    try:
+        np.broadcast_shapes(x.shape, wanted)
+        fits = np.broadcast_shapes(x.shape, wanted) == wanted
+    except ValueError:
+        fits = False
+    if not fits:
+        raise ShapeError(f"broadcast_to: shape {x.shape} cannot be stretched to {wanted}")
+    return BROADCAST(x, shape=wanted)

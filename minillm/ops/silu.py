@@ -1,0 +1,93 @@
+"""The sigmoid linear unit (Elfwing et al. 2017, arXiv:1702.03118; also called swish), alone and as a gate.
+
+silu:    y = x s                with s = 1 / (1 + e^-x),   dy/dx = s + x s (1 - s) = s (1 + x (1 - s))
+swiglu:  y = silu(gate) up      (Shazeer 2020, arXiv:2002.05202):  dgate = dy up silu'(gate),  dup = dy silu(gate)
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from minillm.autograd import Op, Tensor
+from minillm.backend import Array, as_rows, row_blocks
+from minillm.errors import ShapeError
+from minillm.ops.arithmetic import logistic
+
+
+class Saved(NamedTuple):
+    """The input."""
+
+    x: Array
+
+
+class SavedPair(NamedTuple):
+    """Both halves."""
+
+    gate: Array
+    up: Array
+
+
+def silu_forward(x):
+    return _by_rows(lambda x: x * logistic(x), x), Saved(x)
+
+
+def silu_backward(dout, saved):
+    def formula(dout, x):
+        s = logistic(x)
+        return dout * s * (1 + x * (1 - s))
+
+    return (_by_rows(formula, dout, saved.x),)
+
+
+SILU = Op("silu", silu_forward, silu_backward)
+
+
+def silu(x: Tensor) -> Tensor:
+    """x / (1 + e^-x), elementwise. Saves: a reference to x."""
+    return SILU(x)
+
+
+def swiglu_forward(gate, up):
+    return _by_rows(lambda gate, up: gate * logistic(gate) * up, gate, up), SavedPair(gate, up)
+
+
+def swiglu_backward(dout, saved):
+    gate, up = saved
+    dgate, dup = np.empty(gate.shape, gate.dtype), np.empty(up.shape, up.dtype)
+    arrays = [as_rows(array) for array in (dout, gate, up, dgate, dup)]
+
+    def formula(rows):
+        dout, gate, up, dgate, dup = (array[rows] for array in arrays)
+        s = logistic(gate)
+        np.multiply(dout, gate * s, out=dup)
+        np.multiply(dout * up, s * (1 + gate * (1 - s)), out=dgate)
+
+    row_blocks(formula, len(arrays[0]), arrays[0].shape[-1] * arrays[0].itemsize)
+    return dgate, dup
+
+
+SWIGLU = Op("swiglu", swiglu_forward, swiglu_backward)
+
+
+def swiglu(gate: Tensor, up: Tensor) -> Tensor:
+    """silu(gate) * up, elementwise, on two tensors of one shape. Saves: references to both.
+
+    Raises: ShapeError where the shapes differ.
+    """
+    if gate.shape != up.shape:
+        raise ShapeError(f"swiglu: gate has shape {gate.shape}, but up has shape {up.shape}; both must be the same")
+    return SWIGLU(gate, up)
+
+
+def _by_rows(formula, *arrays: Array) -> Array:
+    """Apply an elementwise formula to row blocks of arrays of one shape."""
+    out = np.empty(arrays[0].shape, arrays[0].dtype)
+    y, *xs = (as_rows(array) for array in (out, *arrays))
+
+    def block(rows):
+        y[rows] = formula(*(x[rows] for x in xs))
+
+    row_blocks(block, len(y), y.shape[-1] * y.itemsize)
+    return out

@@ -1,0 +1,114 @@
+"""Softmax and its logarithm, over the last axis or any other.
+
+Forward: p_i = e^(x_i) / sum_j e^(x_j). Subtracting max(x) from x changes nothing in the ratio and keeps e^x finite.
+
+Backward. dp_i/dx_j = p_i (1[i=j] - p_j), so with dp the gradient that came in
+
+    dx_j = sum_i dp_i p_i (1[i=j] - p_j) = p_j (dp_j - sum_i dp_i p_i)
+
+and for l = log p:  dl_i/dx_j = 1[i=j] - p_j, so  dx_j = dl_j - p_j sum_i dl_i.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from minillm import backend
+from minillm.autograd import Op, Tensor
+from minillm.backend import Array, as_rows
+from minillm.errors import ShapeError
+from minillm.ops.reduce import choose_axis
+
+
+class Saved(NamedTuple):
+    """The output: probabilities, or their logarithms."""
+
+    out: Array
+    axis: int
+
+
+def softmax_forward(x, *, axis):
+    if axis != x.ndim - 1:
+        out, _ = softmax_forward(np.moveaxis(x, axis, -1), axis=x.ndim - 1)
+        out = np.moveaxis(out, -1, axis)
+        return out, Saved(out, axis)
+    out = np.empty(x.shape, x.dtype)
+    x_rows, p = as_rows(x), as_rows(out)
+
+    def formula(rows):
+        np.subtract(x_rows[rows], x_rows[rows].max(axis=-1, keepdims=True), out=p[rows])
+        np.exp(p[rows], out=p[rows])
+        p[rows] /= p[rows].sum(axis=-1, keepdims=True)
+
+    backend.row_blocks(formula, len(p), p.shape[-1] * p.itemsize)
+    return out, Saved(out, axis)
+
+
+def softmax_backward(dout, saved):
+    p, axis = saved
+    if axis != p.ndim - 1:
+        (dx,) = softmax_backward(np.moveaxis(dout, axis, -1), Saved(np.moveaxis(p, axis, -1), p.ndim - 1))
+        return (np.moveaxis(dx, -1, axis),)
+    dx = np.empty(p.shape, p.dtype)
+    dp, p, dx_rows = as_rows(dout), as_rows(p), as_rows(dx)
+
+    def formula(rows):
+        dot = np.vecdot(dp[rows], p[rows])[:, None]
+        np.subtract(dp[rows], dot, out=dx_rows[rows])
+        dx_rows[rows] *= p[rows]
+
+    backend.row_blocks(formula, len(p), p.shape[-1] * p.itemsize)
+    return (dx,)
+
+
+SOFTMAX = Op("softmax", softmax_forward, softmax_backward)
+
+
+def softmax(x: Tensor, axis: int | None = None, *, dim: int | None = None) -> Tensor:
+    """p_i = e^(x_i) / sum_j e^(x_j) along one axis (default the last).
+
+    Saves: p. Raises: ShapeError for an axis of size 0.
+    """
+    return SOFTMAX(x, axis=_checked_axis("softmax", x, axis, dim))
+
+
+def log_softmax_forward(x, *, axis):
+    if axis != x.ndim - 1:
+        out, _ = log_softmax_forward(np.moveaxis(x, axis, -1), axis=x.ndim - 1)
+        out = np.moveaxis(out, -1, axis)
+        return out, Saved(out, axis)
+    out = np.empty(x.shape, x.dtype)
+    x_rows, log_p = as_rows(x), as_rows(out)
+
+    def formula(rows):
+        np.subtract(x_rows[rows], x_rows[rows].max(axis=-1, keepdims=True), out=log_p[rows])
+        log_p[rows] -= np.log(np.exp(log_p[rows]).sum(axis=-1, keepdims=True))
+
+    backend.row_blocks(formula, len(log_p), log_p.shape[-1] * log_p.itemsize)
+    return out, Saved(out, axis)
+
+
+def log_softmax_backward(dout, saved):
+    log_p, axis = saved
+    return (dout - np.exp(log_p) * dout.sum(axis=axis, keepdims=True),)
+
+
+LOG_SOFTMAX = Op("log_softmax", log_softmax_forward, log_softmax_backward)
+
+
+def log_softmax(x: Tensor, axis: int | None = None, *, dim: int | None = None) -> Tensor:
+    """log p_i = x_i - log sum_j e^(x_j) along one axis (default the last), without ever taking the log of a small p.
+
+    Saves: log p. Raises: ShapeError for an axis of size 0.
+    """
+    return LOG_SOFTMAX(x, axis=_checked_axis("log_softmax", x, axis, dim))
+
+
+def _checked_axis(function: str, x: Tensor, axis: int | None, dim: int | None) -> int:
+    axis = choose_axis(function, axis, dim, x.ndim)
+    axis = x.ndim - 1 if axis is None else axis % x.ndim
+    if x.shape[axis] == 0:
+        raise ShapeError(f"{function}: axis {axis} of shape {x.shape} is empty, and nothing has no distribution")
+    return axis

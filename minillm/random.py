@@ -1,0 +1,80 @@
+"""Random bits by counter: the n-th number of a stream is a function of (seed, n), so nothing random is ever stored.
+
+Philox (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3") turns a key and a counter into 256 random
+bits by ten rounds of multiplication. Any part of a stream can be made at any time, in any order, on any device: a
+dropout mask is made again in the backward instead of being kept, and resuming a run needs two integers.
+
+The stream of a seed is that of `np.random.Philox(key=seed)`: block b (from 0) holds four 64-bit words, the cipher of
+counter b + 1; each word gives two 32-bit numbers, the low half first.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from minillm import backend
+from minillm.backend import Array
+
+BLOCK = 8  # 32-bit numbers per counter value
+
+
+class Generator:
+    """A position in a stream of random numbers: `seed`, and `counter`, the number of blocks used so far."""
+
+    def __init__(self, seed: int = 0):
+        self.seed = seed
+        self.counter = 0
+
+    def reserve(self, count: int) -> tuple[int, int]:
+        """Set aside `count` 32-bit numbers: returns (seed, counter) of the first, and moves on."""
+        start = self.counter
+        self.counter += -(-count // BLOCK)
+        return self.seed, start
+
+    def numpy(self) -> np.random.Generator:
+        """A NumPy generator for initial weights and sampling, on a stream of its own."""
+        seed, counter = self.reserve(1)
+        return np.random.Generator(np.random.Philox(key=[seed & 0xFFFFFFFFFFFFFFFF, counter + 1]))
+
+    def state(self) -> dict[str, int]:
+        """What a checkpoint keeps."""
+        return {"seed": self.seed, "counter": self.counter}
+
+    def set_state(self, state: dict[str, int]) -> None:
+        """Continue where `state()` was taken."""
+        self.seed, self.counter = state["seed"], state["counter"]
+
+
+default = Generator()  # the stream of dropout and of initial weights
+
+
+def manual_seed(seed: int) -> Generator:
+    """Start the default stream again from `seed`; returns it."""
+    default.set_state({"seed": int(seed), "counter": 0})
+    return default
+
+
+def bits(seed: int, counter: int, count: int) -> Array:
+    """`count` random uint32 of the stream of `seed`, from block `counter` on."""
+    words = np.random.Philox(key=seed, counter=counter).random_raw(-(-count // 2))
+    return words.astype("<u8", copy=False).view("<u4")[:count]
+
+
+def keep_scale(seed: int, counter: int, shape: tuple[int, ...], p: float, dtype: np.dtype) -> Array:
+    """A dropout mask and its scale in one: 0 with probability p, else 1/(1-p), in `shape`.
+
+    Element i is dropped if the i-th number of the stream is below p 2^32.
+    """
+    scale = np.empty(shape, dtype)
+    flat = scale.reshape(-1)
+    threshold = np.uint32(min(round(p * 2**32), 2**32 - 1))
+    kept = dtype.type(1 / (1 - p))
+    chunk = 8192
+
+    def fill(chunks: slice) -> None:
+        start, stop = chunks.start * chunk, min(chunks.stop * chunk, flat.size)
+        numbers = bits(seed, counter + start // BLOCK, stop - start)
+        np.multiply(numbers >= threshold, kept, out=flat[start:stop])
+
+    backend.row_blocks(fill, -(-flat.size // chunk), chunk * 4)
+    return scale

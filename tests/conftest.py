@@ -1,0 +1,24 @@
+"""Shared fixtures: the data that some tests read in place, and a seeded random generator."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder with real texts for tests; not part of the project, so tests that need it skip where it is absent."""
+    here = Path(os.environ.get("MINILLM_TEST_DATA", Path(__file__).parents[2] / "shared" / "data"))
+    if not (here / "tinyshakespeare.txt").is_file():
+        pytest.skip(f"no test data at {here}; set MINILLM_TEST_DATA to a folder with tinyshakespeare.txt")
+    return here
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    """A generator with a fixed seed, so that a failure repeats."""
+    return np.random.default_rng(1234)
