@@ -1,0 +1,1 @@
+"""Models: one file each, reading top to bottom."""

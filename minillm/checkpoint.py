@@ -1,0 +1,69 @@
+"""Checkpoints: weights, optimiser moments and everything else that a run needs to continue, in one safetensors file.
+
+The file is written beside its place and moved there in one step, so a kill at any moment leaves the old one or the
+new one, never half of either. Arrays are named `model.<parameter>` and `optimizer.<moment>.<parameter>`; the rest of
+the state (step, random stream, best loss) is JSON in the file's header. Nothing is pickled.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from minillm.backend import Array
+from minillm.errors import CheckpointError
+from minillm.nn import Module
+from minillm.optim import Optimizer
+
+
+class Checkpoint(NamedTuple):
+    """What a file holds: arrays for `load_state_dict` of a model and of an optimiser, and the state of the run."""
+
+    model: dict[str, Array]
+    optimizer: dict[str, Array]
+    state: dict[str, Any]
+
+
+def save_checkpoint(path: Path, model: Module, optimizer: Optimizer, state: dict[str, Any]) -> None:
+    """Write a checkpoint to `path`, replacing the one there at once or not at all."""
+    from safetensors.numpy import save_file
+
+    arrays = {f"model.{name}": array for name, array in model.state_dict().items()}
+    arrays |= {f"optimizer.{name}": array for name, array in optimizer.state_dict().items()}
+    unfinished = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        save_file(arrays, unfinished, metadata={"minillm": json.dumps(state)})
+        with open(unfinished, "rb+") as file:
+            os.fsync(file.fileno())  # the name must not reach the disk before the bytes do
+        os.replace(unfinished, path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def load_checkpoint(path: Path) -> Checkpoint:
+    """Read a checkpoint.
+
+    Raises: CheckpointError for a file that is missing, damaged, or not one of these.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="np") as file:
+            metadata = file.metadata() or {}
+            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, not a dict
+        state = json.loads(metadata["minillm"])
+    except FileNotFoundError:
+        raise CheckpointError(
+            f"load_checkpoint: {path} is not there; give a run directory that has saved once"
+        ) from None
+    except (SafetensorError, OSError, KeyError, json.JSONDecodeError) as error:
+        raise CheckpointError(
+            f"load_checkpoint: {path} is damaged or no minillm checkpoint ({error}); use another checkpoint of the run"
+        ) from None
+    parts: dict[str, dict[str, Array]] = {"model": {}, "optimizer": {}}
+    for name, array in arrays.items():
+        part, _, key = name.partition(".")
+        parts.setdefault(part, {})[key] = array
+    return Checkpoint(parts["model"], parts["optimizer"], state)

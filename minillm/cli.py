@@ -1,0 +1,285 @@
+"""The command line: `minillm train`, `sample`, `tokenizer`, `gradcheck`.
+
+Options come from dataclasses (tyro reads their fields and the texts below them). An error that minillm raises on
+purpose is printed as its one sentence, with exit status 2; any other is a defect and shows its traceback.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import tyro
+from rich.console import Console
+from rich.table import Table
+from tyro.conf import Positional
+
+from minillm.backend import tuned_process
+from minillm.errors import InputError, MinillmError, did_you_mean
+from minillm.training.config import TrainConfig, preset
+
+
+@dataclass(frozen=True)
+class Train(TrainConfig):
+    """Train a small GPT on a text."""
+
+    resume: Path | None = None
+    """Run directory to continue; of the other options only steps, the intervals and the samples may change then."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Continue a prompt with a trained model."""
+
+    run: Positional[Path]
+    """Run directory that `minillm train` made."""
+    prompt: str = "The "
+    """Text to continue."""
+    max_tokens: int = 200
+    """Most tokens to add; an end-of-text token ends sooner."""
+    temperature: float = 0.8
+    """Divides the logits: 0 takes the likeliest token, 1 the model's own distribution."""
+    top_k: int | None = None
+    """Choose among the k likeliest tokens only."""
+    top_p: float | None = None
+    """Choose among the fewest tokens that together have this probability."""
+    seed: int = 0
+    """The same seed gives the same text."""
+
+
+@dataclass(frozen=True)
+class TokenizerTrain:
+    """Train a tokenizer on a text and save it."""
+
+    out: Positional[Path]
+    """Folder to save it in."""
+    data: str = "builtin"
+    """Text: a file, a folder, a glob pattern, a .jsonl, or `builtin`."""
+    field: str | None = None
+    """Which field of a .jsonl line holds the text; `text` by default."""
+    kind: Literal["bpe", "char"] = "bpe"
+    """Byte-level BPE, or one token a character."""
+    vocab_size: int = 1024
+    """Number of tokens of a BPE, its 256 bytes and special tokens included."""
+
+
+@dataclass(frozen=True)
+class TokenizerEncode:
+    """Print the ids of a text, or write a corpus as token shards to train on."""
+
+    tokenizer: Positional[Path]
+    """Folder of a saved tokenizer (a run directory's `tokenizer`)."""
+    text: Positional[str | None] = None
+    """Text to encode."""
+    data: str | None = None
+    """Instead of a text: a file, a folder, a glob pattern, a .jsonl, or `builtin`."""
+    field: str | None = None
+    """Which field of a .jsonl line holds the text; `text` by default."""
+    out: Path | None = None
+    """With --data: folder for train_*.bin and validation_*.bin, which `minillm train --data` reads."""
+    validation_fraction: float = 0.1
+    """Share of the text, at its end, for validation."""
+
+
+@dataclass(frozen=True)
+class TokenizerDecode:
+    """Print the text of token ids."""
+
+    tokenizer: Positional[Path]
+    """Folder of a saved tokenizer."""
+    ids: Positional[tuple[int, ...]]
+    """Token ids."""
+
+
+@dataclass(frozen=True)
+class Gradcheck:
+    """Check every operation's backward against differences of its forward, in float64."""
+
+    ops: Positional[tuple[str, ...]] = ()
+    """Names of operations; all by default."""
+
+
+CHANGEABLE_ON_RESUME = {"steps", "eval_every", "eval_batches", "sample_every", "sample_tokens", "resume"}
+
+
+def parse(kind: Any, command: str, arguments: list[str], default: Any = None) -> Any:
+    """Read a command's options into its dataclass; an unknown option ends with status 2 and a suggestion."""
+    options = {} if default is None else {"default": default}
+    kind = tyro.conf.configure(tyro.conf.OmitArgPrefixes)(kind)
+    return tyro.cli(kind, prog=f"minillm {command}", args=arguments, description=kind.__doc__, **options)
+
+
+def option(arguments: list[str], name: str) -> str | None:
+    """The value of one option, read ahead of the others because it decides their defaults."""
+    for argument, following in zip(arguments, [*arguments[1:], ""], strict=True):
+        if argument == name:
+            return following
+        if argument.startswith(f"{name}="):
+            return argument.partition("=")[2]
+    return None
+
+
+def train(arguments: list[str]) -> None:
+    from minillm.training.run import Run
+    from minillm.training.trainer import train as run_training
+
+    resume = option(arguments, "--resume")
+    before = Run.open(Path(resume)).config if resume else preset(option(arguments, "--preset") or "default")
+    before = Train(**{field.name: getattr(before, field.name) for field in dataclasses.fields(before)})
+    given = parse(Train, "train", arguments, before)
+    if resume:
+        for field in dataclasses.fields(given):
+            if field.name not in CHANGEABLE_ON_RESUME and getattr(given, field.name) != getattr(before, field.name):
+                raise InputError(
+                    f"train: {field.name} is {getattr(before, field.name)} in {resume} and cannot change when a run is "
+                    "resumed; leave it out, or start a new run"
+                )
+    settings = {field.name: getattr(given, field.name) for field in dataclasses.fields(TrainConfig)}
+    run_training(TrainConfig(**settings), given.resume)
+
+
+def sample(arguments: list[str]) -> None:
+    from minillm.checkpoint import load_checkpoint
+    from minillm.generate import generate
+    from minillm.training.run import Run
+    from minillm.training.trainer import build
+
+    given = parse(Sample, "sample", arguments)
+    run = Run.open(given.run)
+    model, _ = build(run.config, run.tokenizer)
+    model.load_state_dict(load_checkpoint(run.checkpoint("best")).model)
+    ids = run.tokenizer.encode(given.prompt)
+    text = given.prompt
+    print(text, end="", flush=True)
+    with tuned_process():
+        for token in generate(
+            model,
+            ids,
+            given.max_tokens,
+            temperature=given.temperature,
+            top_k=given.top_k,
+            top_p=given.top_p,
+            seed=given.seed,
+            stop=[] if run.tokenizer.eot_id is None else [run.tokenizer.eot_id],
+        ):
+            ids.append(token)
+            # A character may be spread over several tokens: show what is complete.
+            so_far = run.tokenizer.decode(ids)
+            if so_far.startswith(text) and not so_far.endswith("\ufffd"):
+                print(so_far[len(text) :], end="", flush=True)
+                text = so_far
+    print()
+
+
+def tokenizer_train(arguments: list[str]) -> None:
+    from minillm.data import read_text
+    from minillm.tokenizers import BPETokenizer, CharacterTokenizer
+
+    given = parse(TokenizerTrain, "tokenizer train", arguments)
+    if given.out.exists() and any(given.out.iterdir() if given.out.is_dir() else [given.out]):
+        raise InputError(
+            f"tokenizer train: {given.out} exists already and is never written over; choose another folder"
+        )
+    text = read_text(given.data, given.field)
+    if given.kind == "char":
+        tokenizer: Any = CharacterTokenizer.train(text)
+    else:
+        tokenizer = BPETokenizer.train(text, given.vocab_size, progress=True)
+    tokenizer.save(given.out)
+    print(f"{tokenizer.vocab_size} tokens, saved in {given.out}")
+
+
+def tokenizer_encode(arguments: list[str]) -> None:
+    from minillm.data import read_text, split_text, write_shards
+    from minillm.tokenizers import Tokenizer
+
+    given = parse(TokenizerEncode, "tokenizer encode", arguments)
+    tokenizer = Tokenizer.load(given.tokenizer)
+    if (given.text is None) == (given.data is None):
+        raise InputError("tokenizer encode: give a text, or --data with where the text is; one of the two")
+    text = given.text if given.data is None else read_text(given.data, given.field)
+    if given.out is None:
+        print(*tokenizer.encode(text))
+        return
+    for name, part in zip(("train", "validation"), split_text(text, given.validation_fraction), strict=True):
+        paths = write_shards(
+            given.out, name, tokenizer.encode_iterable([part]), tokenizer.vocab_size, tokenizer.fingerprint()
+        )
+        print(*paths)
+
+
+def tokenizer_decode(arguments: list[str]) -> None:
+    from minillm.tokenizers import Tokenizer
+
+    given = parse(TokenizerDecode, "tokenizer decode", arguments)
+    print(Tokenizer.load(given.tokenizer).decode(given.ids))
+
+
+def gradcheck(arguments: list[str]) -> None:
+    from minillm.gradcheck import run_cases
+
+    given = parse(Gradcheck, "gradcheck", arguments)
+    results = run_cases(given.ops or None)
+    table = Table("operation", "case", "elements", "worst error", "seconds", "")
+    for result in results:
+        table.add_row(
+            result.op,
+            result.case,
+            str(result.elements),
+            f"{result.error:.1e}",
+            f"{result.seconds:.2f}",
+            "[green]ok[/green]" if result.passed else "[red]FAILED[/red]",
+        )
+    console = Console()
+    console.print(table)
+    failed = [result for result in results if not result.passed]
+    for result in failed:
+        console.print(result.report, markup=False)
+    console.print(f"{len(results) - len(failed)} of {len(results)} checks passed")
+    if failed:
+        raise SystemExit(1)
+
+
+COMMANDS: dict[str, Callable[[list[str]], None]] = {
+    "train": train,
+    "sample": sample,
+    "tokenizer train": tokenizer_train,
+    "tokenizer encode": tokenizer_encode,
+    "tokenizer decode": tokenizer_decode,
+    "gradcheck": gradcheck,
+}
+
+
+def usage() -> str:
+    """The list of commands."""
+    kinds = (Train, Sample, TokenizerTrain, TokenizerEncode, TokenizerDecode, Gradcheck)
+    lines = [f"  minillm {name:<18} {kind.__doc__}" for name, kind in zip(COMMANDS, kinds, strict=True)]
+    return "\n".join(["usage: minillm COMMAND [options]; minillm COMMAND --help lists the options", "", *lines])
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Entry point of the `minillm` command."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(usage())
+        raise SystemExit(0 if arguments else 2)
+    words = 2 if arguments[0] == "tokenizer" else 1
+    command = " ".join(arguments[:words])
+    try:
+        if command not in COMMANDS:
+            raise InputError(f"minillm: there is no command {command!r}{did_you_mean(command, COMMANDS)}")
+        COMMANDS[command](arguments[words:])
+    except MinillmError as error:
+        print(error, file=sys.stderr)
+        raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        raise SystemExit(130) from None
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,84 @@
+"""Text from a language model: one token at a time, each drawn from the model's distribution of the next."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from minillm.autograd import no_grad
+from minillm.backend import Array
+from minillm.errors import InputError
+from minillm.models.gpt2 import GPT2
+
+
+def next_token_probabilities(
+    logits: Array, temperature: float = 1.0, top_k: int | None = None, top_p: float | None = None
+) -> Array:
+    """The distribution to draw from: softmax(logits / temperature), cut to the likeliest tokens and rescaled to 1.
+
+    temperature 0 puts all weight on the largest logit. `top_k` keeps the k likeliest tokens. `top_p` keeps the fewest
+    that together reach probability p (Holtzman et al. 2019, arXiv:1904.09751). Both may be given: k first.
+    Shapes: logits (V,); result (V,) in float64.
+    """
+    if not temperature >= 0:
+        raise InputError(f"generate: temperature is {temperature}; give 0 (the likeliest token) or more")
+    if top_k is not None and top_k < 1:
+        raise InputError(f"generate: top_k is {top_k}; give the number of tokens to choose from, 1 or more")
+    if top_p is not None and not 0 < top_p <= 1:
+        raise InputError(f"generate: top_p is {top_p}; give a probability above 0, at most 1")
+    logits = np.asarray(logits, np.float64)
+    order = np.argsort(-logits, kind="stable")  # likeliest first; equal ones by id
+    probabilities = np.zeros(len(logits))
+    if temperature == 0:
+        probabilities[order[0]] = 1
+        return probabilities
+    if top_k is not None:
+        order = order[:top_k]
+    with np.errstate(over="ignore"):  # a tiny temperature makes it -inf, whose exp is 0
+        weights = np.exp((logits[order] - logits[order[0]]) / temperature)
+    weights /= weights.sum()
+    if top_p is not None:
+        fewest = int(np.searchsorted(np.cumsum(weights), top_p * (1 - 1e-12))) + 1
+        order, weights = order[:fewest], weights[:fewest] / weights[:fewest].sum()
+    probabilities[order] = weights
+    return probabilities
+
+
+def generate(
+    model: GPT2,
+    ids: Sequence[int] | Array,
+    max_tokens: int,
+    *,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    seed: int = 0,
+    stop: Sequence[int] = (),
+) -> Iterator[int]:
+    """Yield up to `max_tokens` new token ids that continue `ids`, ending early after an id in `stop`.
+
+    The model sees as much of the text so far as its context holds. The same seed gives the same tokens.
+    """
+    text = [int(i) for i in ids]
+    if not text:
+        raise InputError("generate: the prompt has no tokens; give at least one character of text")
+    if max_tokens < 0:
+        raise InputError(f"generate: max_tokens is {max_tokens}; give 0 or more")
+    if not 0 <= seed < 1 << 64:
+        raise InputError(f"generate: seed is {seed}; give 0 or more, below 2**64")
+    rng = np.random.Generator(np.random.Philox(key=seed))
+    was_training = model.training
+    model.eval()
+    try:
+        for _ in range(max_tokens):
+            with no_grad():
+                logits = model(np.array([text[-model.config.context :]]))
+            probabilities = next_token_probabilities(logits.data[0, -1], temperature, top_k, top_p)
+            token = int(rng.choice(len(probabilities), p=probabilities))
+            text.append(token)
+            yield token
+            if token in stop:
+                return
+    finally:
+        model.train(was_training)

@@ -1,0 +1,149 @@
+"""The settings of a training run: one frozen dataclass, named presets, and JSON in and out."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from minillm.errors import CheckpointError, InputError, did_you_mean
+from minillm.models.gpt2 import GPT2Config
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Settings of a training run; each can be set on the command line."""
+
+    preset: str = "default"
+    """Named settings to start from; other options change single ones."""
+    data: str = "builtin"
+    """Text to train on: a file, a folder, a glob pattern, a .jsonl, or `builtin` (the help texts of Python itself)."""
+    field: str | None = None
+    """Which field of a .jsonl line holds the text; `text` by default."""
+    out: Path | None = None
+    """Run directory, which must not exist yet; by default the first free of runs/PRESET-1, -2, ..."""
+    tokenizer: str = "bpe"
+    """`bpe` or `char`, trained on the training text, or a folder with a saved tokenizer."""
+    validation_fraction: float = 0.1
+    """Share of the text, at its end, that is never trained on."""
+    model: GPT2Config = dataclasses.field(
+        default_factory=lambda: GPT2Config(vocab_size=1024, context=128, layers=4, heads=4, channels=128)
+    )
+    """Shape of the model; vocab_size is the size of a BPE that is trained here, and otherwise follows the tokenizer."""
+    steps: int = 1000
+    """Number of optimiser steps."""
+    batch_size: int = 16
+    """Sequences per step, each of `context` tokens."""
+    micro_batches: int = 1
+    """Parts in which a batch is computed one after another: the same gradient, less memory."""
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    """AdamW, or stochastic gradient descent with momentum 0.9."""
+    lr: float = 1e-3
+    """Peak learning rate."""
+    min_lr: float = 1e-4
+    """Learning rate at the last step."""
+    warmup: int = 100
+    """Steps of linear warmup from 0 to lr."""
+    schedule: Literal["cosine", "wsd"] = "cosine"
+    """How the rate falls: half a cosine, or constant and then linear over the last decay_steps (warmup-stable-decay)."""
+    decay_steps: int = 200
+    """Steps of decay at the end of a wsd schedule."""
+    beta1: float = 0.9
+    """Decay rate of AdamW's mean of gradients."""
+    beta2: float = 0.99
+    """Decay rate of AdamW's mean of squared gradients."""
+    weight_decay: float = 0.1
+    """AdamW's decay of matrices; biases and normalisation weights are not decayed."""
+    clip: float = 1.0
+    """Largest global norm of the gradient."""
+    eval_every: int = 100
+    """Steps between validations, each of which also saves."""
+    eval_batches: int = 20
+    """Validation batches, the same at every validation."""
+    sample_every: int = 250
+    """Steps between samples of generated text; 0 for none."""
+    sample_tokens: int = 60
+    """Length of such a sample, in tokens."""
+    seed: int = 1337
+    """Seed of the weights, the order of the data, and dropout."""
+
+    def __post_init__(self):
+        whole = dict(steps=1, batch_size=1, micro_batches=1, warmup=0, decay_steps=0, eval_every=1, eval_batches=1)
+        for name, least in {**whole, "sample_every": 0, "sample_tokens": 0, "seed": 0}.items():
+            if getattr(self, name) < least:
+                raise InputError(f"train: {name} is {getattr(self, name)}; give {least} or more")
+        for name in ("lr", "min_lr", "weight_decay"):
+            if not getattr(self, name) >= 0:
+                raise InputError(f"train: {name} is {getattr(self, name)}; give 0 or more")
+        if not self.clip > 0:
+            raise InputError(
+                f"train: clip is {self.clip}; give a norm above 0 (a large one, such as 1e9, to never clip)"
+            )
+        if not 0 < self.validation_fraction < 1:
+            raise InputError(
+                f"train: validation_fraction is {self.validation_fraction}; give a share above 0 and below 1"
+            )
+        if self.micro_batches > self.batch_size:
+            raise InputError(
+                f"train: micro_batches={self.micro_batches} parts of a batch of {self.batch_size} sequences would be "
+                f"empty; give {self.batch_size} or fewer"
+            )
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON object with every field."""
+        content = dataclasses.asdict(self)
+        content["out"] = None if self.out is None else str(self.out)
+        return content
+
+    @classmethod
+    def from_json(cls, content: dict[str, Any]) -> TrainConfig:
+        """The inverse of to_json; unknown fields are an error that suggests the nearest."""
+        known = {f.name for f in dataclasses.fields(cls)}
+        for name in content:
+            if name not in known:
+                raise CheckpointError(f"config: there is no setting called {name!r}{did_you_mean(name, sorted(known))}")
+        fields = dict(content)
+        if fields.get("out") is not None:
+            fields["out"] = Path(fields["out"])
+        try:
+            if "model" in fields:
+                fields["model"] = GPT2Config(**fields["model"])
+            return cls(**fields)
+        except (TypeError, ValueError) as error:
+            raise CheckpointError(f"config: the settings cannot be used: {error}") from None
+
+
+PRESETS = {
+    "default": TrainConfig(),
+    # nanoGPT's example for a CPU, config/train_shakespeare_char.py with the settings of its README
+    "shakespeare-char-cpu": TrainConfig(
+        preset="shakespeare-char-cpu",
+        tokenizer="char",
+        model=GPT2Config.preset("tiny"),
+        steps=2000,
+        batch_size=12,
+        eval_every=250,
+        sample_every=500,
+        sample_tokens=200,
+    ),
+    # a minute or less on anything: to see that everything works
+    "nano": TrainConfig(
+        preset="nano",
+        tokenizer="char",
+        model=GPT2Config.preset("nano"),
+        steps=200,
+        batch_size=8,
+        warmup=20,
+        eval_every=50,
+        eval_batches=10,
+        sample_every=100,
+    ),
+}
+
+
+def preset(name: str) -> TrainConfig:
+    """A named configuration; an unknown name is an error that suggests the nearest."""
+    if name not in PRESETS:
+        raise InputError(f"train: no preset is called {name!r}{did_you_mean(name, PRESETS)}")
+    return PRESETS[name]

@@ -1,0 +1,90 @@
+"""What a training run shows: a live line on a terminal, and a plain line per validation elsewhere."""
+
+from __future__ import annotations
+
+import math
+import shlex
+import time
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+if TYPE_CHECKING:
+    from minillm.training.trainer import State
+
+
+class Display:
+    """Progress of one run; entered around the loop."""
+
+    def __init__(self, run: Any, model: Any, corpus: Any, state: State, config: Any):
+        self.run = run
+        self.config = config
+        self.console = Console(soft_wrap=True, highlight=False)
+        self.progress = Progress(
+            TextColumn("step"),
+            MofNCompleteColumn(),
+            BarColumn(bar_width=24),
+            TextColumn("loss {task.fields[loss]}  validation {task.fields[val_loss]}  {task.fields[speed]} tokens/s"),
+            TimeRemainingColumn(),
+            TextColumn("left"),
+            console=self.console,
+            disable=not self.console.is_terminal,
+        )
+        self.task = self.progress.add_task(
+            "", total=config.steps, completed=state.step, loss="-", val_loss="-", speed="-"
+        )
+        self.speed = 0.0  # tokens per second, a running mean over about 20 steps
+        self.started = time.perf_counter()
+        uniform = math.log(corpus.tokenizer.vocab_size)
+        self.console.print(
+            f"{model.num_parameters():,} weights, {len(corpus.train):,} training tokens, vocabulary "
+            f"{corpus.tokenizer.vocab_size:,} (a uniform guess has loss {uniform:.2f})"
+        )
+        self.console.print(
+            f"run directory {escape(str(run.folder))}" + (f", from step {state.step}" if state.step else "")
+        )
+
+    def __enter__(self) -> Display:
+        self.progress.start()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self.progress.stop()
+
+    def step(self, record: dict[str, Any]) -> None:
+        """One step is done; `record` is its line in metrics.jsonl."""
+        self.speed += (record["tokens_per_s"] - self.speed) * (0.05 if self.speed else 1)
+        fields: dict[str, Any] = {"loss": f"{record['loss']:.3f}", "speed": f"{self.speed:,.0f}"}
+        if record["val_loss"] is not None:
+            fields["val_loss"] = f"{record['val_loss']:.3f}"
+            if not self.console.is_terminal:
+                self.console.print(
+                    f"step {record['step']}/{self.config.steps}  loss {fields['loss']}  validation "
+                    f"{fields['val_loss']}  {fields['speed']} tokens/s  {record['seconds']:.0f} s"
+                )
+        self.progress.update(self.task, completed=record["step"], **fields)
+
+    def sample(self, prompt: str, continuation: str) -> None:
+        """Some generated text."""
+        self.console.print(f"[dim]{escape(prompt)}[/dim]{escape(continuation)}")
+        self.console.print("[dim]" + "-" * 40 + "[/dim]")
+
+    def finish(self, state: State, interrupted: bool) -> None:
+        """The end of the loop: the results, and the command that comes next."""
+        self.progress.stop()
+        folder = shlex.quote(str(self.run.folder))
+        validated = [record for record in self.run.metrics() if record["val_loss"] is not None]
+        if validated:
+            self.console.print(
+                f"validation loss: last {validated[-1]['val_loss']:.4f} at step {validated[-1]['step']}, "
+                f"best {state.best_loss:.4f} at step {state.best_step}; {state.seconds:.0f} s of training"
+            )
+        self.console.print(f"loss curve: {folder}/loss.png")
+        if interrupted:
+            self.console.print(f"stopped and saved at step {state.step}; to go on:")
+            self.console.print(f"  minillm train --resume {folder}")
+        else:
+            self.console.print("to sample from it:")
+            self.console.print(f'  minillm sample {folder} --prompt "The " --max-tokens 200')

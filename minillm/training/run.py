@@ -1,0 +1,145 @@
+"""A run directory: everything that one training run leaves behind.
+
+    config.json         the settings
+    tokenizer/          the tokenizer
+    metrics.jsonl       a JSON object a line: step, loss, lr, grad_norm, tokens, tokens_per_s, seconds; some val_loss
+    loss.png            both losses over the steps
+    checkpoints/        last.safetensors and best.safetensors, see checkpoint.py
+
+A directory appears whole, under its final name, or not at all; an existing one is never written over.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from minillm.errors import CheckpointError, InputError
+from minillm.tokenizers import Tokenizer
+from minillm.training.config import TrainConfig
+
+
+class Run:
+    """Paths and files of a run directory."""
+
+    def __init__(self, folder: Path, config: TrainConfig, tokenizer: Tokenizer):
+        self.folder = folder
+        self.config = config
+        self.tokenizer = tokenizer
+
+    @classmethod
+    def create(cls, config: TrainConfig, tokenizer: Tokenizer) -> Run:
+        """Make the directory of a new run.
+
+        Raises: InputError where `config.out` is there already.
+        """
+        folder = config.out or _first_free(config.preset)
+        check_free(folder)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+        try:
+            (unfinished / "checkpoints").mkdir(parents=True)
+            (unfinished / "config.json").write_text(json.dumps(config.to_json(), indent=2) + "\n")
+            tokenizer.save(unfinished / "tokenizer")
+            os.rename(unfinished, folder)
+        except OSError as error:
+            raise InputError(
+                f"train: cannot write the run directory {folder} ({error}); choose another --out"
+            ) from None
+        finally:
+            shutil.rmtree(unfinished, ignore_errors=True)
+        return cls(folder, config, tokenizer)
+
+    @classmethod
+    def open(cls, folder: Path) -> Run:
+        """Open the directory of an earlier run.
+
+        Raises: CheckpointError for a folder that is not one.
+        """
+        try:
+            content = json.loads((folder / "config.json").read_text())
+        except (FileNotFoundError, NotADirectoryError):
+            raise CheckpointError(
+                f"{folder} is no run directory, as it has no config.json; give a folder that `minillm train` made"
+            ) from None
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            raise CheckpointError(f"{folder / 'config.json'} is damaged ({error}); restore it from a copy") from None
+        if not isinstance(content, dict):
+            raise CheckpointError(
+                f"{folder / 'config.json'} holds no JSON object; give a folder that `minillm train` made"
+            )
+        return cls(folder, TrainConfig.from_json(content), Tokenizer.load(folder / "tokenizer"))
+
+    def checkpoint(self, name: str) -> Path:
+        """The path of a checkpoint: `last` or `best`."""
+        return self.folder / "checkpoints" / f"{name}.safetensors"
+
+    def add_metrics(self, record: dict[str, Any]) -> None:
+        """Append one line to metrics.jsonl."""
+        with open(self.folder / "metrics.jsonl", "a") as file:
+            file.write(json.dumps(record) + "\n")
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """Every complete line of metrics.jsonl; a line cut off by a kill is passed over."""
+        records = []
+        path = self.folder / "metrics.jsonl"
+        for line in path.read_text().splitlines() if path.is_file() else ():
+            try:
+                records.append(json.loads(line))
+            except json.JSONDecodeError:
+                continue
+        return records
+
+    def forget_metrics_after(self, step: int) -> None:
+        """Drop the lines of steps after a checkpoint, which a resumed run does again."""
+        kept = [record for record in self.metrics() if record["step"] <= step]
+        path = self.folder / "metrics.jsonl"
+        unfinished = path.with_suffix(".tmp")
+        unfinished.write_text("".join(json.dumps(record) + "\n" for record in kept))
+        os.replace(unfinished, path)
+
+    def plot(self) -> Path:
+        """Draw loss.png from the metrics; returns its path."""
+        from matplotlib.figure import Figure  # no pyplot: it would look for a display
+
+        records = self.metrics()
+        figure = Figure(figsize=(7, 4.2), dpi=120, layout="constrained")
+        axes = figure.add_subplot()
+        steps, losses = [r["step"] for r in records], [r["loss"] for r in records]
+        axes.plot(steps, losses, color="#9dbbd8", linewidth=0.8, label="training, each batch")
+        validated = [r for r in records if r.get("val_loss") is not None]
+        axes.plot(
+            [r["step"] for r in validated],
+            [r["val_loss"] for r in validated],
+            color="#c2452d",
+            marker="o",
+            markersize=3.5,
+            label="validation",
+        )
+        axes.set(xlabel="step", ylabel="loss (nats per token)", title=self.folder.name)
+        axes.grid(alpha=0.25)
+        axes.legend()
+        path = self.folder / "loss.png"
+        unfinished = path.with_name(".loss.tmp.png")
+        figure.savefig(unfinished)
+        os.replace(unfinished, path)
+        return path
+
+
+def check_free(folder: Path) -> None:
+    """Raise InputError unless a new run may be made at `folder`."""
+    if not folder.name or (folder.exists() and (not folder.is_dir() or any(folder.iterdir()))):
+        raise InputError(
+            f"train: {folder} exists already and is never written over; choose another --out, "
+            f"or continue that run with --resume {folder}"
+        )
+
+
+def _first_free(name: str) -> Path:
+    number = 1
+    while (folder := Path("runs") / f"{name}-{number}").exists():
+        number += 1
+    return folder

@@ -1,0 +1,278 @@
+"""Training a language model: `train` is the whole loop, to be read from top to bottom.
+
+A step is a function of the settings, the step number and the state in the checkpoint (weights, moments, the place in
+the random stream), so a run that was stopped and resumed gives the same weights, bit for bit, as one that was not.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import shutil
+import signal
+import threading
+import time
+import zlib
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from minillm import backend, random
+from minillm.autograd import no_grad
+from minillm.checkpoint import load_checkpoint, save_checkpoint
+from minillm.data import Batches, Tokens, open_tokens, read_text, split_text
+from minillm.errors import CheckpointError, InputError
+from minillm.generate import generate
+from minillm.models.gpt2 import GPT2
+from minillm.optim import SGD, AdamW, Optimizer, cosine_schedule, decay_groups, wsd_schedule
+from minillm.tokenizers import BPETokenizer, CharacterTokenizer, Tokenizer
+from minillm.training.config import TrainConfig
+from minillm.training.display import Display
+from minillm.training.run import Run, check_free
+
+
+class Corpus(NamedTuple):
+    """The tokenizer and both parts of the data; the fingerprint tells one corpus from another."""
+
+    tokenizer: Tokenizer
+    train: Tokens | np.ndarray
+    validation: Tokens | np.ndarray
+
+    def fingerprint(self) -> str:
+        """The numbers of tokens, the tokenizer, and a checksum of the first million tokens."""
+        checksum = zlib.crc32(np.asarray(self.train[: 1 << 20], np.uint32).tobytes())
+        return f"{len(self.train)}+{len(self.validation)}-{self.tokenizer.fingerprint()}-{checksum:08x}"
+
+
+class State(NamedTuple):
+    """Where a run stands, beside weights and moments."""
+
+    step: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+    best_loss: float = math.inf
+    best_step: int = 0
+
+
+def train(config: TrainConfig, resume: Path | None = None) -> Run:
+    """Train a model from the start, or continue the run at `resume` with these settings; returns the finished run.
+
+    Ctrl-C (or SIGTERM) ends the step at hand, saves, and says how to go on; a second one ends at once.
+
+    Raises: InputError or CheckpointError for settings, data or a run that cannot be used, before anything is written;
+    InputError when the loss stops being a number.
+    """
+    if resume is None and config.out is not None:
+        check_free(config.out)
+    corpus = load_corpus(config, Run.open(resume).tokenizer if resume else None)
+    train_batches, validation = make_batches(corpus, config)
+    random.manual_seed(config.seed)
+    model, optimizer = build(config, corpus.tokenizer)
+    if resume:
+        run = Run.open(resume)
+        state = restore(run, model, optimizer, corpus)
+        run.forget_metrics_after(state.step)
+    else:
+        run, state = Run.create(config, corpus.tokenizer), State()
+
+    with backend.tuned_process(), StopRequest() as stop, Display(run, model, corpus, state, config) as display:
+        while state.step < config.steps and not stop.requested:
+            started = time.perf_counter()
+            ids, targets = train_batches.batch(state.step)
+            optimizer.lr = learning_rate(config, state.step)
+            optimizer.zero_grad()
+            loss = accumulate_gradients(model, ids, targets, config.micro_batches)
+            grad_norm = optimizer.clip_grad_norm(config.clip)
+            if not math.isfinite(loss) or not math.isfinite(grad_norm):
+                raise InputError(
+                    f"train: at step {state.step + 1} the loss is {loss} and the gradient's norm {grad_norm}; the weights "
+                    f"were not changed by it; train again with a lower --lr (now {config.lr}) or a longer --warmup"
+                )
+            optimizer.step()
+            seconds = time.perf_counter() - started
+            state = state._replace(step=state.step + 1, tokens=state.tokens + ids.size, seconds=state.seconds + seconds)
+
+            last = state.step == config.steps or stop.requested
+            val_loss = None
+            if last or state.step % config.eval_every == 0:
+                val_loss = evaluate(model, validation, config.eval_batches)
+                if val_loss < state.best_loss:
+                    state = state._replace(best_loss=val_loss, best_step=state.step)
+            record = {
+                "step": state.step,
+                "loss": loss,
+                "val_loss": val_loss,
+                "lr": optimizer.lr,
+                "grad_norm": grad_norm,
+                "tokens": state.tokens,
+                "tokens_per_s": ids.size / seconds,
+                "seconds": state.seconds,
+            }
+            run.add_metrics(record)
+            display.step(record)
+            if val_loss is not None:
+                save(run, model, optimizer, corpus, state)
+            if config.sample_every and (last or state.step % config.sample_every == 0):
+                display.sample(*sample(model, corpus, config, state.step))
+        run.plot()
+        display.finish(state, interrupted=state.step < config.steps)
+    return run
+
+
+# --- a step --------------------------------------------------------------------------------------------------------
+
+
+def accumulate_gradients(model: GPT2, ids: Any, targets: Any, micro_batches: int = 1) -> float:
+    """Add the gradient of the mean loss of a batch to the parameters, computed in parts; returns the loss.
+
+    Each part contributes the sum of its token losses over the number of tokens of the whole batch, so that tokens
+    count alike however they are spread over the parts; targets of -100 do not count.
+    """
+    counted = max(1, int(np.count_nonzero(targets != -100)))
+    total = 0.0
+    for part_ids, part_targets in zip(
+        np.array_split(ids, micro_batches), np.array_split(targets, micro_batches), strict=True
+    ):
+        loss = model.loss(part_ids, part_targets, reduction="sum") / counted
+        loss.backward()
+        total += loss.item()
+    return total
+
+
+def evaluate(model: GPT2, batches: Batches, count: int) -> float:
+    """The mean validation loss over `count` batches spread evenly over the text, without dropout."""
+    model.eval()
+    with no_grad():
+        losses = [model.loss(ids, targets).item() for ids, targets in batches.evaluation_batches(count)]
+    model.train()
+    return sum(losses) / len(losses)
+
+
+def learning_rate(config: TrainConfig, step: int) -> float:
+    """The learning rate of a step, counted from 0."""
+    shape: dict[str, Any] = dict(peak=config.lr, floor=config.min_lr, warmup=config.warmup, total=config.steps)
+    if config.schedule == "wsd":
+        return wsd_schedule(step, **shape, decay=config.decay_steps)
+    return cosine_schedule(step, **shape)
+
+
+def sample(model: GPT2, corpus: Corpus, config: TrainConfig, step: int) -> tuple[str, str]:
+    """Some validation text, and how the model continues it."""
+    prompt = np.asarray(corpus.validation[:16]).tolist()
+    ids = list(generate(model, prompt, config.sample_tokens, temperature=0.8, top_k=50, seed=config.seed + step))
+    return corpus.tokenizer.decode(prompt), corpus.tokenizer.decode(ids)
+
+
+# --- before the first step -----------------------------------------------------------------------------------------
+
+
+def load_corpus(config: TrainConfig, tokenizer: Tokenizer | None = None) -> Corpus:
+    """Read, split and encode the text; train a tokenizer on the training part if none is given.
+
+    A folder with `train_*.bin` and `validation_*.bin` holds tokens already; it needs the tokenizer that made them.
+    """
+    if tokenizer is None and config.tokenizer not in ("bpe", "char"):
+        tokenizer = Tokenizer.load(config.tokenizer)
+    folder = Path(config.data)
+    if config.data != "builtin" and (shards := sorted(folder.glob("train_*.bin"))):
+        if tokenizer is None:
+            raise InputError(f"train: {folder} holds tokens; say whose with --tokenizer FOLDER")
+        validation_shards = sorted(folder.glob("validation_*.bin"))
+        fingerprint = tokenizer.fingerprint()
+        return Corpus(tokenizer, open_tokens(shards, fingerprint), open_tokens(validation_shards, fingerprint))
+    text, validation_text = split_text(read_text(config.data, config.field), config.validation_fraction)
+    if tokenizer is None and config.tokenizer == "char":
+        tokenizer = CharacterTokenizer.train(text + validation_text)
+    elif tokenizer is None:
+        tokenizer = BPETokenizer.train(text, config.model.vocab_size, progress=True)
+    dtype = np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.uint32
+    return Corpus(
+        tokenizer, np.array(tokenizer.encode(text), dtype), np.array(tokenizer.encode(validation_text), dtype)
+    )
+
+
+def make_batches(corpus: Corpus, config: TrainConfig) -> tuple[Batches, Batches]:
+    """The batches of both parts of the corpus."""
+    context = config.model.context
+    for part, tokens in (("training", corpus.train), ("validation", corpus.validation)):
+        if len(tokens) <= context:
+            raise InputError(
+                f"train: the {part} text has {len(tokens)} tokens, but a context of {context} needs at least "
+                f"{context + 1}; give more text, or a smaller --context"
+            )
+    return (
+        Batches(corpus.train, config.batch_size, context, config.seed),
+        Batches(corpus.validation, config.batch_size, context, config.seed, shuffle=False),
+    )
+
+
+def build(config: TrainConfig, tokenizer: Tokenizer) -> tuple[GPT2, Optimizer]:
+    """The model, with its vocabulary from the tokenizer, and its optimiser."""
+    from dataclasses import replace
+
+    model = GPT2(replace(config.model, vocab_size=tokenizer.vocab_size))
+    groups = decay_groups(model.parameters(), config.weight_decay)
+    if config.optimizer == "sgd":
+        return model, SGD(groups, config.lr, momentum=0.9)
+    return model, AdamW(groups, config.lr, betas=(config.beta1, config.beta2))
+
+
+# --- stopping and going on -----------------------------------------------------------------------------------------
+
+
+def save(run: Run, model: GPT2, optimizer: Optimizer, corpus: Corpus, state: State) -> None:
+    """Write the last checkpoint, which is the best one too if no validation loss was lower."""
+    content = {**state._asdict(), "random": random.default.state(), "corpus": corpus.fingerprint()}
+    last, best = run.checkpoint("last"), run.checkpoint("best")
+    save_checkpoint(last, model, optimizer, content)
+    if state.best_step == state.step:
+        unfinished = best.with_suffix(".tmp")
+        unfinished.unlink(missing_ok=True)
+        try:
+            os.link(last, unfinished)  # a checkpoint is replaced, never written to, so two names may share one file
+        except OSError:
+            shutil.copyfile(last, unfinished)
+        os.replace(unfinished, best)
+
+
+def restore(run: Run, model: GPT2, optimizer: Optimizer, corpus: Corpus) -> State:
+    """Load the last checkpoint of a run into model and optimiser.
+
+    Raises: CheckpointError if the data, the tokenizer or the model's shape is not what the run was saved with.
+    """
+    checkpoint = load_checkpoint(run.checkpoint("last"))
+    content = dict(checkpoint.state)
+    if content["corpus"] != corpus.fingerprint():
+        raise CheckpointError(
+            f"train: the text or tokenizer of {run.folder} has changed since it was saved ({content['corpus']}, now "
+            f"{corpus.fingerprint()}); put the old text back, or start a new run"
+        )
+    model.load_state_dict(checkpoint.model)
+    optimizer.load_state_dict(checkpoint.optimizer)
+    random.default.set_state(content["random"])
+    return State(**{name: content[name] for name in State._fields})
+
+
+class StopRequest:
+    """While entered, Ctrl-C and SIGTERM set `requested` instead of raising; a second Ctrl-C raises."""
+
+    requested = False
+
+    def __enter__(self) -> StopRequest:
+        self.before = {}
+        if threading.current_thread() is threading.main_thread():  # only there may handlers be set
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self.before[number] = signal.signal(number, self._handle)
+        return self
+
+    def _handle(self, number: int, frame: Any) -> None:
+        if self.requested:
+            raise KeyboardInterrupt
+        self.requested = True
+
+    def __exit__(self, *error: Any) -> None:
+        for number, handler in self.before.items():
+            with contextlib.suppress(TypeError):  # a handler that was not set from Python
+                signal.signal(number, handler)
