@@ -1,0 +1,9 @@
+"""Tokenizers: text to token ids and back."""
+
+from __future__ import annotations
+
+from minillm.tokenizers.base import Tokenizer
+from minillm.tokenizers.bpe import BPETokenizer
+from minillm.tokenizers.character import CharacterTokenizer
+
+__all__ = ["BPETokenizer", "CharacterTokenizer", "Tokenizer"]
