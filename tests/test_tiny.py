@@ -36,10 +36,10 @@ def test_text_to_text(tmp_path):
 
     minillm.manual_seed(0)
     model = GPT2(GPT2Config(tokenizer.vocab_size, context=16, layers=2, heads=2, channels=32))
-    optimizer = AdamW(decay_groups(model.parameters(), 0.1), lr=1e-2)
+    optimizer = AdamW(decay_groups(model.parameters(), 0.1), lr=5e-3)
     batches = Batches(train, batch_size=8, context=16, seed=0)
     losses = []
-    for step in range(60):
+    for step in range(90):
         optimizer.zero_grad()
         loss = model.loss(*batches.batch(step))
         loss.backward()
@@ -49,9 +49,9 @@ def test_text_to_text(tmp_path):
     assert abs(losses[0] - np.log(tokenizer.vocab_size)) < 0.3  # it knows nothing
     with minillm.no_grad():
         validated = model.loss(*next(Batches(validation, 4, 16, seed=0).evaluation_batches(1))).item()
-    assert validated < 0.6  # it knows the text
+    assert validated < 0.7  # it knows the text
 
-    save_checkpoint(tmp_path / "cat.safetensors", model, optimizer, {"step": 60})
+    save_checkpoint(tmp_path / "cat.safetensors", model, optimizer, {"step": 90})
     copy = GPT2(model.config)
     copy.load_state_dict(load_checkpoint(tmp_path / "cat.safetensors").model)
     prompt = tokenizer.encode("the cat sat on the")

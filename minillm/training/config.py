@@ -27,13 +27,11 @@ class TrainConfig:
     """`bpe` or `char`, trained on the training text, or a folder with a saved tokenizer."""
     validation_fraction: float = 0.1
     """Share of the text, at its end, that is never trained on."""
-    model: GPT2Config = dataclasses.field(
-        default_factory=lambda: GPT2Config(vocab_size=1024, context=128, layers=4, heads=4, channels=128)
-    )
+    model: GPT2Config = GPT2Config(vocab_size=1024, context=128, layers=4, heads=4, channels=128, dropout=0.1)
     """Shape of the model; vocab_size is the size of a BPE that is trained here, and otherwise follows the tokenizer."""
-    steps: int = 1000
+    steps: int = 2000
     """Number of optimiser steps."""
-    batch_size: int = 16
+    batch_size: int = 12
     """Sequences per step, each of `context` tokens."""
     micro_batches: int = 1
     """Parts in which a batch is computed one after another: the same gradient, less memory."""
@@ -57,11 +55,11 @@ class TrainConfig:
     """AdamW's decay of matrices; biases and normalisation weights are not decayed."""
     clip: float = 1.0
     """Largest global norm of the gradient."""
-    eval_every: int = 100
+    eval_every: int = 200
     """Steps between validations, each of which also saves."""
     eval_batches: int = 20
     """Validation batches, the same at every validation."""
-    sample_every: int = 250
+    sample_every: int = 500
     """Steps between samples of generated text; 0 for none."""
     sample_tokens: int = 60
     """Length of such a sample, in tokens."""
@@ -121,10 +119,7 @@ PRESETS = {
         preset="shakespeare-char-cpu",
         tokenizer="char",
         model=GPT2Config.preset("tiny"),
-        steps=2000,
-        batch_size=12,
         eval_every=250,
-        sample_every=500,
         sample_tokens=200,
     ),
     # a minute or less on anything: to see that everything works

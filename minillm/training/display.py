@@ -74,7 +74,7 @@ class Display:
     def finish(self, state: State, interrupted: bool) -> None:
         """The end of the loop: the results, and the command that comes next."""
         self.progress.stop()
-        folder = shlex.quote(str(self.run.folder))
+        folder = escape(shlex.quote(str(self.run.folder)))
         validated = [record for record in self.run.metrics() if record["val_loss"] is not None]
         if validated:
             self.console.print(
