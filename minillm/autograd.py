@@ -468,7 +468,9 @@ def _node_backward(node: Node, douts: list) -> tuple:
         if node.op.writes_into:
             leaves = [edge[0] if edge is not None and isinstance(edge[0], Tensor) else None for edge in edges]
             # A leaf that is two inputs of one op gets its gradients added by the engine: it has only one buffer.
-            into = tuple(leaf and (leaf._grad_destination() if leaves.count(leaf) == 1 else None) for leaf in leaves)
+            into = tuple(
+                leaf._grad_destination() if leaf is not None and leaves.count(leaf) == 1 else None for leaf in leaves
+            )
             dinputs = node.backward(dout, node.saved, into)
         else:
             dinputs = node.backward(dout, node.saved)
@@ -490,15 +492,18 @@ def _node_backward(node: Node, douts: list) -> tuple:
 
 
 def _accumulate(slot: tuple | None, gradient: Array, owned: bool) -> tuple:
-    """Add a gradient to those that arrived before, allocating only if neither array is the engine's to write to."""
+    """Add a gradient to those that arrived before, allocating only if neither array is the engine's to write to.
+
+    `+=`, not `np.add(..., out=)`: NumPy hands out 0-d results as scalars, which no operation can write to.
+    """
     if slot is None:
         return (gradient, owned)
     total, total_owned = slot
     if total_owned:
-        np.add(total, gradient, out=total)
+        total += gradient
         return (total, True)
     if owned:
-        np.add(total, gradient, out=gradient)
+        gradient += total
         return (gradient, True)
     return (total + gradient, True)
 
@@ -509,7 +514,7 @@ def _add_to_leaf(leaf: Tensor, gradient: Array, owned: bool) -> None:
         return
     destination = leaf._grad_destination()
     if destination is None:
-        leaf.grad = gradient if owned else gradient.copy()
+        leaf.grad = np.array(gradient, leaf.dtype, copy=None if owned else True)
     elif destination.add:
         np.add(destination.array, gradient, out=destination.array)
     else:

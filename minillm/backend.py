@@ -112,17 +112,18 @@ def parallel(function: Callable[[int, int], Any], count: int) -> None:
             raise error
 
 
-def row_blocks(function: Callable[[slice], None], rows: int, row_bytes: int) -> None:
-    """Call `function(rows)` on slices that cover all rows, each block small enough to stay in cache, on every thread.
+def row_blocks(formula: Callable[[slice], Any], array: Array) -> None:
+    """Call `formula(rows)` on slices that cover all rows of `array`, each small enough for the cache, on every thread.
 
-    `row_bytes` is the size of one row of the array that the formula passes over. Blocks do not overlap, so a formula
-    that only writes its own rows needs no lock. For sums over rows see `sum_over_blocks`.
+    `array` (rows, channels) is one that the formula passes over; it only says how to cut. Blocks do not overlap, so a
+    formula that writes to its own rows alone needs no lock. For sums over rows see `sum_over_blocks`.
     """
+    rows, row_bytes = len(array), array[:1].nbytes
     block = max(1, CACHE_BYTES // max(1, row_bytes))
 
     def run(start: int, stop: int) -> None:
         for first in range(start, stop, block):
-            function(slice(first, min(first + block, stop)))
+            formula(slice(first, min(first + block, stop)))
 
     if rows * row_bytes < PARALLEL_BYTES:
         run(0, rows)
@@ -130,16 +131,16 @@ def row_blocks(function: Callable[[slice], None], rows: int, row_bytes: int) -> 
         parallel(run, rows)
 
 
-def sum_over_blocks(function: Callable[[slice], tuple[Array, ...]], rows: int, row_bytes: int) -> tuple[Array, ...]:
+def sum_over_blocks(formula: Callable[[slice], tuple[Array, ...]], array: Array) -> tuple[Array, ...]:
     """Like `row_blocks`, for a formula that returns sums over its rows: add the sums of all blocks, in row order."""
     partial: dict[int, tuple[Array, ...]] = {}
 
     def run(block: slice) -> None:
-        partial[block.start] = function(block)
+        partial[block.start] = formula(block)
 
-    if rows == 0:
-        return function(slice(0, 0))
-    row_blocks(run, rows, row_bytes)
+    if len(array) == 0:
+        return formula(slice(0, 0))
+    row_blocks(run, array)
     totals, *rest = (partial[start] for start in sorted(partial))
     for sums in rest:
         for total, addend in zip(totals, sums, strict=True):
@@ -163,7 +164,7 @@ def matmul(a: Array, b: Array, out: Array | None = None) -> Array:
     if not _blas_is_single or 2.0 * rows * inner * columns < PARALLEL_FLOPS:
         return np.matmul(a, b, out=out)
     if out is None:
-        out = np.empty((rows, columns), np.result_type(a, b))
+        out = np.empty_like(a, shape=(rows, columns), dtype=np.result_type(a, b), order="C")
     if rows >= columns:
         parallel(lambda start, stop: np.matmul(a[start:stop], b, out=out[start:stop]), rows)
     else:

@@ -10,6 +10,8 @@ counter b + 1; each word gives two 32-bit numbers, the low half first.
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from minillm import backend
@@ -65,16 +67,15 @@ def keep_scale(seed: int, counter: int, shape: tuple[int, ...], p: float, dtype:
 
     Element i is dropped if the i-th number of the stream is below p 2^32.
     """
-    scale = np.empty(shape, dtype)
-    flat = scale.reshape(-1)
+    size = math.prod(shape)
     threshold = np.uint32(min(round(p * 2**32), 2**32 - 1))
     kept = dtype.type(1 / (1 - p))
-    chunk = 8192
+    chunk = min(8192, -(-max(1, size) // BLOCK) * BLOCK)  # so that every row of `scale` starts a block of the stream
+    scale = np.empty((-(-size // chunk), chunk), dtype)
 
-    def fill(chunks: slice) -> None:
-        start, stop = chunks.start * chunk, min(chunks.stop * chunk, flat.size)
-        numbers = bits(seed, counter + start // BLOCK, stop - start)
-        np.multiply(numbers >= threshold, kept, out=flat[start:stop])
+    def fill(rows: slice) -> None:
+        numbers = bits(seed, counter + rows.start * chunk // BLOCK, (rows.stop - rows.start) * chunk)
+        np.multiply(numbers.reshape(-1, chunk) >= threshold, kept, out=scale[rows])
 
-    backend.row_blocks(fill, -(-flat.size // chunk), chunk * 4)
-    return scale
+    backend.row_blocks(fill, scale)
+    return scale.reshape(-1)[:size].reshape(shape)

@@ -63,7 +63,7 @@ def operand(x: Any) -> Any:
 
     A NumPy scalar becomes a Python number: np.float64(2) would turn a float32 tensor into float64.
     """
-    if isinstance(x, (Tensor, float, int)):
+    if isinstance(x, Tensor) or type(x) in (float, int):  # np.float64 is a float too, by inheritance
         return x
     x = np.asarray(x)
     return x.item() if x.ndim == 0 else x
@@ -173,12 +173,13 @@ def pow_backward(dout, saved):
     """dx = y x^(y-1) and dy = x^y ln x, with their limits at x = 0 instead of 0 times infinity."""
     x, y = saved
     dx = dy = None
-    if shape_of(x) is not None:
-        exponent = np.where(np.equal(y, 0), 1, np.subtract(y, 1)) if shape_of(y) is not None else (y - 1 if y else 1)
-        dx = unbroadcast(dout * y * np.power(x, exponent), x.shape)
-    if shape_of(y) is not None:
-        log = np.log(np.where(np.equal(x, 0), 1, x))  # x^y ln x tends to 0 with x, for y > 0
-        dy = unbroadcast(dout * np.power(x, y) * log, y.shape)
+    with np.errstate(divide="ignore", invalid="ignore"):  # inf and NaN where none is defined: often a constant's
+        if shape_of(x) is not None:
+            less = np.where(np.equal(y, 0), 1, np.subtract(y, 1)) if shape_of(y) is not None else (y - 1 if y else 1)
+            dx = unbroadcast(dout * y * np.power(x, less), x.shape)
+        if shape_of(y) is not None:
+            log = np.log(np.where(np.equal(x, 0), 1, x), dtype=dout.dtype)  # x^y ln x tends to 0 with x, for y > 0
+            dy = unbroadcast(dout * np.power(x, y) * log, y.shape)
     return dx, dy
 
 
@@ -331,7 +332,7 @@ def where(condition: Any, x: Any, y: Any) -> Tensor:
 
 
 def clip_forward(x, *, low, high):
-    inside = np.ones(x.shape, bool) if low is None else x >= low
+    inside = np.ones_like(x, bool) if low is None else x >= low
     if high is not None:
         inside &= x <= high
     return np.clip(x, low, high), Choice(inside, x.shape, None)

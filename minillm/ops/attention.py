@@ -63,8 +63,11 @@ class Saved(NamedTuple):
 
 def attention_forward(q, k, v, mask, *, causal, scale, dropout):
     out = np.empty_like(q)  # in the memory order of q, so that undoing a (B, T, H, D) transpose is free
-    lse = np.empty(q.shape[:3], q.dtype)
+    lse = np.empty_like(q, shape=q.shape[:3])
     saved = Saved(q, k, v, mask, out, lse, causal, scale, dropout)
+    if q.size == 0 or k.size == 0:  # no query, or no key to see
+        out[...] = 0
+        return out, saved
 
     def part(b, h):  # some batch items and key heads
         queries, keys, values = _grouped(q, k)[b, h], k[b, h], v[b, h]
@@ -94,8 +97,9 @@ def attention_forward(q, k, v, mask, *, causal, scale, dropout):
 def attention_backward(dout, saved):
     q, k, v, _, out, lse, causal, scale, dropout = saved
     dq, dk, dv = np.empty_like(q), np.empty_like(k), np.empty_like(v)
-    if q.size == 0:
-        dk[...], dv[...] = 0, 0
+    if q.size == 0 or k.size == 0:
+        dq[...], dk[...], dv[...] = 0, 0, 0
+        return dq, dk, dv, None
 
     def part(b, h):
         queries, keys, values = _grouped(q, k)[b, h], k[b, h], v[b, h]
@@ -183,17 +187,17 @@ def attention(
 
 def _grouped(x: Array, k: Array) -> Array:
     """(B, H, T, D) as (B, key heads, query heads per key head, T, D), without a copy."""
-    return x.reshape(x.shape[0], k.shape[1], -1, *x.shape[2:]) if x.size else x[:, : k.shape[1], None]
+    return x.reshape(x.shape[0], k.shape[1], -1, *x.shape[2:])
 
 
 def _group(x: Array) -> Array:
     """(b, h, G, rows, D) as (b, h, G rows, D): the query heads of a key head become more rows."""
-    return x.reshape(*x.shape[:2], -1, x.shape[-1])
+    return x.reshape(*x.shape[:2], x.shape[2] * x.shape[3], x.shape[-1])
 
 
 def _ungroup(x: Array, like: Array) -> Array:
     """(b, h, G rows, D) as (b, h, G, rows, D)."""
-    return x.reshape(*x.shape[:2], like.shape[2], -1, x.shape[-1])
+    return x.reshape(*x.shape[:2], like.shape[2], x.shape[2] // like.shape[2], x.shape[-1])
 
 
 def _query_blocks(queries: int, keys: int, causal: bool) -> Iterator[tuple[slice, int]]:
@@ -212,8 +216,8 @@ def _scores(queries, keys, rows, visible, saved: Saved, b: slice, h: slice) -> t
         # Only the columns that some, not all, queries of the block may see.
         offset = keys.shape[2] - queries.shape[3]
         first = max(0, rows.start + offset + 1)
-        columns = np.arange(first, visible)
-        hidden = columns > np.arange(rows.start, rows.stop)[:, None] + offset
+        columns = np.arange(first, visible, like=keys)
+        hidden = columns > np.arange(rows.start, rows.stop, like=keys)[:, None] + offset
         np.copyto(by_head[..., first:], -np.inf, where=hidden)
     if saved.mask is not None:
         mask = _grouped(saved.mask, saved.k)[b, h, :, rows, :visible]

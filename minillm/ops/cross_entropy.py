@@ -39,21 +39,20 @@ def cross_entropy_forward(logits, targets, *, ignore_index, label_smoothing, red
     x, t = as_rows(logits), targets.reshape(-1)
     counted = t != ignore_index
     t = np.where(counted, t, 0)
-    lse, loss = np.empty((2, len(x)), x.dtype)
-    classes = x.shape[-1]
+    lse, loss = np.empty_like(x, shape=(2, len(x)))
 
     def formula(rows):
         z = x[rows]
         largest = z.max(axis=-1, keepdims=True)
         shifted = z - largest
-        target_logit = shifted[np.arange(len(z)), t[rows]] * (1 - label_smoothing)
+        target_logit = shifted[np.arange(len(z), like=z), t[rows]] * (1 - label_smoothing)
         if label_smoothing:
             target_logit += shifted.mean(axis=-1) * label_smoothing
         log_sum = np.log(np.exp(shifted, out=shifted).sum(axis=-1))
         loss[rows] = log_sum - target_logit
         lse[rows] = log_sum + largest[:, 0]
 
-    row_blocks(formula, len(x), classes * x.itemsize)
+    row_blocks(formula, x)
     weight = counted.astype(x.dtype)
     if reduction == "mean":
         weight /= max(1, np.count_nonzero(counted))
@@ -64,7 +63,7 @@ def cross_entropy_forward(logits, targets, *, ignore_index, label_smoothing, red
 
 def cross_entropy_backward(dout, saved):
     logits, targets, lse, weight, smoothing, _ = saved
-    dlogits = np.empty(logits.shape, logits.dtype)
+    dlogits = np.empty_like(logits, order="C")
     x, dx = as_rows(logits), as_rows(dlogits)
     g = weight * dout.reshape(-1)  # one gradient for each row, or one for all
     classes = x.shape[-1]
@@ -72,12 +71,12 @@ def cross_entropy_backward(dout, saved):
     def formula(rows):
         p = np.subtract(x[rows], lse[rows, None], out=dx[rows])
         np.exp(p, out=p)
-        p[np.arange(len(p)), targets[rows]] -= 1 - smoothing
+        p[np.arange(len(p), like=p), targets[rows]] -= 1 - smoothing
         if smoothing:
             p -= smoothing / classes
         p *= g[rows, None]
 
-    row_blocks(formula, len(x), classes * x.itemsize)
+    row_blocks(formula, x)
     return dlogits, None
 
 

@@ -14,32 +14,31 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from minillm.autograd import Op, Tensor
-from minillm.backend import Array
+from minillm.backend import Array, as_rows
 from minillm.errors import check_index, check_shapes
 
 LONG_ROW = 512  # channels from which one row at a time is faster; measured by benchmarks/ops.py
 
 
 class Saved(NamedTuple):
-    """The ids, and the shape and dtype of the table."""
+    """The ids, and the shape of the table."""
 
     ids: Array
     shape: tuple[int, int]
-    dtype: np.dtype
 
 
 def embedding_forward(weight, ids):
-    return np.take(weight, ids, axis=0), Saved(ids, weight.shape, weight.dtype)
+    return np.take(weight, ids, axis=0), Saved(ids, weight.shape)
 
 
 def embedding_backward(dout, saved, into=(None, None)):
     if into[0] is None:
-        dweight = np.zeros(saved.shape, saved.dtype)
+        dweight = np.zeros_like(dout, shape=saved.shape, order="C")
     else:
         dweight = into[0].array
         if not into[0].add:
             dweight[...] = 0
-    ids, rows = saved.ids.reshape(-1), dout.reshape(-1, saved.shape[1])
+    ids, rows = saved.ids.reshape(-1), as_rows(dout)
     if saved.shape[1] >= LONG_ROW:
         add_rows_one_by_one(dweight, ids, rows)
     else:

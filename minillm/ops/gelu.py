@@ -33,7 +33,7 @@ class Saved(NamedTuple):
 
 
 def gelu_forward(x, *, approximate):
-    out = np.empty(x.shape, x.dtype)
+    out = np.empty_like(x, order="C")
     x_rows, y = as_rows(x), as_rows(out)
 
     def formula_tanh(rows):
@@ -51,12 +51,12 @@ def gelu_forward(x, *, approximate):
         x = x_rows[rows]
         np.multiply(x, normal_distribution(x), out=y[rows])
 
-    row_blocks(formula_tanh if approximate == "tanh" else formula_erf, len(y), y.shape[-1] * y.itemsize)
+    row_blocks(formula_tanh if approximate == "tanh" else formula_erf, y)
     return out, Saved(x, approximate)
 
 
 def gelu_backward(dout, saved):
-    dx = np.empty(saved.x.shape, saved.x.dtype)
+    dx = np.empty_like(saved.x, order="C")
     x_rows, dy, dx_rows = as_rows(saved.x), as_rows(dout), as_rows(dx)
 
     def formula_tanh(rows):
@@ -82,7 +82,7 @@ def gelu_backward(dout, saved):
         density = np.exp(-0.5 * x * x) / math.sqrt(2 * math.pi)
         np.multiply(dy[rows], normal_distribution(x) + x * density, out=dx_rows[rows])
 
-    row_blocks(formula_tanh if saved.approximate == "tanh" else formula_erf, len(dy), dy.shape[-1] * dy.itemsize)
+    row_blocks(formula_tanh if saved.approximate == "tanh" else formula_erf, dy)
     return (dx,)
 
 
@@ -129,7 +129,7 @@ def _erf_table(dtype: np.dtype) -> Array:
 
 def erf(x: Array) -> Array:
     """The error function, 2/sqrt(pi) times the integral of e^(-t^2) from 0 to x, to the precision of x's dtype."""
-    table = _erf_table(x.dtype)
+    table = np.asarray(_erf_table(x.dtype), like=x)
     limited = np.clip(x, -LIMIT, LIMIT)
     node = np.rint(limited * NODES_PER_UNIT)
     d = limited - node / NODES_PER_UNIT

@@ -42,9 +42,9 @@ class Saved(NamedTuple):
 
 
 def layernorm_forward(x, weight, bias, *, eps):
-    out = np.empty(x.shape, x.dtype)
+    out = np.empty_like(x, order="C")
     x_rows, y = as_rows(x), as_rows(out)
-    mean, rstd = np.empty((2, len(y), 1), x.dtype)
+    mean, rstd = np.empty_like(x, shape=(2, len(y), 1))
 
     def formula(rows):
         np.mean(x_rows[rows], axis=-1, keepdims=True, out=mean[rows])
@@ -56,13 +56,13 @@ def layernorm_forward(x, weight, bias, *, eps):
         if bias is not None:
             y[rows] += bias
 
-    row_blocks(formula, len(y), y.shape[-1] * y.itemsize)
+    row_blocks(formula, y)
     return out, Saved(x, weight, mean, rstd, bias is not None)
 
 
 def layernorm_backward(dout, saved):
     x, weight, mean, rstd, has_bias = saved
-    dx = np.empty(x.shape, x.dtype)
+    dx = np.empty_like(x, order="C")
     x_rows, dy, dx_rows = as_rows(x), as_rows(dout), as_rows(dx)
     channels = x.shape[-1]
 
@@ -79,7 +79,7 @@ def layernorm_backward(dout, saved):
         dnorm *= rstd[rows]
         return dweight, dbias
 
-    dweight, dbias = sum_over_blocks(formula, len(dy), channels * x.itemsize)
+    dweight, dbias = sum_over_blocks(formula, dy)
     return dx, dweight, dbias if has_bias else None
 
 

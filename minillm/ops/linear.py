@@ -29,7 +29,7 @@ class Saved(NamedTuple):
 def linear_forward(x, weight, bias):
     out = backend.matmul(as_rows(x), weight.T)  # (rows, out)
     if bias is not None:
-        backend.row_blocks(lambda rows: np.add(out[rows], bias, out=out[rows]), len(out), out.itemsize * len(weight))
+        backend.row_blocks(lambda rows: np.add(out[rows], bias, out=out[rows]), out)
     return out.reshape(*x.shape[:-1], len(weight)), Saved(x, weight, bias is not None)
 
 

@@ -93,7 +93,7 @@ def mean(x: Tensor, axis: Axis = None, keepdims: bool = False, *, dim: Axis = No
 def max_forward(x, *, axis, keepdims):
     largest = np.max(x, axis=axis, keepdims=True)
     share = (x == largest).astype(x.dtype)
-    share /= share.sum(axis=axis, keepdims=True)
+    share = share / share.sum(axis=axis, keepdims=True)
     return np.max(x, axis=axis, keepdims=keepdims), Maximum(share, axis, keepdims)
 
 

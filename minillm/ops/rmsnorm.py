@@ -30,9 +30,9 @@ class Saved(NamedTuple):
 
 
 def rmsnorm_forward(x, weight, *, eps):
-    out = np.empty(x.shape, x.dtype)
+    out = np.empty_like(x, order="C")
     x_rows, y = as_rows(x), as_rows(out)
-    rstd = np.empty((len(y), 1), x.dtype)
+    rstd = np.empty_like(x, shape=(len(y), 1))
 
     def formula(rows):
         mean_square = np.vecdot(x_rows[rows], x_rows[rows])[:, None] / y.shape[-1]
@@ -40,13 +40,13 @@ def rmsnorm_forward(x, weight, *, eps):
         np.multiply(x_rows[rows], rstd[rows], out=y[rows])
         y[rows] *= weight
 
-    row_blocks(formula, len(y), y.shape[-1] * y.itemsize)
+    row_blocks(formula, y)
     return out, Saved(x, weight, rstd)
 
 
 def rmsnorm_backward(dout, saved):
     x, weight, rstd = saved
-    dx = np.empty(x.shape, x.dtype)
+    dx = np.empty_like(x, order="C")
     x_rows, dy, dx_rows = as_rows(x), as_rows(dout), as_rows(dx)
     channels = x.shape[-1]
 
@@ -59,7 +59,7 @@ def rmsnorm_backward(dout, saved):
         dnorm *= rstd[rows]
         return (dweight,)
 
-    (dweight,) = sum_over_blocks(formula, len(dy), channels * x.itemsize)
+    (dweight,) = sum_over_blocks(formula, dy)
     return dx, dweight
 
 

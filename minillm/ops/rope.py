@@ -61,9 +61,9 @@ def rope(x: Tensor, cos: Array, sin: Array, layout: str = "half") -> Tensor:
     """
     if layout not in ("half", "interleaved"):
         raise InputError(f"rope: layout is {layout!r}; choose 'half' (Hugging Face) or 'interleaved' (Meta)")
+    check_shapes("rope", x=("... T D", x))
     if x.shape[-1] % 2:
         raise ShapeError(f"rope: x has D={x.shape[-1]} channels per head; pairs need an even number")
-    check_shapes("rope", x=("... T D", x))
     wanted = (x.shape[-2], x.shape[-1] // 2)
     for name, table in (("cos", cos), ("sin", sin)):
         if table.shape != wanted:

@@ -39,12 +39,11 @@ class Indexed(NamedTuple):
 
 
 class Pieces(NamedTuple):
-    """Where the pieces of an axis begin and end; the shapes and dtype of the pieces."""
+    """Where the pieces of an axis begin and end, and their shapes."""
 
     axis: int
     bounds: list[int]
     shapes: list[tuple[int, ...]]
-    dtype: np.dtype
 
 
 # --- reshape, transpose --------------------------------------------------------------------------------------------
@@ -107,7 +106,7 @@ def getitem_forward(x, *, key):
 
 
 def getitem_backward(dout, saved):
-    dx = np.zeros(saved.shape, dout.dtype)
+    dx = np.zeros_like(dout, shape=saved.shape, order="C")
     parts = saved.key if isinstance(saved.key, tuple) else (saved.key,)
     if any(isinstance(part, np.ndarray) and part.dtype != bool for part in parts):
         np.add.at(dx, saved.key, dout)  # an index array may name an element twice
@@ -123,7 +122,11 @@ def getitem(x: Tensor, key: Any) -> Tensor:
     """x[key] with NumPy's indexing: integers, slices, None, ..., and index or boolean arrays."""
     parts = key if isinstance(key, tuple) else (key,)
     parts = tuple(
-        part.data if isinstance(part, Tensor) else np.asarray(part) if isinstance(part, list) else part
+        part.data
+        if isinstance(part, Tensor)
+        else np.asarray(part, None if part else np.intp)
+        if isinstance(part, (list, tuple, range))
+        else part
         for part in parts
     )
     return GETITEM(x, key=parts if isinstance(key, tuple) else parts[0])
@@ -135,7 +138,7 @@ def take_forward(x, *, index, axis):
 
 def take_backward(dout, saved):
     index, axis = saved.key
-    dx = np.zeros(saved.shape, dout.dtype)
+    dx = np.zeros_like(dout, shape=saved.shape, order="C")
     # With the axis in front, the rows of dout that came from row i of x are summed into row i of dx.
     rows = np.moveaxis(dout, range(axis, axis + index.ndim), range(index.ndim))
     np.add.at(np.moveaxis(dx, axis, 0), index, rows)
@@ -150,8 +153,7 @@ def take(x: Tensor, index: Any, axis: int | None = None, *, dim: int | None = No
 
     Shapes: x (..., N, ...), index (...) of integers in [0, N); the axis of size N is replaced by the index's axes.
     """
-    chosen = choose_axis("take", axis, dim, x.ndim)
-    chosen = 0 if chosen is None else chosen % x.ndim
+    chosen = _one_axis("take", axis, dim, x.ndim)
     ids = index.data if isinstance(index, Tensor) else np.asarray(index)
     check_index("take", ids, x.shape[chosen], "index")
     return TAKE(x, index=ids, axis=chosen)
@@ -162,7 +164,7 @@ def take(x: Tensor, index: Any, axis: int | None = None, *, dim: int | None = No
 
 def concat_forward(*arrays, axis):
     bounds = np.cumsum([0, *(x.shape[axis] for x in arrays)]).tolist()
-    return np.concatenate(arrays, axis), Pieces(axis, bounds, [x.shape for x in arrays], arrays[0].dtype)
+    return np.concatenate(arrays, axis), Pieces(axis, bounds, [x.shape for x in arrays])
 
 
 def concat_backward(dout, saved):
@@ -177,8 +179,7 @@ def concat(tensors: Sequence[Tensor], axis: int | None = None, *, dim: int | Non
     if not tensors:
         raise ShapeError("concat: no tensors were given; give at least one")
     first = tensors[0]
-    chosen = choose_axis("concat", axis, dim, first.ndim)
-    chosen = 0 if chosen is None else chosen % first.ndim
+    chosen = _one_axis("concat", axis, dim, first.ndim)
     for position, x in enumerate(tensors):
         if x.ndim != first.ndim or any(
             a != b for i, (a, b) in enumerate(zip(x.shape, first.shape, strict=True)) if i != chosen
@@ -206,18 +207,19 @@ def stack(tensors: Sequence[Tensor], axis: int | None = None, *, dim: int | None
         raise ShapeError(
             f"stack: the tensors have shapes {[x.shape for x in tensors]}; give at least one, all of one shape"
         )
-    chosen = choose_axis("stack", axis, dim, tensors[0].ndim + 1)
-    return STACK(*tensors, axis=0 if chosen is None else chosen % (tensors[0].ndim + 1))
+    return STACK(*tensors, axis=_one_axis("stack", axis, dim, tensors[0].ndim + 1))
 
 
 def split_forward(x, *, bounds, axis):
     pieces = _pieces(x, axis, bounds)
-    return tuple(pieces), Pieces(axis, bounds, [piece.shape for piece in pieces], x.dtype)
+    return tuple(pieces), Pieces(axis, bounds, [piece.shape for piece in pieces])
 
 
 def split_backward(douts, saved):
+    arrived = next(dout for dout in douts if dout is not None)
     filled = [
-        np.zeros(shape, saved.dtype) if dout is None else dout for dout, shape in zip(douts, saved.shapes, strict=True)
+        np.zeros_like(arrived, shape=shape) if dout is None else dout
+        for dout, shape in zip(douts, saved.shapes, strict=True)
     ]
     return (np.concatenate(filled, saved.axis),)
 
@@ -229,8 +231,7 @@ def split(
     x: Tensor, split_size_or_sections: int | Sequence[int], axis: int | None = None, *, dim: int | None = None
 ) -> tuple:
     """Cut an axis (default 0) into pieces: of one size (the last may be smaller), or of the listed sizes."""
-    chosen = choose_axis("split", axis, dim, x.ndim)
-    chosen = 0 if chosen is None else chosen % x.ndim
+    chosen = _one_axis("split", axis, dim, x.ndim)
     size = x.shape[chosen]
     if isinstance(split_size_or_sections, int):
         step = split_size_or_sections
@@ -242,6 +243,11 @@ def split(
         if sum(sizes) != size or min(sizes, default=-1) < 0:
             raise ShapeError(f"split: the sections {sizes} sum to {sum(sizes)}, but axis {chosen} has size {size}")
     return SPLIT(x, bounds=np.cumsum([0, *sizes]).tolist(), axis=chosen)
+
+
+def _one_axis(function: str, axis: int | None, dim: int | None, ndim: int) -> int:
+    """The axis that was chosen, counted from the front; the first where none was."""
+    return choose_axis(function, 0 if axis is None and dim is None else axis, dim, ndim) % ndim
 
 
 def _pieces(x: Array, axis: int, bounds: list[int]) -> list[Array]:

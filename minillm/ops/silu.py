@@ -55,7 +55,7 @@ def swiglu_forward(gate, up):
 
 def swiglu_backward(dout, saved):
     gate, up = saved
-    dgate, dup = np.empty(gate.shape, gate.dtype), np.empty(up.shape, up.dtype)
+    dgate, dup = np.empty_like(gate, order="C"), np.empty_like(up, order="C")
     arrays = [as_rows(array) for array in (dout, gate, up, dgate, dup)]
 
     def formula(rows):
@@ -64,7 +64,7 @@ def swiglu_backward(dout, saved):
         np.multiply(dout, gate * s, out=dup)
         np.multiply(dout * up, s * (1 + gate * (1 - s)), out=dgate)
 
-    row_blocks(formula, len(arrays[0]), arrays[0].shape[-1] * arrays[0].itemsize)
+    row_blocks(formula, arrays[0])
     return dgate, dup
 
 
@@ -83,11 +83,11 @@ def swiglu(gate: Tensor, up: Tensor) -> Tensor:
 
 def _by_rows(formula, *arrays: Array) -> Array:
     """Apply an elementwise formula to row blocks of arrays of one shape."""
-    out = np.empty(arrays[0].shape, arrays[0].dtype)
+    out = np.empty_like(arrays[0], order="C")
     y, *xs = (as_rows(array) for array in (out, *arrays))
 
     def block(rows):
         y[rows] = formula(*(x[rows] for x in xs))
 
-    row_blocks(block, len(y), y.shape[-1] * y.itemsize)
+    row_blocks(block, y)
     return out

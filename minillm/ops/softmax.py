@@ -34,7 +34,7 @@ def softmax_forward(x, *, axis):
         out, _ = softmax_forward(np.moveaxis(x, axis, -1), axis=x.ndim - 1)
         out = np.moveaxis(out, -1, axis)
         return out, Saved(out, axis)
-    out = np.empty(x.shape, x.dtype)
+    out = np.empty_like(x, order="C")
     x_rows, p = as_rows(x), as_rows(out)
 
     def formula(rows):
@@ -42,7 +42,7 @@ def softmax_forward(x, *, axis):
         np.exp(p[rows], out=p[rows])
         p[rows] /= p[rows].sum(axis=-1, keepdims=True)
 
-    backend.row_blocks(formula, len(p), p.shape[-1] * p.itemsize)
+    backend.row_blocks(formula, p)
     return out, Saved(out, axis)
 
 
@@ -51,7 +51,7 @@ def softmax_backward(dout, saved):
     if axis != p.ndim - 1:
         (dx,) = softmax_backward(np.moveaxis(dout, axis, -1), Saved(np.moveaxis(p, axis, -1), p.ndim - 1))
         return (np.moveaxis(dx, -1, axis),)
-    dx = np.empty(p.shape, p.dtype)
+    dx = np.empty_like(p, order="C")
     dp, p, dx_rows = as_rows(dout), as_rows(p), as_rows(dx)
 
     def formula(rows):
@@ -59,7 +59,7 @@ def softmax_backward(dout, saved):
         np.subtract(dp[rows], dot, out=dx_rows[rows])
         dx_rows[rows] *= p[rows]
 
-    backend.row_blocks(formula, len(p), p.shape[-1] * p.itemsize)
+    backend.row_blocks(formula, p)
     return (dx,)
 
 
@@ -79,14 +79,14 @@ def log_softmax_forward(x, *, axis):
         out, _ = log_softmax_forward(np.moveaxis(x, axis, -1), axis=x.ndim - 1)
         out = np.moveaxis(out, -1, axis)
         return out, Saved(out, axis)
-    out = np.empty(x.shape, x.dtype)
+    out = np.empty_like(x, order="C")
     x_rows, log_p = as_rows(x), as_rows(out)
 
     def formula(rows):
         np.subtract(x_rows[rows], x_rows[rows].max(axis=-1, keepdims=True), out=log_p[rows])
         log_p[rows] -= np.log(np.exp(log_p[rows]).sum(axis=-1, keepdims=True))
 
-    backend.row_blocks(formula, len(log_p), log_p.shape[-1] * log_p.itemsize)
+    backend.row_blocks(formula, log_p)
     return out, Saved(out, axis)
 
 
@@ -107,8 +107,7 @@ def log_softmax(x: Tensor, axis: int | None = None, *, dim: int | None = None) -
 
 
 def _checked_axis(function: str, x: Tensor, axis: int | None, dim: int | None) -> int:
-    axis = choose_axis(function, axis, dim, x.ndim)
-    axis = x.ndim - 1 if axis is None else axis % x.ndim
+    axis = choose_axis(function, -1 if axis is None and dim is None else axis, dim, x.ndim) % x.ndim
     if x.shape[axis] == 0:
         raise ShapeError(f"{function}: axis {axis} of shape {x.shape} is empty, and nothing has no distribution")
     return axis
