@@ -1,0 +1,295 @@
+"""Proof that the gradient checks cannot be fooled: break every backward in every simple way, and see each one caught.
+
+Two kinds of wrong backwards. The first changes the gradient of one input after the right one was computed: its sign,
+its scale, its order, an element, a missing sum. The second edits the source of the backward: each term of each sum,
+each factor of each product is dropped in turn, each sign flipped. A mutant counts as caught when any case of its
+operation in `minillm.gradcheck` fails.
+"""
+
+from __future__ import annotations
+
+import ast
+import copy
+import functools
+import inspect
+import sys
+import textwrap
+import warnings
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import pytest
+
+from minillm import gradcheck, ops, random
+from minillm.testing import check_gradients
+
+
+@functools.cache
+def cases_of(op: str) -> list[tuple[Callable, tuple]]:
+    return [(case.fn, case.make_arrays(np.random.default_rng(0))) for case in gradcheck.CASES if case.op == op]
+
+
+def is_caught(op: str) -> bool:
+    with warnings.catch_warnings(), np.errstate(all="ignore"):
+        warnings.simplefilter("ignore")  # a warning is no proof
+        for fn, arrays in cases_of(op):
+            try:
+                check_gradients(fn, *arrays)
+            except Exception:
+                return True
+    return False
+
+
+@pytest.fixture(autouse=True)
+def stream():
+    """The dropout cases restart the default stream; leave it as it was."""
+    place = random.default.state()
+    yield
+    random.default.set_state(place)
+
+
+# --- wrong gradients -----------------------------------------------------------------------------------------------
+
+
+def transposed(gradient):
+    if gradient.ndim < 2:
+        return gradient[::-1].copy() if gradient.ndim else gradient
+    return np.swapaxes(gradient, -1, -2).reshape(gradient.shape)
+
+
+def without_largest(gradient):
+    if gradient.size:
+        gradient.reshape(-1)[np.argmax(abs(gradient))] = 0
+    return gradient
+
+
+def without_first(gradient):
+    gradient.reshape(-1)[:1] = 0
+    return gradient
+
+
+WRONG = {
+    "sign flipped": lambda gradient: -gradient,
+    "doubled": lambda gradient: 2 * gradient,
+    "zeros": lambda gradient: 0 * gradient,
+    "scaled by 1.01": lambda gradient: 1.01 * gradient,
+    "scaled by 1.00001": lambda gradient: 1.00001 * gradient,
+    "0.001 added": lambda gradient: gradient + 0.001,
+    "transposed": transposed,
+    "largest element dropped": without_largest,
+    "first element dropped": without_first,
+    "last digits lost": lambda gradient: gradient.astype(np.float16).astype(gradient.dtype),
+    "None": lambda gradient: None,
+    "float32": lambda gradient: gradient.astype(np.float32),
+    "one axis too many": lambda gradient: gradient[None],
+}
+
+
+class Wrong:
+    """A backward whose gradient of one input is broken; remembers whether that ever made a difference."""
+
+    def __init__(self, backward: Callable, position: int, change: Callable):
+        self.backward, self.position, self.change, self.differs = backward, position, change, False
+
+    def __call__(self, dout, saved, *into):
+        gradients = list(self.backward(dout, saved, *into))
+        right = gradients[self.position]
+        if right is not None:
+            wrong = self.broken(np.array(right), dout, saved)
+            self.differs |= wrong is None or wrong.dtype != right.dtype or not np.array_equal(wrong, right)
+            gradients[self.position] = wrong
+        return tuple(gradients)
+
+    def broken(self, gradient, dout, saved):
+        return self.change(gradient)
+
+
+class FirstSlice(Wrong):
+    """The gradient of one input counts only the first slice of an axis of dout: a missing sum over a broadcast axis."""
+
+    def broken(self, gradient, dout, saved):
+        axis = self.change
+        if isinstance(dout, tuple) or np.ndim(dout) <= axis or gradient.ndim >= np.ndim(dout):
+            return gradient
+        part = np.array(dout)
+        np.moveaxis(part, axis, 0)[1:] = 0
+        return np.asarray(self.backward(part, saved)[self.position])
+
+
+def differentiable_inputs(op) -> set[int]:
+    """The positions of the inputs that get a gradient in some case."""
+    right, found = op.backward, set()
+
+    def watching(dout, saved, *into):
+        gradients = right(dout, saved, *into)
+        found.update(i for i, gradient in enumerate(gradients) if gradient is not None)
+        return gradients
+
+    op.backward = watching
+    try:
+        assert not is_caught(op.name)
+    finally:
+        op.backward = right
+    return found
+
+
+def test_every_wrong_gradient_is_caught(capsys):
+    caught, missed = 0, []
+    for op in ops.OPS:
+        right = op.backward
+        for position in sorted(differentiable_inputs(op)):
+            wrongs = {name: Wrong(right, position, change) for name, change in WRONG.items()}
+            wrongs |= {f"first slice of axis {axis}": FirstSlice(right, position, axis) for axis in (0, 1)}
+            for name, wrong in wrongs.items():
+                op.backward = wrong
+                try:
+                    if is_caught(op.name):
+                        caught += 1
+                    elif wrong.differs:
+                        missed.append(f"{op.name}, input {position}: {name}")
+                finally:
+                    op.backward = right
+    with capsys.disabled():
+        print(f"\n{caught} of {caught + len(missed)} wrong gradients caught")
+    assert not missed
+    assert caught > 10 * len(ops.OPS)
+
+
+SIDES = [(op, side) for op in ("add", "sub", "mul", "div", "pow", "where", "matmul") for side in (0, 1)]
+
+
+@pytest.mark.parametrize(("op", "call"), [*SIDES, ("broadcast", 0)])
+def test_unbroadcast_that_does_not_sum_is_caught(op, call, monkeypatch):
+    calls = 0
+
+    def first_slice(gradient, shape):
+        nonlocal calls
+        calls += shape is not None
+        if shape is None or gradient.shape == shape or calls - 1 != call or 0 in gradient.shape:
+            return right(gradient, shape)
+        leading = gradient.ndim - len(shape)
+        kept = gradient[(0,) * leading]
+        return kept[tuple(slice(0, 1) if n == 1 else slice(None) for n in shape)].reshape(shape)
+
+    right = ops._arithmetic.unbroadcast
+    for module in list(sys.modules.values()):
+        if module.__name__.startswith("minillm.ops") and getattr(module, "unbroadcast", None) is right:
+            monkeypatch.setattr(module, "unbroadcast", first_slice)
+    broken = next(one for one in ops.OPS if one.name == op)
+    backward = broken.backward
+
+    def counted(dout, saved):
+        nonlocal calls
+        calls = 0
+        return backward(dout, saved)
+
+    monkeypatch.setattr(broken, "backward", counted)
+    assert is_caught(op)
+
+
+# --- wrong sources -------------------------------------------------------------------------------------------------
+
+
+def is_numpy(node: ast.AST, *names: str) -> bool:
+    return (
+        isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Attribute)
+        and node.func.attr in names
+        and isinstance(node.func.value, ast.Name)
+        and node.func.value.id == "np"
+    )
+
+
+def edits(node: ast.AST) -> Iterator[ast.AST]:
+    """What one node of a syntax tree may be replaced with: a term or factor fewer, or another sign."""
+    flipped = {ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Div, ast.Div: ast.Mult}
+    if isinstance(node, ast.BinOp) and type(node.op) in flipped:
+        yield node.left
+        if not isinstance(node.op, ast.Div):
+            yield ast.UnaryOp(ast.USub(), node.right) if isinstance(node.op, ast.Sub) else node.right
+        yield ast.BinOp(node.left, flipped[type(node.op)](), node.right)
+    elif isinstance(node, ast.AugAssign) and type(node.op) in flipped:
+        yield ast.Pass()
+        yield ast.AugAssign(node.target, flipped[type(node.op)](), node.value)
+    elif isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub) and not isinstance(node.operand, ast.Constant):
+        yield node.operand
+    elif is_numpy(node, "add", "subtract", "multiply", "divide"):
+        nothing = ast.Constant(0 if node.func.attr in ("add", "subtract") else 1)
+        yield ast.Call(node.func, [node.args[0], nothing], node.keywords)
+        yield ast.Call(node.func, [nothing, node.args[1]], node.keywords)
+    elif is_numpy(node, "vecdot", "einsum"):
+        for i, argument in enumerate(node.args):
+            if not isinstance(argument, ast.Constant):
+                ones = ast.parse(f"np.ones_like({ast.unparse(argument)})", mode="eval").body
+                yield ast.Call(node.func, [*node.args[:i], ones, *node.args[i + 1 :]], node.keywords)
+    elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in ("sum", "mean"):
+        other = {"sum": "max", "mean": "sum"}[node.func.attr]
+        yield ast.Call(ast.Attribute(node.func.value, other, ast.Load()), node.args, node.keywords)
+
+
+class Replace(ast.NodeTransformer):
+    def __init__(self, old: ast.AST, new: ast.AST):
+        self.old, self.new = old, new
+
+    def visit(self, node):
+        return self.new if node is self.old else self.generic_visit(node)
+
+
+def source_mutants(function: Callable) -> Iterator[tuple[str, Callable]]:
+    """The function with one place edited, compiled among the names of its module."""
+    tree = ast.parse(textwrap.dedent(inspect.getsource(function)))
+    for number, node in enumerate(ast.walk(tree)):
+        for choice in range(len(list(edits(node)))):
+            mutant = copy.deepcopy(tree)
+            target = next(one for i, one in enumerate(ast.walk(mutant)) if i == number)
+            new = list(edits(target))[choice]
+            description = f"{function.__name__}: {ast.unparse(node)} -> {ast.unparse(new)}"
+            mutant = ast.fix_missing_locations(Replace(target, new).visit(mutant))
+            namespace = dict(vars(sys.modules[function.__module__]))
+            exec(compile(mutant, f"<{description}>", "exec"), namespace)
+            yield description, namespace[function.__name__]
+
+
+def test_every_wrong_source_is_caught(capsys):
+    caught, missed = 0, []
+    for op in ops.OPS:
+        right = op.backward
+        for description, mutant in source_mutants(right):
+            op.backward = mutant
+            try:
+                if is_caught(op.name):
+                    caught += 1
+                else:
+                    missed.append(description)
+            finally:
+                op.backward = right
+    with capsys.disabled():
+        print(f"\n{caught} of {caught + len(missed)} wrong sources caught")
+    assert not missed
+    assert caught > 3 * len(ops.OPS)
+
+
+HELPERS = [
+    (ops._arithmetic.unbroadcast, ["add", "sub", "mul", "div", "pow", "where", "matmul", "broadcast"]),
+    (sys.modules["minillm.ops.reduce"].restore_axes, ["sum", "mean", "max"]),
+    (sys.modules["minillm.ops.embedding"].add_rows_sorted, ["embedding"]),
+    (sys.modules["minillm.ops.embedding"].add_rows_one_by_one, ["embedding"]),
+]
+
+
+def test_every_wrong_helper_is_caught(capsys):
+    """Functions that only backwards call are broken too, for all their callers at once."""
+    caught, missed = 0, []
+    for right, users in HELPERS:
+        for description, mutant in source_mutants(right):
+            with pytest.MonkeyPatch.context() as patch:
+                for module in list(sys.modules.values()):
+                    if module.__name__.startswith("minillm.ops") and getattr(module, right.__name__, None) is right:
+                        patch.setattr(module, right.__name__, mutant)
+                if any(is_caught(user) for user in users):
+                    caught += 1
+                else:
+                    missed.append(description)
+    with capsys.disabled():
+        print(f"\n{caught} of {caught + len(missed)} wrong helpers caught")
+    assert not missed
