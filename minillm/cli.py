@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import tyro
 from rich.console import Console
 from rich.table import Table
@@ -153,7 +154,7 @@ def sample(arguments: list[str]) -> None:
     model, _ = build(run.config, run.tokenizer)
     model.load_state_dict(load_checkpoint(run.checkpoint("best")).model)
     ids = run.tokenizer.encode(given.prompt)
-    text = given.prompt
+    text = run.tokenizer.decode(ids)
     print(text, end="", flush=True)
     with tuned_process():
         for token in generate(
@@ -168,8 +169,8 @@ def sample(arguments: list[str]) -> None:
         ):
             ids.append(token)
             # A character may be spread over several tokens: show what is complete.
-            so_far = run.tokenizer.decode(ids)
-            if so_far.startswith(text) and not so_far.endswith("\ufffd"):
+            so_far = run.tokenizer.decode(ids).rstrip("\ufffd")
+            if so_far.startswith(text):
                 print(so_far[len(text) :], end="", flush=True)
                 text = so_far
     print()
@@ -205,11 +206,17 @@ def tokenizer_encode(arguments: list[str]) -> None:
     if given.out is None:
         print(*tokenizer.encode(text))
         return
-    for name, part in zip(("train", "validation"), split_text(text, given.validation_fraction), strict=True):
-        paths = write_shards(
-            given.out, name, tokenizer.encode_iterable([part]), tokenizer.vocab_size, tokenizer.fingerprint()
-        )
-        print(*paths)
+    parts = split_text(text, given.validation_fraction)
+    # Both parts are encoded before either is written, so that a character without a token leaves nothing behind.
+    encoded = [np.fromiter(tokenizer.encode_iterable([part]), np.uint32) for part in parts]
+    for name, ids in zip(("train", "validation"), encoded, strict=True):
+        if not len(ids):
+            raise InputError(
+                f"tokenizer encode: no text is left for {name} when {given.validation_fraction} of "
+                f"{len(text)} characters are for validation; change --validation-fraction, or give more text"
+            )
+    for name, ids in zip(("train", "validation"), encoded, strict=True):
+        print(*write_shards(given.out, name, ids, tokenizer.vocab_size, tokenizer.fingerprint()))
 
 
 def tokenizer_decode(arguments: list[str]) -> None:
@@ -275,6 +282,9 @@ def main(arguments: list[str] | None = None) -> None:
         COMMANDS[command](arguments[words:])
     except MinillmError as error:
         print(error, file=sys.stderr)
+        raise SystemExit(2) from None
+    except OSError as error:  # a name that cannot be a file's, a folder that is not ours, a full disk
+        print(f"minillm {command}: {error}; give another path, or make room", file=sys.stderr)
         raise SystemExit(2) from None
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

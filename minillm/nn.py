@@ -7,7 +7,7 @@ that. A parameter's key in the state dict is the path to it, such as `h.3.attn.q
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -36,18 +36,8 @@ class Module:
             autograd.enter_scope(before)
 
     def named_children(self) -> Iterator[tuple[str, Any]]:
-        """The modules and parameters directly below, each with its attribute name; lists count with their index."""
-        for name, value in vars(self).items():
-            items = (
-                enumerate(value)
-                if isinstance(value, (list, tuple))
-                else value.items()
-                if isinstance(value, dict)
-                else ()
-            )
-            for key, item in [("", value), *items]:
-                if isinstance(item, (Module, Parameter)):
-                    yield (f"{name}.{key}" if item is not value else name), item
+        """The modules and parameters directly below, each with its attribute name; in lists and dicts, also its key."""
+        yield from _find_children(vars(self).items())
 
     def named_modules(self, prefix: str = "") -> Iterator[tuple[str, Module]]:
         """This module and all below, each with its path."""
@@ -126,6 +116,15 @@ class Module:
             )
         for name, parameter in own.items():
             parameter.data[...] = state[name]
+
+
+def _find_children(items: Iterable[tuple[Any, Any]]) -> Iterator[tuple[str, Any]]:
+    for name, value in items:
+        if isinstance(value, (Module, Parameter)):
+            yield str(name), value
+        elif isinstance(value, (list, tuple, dict)):
+            inside = value.items() if isinstance(value, dict) else enumerate(value)
+            yield from ((f"{name}.{path}", child) for path, child in _find_children(inside))
 
 
 class Linear(Module):

@@ -16,7 +16,7 @@ import numpy as np
 from minillm import backend
 from minillm.autograd import Parameter
 from minillm.backend import Array
-from minillm.errors import CheckpointError, GraphError, InputError
+from minillm.errors import CheckpointError, GraphError, InputError, ShapeError, did_you_mean
 
 CHUNK = 65536  # elements updated at a time: four arrays of 256 KB
 ALIGN = 16  # every parameter starts on a 64-byte cache line
@@ -65,6 +65,11 @@ class FlatGroup:
             if parameter.grad is None:
                 continue
             if parameter.grad is not parameter.grad_buffer:  # set by hand
+                if np.shape(parameter.grad) != parameter.shape:
+                    raise ShapeError(
+                        f"step: the gradient of parameter {parameter.name} has shape {np.shape(parameter.grad)}, but "
+                        f"the parameter has shape {parameter.shape}; give a gradient of that shape"
+                    )
                 buffer = self.view(self.grad, parameter, start)
                 buffer[...] = parameter.grad
                 parameter.grad = parameter.grad_buffer = buffer
@@ -83,21 +88,23 @@ class Optimizer:
 
     def __init__(self, parameters: Iterable[Any], lr: float, **options: Any):
         given = list(parameters)
-        groups = [dict(group) for group in given] if given and isinstance(given[0], dict) else [{"params": given}]
+        groups = given if given and isinstance(given[0], dict) else [{"params": given}]
+        groups = [{**options, **group, "params": list(group["params"])} for group in groups]
         if not lr >= 0:
             raise InputError(f"{type(self).__name__}: lr is {lr}; give a learning rate of 0 or more")
-        if not any(len(list(group["params"])) for group in groups):
+        if not any(group["params"] for group in groups):
             raise InputError(f"{type(self).__name__}: there are no parameters to optimise; pass model.parameters()")
         self.lr = lr
         self.steps = 0
         self.clip_factor = 1.0
         self.groups: list[FlatGroup] = []
         for group in groups:
-            chosen = {**options, **{key: value for key, value in group.items() if key != "params"}}
             by_dtype: dict[np.dtype, list[Parameter]] = {}
-            for parameter in group["params"]:
+            for parameter in group.pop("params"):
                 by_dtype.setdefault(parameter.dtype, []).append(parameter)
-            self.groups += [FlatGroup(members, chosen, self.moment_names) for members in by_dtype.values()]
+            for key in group.keys() - options.keys():
+                raise InputError(f"{type(self).__name__}: a group has no option {key!r}{did_you_mean(key, options)}")
+            self.groups += [FlatGroup(members, group, self.moment_names) for members in by_dtype.values()]
 
     def parameters(self) -> Iterator[Parameter]:
         """All parameters, group by group."""

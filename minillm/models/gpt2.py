@@ -48,17 +48,16 @@ class GPT2Config:
 
 
 PRESETS = {
-    "nano": GPT2Config(vocab_size=256, context=32, layers=2, heads=2, channels=32),  # for tests: 36 thousand weights
-    "tiny": GPT2Config(
-        vocab_size=65, context=64, layers=4, heads=4, channels=128
-    ),  # nanoGPT's CPU example: 0.8 million
-    "baby": GPT2Config(
-        vocab_size=65, context=256, layers=6, heads=6, channels=384
-    ),  # nanoGPT's GPU example: 11 million
-    "gpt2": GPT2Config(),  # 124 million
-    "gpt2-medium": GPT2Config(layers=24, heads=16, channels=1024),  # 355 million
-    "gpt2-large": GPT2Config(layers=36, heads=20, channels=1280),  # 774 million
-    "gpt2-xl": GPT2Config(layers=48, heads=25, channels=1600),  # 1.56 billion
+    # for tests: 35 thousand weights
+    "nano": GPT2Config(vocab_size=256, context=32, layers=2, heads=2, channels=32),
+    # nanoGPT's character-level examples, for a CPU and for a GPU: 0.8 and 11 million
+    "tiny": GPT2Config(vocab_size=65, context=64, layers=4, heads=4, channels=128),
+    "baby": GPT2Config(vocab_size=65, context=256, layers=6, heads=6, channels=384),
+    # the four of the paper: 124, 355, 774 and 1,558 million
+    "gpt2": GPT2Config(),
+    "gpt2-medium": GPT2Config(layers=24, heads=16, channels=1024),
+    "gpt2-large": GPT2Config(layers=36, heads=20, channels=1280),
+    "gpt2-xl": GPT2Config(layers=48, heads=25, channels=1600),
 }
 
 

@@ -27,9 +27,11 @@ class TrainConfig:
     """`bpe` or `char`, trained on the training text, or a folder with a saved tokenizer."""
     validation_fraction: float = 0.1
     """Share of the text, at its end, that is never trained on."""
-    model: GPT2Config = GPT2Config(vocab_size=1024, context=128, layers=4, heads=4, channels=128, dropout=0.1)
+    model: GPT2Config = dataclasses.field(
+        default_factory=lambda: GPT2Config(1024, context=128, layers=4, heads=4, channels=128, dropout=0.1)
+    )
     """Shape of the model; vocab_size is the size of a BPE that is trained here, and otherwise follows the tokenizer."""
-    steps: int = 2000
+    steps: int = 1600
     """Number of optimiser steps."""
     batch_size: int = 12
     """Sequences per step, each of `context` tokens."""
@@ -44,7 +46,7 @@ class TrainConfig:
     warmup: int = 100
     """Steps of linear warmup from 0 to lr."""
     schedule: Literal["cosine", "wsd"] = "cosine"
-    """How the rate falls: half a cosine, or constant and then linear over the last decay_steps (warmup-stable-decay)."""
+    """How the rate falls: half a cosine; or wsd (warmup, stable, decay): constant, then linear over decay_steps."""
     decay_steps: int = 200
     """Steps of decay at the end of a wsd schedule."""
     beta1: float = 0.9
@@ -119,6 +121,7 @@ PRESETS = {
         preset="shakespeare-char-cpu",
         tokenizer="char",
         model=GPT2Config.preset("tiny"),
+        steps=2000,
         eval_every=250,
         sample_tokens=200,
     ),

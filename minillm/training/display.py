@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 import shlex
-import time
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from minillm.errors import InputError
 
 if TYPE_CHECKING:
     from minillm.training.trainer import State
@@ -20,8 +22,9 @@ class Display:
 
     def __init__(self, run: Any, model: Any, corpus: Any, state: State, config: Any):
         self.run = run
+        self.corpus = corpus
         self.config = config
-        self.console = Console(soft_wrap=True, highlight=False)
+        self.console = Console(soft_wrap=True, highlight=False, emoji=False)
         self.progress = Progress(
             TextColumn("step"),
             MofNCompleteColumn(),
@@ -36,7 +39,6 @@ class Display:
             "", total=config.steps, completed=state.step, loss="-", val_loss="-", speed="-"
         )
         self.speed = 0.0  # tokens per second, a running mean over about 20 steps
-        self.started = time.perf_counter()
         uniform = math.log(corpus.tokenizer.vocab_size)
         self.console.print(
             f"{model.num_parameters():,} weights, {len(corpus.train):,} training tokens, vocabulary "
@@ -87,4 +89,12 @@ class Display:
             self.console.print(f"  minillm train --resume {folder}")
         else:
             self.console.print("to sample from it:")
-            self.console.print(f'  minillm sample {folder} --prompt "The " --max-tokens 200')
+            self.console.print(f"  minillm sample {folder} --prompt {escape(self.prompt())} --max-tokens 200")
+
+    def prompt(self) -> str:
+        """The start of a sentence, quoted for a shell; where the tokenizer cannot write it, that of the text."""
+        try:
+            self.corpus.tokenizer.encode("The ")
+            return '"The "'
+        except InputError:
+            return shlex.quote(self.corpus.tokenizer.decode(np.asarray(self.corpus.train[:8])))

@@ -41,8 +41,10 @@ class Corpus(NamedTuple):
     validation: Tokens | np.ndarray
 
     def fingerprint(self) -> str:
-        """The numbers of tokens, the tokenizer, and a checksum of the first million tokens."""
-        checksum = zlib.crc32(np.asarray(self.train[: 1 << 20], np.uint32).tobytes())
+        """The numbers of tokens, the tokenizer, and a checksum of the first million tokens of each part."""
+        checksum = 0
+        for tokens in (self.train, self.validation):
+            checksum = zlib.crc32(np.asarray(tokens[: 1 << 20], np.uint32).tobytes(), checksum)
         return f"{len(self.train)}+{len(self.validation)}-{self.tokenizer.fingerprint()}-{checksum:08x}"
 
 
@@ -78,18 +80,15 @@ def train(config: TrainConfig, resume: Path | None = None) -> Run:
         run, state = Run.create(config, corpus.tokenizer), State()
 
     with backend.tuned_process(), StopRequest() as stop, Display(run, model, corpus, state, config) as display:
-        while state.step < config.steps and not stop.requested:
+        last = state.step >= config.steps
+        while not last:
             started = time.perf_counter()
             ids, targets = train_batches.batch(state.step)
             optimizer.lr = learning_rate(config, state.step)
             optimizer.zero_grad()
             loss = accumulate_gradients(model, ids, targets, config.micro_batches)
             grad_norm = optimizer.clip_grad_norm(config.clip)
-            if not math.isfinite(loss) or not math.isfinite(grad_norm):
-                raise InputError(
-                    f"train: at step {state.step + 1} the loss is {loss} and the gradient's norm {grad_norm}; the weights "
-                    f"were not changed by it; train again with a lower --lr (now {config.lr}) or a longer --warmup"
-                )
+            check_finite(config, state.step + 1, {"loss": loss, "norm of the gradient": grad_norm})
             optimizer.step()
             seconds = time.perf_counter() - started
             state = state._replace(step=state.step + 1, tokens=state.tokens + ids.size, seconds=state.seconds + seconds)
@@ -98,6 +97,7 @@ def train(config: TrainConfig, resume: Path | None = None) -> Run:
             val_loss = None
             if last or state.step % config.eval_every == 0:
                 val_loss = evaluate(model, validation, config.eval_batches)
+                check_finite(config, state.step, {"validation loss": val_loss})  # or the checkpoint would be lost
                 if val_loss < state.best_loss:
                     state = state._replace(best_loss=val_loss, best_step=state.step)
             record = {
@@ -141,6 +141,16 @@ def accumulate_gradients(model: GPT2, ids: Any, targets: Any, micro_batches: int
     return total
 
 
+def check_finite(config: TrainConfig, step: int, values: dict[str, float]) -> None:
+    """Raise InputError for a value that is no number, with what to do about it."""
+    for name, value in values.items():
+        if not math.isfinite(value):
+            raise InputError(
+                f"train: at step {step} the {name} is {value}, as happens when steps are too large; train again with "
+                f"a lower --lr (now {config.lr}) or a longer --warmup (now {config.warmup})"
+            )
+
+
 def evaluate(model: GPT2, batches: Batches, count: int) -> float:
     """The mean validation loss over `count` batches spread evenly over the text, without dropout."""
     model.eval()
@@ -180,6 +190,10 @@ def load_corpus(config: TrainConfig, tokenizer: Tokenizer | None = None) -> Corp
         if tokenizer is None:
             raise InputError(f"train: {folder} holds tokens; say whose with --tokenizer FOLDER")
         validation_shards = sorted(folder.glob("validation_*.bin"))
+        if not validation_shards:
+            raise InputError(
+                f"train: {folder} has train_*.bin, but no validation_*.bin; make both with `minillm tokenizer encode`"
+            )
         fingerprint = tokenizer.fingerprint()
         return Corpus(tokenizer, open_tokens(shards, fingerprint), open_tokens(validation_shards, fingerprint))
     text, validation_text = split_text(read_text(config.data, config.field), config.validation_fraction)
@@ -223,18 +237,23 @@ def build(config: TrainConfig, tokenizer: Tokenizer) -> tuple[GPT2, Optimizer]:
 
 
 def save(run: Run, model: GPT2, optimizer: Optimizer, corpus: Corpus, state: State) -> None:
-    """Write the last checkpoint, which is the best one too if no validation loss was lower."""
+    """Write the last checkpoint, which is the best one too if no validation loss was lower.
+
+    The best one first: a run that is killed between the two goes on from the last one before, and comes here again.
+    """
     content = {**state._asdict(), "random": random.default.state(), "corpus": corpus.fingerprint()}
     last, best = run.checkpoint("last"), run.checkpoint("best")
-    save_checkpoint(last, model, optimizer, content)
-    if state.best_step == state.step:
-        unfinished = best.with_suffix(".tmp")
-        unfinished.unlink(missing_ok=True)
-        try:
-            os.link(last, unfinished)  # a checkpoint is replaced, never written to, so two names may share one file
-        except OSError:
-            shutil.copyfile(last, unfinished)
-        os.replace(unfinished, best)
+    if state.best_step < state.step:
+        save_checkpoint(last, model, optimizer, content)
+        return
+    save_checkpoint(best, model, optimizer, content)
+    unfinished = last.with_suffix(".tmp")
+    unfinished.unlink(missing_ok=True)
+    try:
+        os.link(best, unfinished)  # a checkpoint is replaced, never written to, so two names may share one file
+    except OSError:
+        shutil.copyfile(best, unfinished)
+    os.replace(unfinished, last)
 
 
 def restore(run: Run, model: GPT2, optimizer: Optimizer, corpus: Corpus) -> State:

@@ -1,0 +1,377 @@
+"""GPT-2: its initial weights, its shapes, that it never sees the future, and Hugging Face's implementation of it."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import minillm
+from minillm.autograd import Node
+from minillm.errors import DtypeError, InputError, ShapeError
+from minillm.models.gpt2 import GPT2, PRESETS, GPT2Config
+from minillm.optim import AdamW, decay_groups
+
+SMALL = GPT2Config(vocab_size=11, context=8, layers=2, heads=2, channels=12)
+
+
+def random_model(config: GPT2Config = SMALL, seed: int = 0, dtype: type = np.float32) -> GPT2:
+    """A model whose weights are large enough that every part of it matters."""
+    model = GPT2(config).to(dtype)
+    rng = np.random.default_rng(seed)
+    for name, parameter in model.named_parameters():
+        parameter.data[...] = rng.normal(0, 0.5, parameter.shape) + (1 if "ln_" in name and "weight" in name else 0)
+    return model
+
+
+# Size and initial weights
+
+
+def number_of_weights(config: GPT2Config) -> int:
+    """Counted on paper."""
+    V, T, L, C = config.vocab_size, config.context, config.layers, config.channels
+    bias = 1 if config.bias else 0
+    block = 12 * C * C + 2 * C + bias * (3 * C + C + 4 * C + C + 2 * C)
+    return V * C + T * C + L * block + C + bias * C
+
+
+@given(*(st.integers(1, 4) for _ in range(5)), st.booleans())
+def test_the_count_on_paper_is_right(vocab_size, context, layers, heads, head_size, bias) -> None:
+    config = GPT2Config(vocab_size, context, layers, heads, heads * head_size, bias=bias)
+    assert GPT2(config).num_parameters() == number_of_weights(config)
+
+
+def test_the_presets_have_the_published_numbers_of_weights() -> None:
+    assert {name: number_of_weights(config) for name, config in PRESETS.items()} == {
+        "nano": 34_688,
+        "tiny": 809_856,
+        "baby": 10_770_816,
+        "gpt2": 124_439_808,
+        "gpt2-medium": 354_823_168,
+        "gpt2-large": 774_030_080,
+        "gpt2-xl": 1_557_611_200,
+    }
+
+
+def test_a_preset_can_be_changed_and_a_wrong_name_suggests_one() -> None:
+    assert GPT2Config.preset("tiny", vocab_size=99) == GPT2Config(99, 64, 4, 4, 128)
+    with pytest.raises(InputError, match=r"no preset is called 'gpt2-medum'; did you mean 'gpt2-medium'\?"):
+        GPT2Config.preset("gpt2-medum")
+
+
+def test_the_names_of_parameters() -> None:
+    names = [name for name, _ in GPT2(GPT2Config(11, 8, 1, 1, 4)).named_parameters()]
+    assert names == [
+        "wte.weight",
+        "wpe.weight",
+        *(f"h.0.{part}.{kind}" for part in ("ln_1", "attn.qkv", "attn.proj") for kind in ("weight", "bias")),
+        *(f"h.0.{part}.{kind}" for part in ("ln_2", "mlp.fc", "mlp.proj") for kind in ("weight", "bias")),
+        "ln_f.weight",
+        "ln_f.bias",
+    ]
+    assert not any("bias" in name for name, _ in GPT2(GPT2Config(11, 8, 1, 1, 4, bias=False)).named_parameters())
+
+
+def test_initial_weights() -> None:
+    minillm.manual_seed(0)
+    config = GPT2Config(vocab_size=300, context=200, layers=3, heads=4, channels=128)
+    for name, parameter in GPT2(config).named_parameters():
+        if name.endswith("proj.weight"):
+            expected = 0.02 / math.sqrt(2 * 3)
+        elif parameter.ndim == 2:
+            expected = 0.02
+        else:
+            assert (parameter.data == (0 if name.endswith("bias") else 1)).all(), name
+            continue
+        assert parameter.data.std() == pytest.approx(expected, rel=0.03), name
+        assert abs(parameter.data.mean()) < 0.05 * expected, name
+        assert parameter.dtype == np.float32
+
+
+def test_the_seed_decides_the_weights() -> None:
+    def weights(seed: int) -> dict[str, np.ndarray]:
+        minillm.manual_seed(seed)
+        return GPT2(SMALL).state_dict()
+
+    for name, array in weights(1).items():
+        np.testing.assert_array_equal(array, weights(1)[name])
+        assert array.ndim == 1 or (array != weights(2)[name]).any()
+
+
+@pytest.mark.parametrize("V", [11, 500])
+def test_the_initial_loss_is_nearly_that_of_a_uniform_guess(rng: np.random.Generator, V: int) -> None:
+    model = GPT2(GPT2Config(V, 16, 2, 2, 32))
+    ids, targets = rng.integers(0, V, (2, 8, 16))
+    assert model.loss(ids, targets).item() == pytest.approx(math.log(V), abs=0.05)
+
+
+def test_the_output_layer_is_the_token_table(rng: np.random.Generator) -> None:
+    model = random_model()
+    model.loss(np.array([[1, 2, 3]]), np.array([[2, 3, 4]])).backward()
+    assert [name for name, parameter in model.named_parameters() if parameter.shape == (11, 12)] == ["wte.weight"]
+    gradient = model.wte.weight.grad
+    assert (gradient != 0).all()  # also of tokens that are not among the inputs: by way of the logits
+    model.wte.weight.data[5] = 0
+    assert not model(np.array([[1, 2]])).data[..., 5].any()
+    x = np.full((1, 1), 5)
+    model.wpe.weight.data[0] = 0
+    before = model(x).data
+    model.wpe.weight.data[0] = rng.normal(size=12)
+    assert (model(x).data != before).any()  # the table's row 5 is the input too, and was zero
+
+
+@pytest.mark.parametrize("change", [{"vocab_size": 0}, {"context": 0}, {"layers": -1}, {"heads": 0}, {"channels": 0}])
+def test_a_config_names_the_field_that_is_too_small(change) -> None:
+    [(field, value)] = change.items()
+    with pytest.raises(InputError, match=f"^GPT2Config: {field} is {value}; give 1 or more$"):
+        GPT2Config(**change)
+
+
+def test_a_config_checks_heads_and_dropout() -> None:
+    with pytest.raises(InputError, match="channels=10 is not a multiple of heads=4"):
+        GPT2Config(heads=4, channels=10)
+    for dropout in (-0.1, 1.0, math.nan):
+        with pytest.raises(InputError, match=f"^GPT2Config: dropout is {dropout}"):
+            GPT2Config(dropout=dropout)
+
+
+# Ids in, logits out
+
+
+def test_ids_may_be_lists_arrays_or_tensors() -> None:
+    model = random_model()
+    ids = [[1, 2, 10], [0, 4, 4]]
+    expected = model(np.array(ids)).data
+    assert expected.shape == (2, 3, 11)
+    assert expected.dtype == np.float32
+    forms = [ids, minillm.tensor(ids), *(np.array(ids, dtype) for dtype in (np.int8, np.uint16, np.int32, np.uint64))]
+    for form in forms:
+        np.testing.assert_array_equal(model(form).data, expected)
+
+
+@pytest.mark.parametrize(
+    ("ids", "error", "message"),
+    [
+        ([1, 2], ShapeError, r"^GPT2: ids have shape \(2,\); give \(B, T\)"),
+        (np.zeros((1, 2, 3), int), ShapeError, r"^GPT2: ids have shape \(1, 2, 3\)"),
+        (3, ShapeError, r"^GPT2: ids have shape \(\)"),
+        (np.zeros((1, 9), int), ShapeError, r"^GPT2: ids have T=9, but the context is 8; give that many at most$"),
+        ([[0.0, 1.0]], DtypeError, "token id must be integers, but the array has dtype float64"),
+        ([[True]], DtypeError, "dtype bool"),
+        ([["a"]], DtypeError, "dtype <U1"),
+        ([[0, 11]], InputError, "token id 11 is out of range; expected 0 to 10"),
+        ([[-1, 10]], InputError, "token id -1 is out of range; expected 0 to 10"),
+    ],
+)
+def test_ids_that_cannot_be_used(ids, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        GPT2(SMALL)(ids)
+
+
+def test_targets_that_cannot_be_used() -> None:
+    model, ids = GPT2(SMALL), np.zeros((2, 3), int)
+    with pytest.raises(ShapeError, match=r"logits of shape \(2, 3, 11\) need targets \(2, 3\), not \(2, 2\)"):
+        model.loss(ids, np.zeros((2, 2), int))
+    with pytest.raises(InputError, match="target 11 is out of range"):
+        model.loss(ids, np.full((2, 3), 11))
+
+
+@pytest.mark.parametrize(("B", "T"), [(0, 3), (2, 0), (1, 1), (1, 8)])
+def test_corner_shapes(B: int, T: int) -> None:
+    model = random_model()
+    assert model(np.zeros((B, T), int)).shape == (B, T, 11)
+    if B * T:
+        model.loss(np.zeros((B, T), int), np.ones((B, T), int)).backward()
+        assert all(np.isfinite(parameter.grad).all() for parameter in model.parameters())
+
+
+def test_the_loss_counts_no_ignored_targets(rng: np.random.Generator) -> None:
+    model = random_model()
+    ids, targets = rng.integers(0, 11, (2, 3, 8))
+    targets[0, 3:] = targets[2] = -100
+    shifted = model(ids).data - model(ids).data.max(-1, keepdims=True)
+    log_p = shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
+    losses = [-log_p[b, t, targets[b, t]] for b, t in np.argwhere(targets != -100)]
+    assert len(losses) == 3 + 8
+    assert model.loss(ids, targets).item() == pytest.approx(np.mean(losses), rel=1e-5)
+    assert model.loss(ids, targets, reduction="sum").item() == pytest.approx(np.sum(losses), rel=1e-5)
+
+
+# The future
+
+
+def test_no_position_sees_a_later_token(rng: np.random.Generator) -> None:
+    model = random_model(GPT2Config(11, 8, 3, 3, 12))
+    ids = rng.integers(0, 11, (2, 8))
+    before = model(ids).data
+    for t in range(8):
+        changed = ids.copy()
+        changed[:, t] = (ids[:, t] + 1 + rng.integers(0, 10, 2)) % 11
+        after = model(changed).data
+        np.testing.assert_array_equal(after[:, :t], before[:, :t])
+        assert (after[:, t:] != before[:, t:]).any(axis=-1).all()  # while all that may see it do
+
+
+def test_no_gradient_comes_from_a_later_position() -> None:
+    model = random_model()
+    for t in range(8):
+        model.zero_grad()
+        model(np.arange(8)[None])[0, t].sum().backward()
+        moved = (model.wpe.weight.grad != 0).any(axis=-1)
+        assert moved.tolist() == [True] * (t + 1) + [False] * (7 - t)
+
+
+def test_sequences_of_a_batch_do_not_see_each_other(rng: np.random.Generator) -> None:
+    model = random_model(dtype=np.float64)
+    ids = rng.integers(0, 11, (3, 6))
+    together = model(ids).data
+    for b in range(3):
+        np.testing.assert_allclose(model(ids[b : b + 1]).data[0], together[b], rtol=1e-12, atol=1e-12)
+
+
+# Dropout and scopes
+
+
+def test_dropout_acts_in_every_place_while_training_only(rng: np.random.Generator) -> None:
+    ids = rng.integers(0, 11, (2, 8))
+    model = random_model(GPT2Config(11, 8, 2, 2, 12, dropout=0.5))
+    found = {node.scope for node in all_nodes(model(ids)) if node.op.name == "dropout"}
+    assert found == {"drop", "h.0.attn.dropout", "h.0.mlp.dropout", "h.1.attn.dropout", "h.1.mlp.dropout"}
+    attention = [node for node in all_nodes(model(ids)) if node.op.name == "attention"]
+    assert [node.saved.dropout.p for node in attention] == [0.5, 0.5]
+    assert (model(ids).data != model(ids).data).any()
+    np.testing.assert_array_equal(model.eval()(ids).data, random_model()(ids).data)
+
+
+def all_nodes(out: minillm.Tensor) -> set[Node]:
+    found: set[Node] = set()
+    stack = [out.node]
+    while stack:
+        node = stack.pop()
+        if isinstance(node, Node) and node not in found:
+            found.add(node)
+            stack += [edge[0] for edge in node.edges if edge is not None]
+    return found
+
+
+def test_nodes_know_their_layer() -> None:
+    scopes = {(node.op.name, node.scope) for node in all_nodes(GPT2(SMALL)([[1, 2]]))}
+    assert {
+        ("embedding", "wte"),
+        ("embedding", "wpe"),
+        ("layernorm", "h.0.ln_1"),
+        ("linear", "h.1.attn.qkv"),
+        ("attention", "h.1.attn"),
+        ("gelu", "h.0.mlp"),
+        ("add", "h.1"),
+        ("layernorm", "ln_f"),
+        ("linear", ""),
+    } <= scopes
+
+
+# It learns
+
+
+def test_it_learns_one_batch_by_heart(rng: np.random.Generator) -> None:
+    minillm.manual_seed(0)
+    model = GPT2(SMALL)
+    optimizer = AdamW(decay_groups(model.parameters(), 0.1), 1e-2)
+    ids = rng.integers(0, 11, (2, 8))
+    targets = rng.integers(0, 11, (2, 8))
+    for _ in range(80):
+        optimizer.zero_grad()
+        loss = model.loss(ids, targets)
+        loss.backward()
+        optimizer.step()
+    assert loss.item() < 0.1
+    np.testing.assert_array_equal(model(ids).data.argmax(-1), targets)
+
+
+def test_every_gradient_equals_central_differences(rng: np.random.Generator) -> None:
+    """Along one random direction through all weights at once, in float64: nothing here needs another library."""
+    model = random_model(dtype=np.float64)
+    ids, targets = rng.integers(0, 11, (2, 3, 8))
+    model.loss(ids, targets).backward()
+    for name, parameter in model.named_parameters():
+        direction = rng.normal(size=parameter.shape)
+        step = 1e-5 / np.linalg.norm(direction)
+        losses = []
+        for sign in (1, -1):
+            parameter.data += sign * step * direction
+            losses.append(model.loss(ids, targets).item())
+            parameter.data -= sign * step * direction
+        slope = (losses[0] - losses[1]) / (2 * step)
+        assert float((parameter.grad * direction).sum()) == pytest.approx(slope, rel=1e-5, abs=1e-7), name
+
+
+# Hugging Face's GPT-2
+
+
+def hugging_face_name(name: str) -> tuple[str, bool]:
+    """The name of one of our parameters there, and whether it is transposed: their Conv1D keeps (in, out)."""
+    linear = {"attn.qkv": "attn.c_attn", "attn.proj": "attn.c_proj", "mlp.fc": "mlp.c_fc", "mlp.proj": "mlp.c_proj"}
+    for ours, theirs in linear.items():
+        if f".{ours}." in name:
+            return f"transformer.{name.replace(ours, theirs)}", name.endswith("weight")
+    return f"transformer.{name}", False
+
+
+def relative_error(ours: np.ndarray, theirs: np.ndarray) -> float:
+    assert ours.shape == theirs.shape
+    return float(np.abs(ours - theirs).max() / np.abs(theirs).max())
+
+
+@pytest.mark.oracle
+@pytest.mark.parametrize(("dtype", "tolerance"), [(np.float32, 1e-5), (np.float64, 1e-10)])
+def test_logits_gradients_and_a_step_equal_hugging_faces(rng: np.random.Generator, dtype, tolerance: float) -> None:
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    reference = transformers.GPT2LMHeadModel(
+        transformers.GPT2Config(
+            vocab_size=61,
+            n_positions=16,
+            n_embd=24,
+            n_layer=3,
+            n_head=4,
+            resid_pdrop=0.0,
+            embd_pdrop=0.0,
+            attn_pdrop=0.0,
+            attn_implementation="eager",
+        )
+    ).to(getattr(torch, np.dtype(dtype).name))
+    model = random_model(GPT2Config(61, 16, 3, 4, 24), dtype=dtype)
+    theirs = dict(reference.named_parameters())
+    assert len(theirs) == len(model.parameters())  # tied there too
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            their_name, transposed = hugging_face_name(name)
+            theirs[their_name].copy_(torch.tensor(parameter.data.T if transposed else parameter.data))
+
+    def check(ours: str) -> None:
+        for name, parameter in model.named_parameters():
+            their_name, transposed = hugging_face_name(name)
+            their = theirs[their_name] if ours == "data" else theirs[their_name].grad
+            expected = their.detach().numpy()
+            error = relative_error(getattr(parameter, ours), expected.T if transposed else expected)
+            assert error < tolerance, f"{ours} of {name}: {error:.1e}"
+
+    ids, targets = rng.integers(0, 61, (2, 3, 16))
+    targets[1, 5:] = -100
+    expected = reference(torch.tensor(ids)).logits
+    assert relative_error(model(ids).data, expected.detach().numpy()) < tolerance
+
+    theirs_optimizer = torch.optim.AdamW(reference.parameters(), 1e-2, (0.8, 0.9), 1e-3, weight_decay=0.1)
+    optimizer = AdamW(model.parameters(), 1e-2, (0.8, 0.9), 1e-3, weight_decay=0.1)
+    loss = model.loss(ids, targets)
+    loss.backward()
+    expected_loss = torch.nn.functional.cross_entropy(expected.flatten(0, 1), torch.tensor(targets).flatten())
+    expected_loss.backward()
+    assert loss.item() == pytest.approx(expected_loss.item(), rel=tolerance)
+    check("grad")
+    optimizer.step()
+    theirs_optimizer.step()
+    check("data")
+    assert relative_error(model(ids).data, reference(torch.tensor(ids)).logits.detach().numpy()) < tolerance

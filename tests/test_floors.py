@@ -1,0 +1,187 @@
+"""The building: a file imports only from floors below its own, and heavy or foreign packages stay where they belong."""
+
+from __future__ import annotations
+
+import ast
+import os
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import minillm
+
+ROOT = Path(minillm.__file__).parent
+
+FLOORS = {  # the longest name that fits counts
+    "minillm.errors": 0,
+    "minillm.tokenizers": 0,
+    "minillm.backend": 1,
+    "minillm.random": 1,
+    "minillm.kernels": 2,
+    "minillm.autograd": 3,
+    "minillm.ops": 4,
+    "minillm": 5,  # the public names
+    "minillm.nn": 5,
+    "minillm.optim": 5,
+    "minillm.testing": 5,
+    "minillm.debug": 5,
+    "minillm.models": 6,
+    "minillm.data": 6,
+    "minillm.parallel": 6,
+    "minillm.generate": 7,
+    "minillm.checkpoint": 7,
+    "minillm.gradcheck": 7,
+    "minillm.hub": 7,
+    "minillm.training": 7,
+    "minillm.study": 8,
+    "minillm.cli": 8,
+    "minillm.__main__": 9,
+}
+# What others of the same floor may use.
+SHARED = {
+    "minillm.errors",
+    "minillm.backend",
+    "minillm.ops.arithmetic",
+    "minillm.ops.dropout",
+    "minillm.ops.reduce",
+    "minillm.checkpoint",
+    "minillm.generate",
+}
+TOGETHER = {
+    "minillm.tokenizers",
+    "minillm.data",
+    "minillm.training",
+    "minillm.parallel",
+}  # one subject in several files
+# Packages that are not Python's own, and where each may be imported. All but numpy and regex only when they are needed.
+FOREIGN = {
+    "numpy": {"minillm"},
+    "regex": {"minillm.tokenizers"},
+    "rich": {"minillm.tokenizers.bpe", "minillm.training.display", "minillm.cli"},
+    "tyro": {"minillm.cli"},
+    "matplotlib": {"minillm.training.run"},
+    "safetensors": {"minillm.checkpoint", "minillm.hub"},
+    "threadpoolctl": {"minillm.backend"},
+    "cupy": {"minillm.backend", "minillm.kernels", "minillm.parallel.nccl"},
+    "cupy_backends": {"minillm.backend", "minillm.kernels", "minillm.parallel.nccl"},
+    "ml_dtypes": {"minillm.backend", "minillm.kernels"},
+}
+
+
+def module_name(path: Path) -> str:
+    parts = ["minillm", *path.relative_to(ROOT).with_suffix("").parts]
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+FILES = {module_name(path): path for path in sorted(ROOT.rglob("*.py")) if "_kernels" not in path.parts}
+
+
+def imports(tree: ast.AST) -> Iterator[str]:
+    """Every module that a file imports, at its top or within a function."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "relative imports hide the floor"
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+            yield from ((name if name in FILES else node.module) for name in names)
+
+
+def within(module: str, folder: str) -> bool:
+    return module == folder or module.startswith(f"{folder}.")
+
+
+def floor(module: str) -> int:
+    if module == "minillm":
+        return FLOORS["minillm"]
+    places = [name for name in FLOORS if name != "minillm" and within(module, name)]
+    assert places, f"{module} has no floor yet: give it one in FLOORS"
+    return FLOORS[max(places, key=len)]
+
+
+def broken_rules(module: str, source: str) -> list[str]:
+    found = []
+    for target in imports(ast.parse(source)):
+        package = target.partition(".")[0]
+        if package in FOREIGN:
+            if not any(within(module, place) for place in FOREIGN[package]):
+                found.append(f"{module} imports {target}")
+        elif package != "minillm":
+            if package not in sys.stdlib_module_names:
+                found.append(f"{module} imports {target}, which is not among the dependencies")
+        elif floor(target) > floor(module):
+            found.append(f"{module} (floor {floor(module)}) imports {target} (floor {floor(target)})")
+        elif floor(target) == floor(module):
+            together = any(within(module, folder) and within(target, folder) for folder in TOGETHER)
+            own = within(target, module)  # a package's __init__ gathers its files
+            if not (together or own or target in SHARED):
+                found.append(f"{module} imports {target} of its own floor")
+    return found
+
+
+@pytest.mark.parametrize("module", FILES)
+def test_a_file_imports_only_from_below(module: str) -> None:
+    assert broken_rules(module, FILES[module].read_text(encoding="utf-8")) == []
+
+
+@pytest.mark.parametrize(
+    ("module", "source"),
+    [
+        ("minillm.autograd", "from minillm import ops"),
+        ("minillm.autograd", "def late():\n    from minillm.ops.linear import linear"),
+        ("minillm.errors", "import minillm"),
+        ("minillm.ops.linear", "from minillm.ops.gelu import gelu"),
+        ("minillm.ops.linear", "from minillm.ops import gelu"),
+        ("minillm.nn", "from minillm.optim import AdamW"),
+        ("minillm.models.gpt2", "from minillm.data import Batches"),
+        ("minillm.training.trainer", "import cupy as xp"),
+        ("minillm.nn", "from safetensors.numpy import save_file"),
+        ("minillm.nn", "import torch.nn"),
+        ("minillm.generate", "from minillm.cli import main"),
+    ],
+)
+def test_the_rules_catch_what_they_should(module: str, source: str) -> None:
+    assert len(broken_rules(module, source)) == 1
+
+
+@pytest.mark.parametrize(
+    ("module", "source"),
+    [
+        ("minillm.ops.linear", "import math\nfrom minillm import backend\nfrom minillm.autograd import Op"),
+        ("minillm.ops.linear", "from minillm.ops.arithmetic import unbroadcast"),
+        ("minillm.parallel.nccl", "from cupy.cuda import nccl"),
+        ("minillm.tokenizers.bpe", "import regex\nfrom minillm.tokenizers.base import Tokenizer"),
+    ],
+)
+def test_the_rules_allow_what_they_should(module: str, source: str) -> None:
+    assert broken_rules(module, source) == []
+
+
+def test_every_public_module_starts_with_a_docstring() -> None:
+    public = {name: path for name, path in FILES.items() if not name.rpartition(".")[2].startswith("_")}
+    assert len(public) > 30
+    without = [name for name, path in public.items() if not ast.get_docstring(ast.parse(path.read_text("utf-8")))]
+    assert without == []
+
+
+def test_importing_minillm_loads_nothing_but_numpy() -> None:
+    code = "import sys; before = set(sys.modules); import minillm; print(*sorted(set(sys.modules) - before))"
+    path = os.pathsep.join([str(ROOT.parent), *filter(None, [os.environ.get("PYTHONPATH")])])
+    environment = {**os.environ, "PYTHONPATH": path}
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)
+    packages = {name.partition(".")[0] for name in result.stdout.split()}
+    assert {"minillm", "numpy"} <= packages
+    assert packages - sys.stdlib_module_names == {"minillm", "numpy"}
+    for heavy in ("minillm.training", "minillm.cli", "minillm.tokenizers", "pydoc_data", "asyncio", "multiprocessing"):
+        assert heavy not in result.stdout.split()
+
+
+def test_the_wheel_has_every_package() -> None:
+    project = Path(__file__).parents[1] / "pyproject.toml"
+    listed = tomllib.loads(project.read_text(encoding="utf-8"))["tool"]["setuptools"]["packages"]
+    assert {name for name, path in FILES.items() if path.name == "__init__.py"} <= set(listed)
+    assert (ROOT / "py.typed").is_file()

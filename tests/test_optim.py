@@ -1,0 +1,585 @@
+"""Optimisers against naive formulas and torch.optim; flat buffers, clipping, saved state, schedules."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import minillm
+from minillm import Parameter, backend, nn, optim
+from minillm.errors import CheckpointError, GraphError, InputError, ShapeError
+from minillm.optim import SGD, AdamW, clip_grad_norm_, cosine_schedule, decay_groups, wsd_schedule
+
+SHAPES = [(3, 5), (7,), (2, 2, 4), (), (1, 17), (16,), (33,)]
+
+
+def parameters(rng: np.random.Generator, shapes=SHAPES, dtype=np.float64) -> list[Parameter]:
+    return [Parameter(np.asarray(rng.normal(size=shape), dtype), f"p{i}") for i, shape in enumerate(shapes)]
+
+
+def set_gradients(members: list[Parameter], rng: np.random.Generator, scale: float = 1.0) -> list[np.ndarray]:
+    """Random gradients by way of a backward, as in training; returns them."""
+    gradients = [np.asarray(rng.normal(scale=scale, size=p.shape), p.dtype) for p in members]
+    for parameter, gradient in zip(members, gradients, strict=True):
+        (parameter * gradient).sum().backward()
+    return gradients
+
+
+class NaiveAdamW:
+    """The formula, one array at a time, in float64."""
+
+    def __init__(self, values, lr, betas=(0.9, 0.999), eps=1e-8, decays=0.01):
+        self.values = [np.array(value, np.float64) for value in values]
+        self.decays = decays if isinstance(decays, list) else [decays] * len(values)
+        self.m, self.v = ([np.zeros(value.shape) for value in values] for _ in range(2))
+        self.lr, self.betas, self.eps, self.t = lr, betas, eps, 0
+
+    def step(self, gradients) -> None:
+        self.t += 1
+        b1, b2 = self.betas
+        for i, g in enumerate(np.asarray(gradient, np.float64) for gradient in gradients):
+            self.m[i] = b1 * self.m[i] + (1 - b1) * g
+            self.v[i] = b2 * self.v[i] + (1 - b2) * g**2
+            m_hat, v_hat = self.m[i] / (1 - b1**self.t), self.v[i] / (1 - b2**self.t)
+            self.values[i] = self.values[i] - self.lr * self.decays[i] * self.values[i]
+            self.values[i] = self.values[i] - self.lr * m_hat / (np.sqrt(v_hat) + self.eps)
+
+
+class NaiveSGD:
+    def __init__(self, values, lr, momentum=0.0, decays=0.0):
+        self.values = [np.array(value, np.float64) for value in values]
+        self.decays = decays if isinstance(decays, list) else [decays] * len(values)
+        self.b = [np.zeros(value.shape) for value in values]
+        self.lr, self.momentum = lr, momentum
+
+    def step(self, gradients) -> None:
+        for i, g in enumerate(gradients):
+            self.b[i] = self.momentum * self.b[i] + g + self.decays[i] * self.values[i]
+            self.values[i] = self.values[i] - self.lr * self.b[i]
+
+
+def naive_values(members: list[Parameter]) -> list[np.ndarray]:
+    return [parameter.data.copy() for parameter in members]
+
+
+def assert_equal_values(members, expected, rtol=1e-12) -> None:
+    for parameter, value in zip(members, expected, strict=True):
+        np.testing.assert_allclose(parameter.data, value, rtol=rtol, atol=rtol, err_msg=parameter.name)
+
+
+# The rules
+
+
+@given(
+    st.floats(1e-4, 0.5),
+    st.floats(0, 0.99),
+    st.floats(0, 0.9999),
+    st.sampled_from([1e-8, 1e-3]),
+    st.sampled_from([0.0, 0.1]),
+    st.integers(0, 2**32),
+)
+def test_adamw_is_its_formula(lr, beta1, beta2, eps, decay, seed) -> None:
+    rng = np.random.default_rng(seed)
+    members = parameters(rng, [(3, 5), (7,), ()])
+    naive = NaiveAdamW(naive_values(members), lr, (beta1, beta2), eps, decay)
+    optimizer = AdamW(members, lr, (beta1, beta2), eps, decay)
+    for step in range(5):
+        optimizer.zero_grad()
+        naive.step(set_gradients(members, rng, scale=10.0 ** (step - 2)))
+        optimizer.step()
+    assert optimizer.steps == 5
+    assert_equal_values(members, naive.values, rtol=1e-9)
+
+
+@given(st.floats(1e-4, 0.5), st.sampled_from([0.0, 0.5, 0.9]), st.sampled_from([0.0, 0.1]), st.integers(0, 2**32))
+def test_sgd_is_its_formula(lr, momentum, decay, seed) -> None:
+    rng = np.random.default_rng(seed)
+    members = parameters(rng, [(3, 5), (7,), ()])
+    naive = NaiveSGD(naive_values(members), lr, momentum, decay)
+    optimizer = SGD(members, lr, momentum, decay)
+    for _ in range(5):
+        optimizer.zero_grad()
+        naive.step(set_gradients(members, rng))
+        optimizer.step()
+    assert_equal_values(members, naive.values, rtol=1e-9)
+
+
+def test_groups_have_their_own_decay_and_the_learning_rate_may_change(rng: np.random.Generator) -> None:
+    members = parameters(rng)
+    decays = [0.5 if parameter.ndim >= 2 else 0.0 for parameter in members]
+    naive = NaiveAdamW(naive_values(members), 0.1, (0.8, 0.95), decays=decays)
+    optimizer = AdamW(decay_groups(members, 0.5), 0.1, (0.8, 0.95))
+    for step in range(6):
+        optimizer.lr = naive.lr = 0.1 / (step + 1)
+        optimizer.zero_grad()
+        naive.step(set_gradients(members, rng))
+        optimizer.step()
+    assert_equal_values(members, naive.values)
+
+
+def test_every_option_can_be_a_groups_own(rng: np.random.Generator) -> None:
+    a, b = parameters(rng, [(4,), (5,)])
+    first, second = NaiveAdamW([a.data], 0.1, (0.5, 0.6), 1e-3, 0.3), NaiveAdamW([b.data], 0.1)
+    optimizer = AdamW([{"params": [a], "betas": (0.5, 0.6), "eps": 1e-3, "weight_decay": 0.3}, {"params": [b]}], 0.1)
+    for _ in range(3):
+        optimizer.zero_grad()
+        gradients = set_gradients([a, b], rng)
+        first.step(gradients[:1])
+        second.step(gradients[1:])
+        optimizer.step()
+    assert_equal_values([a, b], first.values + second.values)
+
+
+def test_decay_groups_decay_matrices_only(rng: np.random.Generator) -> None:
+    members = parameters(rng)
+    decayed, others = decay_groups(iter(members), 0.3)
+    assert [p.name for p in decayed["params"]] == ["p0", "p2", "p4"]
+    assert [p.name for p in others["params"]] == ["p1", "p3", "p5", "p6"]
+    assert (decayed["weight_decay"], others["weight_decay"]) == (0.3, 0.0)
+    assert len(decay_groups(members[1:2], 0.3)) == 1
+
+
+def test_float32_stays_close_to_the_formula_over_many_steps(rng: np.random.Generator) -> None:
+    members = parameters(rng, dtype=np.float32)
+    naive = NaiveAdamW(naive_values(members), 1e-2, decays=0.1)
+    optimizer = AdamW(members, 1e-2, weight_decay=0.1)
+    for _ in range(100):
+        optimizer.zero_grad()
+        naive.step([g.astype(np.float64) for g in set_gradients(members, rng)])
+        optimizer.step()
+    assert all(parameter.dtype == np.float32 for parameter in members)
+    assert_equal_values(members, naive.values, rtol=2e-5)
+
+
+# Flat buffers
+
+
+@pytest.mark.parametrize("kind", [AdamW, SGD])
+def test_data_and_gradients_are_views_of_flat_buffers(rng: np.random.Generator, kind) -> None:
+    members = parameters(rng)
+    values = naive_values(members)
+    members[2].grad = np.full(members[2].shape, 7.0)  # from a backward before the optimiser was built
+    optimizer = kind(members, 0.1)
+    [group] = optimizer.groups
+    np.testing.assert_array_equal(members[2].grad, np.full((2, 2, 4), 7.0))
+    assert members[0].grad is None
+    for parameter, value in zip(members, values, strict=True):
+        np.testing.assert_array_equal(parameter.data, value)
+        assert parameter.data.shape == value.shape
+        assert np.shares_memory(parameter.data, group.data)
+    optimizer.zero_grad()
+    set_gradients(members, rng)
+    for parameter in members:
+        assert np.shares_memory(parameter.grad, group.grad)
+    starts = [parameter.data.__array_interface__["data"][0] - group.data.ctypes.data for parameter in members]
+    assert all(start % 64 == 0 for start in starts)
+    assert starts == sorted(starts)
+
+
+def test_gaps_between_parameters_stay_zero(rng: np.random.Generator) -> None:
+    members = parameters(rng, dtype=np.float32)
+    optimizer = AdamW(members, 0.1, weight_decay=0.5)
+    [group] = optimizer.groups
+    inside = np.zeros(len(group.data), bool)
+    for parameter, start in zip(members, group.starts, strict=True):
+        inside[start : start + parameter.numel()] = True
+    assert inside.sum() == sum(parameter.numel() for parameter in members) < len(inside)
+    for _ in range(3):
+        optimizer.zero_grad()
+        set_gradients(members, rng)
+        optimizer.clip_grad_norm(0.1)
+        optimizer.step()
+    for buffer in (group.data, group.grad, *group.moments.values()):
+        assert not buffer[~inside].any()
+        assert buffer[inside].any()
+
+
+@pytest.mark.parametrize("missing", [{0}, {3}, {6}, {1, 2}, {0, 2, 4, 6}, {1, 2, 3, 4, 5}, set(range(7))])
+@pytest.mark.parametrize("kind", [AdamW, SGD])
+def test_a_parameter_without_a_gradient_is_not_moved(rng: np.random.Generator, kind, missing: set[int]) -> None:
+    members = parameters(rng)
+    options = {"weight_decay": 0.5} | ({"momentum": 0.9} if kind is SGD else {})
+    optimizer = kind(members, 0.1, **options)
+    set_gradients(members, rng)
+    optimizer.step()  # so that moments are not zero, and would move it
+    before = naive_values(members)
+    state = {name: array.copy() for name, array in optimizer.state_dict().items()}
+    versions = [parameter.version for parameter in members]
+    optimizer.zero_grad()
+    set_gradients([parameter for i, parameter in enumerate(members) if i not in missing], rng)
+    optimizer.step()
+    for i, parameter in enumerate(members):
+        same = [np.array_equal(optimizer.state_dict()[key], state[key]) for key in state if key.endswith(f".p{i}")]
+        assert np.array_equal(parameter.data, before[i]) == (i in missing)
+        assert same == [i in missing] * len(optimizer.moment_names)
+        assert parameter.version - versions[i] == (i not in missing)
+
+
+@pytest.mark.parametrize("chunk", [1, 16, 24, 40, 64, 10**6])
+@pytest.mark.parametrize("parallel_bytes", [0, 10**9])
+@pytest.mark.parametrize("kind", [AdamW, SGD])
+def test_chunks_and_threads_change_no_bit(
+    monkeypatch: pytest.MonkeyPatch, kind, chunk: int, parallel_bytes: int
+) -> None:
+    def run() -> tuple[list[np.ndarray], list[float]]:
+        rng = np.random.default_rng(0)
+        members = parameters(rng, dtype=np.float32)
+        optimizer = kind(decay_groups(members, 0.1), 0.01)
+        norms = []
+        for step in range(4):
+            optimizer.zero_grad()
+            set_gradients(members if step != 2 else members[1:3] + members[4:], rng)
+            norms.append(optimizer.clip_grad_norm(math.inf))
+            optimizer.step()
+        return [*naive_values(members), *optimizer.state_dict().values()], norms
+
+    expected, expected_norms = run()
+    monkeypatch.setattr(optim, "CHUNK", chunk)
+    monkeypatch.setattr(backend, "PARALLEL_BYTES", parallel_bytes)
+    monkeypatch.setattr(backend, "threads", 3)
+    arrays, norms = run()
+    for array, value in zip(arrays, expected, strict=True):
+        np.testing.assert_array_equal(array, value)
+    assert norms == pytest.approx(expected_norms, rel=1e-6)  # a sum in another order: equal but for the last bits
+
+
+def test_several_dtypes_in_one_optimiser(rng: np.random.Generator) -> None:
+    single, double = parameters(rng, [(3, 2), (5,)], np.float32), parameters(rng, [(4,), (2, 2)], np.float64)
+    mixed = [single[0], double[0], single[1], double[1]]
+    naive = NaiveAdamW(naive_values(mixed), 0.1)
+    optimizer = AdamW(mixed, 0.1)
+    assert len(optimizer.groups) == 2
+    for _ in range(4):
+        optimizer.zero_grad()
+        naive.step(set_gradients(mixed, rng))
+        optimizer.step()
+    assert [parameter.dtype.itemsize for parameter in mixed] == [4, 8, 4, 8]
+    assert_equal_values([mixed[1], mixed[3]], [naive.values[1], naive.values[3]])
+    assert_equal_values(mixed, naive.values, rtol=1e-5)
+
+
+def test_gradients_of_an_earlier_step_do_not_leak_into_the_next(rng: np.random.Generator) -> None:
+    weight = Parameter(rng.normal(size=(3, 4)), "weight")
+    optimizer = AdamW([weight], 0.1)
+    x, ids = minillm.tensor(rng.normal(size=(2, 4))), np.array([0, 2, 2])
+
+    def gradient() -> np.ndarray:
+        (minillm.ops.linear(x, weight).sum() + (minillm.ops.embedding(ids, weight) * 3).sum()).backward()
+        return weight.grad.copy()
+
+    expected = gradient()
+    np.testing.assert_allclose(gradient(), 2 * expected)  # a second backward adds
+    optimizer.zero_grad()
+    assert weight.grad is None
+    np.testing.assert_array_equal(gradient(), expected)
+
+
+def test_a_gradient_set_by_hand_is_used_and_becomes_a_view(rng: np.random.Generator) -> None:
+    members = parameters(rng, [(3, 5), (7,)])
+    naive = NaiveAdamW(naive_values(members), 0.1)
+    optimizer = AdamW(members, 0.1)
+    mine = rng.normal(size=(3, 5))
+    for step in range(3):
+        gradients = set_gradients(members, rng)
+        members[0].grad = mine
+        if step == 2:
+            mine = mine.astype(np.float32)
+            members[0].grad = mine  # of another dtype
+        naive.step([mine, gradients[1]])
+        kept = mine.copy()
+        optimizer.step()
+        assert np.shares_memory(members[0].grad, optimizer.groups[0].grad)
+        np.testing.assert_array_equal(mine, kept)
+        optimizer.zero_grad()
+        np.testing.assert_array_equal(mine, kept)
+    assert_equal_values(members, naive.values)
+    members[0].grad = np.zeros((3, 5))
+    (members[0] * 2).sum().backward()  # adds to what was set
+    np.testing.assert_array_equal(members[0].grad, np.full((3, 5), 2.0))
+
+
+def test_a_gradient_of_another_shape_is_refused(rng: np.random.Generator) -> None:
+    [weight] = parameters(rng, [(3, 5)])
+    optimizer = SGD([weight], 0.1)
+    before = weight.data.copy()
+    weight.grad = np.ones(5)  # NumPy would stretch it
+    with pytest.raises(ShapeError, match=r"^step: the gradient of parameter p0 has shape \(5,\), .* shape \(3, 5\)"):
+        optimizer.step()
+    np.testing.assert_array_equal(weight.data, before)
+
+
+def test_a_replaced_array_is_an_error_that_names_the_parameter(rng: np.random.Generator) -> None:
+    model = nn.Linear(3, 2)
+    model.assign_names()
+    optimizer = AdamW(model.parameters(), 0.1)
+    model.weight.data[...] = 1  # writing into it is right
+    set_gradients(model.parameters(), rng)
+    optimizer.step()
+    model.bias.data = model.bias.data * 2
+    with pytest.raises(GraphError, match=r"^step: the array of parameter bias was replaced .* write into"):
+        optimizer.step()
+    with pytest.raises(GraphError, match="parameter bias was replaced"):
+        optimizer.clip_grad_norm(1.0)
+
+
+def test_a_backward_after_the_step_of_its_weights_raises(rng: np.random.Generator) -> None:
+    [weight] = parameters(rng, [(3,)])
+    optimizer = SGD([weight], 0.1)
+    loss = (weight * weight).sum()
+    loss.backward(keep_graph=True)
+    optimizer.step()
+    with pytest.raises(GraphError, match=r"p0.* moved by the optimiser"):
+        loss.backward()
+
+
+# Clipping
+
+
+@given(st.floats(1e-3, 1e3), st.integers(0, 2**32))
+def test_clipping_scales_to_the_norm_and_never_up(max_norm: float, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    members, others = parameters(rng), parameters(np.random.default_rng(seed))
+    rng = np.random.default_rng(seed)
+    gradients = set_gradients(members, rng)
+    for parameter, gradient in zip(others, gradients, strict=True):
+        parameter.grad = gradient.copy()
+    norm = math.sqrt(sum(float((gradient**2).sum()) for gradient in gradients))
+    assert clip_grad_norm_(others, max_norm) == pytest.approx(norm, rel=1e-12)
+    expected = [gradient * min(1.0, max_norm / norm) for gradient in gradients]
+    for parameter, value in zip(others, expected, strict=True):
+        np.testing.assert_allclose(parameter.grad, value, rtol=1e-12)
+
+    naive = NaiveSGD(naive_values(members), 0.1, decays=0.3)
+    optimizer = SGD(members, 0.1, weight_decay=0.3)
+    assert optimizer.clip_grad_norm(max_norm) == pytest.approx(norm, rel=1e-12)
+    for parameter, gradient in zip(members, gradients, strict=True):
+        np.testing.assert_array_equal(parameter.grad, gradient)  # the step scales, not the clipping
+    optimizer.step()
+    naive.step(expected)  # weight decay is not clipped
+    assert_equal_values(members, naive.values, rtol=1e-10)
+
+
+def test_clipping_is_for_one_step(rng: np.random.Generator) -> None:
+    members = parameters(rng)
+    naive = NaiveAdamW(naive_values(members), 0.1)
+    optimizer = AdamW(members, 0.1)
+    gradients = set_gradients(members, rng, scale=100)
+    norm = optimizer.clip_grad_norm(0.01)
+    optimizer.step()
+    naive.step([gradient * 0.01 / norm for gradient in gradients])
+    optimizer.zero_grad()
+    naive.step(set_gradients(members, rng))
+    optimizer.step()
+    assert_equal_values(members, naive.values, rtol=1e-10)
+
+
+def test_clipping_passes_over_missing_gradients_and_zero(rng: np.random.Generator) -> None:
+    members = parameters(rng)
+    optimizer = AdamW(members, 0.1)
+    set_gradients(members, rng)
+    optimizer.zero_grad()  # the buffers still hold them
+    assert optimizer.clip_grad_norm(1.0) == 0
+    assert clip_grad_norm_(members, 1.0) == 0
+    [gradient] = set_gradients(members[2:3], rng)
+    assert optimizer.clip_grad_norm(1.0) == pytest.approx(np.linalg.norm(gradient.ravel()))
+    members[2].grad[...] = 0
+    assert optimizer.clip_grad_norm(1.0) == 0
+    before = naive_values(members)
+    optimizer.step()
+    assert_equal_values(members[:2], before[:2], rtol=0)
+    assert np.isfinite(members[2].data).all()
+
+
+# State
+
+
+def train_steps(optimizer, members: list[Parameter], rng: np.random.Generator, count: int) -> None:
+    for _ in range(count):
+        optimizer.zero_grad()
+        set_gradients(members, rng)
+        optimizer.clip_grad_norm(2.0)
+        optimizer.step()
+
+
+@pytest.mark.parametrize("kind", [AdamW, SGD])
+def test_state_round_trip_is_bitwise(kind) -> None:
+    options = {"momentum": 0.9} if kind is SGD else {}
+
+    def start() -> tuple:
+        members = parameters(np.random.default_rng(0), dtype=np.float32)
+        return members, kind(decay_groups(members, 0.1), 0.01, **options)
+
+    members, optimizer = start()
+    train_steps(optimizer, members, np.random.default_rng(1), 3)
+    state = {name: array.copy() for name, array in optimizer.state_dict().items()}
+    values = naive_values(members)
+    train_steps(optimizer, members, np.random.default_rng(2), 4)
+
+    resumed, other = start()
+    train_steps(other, resumed, np.random.default_rng(7), 5)  # a state of its own, to be overwritten
+    for parameter, value in zip(resumed, values, strict=True):
+        parameter.data[...] = value
+    other.load_state_dict(state)
+    assert other.steps == 3
+    train_steps(other, resumed, np.random.default_rng(2), 4)
+    for parameter, value in zip(resumed, naive_values(members), strict=True):
+        np.testing.assert_array_equal(parameter.data, value)
+
+
+def test_state_names_and_errors(rng: np.random.Generator) -> None:
+    members = parameters(rng, [(2, 3), (4,)])
+    optimizer = AdamW(members, 0.1)
+    set_gradients(members, rng)
+    optimizer.step()
+    state = {name: array.copy() for name, array in optimizer.state_dict().items()}
+    assert set(state) == {"steps", "exp_avg.p0", "exp_avg.p1", "exp_avg_sq.p0", "exp_avg_sq.p1"}
+    assert (state["steps"], state["exp_avg.p0"].shape) == (1, (2, 3))
+
+    broken = {name: array + 1 for name, array in state.items()}
+    del broken["exp_avg.p0"]
+    broken["exp_avg_sq.p1"] = np.zeros((4, 1))
+    broken["momentum.p0"] = np.zeros((2, 3))
+    with pytest.raises(CheckpointError) as raised:
+        optimizer.load_state_dict(broken)
+    for part in (
+        "AdamW: ",
+        "missing exp_avg.p0",
+        "unexpected momentum.p0",
+        "exp_avg_sq.p1 has shape (4, 1), expected (4,)",
+    ):
+        assert str(raised.value).count(part) == 1
+    with pytest.raises(CheckpointError, match="no steps"):
+        optimizer.load_state_dict({name: array + 1 for name, array in state.items() if name != "steps"})
+    for name, array in optimizer.state_dict().items():
+        np.testing.assert_array_equal(array, state[name])
+
+
+def test_unnamed_parameters_have_state_too(rng: np.random.Generator) -> None:
+    members = [Parameter(rng.normal(size=3)), Parameter(rng.normal(size=2))]
+    optimizer = SGD(members, 0.1, momentum=0.9)
+    set_gradients(members, rng)
+    optimizer.step()
+    assert {name: array.shape for name, array in optimizer.state_dict().items()} == {
+        "steps": (),
+        "momentum.0.0": (3,),
+        "momentum.0.1": (2,),
+    }
+
+
+# Bad arguments
+
+
+def test_bad_arguments(rng: np.random.Generator) -> None:
+    members = parameters(rng)
+    with pytest.raises(InputError, match=r"^AdamW: lr is -1; give"):
+        AdamW(members, -1)
+    with pytest.raises(InputError, match=r"^SGD: lr is nan"):
+        SGD(members, math.nan)
+    with pytest.raises(InputError, match=r"^AdamW: betas are \(0.9, 1.0\)"):
+        AdamW(members, 0.1, (0.9, 1.0))
+    for nothing in ([], [{"params": []}], iter(())):
+        with pytest.raises(InputError, match=r"^SGD: there are no parameters to optimise"):
+            SGD(nothing, 0.1)
+    with pytest.raises(InputError, match=r"^AdamW: a group has no option 'weight_decai'; did you mean 'weight_decay'"):
+        AdamW([{"params": members, "weight_decai": 0.1}], 0.1)
+
+
+def test_parameters_may_come_from_a_generator(rng: np.random.Generator) -> None:
+    members = parameters(rng)
+    before = naive_values(members)
+    optimizer = SGD([{"params": (p for p in members[:3])}, {"params": (p for p in members[3:])}], 0.1)
+    set_gradients(members, rng)
+    optimizer.step()
+    assert all((parameter.data != value).all() for parameter, value in zip(members, before, strict=True))
+    assert [parameter.name for parameter in optimizer.parameters()] == [parameter.name for parameter in members]
+
+
+# Schedules
+
+
+def test_cosine_at_its_corners() -> None:
+    settings = {"peak": 2.0, "floor": 0.5, "warmup": 4, "total": 12}
+    rates = [cosine_schedule(step, **settings) for step in range(20)]
+    assert rates[:5] == [0.5, 1.0, 1.5, 2.0, 2.0]  # step 3 is the last of the warmup, step 4 the top of the cosine
+    assert rates[8] == pytest.approx(1.25)  # half way
+    assert rates[6] == pytest.approx(0.5 + 0.75 * (1 + math.cos(math.pi / 4)))
+    assert rates[12:] == [pytest.approx(0.5)] * 8
+    assert rates[4:13] == sorted(rates[4:13], reverse=True)
+
+
+def test_cosine_without_warmup_or_room() -> None:
+    assert cosine_schedule(0, peak=2.0, floor=0.5, warmup=0, total=10) == 2.0
+    assert cosine_schedule(0, peak=2.0, floor=0.5, warmup=0, total=1) == 2.0
+    assert cosine_schedule(5, peak=2.0, floor=0.5, warmup=10, total=3) == pytest.approx(1.2)
+    assert cosine_schedule(10, peak=2.0, floor=0.5, warmup=10, total=10) == 2.0
+    assert cosine_schedule(11, peak=2.0, floor=0.5, warmup=10, total=10) == pytest.approx(0.5)
+
+
+def test_wsd_at_its_corners() -> None:
+    settings = {"peak": 2.0, "floor": 0.5, "warmup": 4, "total": 20, "decay": 6}
+    rates = [wsd_schedule(step, **settings) for step in range(25)]
+    assert rates[:4] == [0.5, 1.0, 1.5, 2.0]
+    assert rates[3:15] == [2.0] * 12  # the decay starts at step 14, and still has the peak there
+    assert rates[15:20] == [pytest.approx(2.0 - 1.5 * n / 6) for n in range(1, 6)]
+    assert rates[20:] == [pytest.approx(0.5)] * 5
+
+
+def test_wsd_without_decay_keeps_the_peak() -> None:
+    settings = {"peak": 2.0, "floor": 0.5, "warmup": 0, "total": 5, "decay": 0}
+    assert [wsd_schedule(step, **settings) for step in range(5)] == [2.0] * 5
+
+
+# Against torch
+
+
+@pytest.mark.oracle
+@pytest.mark.parametrize(("dtype", "rtol"), [(np.float64, 1e-12), (np.float32, 2e-6)])
+@pytest.mark.parametrize("kind", ["adamw", "sgd", "sgd without momentum"])
+def test_twenty_steps_equal_torch(rng: np.random.Generator, kind: str, dtype, rtol: float) -> None:
+    torch = pytest.importorskip("torch")
+    members = parameters(rng, dtype=dtype)
+    theirs = [torch.nn.Parameter(torch.tensor(parameter.data)) for parameter in members]
+    groups = decay_groups(members, 0.2)
+    position = {id(parameter): i for i, parameter in enumerate(members)}
+    their_groups = [{**group, "params": [theirs[position[id(p)]] for p in group["params"]]} for group in groups]
+    if kind == "adamw":
+        ours = AdamW(groups, 0.03, (0.8, 0.95), 1e-6)
+        reference = torch.optim.AdamW(their_groups, 0.03, (0.8, 0.95), 1e-6)
+    else:
+        momentum = 0.9 if kind == "sgd" else 0.0
+        ours, reference = SGD(groups, 0.03, momentum), torch.optim.SGD(their_groups, 0.03, momentum)
+    for step in range(20):
+        ours.zero_grad()
+        reference.zero_grad()
+        active = [i for i in range(len(members)) if (step + i) % 5 or kind == "adamw"]
+        gradients = set_gradients([members[i] for i in active], rng)
+        for i, gradient in zip(active, gradients, strict=True):
+            theirs[i].grad = torch.tensor(gradient)
+        norm = torch.nn.utils.clip_grad_norm_([theirs[i] for i in active], 3.0)
+        assert ours.clip_grad_norm(3.0) == pytest.approx(float(norm), rel=1e-5)
+        # torch divides by norm + 1e-6; take its scaled gradients, so that the updates can be compared to the last bits
+        ours.clip_factor = 1.0
+        for i in active:
+            members[i].grad[...] = theirs[i].grad.numpy()
+        ours.step()
+        reference.step()
+    for parameter, their in zip(members, theirs, strict=True):
+        np.testing.assert_allclose(parameter.data, their.detach().numpy(), rtol=rtol, atol=rtol)
+
+
+@pytest.mark.oracle
+def test_clip_grad_norm_equals_torch(rng: np.random.Generator) -> None:
+    torch = pytest.importorskip("torch")
+    members = parameters(rng)
+    gradients = set_gradients(members, rng)
+    theirs = [torch.nn.Parameter(torch.tensor(parameter.data)) for parameter in members]
+    for their, gradient in zip(theirs, gradients, strict=True):
+        their.grad = torch.tensor(gradient)
+    norm = torch.nn.utils.clip_grad_norm_(theirs, 0.7)
+    assert clip_grad_norm_(members, 0.7) == pytest.approx(float(norm), rel=1e-12)
+    for parameter, their in zip(members, theirs, strict=True):
+        np.testing.assert_allclose(parameter.grad, their.grad.numpy(), rtol=1e-6)  # torch adds 1e-6 to the norm

@@ -1,0 +1,233 @@
+"""Run directories: they appear whole or not at all, are never written over, and say what is wrong with them."""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import json
+import os
+import struct
+import zlib
+from pathlib import Path
+
+import pytest
+
+from minillm.errors import CheckpointError, InputError
+from minillm.tokenizers import CharacterTokenizer
+from minillm.training.config import PRESETS, TrainConfig
+from minillm.training.run import Run, check_free
+
+
+@pytest.fixture
+def tokenizer() -> CharacterTokenizer:
+    return CharacterTokenizer.train("to be or not to be")
+
+
+def nano(out: Path | None) -> TrainConfig:
+    return dataclasses.replace(PRESETS["nano"], out=out)
+
+
+def record(step: int, val_loss: float | None = None) -> dict:
+    return {"step": step, "loss": 5.0 / step, "val_loss": val_loss}
+
+
+# Made and opened
+
+
+def test_a_new_run_can_be_opened_again(tmp_path: Path, tokenizer: CharacterTokenizer) -> None:
+    config = nano(tmp_path / "deep" / "down" / "run")
+    run = Run.create(config, tokenizer)
+    assert run.folder == config.out
+    assert sorted(path.name for path in run.folder.iterdir()) == ["checkpoints", "config.json", "tokenizer"]
+    assert [path.name for path in run.folder.parent.iterdir()] == ["run"]  # nothing unfinished beside it
+    again = Run.open(run.folder)
+    assert again.config == config
+    assert again.tokenizer.fingerprint() == tokenizer.fingerprint()
+    assert again.metrics() == []
+    assert run.checkpoint("best") == run.folder / "checkpoints" / "best.safetensors"
+
+
+def test_without_a_name_it_takes_the_first_that_is_free(
+    tmp_path: Path, tokenizer: CharacterTokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    folders = [Run.create(nano(None), tokenizer).folder for _ in range(2)]
+    assert folders == [Path("runs/nano-1"), Path("runs/nano-2")]
+    assert all((folder / "config.json").is_file() for folder in folders)
+
+
+def test_an_empty_folder_may_become_a_run(tmp_path: Path, tokenizer: CharacterTokenizer) -> None:
+    (tmp_path / "run").mkdir()
+    Run.create(nano(tmp_path / "run"), tokenizer)
+    assert (tmp_path / "run" / "config.json").is_file()
+
+
+@pytest.mark.parametrize("kind", ["run", "folder", "file"])
+def test_what_is_there_is_never_written_over(tmp_path: Path, tokenizer: CharacterTokenizer, kind: str) -> None:
+    out = tmp_path / "run"
+    if kind == "run":
+        Run.create(nano(out), tokenizer)
+    elif kind == "folder":
+        out.mkdir()
+        (out / "thesis.txt").write_text("mine")
+    else:
+        out.write_text("mine")
+    before = contents(tmp_path)
+    with pytest.raises(InputError, match=r"^train: .*run exists already and is never written over; choose another"):
+        Run.create(nano(out), tokenizer)
+    assert contents(tmp_path) == before
+
+
+def contents(folder: Path) -> dict[str, bytes | None]:
+    return {str(path): path.read_bytes() if path.is_file() else None for path in folder.rglob("*")}
+
+
+@pytest.mark.parametrize("name", [".", "/"])
+def test_a_path_without_a_name_is_no_place_for_a_run(
+    tmp_path: Path, tokenizer: CharacterTokenizer, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.chdir(tmp_path)  # which is empty
+    with pytest.raises(InputError, match="choose another --out"):
+        check_free(Path(name))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_failure_on_the_way_leaves_nothing(
+    tmp_path: Path, tokenizer: CharacterTokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def disk_full(folder: Path) -> None:
+        folder.mkdir()
+        (folder / "tokenizer.json").write_text("half")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(tokenizer, "save", disk_full)
+    with pytest.raises(InputError, match=r"cannot write the run directory .*run .*No space left.*choose another --out"):
+        Run.create(nano(tmp_path / "run"), tokenizer)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_appears_meanwhile_is_not_written_over(
+    tmp_path: Path, tokenizer: CharacterTokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "run"
+    save = tokenizer.save
+
+    def race(folder: Path) -> None:
+        save(folder)
+        out.mkdir()
+        (out / "theirs").write_text("theirs")
+
+    monkeypatch.setattr(tokenizer, "save", race)
+    with pytest.raises(InputError, match="cannot write the run directory"):
+        Run.create(nano(out), tokenizer)
+    assert contents(tmp_path).keys() == {str(out), str(out / "theirs")}
+
+
+def test_a_folder_that_is_no_run(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for folder in (tmp_path, tmp_path / "none", tmp_path / "file"):
+        with pytest.raises(CheckpointError, match=f"^{folder} is no run directory, as it has no config.json; give"):
+            Run.open(folder)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b'{"steps": ', r"config\.json is damaged \(.*\); restore it from a copy"),
+        (b"\xff\xfe", r"config\.json is damaged"),
+        (b"[]", r"config\.json holds no JSON object; give a folder that"),
+        (b'{"stepz": 3}', r"there is no setting called 'stepz'; did you mean 'steps'"),
+    ],
+)
+def test_a_damaged_config(tmp_path: Path, tokenizer: CharacterTokenizer, content: bytes, message: str) -> None:
+    run = Run.create(nano(tmp_path / "run"), tokenizer)
+    (run.folder / "config.json").write_bytes(content)
+    with pytest.raises(CheckpointError, match=message):
+        Run.open(run.folder)
+
+
+def test_a_run_without_its_tokenizer(tmp_path: Path, tokenizer: CharacterTokenizer) -> None:
+    run = Run.create(nano(tmp_path / "run"), tokenizer)
+    (run.folder / "tokenizer" / "tokenizer.json").unlink()
+    with pytest.raises(InputError, match=r"cannot read .*tokenizer\.json"):
+        Run.open(run.folder)
+
+
+# Metrics
+
+
+def test_metrics_come_back_less_a_line_that_a_kill_cut_off(tmp_path: Path, tokenizer: CharacterTokenizer) -> None:
+    run = Run.create(nano(tmp_path / "run"), tokenizer)
+    records = [record(1), record(2, 4.5), record(3)]
+    for each in records:
+        run.add_metrics(each)
+    path = run.folder / "metrics.jsonl"
+    assert [json.loads(line) for line in path.read_text().splitlines()] == records
+    path.write_text(path.read_text() + '{"step": 4, "lo')
+    assert run.metrics() == records
+
+
+def test_metrics_after_a_step_are_forgotten_and_the_next_line_stands_alone(
+    tmp_path: Path, tokenizer: CharacterTokenizer
+) -> None:
+    run = Run.create(nano(tmp_path / "run"), tokenizer)
+    for step in range(1, 6):
+        run.add_metrics(record(step))
+    path = run.folder / "metrics.jsonl"
+    path.write_text(path.read_text() + '{"step": 6, "lo')
+    run.forget_metrics_after(3)
+    assert run.metrics() == [record(1), record(2), record(3)]
+    run.add_metrics(record(4, 1.0))
+    assert run.metrics() == [record(1), record(2), record(3), record(4, 1.0)]
+    assert len(path.read_text().splitlines()) == 4
+    run.forget_metrics_after(0)
+    assert path.read_text() == ""
+
+
+def test_forgetting_needs_no_metrics(tmp_path: Path, tokenizer: CharacterTokenizer) -> None:
+    run = Run.create(nano(tmp_path / "run"), tokenizer)
+    run.forget_metrics_after(3)
+    assert run.metrics() == []
+
+
+# The picture
+
+
+def png_size(content: bytes) -> tuple[int, int]:
+    """Width and height, once every chunk's checksum is seen to be right and the pixels to be all there."""
+    assert content[:8] == b"\x89PNG\r\n\x1a\n"
+    position, kinds, pixels = 8, [], b""
+    while position < len(content):
+        length, kind = struct.unpack(">I4s", content[position : position + 8])
+        body = content[position + 8 : position + 8 + length]
+        [checksum] = struct.unpack(">I", content[position + 8 + length : position + 12 + length])
+        assert checksum == zlib.crc32(kind + body)
+        kinds.append(kind)
+        pixels += body if kind == b"IDAT" else b""
+        position += 12 + length
+    assert (kinds[0], kinds[-1]) == (b"IHDR", b"IEND")
+    width, height = struct.unpack(">II", content[16:24])
+    assert len(zlib.decompress(pixels)) == height * (1 + 4 * width)  # RGBA, 8 bits, and one filter byte a row
+    return width, height
+
+
+def test_the_plot_is_a_png_that_shows_the_losses(tmp_path: Path, tokenizer: CharacterTokenizer) -> None:
+    run = Run.create(nano(tmp_path / "run"), tokenizer)
+    pictures = []
+    for step in range(1, 41):
+        run.add_metrics(record(step, 5.0 if step % 10 == 0 else None))
+        if step in (20, 40):
+            assert run.plot() == run.folder / "loss.png"
+            pictures.append((run.folder / "loss.png").read_bytes())
+    assert pictures[0] != pictures[1]
+    width, height = png_size(pictures[1])
+    assert min(width, height) >= 300
+    assert not [path for path in run.folder.iterdir() if "tmp" in path.name]
+
+
+@pytest.mark.parametrize("records", [[], [record(1)], [record(1, 2.0)]])
+def test_a_plot_of_almost_nothing(tmp_path: Path, tokenizer: CharacterTokenizer, records: list[dict]) -> None:
+    run = Run.create(nano(tmp_path / "run"), tokenizer)
+    for each in records:
+        run.add_metrics(each)
+    png_size(run.plot().read_bytes())
