@@ -35,10 +35,10 @@ def train(name, options):
     best = min(losses, key=losses.get)
     last = records[-1]
     speed = statistics.median(r["tokens_per_s"] for r in records)
+    command = " ".join(["minillm train", *(Path(o).name if o.startswith("/") else o for o in options)])
     return (
-        f"| `minillm train {' '.join(o if not o.startswith('/') else Path(o).name for o in options)}` | {last['step']} | "
-        f"{losses[last['step']]:.3f} | {losses[best]:.3f} at {best} | {config['eval_batches']} | {last['seconds']:.0f} s | "
-        f"{wall:.0f} s | {speed:,.0f} |"
+        f"| `{command}` | {last['step']} | {losses[last['step']]:.3f} | {losses[best]:.3f} at {best} | "
+        f"{config['eval_batches']} | {last['seconds']:.0f} s | {wall:.0f} s | {speed:,.0f} |"
     )
 
 
@@ -47,7 +47,8 @@ def import_seconds():
     code = "import time; t = time.perf_counter(); import {}; print(time.perf_counter() - t)"
 
     def once(module):
-        return float(subprocess.run([sys.executable, "-c", code.format(module)], capture_output=True, check=True).stdout)
+        run = subprocess.run([sys.executable, "-c", code.format(module)], capture_output=True, check=True)
+        return float(run.stdout)
 
     pairs = [(once("minillm"), once("numpy")) for _ in range(11)]
     return [statistics.median(column) for column in zip(*pairs, strict=True)]

@@ -1,0 +1,47 @@
+"""What the README says is so: its example runs, its table names every op and real files, its commands exist."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from minillm import ops
+from minillm.cli import COMMANDS
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+
+
+def test_the_example_runs_and_prints_what_it_says(capsys):
+    (example,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    assert len(example.splitlines()) <= 25
+    exec(compile(example, "README.md", "exec"), {"__name__": "readme"})
+    printed = capsys.readouterr().out.splitlines()
+    promised = re.findall(r"# prints (.*)$", example, re.MULTILINE)
+    assert promised
+    assert printed == promised
+
+
+def test_the_table_names_every_op_and_files_that_exist():
+    rows = re.findall(r"^\| `([^|]*)` \| \[(\S+)\]\((\S+)\) \| [^|]* \| \[(\S+)\]\((\S+)\) \|$", README, re.MULTILINE)
+    named = {name.strip("` ") for row in rows for name in row[0].split("`, `")}
+    assert named == {op.name for op in ops.OPS}
+    for _, file, link, test, test_link in rows:
+        assert (ROOT / link).is_file()
+        assert (ROOT / test_link).is_file()
+        assert link.endswith(file)
+        assert test_link.endswith(test)
+
+
+@pytest.mark.parametrize("command", sorted(set(re.findall(r"minillm ((?:tokenizer )?[a-z]+) ?", README))))
+def test_every_command_exists(command):
+    if command.split()[0] in {name.split()[0] for name in COMMANDS}:
+        assert command in COMMANDS
+
+
+def test_links_lead_somewhere():
+    for link in re.findall(r"\]\(([^)#]+)\)", README):
+        if not link.startswith("http"):
+            assert (ROOT / link).exists(), link
