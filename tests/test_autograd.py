@@ -749,6 +749,16 @@ def test_retain_grad_keeps_the_gradient_of_an_intermediate():
     np.testing.assert_array_equal(z.grad, [2, 4, 6])
 
 
+def test_retained_gradients_share_no_memory():
+    x, u = leaf(3), np.ones(3)
+    y = (x + 1.0).retain_grad()
+    z = (y + 1.0).retain_grad()  # the same gradient passes through all of them
+    z.backward(u)
+    arrays = [u, x.grad, y.grad, z.grad]
+    for i, a in enumerate(arrays):
+        assert not any(np.shares_memory(a, b) for b in arrays[:i])
+
+
 def test_without_retain_grad_an_intermediate_has_none():
     x = leaf(3)
     y = x * 2

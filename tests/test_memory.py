@@ -57,7 +57,7 @@ class Training:
 @collector_off()
 def test_tensors_and_memory_are_flat_over_200_steps() -> None:
     training = Training()
-    counts, used, peaks = [], [], []
+    counts, objects, used, peaks = [], [], [], []
     tracemalloc.start()
     try:
         for number in range(200):
@@ -69,11 +69,14 @@ def test_tensors_and_memory_are_flat_over_200_steps() -> None:
                 assert gc.collect() == 0  # it finds nothing, but empties the interpreter's lists of spare tuples
                 used.append(tracemalloc.get_traced_memory()[0])
                 counts.append(live())
+                objects.append(len(gc.get_objects()))
     finally:
         tracemalloc.stop()
     assert len(set(counts)) == 1
     assert counts[0][1] == 0
-    assert max(used) - min(used) < 8192, used  # bytes, while each step uses far more for itself:
+    assert max(objects) - min(objects) < 20, objects  # some of them this test's own
+    # One array of the smallest activation, kept at each step, would be 180 times 2 KB. NumPy keeps a few small blocks.
+    assert max(used) - min(used) < 60_000, used
     assert 50_000 < max(peaks) < 1.2 * min(peaks), peaks
 
 

@@ -108,11 +108,10 @@ def test_resuming_needs_two_integers():
 def test_numpy_generators_are_streams_of_their_own():
     generator = Generator(5)
     a, b = generator.numpy(), generator.numpy()
-    draws = [a.integers(0, 2**63, 100), b.integers(0, 2**63, 100), Generator(6).numpy().integers(0, 2**63, 100)]
-    assert len({n for draw in draws for n in draw.tolist()}) == 300
-    raw = set(bits(5, 0, 1000).tolist())
-    assert not raw & {n & 0xFFFFFFFF for n in draws[0].tolist()}
-    np.testing.assert_array_equal(Generator(5).numpy().integers(0, 2**63, 100), draws[0])
+    streams = [a, b, Generator(6).numpy()]
+    words = [*(one.bit_generator.random_raw(100) for one in streams), bits(5, 0, 200).view(np.uint64)]
+    assert len({word for draw in words for word in draw.tolist()}) == 400
+    np.testing.assert_array_equal(Generator(5).numpy().bit_generator.random_raw(100), words[0])
 
 
 def test_manual_seed_restarts_the_default_stream():
@@ -138,6 +137,13 @@ def test_an_element_is_dropped_if_its_number_is_below_the_share(seed, counter, c
     kept = bits(seed, counter, count) >= round(p * 2**32)
     assert mask.dtype == dtype
     np.testing.assert_array_equal(mask, np.where(kept, dtype(1 / (1 - p)), dtype(0)))
+
+
+def test_an_element_whose_number_is_the_share_itself_is_kept():
+    numbers = bits(1, 2, 50)
+    for i in (0, 7, 49):
+        mask = keep_scale(1, 2, (50,), numbers[i] / 2**32, np.dtype(np.float64))
+        np.testing.assert_array_equal(mask != 0, numbers >= numbers[i])
 
 
 @pytest.mark.parametrize("shape", [(), (1,), (0, 3), (3, 5), (2, 3, 4)])

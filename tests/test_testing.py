@@ -241,6 +241,19 @@ def test_an_argument_without_any_gradient():
     assert "no gradient reached the argument" in report_of(lambda x: x.detach() * 2, X)
 
 
+def test_a_small_error_in_one_of_many_elements_is_found_element_by_element():
+    """1e-5 of the largest gradient: along a direction through 1,500 elements it would drown."""
+
+    def backward(dout, saved):
+        dx = 2 * dout
+        dx[700] += 2e-5
+        return (dx,)
+
+    report = report_of(planted(double_forward, backward), np.random.default_rng(0).normal(size=1500))
+    assert "worst at index (700,)" in report
+    assert "1 of 1500 elements are off" in report
+
+
 @pytest.mark.parametrize("index", [(0, 0), (123, 45), (299, 399)])
 def test_one_wrong_element_among_many_is_found(index):
     x = np.random.default_rng(0).normal(size=(300, 400))
