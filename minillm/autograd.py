@@ -277,7 +277,9 @@ class Tensor:
     def item(self) -> float:
         """The value of a tensor with one element, as a Python number."""
         if self.data.size != 1:
-            raise ShapeError(f"item: the tensor has shape {self.shape}, and only a tensor with one element has a value")
+            raise ShapeError(
+                f"item: the tensor has shape {self.shape}, and only a tensor with one element has a value"
+            )
         return self.data.item()
 
     def detach(self) -> Tensor:
@@ -286,6 +288,12 @@ class Tensor:
 
     def __len__(self) -> int:
         return len(self.data)
+
+    def __float__(self) -> float:
+        return float(self.item())
+
+    def __bool__(self) -> bool:
+        return bool(self.item())
 
     def __array__(self, dtype=None, copy=None) -> Array:
         return np.array(self.data, dtype=dtype, copy=copy)

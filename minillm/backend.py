@@ -47,7 +47,6 @@ class _Worker(threading.Thread):
         self.start()
 
     def run(self) -> None:
-        _this_thread.in_parallel = True
         while True:
             function, start, stop, done = self.tasks.get()
             try:
@@ -60,11 +59,6 @@ class _Worker(threading.Thread):
             done.put(result)
 
 
-class _ThisThread(threading.local):
-    in_parallel = False  # inside a parallel section, further cuts run inline
-
-
-_this_thread = _ThisThread()
 _workers: list[_Worker] = []
 _workers_pid = 0
 _pool_lock = threading.Lock()
@@ -87,7 +81,7 @@ def parallel(function: Callable[[int, int], Any], count: int) -> None:
     The first exception that a range raised is raised here, after every range has ended.
     """
     parts = min(threads, count)
-    if parts <= 1 or _this_thread.in_parallel or not _pool_lock.acquire(blocking=False):
+    if parts <= 1 or not _pool_lock.acquire(blocking=False):  # the pool is taken: we are inside another section
         function(0, count)
         return
     try:
@@ -97,13 +91,11 @@ def parallel(function: Callable[[int, int], Any], count: int) -> None:
         for worker, start, stop in zip(workers, bounds[1:-1], bounds[2:], strict=True):
             worker.tasks.put((function, start, stop, done))
         errors: list[BaseException | None] = []
-        _this_thread.in_parallel = True
         try:
             function(0, bounds[1])
         except BaseException as raised:
             errors.append(raised)
         finally:
-            _this_thread.in_parallel = False
             errors.extend(done.get() for _ in workers)
     finally:
         _pool_lock.release()

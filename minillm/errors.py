@@ -84,6 +84,13 @@ def check_shapes(function: str, **arrays: tuple[str, Any]) -> dict[str, int]:
     return sizes
 
 
+def check_floating(function: str, **tensors: Any) -> None:
+    """Raise DtypeError for a tensor that is not of floats; None is passed over."""
+    for name, x in tensors.items():
+        if x is not None and x.dtype.kind in "iub":
+            raise DtypeError(f"{function}: {name} has dtype {x.dtype}; convert it to float32 or float64")
+
+
 def check_index(function: str, ids: Any, size: int, what: str) -> None:
     """Raise for an index array that is not of integers or reaches outside `size` entries of `what`."""
     if ids.dtype.kind not in "iu":

@@ -16,6 +16,7 @@ import numpy as np
 
 from minillm import backend
 from minillm.backend import Array
+from minillm.errors import InputError
 
 BLOCK = 8  # 32-bit numbers per counter value
 
@@ -52,6 +53,8 @@ default = Generator()  # the stream of dropout and of initial weights
 
 def manual_seed(seed: int) -> Generator:
     """Start the default stream again from `seed`; returns it."""
+    if not 0 <= seed < 1 << 64:
+        raise InputError(f"manual_seed: seed is {seed}; give a whole number from 0 to 2^64 - 1")
     default.set_state({"seed": int(seed), "counter": 0})
     return default
 

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 import minillm
 from minillm import autograd, ops
 from minillm.autograd import Into, Op, Parameter, Tensor, enter_scope, is_grad_enabled, no_grad, tensor
-from minillm.errors import DeviceError, DtypeError, GraphError, ShapeError
+from minillm.errors import DeviceError, DtypeError, GraphError, InputError, ShapeError
 from minillm.testing import check_gradients
 
 
@@ -1042,3 +1042,30 @@ def test_the_package_offers_what_it_says():
     for name in minillm.__all__:
         assert hasattr(minillm, name)
     assert minillm.no_grad is no_grad
+
+
+def test_a_single_element_is_a_number_and_a_truth():
+    assert float(tensor([2.5])) == 2.5
+    assert tensor(0.0) < 1
+    assert not tensor([0.0])
+    with pytest.raises(ShapeError, match="only a tensor with one element"):
+        bool(tensor([1.0, 2.0]))
+
+
+@pytest.mark.parametrize("name", ["softmax", "log_softmax", "gelu", "silu", "dropout"])
+def test_whole_numbers_are_refused_where_only_floats_make_sense(name):
+    with pytest.raises(DtypeError, match=rf"^{name}: x has dtype int64; convert it to float32"):
+        getattr(ops, name)(tensor([[1, 2], [3, 4]]))
+
+
+def test_layers_refuse_whole_numbers_by_name():
+    x, ones = tensor(np.ones((2, 4))), tensor(np.ones(4, int))
+    with pytest.raises(DtypeError, match=r"^layer_norm: weight has dtype int64"):
+        ops.layer_norm(x, ones)
+    with pytest.raises(DtypeError, match=r"^linear: weight has dtype int64"):
+        ops.linear(x, tensor(np.ones((3, 4), int)))
+
+
+def test_a_seed_out_of_range_is_refused():
+    with pytest.raises(InputError, match=r"^manual_seed: seed is -1"):
+        minillm.manual_seed(-1)

@@ -32,7 +32,7 @@ import numpy as np
 from minillm import backend, random
 from minillm.autograd import Op, Tensor
 from minillm.backend import Array
-from minillm.errors import DtypeError, ShapeError, check_shapes
+from minillm.errors import DtypeError, ShapeError, check_floating, check_shapes
 from minillm.ops.dropout import check_probability
 
 QUERY_BLOCK = 64  # queries at a time
@@ -162,6 +162,9 @@ def attention(
     sizes = check_shapes("attention", q=("B H Tq D", q), k=("B G Tk D", k), v=("B G Tk D", v))
     if sizes["G"] == 0 or sizes["H"] % sizes["G"]:
         raise ShapeError(f"attention: q has H={sizes['H']} heads, which {sizes['G']} key heads do not divide")
+    check_floating("attention", q=q, k=k, v=v)
+    if sizes["D"] == 0:
+        raise ShapeError("attention: q has D=0 channels per head; give at least one")
     mask = mask.data if isinstance(mask, Tensor) else mask
     if mask is not None:
         mask = np.asarray(mask)

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from minillm import random
 from minillm.autograd import Op, Tensor
-from minillm.errors import InputError
+from minillm.errors import InputError, check_floating
 
 
 class Saved(NamedTuple):
@@ -40,6 +40,7 @@ def dropout(x: Tensor, p: float = 0.5, training: bool = True) -> Tensor:
     Raises: InputError for p outside [0, 1).
     """
     check_probability("dropout", p)
+    check_floating("dropout", x=x)
     if not training or p == 0:
         return x
     seed, counter = random.default.reserve(x.numel())

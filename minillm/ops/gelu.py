@@ -19,7 +19,7 @@ import numpy as np
 
 from minillm.autograd import Op, Tensor
 from minillm.backend import Array, as_rows, row_blocks
-from minillm.errors import InputError
+from minillm.errors import InputError, check_floating
 
 SQRT_2_OVER_PI = math.sqrt(2 / math.pi)  # Python floats: a NumPy scalar would turn float32 into float64
 CUBIC = 0.044715
@@ -97,6 +97,7 @@ def gelu(x: Tensor, approximate: str = "none") -> Tensor:
     """
     if approximate not in ("none", "tanh"):
         raise InputError(f"gelu: approximate is {approximate!r}; choose 'none' (erf) or 'tanh'")
+    check_floating("gelu", x=x)
     return GELU(x, approximate=approximate)
 
 

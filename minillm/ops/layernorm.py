@@ -28,7 +28,7 @@ import numpy as np
 
 from minillm.autograd import Op, Tensor
 from minillm.backend import Array, as_rows, row_blocks, sum_over_blocks
-from minillm.errors import check_shapes
+from minillm.errors import check_floating, check_shapes
 
 
 class Saved(NamedTuple):
@@ -96,4 +96,5 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor | None = None, eps: float
     Source: Ba, Kiros, Hinton 2016, equation 4.
     """
     check_shapes("layer_norm", x=("... C", x), weight=("C", weight), bias=("C", bias))
+    check_floating("layer_norm", x=x, weight=weight, bias=bias)
     return LAYERNORM(x, weight, bias, eps=eps)

@@ -15,7 +15,7 @@ import numpy as np
 from minillm import backend
 from minillm.autograd import Op, Tensor
 from minillm.backend import Array, as_rows
-from minillm.errors import check_shapes
+from minillm.errors import check_floating, check_shapes
 
 
 class Saved(NamedTuple):
@@ -52,4 +52,5 @@ def linear(x: Tensor, weight: Tensor, bias: Any = None) -> Tensor:
     Raises: ShapeError naming both sizes where they differ.
     """
     check_shapes("linear", x=("... in", x), weight=("out in", weight), bias=("out", bias))
+    check_floating("linear", x=x, weight=weight, bias=bias)
     return LINEAR(x, weight, bias)

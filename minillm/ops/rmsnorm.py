@@ -18,7 +18,7 @@ import numpy as np
 
 from minillm.autograd import Op, Tensor
 from minillm.backend import Array, as_rows, row_blocks, sum_over_blocks
-from minillm.errors import check_shapes
+from minillm.errors import check_floating, check_shapes
 
 
 class Saved(NamedTuple):
@@ -76,4 +76,5 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float = 1e-6) -> Tensor:
     Source: Zhang, Sennrich 2019, equation 4.
     """
     check_shapes("rms_norm", x=("... C", x), weight=("C", weight))
+    check_floating("rms_norm", x=x, weight=weight)
     return RMSNORM(x, weight, eps=eps)

@@ -20,7 +20,7 @@ import numpy as np
 
 from minillm.autograd import Op, Tensor
 from minillm.backend import Array
-from minillm.errors import InputError, ShapeError, check_shapes
+from minillm.errors import InputError, ShapeError, check_floating, check_shapes
 
 
 class Saved(NamedTuple):
@@ -62,6 +62,7 @@ def rope(x: Tensor, cos: Array, sin: Array, layout: str = "half") -> Tensor:
     if layout not in ("half", "interleaved"):
         raise InputError(f"rope: layout is {layout!r}; choose 'half' (Hugging Face) or 'interleaved' (Meta)")
     check_shapes("rope", x=("... T D", x))
+    check_floating("rope", x=x)
     if x.shape[-1] % 2:
         raise ShapeError(f"rope: x has D={x.shape[-1]} channels per head; pairs need an even number")
     wanted = (x.shape[-2], x.shape[-1] // 2)

@@ -64,7 +64,11 @@ def reshape(x: Tensor, *shape: Any) -> Tensor:
     """The same elements in another shape: `x.reshape(2, -1)` or `x.reshape((2, -1))`."""
     wanted = tuple(shape[0]) if len(shape) == 1 and isinstance(shape[0], (tuple, list)) else shape
     known = int(np.prod([size for size in wanted if size != -1]))
-    if wanted.count(-1) > 1 or (known != x.numel() if -1 not in wanted else known == 0 or x.numel() % known):
+    if (
+        min(wanted, default=0) < -1
+        or wanted.count(-1) > 1
+        or (known != x.numel() if -1 not in wanted else known == 0 or x.numel() % known)
+    ):
         raise ShapeError(f"reshape: {x.numel()} elements of shape {x.shape} do not fit the shape {wanted}")
     return RESHAPE(x, shape=wanted)
 

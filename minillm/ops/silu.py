@@ -12,7 +12,7 @@ import numpy as np
 
 from minillm.autograd import Op, Tensor
 from minillm.backend import Array, as_rows, row_blocks
-from minillm.errors import ShapeError
+from minillm.errors import ShapeError, check_floating
 from minillm.ops.arithmetic import logistic
 
 
@@ -46,6 +46,7 @@ SILU = Op("silu", silu_forward, silu_backward)
 
 def silu(x: Tensor) -> Tensor:
     """x / (1 + e^-x), elementwise. Saves: a reference to x."""
+    check_floating("silu", x=x)
     return SILU(x)
 
 
@@ -78,6 +79,7 @@ def swiglu(gate: Tensor, up: Tensor) -> Tensor:
     """
     if gate.shape != up.shape:
         raise ShapeError(f"swiglu: gate has shape {gate.shape}, but up has shape {up.shape}; both must be the same")
+    check_floating("swiglu", gate=gate, up=up)
     return SWIGLU(gate, up)
 
 

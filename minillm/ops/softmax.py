@@ -18,7 +18,7 @@ import numpy as np
 from minillm import backend
 from minillm.autograd import Op, Tensor
 from minillm.backend import Array, as_rows
-from minillm.errors import ShapeError
+from minillm.errors import ShapeError, check_floating
 from minillm.ops.reduce import choose_axis
 
 
@@ -107,6 +107,7 @@ def log_softmax(x: Tensor, axis: int | None = None, *, dim: int | None = None) -
 
 
 def _checked_axis(function: str, x: Tensor, axis: int | None, dim: int | None) -> int:
+    check_floating(function, x=x)
     axis = choose_axis(function, -1 if axis is None and dim is None else axis, dim, x.ndim) % x.ndim
     if x.shape[axis] == 0:
         raise ShapeError(f"{function}: axis {axis} of shape {x.shape} is empty, and nothing has no distribution")
