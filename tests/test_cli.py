@@ -430,28 +430,25 @@ def test_settings_of_sample_reach_generate(
     assert seen == [(3, {"temperature": 0.3, "top_k": 4, "top_p": 0.5, "seed": 6, "stop": []})]
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("prompt", ["ä€😀", "a\udcff b", "a\udcff"])
+@pytest.mark.parametrize("seed", range(8))
 def test_characters_of_several_tokens_are_shown_whole(
-    runs: SimpleNamespace, capsys: pytest.CaptureFixture[str], seed: int
+    runs: SimpleNamespace, capsys: pytest.CaptureFixture[str], prompt: str, seed: int
 ) -> None:
-    """A byte model that has learnt little writes broken UTF-8: its decoding is shown, less an unfinished end."""
-    options = ["--prompt", "ä€😀", "--max-tokens", "100", "--temperature", "1.5", "--seed", seed]
-    shown = output(capsys, "sample", runs.bpe, *options)
+    """A byte model that has learnt little writes broken UTF-8: its decoding is shown, less an unfinished end.
+
+    A shell hands over stray bytes of a prompt as surrogates, which cannot be printed.
+    """
+    shown = output(
+        capsys, "sample", runs.bpe, "--prompt", prompt, "--max-tokens", 100, "--temperature", 1.5, "--seed", seed
+    )
     opened = Run.open(runs.bpe)
     model, _ = build(opened.config, opened.tokenizer)
     model.load_state_dict(load_checkpoint(opened.checkpoint("best")).model)
-    ids = opened.tokenizer.encode("ä€😀")
+    ids = opened.tokenizer.encode(prompt)
     ids += generate(model, ids, 100, temperature=1.5, seed=seed, stop=[opened.tokenizer.eot_id])
     assert shown == opened.tokenizer.decode(ids).rstrip("\ufffd") + "\n"
     assert len(shown) > 20
-
-
-def test_a_prompt_that_is_no_utf8_is_sampled_all_the_same(
-    runs: SimpleNamespace, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """A shell hands over stray bytes as surrogates, which cannot be printed."""
-    shown = output(capsys, "sample", runs.bpe, "--prompt", "a\udcff b", "--max-tokens", "5")
-    assert shown.startswith("a\ufffd b")
 
 
 def test_an_unknown_character_with_an_unknown_token(

@@ -73,6 +73,13 @@ class Run:
             )
         return cls(folder, TrainConfig.from_json(content), Tokenizer.load(folder / "tokenizer"))
 
+    def keep_settings(self, config: TrainConfig) -> None:
+        """Write config.json again: those of a resumed run may have changed, and hold when it is resumed once more."""
+        unfinished = self.folder / "config.json.tmp"
+        unfinished.write_text(json.dumps(config.to_json(), indent=2) + "\n")
+        os.replace(unfinished, self.folder / "config.json")
+        self.config = config
+
     def checkpoint(self, name: str) -> Path:
         """The path of a checkpoint: `last` or `best`."""
         return self.folder / "checkpoints" / f"{name}.safetensors"

@@ -75,6 +75,7 @@ def train(config: TrainConfig, resume: Path | None = None) -> Run:
     if resume:
         run = Run.open(resume)
         state = restore(run, model, optimizer, corpus)
+        run.keep_settings(config)
         run.forget_metrics_after(state.step)
     else:
         run, state = Run.create(config, corpus.tokenizer), State()

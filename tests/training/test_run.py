@@ -153,6 +153,14 @@ def test_a_run_without_its_tokenizer(tmp_path: Path, tokenizer: CharacterTokeniz
         Run.open(run.folder)
 
 
+def test_changed_settings_are_kept(tmp_path: Path, tokenizer: CharacterTokenizer) -> None:
+    run = Run.create(nano(tmp_path / "run"), tokenizer)
+    longer = dataclasses.replace(run.config, steps=999)
+    run.keep_settings(longer)
+    assert run.config == Run.open(run.folder).config == longer
+    assert not list(run.folder.glob("*.tmp"))
+
+
 # Metrics
 
 
@@ -163,7 +171,7 @@ def test_metrics_come_back_less_a_line_that_a_kill_cut_off(tmp_path: Path, token
         run.add_metrics(each)
     path = run.folder / "metrics.jsonl"
     assert [json.loads(line) for line in path.read_text().splitlines()] == records
-    path.write_text(path.read_text() + '{"step": 4, "lo')
+    path.write_text('{"step": 0, "lo\n' + path.read_text() + '{"step": 4, "lo')
     assert run.metrics() == records
 
 

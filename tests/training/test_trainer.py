@@ -25,7 +25,7 @@ from minillm.data import Batches
 from minillm.errors import CheckpointError, InputError
 from minillm.generate import generate
 from minillm.models.gpt2 import GPT2, GPT2Config
-from minillm.optim import cosine_schedule, wsd_schedule
+from minillm.optim import AdamW, cosine_schedule, wsd_schedule
 from minillm.tokenizers import BPETokenizer, CharacterTokenizer
 from minillm.training import Run, TrainConfig, train, trainer
 from minillm.training.config import preset
@@ -214,6 +214,42 @@ def test_metrics_hold_one_line_a_step_with_every_field(text: Path) -> None:
     assert all(before < after for before, after in itertools.pairwise(seconds))
 
 
+def test_settings_reach_the_optimiser(text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = settings(text, "run", beta1=0.8, beta2=0.7, weight_decay=0.3, clip=0.25, lr=0.02, steps=2)
+    model, optimizer = trainer.build(config, CharacterTokenizer.train("abc"))
+    assert model.config == dataclasses.replace(TINY, vocab_size=3)
+    assert [group.options["weight_decay"] for group in optimizer.groups] == [0.3, 0.0]
+    assert all(group.options["betas"] == (0.8, 0.7) for group in optimizer.groups)
+    assert all(parameter.ndim == 2 for parameter in optimizer.groups[0].parameters)
+    _, sgd = trainer.build(dataclasses.replace(config, optimizer="sgd"), CharacterTokenizer.train("abc"))
+    assert [group.options for group in sgd.groups] == [{"momentum": 0.9, "weight_decay": d} for d in (0.3, 0.0)]
+    seen = []
+    clip = AdamW.clip_grad_norm
+
+    def spy(optimizer: AdamW, max_norm: float) -> float:
+        seen.append((optimizer.lr, max_norm))
+        return clip(optimizer, max_norm)
+
+    monkeypatch.setattr(AdamW, "clip_grad_norm", spy)
+    train(config)
+    assert seen == [(learning_rate(config, step), 0.25) for step in range(2)]
+
+
+def test_every_step_has_a_batch_of_its_own(text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    batch = Batches.batch
+
+    def spy(batches: Batches, index: int) -> tuple[np.ndarray, np.ndarray]:
+        seen.append(index)
+        return batch(batches, index)
+
+    monkeypatch.setattr(Batches, "batch", spy)
+    signal_at(monkeypatch, 7)
+    stopped = train(settings(text, "run"))
+    train(stopped.config, stopped.folder)
+    assert seen == list(range(12))
+
+
 def test_the_last_and_the_best_checkpoint(text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     losses = {2: 3.0, 4: 2.5, 6: 4.0, 8: 2.5, 10: 2.0, 12: 2.25}  # an equal loss is no better
     best_after = {2: 2, 4: 4, 6: 4, 8: 4, 10: 10, 12: 10}
@@ -364,6 +400,20 @@ def test_a_finished_run_can_go_on_for_more_steps(text: Path, monkeypatch: pytest
     main(["train", "--resume", str(run.folder), "--steps", "15"])
     whole = train(settings(text, "whole", schedule="wsd", decay_steps=0, steps=15))
     assert_same_run(whole, run)
+
+
+def test_settings_that_change_on_resume_hold_when_it_is_resumed_again(
+    text: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or the command that an interrupted longer run prints would find nothing left to do."""
+    config = settings(text, "run", schedule="wsd", decay_steps=0)
+    run = train(config)
+    signal_at(monkeypatch, 2)
+    main(["train", "--resume", str(run.folder), "--steps", "17"])
+    assert Run.open(run.folder).metrics()[-1]["step"] == 14
+    assert Run.open(run.folder).config == dataclasses.replace(config, steps=17)
+    main(["train", "--resume", str(run.folder)])
+    assert_same_run(train(settings(text, "whole", schedule="wsd", decay_steps=0, steps=17)), run)
 
 
 KILLED = """
@@ -557,13 +607,21 @@ def test_shards_need_the_tokenizer_that_made_them(text: Path) -> None:
 # Data and samples
 
 
-def test_the_tokenizer_learns_from_the_training_text_alone(text: Path) -> None:
+def test_a_bpe_learns_from_the_training_text_alone(text: Path) -> None:
     text.write_text("aaaa " * 900 + "zq" * 250)
-    corpus = load_corpus(settings(text, "run", tokenizer="bpe", model=dataclasses.replace(TINY, vocab_size=260)))
+    corpus = load_corpus(settings(text, "run", tokenizer="bpe", model=dataclasses.replace(TINY, vocab_size=300)))
     assert isinstance(corpus.tokenizer, BPETokenizer)
+    assert corpus.tokenizer.merges[0] == (b"a", b"a")
     assert not any(b"z" in left + right for left, right in corpus.tokenizer.merges)
     assert corpus.tokenizer.decode(np.asarray(corpus.train)) == "aaaa " * 900
     assert corpus.tokenizer.decode(np.asarray(corpus.validation)) == "zq" * 250
+
+
+def test_characters_are_those_of_the_whole_text(text: Path) -> None:
+    text.write_text("abc " * 200 + "xyz")
+    corpus = load_corpus(settings(text, "run"))
+    assert isinstance(corpus.tokenizer, CharacterTokenizer)
+    assert corpus.tokenizer.decode(range(corpus.tokenizer.vocab_size)) == " abcxyz"
 
 
 def test_batches_for_training_and_validation(text: Path) -> None:
