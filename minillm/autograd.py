@@ -277,9 +277,7 @@ class Tensor:
     def item(self) -> float:
         """The value of a tensor with one element, as a Python number."""
         if self.data.size != 1:
-            raise ShapeError(
-                f"item: the tensor has shape {self.shape}, and only a tensor with one element has a value"
-            )
+            raise ShapeError(f"item: the tensor has shape {self.shape}, and only a tensor with one element has a value")
         return self.data.item()
 
     def detach(self) -> Tensor:

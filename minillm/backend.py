@@ -15,12 +15,13 @@ import ctypes
 import os
 import queue
 import threading
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 
-from minillm.errors import DeviceError, InputError
+from minillm.errors import DeviceError
 
 Array = Any  # a numpy.ndarray: arrays in, arrays out, no Tensor below autograd.py
 
@@ -30,12 +31,15 @@ PARALLEL_FLOPS = 8e6  # the same for a matrix product
 
 
 def _thread_count() -> int:
-    asked = os.environ.get("MINILLM_THREADS")
-    if asked is None:
-        return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    if not asked.isdigit() or int(asked) < 1:
-        raise InputError(f"MINILLM_THREADS is {asked!r}; set it to a whole number of threads, 1 or more")
-    return int(asked)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    asked = os.environ.get("MINILLM_THREADS", str(cores))
+    if asked.isdigit() and int(asked) >= 1:
+        return int(asked)
+    # Nothing to raise an error to: this is read while minillm is imported.
+    warnings.warn(
+        f"MINILLM_THREADS is {asked!r}; set it to a number of threads, 1 or more; using {cores}", stacklevel=2
+    )
+    return cores
 
 
 class _Worker(threading.Thread):

@@ -94,6 +94,9 @@ class Optimizer:
             raise InputError(f"{type(self).__name__}: lr is {lr}; give a learning rate of 0 or more")
         if not any(group["params"] for group in groups):
             raise InputError(f"{type(self).__name__}: there are no parameters to optimise; pass model.parameters()")
+        ids = [id(parameter) for group in groups for parameter in group["params"]]
+        if len(set(ids)) < len(ids):
+            raise InputError(f"{type(self).__name__}: a parameter is given twice; give each once, in one group")
         self.lr = lr
         self.steps = 0
         self.clip_factor = 1.0

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from minillm import backend, ops, random
 from minillm.autograd import Tensor
-from minillm.errors import DeviceError, InputError
+from minillm.errors import DeviceError
 from minillm.gradcheck import CASES, run_cases
 
 ATTENTION = sys.modules["minillm.ops.attention"]
@@ -418,10 +418,8 @@ def test_by_default_there_is_one_thread_for_each_core(monkeypatch):
 @pytest.mark.parametrize("value", ["0", "-1", "two", "", "1.5"])
 def test_a_number_of_threads_that_is_none(value, monkeypatch):
     monkeypatch.setenv("MINILLM_THREADS", value)
-    with pytest.raises(
-        InputError, match=f"MINILLM_THREADS is '{value}'; set it to a whole number of threads, 1 or more"
-    ):
-        backend._thread_count()
+    with pytest.warns(UserWarning, match=f"MINILLM_THREADS is '{value}'; set it to a number of threads, 1 or more"):
+        assert 1 <= backend._thread_count() <= os.cpu_count()
 
 
 def test_devices():

@@ -583,3 +583,9 @@ def test_clip_grad_norm_equals_torch(rng: np.random.Generator) -> None:
     assert clip_grad_norm_(members, 0.7) == pytest.approx(float(norm), rel=1e-12)
     for parameter, their in zip(members, theirs, strict=True):
         np.testing.assert_allclose(parameter.grad, their.grad.numpy(), rtol=1e-6)  # torch adds 1e-6 to the norm
+
+
+def test_a_parameter_given_twice_is_refused():
+    weight = Parameter(np.ones(3, np.float32))
+    with pytest.raises(InputError, match=r"^AdamW: a parameter is given twice; give each once"):
+        AdamW([{"params": [weight]}, {"params": [weight]}])

@@ -68,12 +68,12 @@ def train(config: TrainConfig, resume: Path | None = None) -> Run:
     """
     if resume is None and config.out is not None:
         check_free(config.out)
-    corpus = load_corpus(config, Run.open(resume).tokenizer if resume else None)
+    run = Run.open(resume) if resume else None
+    corpus = load_corpus(config, run.tokenizer if run else None)
     train_batches, validation = make_batches(corpus, config)
     random.manual_seed(config.seed)
     model, optimizer = build(config, corpus.tokenizer)
-    if resume:
-        run = Run.open(resume)
+    if run:
         state = restore(run, model, optimizer, corpus)
         run.keep_settings(config)
         run.forget_metrics_after(state.step)
@@ -263,7 +263,12 @@ def restore(run: Run, model: GPT2, optimizer: Optimizer, corpus: Corpus) -> Stat
     Raises: CheckpointError if the data, the tokenizer or the model's shape is not what the run was saved with.
     """
     checkpoint = load_checkpoint(run.checkpoint("last"))
-    content = dict(checkpoint.state)
+    content = checkpoint.state
+    if missing := {"corpus", "random", *State._fields} - content.keys():
+        raise CheckpointError(
+            f"train: {run.checkpoint('last')} lacks {', '.join(sorted(missing))}, so `minillm train` did not write it; "
+            "resume a run that it did"
+        )
     if content["corpus"] != corpus.fingerprint():
         raise CheckpointError(
             f"train: the text or tokenizer of {run.folder} has changed since it was saved ({content['corpus']}, now "
@@ -272,6 +277,8 @@ def restore(run: Run, model: GPT2, optimizer: Optimizer, corpus: Corpus) -> Stat
     model.load_state_dict(checkpoint.model)
     optimizer.load_state_dict(checkpoint.optimizer)
     random.default.set_state(content["random"])
+    for unfinished in run.folder.rglob("*.tmp"):  # left by a kill in the middle of a save
+        unfinished.unlink()
     return State(**{name: content[name] for name in State._fields})
 
 

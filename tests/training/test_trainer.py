@@ -19,7 +19,7 @@ import pytest
 
 import minillm
 from minillm import random
-from minillm.checkpoint import load_checkpoint
+from minillm.checkpoint import load_checkpoint, save_checkpoint
 from minillm.cli import main
 from minillm.data import Batches
 from minillm.errors import CheckpointError, InputError
@@ -528,6 +528,18 @@ def test_a_damaged_or_missing_checkpoint_is_refused_on_resume(text: Path) -> Non
     refused(run.folder, "last.safetensors is not there")
     last.write_bytes(content[:-4])
     refused(run.folder, "last.safetensors is damaged")
+    weights = minillm.nn.Linear(2, 2)
+    save_checkpoint(last, weights, AdamW(weights.parameters()), {"step": 5})
+    refused(run.folder, "last.safetensors lacks best_loss, best_step, corpus, random")
+
+
+def test_what_a_kill_left_unfinished_is_gone_after_a_resume(text: Path) -> None:
+    run = train(settings(text, "run", steps=5))
+    unfinished = run.folder / "checkpoints" / "last.safetensors.4711.tmp"
+    unfinished.write_bytes(b"half of a")
+    train(settings(text, "run", steps=6), run.folder)
+    assert not unfinished.exists()
+    assert run.checkpoint("last").exists()
 
 
 @pytest.mark.parametrize("ruined", [7, 10])
