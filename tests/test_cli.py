@@ -126,7 +126,7 @@ BAD = [
     (f"{NANO} --data records.jsonl", r"line 1 of records\.jsonl has the fields body, but no 'text'"),
     (f"{NANO} --data records.jsonl --field bodi", r"no 'bodi'; did you mean 'body'\?"),
     (f"{NANO} --data good.txt --field text", r"field='text' is for \.jsonl files"),
-    (f"{NANO} --data {LONG}", "File name too long"),
+    (f"{NANO} --data {LONG}", "File name too long|there is no file or folder x+"),
     # settings
     (f"{NANO} --data good.txt --tokenizer bpe --vocab-size 255", r"vocab_size is 255, expected at least 257"),
     (f"{NANO} --data good.txt --tokenizer folder", r"cannot read folder/tokenizer\.json .*; give"),
@@ -149,7 +149,7 @@ BAD = [
         "train --resume wider",
         r"^load_state_dict: the weights do not fit GPT2: .*wte\.weight has shape \(.*, 16\), expec",
     ),
-    ("train --resume strange", r"^config: the settings cannot be used: .*layer"),
+    ("train --resume strange", r"^config: there is no setting called 'layer'; did you mean 'layers'\?"),
     ("train --resume damaged", r"last\.safetensors is damaged or no minillm checkpoint"),
     ("sample missing", r"^missing is no run directory"),
     ("sample good.txt", r"^good\.txt is no run directory"),

@@ -99,10 +99,12 @@ class TrainConfig:
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> TrainConfig:
         """The inverse of to_json; unknown fields are an error that suggests the nearest."""
-        known = {f.name for f in dataclasses.fields(cls)}
-        for name in content:
-            if name not in known:
-                raise CheckpointError(f"config: there is no setting called {name!r}{did_you_mean(name, sorted(known))}")
+        model = content.get("model")
+        for kind, given in ((cls, content), (GPT2Config, model if isinstance(model, dict) else {})):
+            known = [f.name for f in dataclasses.fields(kind)]
+            for name in given:
+                if name not in known:
+                    raise CheckpointError(f"config: there is no setting called {name!r}{did_you_mean(name, known)}")
         fields = dict(content)
         if fields.get("out") is not None:
             fields["out"] = Path(fields["out"])
