@@ -28,7 +28,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from minillm import backend
+from minillm import backend, kernels
 from minillm.backend import Array
 from minillm.errors import DtypeError, GraphError, ShapeError
 
@@ -90,14 +90,30 @@ class Op:
       the engine must not add into it.
     - `writes_into`: backward takes a third argument, a tuple of `Into | None` per input, and may fill and return
       `into[i].array`. It saves a pass over every weight gradient.
+
+    `cuda` is a second pair with the same signatures that launches the kernels of `kernels/<kernel>.cu` (the op's name
+    by default). Its forward returns NotImplemented for what the kernels do not do, and then the formula runs; see
+    `kernels.use_kernels`.
     """
 
-    __slots__ = ("aliases", "backward", "forward", "name", "writes_into")
+    __slots__ = ("aliases", "backward", "cuda", "forward", "kernel", "name", "writes_into")
 
-    def __init__(self, name: str, forward: Callable, backward: Callable, *, aliases=False, writes_into=False):
+    def __init__(
+        self,
+        name: str,
+        forward: Callable,
+        backward: Callable,
+        *,
+        cuda: tuple[Callable, Callable] | None = None,
+        kernel: str | None = None,
+        aliases: bool = False,
+        writes_into: bool = False,
+    ):
         self.name = name
         self.forward = forward
         self.backward = backward
+        self.cuda = cuda
+        self.kernel = kernel or name
         self.aliases = aliases
         self.writes_into = writes_into
 
@@ -109,13 +125,14 @@ class Op:
 
         Called by the public function of the op, whose caller's line the node remembers.
         """
-        out, saved = self.forward(*[x.data if isinstance(x, Tensor) else x for x in inputs], **settings)
+        (out, saved), backward = self._run([x.data if isinstance(x, Tensor) else x for x in inputs], settings)
         several = type(out) is tuple
         if not _state.grad_enabled or not any(isinstance(x, Tensor) and x.requires_grad for x in inputs):
             return tuple(map(Tensor, out)) if several else Tensor(out)
         caller = sys._getframe(2)  # only the code and the position: a kept frame would pin its local arrays
         node = Node(
             self,
+            backward,
             saved,
             tuple(x._edge() if isinstance(x, Tensor) else None for x in inputs),
             tuple(x.data.shape if isinstance(x, Tensor) else None for x in inputs),
@@ -126,6 +143,15 @@ class Op:
         if several:
             return tuple(Tensor._made_by(node, index, y) for index, y in enumerate(out))
         return Tensor._made_by(node, 0, out)
+
+    def _run(self, arrays: list, settings: dict) -> tuple[tuple, Callable]:
+        """The forward's result, by kernel or by formula, and the backward that belongs to it."""
+        if self.cuda is not None and kernels.chosen(self.kernel, arrays[0]):
+            result = self.cuda[0](*arrays, **settings)
+            if result is not NotImplemented:
+                return result, self.cuda[1]
+            kernels.chosen(self.kernel, arrays[0], refused="these shapes or settings")  # raises if it is required
+        return self.forward(*arrays, **settings), self.backward
 
 
 class Node:
@@ -148,9 +174,9 @@ class Node:
         "where",
     )
 
-    def __init__(self, op, saved, edges, input_shapes, output_shapes, several, where):
+    def __init__(self, op, backward, saved, edges, input_shapes, output_shapes, several, where):
         self.op: Op = op
-        self.backward: Callable = op.backward
+        self.backward: Callable = backward
         self.saved: Any = saved
         self.edges: Any = edges  # None once a backward has used and released the node
         self.input_shapes: tuple = input_shapes

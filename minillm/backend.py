@@ -150,6 +150,11 @@ def as_rows(x: Array) -> Array:
     return x.reshape(x.size // channels if channels else int(np.prod(x.shape[:-1])), channels)
 
 
+def contiguous(x: Array) -> Array:
+    """x itself if its elements lie in memory in order, as kernels need them, else a copy that does."""
+    return x if x.flags.c_contiguous else x.copy(order="C")
+
+
 def matmul(a: Array, b: Array, out: Array | None = None) -> Array:
     """The matrix product of a (M, K) and b (K, N), cut over the threads where the BLAS is left with one.
 

@@ -1,4 +1,4 @@
-"""The command line: `minillm train`, `sample`, `tokenizer`, `gradcheck`.
+"""The command line: `minillm train`, `sample`, `tokenizer`, `gradcheck`, `kernels`.
 
 Options come from dataclasses (tyro reads their fields and the texts below them). An error that minillm raises on
 purpose is printed as its one sentence, with exit status 2; any other is a defect and shows its traceback.
@@ -16,7 +16,7 @@ from typing import Any, Literal
 import numpy as np
 import tyro
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 from tyro.conf import Positional
 
 from minillm.backend import tuned_process
@@ -102,6 +102,14 @@ class Gradcheck:
 
     ops: Positional[tuple[str, ...]] = ()
     """Names of operations; all by default."""
+
+
+@dataclass(frozen=True)
+class Kernels:
+    """Compile the CUDA kernels (no GPU needed) and print what each takes on each architecture."""
+
+    files: Positional[tuple[str, ...]] = ()
+    """Files in kernels/, such as softmax.cu; all by default."""
 
 
 CHANGEABLE_ON_RESUME = {"steps", "eval_every", "eval_batches", "sample_every", "sample_tokens", "resume"}
@@ -251,6 +259,23 @@ def gradcheck(arguments: list[str]) -> None:
         raise SystemExit(1)
 
 
+def kernels(arguments: list[str]) -> None:
+    from minillm.kernels import ARCHITECTURES, compile_table
+
+    given = parse(Kernels, "kernels", arguments)
+    rows = compile_table(given.files or None)
+    found = {(row.kernel, row.architecture): row for row in rows}
+    name = Column("kernel", no_wrap=True)
+    table = Table(name, *ARCHITECTURES, caption="registers per thread / bytes of shared memory; red: bytes spilled")
+    for kernel in dict.fromkeys(row.kernel for row in rows):
+        cells = []
+        for row in (found.get((kernel, architecture)) for architecture in ARCHITECTURES):
+            spilled = row.spills + row.stack if row else 0
+            cells.append(f"[red]{spilled}[/red]" if spilled else f"{row.registers} / {row.shared}" if row else "-")
+        table.add_row(kernel, *cells)
+    Console(width=max(Console().width, 130)).print(table)
+
+
 COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "train": train,
     "sample": sample,
@@ -258,12 +283,13 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "tokenizer encode": tokenizer_encode,
     "tokenizer decode": tokenizer_decode,
     "gradcheck": gradcheck,
+    "kernels": kernels,
 }
 
 
 def usage() -> str:
     """The list of commands."""
-    kinds = (Train, Sample, TokenizerTrain, TokenizerEncode, TokenizerDecode, Gradcheck)
+    kinds = (Train, Sample, TokenizerTrain, TokenizerEncode, TokenizerDecode, Gradcheck, Kernels)
     lines = [f"  minillm {name:<18} {kind.__doc__}" for name, kind in zip(COMMANDS, kinds, strict=True)]
     return "\n".join(["usage: minillm COMMAND [options]; minillm COMMAND --help lists the options", "", *lines])
 

@@ -19,6 +19,7 @@ from minillm import backend
 from minillm.autograd import Op, Tensor
 from minillm.backend import Array, as_rows
 from minillm.errors import ShapeError, check_floating
+from minillm.kernels import WARP, get_kernel
 from minillm.ops.reduce import choose_axis
 
 
@@ -63,7 +64,30 @@ def softmax_backward(dout, saved):
     return (dx,)
 
 
-SOFTMAX = Op("softmax", softmax_forward, softmax_backward)
+def softmax_forward_cuda(x, *, axis):
+    if axis != x.ndim - 1 or x.size == 0:
+        return NotImplemented
+    x = backend.contiguous(x)
+    out = np.empty_like(x)
+    _launch("softmax_forward", x, out)
+    return out, Saved(out, axis)
+
+
+def softmax_backward_cuda(dout, saved):
+    dx = np.empty_like(saved.out)
+    _launch("softmax_backward", backend.contiguous(dout), saved.out, dx)
+    return (dx,)
+
+
+def _launch(name: str, *arrays: Array) -> None:
+    """A block for each row, with a thread for every 16 bytes of it, as kernels/softmax.cu recommends."""
+    rows, columns = as_rows(arrays[0]).shape
+    threads = min(512, -(-columns * arrays[0].itemsize // 512) * WARP)
+    kernel = get_kernel("softmax.cu", name, arrays[0].dtype)
+    kernel(min(rows, 1 << 20), threads, (*arrays, np.int64(rows), np.int32(columns)))
+
+
+SOFTMAX = Op("softmax", softmax_forward, softmax_backward, cuda=(softmax_forward_cuda, softmax_backward_cuda))
 
 
 def softmax(x: Tensor, axis: int | None = None, *, dim: int | None = None) -> Tensor:
