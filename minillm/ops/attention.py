@@ -24,6 +24,7 @@ saves lse, and the backward makes P again, block by block (FlashAttention, Dao e
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -33,6 +34,7 @@ from minillm import backend, random
 from minillm.autograd import Op, Tensor
 from minillm.backend import Array
 from minillm.errors import DtypeError, ShapeError, check_floating, check_shapes
+from minillm.kernels import get_kernel
 from minillm.ops.dropout import check_probability
 
 QUERY_BLOCK = 64  # queries at a time
@@ -136,7 +138,31 @@ def attention_backward(dout, saved):
     return dq, dk, dv, None
 
 
-ATTENTION = Op("attention", attention_forward, attention_backward)
+def attention_forward_cuda(q, k, v, mask, *, causal, scale, dropout):
+    if mask is not None or dropout or scale <= 0 or q.size == 0 or k.size == 0 or q.shape[3] > 128:
+        return NotImplemented
+    if not q.dtype == k.dtype == v.dtype:
+        return NotImplemented
+    q, k, v = map(_rows_in_one_piece, (q, k, v))
+    out = np.empty_like(q)
+    lse = np.empty_like(q, shape=q.shape[:3], dtype=np.promote_types(q.dtype, np.float32), order="C")
+    _launch("attention_forward", (q, k, v), _full_lengths(k), (lse,), (out,), causal, scale)
+    return out, Saved(q, k, v, None, out, lse, causal, scale, None)
+
+
+def attention_backward_cuda(dout, saved):
+    q, k, v, _, out, lse, causal, scale, _ = saved
+    dout = _rows_in_one_piece(dout)
+    dq, dk, dv = np.empty_like(q), np.empty_like(k), np.empty_like(v)
+    inputs, lengths, sums = (q, k, v, dout), _full_lengths(k), (lse, _launch_delta(dout, out, lse))
+    _launch("attention_backward_keys", inputs, lengths, sums, (dk, dv), causal, scale)
+    _launch("attention_backward_queries", inputs, lengths, sums, (dq,), causal, scale)
+    return dq, dk, dv, None
+
+
+ATTENTION = Op(
+    "attention", attention_forward, attention_backward, cuda=(attention_forward_cuda, attention_backward_cuda)
+)
 
 
 def attention(
@@ -278,3 +304,79 @@ def _for_parts(part, q: Array, k: Array) -> None:
         run(0, len(parts))
     else:
         backend.parallel(run, len(parts))
+
+
+# --- launching kernels/attention.cu and kernels/attention_bf16.cu ---------------------------------------------------
+
+# The rows that a block of attention_bf16.cu keeps and the rows of the tiles that pass by, for each head size.
+TENSOR_CORE_TILES = {
+    "attention_forward": {32: (128, 64), 64: (128, 64), 96: (64, 64), 128: (64, 64)},
+    "attention_backward_keys": {32: (64, 64), 64: (64, 64), 96: (64, 32), 128: (64, 32)},
+    "attention_backward_queries": {32: (64, 64), 64: (64, 64), 96: (64, 32), 128: (64, 32)},
+}
+
+
+def _launch(name: str, inputs: tuple, lengths: Array, sums: tuple, outputs: tuple, causal: bool, scale: float) -> None:
+    """One of the three kernels, on tensor cores where dtype, head size and alignment allow it.
+
+    inputs: q, k, v and, backward, dout; sums: lse and, backward, delta; each block writes rows of the outputs.
+    """
+    q, k, operands = inputs[0], inputs[1], (*inputs, *outputs)
+    (batch, heads, queries, head_size), (_, key_heads, keys, _) = q.shape, k.shape
+    padded = -(-head_size // 32) * 32
+    numbers = [np.int32(n) for n in (queries, keys, head_size, heads // key_heads)]
+    if q.dtype.name == "bfloat16" and head_size == padded and all(map(_in_16_bytes, operands)):
+        rows, columns = TENSOR_CORE_TILES[name][padded]
+        smem = 2 * padded * ((1 if name == "attention_forward" else 2) * rows + 4 * columns)
+        smem += 16 * columns if name == "attention_backward_keys" else 0
+        kernel, threads = get_kernel("attention_bf16.cu", name + "_bf16", padded), 128
+        del numbers[2]
+    else:
+        size = sums[0].itemsize
+        if name == "attention_forward":
+            rows, columns = 256 // size, 128 // size
+            smem = size * ((rows + columns) * (padded + 1) + rows * (columns + 1))
+        else:
+            rows, columns = 128 // size, 16
+            smem = size * (2 * (rows + columns) * (padded + 1) + len(outputs) * rows * (columns + 1))
+        kernel, threads = get_kernel("attention.cu", name, q.dtype, padded), 256
+    grid = (-(-outputs[0].shape[2] // rows), outputs[0].shape[1], batch)
+    arrays = (*map(_memory, inputs), lengths, *sums, *map(_memory, outputs))
+    kernel(grid, threads, (*arrays, *numbers, np.bool_(causal), sums[0].dtype.type(scale), *_strides(*operands)), smem)
+
+
+def _launch_delta(dout: Array, out: Array, lse: Array) -> Array:
+    """delta_i = dY_i . Y_i, a number for each query as lse is."""
+    delta = np.empty_like(lse)
+    batch, heads, queries, head_size = out.shape
+    arguments = (_memory(dout), _memory(out), delta, np.int32(queries), np.int32(head_size), *_strides(dout, out))
+    get_kernel("attention.cu", "attention_delta", out.dtype)((-(-queries // 4), heads, batch), 128, arguments)
+    return delta
+
+
+def _full_lengths(k: Array) -> Array:
+    """For each batch item the number of keys that are not padding: all."""
+    return np.full_like(k, k.shape[2], shape=k.shape[:1], dtype=np.int32, order="C")
+
+
+def _rows_in_one_piece(x: Array) -> Array:
+    """x, or a copy if the numbers of a row of its last axis do not follow each other."""
+    return x if x.strides[-1] == x.itemsize and min(x.strides) >= 0 else backend.contiguous(x)
+
+
+def _memory(x: Array) -> Array:
+    """The memory from the first number of x to the last, as one dimension; with the strides, a kernel finds x there."""
+    library = np if isinstance(x, np.ndarray) else sys.modules["cupy"]
+    last = sum((size - 1) * stride for size, stride in zip(x.shape, x.strides, strict=True))
+    return library.lib.stride_tricks.as_strided(x, (last // x.itemsize + 1,), (x.itemsize,))
+
+
+def _strides(*operands: Array) -> list[np.int64]:
+    """From one batch item, head and row to the next, in elements, of each operand."""
+    return [np.int64(stride // x.itemsize) for x in operands for stride in x.strides[:3]]
+
+
+def _in_16_bytes(x: Array) -> bool:
+    """Whether every row of x begins at a multiple of 16 bytes."""
+    address = x.ctypes.data if isinstance(x, np.ndarray) else x.data.ptr
+    return address % 16 == 0 and all(stride % 16 == 0 for stride in x.strides[:3])

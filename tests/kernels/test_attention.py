@@ -1,0 +1,241 @@
+"""kernels/attention.cu and attention_bf16.cu, emulated, against the formula in float64.
+
+A kernel may be as wrong as NumPy is with the formula in the same dtype, twice over (three times for a gradient); for
+bfloat16, with the formula in float32 whose scores, weights and results are rounded to bfloat16, as three passes over
+memory would. Errors are root mean squares.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from minillm import Tensor, kernels, ops
+from minillm.gradcheck import check_gradients
+
+pytest.importorskip("ml_dtypes", reason="bfloat16 arrays need ml_dtypes")
+sys.path.append(str(Path(__file__).parent))
+
+import attention_launch as launch
+
+DTYPES = {"float32": np.dtype("float32"), "float64": np.dtype("float64"), "bfloat16": launch.BFLOAT16}
+NAMES = ("out", "lse", "dq", "dk", "dv")
+
+
+def problem(rng, dtype, batch, heads, key_heads, queries, keys, d, causal, lengths=None):
+    def draw(*shape):
+        return rng.standard_normal(shape).astype(np.float32).astype(dtype)
+
+    lengths = np.full(batch, keys, np.int32) if lengths is None else np.array(lengths, np.int32)
+    q, dout = draw(batch, heads, queries, d), draw(batch, heads, queries, d)
+    k, v = draw(batch, key_heads, keys, d), draw(batch, key_heads, keys, d)
+    return launch.Problem(q, k, v, dout, lengths, causal, 0.7 / np.sqrt(d))
+
+
+def solve(case):
+    out, lse = launch.forward(case, np.full_like(case.q, np.nan))
+    grads = launch.backward(case, out, lse, [np.full_like(x, np.nan) for x in case[:3]])
+    return out, lse, *grads
+
+
+def check(received, case):
+    dtype = case.q.dtype
+    expected = launch.formula(case)
+    by_numpy = launch.formula(case, np.float64 if dtype == np.float64 else np.float32, DTYPES.get(dtype.name))
+    if dtype == np.float64:  # NumPy is then the reference: of longer sums, a few roundings
+        by_numpy = [x * (1 + 2**-52) for x in expected]
+    for name, x, y, near in zip(NAMES, received, expected, by_numpy, strict=True):
+        finite = np.isfinite(y)
+        assert np.array_equal(np.isposinf(x.astype(np.float64)), ~finite), name
+        real = np.finfo(
+            np.float32 if name == "lse" and dtype != np.float64 else np.float64 if dtype == np.float64 else np.float32
+        )
+        rounding = real.eps * max(1.0, np.abs(y[finite]).max(initial=0)) * (4 if dtype == np.float64 else 1)
+        if name != "lse" and dtype.name == "bfloat16":
+            rounding = 2**-9 * np.sqrt(np.square(y).mean())
+        error, allowed = (np.sqrt(np.square(a.astype(np.float64)[finite] - y[finite]).mean()) for a in (x, near))
+        factor = 2 if name in ("out", "lse") else 3
+        assert error <= factor * max(allowed, rounding), f"{name}: error {error:.2e}, NumPy {allowed:.2e}"
+
+
+# (queries, keys, batch, heads, key heads, head size): every edge of a tile, groups of 1 to 4, Tq shorter and longer
+SIZES = [
+    (1, 1, 2, 3, 3, 64),
+    (17, 17, 2, 4, 2, 32),
+    (63, 63, 1, 3, 1, 96),
+    (64, 64, 1, 4, 1, 64),
+    (65, 65, 2, 2, 2, 128),
+    (127, 127, 1, 2, 1, 64),
+    (128, 128, 1, 1, 1, 32),
+    (129, 129, 1, 3, 1, 64),
+    (300, 300, 1, 2, 2, 64),
+    (300, 300, 1, 1, 1, 128),
+    (1, 129, 2, 4, 1, 64),
+    (40, 150, 1, 2, 1, 128),
+    (150, 40, 1, 2, 1, 32),
+]
+
+
+@pytest.mark.parametrize("causal", [True, False], ids=["causal", "full"])
+@pytest.mark.parametrize("sizes", SIZES, ids=lambda s: "x".join(map(str, s)))
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_against_the_formula(rng, dtype, sizes, causal):
+    queries, keys, batch, heads, key_heads, d = sizes
+    case = problem(rng, DTYPES[dtype], batch, heads, key_heads, queries, keys, d, causal)
+    check(solve(case), case)
+
+
+@pytest.mark.parametrize("d", [1, 5, 40, 80, 127])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_any_head_size_up_to_128(rng, dtype, d):
+    case = problem(rng, DTYPES[dtype], 1, 2, 1, 33, 70, d, True)
+    check(solve(case), case)
+
+
+@pytest.mark.parametrize("causal", [True, False], ids=["causal", "full"])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_padding_is_not_read(rng, dtype, causal):
+    """Beyond the length of an item lies NaN, which one multiplication by a weight of 0 would carry into the result."""
+    lengths = [100, 64, 37, 1, 0]
+    case = problem(rng, DTYPES[dtype], 5, 2, 1, 100, 100, 64, causal, lengths)
+    for x in (case.k, case.v):
+        for item, length in enumerate(lengths):
+            x[item, :, length:] = np.nan
+    received = solve(case)
+    for x in (case.k, case.v):
+        x[np.isnan(x)] = 0
+    check(received, case)
+    for item, length in enumerate(lengths):
+        assert not received[3][item, :, length:].astype(float).any()
+        assert not received[4][item, :, length:].astype(float).any()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_query_that_sees_no_key(rng, dtype):
+    """More queries than keys, causal: the first Tq - Tk see none. They give 0 and +inf, and pass nothing on."""
+    case = problem(rng, DTYPES[dtype], 1, 1, 1, 200, 30, 32, True)
+    out, lse, dq, *_ = received = solve(case)
+    assert np.isposinf(lse[..., :170]).all()
+    assert np.isfinite(lse[..., 170:]).all()
+    assert not out[:, :, :170].astype(float).any()
+    assert not dq[:, :, :170].astype(float).any()
+    check(received, case)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_views_of_one_buffer(rng, dtype):
+    """q, k, v and their gradients are views of (B, T, 3, H, D), out and dout of (B, T, H, D); nothing is copied."""
+    dtype = DTYPES[dtype]
+    batch, tokens, heads, d = 2, 70, 2, 64
+    qkv = rng.standard_normal((batch, tokens, 3, heads, d)).astype(np.float32).astype(dtype)
+    q, k, v = (qkv[:, :, i].transpose(0, 2, 1, 3) for i in range(3))
+    dout = rng.standard_normal((batch, tokens, heads, d)).astype(np.float32).astype(dtype).transpose(0, 2, 1, 3)
+    case = launch.Problem(q, k, v, dout, np.full(batch, tokens, np.int32), True, d**-0.5)
+    out = np.full((batch, tokens + 1, heads, d), 7, dtype)
+    gradient = np.full((batch, tokens + 1, 3, heads, d), 7, dtype)
+    out_view = out[:, :tokens].transpose(0, 2, 1, 3)
+    grads = [gradient[:, :tokens, i].transpose(0, 2, 1, 3) for i in range(3)]
+    _, lse = launch.forward(case, out_view)
+    launch.backward(case, out_view, lse, grads)
+    dense = [np.ascontiguousarray(x) for x in case[:4]]
+    expected = solve(launch.Problem(*dense, *case[4:]))
+    for name, x, y in zip(NAMES, (out_view, lse, *grads), expected, strict=True):
+        assert np.array_equal(x, y), name  # to the bit: the order of the sums does not depend on the strides
+    assert (out[:, tokens:] == 7).all()
+    assert (gradient[:, tokens:] == 7).all()
+
+
+@pytest.mark.parametrize("copies", kernels.COPIES)
+@pytest.mark.parametrize("order", ["forward", "reverse", "random"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_same_bits_in_every_order(rng, dtype, order, copies):
+    if dtype == "float32" and copies == "deferred":
+        pytest.skip("the plain kernels copy nothing asynchronously")
+    case = problem(rng, DTYPES[dtype], 1, 2, 1, 130, 200, 64, True, [190])
+    expected = solve(case)
+    with kernels.emulation(order=order, seed=3, copies=copies):
+        received = solve(case)
+    for name, x, y in zip(NAMES, received, expected, strict=True):
+        assert np.array_equal(x, y), name
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_large_scores(rng, dtype):
+    """Scores of some hundreds, rising and falling along the keys: e^score would overflow."""
+    case = problem(rng, DTYPES[dtype], 1, 1, 1, 70, 140, 32, False)
+    ramp = np.where(np.arange(140) % 70 < 35, 20, -20)[:, None]
+    q, k = 30 * case.q.astype(np.float32), case.k.astype(np.float32) + ramp
+    case = case._replace(q=q.astype(DTYPES[dtype]), k=k.astype(DTYPES[dtype]))
+    assert np.abs(launch.formula(case)[1]).max() > 100
+    received = solve(case)
+    assert all(np.isfinite(x.astype(float)).all() for x in received)
+    expected = launch.formula(case)
+    tolerance = {"float32": 2e-4, "float64": 1e-12, "bfloat16": 0.05}[dtype]
+    for name, x, y in zip(NAMES, received, expected, strict=True):
+        assert np.abs(x.astype(float) - y).max() <= tolerance * max(1, np.abs(y).max()), name
+
+
+def test_nan_is_not_hidden(rng):
+    case = problem(rng, DTYPES["bfloat16"], 1, 1, 1, 40, 40, 32, True)
+    case.k[0, 0, 20] = np.nan
+    out, _, dq, _, _ = solve(case)
+    assert np.isfinite(out[:, :, :20].astype(float)).all()
+    assert np.isnan(out[:, :, 20:].astype(float)).all()
+    assert np.isnan(dq[:, :, 20:].astype(float)).all()
+
+
+def test_the_kernels_ran(rng):
+    before = kernels.launch_counts()
+    solve(problem(rng, DTYPES["bfloat16"], 1, 1, 1, 17, 17, 64, True))
+    solve(problem(rng, DTYPES["float32"], 1, 1, 1, 17, 17, 48, True))
+    new = kernels.launch_counts() - before
+    names = ("attention_forward", "attention_backward_keys", "attention_backward_queries")
+    expected = {f"{name}_bf16<64>": 1 for name in names} | {f"{name}<float, 64>": 1 for name in names}
+    expected |= {"attention_delta<__nv_bfloat16>": 1, "attention_delta<float>": 1}
+    assert new == expected
+
+
+# ---- the public operation ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("causal", [True, False], ids=["causal", "full"])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_the_op_runs_its_kernels(rng, dtype, causal):
+    """Values and all gradients as by the formula; q, k and v are views of one array, as in GPT-2."""
+    data = rng.standard_normal((2, 37, 3, 4, 40)).astype(dtype)
+    weights = rng.standard_normal((2, 4, 37, 40)).astype(dtype)
+
+    def run(mode):
+        qkv = Tensor(data, requires_grad=True)
+        with kernels.use_kernels(mode):
+            out = ops.attention(*(qkv[:, :, i].transpose(1, 2) for i in range(3)), causal=causal)
+            (out * Tensor(weights)).sum().backward()
+        return out.data, qkv.grad
+
+    expected = run("off")
+    before = kernels.launch_counts()
+    received = run("emulate")
+    ran = {name.split("<")[0] for name in kernels.launch_counts() - before if name.startswith("attention")}
+    assert ran == {"attention_forward", "attention_delta", "attention_backward_keys", "attention_backward_queries"}
+    for x, y in zip(received, expected, strict=True):
+        np.testing.assert_allclose(x, y, rtol=0, atol=(2e-5 if dtype == "float32" else 1e-13))
+
+
+def test_gradients_of_the_double_kernels(rng):
+    q, k, v = (rng.standard_normal((1, heads, tokens, 8)) for heads, tokens in ((4, 5), (2, 19), (2, 19)))
+    with kernels.use_kernels("require"):
+        check_gradients(lambda q, k, v: ops.attention(q, k, v, causal=True), q, k, v)
+
+
+def test_what_the_kernels_do_not_do(rng):
+    q = Tensor(rng.standard_normal((1, 1, 4, 8)))
+    with kernels.use_kernels("emulate"):
+        by_formula = ops.attention(q, q, q, mask=np.tri(4, dtype=bool))
+        by_kernel = ops.attention(q, q, q, causal=True)
+        np.testing.assert_allclose(by_formula.data, by_kernel.data, atol=1e-14)
+    for settings in ({"mask": np.tri(4, dtype=bool)}, {"dropout_p": 0.5}, {"scale": -1.0}):
+        with kernels.use_kernels("require"), pytest.raises(kernels.KernelError, match="attention: no kernel"):
+            ops.attention(q, q, q, **settings)
