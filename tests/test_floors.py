@@ -47,6 +47,7 @@ SHARED = {
     "minillm.backend",
     "minillm.ops.arithmetic",
     "minillm.ops.dropout",
+    "minillm.ops.launch",
     "minillm.ops.reduce",
     "minillm.checkpoint",
     "minillm.generate",

@@ -8,9 +8,14 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import numpy as np
+
 from minillm import random
 from minillm.autograd import Op, Tensor
+from minillm.backend import Array, contiguous
 from minillm.errors import InputError, check_floating
+from minillm.kernels import get_kernel
+from minillm.ops.launch import THREADS, blocks_for
 
 
 class Saved(NamedTuple):
@@ -29,7 +34,29 @@ def dropout_backward(dout, saved):
     return (dout * random.keep_scale(saved.seed, saved.counter, dout.shape, saved.p, dout.dtype),)
 
 
-DROPOUT = Op("dropout", dropout_forward, dropout_backward)
+def dropout_forward_cuda(x, *, p, seed, counter):
+    if x.size == 0 or not 0 <= seed < 2**128 or counter + x.size >= 2**64:
+        return NotImplemented
+    saved = Saved(seed, counter, p)
+    return _launch(x, saved), saved
+
+
+def dropout_backward_cuda(dout, saved):
+    return (_launch(dout, saved),)
+
+
+def _launch(x: Array, saved: Saved) -> Array:
+    x, (seed, counter, p) = contiguous(x), saved
+    y = np.empty_like(x)
+    key = np.uint64(seed % 2**64), np.uint64(seed // 2**64)
+    threshold = np.uint32(min(round(p * 2**32), 2**32 - 1))
+    scale = np.promote_types(x.dtype, np.float32).type(1 / (1 - p))
+    arguments = (x, y, np.int64(x.size), *key, np.uint64(counter), threshold, scale)
+    get_kernel("dropout.cu", "dropout", x.dtype)(blocks_for(x.size, random.BLOCK), THREADS, arguments)
+    return y
+
+
+DROPOUT = Op("dropout", dropout_forward, dropout_backward, cuda=(dropout_forward_cuda, dropout_backward_cuda))
 
 
 def dropout(x: Tensor, p: float = 0.5, training: bool = True) -> Tensor:

@@ -13,11 +13,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from minillm.autograd import Op, Tensor
-from minillm.backend import Array, as_rows
+from minillm.autograd import Into, Op, Tensor
+from minillm.backend import Array, as_rows, contiguous
 from minillm.errors import check_index, check_shapes
+from minillm.kernels import WARP, get_kernel
 
 LONG_ROW = 512  # channels from which one row at a time is faster; measured by benchmarks/ops.py
+WARPS = 8  # of a block of the kernels: one for each id
 
 
 class Saved(NamedTuple):
@@ -32,18 +34,22 @@ def embedding_forward(weight, ids):
 
 
 def embedding_backward(dout, saved, into=(None, None)):
-    if into[0] is None:
-        dweight = np.zeros_like(dout, shape=saved.shape, order="C")
-    else:
-        dweight = into[0].array
-        if not into[0].add:
-            dweight[...] = 0
+    dweight = _gradient_so_far(dout, saved, into[0])
     ids, rows = saved.ids.reshape(-1), as_rows(dout)
     if saved.shape[1] >= LONG_ROW:
         add_rows_one_by_one(dweight, ids, rows)
     else:
         add_rows_sorted(dweight, ids, rows)
     return dweight, None
+
+
+def _gradient_so_far(dout: Array, saved: Saved, into: Into | None) -> Array:
+    """Where the gradient of the table goes: what is there to be added to, or zeros."""
+    if into is None:
+        return np.zeros_like(dout, shape=saved.shape, order="C")
+    if not into.add:
+        into.array[...] = 0
+    return into.array
 
 
 def add_rows_one_by_one(table: Array, ids: Array, rows: Array) -> None:
@@ -62,7 +68,37 @@ def add_rows_sorted(table: Array, ids: Array, rows: Array) -> None:
     table[ordered[starts]] += np.add.reduceat(rows[order], starts, axis=0)
 
 
-EMBEDDING = Op("embedding", embedding_forward, embedding_backward, writes_into=True)
+def embedding_forward_cuda(weight, ids):
+    if ids.size == 0 or weight.size == 0:
+        return NotImplemented
+    weight, ids = contiguous(weight), contiguous(ids.astype(np.int64, copy=False))
+    columns = weight.shape[1]
+    out = np.empty_like(weight, shape=(*ids.shape, columns))
+    kernel = get_kernel("embedding.cu", "embedding_forward", weight.dtype)
+    kernel(-(-ids.size // WARPS), WARPS * WARP, (weight, ids, out, np.int64(ids.size), np.int32(columns)))
+    return out, Saved(ids, weight.shape)
+
+
+def embedding_backward_cuda(dout, saved, into=(None, None)):
+    dweight = _gradient_so_far(dout, saved, into[0])
+    table, ids, columns = contiguous(dweight), saved.ids.reshape(-1), saved.shape[1]
+    order = np.argsort(ids, kind="stable")
+    kernel = get_kernel("embedding.cu", "embedding_backward", table.dtype)
+    grid = (-(-ids.size // WARPS), -(-columns * table.itemsize // 512))
+    arguments = (contiguous(dout), ids[order], order, table, np.int64(ids.size), np.int32(columns))
+    kernel(grid, WARPS * WARP, arguments)
+    if table is not dweight:  # a copy, because the leaf's gradient is not contiguous
+        dweight[...] = table
+    return dweight, None
+
+
+EMBEDDING = Op(
+    "embedding",
+    embedding_forward,
+    embedding_backward,
+    cuda=(embedding_forward_cuda, embedding_backward_cuda),
+    writes_into=True,
+)
 
 
 def embedding(ids: Any, weight: Tensor) -> Tensor:

@@ -18,8 +18,10 @@ from typing import NamedTuple
 import numpy as np
 
 from minillm.autograd import Op, Tensor
-from minillm.backend import Array, as_rows, row_blocks
+from minillm.backend import Array, as_rows, contiguous, row_blocks
 from minillm.errors import InputError, check_floating
+from minillm.kernels import get_kernel
+from minillm.ops.launch import THREADS, blocks_for
 
 SQRT_2_OVER_PI = math.sqrt(2 / math.pi)  # Python floats: a NumPy scalar would turn float32 into float64
 CUBIC = 0.044715
@@ -86,7 +88,28 @@ def gelu_backward(dout, saved):
     return (dx,)
 
 
-GELU = Op("gelu", gelu_forward, gelu_backward)
+def gelu_forward_cuda(x, *, approximate):
+    if x.size == 0:
+        return NotImplemented
+    x = contiguous(x)
+    out = np.empty_like(x)
+    _launch("activation_forward", approximate, x, out)
+    return out, Saved(x, approximate)
+
+
+def gelu_backward_cuda(dout, saved):
+    dx = np.empty_like(saved.x)
+    _launch("activation_backward", saved.approximate, contiguous(dout), saved.x, dx)
+    return (dx,)
+
+
+def _launch(name: str, approximate: str, *arrays: Array) -> None:
+    x = arrays[0]
+    kernel = get_kernel("gelu.cu", name, x.dtype, "GeluTanh" if approximate == "tanh" else "GeluErf")
+    kernel(blocks_for(x.size, 16 // x.itemsize), THREADS, (*arrays, np.int64(x.size)))
+
+
+GELU = Op("gelu", gelu_forward, gelu_backward, cuda=(gelu_forward_cuda, gelu_backward_cuda))
 
 
 def gelu(x: Tensor, approximate: str = "none") -> Tensor:

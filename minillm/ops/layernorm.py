@@ -27,8 +27,10 @@ from typing import NamedTuple
 import numpy as np
 
 from minillm.autograd import Op, Tensor
-from minillm.backend import Array, as_rows, row_blocks, sum_over_blocks
+from minillm.backend import Array, as_rows, contiguous, row_blocks, sum_over_blocks
 from minillm.errors import check_floating, check_shapes
+from minillm.kernels import get_kernel
+from minillm.ops.launch import BLOCKS, SHARED_LIMIT, shared_bytes, sum_rows, threads_of_row
 
 
 class Saved(NamedTuple):
@@ -83,7 +85,38 @@ def layernorm_backward(dout, saved):
     return dx, dweight, dbias if has_bias else None
 
 
-LAYERNORM = Op("layernorm", layernorm_forward, layernorm_backward)
+def layernorm_forward_cuda(x, weight, bias, *, eps):
+    b = np.zeros_like(weight) if bias is None else contiguous(bias)
+    if x.size == 0 or {weight.dtype, b.dtype} != {x.dtype} or shared_bytes(x, sums=2) > SHARED_LIMIT:
+        return NotImplemented
+    x, weight = contiguous(x), contiguous(weight)
+    rows, columns = as_rows(x).shape
+    out = np.empty_like(x)
+    mean, rstd = np.empty_like(x, shape=(2, rows), dtype=np.promote_types(x.dtype, np.float32))
+    arguments = (x, weight, b, out, mean, rstd, np.int64(rows), np.int32(columns), mean.dtype.type(eps))
+    kernel = get_kernel("layernorm.cu", "layernorm_forward", x.dtype)
+    kernel(min(rows, BLOCKS), threads_of_row(x), arguments)
+    return out, Saved(x, weight, mean, rstd, bias is not None)
+
+
+def layernorm_backward_cuda(dout, saved):
+    x, weight, mean, rstd, has_bias = saved
+    rows, columns = as_rows(x).shape
+    dx = np.empty_like(x)
+    partial = np.empty_like(mean, shape=(min(rows, BLOCKS), 2 * columns))  # each block's sums over its rows
+    arguments = (contiguous(dout), x, weight, mean, rstd, dx, partial, np.int64(rows), np.int32(columns))
+    kernel = get_kernel("layernorm.cu", "layernorm_backward", x.dtype)
+    kernel(len(partial), threads_of_row(x), arguments, shared_bytes(x, sums=2))
+    dweight, dbias = sum_rows(partial, x.dtype).reshape(2, columns)
+    return dx, dweight, dbias if has_bias else None
+
+
+LAYERNORM = Op(
+    "layernorm",
+    layernorm_forward,
+    layernorm_backward,
+    cuda=(layernorm_forward_cuda, layernorm_backward_cuda),
+)
 
 
 def layer_norm(x: Tensor, weight: Tensor, bias: Tensor | None = None, eps: float = 1e-5) -> Tensor:

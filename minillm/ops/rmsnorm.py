@@ -17,8 +17,10 @@ from typing import NamedTuple
 import numpy as np
 
 from minillm.autograd import Op, Tensor
-from minillm.backend import Array, as_rows, row_blocks, sum_over_blocks
+from minillm.backend import Array, as_rows, contiguous, row_blocks, sum_over_blocks
 from minillm.errors import check_floating, check_shapes
+from minillm.kernels import get_kernel
+from minillm.ops.launch import BLOCKS, SHARED_LIMIT, shared_bytes, sum_rows, threads_of_row
 
 
 class Saved(NamedTuple):
@@ -63,7 +65,30 @@ def rmsnorm_backward(dout, saved):
     return dx, dweight
 
 
-RMSNORM = Op("rmsnorm", rmsnorm_forward, rmsnorm_backward)
+def rmsnorm_forward_cuda(x, weight, *, eps):
+    if x.size == 0 or weight.dtype != x.dtype or shared_bytes(x, sums=1) > SHARED_LIMIT:
+        return NotImplemented
+    x, weight = contiguous(x), contiguous(weight)
+    rows, columns = as_rows(x).shape
+    out, rstd = np.empty_like(x), np.empty_like(x, shape=rows, dtype=np.promote_types(x.dtype, np.float32))
+    arguments = (x, weight, out, rstd, np.int64(rows), np.int32(columns), rstd.dtype.type(eps))
+    kernel = get_kernel("rmsnorm.cu", "rmsnorm_forward", x.dtype)
+    kernel(min(rows, BLOCKS), threads_of_row(x), arguments)
+    return out, Saved(x, weight, rstd)
+
+
+def rmsnorm_backward_cuda(dout, saved):
+    x, weight, rstd = saved
+    rows, columns = as_rows(x).shape
+    dx = np.empty_like(x)
+    partial = np.empty_like(rstd, shape=(min(rows, BLOCKS), columns))  # each block's sums over its rows
+    arguments = (contiguous(dout), x, weight, rstd, dx, partial, np.int64(rows), np.int32(columns))
+    kernel = get_kernel("rmsnorm.cu", "rmsnorm_backward", x.dtype)
+    kernel(len(partial), threads_of_row(x), arguments, shared_bytes(x, sums=1))
+    return dx, sum_rows(partial, x.dtype)
+
+
+RMSNORM = Op("rmsnorm", rmsnorm_forward, rmsnorm_backward, cuda=(rmsnorm_forward_cuda, rmsnorm_backward_cuda))
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float = 1e-6) -> Tensor:

@@ -19,8 +19,10 @@ from typing import NamedTuple
 import numpy as np
 
 from minillm.autograd import Op, Tensor
-from minillm.backend import Array
+from minillm.backend import Array, contiguous
 from minillm.errors import InputError, ShapeError, check_floating, check_shapes
+from minillm.kernels import get_kernel
+from minillm.ops.launch import BLOCKS, THREADS
 
 
 class Saved(NamedTuple):
@@ -49,7 +51,30 @@ def _rotate(x: Array, cos: Array, sin: Array, layout: str) -> Array:
     return y
 
 
-ROPE = Op("rope", rope_forward, rope_backward)
+def rope_forward_cuda(x, *, cos, sin, layout):
+    if x.size == 0:
+        return NotImplemented
+    return _rotate_cuda(x, cos, sin, layout, direction=1), Saved(cos, sin, layout)
+
+
+def rope_backward_cuda(dout, saved):
+    return (_rotate_cuda(dout, saved.cos, saved.sin, saved.layout, direction=-1),)
+
+
+def _rotate_cuda(x: Array, cos: Array, sin: Array, layout: str, direction: int) -> Array:
+    x, cos, sin = contiguous(x), contiguous(cos), contiguous(sin)
+    y = np.empty_like(x)
+    length, pairs = cos.shape
+    rows = x.size // (2 * pairs)
+    threads = min(64, -(-pairs * cos.itemsize // 16))  # for a row; each takes 16 bytes of the tables at a time
+    block = (threads, THREADS // threads)
+    sizes = (np.int64(rows), np.int32(length), np.int32(pairs), cos.dtype.type(direction))
+    kernel = get_kernel("rope.cu", "rope", x.dtype, layout.upper())
+    kernel(min(BLOCKS, -(-rows // block[1])), block, (x, cos, sin, y, *sizes))
+    return y
+
+
+ROPE = Op("rope", rope_forward, rope_backward, cuda=(rope_forward_cuda, rope_backward_cuda))
 
 
 def rope(x: Tensor, cos: Array, sin: Array, layout: str = "half") -> Tensor:
@@ -71,7 +96,8 @@ def rope(x: Tensor, cos: Array, sin: Array, layout: str = "half") -> Tensor:
             raise ShapeError(
                 f"rope: {name} has shape {table.shape}, but x of shape {x.shape} needs (T, D/2) = {wanted}"
             )
-    return ROPE(x, cos=np.asarray(cos, x.dtype), sin=np.asarray(sin, x.dtype), layout=layout)
+    precision = np.promote_types(x.dtype, np.float32)  # the tables of bfloat16 stay in float32
+    return ROPE(x, cos=np.asarray(cos, precision), sin=np.asarray(sin, precision), layout=layout)
 
 
 def rope_table(length: int, head_size: int, base: float = 10000.0, start: int = 0) -> tuple[Array, Array]:

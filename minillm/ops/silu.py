@@ -11,9 +11,11 @@ from typing import NamedTuple
 import numpy as np
 
 from minillm.autograd import Op, Tensor
-from minillm.backend import Array, as_rows, row_blocks
+from minillm.backend import Array, as_rows, contiguous, row_blocks
 from minillm.errors import ShapeError, check_floating
+from minillm.kernels import Kernel, get_kernel
 from minillm.ops.arithmetic import logistic
+from minillm.ops.launch import THREADS, blocks_for
 
 
 class Saved(NamedTuple):
@@ -41,7 +43,27 @@ def silu_backward(dout, saved):
     return (_by_rows(formula, dout, saved.x),)
 
 
-SILU = Op("silu", silu_forward, silu_backward)
+def silu_forward_cuda(x):
+    if x.size == 0:
+        return NotImplemented
+    x = contiguous(x)
+    out = np.empty_like(x)
+    _launch(get_kernel("silu.cu", "activation_forward", x.dtype, "Silu"), x, out)
+    return out, Saved(x)
+
+
+def silu_backward_cuda(dout, saved):
+    x, dx = saved.x, np.empty_like(saved.x)
+    _launch(get_kernel("silu.cu", "activation_backward", x.dtype, "Silu"), contiguous(dout), x, dx)
+    return (dx,)
+
+
+def _launch(kernel: Kernel, *arrays: Array) -> None:
+    x = arrays[0]
+    kernel(blocks_for(x.size, 16 // x.itemsize), THREADS, (*arrays, np.int64(x.size)))
+
+
+SILU = Op("silu", silu_forward, silu_backward, cuda=(silu_forward_cuda, silu_backward_cuda))
 
 
 def silu(x: Tensor) -> Tensor:
@@ -69,7 +91,23 @@ def swiglu_backward(dout, saved):
     return dgate, dup
 
 
-SWIGLU = Op("swiglu", swiglu_forward, swiglu_backward)
+def swiglu_forward_cuda(gate, up):
+    if gate.size == 0 or gate.dtype != up.dtype:
+        return NotImplemented
+    gate, up = contiguous(gate), contiguous(up)
+    out = np.empty_like(gate)
+    _launch(get_kernel("silu.cu", "swiglu_forward", gate.dtype), gate, up, out)
+    return out, SavedPair(gate, up)
+
+
+def swiglu_backward_cuda(dout, saved):
+    gate, up = saved
+    dgate, dup = np.empty_like(gate), np.empty_like(up)
+    _launch(get_kernel("silu.cu", "swiglu_backward", gate.dtype), contiguous(dout), gate, up, dgate, dup)
+    return dgate, dup
+
+
+SWIGLU = Op("swiglu", swiglu_forward, swiglu_backward, cuda=(swiglu_forward_cuda, swiglu_backward_cuda), kernel="silu")
 
 
 def swiglu(gate: Tensor, up: Tensor) -> Tensor:

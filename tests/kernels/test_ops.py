@@ -5,8 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+import minillm
 from minillm import kernels, ops, tensor
+from minillm.data import Batches
 from minillm.kernels import KernelError, use_kernels
+from minillm.models.gpt2 import GPT2, GPT2Config
+from minillm.optim import AdamW, decay_groups
 from minillm.testing import check_gradients
 
 pytestmark = pytest.mark.usefixtures("_compiler")
@@ -57,3 +61,29 @@ def test_by_default_a_cpu_computes_by_formula(rng):
     before = kernels.launch_counts()
     ops.softmax(tensor(rng.normal(size=(3, 17))))
     assert kernels.launch_counts() == before
+
+
+def test_a_gpt_trained_by_kernels_follows_the_one_trained_by_formulas():
+    """20 steps with dropout; "require" would raise if any operation with kernels fell back to its formula."""
+
+    def losses(mode):
+        minillm.manual_seed(0)
+        model = GPT2(GPT2Config(vocab_size=33, context=12, layers=2, heads=2, channels=32, dropout=0.0))
+        model.drop.p = 0.1  # attention has no kernel with dropout
+        optimizer = AdamW(decay_groups(model.parameters(), 0.1), lr=1e-2)
+        batches = Batches(np.random.default_rng(0).integers(0, 33, 500), batch_size=2, context=12, seed=0)
+        with use_kernels(mode):
+            for step in range(20):
+                optimizer.zero_grad()
+                loss = model.loss(*batches.batch(step))
+                loss.backward()
+                optimizer.clip_grad_norm(1.0)
+                optimizer.step()
+                yield loss.item()
+
+    before = kernels.launch_counts()
+    by_kernel = list(losses("require"))
+    ran = " ".join(kernels.launch_counts() - before)
+    for kernel in ("layernorm", "attention", "activation", "embedding", "cross_entropy", "dropout"):
+        assert kernel in ran
+    np.testing.assert_allclose(by_kernel, list(losses("off")), atol=1e-4)
