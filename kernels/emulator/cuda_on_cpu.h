@@ -155,8 +155,10 @@ static Launch* launched;  // the launch that is running
 static Thread* current;   // the thread that is running; null while the scheduler is
 static char last_error[sizeof Launch::error];
 
-// The stacks are kept for the next launch, as mapping them anew costs more than running a small kernel.
+// Those of a warp are kept for the next launch, as mapping them anew costs more than running a small kernel. Not more:
+// a process may hold some 65000 mappings, and one that runs all tests has hundreds of libraries like this one.
 static std::vector<Pages*> stacks;
+constexpr size_t STACKS_KEPT = WARP;
 
 static Thread* lane_of_warp(int warp, int lane) {
     size_t number = static_cast<size_t>(warp) * WARP + lane;
@@ -410,6 +412,10 @@ static bool map_stacks(size_t count) {
     return true;
 }
 
+static void unmap_stacks() {
+    for (; stacks.size() > STACKS_KEPT; stacks.pop_back()) delete stacks.back();
+}
+
 // Run all blocks; returns what went wrong, or null.
 static const char* run(const Settings& settings, void (*invoke)(const void*), const void* call) {
     Launch launch;
@@ -433,7 +439,10 @@ static const char* run(const Settings& settings, void (*invoke)(const void*), co
     const size_t rounded = (settings.shared_bytes + SHARED_ALIGNMENT - 1) / SHARED_ALIGNMENT * SHARED_ALIGNMENT;
     const size_t opened = (rounded + GUARD - 1) / GUARD * GUARD;
     Pages pages(GUARD + opened + GUARD);
-    if (!map_stacks(count) || !pages.open(GUARD, opened)) return "cannot get memory for the threads' stacks";
+    if (!map_stacks(count) || !pages.open(GUARD, opened)) {
+        unmap_stacks();
+        return "cannot get memory for the threads' stacks";
+    }
     launch.shared = pages.at(GUARD + opened - rounded);
     shared_pages = &pages;
 
@@ -448,6 +457,7 @@ static const char* run(const Settings& settings, void (*invoke)(const void*), co
                 }
     }
     launched = nullptr;
+    unmap_stacks();
     memcpy(last_error, launch.error, sizeof last_error);
     return last_error[0] ? last_error : nullptr;
 }

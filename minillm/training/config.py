@@ -31,7 +31,7 @@ class TrainConfig:
         default_factory=lambda: GPT2Config(1024, context=128, layers=4, heads=4, channels=128, dropout=0.1)
     )
     """Shape of the model; vocab_size is the size of a BPE that is trained here, and otherwise follows the tokenizer."""
-    steps: int = 1600
+    steps: int = 2000
     """Number of optimiser steps."""
     batch_size: int = 12
     """Sequences per step, each of `context` tokens."""
