@@ -12,15 +12,16 @@
 //
 // weights and gradients are T; masters, m and v are Accumulator<T>. For bfloat16 the masters are the weights as the
 // optimiser knows them, and `weights` is the rounded copy that the model computes with: a change of less than 2^-9 of a
-// weight, as most are, would be lost in a bfloat16. For float and double the weights are their own masters: pass that
-// array twice.
+// weight, as most are, would be lost in a bfloat16. A master that does not round to its weight gives way to it: then
+// somebody has written to the weight since, or the masters are new. For float and double the weights are their own
+// masters: pass that array twice.
 //
 // Grid: any number of blocks, whose threads take pieces of 16 bytes of the masters in turn. Block: up to 256 threads.
 // Buffers that do not start at a multiple of 16 bytes (bfloat16: of 8) go one number at a time.
 //
-// Memory: 28 bytes a parameter whether float (weight, gradient, m, v read; weight, m, v written) or bfloat16 (2 + 12
-// read, 2 + 12 written). 124 million take 3.5 GB, at least 0.81 ms at 4.3 TB/s (H200), behind which a square root and a
-// division each are hidden.
+// Memory: 28 bytes a float parameter (weight, gradient, m, v read; weight, m, v written), 30 a bfloat16 one (4 + 12
+// read, 2 + 12 written). 124 million take 3.5 or 3.7 GB, at least 0.81 or 0.87 ms at 4.3 TB/s (H200), behind which a
+// square root and a division each are hidden.
 //
 // A faster version has to move less: moments of 8 bits, or a gradient that is used where it is made.
 #include "rows.cuh"
@@ -35,21 +36,25 @@ template <typename T, int COUNT>
 __device__ __forceinline__ void update(T* weights, const T* gradients, Accumulator<T>* masters, Accumulator<T>* m,
                                        Accumulator<T>* v, const Step<Accumulator<T>>& step) {
     using A = Accumulator<T>;
+    constexpr bool HAS_MASTERS = sizeof(T) < sizeof(A);
     const Vector<T, COUNT> gradient = load<COUNT>(gradients);
+    Vector<T, COUNT> weight;
+    if constexpr (HAS_MASTERS) weight = load<COUNT>(weights);
     Vector<A, COUNT> w = load<COUNT>(masters), mean = load<COUNT>(m), square = load<COUNT>(v);
-    Vector<T, COUNT> rounded;
 #pragma unroll
     for (int k = 0; k < COUNT; k++) {
+        if constexpr (HAS_MASTERS)
+            if (A(weight[k]) != A(T(w[k]))) w[k] = A(weight[k]);
         const A g = step.clip * A(gradient[k]);
         mean[k] += step.rest1 * (g - mean[k]);
         square[k] += step.rest2 * (g * g - square[k]);
         w[k] = w[k] * step.keep - step.step_size * (mean[k] / (sqrt(square[k]) * step.unbias + step.eps));
-        rounded[k] = T(w[k]);
+        weight[k] = T(w[k]);
     }
     store(masters, w);
     store(m, mean);
     store(v, square);
-    if constexpr (sizeof(T) < sizeof(A)) store(weights, rounded);
+    if constexpr (HAS_MASTERS) store(weights, weight);
 }
 
 template <typename T>
