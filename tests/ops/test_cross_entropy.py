@@ -174,3 +174,9 @@ def test_as_in_torch(reduction, smoothing, ignored, same_as_torch, rng):
         rng.normal(size=(8, 11)),
         targets,
     )
+
+
+def test_an_ignored_row_costs_nothing_even_where_a_class_is_impossible():
+    logits = Tensor([[-np.inf, 1.0, 2.0], [0.5, 1.0, 2.0]])
+    loss = ops.cross_entropy(logits, np.array([-100, 1]))
+    assert loss.item() == ops.cross_entropy(logits[1:], np.array([1])).item()
