@@ -37,7 +37,7 @@
 #include "fiber.h"
 #include "numbers.h"
 
-// `__shared__` is not here: minillm/kernels.py turns each declaration into a static array, or a pointer to the
+// `__shared__` is not here: minillm/kernels/emulate.py turns each declaration into a static array, or a pointer to the
 // launch's dynamic shared memory, and a call that fills it for the block (shared_array and dynamic_shared below).
 #define __global__
 #define __device__
@@ -64,7 +64,7 @@ constexpr size_t SHARED_ALIGNMENT = 128;  // of dynamic shared memory
 enum Order { FORWARD, REVERSE, RANDOM };
 enum Copies { EAGER, DEFERRED };  // cp.async: copied where it is issued, or not before the wait that asks for it
 
-// Of one launch; minillm/kernels.py fills the same structure.
+// Of one launch; minillm/kernels/emulate.py fills the same structure.
 struct Settings {
     unsigned grid[3];
     unsigned block[3];

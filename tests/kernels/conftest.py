@@ -11,6 +11,7 @@ import pytest
 
 from minillm import kernels
 from minillm.autograd import Tensor
+from minillm.kernels.source import C_TYPES, FOLDER
 
 CUDA = Path(__file__).parent / "cuda"
 ORDERS = (("forward", 0), ("reverse", 0), ("random", 1), ("random", 2))
@@ -59,7 +60,7 @@ def mutated(_compiler, request) -> Callable[..., kernels.Kernel]:
         shutil.rmtree(here, ignore_errors=True)
         here.mkdir()
         for copied in {file, kernel}:
-            source = CUDA / copied if (CUDA / copied).is_file() else kernels.FOLDER / copied
+            source = CUDA / copied if (CUDA / copied).is_file() else FOLDER / copied
             text = source.read_text()
             if copied == file:
                 assert text.count(old) == 1, f"{file} has {text.count(old)} times {old!r}; the fault needs exactly one"
@@ -131,7 +132,7 @@ def agree(_compiler, rng) -> Callable[..., None]:
             before = kernels.launch_counts()
             by_kernel = run(fn, narrow, "require")
             launched = {name for name, _ in (kernels.launch_counts() - before).items()}
-            assert any(name.startswith(f"{ran}<{kernels.C_TYPES[np.dtype(dtype).name]}") for name in launched), launched
+            assert any(name.startswith(f"{ran}<{C_TYPES[np.dtype(dtype).name]}") for name in launched), launched
             for received, expected in zip(by_kernel, run(fn, narrow, "off"), strict=True):
                 assert received.shape == expected.shape
                 assert received.dtype == expected.dtype == dtype

@@ -7,6 +7,7 @@ import pytest
 
 from minillm import kernels
 from minillm.kernels import Kernel
+from minillm.kernels.source import FOLDER
 
 bfloat16 = np.dtype(pytest.importorskip("ml_dtypes", reason="bfloat16 arrays need ml_dtypes").bfloat16)
 D, HEADS, SCALE = 64, 2, np.float32(0.2)
@@ -62,5 +63,5 @@ def test_level(rng, warp_order, level, tokens):
 
 @pytest.mark.parametrize("level", LEVELS)
 def test_length(level):
-    text = (kernels.FOLDER / "levels" / f"{level}.cu").read_text()
+    text = (FOLDER / "levels" / f"{level}.cu").read_text()
     assert len(text.splitlines()) < 160

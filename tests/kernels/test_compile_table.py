@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 
 from minillm import kernels
-from minillm.kernels import ARCHITECTURES, KernelError, compile_table
+from minillm.kernels import KernelError, compile_table
+from minillm.kernels.nvrtc import ARCHITECTURES
+from minillm.kernels.source import kernel_files, read_source
 
 CUDA = Path(__file__).parent / "cuda"
 
@@ -22,11 +24,11 @@ def _nvrtc() -> None:
         pytest.skip(str(error))
 
 
-@pytest.mark.parametrize("file", kernels.kernel_files())
+@pytest.mark.parametrize("file", kernel_files())
 def test_no_kernel_spills_or_has_a_stack_frame(file):
     rows = compile_table([file])
     compiled = {(row.kernel, row.architecture) for row in rows}
-    for group in kernels.read_source(file).groups:
+    for group in read_source(file).groups:
         for name in group.names:
             for architecture in ARCHITECTURES:
                 assert ((name, architecture) in compiled) == (int(architecture[3:]) >= group.least)

@@ -9,6 +9,7 @@ import pytest
 
 from minillm import kernels
 from minillm.kernels import get_kernel
+from minillm.kernels.source import FOLDER
 
 bfloat16 = np.dtype(pytest.importorskip("ml_dtypes", reason="bfloat16 arrays need ml_dtypes").bfloat16)
 DTYPES = {"float32": np.dtype("float32"), "float64": np.dtype("float64"), "bfloat16": bfloat16}
@@ -107,7 +108,7 @@ def test_gemv(rng, dtype, outputs, inner, rows):
     ids=["barrier", "a key twice", "sum not rescaled", "one key too many", "shuffle"],
 )
 def test_faults_are_caught(rng, tmp_path, monkeypatch, old, new):
-    text = (kernels.FOLDER / "decode.cu").read_text()
+    text = (FOLDER / "decode.cu").read_text()
     assert text.count(old) == 1
     broken = tmp_path / "decode.cu"
     text = re.sub(r"^// instances.*\n", "", text.replace(old, new), flags=re.MULTILINE)

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from minillm import kernels
 from minillm.kernels import KernelError
+from minillm.kernels.source import C_TYPES, instances
 
 HERE = Path(__file__).parent
 int32, int64, uint32 = np.int32, np.int64, np.uint32
@@ -54,7 +55,7 @@ def shuffled(kind: str, lane: int, delta: int, width: int) -> int:
 def test_shuffles_read_the_lanes_that_ptx_defines(dtype, delta, log_width, seed):
     x = np.random.default_rng(seed).integers(-1000, 1000, 32).astype(dtype)
     out = np.zeros((4, 32), dtype)
-    c_type = kernels.C_TYPES[np.dtype(dtype).name]
+    c_type = C_TYPES[np.dtype(dtype).name]
     shuffles = kernels.get_kernel(HERE / "cuda" / "probe.cu", f"shuffles<{c_type}>")
     shuffles(1, 32, (x, out, int32(delta), int32(2**log_width)))
     for row, kind in zip(out, ("idx", "up", "down", "xor"), strict=True):
@@ -76,7 +77,7 @@ def test_votes_count_the_lanes_of_their_mask(load, warp_order, rng, mask):
 @pytest.mark.parametrize("dtype", [np.float32, np.float64, np.int32])
 def test_atomic_add_from_many_blocks(load, warp_order, rng, dtype):
     x, total = rng.integers(-100, 100, 1000).astype(dtype), np.zeros(1, dtype)
-    load("probe.cu", f"add_all<{kernels.C_TYPES[np.dtype(dtype).name]}>")(8, 128, (x, total, int32(1000)))
+    load("probe.cu", f"add_all<{C_TYPES[np.dtype(dtype).name]}>")(8, 128, (x, total, int32(1000)))
     assert total[0] == x.sum()
 
 
@@ -198,7 +199,7 @@ def test_block_reductions(load, warp_order, rng, dtype, threads, request):
     x[1] = -np.abs(x[1]) - dtype.type(1)  # and no number is above the 0 that a maximum must not start from
     accumulator = np.float64 if dtype == np.float64 else np.float32
     out = np.zeros((2, threads, 3), accumulator)
-    load("probe.cu", f"reductions<{kernels.C_TYPES[dtype.name]}>")(2, threads, (x, out))
+    load("probe.cu", f"reductions<{C_TYPES[dtype.name]}>")(2, threads, (x, out))
     x = x.astype(accumulator)
     for block in range(2):
         expected = [x[block].sum(), x[block].max(), -x[block].sum()]
@@ -285,7 +286,7 @@ def test_misuse_ends_the_launch_and_names_the_thread(load, monkeypatch, name, uc
 
 
 def test_every_misuse_is_tested():
-    assert set(MISUSES) == set(kernels.instances(HERE / "cuda" / "misuse.cu"))
+    assert set(MISUSES) == set(instances(HERE / "cuda" / "misuse.cu"))
 
 
 def test_a_block_of_part_of_a_warp_has_no_other_lanes(load):
@@ -367,7 +368,7 @@ def test_gdb_stops_in_one_thread_of_one_block(load, tmp_path):
         "continue",
     ]
     arguments = [part for command in commands for part in ("-ex", command)]
-    environment = {**os.environ, "MINILLM_EMULATE_FLAGS": "-O0", "PYTHONPATH": str(Path(kernels.__file__).parents[1])}
+    environment = {**os.environ, "MINILLM_EMULATE_FLAGS": "-O0", "PYTHONPATH": str(Path(kernels.__file__).parents[2])}
     command = ["gdb", "-q", "-nx", "-batch", *arguments, "--args", sys.executable, str(script)]
     result = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120)
     output = result.stdout + result.stderr

@@ -194,7 +194,7 @@ def test_a_read_beyond_an_array_under_address_sanitizer(load, mutated, tmp_path)
         "LD_PRELOAD": " ".join(found),
         "ASAN_OPTIONS": "detect_leaks=0",
         "MINILLM_EMULATE_FLAGS": "-fsanitize=address -O1",
-        "PYTHONPATH": str(Path(kernels.__file__).parents[1]),
+        "PYTHONPATH": str(Path(kernels.__file__).parents[2]),
     }
     line = 1 + next(i for i, text in enumerate(faulty.source.path.read_text().splitlines()) if "dot += " in text)
     for file, seen in ((faulty.source.path, True), ("softmax.cu", False)):

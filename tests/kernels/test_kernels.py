@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import types
@@ -13,7 +14,7 @@ import pytest
 
 from minillm import kernels
 from minillm.errors import DeviceError, DtypeError, InputError, MinillmError, ShapeError
-from minillm.kernels import Kernel, KernelError, chosen, use_kernels
+from minillm.kernels import Kernel, KernelError, chosen, emulate, source, use_kernels
 
 int32, int64 = np.int32, np.int64
 X, Y = np.ones((4, 8), np.float32), np.zeros((4, 8), np.float32)
@@ -171,9 +172,29 @@ def test_an_included_file_that_changes_is_compiled_again(shift, monkeypatch):
     assert len(list(cache.glob("*.so"))) == 3, "flags are part of the key"
     assert sorted(p.name for p in cache.iterdir()) == sorted(p.name for p in cache.glob("*-shift.so")), "no rests"
     monkeypatch.delenv("MINILLM_EMULATE_FLAGS")
-    kernels._emulated.cache_clear()
+    emulate.emulated_library.cache_clear()
     monkeypatch.setattr(subprocess, "run", None)  # what is in the cache needs no compiler
     assert launch_shift(write()) == 13.5
+
+
+def test_an_emulator_that_changes_is_compiled_again(shift, tmp_path, monkeypatch):
+    write, _ = shift
+    shutil.copytree(source.FOLDER / "emulator", tmp_path / "emulator")
+    monkeypatch.setattr(emulate, "FOLDER", tmp_path)
+    assert launch_shift(write()) == 13.5
+    with (tmp_path / "emulator" / "fiber.h").open("a") as header:
+        header.write("static_assert(false);\n")
+    emulate.emulated_library.cache_clear()
+    with pytest.raises(KernelError, match=r"fiber.h:.* error: static assertion failed"):
+        launch_shift(write())
+    emulate.emulated_library.cache_clear()
+
+
+def test_a_gpu_is_given_nothing_of_the_emulator():
+    for file in source.kernel_files():
+        text = source.read_source(file).text
+        assert "emulator/cuda_on_cpu.h" in text, "the line that g++ reads"
+        assert "struct Settings" not in text
 
 
 def test_a_failed_compile_names_the_file_and_the_line(shift):
@@ -214,21 +235,21 @@ def test_a_missing_file():
 def test_a_signature_that_is_misread_does_not_compile(shift, monkeypatch):
     write, _ = shift
     kernel = write()
-    real = kernels._parameter
-    monkeypatch.setattr(kernels, "_parameter", lambda *a: real(*a)._replace(c_type="int"))
-    with pytest.raises(KernelError, match=r"static assertion failed: minillm/kernels.py has misread the signature"):
-        kernels._emulated(kernel.source, kernel.group.names, "")
+    real = source._parameter
+    monkeypatch.setattr(source, "_parameter", lambda *a: real(*a)._replace(c_type="int"))
+    with pytest.raises(KernelError, match=r"static assertion failed: source.py has misread the signature"):
+        emulate.emulated_library(kernel.source, kernel.group.names, "")
 
 
 def test_every_kernel_file_can_be_read_and_parsed():
-    assert "softmax.cu" in kernels.kernel_files()
-    for file in kernels.kernel_files():
-        assert all(Kernel(file, instance).parameters for instance in kernels.instances(file))
+    assert "softmax.cu" in source.kernel_files()
+    for file in source.kernel_files():
+        assert all(Kernel(file, instance).parameters for instance in source.instances(file))
 
 
 def test_without_a_compiler(shift, monkeypatch):
     write, _ = shift
-    kernels._compiler.cache_clear()
+    emulate._compiler.cache_clear()
     monkeypatch.setenv("PATH", "")
     with pytest.raises(KernelError, match=r"g\+\+, which compiles kernels for NumPy arrays, is missing; install g\+\+"):
         launch_shift(write())
@@ -240,7 +261,7 @@ def test_emulation_settings_are_checked_and_restored():
             pass
     with pytest.raises(ValueError, match="inside"), kernels.emulation(order="reverse"):
         raise ValueError("inside")
-    assert kernels._emulation == (0, 0, 0)
+    assert emulate._emulation == (0, 0, 0)
 
 
 # ---- policies --------------------------------------------------------------------------------------------------------
@@ -290,7 +311,7 @@ def test_an_unknown_policy():
 @pytest.mark.parametrize(("value", "output"), [("emulate", "emulate\n"), ("on", "MINILLM_KERNELS: 'on' is not a way")])
 def test_the_environment_sets_the_policy(value, output):
     program = "from minillm import kernels; print(kernels.policy())"
-    environment = {**os.environ, "MINILLM_KERNELS": value, "PYTHONPATH": str(Path(kernels.__file__).parents[1])}
+    environment = {**os.environ, "MINILLM_KERNELS": value, "PYTHONPATH": str(Path(kernels.__file__).parents[2])}
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment)
     assert output in result.stdout + result.stderr
 

@@ -15,6 +15,7 @@ import pytest
 
 from minillm import kernels
 from minillm.kernels import Kernel, KernelError
+from minillm.kernels.source import FOLDER, kernel_files
 
 pytestmark = pytest.mark.usefixtures("_compiler")
 SOFTMAX = ("softmax_1_naive", "softmax_2_coalesced", "softmax_3_online", "softmax_4_registers")
@@ -27,10 +28,10 @@ BLOCK = {"matmul_1_naive": (32, 8), "matmul_2_coalesced": (32, 8), "matmul_3_sha
 
 
 def test_the_levels_are_those_in_the_folder():
-    files = {file for file in kernels.kernel_files() if file.startswith(("levels/softmax", "levels/matmul"))}
+    files = {file for file in kernel_files() if file.startswith(("levels/softmax", "levels/matmul"))}
     assert files == {f"levels/{name}.cu" for name in SOFTMAX + MATMUL}
     for file in files:
-        assert len((kernels.FOLDER / file).read_text().splitlines()) < 160
+        assert len((FOLDER / file).read_text().splitlines()) < 160
 
 
 def rms(x) -> float:
@@ -185,7 +186,7 @@ def load_level(request, fault) -> Callable[[str], Kernel]:
     """A level with the fault in its text; in a file that lies where it lay the last time, to be compiled once."""
 
     def load(name: str) -> Kernel:
-        text = (kernels.FOLDER / f"levels/{name}.cu").read_text()
+        text = (FOLDER / f"levels/{name}.cu").read_text()
         if fault:
             _, old, new = FAULTS[fault]
             assert text.count(old) == 1
