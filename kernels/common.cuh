@@ -96,6 +96,11 @@ __device__ __forceinline__ A block_max(A value) {
     return block_reduce(value, lowest<A>(), Max());
 }
 
+template <typename T>
+__device__ __forceinline__ T not_a_number() {
+    return T(nanf(""));
+}
+
 // ---- 16 bytes at a time ------------------------------------------------------------------------------------------
 // The widest access of a thread; a warp of them reads 512 bytes in one instruction.
 

@@ -8,7 +8,7 @@
 //   dx_i = dloss (p_i - q_i)                                                   dloss: gradient of this row's loss
 //
 // Differences of logits, never the logits themselves, so that a loss near 0 keeps its digits where logits are large.
-// The row of an ignored target has loss 0 and gradient 0, and is not read.
+// The row of an ignored target has loss 0 and gradient 0, and is not read. A target that is no class has a loss of NaN.
 //
 // Shapes: logits and dlogits (rows, classes); targets, loss, lse and dloss (rows). loss, lse, dloss are Accumulator<T>:
 // float for bfloat16, in which log 50257 = 10.8 has steps of 0.06. Three kernels:
@@ -124,6 +124,12 @@ __device__ void write_gradient(const T* x, T* dx, Cuts cuts, long long target, A
     for (int i = thread; i < cuts.body; i += threads) dx[i] = gradient(x[i], i);
 }
 
+// NaN for a target that is no class: on a GPU nobody else looks at it.
+template <typename T>
+__device__ Accumulator<T> logit_of(const T* x, long long target, int classes) {
+    return Accumulator<T>(target >= 0 && target < classes ? x[target] : not_a_number<T>());
+}
+
 template <typename T>
 __device__ void write_zeros(T* dx, int classes) {
     for (int i = threadIdx.x; i < classes; i += blockDim.x) dx[i] = T(Accumulator<T>(0));
@@ -140,7 +146,7 @@ __global__ void __launch_bounds__(512, 2)
         const T* x = logits + row * classes;
         const bool ignored = targets[row] == ignore_index;
         if (!ignored) {
-            const A target_logit = A(x[targets[row]]);
+            const A target_logit = logit_of(x, targets[row], classes);
             const Summary<A> summary = summarise(x, cut_row(x, classes), target_logit, smoothing > 0);
             if (threadIdx.x == 0) {
                 loss[row] = loss_of(summary, target_logit, smoothing, classes);
@@ -184,7 +190,7 @@ __global__ void __launch_bounds__(512, 2)
             if (threadIdx.x == 0) loss[row] = 0;
             continue;
         }
-        const A target_logit = A(x[target]);
+        const A target_logit = logit_of(x, target, classes);
         const Cuts cuts = cut_rows(x, dx, classes);
         const Summary<A> summary = summarise(x, cuts, target_logit, smoothing > 0);
         if (threadIdx.x == 0) loss[row] = loss_of(summary, target_logit, smoothing, classes);

@@ -5,6 +5,8 @@
 //
 // Shapes: ids (count), y and dy (count, columns), W and dW (rows of the table, columns).
 //
+// An id that the table does not have gives a row of NaN, and passes no gradient: on a GPU nobody else looks at it.
+//
 // Adding each dy_n to its row as it comes would need atomics, whose order varies and with it the last bits of the sum.
 // So the backward asks for the ids in ascending order, `sorted_ids`, and for the positions n that they had, `order`,
 // for one id ascending too (a stable argsort). The gradients of one id are then a run of neighbours in `order`, which
@@ -30,14 +32,18 @@ __device__ __forceinline__ void copy_row(const T* from, T* to, int columns) {
 
 template <typename T>
 __global__ void __launch_bounds__(256)
-    embedding_forward(const T* table, const long long* ids, T* y, long long count, int columns) {
+    embedding_forward(const T* table, const long long* ids, T* y, long long rows, long long count, int columns) {
     const long long warps_of_block = blockDim.x / WARP_SIZE, warps = gridDim.x * warps_of_block;
     const bool aligned = rows_are_aligned(table, columns) && rows_are_aligned(y, columns);
     for (long long n = blockIdx.x * warps_of_block + threadIdx.x / WARP_SIZE; n < count; n += warps) {
-        if (aligned)
-            copy_row<T, VECTOR<T>>(table + ids[n] * columns, y + n * columns, columns);
+        const long long id = ids[n];
+        T* row = y + n * columns;
+        if (id < 0 || id >= rows)
+            for (int i = threadIdx.x % WARP_SIZE; i < columns; i += WARP_SIZE) row[i] = not_a_number<T>();
+        else if (aligned)
+            copy_row<T, VECTOR<T>>(table + id * columns, row, columns);
         else
-            copy_row<T, 1>(table + ids[n] * columns, y + n * columns, columns);
+            copy_row<T, 1>(table + id * columns, row, columns);
     }
 }
 
@@ -74,10 +80,11 @@ __device__ void add_run(const T* dy, const long long* sorted_ids, const long lon
 
 template <typename T>
 __global__ void __launch_bounds__(256)
-    embedding_backward(const T* dy, const long long* sorted_ids, const long long* order, T* dtable, long long count,
-                       int columns) {
+    embedding_backward(const T* dy, const long long* sorted_ids, const long long* order, T* dtable, long long rows,
+                       long long count, int columns) {
     const long long place = blockIdx.x * (blockDim.x / WARP_SIZE) + threadIdx.x / WARP_SIZE;
     if (place >= count || (place > 0 && sorted_ids[place] == sorted_ids[place - 1])) return;
+    if (sorted_ids[place] < 0 || sorted_ids[place] >= rows) return;
     T* row = dtable + sorted_ids[place] * columns;
     const int first = blockIdx.y * WARP_SIZE * VECTOR<T>, stop = min(first + WARP_SIZE * VECTOR<T>, columns);
     if (rows_are_aligned(dy, columns) && rows_are_aligned(dtable, columns))

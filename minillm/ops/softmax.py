@@ -56,7 +56,7 @@ def softmax_backward(dout, saved):
     dp, p, dx_rows = as_rows(dout), as_rows(p), as_rows(dx)
 
     def formula(rows):
-        dot = np.vecdot(dp[rows], p[rows])[:, None]
+        dot = backend.vecdot(dp[rows], p[rows])[:, None]
         np.subtract(dp[rows], dot, out=dx_rows[rows])
         dx_rows[rows] *= p[rows]
 
@@ -65,26 +65,25 @@ def softmax_backward(dout, saved):
 
 
 def softmax_forward_cuda(x, *, axis):
-    if axis != x.ndim - 1 or x.size == 0:
+    if x.size == 0:
         return NotImplemented
-    x = backend.contiguous(x)
-    out = np.empty_like(x)
-    _launch("softmax_forward", x, out)
+    out = _launch("softmax_forward", axis, x)
     return out, Saved(out, axis)
 
 
 def softmax_backward_cuda(dout, saved):
-    dx = np.empty_like(saved.out)
-    _launch("softmax_backward", backend.contiguous(dout), saved.out, dx)
-    return (dx,)
+    return (_launch("softmax_backward", saved.axis, dout, saved.out),)
 
 
-def _launch(name: str, *arrays: Array) -> None:
-    """A block for each row, with a thread for every 16 bytes of it, as kernels/softmax.cu recommends."""
-    rows, columns = as_rows(arrays[0]).shape
-    threads = min(512, -(-columns * arrays[0].itemsize // 512) * WARP)
-    kernel = get_kernel("softmax.cu", name, arrays[0].dtype)
-    kernel(min(rows, 1 << 20), threads, (*arrays, np.int64(rows), np.int32(columns)))
+def _launch(name: str, axis: int, *arrays: Array) -> Array:
+    """A block for each row along `axis`, with a thread for every 16 bytes of it, as kernels/softmax.cu recommends."""
+    arrays = tuple(backend.contiguous(np.moveaxis(array, axis, -1)) for array in arrays)
+    out = np.empty_like(arrays[0])
+    rows, columns = as_rows(out).shape
+    threads = min(512, -(-columns * out.itemsize // 512) * WARP)
+    kernel = get_kernel("softmax.cu", name, out.dtype)
+    kernel(min(rows, 1 << 20), threads, (*arrays, out, np.int64(rows), np.int32(columns)))
+    return np.moveaxis(out, -1, axis)
 
 
 SOFTMAX = Op("softmax", softmax_forward, softmax_backward, cuda=(softmax_forward_cuda, softmax_backward_cuda))
@@ -119,7 +118,24 @@ def log_softmax_backward(dout, saved):
     return (dout - np.exp(log_p) * dout.sum(axis=axis, keepdims=True),)
 
 
-LOG_SOFTMAX = Op("log_softmax", log_softmax_forward, log_softmax_backward)
+def log_softmax_forward_cuda(x, *, axis):
+    if x.size == 0:
+        return NotImplemented
+    out = _launch("log_softmax_forward", axis, x)
+    return out, Saved(out, axis)
+
+
+def log_softmax_backward_cuda(dout, saved):
+    return (_launch("log_softmax_backward", saved.axis, dout, saved.out),)
+
+
+LOG_SOFTMAX = Op(
+    "log_softmax",
+    log_softmax_forward,
+    log_softmax_backward,
+    cuda=(log_softmax_forward_cuda, log_softmax_backward_cuda),
+    kernel="softmax",
+)
 
 
 def log_softmax(x: Tensor, axis: int | None = None, *, dim: int | None = None) -> Tensor:

@@ -12,6 +12,7 @@ import pytest
 from minillm import gradcheck, kernels
 from minillm.autograd import Tensor
 from minillm.kernels import Kernel, get_kernel, launch_counts, use_kernels
+from minillm.kernels.source import C_TYPES
 from minillm.ops.cross_entropy import CROSS_ENTROPY, cross_entropy, cross_entropy_backward, cross_entropy_forward
 
 pytestmark = pytest.mark.usefixtures("_compiler")
@@ -236,7 +237,7 @@ def test_the_pair_of_the_operation(draw, dtype, reduction, smoothing):
     before = launch_counts()
     loss, saved = CROSS_ENTROPY.cuda[0](x, targets, **settings)
     dlogits, none = CROSS_ENTROPY.cuda[1](dout, saved)
-    c_type = kernels.C_TYPES[dtype.name]
+    c_type = C_TYPES[dtype.name]
     assert launch_counts() - before == {f"cross_entropy_{name}<{c_type}>": 1 for name in ("forward", "backward")}
     assert none is None
     assert (loss.dtype, loss.shape) == (dloss.dtype, right.shape)
@@ -348,3 +349,18 @@ def test_a_planted_fault_is_caught(mutated, rng, fault):
             is_right()
     else:
         assert is_right() == (fault is None)
+
+
+def test_a_target_that_is_no_class(rng, dtype):
+    """Its loss is NaN, whatever lies where it points; the other rows are as they would be."""
+    logits, targets = rng.standard_normal((4, 19)).astype(dtype), np.array([18, 19, -1, 2**40])
+    wide = np.promote_types(dtype, np.float32)
+    loss, lse, dloss = np.zeros(4, wide), np.zeros(4, wide), np.ones(4, wide)
+    sizes = (np.int64(4), np.int32(19))
+    kernel = get_kernel("cross_entropy.cu", "cross_entropy_forward", dtype)
+    kernel(4, 32, (logits, targets, loss, lse, *sizes, np.int64(-100), wide.type(0)))
+    assert np.isfinite(loss).tolist() == [True, False, False, False]
+    assert np.isfinite(lse).all()
+    kernel = get_kernel("cross_entropy.cu", "cross_entropy_with_gradient", dtype)
+    kernel(4, 32, (logits, targets, dloss, loss, np.empty_like(logits), *sizes, np.int64(-100), wide.type(0)))
+    assert np.isfinite(loss).tolist() == [True, False, False, False]

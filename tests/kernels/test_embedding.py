@@ -12,6 +12,7 @@ import pytest
 from minillm import gradcheck, kernels
 from minillm.autograd import Into, Tensor
 from minillm.kernels import Kernel, get_kernel, launch_counts, use_kernels
+from minillm.kernels.source import C_TYPES
 from minillm.ops.embedding import EMBEDDING, Saved, add_rows_one_by_one, embedding
 
 pytestmark = pytest.mark.usefixtures("_compiler")
@@ -33,7 +34,7 @@ def common_and_rare(rng: np.random.Generator, count: int) -> np.ndarray:
 def forward(table, ids, blocks=None, warps=8, kernel: Kernel | None = None) -> np.ndarray:
     y = np.full((ids.size, table.shape[1]), np.nan, table.dtype)
     kernel = kernel or get_kernel("embedding.cu", "embedding_forward", table.dtype)
-    sizes = (np.int64(ids.size), np.int32(table.shape[1]))
+    sizes = (np.int64(len(table)), np.int64(ids.size), np.int32(table.shape[1]))
     kernel(blocks or -(-ids.size // warps), 32 * warps, (table, ids, y, *sizes))
     return y
 
@@ -43,7 +44,8 @@ def backward(dy, ids, dtable, warps=8, kernel: Kernel | None = None) -> np.ndarr
     order, columns = np.argsort(ids, kind="stable"), dy.shape[1]
     kernel = kernel or get_kernel("embedding.cu", "embedding_backward", dy.dtype)
     grid = (-(-ids.size // warps), -(-columns * dy.itemsize // 512))
-    kernel(grid, 32 * warps, (dy, ids[order], order, dtable, np.int64(ids.size), np.int32(columns)))
+    sizes = (np.int64(len(dtable)), np.int64(ids.size), np.int32(columns))
+    kernel(grid, 32 * warps, (dy, ids[order], order, dtable, *sizes))
     return dtable
 
 
@@ -145,7 +147,7 @@ def test_the_pair_of_the_operation(rng, dtype, into):
     dtable, none = EMBEDDING.cuda[1](
         dy.transpose(1, 0, 2), Saved(ids.T.astype(np.int64), saved.shape), (destination, None)
     )
-    c_type = kernels.C_TYPES[dtype.name]
+    c_type = C_TYPES[dtype.name]
     assert launch_counts() - before == {f"embedding_{name}<{c_type}>": 1 for name in ("forward", "backward")}
     np.testing.assert_array_equal(y, table[ids])
     assert none is None
@@ -182,12 +184,24 @@ def test_gradient_checks_of_the_operation():
 
 # ---- planted faults --------------------------------------------------------------------------------------------------
 
+
+def test_ids_that_the_table_does_not_have(rng, dtype):
+    """They are not read, wherever they point: NaN forward, nothing backward."""
+    table, ids = rng.standard_normal((5, 33)).astype(dtype), np.array([4, -1, 0, 5, 2**40, 3, -(2**40)])
+    known = (ids >= 0) & (ids < 5)
+    y = forward(table, ids).astype(np.float64)
+    np.testing.assert_array_equal(y[known], table[ids[known]].astype(np.float64))
+    assert np.isnan(y[~known]).all()
+    dtable = backward(np.ones((7, 33), dtype), ids, np.zeros((5, 33), dtype))
+    assert dtable.astype(float).sum(axis=1).tolist() == [33, 0, 0, 33, 33]
+
+
 FORWARD, BACKWARD = "embedding_forward<float>", "embedding_backward<float>"
 PLACE, RUN_BEGINS = "blockIdx.x * warps_of_block + threadIdx.x / WARP_SIZE;", "(place > 0 && sorted_ids[place]"
 SHUFFLE, SUM = "__shfl_sync(FULL_WARP, position, k)", "        A sum[COUNT] = {};"
 FAULTS = {
     "the same position for all warps": (FORWARD, PLACE, "blockIdx.x;"),
-    "the position for the id": (FORWARD, "T, 1>(table + ids[n] * columns", "T, 1>(table + n * columns"),
+    "the position for the id": (FORWARD, "T, 1>(table + id * columns", "T, 1>(table + n * columns"),
     "a row half copied": (FORWARD, "i += WARP_SIZE * COUNT) store", "i += 2 * WARP_SIZE * COUNT) store"),
     "each place begins a run": (BACKWARD, RUN_BEGINS, "(false && sorted_ids[place]"),
     "the first place begins no run": (BACKWARD, RUN_BEGINS, "(place == 0 || sorted_ids[place]"),
