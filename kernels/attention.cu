@@ -1,13 +1,18 @@
 // Attention, forward and backward, a tile at a time (Dao 2023, "FlashAttention-2", arXiv:2307.08691).
 //
-//   forward    S = scale Q K^T,  P_ij = e^(S_ij - lse_i),  lse_i = log sum_j e^(S_ij),  O = P V
-//   backward   delta_i = dO_i . O_i,   dS_ij = P_ij (dO_i . V_j - delta_i)
-//              dV = P^T dO,   dK = scale dS^T Q,   dQ = scale dS K
+//   forward    S = scale Q K^T,  P_ij = e^(S_ij - lse_i),  lse_i = log sum_j e^(S_ij),  O = (m P) V
+//   backward   delta_i = dO_i . O_i,   dS_ij = P_ij (m_ij dO_i . V_j - delta_i)
+//              dV = (m P)^T dO,   dK = scale dS^T Q,   dQ = scale dS K
+//
+// m is 1, or with DROPOUT the mask: `rescale` = 1 / (1 - p) where the number of the random stream is at least
+// `threshold` = p 2^32, else 0. Each row of P begins a new block of the stream, the first at block `counter`. The mask
+// is never stored: every kernel draws it again.
 //
 // Shapes: q, out, dout, dq (B, H, Tq, D); k, v, dk, dv (B, G, Tk, D), query head h with key head h / (H/G); lse and
 // delta (B, H, Tq), in float (double for double). Any order in memory: an operand comes with its strides from one batch
 // item, head and row to the next, in elements; rows of D are contiguous. Query i of item b sees the keys j < lengths[b]
-// and, if causal, j <= i + Tk - Tq. A query that sees none gives 0, lse = +inf, and no gradient. scale > 0.
+// (but Tk at most) and, if causal, j <= i + Tk - Tq. A query that sees none gives 0, lse = +inf, and no gradient.
+// scale > 0.
 //
 // Nothing of size Tq x Tk is stored. A block keeps a tile of queries, walks along the keys, and keeps for each query
 // the largest score, the sum and the output so far, multiplied by e^(old largest - new) when the largest grows. The
@@ -26,17 +31,18 @@
 // and V (or Q and dO) again for every block, from L2. For B H = 96, T = 1024, D = 64, causal, float: 12.9 G operations
 // forward, 0.19 ms at the 67 TFLOP/s of an H200, against 24 us to move 4 x 25 MB at 4.3 TB/s; backward 0.67 ms. Shared
 // memory sets a nearer bound: forward, a thread reads 6 numbers for 8 multiplications to make S and 6 to 12 for 8 to 32
-// of P V.
+// of P V. Dropout adds about 30 instructions for each weight, once forward and twice backward; see attention_bf16.cu.
 //
 // A faster version would give a thread 8 x 8 results, and read 16 bytes of shared memory at a time.
 #include "attention.cuh"
 
-template <typename T, int D>
+template <typename T, int D, bool DROPOUT>
 __global__ void __launch_bounds__(256, 1) attention_forward(
     const T* q, const T* k, const T* v, const int* lengths, Accumulator<T>* lse, T* out, int queries, int keys,
-    int head_size, int group, bool causal, Accumulator<T> scale, long long q_batch, long long q_head, long long q_row,
-    long long k_batch, long long k_head, long long k_row, long long v_batch, long long v_head, long long v_row,
-    long long out_batch, long long out_head, long long out_row) {
+    int head_size, int group, bool causal, Accumulator<T> scale, unsigned long long seed_low,
+    unsigned long long seed_high, unsigned long long counter, unsigned threshold, Accumulator<T> rescale,
+    long long q_batch, long long q_head, long long q_row, long long k_batch, long long k_head, long long k_row,
+    long long v_batch, long long v_head, long long v_row, long long out_batch, long long out_head, long long out_row) {
     using A = Accumulator<T>;
     constexpr int QUERIES = 256 / sizeof(A), KEYS = 128 / sizeof(A), M = QUERIES / SIDE, N = KEYS / SIDE;
     extern __shared__ __align__(16) unsigned char memory[];
@@ -45,10 +51,12 @@ __global__ void __launch_bounds__(256, 1) attention_forward(
     auto* p_tile = reinterpret_cast<A(*)[KEYS + 1]>(kv_tile + KEYS);
     const int y = threadIdx.x / SIDE, x = threadIdx.x % SIDE, head = blockIdx.y, batch = blockIdx.z;
     const int first = (gridDim.x - 1 - blockIdx.x) * QUERIES;  // the blocks with most keys begin first
-    const Visible visible = {lengths[batch], keys - queries, causal};
+    const Visible visible = {min(lengths[batch], keys), keys - queries, causal};
     q += batch * q_batch + head * q_head;
     k += batch * k_batch + head / group * k_head;
     v += batch * v_batch + head / group * v_head;
+    const Dropout dropout = {{seed_low, seed_high}, counter, (keys + 7) / 8, threshold};
+    const long long row0 = ((long long)batch * gridDim.y + head) * queries;
     load_tile<QUERIES, D>(q_tile, q, q_row, first, queries, head_size);
 
     A o[M][D / SIDE] = {}, largest[M], sum[M] = {};
@@ -57,7 +65,8 @@ __global__ void __launch_bounds__(256, 1) attention_forward(
     for (int key = 0; key < end; key += KEYS) {
         __syncthreads();  // all have used V and P of the tile before
         load_tile<KEYS, D>(kv_tile, k, k_row, key, end, head_size);
-        __syncthreads();  // Q and K are there
+        if (DROPOUT) draw_mask<QUERIES, KEYS>(p_tile[0], KEYS + 1, 1, dropout, row0 + first, key / 8, rescale);
+        __syncthreads();  // Q and K are there, and the mask where P will be
         A s[M][N];
         multiply_rows<D>(s, q_tile, kv_tile);
         __syncthreads();  // all have used K: V takes its place
@@ -76,7 +85,8 @@ __global__ void __launch_bounds__(256, 1) attention_forward(
             sum[i] *= factor;
             for (int j = 0; j < N; j++) {
                 const A p = exp(s[i][j] - largest[i]);
-                p_tile[y + SIDE * i][x + SIDE * j] = p;
+                A& weight = p_tile[y + SIDE * i][x + SIDE * j];
+                weight = DROPOUT ? weight * p : p;
                 sum[i] += p;
             }
             for (int j = 0; j < D / SIDE; j++) o[i][j] *= factor;
@@ -90,8 +100,7 @@ __global__ void __launch_bounds__(256, 1) attention_forward(
         for (int j = 0; j < D / SIDE; j++) o[i][j] *= sum[i] == 0 ? A(0) : A(1) / sum[i];
         const int row = first + y + SIDE * i;
         if (x == 0 && row < queries)  // 1 / 0 = +inf where no key is seen
-            lse[((long long)batch * gridDim.y + head) * queries + row] =
-                sum[i] == 0 ? 1 / sum[i] : largest[i] + log(sum[i]);
+            lse[row0 + row] = sum[i] == 0 ? 1 / sum[i] : largest[i] + log(sum[i]);
     }
     store_tile(out + batch * out_batch + head * out_head, out_row, first, queries, head_size, o, A(1));
 }
@@ -113,14 +122,15 @@ __global__ void __launch_bounds__(128) attention_delta(
     if (lane == 0) delta[((long long)batch * gridDim.y + head) * queries + row] = dot;
 }
 
-template <typename T, int D>
+template <typename T, int D, bool DROPOUT>
 __global__ void __launch_bounds__(256, 1) attention_backward_keys(
     const T* q, const T* k, const T* v, const T* dout, const int* lengths, const Accumulator<T>* lse,
     const Accumulator<T>* delta, T* dk, T* dv, int queries, int keys, int head_size, int group, bool causal,
-    Accumulator<T> scale, long long q_batch, long long q_head, long long q_row, long long k_batch, long long k_head,
-    long long k_row, long long v_batch, long long v_head, long long v_row, long long dout_batch, long long dout_head,
-    long long dout_row, long long dk_batch, long long dk_head, long long dk_row, long long dv_batch, long long dv_head,
-    long long dv_row) {
+    Accumulator<T> scale, unsigned long long seed_low, unsigned long long seed_high, unsigned long long counter,
+    unsigned threshold, Accumulator<T> rescale, long long q_batch, long long q_head, long long q_row, long long k_batch,
+    long long k_head, long long k_row, long long v_batch, long long v_head, long long v_row, long long dout_batch,
+    long long dout_head, long long dout_row, long long dk_batch, long long dk_head, long long dk_row,
+    long long dv_batch, long long dv_head, long long dv_row) {
     using A = Accumulator<T>;
     constexpr int KEYS = 128 / sizeof(A), QUERIES = SIDE, M = KEYS / SIDE;
     extern __shared__ __align__(16) unsigned char memory[];
@@ -130,7 +140,8 @@ __global__ void __launch_bounds__(256, 1) attention_backward_keys(
     auto* ds_tile = p_tile + KEYS;                                           // dS^T
     const int y = threadIdx.x / SIDE, x = threadIdx.x % SIDE, key_head = blockIdx.y, batch = blockIdx.z;
     const int first = blockIdx.x * KEYS;
-    const Visible visible = {lengths[batch], keys - queries, causal};
+    const Visible visible = {min(lengths[batch], keys), keys - queries, causal};
+    const Dropout dropout = {{seed_low, seed_high}, counter, (keys + 7) / 8, threshold};
     load_tile<KEYS, D>(k_tile, k + batch * k_batch + key_head * k_head, k_row, first, visible.keys, head_size);
     load_tile<KEYS, D>(v_tile, v + batch * v_batch + key_head * v_head, v_row, first, visible.keys, head_size);
 
@@ -143,6 +154,7 @@ __global__ void __launch_bounds__(256, 1) attention_backward_keys(
             const T* dout_of_head = dout + batch * dout_batch + head * dout_head;
             load_tile<QUERIES, D>(q_tile, q + batch * q_batch + head * q_head, q_row, query, queries, head_size);
             load_tile<QUERIES, D>(dout_tile, dout_of_head, dout_row, query, queries, head_size);
+            if (DROPOUT) draw_mask<QUERIES, KEYS>(p_tile[0], 1, QUERIES + 1, dropout, row0 + query, first / 8, rescale);
             __syncthreads();
             A s[M][1], dp[M][1];
             multiply_rows<D>(s, k_tile, q_tile);
@@ -153,7 +165,9 @@ __global__ void __launch_bounds__(256, 1) attention_backward_keys(
             for (int i = 0; i < M; i++) {
                 const bool seen = first + y + SIDE * i < row_end;
                 const A p = seen ? exp(s[i][0] * scale - lse[row0 + row]) : A(0);
-                p_tile[y + SIDE * i][x] = p;
+                A& weight = p_tile[y + SIDE * i][x];
+                if (DROPOUT) dp[i][0] *= weight;
+                weight = DROPOUT ? weight * p : p;
                 ds_tile[y + SIDE * i][x] = seen ? p * (dp[i][0] - delta[row0 + row]) : A(0);
             }
             __syncthreads();  // P^T and dS^T are there
@@ -165,13 +179,14 @@ __global__ void __launch_bounds__(256, 1) attention_backward_keys(
     store_tile(dv + batch * dv_batch + key_head * dv_head, dv_row, first, keys, head_size, dv_sum, A(1));
 }
 
-template <typename T, int D>
+template <typename T, int D, bool DROPOUT>
 __global__ void __launch_bounds__(256, 1) attention_backward_queries(
     const T* q, const T* k, const T* v, const T* dout, const int* lengths, const Accumulator<T>* lse,
     const Accumulator<T>* delta, T* dq, int queries, int keys, int head_size, int group, bool causal,
-    Accumulator<T> scale, long long q_batch, long long q_head, long long q_row, long long k_batch, long long k_head,
-    long long k_row, long long v_batch, long long v_head, long long v_row, long long dout_batch, long long dout_head,
-    long long dout_row, long long dq_batch, long long dq_head, long long dq_row) {
+    Accumulator<T> scale, unsigned long long seed_low, unsigned long long seed_high, unsigned long long counter,
+    unsigned threshold, Accumulator<T> rescale, long long q_batch, long long q_head, long long q_row, long long k_batch,
+    long long k_head, long long k_row, long long v_batch, long long v_head, long long v_row, long long dout_batch,
+    long long dout_head, long long dout_row, long long dq_batch, long long dq_head, long long dq_row) {
     using A = Accumulator<T>;
     constexpr int QUERIES = 128 / sizeof(A), KEYS = SIDE, M = QUERIES / SIDE;
     extern __shared__ __align__(16) unsigned char memory[];
@@ -180,7 +195,8 @@ __global__ void __launch_bounds__(256, 1) attention_backward_queries(
     auto* ds_tile = reinterpret_cast<A(*)[KEYS + 1]>(v_tile + KEYS);
     const int y = threadIdx.x / SIDE, x = threadIdx.x % SIDE, head = blockIdx.y, batch = blockIdx.z;
     const int first = (gridDim.x - 1 - blockIdx.x) * QUERIES;
-    const Visible visible = {lengths[batch], keys - queries, causal};
+    const Visible visible = {min(lengths[batch], keys), keys - queries, causal};
+    const Dropout dropout = {{seed_low, seed_high}, counter, (keys + 7) / 8, threshold};
     const long long row0 = ((long long)batch * gridDim.y + head) * queries;
     load_tile<QUERIES, D>(q_tile, q + batch * q_batch + head * q_head, q_row, first, queries, head_size);
     load_tile<QUERIES, D>(dout_tile, dout + batch * dout_batch + head * dout_head, dout_row, first, queries, head_size);
@@ -193,6 +209,7 @@ __global__ void __launch_bounds__(256, 1) attention_backward_queries(
         __syncthreads();  // all have used the tiles before
         load_tile<KEYS, D>(k_tile, k, k_row, key, end, head_size);
         load_tile<KEYS, D>(v_tile, v, v_row, key, end, head_size);
+        if (DROPOUT) draw_mask<QUERIES, KEYS>(ds_tile[0], KEYS + 1, 1, dropout, row0 + first, key / 8, rescale);
         __syncthreads();
         A s[M][1], dp[M][1];
         multiply_rows<D>(s, q_tile, k_tile);
@@ -202,6 +219,7 @@ __global__ void __launch_bounds__(256, 1) attention_backward_queries(
             const int row = first + y + SIDE * i;
             const bool seen = row < queries && key + x < visible.end(row);
             const A p = seen ? exp(s[i][0] * scale - lse[row0 + row]) : A(0);
+            if (DROPOUT) dp[i][0] *= ds_tile[y + SIDE * i][x];
             ds_tile[y + SIDE * i][x] = seen ? p * (dp[i][0] - delta[row0 + row]) : A(0);
         }
         __syncthreads();  // dS is there
@@ -211,20 +229,51 @@ __global__ void __launch_bounds__(256, 1) attention_backward_queries(
 }
 
 // instances: attention_delta<float> attention_delta<double> attention_delta<__nv_bfloat16>
-// instances: attention_forward<float, 32> attention_backward_keys<float, 32> attention_backward_queries<float, 32>
-// instances: attention_forward<float, 64> attention_backward_keys<float, 64> attention_backward_queries<float, 64>
-// instances: attention_forward<float, 96> attention_backward_keys<float, 96> attention_backward_queries<float, 96>
-// instances: attention_forward<float, 128> attention_backward_keys<float, 128> attention_backward_queries<float, 128>
-// instances: attention_forward<double, 32> attention_backward_keys<double, 32> attention_backward_queries<double, 32>
-// instances: attention_forward<double, 64> attention_backward_keys<double, 64> attention_backward_queries<double, 64>
-// instances: attention_forward<double, 96> attention_backward_keys<double, 96> attention_backward_queries<double, 96>
-// instances: attention_forward<double, 128>
-// instances: attention_backward_keys<double, 128> attention_backward_queries<double, 128>
-// instances: attention_forward<__nv_bfloat16, 32>
-// instances: attention_backward_keys<__nv_bfloat16, 32> attention_backward_queries<__nv_bfloat16, 32>
-// instances: attention_forward<__nv_bfloat16, 64>
-// instances: attention_backward_keys<__nv_bfloat16, 64> attention_backward_queries<__nv_bfloat16, 64>
-// instances: attention_forward<__nv_bfloat16, 96>
-// instances: attention_backward_keys<__nv_bfloat16, 96> attention_backward_queries<__nv_bfloat16, 96>
-// instances: attention_forward<__nv_bfloat16, 128>
-// instances: attention_backward_keys<__nv_bfloat16, 128> attention_backward_queries<__nv_bfloat16, 128>
+// instances: attention_forward<float, 32, false>
+// instances: attention_backward_keys<float, 32, false> attention_backward_queries<float, 32, false>
+// instances: attention_forward<float, 32, true>
+// instances: attention_backward_keys<float, 32, true> attention_backward_queries<float, 32, true>
+// instances: attention_forward<float, 64, false>
+// instances: attention_backward_keys<float, 64, false> attention_backward_queries<float, 64, false>
+// instances: attention_forward<float, 64, true>
+// instances: attention_backward_keys<float, 64, true> attention_backward_queries<float, 64, true>
+// instances: attention_forward<float, 96, false>
+// instances: attention_backward_keys<float, 96, false> attention_backward_queries<float, 96, false>
+// instances: attention_forward<float, 96, true>
+// instances: attention_backward_keys<float, 96, true> attention_backward_queries<float, 96, true>
+// instances: attention_forward<float, 128, false>
+// instances: attention_backward_keys<float, 128, false> attention_backward_queries<float, 128, false>
+// instances: attention_forward<float, 128, true>
+// instances: attention_backward_keys<float, 128, true> attention_backward_queries<float, 128, true>
+// instances: attention_forward<double, 32, false>
+// instances: attention_backward_keys<double, 32, false> attention_backward_queries<double, 32, false>
+// instances: attention_forward<double, 32, true>
+// instances: attention_backward_keys<double, 32, true> attention_backward_queries<double, 32, true>
+// instances: attention_forward<double, 64, false>
+// instances: attention_backward_keys<double, 64, false> attention_backward_queries<double, 64, false>
+// instances: attention_forward<double, 64, true>
+// instances: attention_backward_keys<double, 64, true> attention_backward_queries<double, 64, true>
+// instances: attention_forward<double, 96, false>
+// instances: attention_backward_keys<double, 96, false> attention_backward_queries<double, 96, false>
+// instances: attention_forward<double, 96, true>
+// instances: attention_backward_keys<double, 96, true> attention_backward_queries<double, 96, true>
+// instances: attention_forward<double, 128, false>
+// instances: attention_backward_keys<double, 128, false> attention_backward_queries<double, 128, false>
+// instances: attention_forward<double, 128, true>
+// instances: attention_backward_keys<double, 128, true> attention_backward_queries<double, 128, true>
+// instances: attention_forward<__nv_bfloat16, 32, false>
+// instances: attention_backward_keys<__nv_bfloat16, 32, false> attention_backward_queries<__nv_bfloat16, 32, false>
+// instances: attention_forward<__nv_bfloat16, 32, true>
+// instances: attention_backward_keys<__nv_bfloat16, 32, true> attention_backward_queries<__nv_bfloat16, 32, true>
+// instances: attention_forward<__nv_bfloat16, 64, false>
+// instances: attention_backward_keys<__nv_bfloat16, 64, false> attention_backward_queries<__nv_bfloat16, 64, false>
+// instances: attention_forward<__nv_bfloat16, 64, true>
+// instances: attention_backward_keys<__nv_bfloat16, 64, true> attention_backward_queries<__nv_bfloat16, 64, true>
+// instances: attention_forward<__nv_bfloat16, 96, false>
+// instances: attention_backward_keys<__nv_bfloat16, 96, false> attention_backward_queries<__nv_bfloat16, 96, false>
+// instances: attention_forward<__nv_bfloat16, 96, true>
+// instances: attention_backward_keys<__nv_bfloat16, 96, true> attention_backward_queries<__nv_bfloat16, 96, true>
+// instances: attention_forward<__nv_bfloat16, 128, false>
+// instances: attention_backward_keys<__nv_bfloat16, 128, false> attention_backward_queries<__nv_bfloat16, 128, false>
+// instances: attention_forward<__nv_bfloat16, 128, true>
+// instances: attention_backward_keys<__nv_bfloat16, 128, true> attention_backward_queries<__nv_bfloat16, 128, true>

@@ -1,9 +1,10 @@
-// What the attention kernels share: which keys a query sees, and products of tiles of rows, in plain arithmetic and on
-// tensor cores. The tiles lie in shared memory; all products have one of two forms,
+// What the attention kernels share: which keys a query sees, which weights dropout keeps, and products of tiles of
+// rows, in plain arithmetic and on tensor cores. The tiles lie in shared memory; all products have one of two forms,
 //
 //   S = A B^T      rows of A with rows of B     (queries with keys: S = Q K^T, dP = dO V^T, and their transposes)
 //   O += P B       weights with rows of B       (O += P V, dV += P^T dO, dK += dS^T Q, dQ += dS K)
 #pragma once
+#include "philox.cuh"
 #include "ptx.cuh"
 
 // Query i sees the keys j < end(i): those of its batch item that are not padding and, if causal, j <= i + offset.
@@ -12,6 +13,24 @@ struct Visible {
     bool causal;
     __device__ int end(int query) const { return causal ? min(keys, query + offset + 1) : keys; }
     __device__ int first_query(int key) const { return causal ? max(0, key - offset) : 0; }
+};
+
+// Dropout keeps a weight of P if its number in the random stream (philox.cuh) is at least `threshold`. Row r of P,
+// counted through all heads of all batch items as lse is, begins at block counter + r `blocks`; a block serves 8 keys.
+struct Dropout {
+    PhiloxKey key;
+    unsigned long long counter;
+    int blocks;  // of a row: Tk / 8, rounded up
+    unsigned threshold;
+
+    // Bit j: whether the weight of key 8 block + j is kept.
+    __device__ __forceinline__ unsigned kept(long long row, int block) const {
+        unsigned numbers[PHILOX_NUMBERS], bits = 0;
+        philox_block(key, counter + row * blocks + block, numbers);
+#pragma unroll
+        for (int j = 0; j < PHILOX_NUMBERS; j++) bits |= (numbers[j] >= threshold) << j;
+        return bits;
+    }
 };
 
 // Where the largest score starts: far below any, but so far above lowest(), which stands for a key that is not seen,
@@ -56,6 +75,19 @@ __device__ void add_product(A (&o)[M][C], const A (*p)[INNER + 1], const A (*b)[
         for (int i = 0; i < M; i++)
 #pragma unroll
             for (int j = 0; j < C; j++) o[i][j] += p[y + SIDE * i][n] * b[n][x + SIDE * j];
+}
+
+// The dropout mask, times its scale, of a tile of P from `row` of P and block `block` of that row on. In `mask` the
+// next query and the next key are so many numbers further.
+template <int QUERIES, int KEYS, typename A>
+__device__ void draw_mask(A* mask, int next_query, int next_key, const Dropout& dropout, long long row, int block,
+                          A scale) {
+    constexpr int BLOCKS = KEYS / PHILOX_NUMBERS;
+    for (int i = threadIdx.x; i < QUERIES * BLOCKS; i += SIDE * SIDE) {
+        const unsigned kept = dropout.kept(row + i / BLOCKS, block + i % BLOCKS);
+        for (int j = 0; j < PHILOX_NUMBERS; j++)
+            mask[i / BLOCKS * next_query + (i % BLOCKS * PHILOX_NUMBERS + j) * next_key] = kept >> j & 1 ? scale : A(0);
+    }
 }
 
 // Write o, times `scale`, as rows first, ... of an operand.
@@ -147,6 +179,43 @@ __device__ __forceinline__ void add_product(float (&o)[M][D / 8][4], const float
             }
         }
     }
+}
+
+// Which weights of a warp's 16 x 8 N fragment s dropout keeps: a bit for each that the lane holds.
+__device__ __forceinline__ bool is_kept(unsigned kept, int n, int i) {
+    return kept >> (i / 2 * 16 + 2 * n + i % 2) & 1;
+}
+
+// Those bits, of 16 queries from `row` on and 8 N keys. A block of the stream is 8 weights of a row, which the 4 lanes
+// of a quad hold. None is drawn twice: of the N blocks of each of its two rows, g and g + 8, a lane draws every fourth,
+// and the quad exchanges what it has drawn.
+template <int N>
+__device__ __forceinline__ unsigned kept_of_rows(const Dropout& dropout, long long row, int block) {
+    const int lane = threadIdx.x % WARP_SIZE, g = lane / 4, t = lane % 4;
+    unsigned drawn = 0, kept = 0;
+#pragma unroll 1
+    for (int i = 0; i < N / 2; i++)
+        drawn |= dropout.kept(row + g + i % 2 * 8, block + i / 2 * 4 + t) << (i % 2 * 16 + i / 2 * 8);
+#pragma unroll
+    for (int n = 0; n < 4; n++) kept |= (__shfl_sync(FULL_WARP, drawn, n, 4) >> 2 * t & 0x03030303) << 2 * n;
+    return kept;
+}
+
+// The same of the transpose, with 16 keys as rows. A block is then 8 weights of a column, which 8 lanes hold: a lane
+// draws the two blocks of every 32nd column.
+template <int N>
+__device__ __forceinline__ unsigned kept_of_columns(const Dropout& dropout, long long row, int block) {
+    const int lane = threadIdx.x % WARP_SIZE, g = lane / 4, t = lane % 4;
+    unsigned drawn = 0, kept = 0;
+#pragma unroll 1
+    for (int i = 0; i < N / 2; i++)
+        drawn |= dropout.kept(row + lane + i / 2 * 32, block + i % 2) << (i % 2 * 16 + i / 2 * 8);
+#pragma unroll
+    for (int n = 0; n < 4; n++)
+#pragma unroll
+        for (int e = 0; e < 2; e++)
+            kept |= (__shfl_sync(FULL_WARP, drawn, 8 * n + 2 * t + e) >> g & 0x01010101) << (2 * n + e);
+    return kept;
 }
 
 // Write the warp's rows of o as rows first, first + 1, ... of an operand, 16 bytes a thread, by way of 16 M rows of

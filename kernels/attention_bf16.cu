@@ -20,9 +20,15 @@
 // 8, 256 bytes) serves M products of 4096 operations, so that at 128 bytes a cycle M = 1 allows 2048 operations a cycle
 // and multiprocessor (474 TFLOP/s on 132 at 1.755 GHz) and M = 2 twice that: hence M = 2 forward for D <= 64.
 //
+// Dropout: 4 lanes, or for dK and dV 8, hold the 8 weights of a block of the random stream; one of them draws it and
+// passes the bits on by shuffles (attention.cuh). Ten rounds of Philox are about 220 instructions on sm_90, 28 for each
+// weight, where all else takes about 20 for D = 64. At 4 x 132 warp instructions a cycle and 1.755 GHz that is 47 us
+// for the shape above, and twice that backward: more than the products. Without dropout none of it is compiled.
+//
 // Two kernels for the backward compute S and dP twice: 7 products, where one that adds into dQ atomically, in an order
 // that varies from run to run, needs 5. A faster version would share them, in a fixed order of the blocks, and use
-// Hopper's wgmma, whose operands stay in shared memory, fed by TMA from a warp of its own.
+// Hopper's wgmma, whose operands stay in shared memory, fed by TMA from a warp of its own. It might draw the mask once,
+// forward, and store a bit for each weight: 12 MB here, but of size Tq x Tk.
 #include "attention.cuh"
 
 // Rows that a block keeps and rows of the tiles that pass by: forward, for dK and dV, and for dQ. As large as 255
@@ -34,12 +40,13 @@ struct Tiles {
     static constexpr int queries_rows = 64, queries_columns = D <= 64 ? 64 : 32;
 };
 
-template <int D>
+template <int D, bool DROPOUT>
 __global__ void __launch_bounds__(128, 1) attention_forward_bf16(
     const __nv_bfloat16* q, const __nv_bfloat16* k, const __nv_bfloat16* v, const int* lengths, float* lse,
-    __nv_bfloat16* out, int queries, int keys, int group, bool causal, float scale, long long q_batch, long long q_head,
-    long long q_row, long long k_batch, long long k_head, long long k_row, long long v_batch, long long v_head,
-    long long v_row, long long out_batch, long long out_head, long long out_row) {
+    __nv_bfloat16* out, int queries, int keys, int group, bool causal, float scale, unsigned long long seed_low,
+    unsigned long long seed_high, unsigned long long counter, unsigned threshold, float rescale, long long q_batch,
+    long long q_head, long long q_row, long long k_batch, long long k_head, long long k_row, long long v_batch,
+    long long v_head, long long v_row, long long out_batch, long long out_head, long long out_row) {
     constexpr int M = Tiles<D>::forward_rows / 64, COLUMNS = Tiles<D>::forward_columns, ROWS = 64 * M, N = COLUMNS / 8;
     extern __shared__ __align__(128) unsigned char memory[];
     bf16* q_tile = reinterpret_cast<bf16*>(memory);
@@ -48,7 +55,8 @@ __global__ void __launch_bounds__(128, 1) attention_forward_bf16(
     const int warp = threadIdx.x / WARP_SIZE, lane = threadIdx.x % WARP_SIZE, g = lane / 4, t = lane % 4;
     const int head = blockIdx.y, batch = blockIdx.z, warp_row = warp * 16 * M;
     const int first = (gridDim.x - 1 - blockIdx.x) * ROWS;  // the blocks with most keys begin first
-    const Visible visible = {lengths[batch], keys - queries, causal};
+    const Visible visible = {min(lengths[batch], keys), keys - queries, causal};
+    const Dropout dropout = {{seed_low, seed_high}, counter, (keys + 7) / 8, threshold};
     const float scale_log2 = scale * LOG2_E;
     q += batch * q_batch + head * q_head;
     k += batch * k_batch + head / group * k_head;
@@ -75,7 +83,9 @@ __global__ void __launch_bounds__(128, 1) attention_forward_bf16(
         multiply_rows<D>(s, q_tile, warp_row, k_tiles + tile % 2 * COLUMNS * D);
         const bool masked = key + COLUMNS > visible.end(first);
 #pragma unroll
-        for (int m = 0; m < M; m++)
+        for (int m = 0; m < M; m++) {
+            const long long row_of_p = ((long long)batch * gridDim.y + head) * queries + first + warp_row + 16 * m;
+            const unsigned kept = DROPOUT ? kept_of_rows<N>(dropout, row_of_p, key / 8) : 0;
 #pragma unroll
             for (int h = 0; h < 2; h++) {  // the rows g and g + 8 of a fragment
                 const int row_end = visible.end(first + warp_row + 16 * m + g + 8 * h);
@@ -101,10 +111,12 @@ __global__ void __launch_bounds__(128, 1) attention_forward_bf16(
                         float& score = s[m][n][2 * h + e];
                         score = exp2_approx(score * scale_log2 - now * scale_log2);
                         sum[m][h] += score;
+                        if (DROPOUT && !is_kept(kept, n, 2 * h + e)) score = 0;
                     }
 #pragma unroll
                 for (int c = 0; c < D / 8; c++) o[m][c][2 * h] *= factor, o[m][c][2 * h + 1] *= factor;
             }
+        }
         add_product<D>(o, s, v_tiles + tile % 2 * COLUMNS * D);
     }
 #pragma unroll
@@ -114,7 +126,7 @@ __global__ void __launch_bounds__(128, 1) attention_forward_bf16(
             float total = sum[m][h];
             total += __shfl_xor_sync(FULL_WARP, total, 1);
             total += __shfl_xor_sync(FULL_WARP, total, 2);
-            const float inverse = total == 0 ? 0.0f : 1 / total;
+            const float inverse = total == 0 ? 0.0f : (DROPOUT ? rescale : 1.0f) / total;
 #pragma unroll
             for (int c = 0; c < D / 8; c++) o[m][c][2 * h] *= inverse, o[m][c][2 * h + 1] *= inverse;
             const int row = first + warp_row + 16 * m + g + 8 * h;
@@ -126,11 +138,12 @@ __global__ void __launch_bounds__(128, 1) attention_forward_bf16(
     store_tile<D, M>(out, out_row, first + warp_row, queries, o, q_tile, warp_row);
 }
 
-template <int D>
+template <int D, bool DROPOUT>
 __global__ void __launch_bounds__(128, 1) attention_backward_keys_bf16(
     const __nv_bfloat16* q, const __nv_bfloat16* k, const __nv_bfloat16* v, const __nv_bfloat16* dout,
     const int* lengths, const float* lse, const float* delta, __nv_bfloat16* dk, __nv_bfloat16* dv, int queries,
-    int keys, int group, bool causal, float scale, long long q_batch, long long q_head, long long q_row,
+    int keys, int group, bool causal, float scale, unsigned long long seed_low, unsigned long long seed_high,
+    unsigned long long counter, unsigned threshold, float rescale, long long q_batch, long long q_head, long long q_row,
     long long k_batch, long long k_head, long long k_row, long long v_batch, long long v_head, long long v_row,
     long long dout_batch, long long dout_head, long long dout_row, long long dk_batch, long long dk_head,
     long long dk_row, long long dv_batch, long long dv_head, long long dv_row) {
@@ -141,7 +154,8 @@ __global__ void __launch_bounds__(128, 1) attention_backward_keys_bf16(
     float2* sums = reinterpret_cast<float2*>(dout_tiles + 2 * COLUMNS * D);  // lse log2 e, delta
     const int warp = threadIdx.x / WARP_SIZE, lane = threadIdx.x % WARP_SIZE, g = lane / 4, t = lane % 4;
     const int key_head = blockIdx.y, batch = blockIdx.z, first = blockIdx.x * ROWS, warp_row = warp * 16 * M;
-    const Visible visible = {lengths[batch], keys - queries, causal};
+    const Visible visible = {min(lengths[batch], keys), keys - queries, causal};
+    const Dropout dropout = {{seed_low, seed_high}, counter, (keys + 7) / 8, threshold};
     const float scale_log2 = scale * LOG2_E;
     const int first_tile = visible.first_query(first) / COLUMNS, last_tile = (queries + COLUMNS - 1) / COLUMNS;
     const int per_head = first < visible.keys ? max(0, last_tile - first_tile) : 0, tiles = group * per_head;
@@ -176,6 +190,13 @@ __global__ void __launch_bounds__(128, 1) attention_backward_keys_bf16(
         float p[M][N][4], ds[M][N][4];  // transposed: a row for each key
         multiply_rows<D>(p, k_tile, warp_row, q_tile);
         multiply_rows<D>(ds, v_tile, warp_row, dout_tile);
+        unsigned kept[M];
+        if (DROPOUT) {
+            const int head = key_head * group + tile / per_head;
+            const long long row = ((long long)batch * gridDim.y * group + head) * queries + query;
+#pragma unroll
+            for (int m = 0; m < M; m++) kept[m] = kept_of_columns<N>(dropout, row, (first + warp_row) / 8 + 2 * m);
+        }
 #pragma unroll
         for (int n = 0; n < N; n++)
 #pragma unroll
@@ -187,7 +208,10 @@ __global__ void __launch_bounds__(128, 1) attention_backward_keys_bf16(
                     float &p_i = p[i / 2][n][i % 2 * 2 + e], &ds_i = ds[i / 2][n][i % 2 * 2 + e];
                     const bool hidden = masked && first + warp_row + g + 8 * i >= row_end;
                     p_i = hidden ? 0.0f : exp2_approx(p_i * scale_log2 - of_query.x);
-                    ds_i = p_i * (ds_i - of_query.y);
+                    const bool keep = !DROPOUT || is_kept(kept[i / 2], n, i % 2 * 2 + e);
+                    const float mask = !keep ? 0.0f : DROPOUT ? rescale : 1.0f;
+                    ds_i = p_i * (mask * ds_i - of_query.y);
+                    p_i *= mask;
                 }
             }
         add_product<D>(dv_sum, p, dout_tile);
@@ -201,14 +225,14 @@ __global__ void __launch_bounds__(128, 1) attention_backward_keys_bf16(
     store_tile<D, M>(dv, dv_row, first + warp_row, keys, dv_sum, v_tile, warp_row);
 }
 
-template <int D>
+template <int D, bool DROPOUT>
 __global__ void __launch_bounds__(128, 1) attention_backward_queries_bf16(
     const __nv_bfloat16* q, const __nv_bfloat16* k, const __nv_bfloat16* v, const __nv_bfloat16* dout,
     const int* lengths, const float* lse, const float* delta, __nv_bfloat16* dq, int queries, int keys, int group,
-    bool causal, float scale,
-    long long q_batch, long long q_head, long long q_row, long long k_batch, long long k_head, long long k_row,
-    long long v_batch, long long v_head, long long v_row, long long dout_batch, long long dout_head, long long dout_row,
-    long long dq_batch, long long dq_head, long long dq_row) {
+    bool causal, float scale, unsigned long long seed_low, unsigned long long seed_high, unsigned long long counter,
+    unsigned threshold, float rescale, long long q_batch, long long q_head, long long q_row, long long k_batch,
+    long long k_head, long long k_row, long long v_batch, long long v_head, long long v_row, long long dout_batch,
+    long long dout_head, long long dout_row, long long dq_batch, long long dq_head, long long dq_row) {
     constexpr int M = Tiles<D>::queries_rows / 64, COLUMNS = Tiles<D>::queries_columns, ROWS = 64 * M, N = COLUMNS / 8;
     extern __shared__ __align__(128) unsigned char memory[];
     bf16* q_tile = reinterpret_cast<bf16*>(memory);
@@ -216,7 +240,9 @@ __global__ void __launch_bounds__(128, 1) attention_backward_queries_bf16(
     const int warp = threadIdx.x / WARP_SIZE, lane = threadIdx.x % WARP_SIZE, g = lane / 4, t = lane % 4;
     const int head = blockIdx.y, batch = blockIdx.z, warp_row = warp * 16 * M;
     const int first = (gridDim.x - 1 - blockIdx.x) * ROWS;
-    const Visible visible = {lengths[batch], keys - queries, causal};
+    const Visible visible = {min(lengths[batch], keys), keys - queries, causal};
+    const Dropout dropout = {{seed_low, seed_high}, counter, (keys + 7) / 8, threshold};
+    const long long row0 = ((long long)batch * gridDim.y + head) * queries;
     const float scale_log2 = scale * LOG2_E;
     k += batch * k_batch + head / group * k_head;
     v += batch * v_batch + head / group * v_head;
@@ -235,8 +261,8 @@ __global__ void __launch_bounds__(128, 1) attention_backward_queries_bf16(
 #pragma unroll
     for (int i = 0; i < 2 * M; i++) {
         const int row = min(first + warp_row + g + 8 * i, queries - 1);
-        lse_log2[i] = lse[((long long)batch * gridDim.y + head) * queries + row] * LOG2_E;
-        delta_i[i] = delta[((long long)batch * gridDim.y + head) * queries + row];
+        lse_log2[i] = lse[row0 + row] * LOG2_E;
+        delta_i[i] = delta[row0 + row];
     }
 
     float dq_sum[M][D / 8][4] = {};
@@ -250,6 +276,10 @@ __global__ void __launch_bounds__(128, 1) attention_backward_queries_bf16(
         float s[M][N][4], ds[M][N][4];
         multiply_rows<D>(s, q_tile, warp_row, k_tile);
         multiply_rows<D>(ds, dout_tile, warp_row, v_tile);
+        unsigned kept[M];
+#pragma unroll
+        for (int m = 0; m < M; m++)
+            if (DROPOUT) kept[m] = kept_of_rows<N>(dropout, row0 + first + warp_row + 16 * m, key / 8);
 #pragma unroll
         for (int i = 0; i < 2 * M; i++) {
             const int row_end = visible.end(first + warp_row + g + 8 * i);
@@ -260,6 +290,7 @@ __global__ void __launch_bounds__(128, 1) attention_backward_queries_bf16(
                     float& ds_i = ds[i / 2][n][i % 2 * 2 + e];
                     const bool hidden = masked && key + 8 * n + 2 * t + e >= row_end;
                     const float p = exp2_approx(s[i / 2][n][i % 2 * 2 + e] * scale_log2 - lse_log2[i]);
+                    if (DROPOUT) ds_i *= is_kept(kept[i / 2], n, i % 2 * 2 + e) ? rescale : 0.0f;
                     ds_i = hidden ? 0.0f : p * (ds_i - delta_i[i]);
                 }
         }
@@ -271,7 +302,19 @@ __global__ void __launch_bounds__(128, 1) attention_backward_queries_bf16(
     store_tile<D, M>(dq, dq_row, first + warp_row, queries, dq_sum, q_tile, warp_row);
 }
 
-// instances sm_80: attention_forward_bf16<32> attention_backward_keys_bf16<32> attention_backward_queries_bf16<32>
-// instances sm_80: attention_forward_bf16<64> attention_backward_keys_bf16<64> attention_backward_queries_bf16<64>
-// instances sm_80: attention_forward_bf16<96> attention_backward_keys_bf16<96> attention_backward_queries_bf16<96>
-// instances sm_80: attention_forward_bf16<128> attention_backward_keys_bf16<128> attention_backward_queries_bf16<128>
+// instances sm_80: attention_forward_bf16<32, false>
+// instances sm_80: attention_backward_keys_bf16<32, false> attention_backward_queries_bf16<32, false>
+// instances sm_80: attention_forward_bf16<32, true>
+// instances sm_80: attention_backward_keys_bf16<32, true> attention_backward_queries_bf16<32, true>
+// instances sm_80: attention_forward_bf16<64, false>
+// instances sm_80: attention_backward_keys_bf16<64, false> attention_backward_queries_bf16<64, false>
+// instances sm_80: attention_forward_bf16<64, true>
+// instances sm_80: attention_backward_keys_bf16<64, true> attention_backward_queries_bf16<64, true>
+// instances sm_80: attention_forward_bf16<96, false>
+// instances sm_80: attention_backward_keys_bf16<96, false> attention_backward_queries_bf16<96, false>
+// instances sm_80: attention_forward_bf16<96, true>
+// instances sm_80: attention_backward_keys_bf16<96, true> attention_backward_queries_bf16<96, true>
+// instances sm_80: attention_forward_bf16<128, false>
+// instances sm_80: attention_backward_keys_bf16<128, false> attention_backward_queries_bf16<128, false>
+// instances sm_80: attention_forward_bf16<128, true>
+// instances sm_80: attention_backward_keys_bf16<128, true> attention_backward_queries_bf16<128, true>

@@ -17,6 +17,7 @@ saves lse, and the backward makes P again, block by block (FlashAttention, Dao e
   Tq = Tk this is the usual triangle). Blocks beyond the diagonal are never computed: half the work.
 - Grouped heads (Ainslie et al. 2023): with H query heads on H/G key heads, the G query heads of a key head are just
   G times as many rows against the same keys, so dK and dV sum over them in the product itself.
+- Padding: of batch item b only the first lengths[b] keys are there.
 - A query that may see no key at all gives 0, and passes no gradient.
 - Dropout acts on P. With m the mask times its scale, Y = (m P) V, dP = m (dY V^T), dV = (m P)^T dY; delta is unchanged.
 """
@@ -33,7 +34,8 @@ import numpy as np
 from minillm import backend, random
 from minillm.autograd import Op, Tensor
 from minillm.backend import Array
-from minillm.errors import DtypeError, ShapeError, check_floating, check_shapes
+from minillm.device import compute_capability, is_on_gpu, like
+from minillm.errors import DtypeError, ShapeError, check_floating, check_index, check_shapes
 from minillm.kernels import get_kernel
 from minillm.ops.dropout import check_probability
 
@@ -56,6 +58,7 @@ class Saved(NamedTuple):
     k: Array
     v: Array
     mask: Array | None
+    lengths: Array | None  # (B,), int32
     out: Array
     lse: Array  # (B, H, Tq)
     causal: bool
@@ -63,10 +66,10 @@ class Saved(NamedTuple):
     dropout: Any  # Dropout or None
 
 
-def attention_forward(q, k, v, mask, *, causal, scale, dropout):
+def attention_forward(q, k, v, mask, *, lengths, causal, scale, dropout):
     out = np.empty_like(q)  # in the memory order of q, so that undoing a (B, T, H, D) transpose is free
     lse = np.empty_like(q, shape=q.shape[:3])
-    saved = Saved(q, k, v, mask, out, lse, causal, scale, dropout)
+    saved = Saved(q, k, v, mask, lengths, out, lse, causal, scale, dropout)
     if q.size == 0 or k.size == 0:  # no query, or no key to see
         out[...] = 0
         return out, saved
@@ -76,7 +79,7 @@ def attention_forward(q, k, v, mask, *, causal, scale, dropout):
         y, log_sums = _grouped(out, k)[b, h], lse.reshape(*k.shape[:2], -1, q.shape[2])[b, h]
         for rows, visible in _query_blocks(q.shape[2], k.shape[2], causal):
             scores, _ = _scores(queries, keys, rows, visible, saved, b, h)
-            largest = scores.max(axis=-1, keepdims=True, initial=-np.inf)
+            largest = scores.max(axis=-1, keepdims=True)
             largest[largest == -np.inf] = 0
             scores -= largest
             weights = np.exp(scores, out=scores)
@@ -87,7 +90,7 @@ def attention_forward(q, k, v, mask, *, causal, scale, dropout):
             log_sum[sees_none] = np.inf  # makes e^(S - lse) = 0 in the backward
             if dropout:
                 weights *= _dropout_mask(saved, b, h, rows, visible)
-            block = weights @ values[:, :, :visible]
+            block = backend.matmul(weights, values[:, :, :visible])
             block /= total
             y[:, :, :, rows] = _ungroup(block, y)
             log_sums[:, :, :, rows] = _ungroup(log_sum, y)[..., 0]
@@ -97,7 +100,7 @@ def attention_forward(q, k, v, mask, *, causal, scale, dropout):
 
 
 def attention_backward(dout, saved):
-    q, k, v, _, out, lse, causal, scale, dropout = saved
+    q, k, v, _, _, out, lse, causal, scale, dropout = saved
     dq, dk, dv = np.empty_like(q), np.empty_like(k), np.empty_like(v)
     if q.size == 0 or k.size == 0:
         dq[...], dk[...], dv[...] = 0, 0, 0
@@ -114,17 +117,17 @@ def attention_backward(dout, saved):
             p -= _group(log_sums[:, :, :, rows, None])
             np.exp(p, out=p)
             dy = _group(dys[:, :, :, rows])
-            delta = np.vecdot(dy, _group(ys[:, :, :, rows]))[..., None]
-            ds = dy @ values[:, :, :visible].swapaxes(-1, -2)
+            delta = backend.vecdot(dy, _group(ys[:, :, :, rows]))[..., None]
+            ds = backend.matmul(dy, values[:, :, :visible].swapaxes(-1, -2))
             if dropout:
                 kept = _dropout_mask(saved, b, h, rows, visible)
                 ds *= kept
                 kept *= p
             ds -= delta
             ds *= p
-            dv_block = (kept if dropout else p).swapaxes(-1, -2) @ dy
-            dk_block = ds.swapaxes(-1, -2) @ q_scaled
-            dq_block = ds @ keys[:, :, :visible]
+            dv_block = backend.matmul((kept if dropout else p).swapaxes(-1, -2), dy)
+            dk_block = backend.matmul(ds.swapaxes(-1, -2), q_scaled)
+            dq_block = backend.matmul(ds, keys[:, :, :visible])
             dq_block *= scale
             dqueries[:, :, :, rows] = _ungroup(dq_block, dqueries)
             if last:
@@ -138,25 +141,27 @@ def attention_backward(dout, saved):
     return dq, dk, dv, None
 
 
-def attention_forward_cuda(q, k, v, mask, *, causal, scale, dropout):
-    if mask is not None or dropout or scale <= 0 or q.size == 0 or k.size == 0 or q.shape[3] > 128:
+def attention_forward_cuda(q, k, v, mask, *, lengths, causal, scale, dropout):
+    if mask is not None or scale <= 0 or q.size == 0 or k.size == 0 or q.shape[3] > 128:
         return NotImplemented
-    if not q.dtype == k.dtype == v.dtype:
+    if not q.dtype == k.dtype == v.dtype or (dropout and dropout.counter >= 2**63):
         return NotImplemented
     q, k, v = map(_rows_in_one_piece, (q, k, v))
+    if lengths is None:
+        lengths = np.full_like(k, k.shape[2], shape=k.shape[:1], dtype=np.int32, order="C")
     out = np.empty_like(q)
     lse = np.empty_like(q, shape=q.shape[:3], dtype=np.promote_types(q.dtype, np.float32), order="C")
-    _launch("attention_forward", (q, k, v), _full_lengths(k), (lse,), (out,), causal, scale)
-    return out, Saved(q, k, v, None, out, lse, causal, scale, None)
+    _launch("attention_forward", (q, k, v), lengths, (lse,), (out,), causal, scale, dropout)
+    return out, Saved(q, k, v, None, lengths, out, lse, causal, scale, dropout)
 
 
 def attention_backward_cuda(dout, saved):
-    q, k, v, _, out, lse, causal, scale, _ = saved
+    q, k, v, _, lengths, out, lse, *settings = saved
     dout = _rows_in_one_piece(dout)
     dq, dk, dv = np.empty_like(q), np.empty_like(k), np.empty_like(v)
-    inputs, lengths, sums = (q, k, v, dout), _full_lengths(k), (lse, _launch_delta(dout, out, lse))
-    _launch("attention_backward_keys", inputs, lengths, sums, (dk, dv), causal, scale)
-    _launch("attention_backward_queries", inputs, lengths, sums, (dq,), causal, scale)
+    inputs, sums = (q, k, v, dout), (lse, _launch_delta(dout, out, lse))
+    _launch("attention_backward_keys", inputs, lengths, sums, (dk, dv), *settings)
+    _launch("attention_backward_queries", inputs, lengths, sums, (dq,), *settings)
     return dq, dk, dv, None
 
 
@@ -172,20 +177,28 @@ def attention(
     causal: bool = False,
     mask: Any = None,
     *,
+    lengths: Any = None,
     scale: float | None = None,
     dropout_p: float = 0.0,
 ) -> Tensor:
     """softmax(scale Q K^T + mask) V for every head.
 
     Shapes: q (B, H, Tq, D), k and v (B, G, Tk, D) with G dividing H; result (B, H, Tq, D).
-    mask: broadcastable to (B, H, Tq, Tk). Boolean: True where a query may see a key (a padding mask is
-        (B, 1, 1, Tk)). Floating: added to the scores; it gets no gradient.
+    mask: broadcastable to (B, H, Tq, Tk). Boolean: True where a query may see a key. Floating: added to the scores;
+        it gets no gradient.
     causal: query i sees keys up to i + Tk - Tq. scale: 1/sqrt(D) by default.
+    lengths: (B,), whole numbers from 0 to Tk: of batch item b the queries see the first lengths[b] keys only, and the
+        rest is padding. What a mask (B, 1, 1, Tk) could say too, but kernels take lengths, and no mask.
+    dropout_p: the probability with which each weight is zeroed; the others are scaled by 1/(1 - dropout_p).
     Saves: references to q, k, v and the output, and one number per query.
-    Raises: ShapeError for sizes that do not fit; DtypeError for a mask that is neither boolean nor floating.
+    Raises: ShapeError for sizes that do not fit; DtypeError for a mask that is neither boolean nor floating, or
+        lengths that are no integers; InputError for a length outside 0 to Tk (not looked for on a GPU, where more than
+        Tk counts as Tk), or dropout_p outside [0, 1).
     Source: Vaswani et al. 2017, equation 1; Dao et al. 2022, algorithm 4 for the backward.
     """
-    sizes = check_shapes("attention", q=("B H Tq D", q), k=("B G Tk D", k), v=("B G Tk D", v))
+    if lengths is not None:
+        lengths = lengths.data if isinstance(lengths, Tensor) else backend.as_array(lengths)
+    sizes = check_shapes("attention", q=("B H Tq D", q), k=("B G Tk D", k), v=("B G Tk D", v), lengths=("B", lengths))
     if sizes["G"] == 0 or sizes["H"] % sizes["G"]:
         raise ShapeError(f"attention: q has H={sizes['H']} heads, which {sizes['G']} key heads do not divide")
     check_floating("attention", q=q, k=k, v=v)
@@ -193,7 +206,7 @@ def attention(
         raise ShapeError("attention: q has D=0 channels per head; give at least one")
     mask = mask.data if isinstance(mask, Tensor) else mask
     if mask is not None:
-        mask = np.asarray(mask)
+        mask = like(backend.as_array(mask), q.data)
         if mask.dtype.kind not in "bf":
             raise DtypeError(f"attention: mask has dtype {mask.dtype}; give bool (True = visible) or a float bias")
         wanted = tuple(sizes[name] for name in ("B", "H", "Tq", "Tk"))
@@ -201,6 +214,9 @@ def attention(
             mask = np.broadcast_to(mask, wanted)
         except ValueError:
             raise ShapeError(f"attention: mask has shape {mask.shape}, which does not broadcast to {wanted}") from None
+    if lengths is not None:
+        check_index("attention", lengths, sizes["Tk"] + 1, "lengths")
+        lengths = like(lengths.astype(np.int32, order="C", copy=False), q.data)
     check_probability("attention", dropout_p)
     dropout = None
     if dropout_p:
@@ -208,7 +224,7 @@ def attention(
         seed, counter = random.default.reserve(sizes["B"] * sizes["H"] * sizes["Tq"] * row_numbers)
         dropout = Dropout(dropout_p, seed, counter)
     scale = 1 / math.sqrt(sizes["D"]) if scale is None else float(scale)
-    return ATTENTION(q, k, v, mask, causal=causal, scale=scale, dropout=dropout)
+    return ATTENTION(q, k, v, mask, lengths=lengths, causal=causal, scale=scale, dropout=dropout)
 
 
 # --- the pieces that forward and backward share --------------------------------------------------------------------
@@ -230,16 +246,16 @@ def _ungroup(x: Array, like: Array) -> Array:
 
 
 def _query_blocks(queries: int, keys: int, causal: bool) -> Iterator[tuple[slice, int]]:
-    """Each block of queries, with the number of keys that its last query sees."""
+    """Each block of queries, with the number of keys that its last query sees, but 1 at least."""
     for start in range(0, queries, QUERY_BLOCK):
         stop = min(start + QUERY_BLOCK, queries)
-        yield slice(start, stop), min(keys, max(0, stop + keys - queries)) if causal else keys
+        yield slice(start, stop), min(keys, max(1, stop + keys - queries)) if causal else keys
 
 
 def _scores(queries, keys, rows, visible, saved: Saved, b: slice, h: slice) -> tuple[Array, Array]:
     """S for one block of queries against the visible keys, and the scaled queries: (b, h, G rows, visible), (.., D)."""
     q_scaled = _group(queries[:, :, :, rows] * saved.scale)
-    scores = q_scaled @ keys[:, :, :visible].swapaxes(-1, -2)
+    scores = backend.matmul(q_scaled, keys[:, :, :visible].swapaxes(-1, -2))
     by_head = _ungroup(scores, queries)
     if saved.causal:
         # Only the columns that some, not all, queries of the block may see.
@@ -248,6 +264,9 @@ def _scores(queries, keys, rows, visible, saved: Saved, b: slice, h: slice) -> t
         columns = np.arange(first, visible, like=keys)
         hidden = columns > np.arange(rows.start, rows.stop, like=keys)[:, None] + offset
         np.copyto(by_head[..., first:], -np.inf, where=hidden)
+    if saved.lengths is not None:
+        padding = np.arange(visible, like=keys) >= saved.lengths[b, None]
+        np.copyto(by_head, -np.inf, where=padding[:, None, None, None])
     if saved.mask is not None:
         mask = _grouped(saved.mask, saved.k)[b, h, :, rows, :visible]
         if mask.dtype == bool:
@@ -276,12 +295,16 @@ def _dropout_mask(saved: Saved, b: slice, h: slice, rows: slice, visible: int) -
         for item in range(*b.indices(batch))
         for head in range(h.start * group, h.stop * group)
     ]
-    return np.stack(masks).reshape(b.stop - b.start, h.stop - h.start, group * count, visible)
+    mask = np.stack(masks).reshape(b.stop - b.start, h.stop - h.start, group * count, visible)
+    return like(mask, saved.q)
 
 
 def _for_parts(part, q: Array, k: Array) -> None:
     """Call part(batch slice, key-head slice) over all heads, each with scores that stay in cache, on every thread."""
     batch, key_heads = k.shape[:2]
+    if is_on_gpu(q):
+        part(slice(0, batch), slice(0, key_heads))
+        return
     head_bytes = q.shape[1] // key_heads * min(QUERY_BLOCK, q.shape[2]) * k.shape[2] * q.itemsize
     heads_at_once = min(key_heads, max(1, SCORE_BYTES // max(1, head_bytes)))
     if batch < backend.threads:
@@ -316,8 +339,17 @@ TENSOR_CORE_TILES = {
 }
 
 
-def _launch(name: str, inputs: tuple, lengths: Array, sums: tuple, outputs: tuple, causal: bool, scale: float) -> None:
-    """One of the three kernels, on tensor cores where dtype, head size and alignment allow it.
+def _launch(
+    name: str,
+    inputs: tuple,
+    lengths: Array,
+    sums: tuple,
+    outputs: tuple,
+    causal: bool,
+    scale: float,
+    dropout: Dropout | None,
+) -> None:
+    """One of the three kernels, on tensor cores where the GPU, dtype, head size and alignment allow it.
 
     inputs: q, k, v and, backward, dout; sums: lse and, backward, delta; each block writes rows of the outputs.
     """
@@ -325,11 +357,13 @@ def _launch(name: str, inputs: tuple, lengths: Array, sums: tuple, outputs: tupl
     (batch, heads, queries, head_size), (_, key_heads, keys, _) = q.shape, k.shape
     padded = -(-head_size // 32) * 32
     numbers = [np.int32(n) for n in (queries, keys, head_size, heads // key_heads)]
-    if q.dtype.name == "bfloat16" and head_size == padded and all(map(_in_16_bytes, operands)):
+    drops = "true" if dropout else "false"
+    aligned = head_size == padded and all(map(_in_16_bytes, operands))
+    if q.dtype.name == "bfloat16" and aligned and compute_capability(q) >= 80:
         rows, columns = TENSOR_CORE_TILES[name][padded]
         smem = 2 * padded * ((1 if name == "attention_forward" else 2) * rows + 4 * columns)
         smem += 16 * columns if name == "attention_backward_keys" else 0
-        kernel, threads = get_kernel("attention_bf16.cu", name + "_bf16", padded), 128
+        kernel, threads = get_kernel("attention_bf16.cu", name + "_bf16", padded, drops), 128
         del numbers[2]
     else:
         size = sums[0].itemsize
@@ -339,10 +373,14 @@ def _launch(name: str, inputs: tuple, lengths: Array, sums: tuple, outputs: tupl
         else:
             rows, columns = 128 // size, 16
             smem = size * (2 * (rows + columns) * (padded + 1) + len(outputs) * rows * (columns + 1))
-        kernel, threads = get_kernel("attention.cu", name, q.dtype, padded), 256
+        kernel, threads = get_kernel("attention.cu", name, q.dtype, padded, drops), 256
     grid = (-(-outputs[0].shape[2] // rows), outputs[0].shape[1], batch)
     arrays = (*map(_memory, inputs), lengths, *sums, *map(_memory, outputs))
-    kernel(grid, threads, (*arrays, *numbers, np.bool_(causal), sums[0].dtype.type(scale), *_strides(*operands)), smem)
+    p, seed, counter = dropout or (0.0, 0, 0)
+    stream = np.uint64(seed % 2**64), np.uint64(seed // 2**64), np.uint64(counter)
+    threshold, real = np.uint32(min(round(p * 2**32), 2**32 - 1)), sums[0].dtype.type
+    settings = (*numbers, np.bool_(causal), real(scale), *stream, threshold, real(1 / (1 - p)))
+    kernel(grid, threads, (*arrays, *settings, *_strides(*operands)), smem)
 
 
 def _launch_delta(dout: Array, out: Array, lse: Array) -> Array:
@@ -352,11 +390,6 @@ def _launch_delta(dout: Array, out: Array, lse: Array) -> Array:
     arguments = (_memory(dout), _memory(out), delta, np.int32(queries), np.int32(head_size), *_strides(dout, out))
     get_kernel("attention.cu", "attention_delta", out.dtype)((-(-queries // 4), heads, batch), 128, arguments)
     return delta
-
-
-def _full_lengths(k: Array) -> Array:
-    """For each batch item the number of keys that are not padding: all."""
-    return np.full_like(k, k.shape[2], shape=k.shape[:1], dtype=np.int32, order="C")
 
 
 def _rows_in_one_piece(x: Array) -> Array:

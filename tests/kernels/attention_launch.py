@@ -8,8 +8,11 @@ from typing import NamedTuple
 import ml_dtypes
 import numpy as np
 
+from minillm import random
+
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 attention = import_module("minillm.ops.attention")  # the module: its function has the same name
+Dropout = attention.Dropout
 
 
 class Problem(NamedTuple):
@@ -22,13 +25,14 @@ class Problem(NamedTuple):
     lengths: np.ndarray
     causal: bool
     scale: float
+    dropout: Dropout | None = None
 
 
 def forward(problem, out=None):
-    q, k, v, _, lengths, causal, scale = problem
+    q, k, v, _, lengths, *settings = problem
     out = np.empty_like(q) if out is None else out
     lse = np.full(q.shape[:3], np.nan, np.promote_types(q.dtype, np.float32))
-    attention._launch("attention_forward", (q, k, v), lengths, (lse,), (out,), causal, scale)
+    attention._launch("attention_forward", (q, k, v), lengths, (lse,), (out,), *settings)
     return out, lse
 
 
@@ -51,7 +55,7 @@ def backward(problem, out, lse, grads):
 
 
 def formula(problem, dtype=np.float64, stored=None):
-    """(out, lse, dq, dk, dv) by three passes over all scores, computed in `dtype`.
+    """(out, lse, dq, dk, dv) by three passes over all scores, computed in `dtype`; the mask of dropout is NumPy's.
 
     With `stored`, every array that the passes would keep in memory (S, P, dP, dS) is rounded to it: the formula "in
     bfloat16", as a program without a fused kernel computes it, with products in float32.
@@ -77,9 +81,15 @@ def formula(problem, dtype=np.float64, stored=None):
     total[none] = 1
     lse = np.where(none, np.inf, largest + np.log(total))[..., 0]
     p = keep(p / total)
-    out = keep(p @ v)
-    dv = p.swapaxes(-1, -2) @ dout
-    dp = keep(dout @ v.swapaxes(-1, -2))
+    mask = np.ones((), dtype)
+    if problem.dropout:
+        chance, seed, counter = problem.dropout
+        in_blocks = (batch, heads, queries, -(-keys // random.BLOCK) * random.BLOCK)  # a row begins a block
+        mask = random.keep_scale(seed, counter, in_blocks, chance, np.dtype(dtype))[..., :keys]
+    dropped = keep(mask * p)
+    out = keep(dropped @ v)
+    dv = dropped.swapaxes(-1, -2) @ dout
+    dp = mask * keep(dout @ v.swapaxes(-1, -2))
     ds = keep(p * (dp - (dout * out).sum(axis=-1, keepdims=True)))
     dq = ds @ k * dtype(problem.scale)
     dk = ds.swapaxes(-1, -2) @ q * dtype(problem.scale)

@@ -13,8 +13,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from minillm import Tensor, kernels, ops
+from minillm import Tensor, kernels, manual_seed, ops, random
 from minillm.gradcheck import check_gradients
+from minillm.kernels.emulate import COPIES
 
 pytest.importorskip("ml_dtypes", reason="bfloat16 arrays need ml_dtypes")
 sys.path.append(str(Path(__file__).parent))
@@ -25,14 +26,14 @@ DTYPES = {"float32": np.dtype("float32"), "float64": np.dtype("float64"), "bfloa
 NAMES = ("out", "lse", "dq", "dk", "dv")
 
 
-def problem(rng, dtype, batch, heads, key_heads, queries, keys, d, causal, lengths=None):
+def problem(rng, dtype, batch, heads, key_heads, queries, keys, d, causal, lengths=None, dropout=None):
     def draw(*shape):
         return rng.standard_normal(shape).astype(np.float32).astype(dtype)
 
     lengths = np.full(batch, keys, np.int32) if lengths is None else np.array(lengths, np.int32)
     q, dout = draw(batch, heads, queries, d), draw(batch, heads, queries, d)
     k, v = draw(batch, key_heads, keys, d), draw(batch, key_heads, keys, d)
-    return launch.Problem(q, k, v, dout, lengths, causal, 0.7 / np.sqrt(d))
+    return launch.Problem(q, k, v, dout, lengths, causal, 0.7 / np.sqrt(d), dropout)
 
 
 def solve(case):
@@ -95,12 +96,13 @@ def test_any_head_size_up_to_128(rng, dtype, d):
     check(solve(case), case)
 
 
+@pytest.mark.parametrize("p", [0, 0.1])
 @pytest.mark.parametrize("causal", [True, False], ids=["causal", "full"])
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_padding_is_not_read(rng, dtype, causal):
+def test_padding_is_not_read(rng, dtype, causal, p):
     """Beyond the length of an item lies NaN, which one multiplication by a weight of 0 would carry into the result."""
     lengths = [100, 64, 37, 1, 0]
-    case = problem(rng, DTYPES[dtype], 5, 2, 1, 100, 100, 64, causal, lengths)
+    case = problem(rng, DTYPES[dtype], 5, 2, 1, 100, 100, 64, causal, lengths, launch.Dropout(p, 1, 0) if p else None)
     for x in (case.k, case.v):
         for item, length in enumerate(lengths):
             x[item, :, length:] = np.nan
@@ -111,6 +113,67 @@ def test_padding_is_not_read(rng, dtype, causal):
     for item, length in enumerate(lengths):
         assert not received[3][item, :, length:].astype(float).any()
         assert not received[4][item, :, length:].astype(float).any()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_length_beyond_the_keys_is_their_number(rng, dtype):
+    """On a GPU nobody looks at the lengths; a wrong one must at least read nothing that is not there."""
+    case = problem(rng, DTYPES[dtype], 3, 1, 1, 20, 40, 32, False, [41, 2**31 - 1, -1])
+    expected = solve(case._replace(lengths=np.array([40, 40, 0], np.int32)))
+    for name, x, y in zip(NAMES, solve(case), expected, strict=True):
+        assert np.array_equal(x, y), name
+
+
+# p, then queries, keys, batch, heads, key heads, head size, causal, lengths: rows of P that end inside a block of the
+# stream, and every edge of a tile
+DROPPED = [
+    (0.5, 1, 1, 2, 3, 3, 64, True, None),
+    (0.1, 17, 17, 2, 4, 2, 32, True, [17, 9]),
+    (0.5, 64, 65, 1, 3, 1, 64, False, None),
+    (0.1, 127, 129, 2, 4, 1, 64, True, [129, 0]),
+    (0.1, 300, 300, 1, 2, 2, 64, False, None),
+    (0.5, 131, 260, 1, 2, 2, 64, True, [259]),
+    (0.5, 150, 40, 2, 4, 1, 32, True, [1, 40]),
+    (0.1, 33, 70, 1, 2, 1, 40, False, [69]),
+]
+
+
+@pytest.mark.parametrize("sizes", DROPPED, ids=lambda s: "x".join(map(str, s[:7])))
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_dropout_against_the_formula(rng, dtype, sizes):
+    p, queries, keys, batch, heads, key_heads, d, causal, lengths = sizes
+    dropout = launch.Dropout(p, 5, 11)
+    case = problem(rng, DTYPES[dtype], batch, heads, key_heads, queries, keys, d, causal, lengths, dropout)
+    check(solve(case), case)
+
+
+@pytest.mark.parametrize("place", [(0, 0), (2**64 - 1, 2**32 - 1), (2**100 + 3, 2**62)], ids=["first", "far", "wide"])
+@pytest.mark.parametrize(("dtype", "d"), [("float32", 64), ("float64", 64), ("bfloat16", 64), ("bfloat16", 128)])
+def test_the_mask_is_numpys_to_the_bit(rng, dtype, d, place):
+    """With V the identity the output is m P, and with dO the identity dV is its transpose: both show the zeros."""
+    keys = d - 3
+    case = problem(rng, DTYPES[dtype], 2, 4, 2, d, keys, d, False, None, launch.Dropout(0.3, *place))
+    case.v[...] = np.eye(keys, d)
+    case.dout[...] = np.eye(d)
+    out, _, _, _, dv = received = solve(case)
+    check(received, case)
+    kept = random.keep_scale(*place, (2, 4, d, d), 0.3, np.dtype("float64"))[..., :keys] > 0
+    assert 0.69 < kept.mean() < 0.71
+    assert np.array_equal(out[..., :keys] != 0, kept)
+    by_group = kept.reshape(2, 2, 2, d, keys)
+    assert np.array_equal(dv != 0, by_group.any(axis=2).swapaxes(-1, -2))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_number_at_the_threshold_is_kept(rng, dtype):
+    """As likely as 1 in 2^32: p is made from the number of the only weight of a query."""
+    number = random.bits(7, 0, 1)[0]
+    case = problem(rng, DTYPES[dtype], 1, 1, 1, 1, 1, 32, True, None, launch.Dropout(number / 2**32, 7, 0))
+    check(solve(case), case)
+    assert case.v.astype(float).all()
+    assert solve(case)[0].astype(float).all()
+    one_more = case._replace(dropout=launch.Dropout((number + 1) / 2**32, 7, 0))
+    assert not solve(one_more)[0].astype(float).any()
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -148,13 +211,14 @@ def test_views_of_one_buffer(rng, dtype):
     assert (gradient[:, tokens:] == 7).all()
 
 
-@pytest.mark.parametrize("copies", kernels.COPIES)
+@pytest.mark.parametrize("copies", COPIES)
 @pytest.mark.parametrize("order", ["forward", "reverse", "random"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_same_bits_in_every_order(rng, dtype, order, copies):
+@pytest.mark.parametrize("dropout", [None, launch.Dropout(0.5, 3, 0)], ids=["whole", "dropout"])
+def test_same_bits_in_every_order(rng, dropout, dtype, order, copies):
     if dtype == "float32" and copies == "deferred":
         pytest.skip("the plain kernels copy nothing asynchronously")
-    case = problem(rng, DTYPES[dtype], 1, 2, 1, 130, 200, 64, True, [190])
+    case = problem(rng, DTYPES[dtype], 1, 2, 1, 130, 200, 64, True, [190], dropout)
     expected = solve(case)
     with kernels.emulation(order=order, seed=3, copies=copies):
         received = solve(case)
@@ -187,31 +251,45 @@ def test_nan_is_not_hidden(rng):
     assert np.isnan(dq[:, :, 20:].astype(float)).all()
 
 
-def test_the_kernels_ran(rng):
+def test_the_kernels_ran(rng, monkeypatch):
+    """Tensor cores where dtype, head size and GPU allow it; a copy of its own for dropout."""
     before = kernels.launch_counts()
     solve(problem(rng, DTYPES["bfloat16"], 1, 1, 1, 17, 17, 64, True))
     solve(problem(rng, DTYPES["float32"], 1, 1, 1, 17, 17, 48, True))
-    new = kernels.launch_counts() - before
+    solve(problem(rng, DTYPES["bfloat16"], 1, 1, 1, 17, 17, 32, True, None, launch.Dropout(0.5, 1, 0)))
+    monkeypatch.setattr(launch.attention, "compute_capability", lambda array: 75)
+    solve(problem(rng, DTYPES["bfloat16"], 1, 1, 1, 17, 17, 64, True, None, launch.Dropout(0.5, 1, 0)))
+    versions = ("_bf16<64, false>", "<float, 64, false>", "_bf16<32, true>", "<__nv_bfloat16, 64, true>")
     names = ("attention_forward", "attention_backward_keys", "attention_backward_queries")
-    expected = {f"{name}_bf16<64>": 1 for name in names} | {f"{name}<float, 64>": 1 for name in names}
-    expected |= {"attention_delta<__nv_bfloat16>": 1, "attention_delta<float>": 1}
-    assert new == expected
+    expected = {name + version: 1 for name in names for version in versions}
+    expected |= {"attention_delta<__nv_bfloat16>": 3, "attention_delta<float>": 1}
+    assert kernels.launch_counts() - before == expected
 
 
 # ---- the public operation ------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("causal", [True, False], ids=["causal", "full"])
+SETTINGS = {
+    "plain": {},
+    "causal": {"causal": True},
+    "padded": {"lengths": np.array([37, 0, 20, 0], np.int32)[::2]},
+    "dropout": {"dropout_p": 0.4},
+    "all": {"causal": True, "lengths": [0, 36], "dropout_p": 0.1},
+}
+
+
+@pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS)
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_the_op_runs_its_kernels(rng, dtype, causal):
+def test_the_op_runs_its_kernels(rng, dtype, settings):
     """Values and all gradients as by the formula; q, k and v are views of one array, as in GPT-2."""
     data = rng.standard_normal((2, 37, 3, 4, 40)).astype(dtype)
     weights = rng.standard_normal((2, 4, 37, 40)).astype(dtype)
 
     def run(mode):
+        manual_seed(9)
         qkv = Tensor(data, requires_grad=True)
         with kernels.use_kernels(mode):
-            out = ops.attention(*(qkv[:, :, i].transpose(1, 2) for i in range(3)), causal=causal)
+            out = ops.attention(*(qkv[:, :, i].transpose(1, 2) for i in range(3)), **settings)
             (out * Tensor(weights)).sum().backward()
         return out.data, qkv.grad
 
@@ -224,10 +302,15 @@ def test_the_op_runs_its_kernels(rng, dtype, causal):
         np.testing.assert_allclose(x, y, rtol=0, atol=(2e-5 if dtype == "float32" else 1e-13))
 
 
-def test_gradients_of_the_double_kernels(rng):
-    q, k, v = (rng.standard_normal((1, heads, tokens, 8)) for heads, tokens in ((4, 5), (2, 19), (2, 19)))
+@pytest.mark.parametrize("settings", [{}, {"dropout_p": 0.3}, {"dropout_p": 0.3, "lengths": [6, 11]}], ids=str)
+def test_gradients_of_the_double_kernels(rng, settings):
+    def attend(q, k, v):
+        manual_seed(2)
+        return ops.attention(q, k, v, causal=True, **settings)
+
+    q, k, v = (rng.standard_normal((2, heads, tokens, 3)) for heads, tokens in ((2, 4), (1, 11), (1, 11)))
     with kernels.use_kernels("require"):
-        check_gradients(lambda q, k, v: ops.attention(q, k, v, causal=True), q, k, v)
+        check_gradients(attend, q, k, v)
 
 
 def test_what_the_kernels_do_not_do(rng):
@@ -236,6 +319,6 @@ def test_what_the_kernels_do_not_do(rng):
         by_formula = ops.attention(q, q, q, mask=np.tri(4, dtype=bool))
         by_kernel = ops.attention(q, q, q, causal=True)
         np.testing.assert_allclose(by_formula.data, by_kernel.data, atol=1e-14)
-    for settings in ({"mask": np.tri(4, dtype=bool)}, {"dropout_p": 0.5}, {"scale": -1.0}):
+    for settings in ({"mask": np.tri(4, dtype=bool)}, {"scale": -1.0}):
         with kernels.use_kernels("require"), pytest.raises(kernels.KernelError, match="attention: no kernel"):
             ops.attention(q, q, q, **settings)

@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from minillm import kernels
+from minillm import kernels, random
+from minillm.kernels.source import FOLDER
 
 pytest.importorskip("ml_dtypes", reason="bfloat16 arrays need ml_dtypes")
 sys.path.append(str(Path(__file__).parent))
@@ -26,7 +27,7 @@ BARRIER = r"^ *__sync(?:threads|warp)\(\);.*$"
 
 def barriers(file):
     """Each barrier of a file, with the kernel that it is in."""
-    text, seen = (kernels.FOLDER / file).read_text(), {}
+    text, seen = (FOLDER / file).read_text(), {}
     for found in re.finditer(BARRIER, text, re.MULTILINE):
         count = seen[found[0]] = seen.get(found[0], -1) + 1
         kernel = (re.findall(r"(attention_\w+)\(", text[: found.start()]) or [""])[-1]
@@ -36,15 +37,23 @@ def barriers(file):
             count,
             "\n\n",
             kernel,
+            False,
             id=f"{file}-{text[: found.start()].count(chr(10)) + 1}-barrier",
         )
 
 
-def replaced(file, old, new, kernel, index=0):
-    return pytest.param(file, old, index, new, kernel, id=f"{file}-{old.strip()[:40]}")
+def replaced(file, old, new, kernel, index=0, drop=False):
+    return pytest.param(file, old, index, new, kernel, drop, id=f"{file}-{old.strip()[:40]}{'-dropout' * drop}")
+
+
+def dropping(file, old, new, kernel, index=0):
+    """A fault that only dropout shows."""
+    return replaced(file, old, new, kernel, index, drop=True)
 
 
 FORWARD, KEYS, QUERIES = "attention_forward", "attention_backward_keys", "attention_backward_queries"
+KERNELS = FORWARD, KEYS, QUERIES
+KEEPS = "if (DROPOUT && !is_kept(kept, n, 2 * h + e)) score = 0;"
 WAIT, LATE = "cp_async_wait<0>();", "cp_async_wait<1>();"
 FAULTS = [
     *(fault for file in (PLAIN, TENSOR, SHARED) for fault in barriers(file)),
@@ -67,6 +76,10 @@ FAULTS = [
     ),
     replaced(TENSOR, "key + COLUMNS > visible.end(first)", "key > visible.end(first)", QUERIES + "_bf16", 1),
     replaced(TENSOR, "first + ROWS > visible.end(query)", "first > visible.end(query)", KEYS + "_bf16"),
+    # The length is one off.
+    replaced(PLAIN, "min(lengths[batch], keys)", "min(lengths[batch] + 1, keys)", FORWARD),
+    replaced(TENSOR, "min(lengths[batch], keys)", "min(lengths[batch] - 1, keys)", KEYS + "_bf16", 1),
+    replaced(TENSOR, "min(lengths[batch], keys)", "min(lengths[batch] + 1, keys)", QUERIES + "_bf16", 2),
     # A shuffle is missing: lanes of a row disagree about its largest score, or its sum.
     replaced(TENSOR, "now = max(now, __shfl_xor_sync(FULL_WARP, now, 2));", "", FORWARD + "_bf16"),
     replaced(TENSOR, "total += __shfl_xor_sync(FULL_WARP, total, 1);", "", FORWARD + "_bf16"),
@@ -75,49 +88,75 @@ FAULTS = [
         TENSOR, "o[m][c][2 * h] *= factor, o[m][c][2 * h + 1] *= factor", "o[m][c][2 * h] *= factor", FORWARD + "_bf16"
     ),
     replaced(PLAIN, "o[i][j] *= factor", "o[i][j] *= 1", FORWARD),
-    replaced(TENSOR, "p_i * (ds_i - of_query.y)", "p_i * ds_i", KEYS + "_bf16"),
+    replaced(TENSOR, "mask * ds_i - of_query.y", "mask * ds_i", KEYS + "_bf16"),
     replaced(TENSOR, "dk_sum[i / (D / 2)][i % (D / 2) / 4][i % 4] *= scale", ";", KEYS + "_bf16"),
     # The wrong head, the wrong place in shared memory, no zeros beyond the end.
     replaced(TENSOR, "head / group * k_head", "head % group * k_head", FORWARD + "_bf16"),
     replaced(PLAIN, "head < (key_head + 1) * group", "head < key_head * group + 1", KEYS),
     replaced(SHARED, "(chunk ^ exchange) * 8", "(chunk + exchange) * 8", FORWARD + "_bf16"),
     replaced(SHARED, "const bool valid = first + row < end;", "const bool valid = true;", KEYS + "_bf16"),
+    # Dropout draws other numbers: a row begins elsewhere, in another head, or at the same place as its neighbour.
+    dropping(SHARED, "row * blocks + block", "row * (blocks + 1) + block", FORWARD + "_bf16"),
+    dropping(TENSOR, "+ tile / per_head;", ";", KEYS + "_bf16"),
+    dropping(PLAIN, "dropout, row0 + query, first / 8", "dropout, row0 + query, 0", KEYS),
+    dropping(SHARED, "row + g + i % 2 * 8, block", "row + g, block", QUERIES + "_bf16"),
+    # ... or keeps others: a number at the threshold goes, or lanes exchange the wrong bits.
+    dropping(SHARED, "numbers[j] >= threshold", "numbers[j] > threshold", KEYS + "_bf16"),
+    dropping(SHARED, "__shfl_sync(FULL_WARP, drawn, n, 4)", "drawn", FORWARD + "_bf16"),
+    dropping(SHARED, "drawn, 8 * n + 2 * t + e", "drawn, 8 * n + t + e", KEYS + "_bf16"),
+    # The sum of a row counts kept weights only; dV, dP or the output is without the mask, or without its scale.
+    dropping(PLAIN, "sum[i] += p;", "sum[i] += weight;", FORWARD),
+    dropping(TENSOR, "sum[m][h] += score;", KEEPS + "sum[m][h] += score;", FORWARD + "_bf16"),
+    dropping(TENSOR, "(DROPOUT ? rescale : 1.0f) / total", "1 / total", FORWARD + "_bf16"),
+    dropping(PLAIN, "weight = DROPOUT ? weight * p : p;", "weight = p;", KEYS, 1),
+    dropping(PLAIN, "if (DROPOUT) dp[i][0] *= weight;", "", KEYS),
+    dropping(PLAIN, "if (DROPOUT) dp[i][0] *= ds_tile[y + SIDE * i][x];", "", QUERIES),
+    dropping(TENSOR, "p_i *= mask;", "", KEYS + "_bf16"),
+    dropping(TENSOR, "mask * ds_i - of_query.y", "ds_i - of_query.y", KEYS + "_bf16"),
+    dropping(TENSOR, "if (DROPOUT) ds_i *= is_kept(", "if (DROPOUT) ds_i = ds_i * 1, is_kept(", QUERIES + "_bf16"),
 ]
 
 
-def broken(folder, file, old, index, new, kernel):
+def broken(folder, file, old, index, new, kernel, drop):
     """A copy of the kernels with the fault, that lists only the instance which shows it."""
     folder.mkdir(exist_ok=True)
     for name in (SHARED, PLAIN, TENSOR):
-        text = (kernels.FOLDER / name).read_text()
+        text = (FOLDER / name).read_text()
         if name == file:
             parts = text.split(old)
             assert len(parts) > index + 1, f"{file} has no {old!r} number {index}"
             text = old.join(parts[: index + 1]) + new + old.join(parts[index + 1 :])
         if kernel in text:
             text = re.sub(r"^// instances.*\n", "", text, flags=re.MULTILINE)
-            text += f"// instances: {kernel}<{'32' if kernel.endswith('bf16') else 'float, 32'}>\n"
+            instance = f"{'32' if kernel.endswith('bf16') else 'float, 32'}, {str(drop).lower()}"
+            text += f"// instances: {kernel}<{instance}>\n"
         (folder / name).write_text(text)
     return folder / (TENSOR if kernel.endswith("bf16") else PLAIN)
 
 
-def cases(dtype):
-    """Two tiles and a broken one on either side, grouped heads, padding; garbage behind the padding."""
+def cases(dtype, drop):
+    """Two tiles and a broken one on either side, grouped heads, padding; garbage behind the padding.
+
+    The first number of the mask, for a query which, of 70 queries, sees one key alone, is just at the threshold.
+    """
     rng = np.random.default_rng(5)
+    p = random.bits(4, 5, 1)[0] / 2**32
+    assert 0.3 < p < 0.5
+    dropout = launch.Dropout(p, 4, 5) if drop else None
     for queries, keys, length in ((135, 150, 150), (70, 70, 41)):
         arrays = [rng.standard_normal((1, heads, tokens, 32)).astype(np.float32).astype(dtype)
                   for heads, tokens in ((4, queries), (2, keys), (2, keys), (4, queries))]  # fmt: skip
-        case = launch.Problem(*arrays, np.array([length], np.int32), True, 0.3)
+        case = launch.Problem(*arrays, np.array([length], np.int32), True, 0.3, dropout)
         expected = launch.formula(case)
         case.k[:, :, length:] = case.v[:, :, length:] = np.nan
         yield case, expected
 
 
-def passes(kernel):
+def passes(kernel, drop):
     """Whether the kernel agrees with the formula in every way of emulating it."""
     tensor = kernel.endswith("_bf16")
     tolerance = 0.02 if tensor else 1e-5
-    for case, (out, lse, dq, dk, dv) in cases(launch.BFLOAT16 if tensor else np.float32):
+    for case, (out, lse, dq, dk, dv) in cases(launch.BFLOAT16 if tensor else np.float32, drop):
         results = {FORWARD: (out, lse), KEYS: (dk, dv), QUERIES: (dq,)}[kernel.removesuffix("_bf16")]
         lse = lse.astype(np.float32)
         delta = (case.dout * out).sum(axis=-1).astype(np.float32)
@@ -141,20 +180,22 @@ def run_broken(monkeypatch, file):
     monkeypatch.setattr(launch.attention, "get_kernel", lambda _, *name: kernels.get_kernel(file, *name))
 
 
-@pytest.mark.parametrize("kernel", [name + version for name in (FORWARD, KEYS, QUERIES) for version in ("", "_bf16")])
-def test_no_fault_is_none(request, monkeypatch, kernel):
-    run_broken(monkeypatch, broken(request.config.cache.mkdir("attention") / "none", "", "", 0, "", kernel))
-    assert passes(kernel)
+@pytest.mark.parametrize("drop", [False, True], ids=["whole", "dropout"])
+@pytest.mark.parametrize("kernel", [name + version for name in KERNELS for version in ("", "_bf16")])
+def test_no_fault_is_none(request, monkeypatch, kernel, drop):
+    folder = request.config.cache.mkdir("attention") / f"none_{drop}"
+    run_broken(monkeypatch, broken(folder, "", "", 0, "", kernel, drop))
+    assert passes(kernel, drop)
 
 
-@pytest.mark.parametrize(("file", "old", "index", "new", "kernel"), FAULTS)
-def test_fault_is_caught(request, monkeypatch, file, old, index, new, kernel):
+@pytest.mark.parametrize(("file", "old", "index", "new", "kernel", "drop"), FAULTS)
+def test_fault_is_caught(request, monkeypatch, file, old, index, new, kernel, drop):
     name = re.sub(r"\W+", "_", request.node.callspec.id)
     kernel = kernel or FORWARD + "_bf16"  # which uses the barriers of the shared file
-    run_broken(monkeypatch, broken(request.config.cache.mkdir("attention") / name, file, old, index, new, kernel))
+    run_broken(monkeypatch, broken(request.config.cache.mkdir("attention") / name, file, old, index, new, kernel, drop))
     error = ""
     try:
-        caught = not passes(kernel)
+        caught = not passes(kernel, drop)
     except kernels.KernelError as raised:
         caught, error = True, str(raised)
     print(f"{name}: {error[:90] or 'wrong result' if caught else 'NOT CAUGHT'}")

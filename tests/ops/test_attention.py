@@ -133,6 +133,39 @@ def test_a_floating_mask_gets_no_gradient(rng):
     assert mask.grad is None
 
 
+@pytest.mark.parametrize(("queries", "keys"), [(1, 7), (5, 7), (9, 4), (130, 66)])
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("groups", [1, 4])
+def test_lengths_hide_the_keys_from_there_on(queries, keys, causal, groups, rng):
+    q, k, v = qkv(rng, 4, 4, queries, 2, groups, keys)
+    lengths = np.array([keys, 0, 1, int(rng.integers(2, keys))])
+    padding = (np.arange(keys) < lengths[:, None])[:, None, None]
+    visible = padding & triangle(queries, keys) if causal else padding
+    expected = naive(q, k, v, visible)
+    assert not expected[1].any()
+    for given in (lengths, lengths.tolist(), lengths.astype(np.uint8), Tensor(lengths), lengths.repeat(2)[::2]):
+        np.testing.assert_allclose(ours(q, k, v, causal, lengths=given), expected, atol=1e-13)
+    some = rng.random((queries, keys)) < 0.7
+    both = ours(q, k, v, causal, some, lengths=lengths)
+    np.testing.assert_allclose(both, naive(q, k, v, visible & some), atol=1e-13)
+
+
+def test_padding_moves_nothing_and_gets_no_gradient(rng):
+    q, k, v = qkv(rng, 3, 2, 70, 3)
+    lengths = [70, 31, 0]
+    before = ours(q, k, v, lengths=lengths)
+    for item, length in enumerate(lengths):
+        k[item, :, length:], v[item, :, length:] = 9, -9
+    np.testing.assert_array_equal(ours(q, k, v, lengths=lengths), before)
+    leaves = [Tensor(x, requires_grad=True) for x in (q, k, v)]
+    ops.attention(*leaves, lengths=lengths, dropout_p=0.1).backward(rng.normal(size=q.shape))
+    for leaf in leaves[1:]:
+        assert leaf.grad[0].all(axis=-1).all()
+        assert leaf.grad[1, :, :31].any(axis=-1).all()
+        assert not leaf.grad[1, :, 31:].any()
+    assert all(not leaf.grad[2].any() for leaf in leaves)
+
+
 @pytest.mark.parametrize("hidden", [np.zeros((1, 1), bool), np.full((1, 1), -np.inf)], ids=["bool", "float"])
 def test_queries_that_see_nothing_give_zero_and_pass_no_gradient(hidden, rng):
     q, k, v = (Tensor(x, requires_grad=True) for x in qkv(rng))
@@ -271,6 +304,22 @@ def test_masks_that_do_not_fit(rng):
         ops.attention(q, k, v, mask=np.ones((4, 5), bool))
     with pytest.raises(DtypeError, match="attention: mask has dtype int64; give bool"):
         ops.attention(q, k, v, mask=np.ones((5, 5), int))
+
+
+@pytest.mark.parametrize(
+    ("lengths", "error", "message"),
+    [
+        ([3], ShapeError, "attention: lengths has B=1, but q has B=2"),
+        ([[3, 3]], ShapeError, r"attention: lengths has shape \(1, 2\), expected \(B\)"),
+        ([6, 0], InputError, "attention: lengths 6 is out of range; expected 0 to 5"),
+        ([5, -1], InputError, "attention: lengths -1 is out of range; expected 0 to 5"),
+        ([1.0, 2.0], DtypeError, "attention: lengths must be integers, but the array has dtype float64"),
+        ([True, True], DtypeError, "attention: lengths must be integers, but the array has dtype bool"),
+    ],
+)
+def test_lengths_that_do_not_fit(lengths, error, message, rng):
+    with pytest.raises(error, match=message):
+        ours(*qkv(rng), lengths=lengths)
 
 
 @pytest.mark.parametrize("p", [-0.1, 1.0, 1.5, math.nan])
