@@ -30,7 +30,8 @@ import numpy as np
 
 from minillm import backend, kernels
 from minillm.backend import Array
-from minillm.errors import DtypeError, GraphError, ShapeError
+from minillm.device import check_device, device_of, is_on_gpu, like, to_device, to_host
+from minillm.errors import DeviceError, DtypeError, GraphError, ShapeError
 
 
 class _State(threading.local):
@@ -151,7 +152,15 @@ class Op:
             if result is not NotImplemented:
                 return result, self.cuda[1]
             kernels.chosen(self.kernel, arrays[0], refused="these shapes or settings")  # raises if it is required
-        return self.forward(*arrays, **settings), self.backward
+        try:
+            return self.forward(*arrays, **settings), self.backward
+        except TypeError:
+            places = sorted({device_of(x) for x in arrays if hasattr(x, "shape") and x.shape})
+            if len(places) > 1:  # CuPy only says that it does not support the type
+                raise DeviceError(
+                    f"{self.name}: the inputs are on {' and '.join(places)}; move them to one device with .to(...)"
+                ) from None
+            raise
 
 
 class Node:
@@ -248,16 +257,17 @@ class Tensor:
     split: Callable[..., tuple]
     take: Callable[..., Tensor]
     broadcast_to: Callable[..., Tensor]
+    to: Callable[..., Tensor]
     softmax: Callable[..., Tensor]
     log_softmax: Callable[..., Tensor]
 
     def __init__(self, data: Any, requires_grad: bool = False):
-        self.data: Array = data if type(data) is np.ndarray else np.asarray(data)
+        self.data: Array = data if type(data) is np.ndarray else backend.as_array(data)
         self.grad: Array | None = None
         self.node: Node | None = None
         self.index = 0
         self.requires_grad = requires_grad
-        if requires_grad and self.data.dtype.kind != "f":
+        if requires_grad and self.data.dtype.kind in "iub":  # bfloat16's kind is V, for void
             raise DtypeError(f"tensor: dtype {self.data.dtype} cannot have a gradient; convert to float32 or float64")
 
     @classmethod
@@ -296,9 +306,14 @@ class Tensor:
         """The number of elements."""
         return self.data.size
 
+    @property
+    def device(self) -> str:
+        """Where the array is: "cpu" or "cuda:0"."""
+        return device_of(self.data)
+
     def numpy(self) -> Array:
-        """The array itself, not a copy."""
-        return self.data
+        """The array: itself, not a copy, from a CPU; a copy from a GPU, for which this waits."""
+        return to_host(self.data)
 
     def item(self) -> float:
         """The value of a tensor with one element, as a Python number."""
@@ -320,12 +335,13 @@ class Tensor:
         return bool(self.item())
 
     def __array__(self, dtype=None, copy=None) -> Array:
-        return np.array(self.data, dtype=dtype, copy=copy)
+        return np.array(self.numpy(), dtype=dtype, copy=copy)
 
     def __repr__(self) -> str:
         history = f", {self.node.describe()}" if self.node else (", requires_grad=True" if self.requires_grad else "")
-        values = np.array2string(self.data, threshold=40, precision=4, prefix="tensor(")
-        return f"tensor({values}, shape={self.shape}, {self.dtype}{history})"
+        values = np.array2string(self.numpy(), threshold=40, precision=4, prefix="tensor(")
+        where = f", {self.device}" if is_on_gpu(self.data) else ""
+        return f"tensor({values}, shape={self.shape}, {self.dtype}{where}{history})"
 
     def __setitem__(self, key, value):
         raise GraphError(
@@ -339,7 +355,7 @@ class Tensor:
         """Ask for, or refuse, a gradient of this leaf; returns the tensor."""
         if self.node is not None:
             raise GraphError("requires_grad_: an operation made this tensor; only a leaf can be changed, see detach()")
-        if requires_grad and self.data.dtype.kind != "f":
+        if requires_grad and self.data.dtype.kind in "iub":
             raise DtypeError(f"requires_grad_: dtype {self.dtype} cannot have a gradient; use float32 or float64")
         self.requires_grad = requires_grad
         return self
@@ -371,7 +387,8 @@ class Tensor:
                 )
             gradient = np.ones_like(self.data)
         else:
-            gradient = np.asarray(gradient.data if isinstance(gradient, Tensor) else gradient, dtype=self.dtype)
+            gradient = backend.as_array(gradient.data if isinstance(gradient, Tensor) else gradient)
+            gradient = like(gradient.astype(self.dtype, copy=False), self.data)
             if gradient.shape != self.shape:
                 raise ShapeError(
                     f"backward: gradient has shape {gradient.shape}, but the tensor has shape {self.shape}"
@@ -413,16 +430,21 @@ def tensor(data: Any, requires_grad: bool = False, dtype: Any = None, device: st
     """A leaf tensor with a copy of `data`: a number, a list, or an array.
 
     As in PyTorch, Python floats become float32 and integers int64, while an array keeps its dtype.
+    device: "cpu", "cuda" or "cuda:1". dtype: NumPy's, or "bfloat16".
+    Raises: DtypeError for what are no numbers; DeviceError for a device that is not there.
     """
-    backend.check_device(device)
+    check_device(device)
     if isinstance(data, Tensor):
         data = data.data
-    array = np.array(data, dtype=dtype)
+    if is_on_gpu(data):
+        copy = data.astype(data.dtype if dtype is None else backend.as_dtype(dtype))
+        return Tensor(to_device(copy, device), requires_grad)
+    array = np.array(data, dtype=None if dtype is None else backend.as_dtype(dtype))
     if dtype is None and not isinstance(data, (np.ndarray, np.generic)) and array.dtype == np.float64:
         array = array.astype(np.float32)
-    if array.dtype.kind not in "fiub":
+    if array.dtype.kind not in "fiub" and array.dtype.name != "bfloat16":
         raise DtypeError(f"tensor: data has dtype {array.dtype}; give numbers or booleans of one shape")
-    return Tensor(array, requires_grad)
+    return Tensor(to_device(array, device), requires_grad)
 
 
 # --- the walk ------------------------------------------------------------------------------------------------------
@@ -546,7 +568,8 @@ def _add_to_leaf(leaf: Tensor, gradient: Array, owned: bool) -> None:
         return
     destination = leaf._grad_destination()
     if destination is None:
-        leaf.grad = np.array(gradient, leaf.dtype, copy=None if owned else True)
+        gradient = backend.as_array(gradient)  # NumPy's results without dimensions are numbers, not arrays
+        leaf.grad = gradient.astype(leaf.dtype, copy=not owned)
     elif destination.add:
         np.add(destination.array, gradient, out=destination.array)
     else:

@@ -1,5 +1,8 @@
 """How the work is cut: row blocks that fit in cache, on a few threads; matrix products; the settings of the process.
 
+On a GPU nothing is cut: `row_blocks` calls its formula once, with all rows, and `matmul` asks cuBLAS (see device.py).
+The rest of this page is about the CPU.
+
 NumPy runs one operation at a time over a whole array. Two things make that slow on a CPU, and this file removes both:
 each pass over an array larger than the cache is a trip to memory, and a pass uses one core. `row_blocks` calls the
 same formula on blocks of rows that stay in cache, on every core; NumPy lets go of the interpreter lock meanwhile.
@@ -14,6 +17,7 @@ import contextlib
 import ctypes
 import os
 import queue
+import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterator
@@ -21,9 +25,8 @@ from typing import Any
 
 import numpy as np
 
-from minillm.errors import DeviceError
-
-Array = Any  # a numpy.ndarray: arrays in, arrays out, no Tensor below autograd.py
+from minillm.device import Array, gemm, is_device, is_on_gpu
+from minillm.errors import DtypeError
 
 CACHE_BYTES = 256 * 1024  # a block's share of the L2 cache: a formula holds two to four such blocks at once
 PARALLEL_BYTES = 512 * 1024  # below this, handing work to another thread (about 50 us) costs more than it saves
@@ -115,6 +118,9 @@ def row_blocks(formula: Callable[[slice], Any], array: Array) -> None:
     formula that writes to its own rows alone needs no lock. For sums over rows see `sum_over_blocks`.
     """
     rows, row_bytes = len(array), array[:1].nbytes
+    if is_on_gpu(array):
+        formula(slice(0, rows))
+        return
     block = max(1, CACHE_BYTES // max(1, row_bytes))
 
     def run(start: int, stop: int) -> None:
@@ -155,13 +161,76 @@ def contiguous(x: Array) -> Array:
     return x if x.flags.c_contiguous else x.copy(order="C")
 
 
-def matmul(a: Array, b: Array, out: Array | None = None) -> Array:
-    """The matrix product of a (M, K) and b (K, N), cut over the threads where the BLAS is left with one.
+def as_array(x: Any) -> Array:
+    """x itself if it is an array, on whichever device, else the NumPy array of it."""
+    return x if is_on_gpu(x) else np.asarray(x)
 
-    Cut along the longer side of the result, so that each thread packs as little as it can.
+
+def device_and_dtype(targets: tuple[Any, ...]) -> tuple[str | None, np.dtype | None]:
+    """What `to("cuda", "bfloat16")` asks for, in any order: a device, a dtype, or both; None for what is not named."""
+    device, dtype = None, None
+    for target in targets:
+        if is_device(target):
+            device = target
+        else:
+            try:
+                dtype = as_dtype(target or "nothing")  # NumPy takes None for float64
+            except TypeError:
+                raise DtypeError(
+                    f"to: {target!r} is neither a device nor a dtype; give 'cpu', 'cuda' or 'cuda:1', 'float32' or "
+                    "'bfloat16'"
+                ) from None
+    return device, dtype
+
+
+def as_dtype(dtype: Any) -> np.dtype:
+    """The dtype of a name or a type; "bfloat16" too, which NumPy has from the package ml_dtypes."""
+    if not isinstance(dtype, str) or dtype != "bfloat16":
+        return np.dtype(dtype)
+    try:
+        from ml_dtypes import bfloat16
+    except ImportError:
+        raise DtypeError("dtype: NumPy has bfloat16 from ml_dtypes, which is missing; pip install ml_dtypes") from None
+    return np.dtype(bfloat16)
+
+
+def vecdot(a: Array, b: Array) -> Array:
+    """The sum of a b over the last axis, which is not kept."""
+    return (a * b).sum(axis=-1) if is_on_gpu(a) else np.vecdot(a, b)  # CuPy has no vecdot
+
+
+def add_at(array: Array, index: Any, values: Array) -> None:
+    """array[index] += values, where the index may name an element several times: on a GPU, in no particular order."""
+    if not is_on_gpu(array):
+        np.add.at(array, index, values)
+        return
+    exact = np.promote_types(array.dtype, np.float32)
+    total = array.astype(exact, copy=False)  # CuPy adds up no 16-bit numbers
+    sys.modules["cupy"].add.at(total, index, values.astype(exact, copy=False))
+    if total is not array:
+        array[...] = total
+
+
+def matmul(a: Array, b: Array, out: Array | None = None, add: bool = False) -> Array:
+    """The product of the last two axes of a (..., M, K) and b (..., K, N).
+
+    Of two matrices it may be written to `out`, or added to it with `add`.
+    On a CPU it is cut over the threads where the BLAS is left with one, along the longer side of the result, so that
+    each thread packs as little as it can.
     """
+    if is_on_gpu(a):
+        if a.ndim == b.ndim == 2:
+            return gemm(a, b, out, add)
+        # CuPy has no products of stacks of 16-bit numbers.
+        exact = np.promote_types(a.dtype, np.float32)
+        return np.matmul(a.astype(exact, copy=False), b.astype(exact, copy=False)).astype(a.dtype, copy=False)
+    if a.ndim != 2 or b.ndim != 2:
+        return np.matmul(a, b)
     rows, inner = a.shape
     columns = b.shape[1]
+    if add:
+        out += matmul(a, b)
+        return out
     if not _blas_is_single or 2.0 * rows * inner * columns < PARALLEL_FLOPS:
         return np.matmul(a, b, out=out)
     if out is None:
@@ -198,9 +267,3 @@ def tuned_process() -> Iterator[None]:
             yield
         finally:
             _blas_is_single = before
-
-
-def check_device(device: str) -> None:
-    """Raise DeviceError for a device that this installation cannot use."""
-    if device != "cpu":
-        raise DeviceError(f"device: {device!r} cannot be used, because this version computes with NumPy; choose 'cpu'")

@@ -12,7 +12,8 @@ import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from minillm.backend import Array
+from minillm.backend import Array, as_dtype
+from minillm.device import to_host
 from minillm.errors import CheckpointError
 from minillm.nn import Module
 from minillm.optim import Optimizer
@@ -30,8 +31,8 @@ def save_checkpoint(path: Path, model: Module, optimizer: Optimizer, state: dict
     """Write a checkpoint to `path`, replacing the one there at once or not at all."""
     from safetensors.numpy import save_file
 
-    arrays = {f"model.{name}": array for name, array in model.state_dict().items()}
-    arrays |= {f"optimizer.{name}": array for name, array in optimizer.state_dict().items()}
+    arrays = {f"model.{name}": to_host(array) for name, array in model.state_dict().items()}
+    arrays |= {f"optimizer.{name}": to_host(array) for name, array in optimizer.state_dict().items()}
     unfinished = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
         save_file(arrays, unfinished, metadata={"minillm": json.dumps(state)})
@@ -52,7 +53,10 @@ def load_checkpoint(path: Path) -> Checkpoint:
     try:
         with safe_open(path, framework="np") as file:
             metadata = file.metadata() or {}
-            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, not a dict
+            names = list(file.keys())
+            if any(file.get_slice(name).get_dtype() == "BF16" for name in names):
+                as_dtype("bfloat16")  # from here on NumPy knows the name
+            arrays = {name: file.get_tensor(name) for name in names}
         state = json.loads(metadata["minillm"])
     except FileNotFoundError:
         raise CheckpointError(

@@ -1,4 +1,4 @@
-"""The command line: `minillm train`, `sample`, `tokenizer`, `gradcheck`, `kernels`.
+"""The command line: `minillm train`, `sample`, `tokenizer`, `profile`, `gradcheck`, `kernels`.
 
 Options come from dataclasses (tyro reads their fields and the texts below them). An error that minillm raises on
 purpose is printed as its one sentence, with exit status 2; any other is a defect and shows its traceback.
@@ -29,7 +29,7 @@ class Train(TrainConfig):
     """Train a small GPT on a text."""
 
     resume: Path | None = None
-    """Run directory to continue; of the other options only steps, the intervals and the samples may change then."""
+    """Run directory to continue; of the other options only device, steps, intervals and samples may change then."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,8 @@ class Sample:
     """Choose among the fewest tokens that together have this probability."""
     seed: int = 0
     """The same seed gives the same text."""
+    device: str = "cpu"
+    """Where to compute: `cpu`, `cuda` or `cuda:1`."""
 
 
 @dataclass(frozen=True)
@@ -97,6 +99,14 @@ class TokenizerDecode:
 
 
 @dataclass(frozen=True)
+class Profile(TrainConfig):
+    """Show where the time of a training step goes, operation by operation, on a CPU."""
+
+    repeats: int = 5
+    """Number of steps to time, after some to warm up."""
+
+
+@dataclass(frozen=True)
 class Gradcheck:
     """Check every operation's backward against differences of its forward, in float64."""
 
@@ -112,7 +122,7 @@ class Kernels:
     """Files in kernels/, such as softmax.cu; all by default."""
 
 
-CHANGEABLE_ON_RESUME = {"steps", "eval_every", "eval_batches", "sample_every", "sample_tokens", "resume"}
+CHANGEABLE_ON_RESUME = {"device", "steps", "eval_every", "eval_batches", "sample_every", "sample_tokens", "resume"}
 
 
 def parse(kind: Any, command: str, arguments: list[str], default: Any = None) -> Any:
@@ -159,7 +169,8 @@ def sample(arguments: list[str]) -> None:
 
     given = parse(Sample, "sample", arguments)
     run = Run.open(given.run)
-    model, _ = build(run.config, run.tokenizer)
+    dtype = "float32" if given.device == "cpu" else run.config.dtype
+    model, _ = build(dataclasses.replace(run.config, device=given.device, dtype=dtype), run.tokenizer)
     model.load_state_dict(load_checkpoint(run.checkpoint("best")).model)
     ids = run.tokenizer.encode(given.prompt)
     text = run.tokenizer.decode(ids)
@@ -234,6 +245,29 @@ def tokenizer_decode(arguments: list[str]) -> None:
     print(Tokenizer.load(given.tokenizer).decode(given.ids))
 
 
+def profile(arguments: list[str]) -> None:
+    from minillm.profile import profile_training
+
+    before = preset(option(arguments, "--preset") or "default")
+    before = Profile(**{field.name: getattr(before, field.name) for field in dataclasses.fields(before)})
+    given = parse(Profile, "profile", arguments, before)
+    if given.device != "cpu" or given.repeats < 1:
+        raise InputError(f"profile: device={given.device} and repeats={given.repeats}; give cpu, and 1 or more")
+    with tuned_process():
+        measured = profile_training(given.model, given.batch_size, given.repeats)
+        floor = measured.products_alone()
+    table = Table("operation", "calls", "forward ms", "backward ms", "share")
+    for name, calls, forward, backward in measured.rows():
+        share = (forward + backward) / measured.seconds
+        table.add_row(name, f"{calls:g}", f"{1e3 * forward:.2f}", f"{1e3 * backward:.2f}", f"{share:.1%}")
+    table.add_row("all else", "", f"{1e3 * measured.elsewhere:.2f}", "", f"{measured.elsewhere / measured.seconds:.1%}")
+    Console().print(table)
+    alone = f"{1e3 * floor:.1f} ms, {floor / measured.seconds:.0%} of it, at {measured.flops / floor / 1e9:.0f} GFLOP/s"
+    print(
+        f"a step takes {1e3 * measured.seconds:.1f} ms; its {measured.flops / 1e9:.2f} GFLOP of products alone, {alone}"
+    )
+
+
 def gradcheck(arguments: list[str]) -> None:
     from minillm.gradcheck import run_cases
 
@@ -260,7 +294,7 @@ def gradcheck(arguments: list[str]) -> None:
 
 
 def kernels(arguments: list[str]) -> None:
-    from minillm.kernels import ARCHITECTURES, compile_table
+    from minillm.kernels.nvrtc import ARCHITECTURES, compile_table
 
     given = parse(Kernels, "kernels", arguments)
     rows = compile_table(given.files or None)
@@ -282,6 +316,7 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "tokenizer train": tokenizer_train,
     "tokenizer encode": tokenizer_encode,
     "tokenizer decode": tokenizer_decode,
+    "profile": profile,
     "gradcheck": gradcheck,
     "kernels": kernels,
 }
@@ -289,7 +324,7 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
 
 def usage() -> str:
     """The list of commands."""
-    kinds = (Train, Sample, TokenizerTrain, TokenizerEncode, TokenizerDecode, Gradcheck, Kernels)
+    kinds = (Train, Sample, TokenizerTrain, TokenizerEncode, TokenizerDecode, Profile, Gradcheck, Kernels)
     lines = [f"  minillm {name:<18} {kind.__doc__}" for name, kind in zip(COMMANDS, kinds, strict=True)]
     return "\n".join(["usage: minillm COMMAND [options]; minillm COMMAND --help lists the options", "", *lines])
 

@@ -92,9 +92,12 @@ def check_floating(function: str, **tensors: Any) -> None:
 
 
 def check_index(function: str, ids: Any, size: int, what: str) -> None:
-    """Raise for an index array that is not of integers or reaches outside `size` entries of `what`."""
+    """Raise for an index array that is not of integers or reaches outside `size` entries of `what`.
+
+    An array on a GPU is not looked into, which would wait for it; the kernels make NaN of what is out of range.
+    """
     if ids.dtype.kind not in "iu":
         raise DtypeError(f"{function}: {what} must be integers, but the array has dtype {ids.dtype}")
-    if ids.size and (ids.min() < 0 or ids.max() >= size):
+    if not hasattr(ids, "__cuda_array_interface__") and ids.size and (ids.min() < 0 or ids.max() >= size):
         bad = int(ids.min()) if ids.min() < 0 else int(ids.max())
         raise InputError(f"{function}: {what} {bad} is out of range; expected 0 to {size - 1}")

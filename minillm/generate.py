@@ -8,6 +8,7 @@ import numpy as np
 
 from minillm.autograd import no_grad
 from minillm.backend import Array
+from minillm.device import to_host
 from minillm.errors import InputError
 from minillm.models.gpt2 import GPT2
 
@@ -58,7 +59,8 @@ def generate(
 ) -> Iterator[int]:
     """Yield up to `max_tokens` new token ids that continue `ids`, ending early after an id in `stop`.
 
-    The model sees as much of the text so far as its context holds. The same seed gives the same tokens.
+    The model sees as much of the text so far as its context holds. The same seed gives the same tokens. As keys and
+    values are cached, a token costs one position; beyond the context positions shift, and it costs the whole window.
     """
     text = [int(i) for i in ids]
     if not text:
@@ -70,11 +72,14 @@ def generate(
     rng = np.random.Generator(np.random.Philox(key=seed))
     was_training = model.training
     model.eval()
+    context, cache = model.config.context, model.new_cache()
     try:
         for _ in range(max_tokens):
+            if len(text) > context:
+                cache = model.new_cache()
             with no_grad():
-                logits = model(np.array([text[-model.config.context :]]))
-            probabilities = next_token_probabilities(logits.data[0, -1], temperature, top_k, top_p)
+                logits = model.next_logits(np.array([text[-context:][cache[0].length :]]), cache)
+            probabilities = next_token_probabilities(to_host(logits.data[0]), temperature, top_k, top_p)
             token = int(rng.choice(len(probabilities), p=probabilities))
             text.append(token)
             yield token

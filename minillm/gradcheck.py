@@ -190,6 +190,17 @@ def _one_operand() -> Iterator[Case]:
     yield Case("gelu", "tanh form", lambda x: ops.gelu(x, "tanh"), normal((3, 4)))
     yield Case("gelu", "tanh form, empty", lambda x: ops.gelu(x, "tanh"), normal((0, 4)))
     yield from _in_views("gelu", lambda x: ops.gelu(x, "tanh"), normal((3, 4)), "tanh form, ")
+    for op, what, biased in [
+        ("gelu", "bias", lambda x, bias: ops.gelu(x, bias=bias)),
+        ("gelu", "tanh form, bias", lambda x, bias: ops.gelu(x, "tanh", bias)),
+        ("silu", "bias", lambda x, bias: ops.silu(x, bias)),
+    ]:
+        for name, shape in {"matrix": (3, 4), "vector": (4,), "size 1": (1, 1), "three axes": (2, 3, 4)}.items():
+            yield Case(op, f"{what}, {name}", biased, normal(shape, shape[-1:]))
+        yield Case(op, f"{what}, no rows", biased, normal((0, 4), (4,)))
+        yield Case(op, f"{what}, no columns", biased, normal((3, 0), (0,)))
+        yield Case(op, f"{what}, one tensor twice", lambda x, fn=biased: fn(x, x), normal((4,)))
+        yield from _in_views(op, biased, normal((3, 4), (4,)), f"{what}, ")
     yield Case("clip", "below only", lambda x: x.clip(min=0.1), apart((5,)))
     yield Case("clip", "above only", lambda x: x.clip(max=0.1), apart((5,)))
     yield Case("clip", "no limits", lambda x: x.clip(), apart((5,)))
@@ -406,6 +417,29 @@ def _normalisation() -> Iterator[Case]:
     )
     yield from _in_views("layernorm", norm, normal((3, 4), (4,), (4,)))
 
+    def add_norm(x, residual, weight, bias, eps=1e-5):
+        return ops.add_layer_norm(x, residual, weight, bias, eps)
+
+    def add_row(name: str, shape: tuple[int, ...], fn: Callable = add_norm) -> Case:
+        return Case("add_layernorm", name, fn, normal(shape, shape, shape[-1:], shape[-1:]))
+
+    yield add_row("matrix", (3, 5))
+    yield add_row("three axes", (2, 3, 4))
+    yield add_row("vector", (4,))
+    yield add_row("one row", (1, 4))
+    yield add_row("no rows", (0, 4))
+    yield add_row("large eps", (3, 4), lambda x, residual, weight, bias: add_norm(x, residual, weight, bias, 2.0))
+    yield add_row("the sum alone is used", (3, 4), lambda *inputs: add_norm(*inputs)[0])
+    yield add_row("the norm alone is used", (3, 4), lambda *inputs: add_norm(*inputs)[1])
+    yield Case(
+        "add_layernorm",
+        "no bias",
+        lambda x, residual, w: ops.add_layer_norm(x, residual, w),
+        normal((3, 4), (3, 4), (4,)),
+    )
+    yield Case("add_layernorm", "one tensor twice", lambda x, w, b: add_norm(x, x, w, b), normal((3, 4), (4,), (4,)))
+    yield from _in_views("add_layernorm", add_norm, normal((3, 4), (3, 4), (4,), (4,)))
+
     def rms(x, weight, eps=1e-6):
         return ops.rms_norm(x, weight, eps)
 
@@ -507,6 +541,10 @@ def _attention() -> Iterator[Case]:
     yield row("padding mask, causal", qkv(tk=4), mask=hidden, causal=True)
     yield row("arbitrary mask, rows that see nothing", qkv(tk=4), mask=some)
     yield row("mask without heads", qkv(tk=4), mask=some[0, 0])
+    yield row("lengths", qkv(tk=4), lengths=[4, 2])
+    yield row("lengths, causal", qkv(3, tk=4), lengths=[3, 1, 0], causal=True)
+    yield row("lengths, mask, 4 heads on 2", qkv(2, 4, 3, 2, 2, 4), lengths=[2, 4], mask=hidden, causal=True)
+    yield row("lengths, two blocks of queries", qkv(2, 1, 66, 1), lengths=[65, 3], causal=True)
     yield row("all hidden", qkv(tk=4), mask=np.zeros((1, 1, 1, 1), bool))
     yield row("additive mask", qkv(tk=4), mask=bias)
     yield row("additive mask, causal", qkv(tk=4), mask=bias, causal=True)
@@ -535,6 +573,7 @@ def _attention() -> Iterator[Case]:
     yield dropped("dropout", qkv(tk=5))
     yield dropped("dropout, causal, grouped", qkv(2, 4, 5, 2, 2), causal=True)
     yield dropped("dropout, mask", qkv(tk=4), mask=some)
+    yield dropped("dropout, lengths", qkv(tk=9), lengths=[9, 2])
     yield dropped("dropout, two blocks", qkv(1, 1, 66, 1), causal=True)
     yield from _in_views("attention", lambda q, k, v: ops.attention(q, k, v), qkv(2, 4, 3, 2, 2))
 

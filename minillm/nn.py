@@ -12,10 +12,11 @@ from typing import Any
 
 import numpy as np
 
-from minillm import autograd, ops, random
+from minillm import autograd, backend, ops, random
 from minillm.autograd import Parameter, Tensor
-from minillm.backend import Array
-from minillm.errors import CheckpointError, ShapeError
+from minillm.backend import Array, device_and_dtype
+from minillm.device import like, to_device
+from minillm.errors import CheckpointError, GraphError, ShapeError
 
 
 class Module:
@@ -80,10 +81,16 @@ class Module:
         """Switch dropout off in all layers; returns the module."""
         return self.train(False)
 
-    def to(self, dtype: Any) -> Any:
-        """Convert all parameters to a dtype; do this before building an optimiser. Returns the module."""
+    def to(self, *targets: Any) -> Any:
+        """Move all parameters to a device, convert them to a dtype, or both: `model.to("cuda", "bfloat16")`.
+
+        Do this before building an optimiser. Returns the module.
+        Raises: DeviceError for a device that is not there, DtypeError for what is neither a device nor a dtype.
+        """
+        device, dtype = device_and_dtype(targets)
         for parameter in self.parameters():
-            parameter.data = parameter.data.astype(dtype)
+            data = parameter.data if dtype is None else parameter.data.astype(dtype)
+            parameter.data = data if device is None else to_device(data, device)
             parameter.grad = parameter.grad_buffer = None
         return self
 
@@ -115,7 +122,7 @@ class Module:
                 "build the model with the configuration that the weights were saved with"
             )
         for name, parameter in own.items():
-            parameter.data[...] = state[name]
+            parameter.data[...] = like(backend.as_array(state[name]), parameter.data)
 
 
 def _find_children(items: Iterable[tuple[Any, Any]]) -> Iterator[tuple[str, Any]]:
@@ -136,8 +143,9 @@ class Linear(Module):
         self.weight = Parameter(generator.uniform(-bound, bound, (out_features, in_features)).astype(np.float32))
         self.bias = Parameter(generator.uniform(-bound, bound, out_features).astype(np.float32)) if bias else None
 
-    def forward(self, x: Tensor) -> Tensor:
-        return ops.linear(x, self.weight, self.bias)
+    def forward(self, x: Tensor, add_bias: bool = True) -> Tensor:
+        """x W^T + b, or without b for an operation that adds it itself."""
+        return ops.linear(x, self.weight, self.bias if add_bias else None)
 
 
 class Embedding(Module):
@@ -159,7 +167,10 @@ class LayerNorm(Module):
         self.bias = Parameter(np.zeros(channels, np.float32)) if bias else None
         self.eps = eps
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Any:
+        """The norm of x; with a residual, the pair of x + residual and its norm."""
+        if residual is not None:
+            return ops.add_layer_norm(x, residual, self.weight, self.bias, self.eps)
         return ops.layer_norm(x, self.weight, self.bias, self.eps)
 
 
@@ -184,6 +195,31 @@ class Dropout(Module):
         return ops.dropout(x, self.p, self.training)
 
 
+class KVCache:
+    """The keys and values of the positions that an attention layer has seen, so that none is computed twice.
+
+    Memory for `capacity` positions is taken at once: 2 B G capacity D numbers. `length` positions are filled.
+    """
+
+    def __init__(self, batch: int, heads: int, capacity: int, head_size: int, like: Array):
+        self.keys, self.values = np.empty_like(like, shape=(2, batch, heads, capacity, head_size), order="C")
+        self.length = 0
+
+    def extend(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Add the keys and values (B, G, T, D) of the next T positions; returns those of all positions so far.
+
+        Raises: ShapeError where there is no room for them; GraphError where a gradient would be asked for.
+        """
+        start, stop, capacity = self.length, self.length + k.shape[2], self.keys.shape[2]
+        if stop > capacity:
+            raise ShapeError(f"KVCache: positions {start} to {stop} do not fit into {capacity}; give fewer tokens")
+        if autograd.is_grad_enabled() and (k.requires_grad or v.requires_grad):
+            raise GraphError("KVCache: cached keys have no gradient; compute within minillm.no_grad()")
+        self.keys[:, :, start:stop], self.values[:, :, start:stop] = k.data, v.data
+        self.length = stop
+        return Tensor(self.keys[:, :, :stop]), Tensor(self.values[:, :, :stop])
+
+
 class CausalSelfAttention(Module):
     """Multi-head attention of a sequence to itself, each position to those up to its own.
 
@@ -198,12 +234,14 @@ class CausalSelfAttention(Module):
         self.dropout = Dropout(dropout)
         self.heads = heads
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, cache: KVCache | None = None) -> Tensor:
         B, T, C = x.shape
         q, k, v = (
             part.reshape(B, T, self.heads, C // self.heads).transpose(1, 2)  # (B, H, T, D)
             for part in self.qkv(x).split(C, dim=-1)
         )
+        if cache is not None:
+            k, v = cache.extend(k, v)
         y = ops.attention(q, k, v, causal=True, dropout_p=self.dropout.p if self.training else 0.0)
         y = y.transpose(1, 2).reshape(B, T, C)
         return self.dropout(self.proj(y))
@@ -218,4 +256,5 @@ class MLP(Module):
         self.dropout = Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.dropout(self.proj(ops.gelu(self.fc(x), approximate="tanh")))
+        x = self.fc(x, add_bias=False)  # gelu adds it, where it costs no pass over memory
+        return self.dropout(self.proj(ops.gelu(x, "tanh", self.fc.bias)))

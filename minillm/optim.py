@@ -2,7 +2,11 @@
 
 An optimiser gathers its parameters into flat buffers: `parameter.data` and `parameter.grad` become views into one
 long array each. An update is then one pass over long arrays, in chunks that stay in cache, whatever the number of
-parameters; a chunk's temporaries never reach memory.
+parameters; a chunk's temporaries never reach memory. Where kernels are used (see `kernels.use_kernels`), it is one
+launch for the whole of them, and the clip factor goes from the norm's kernel to the update's without the host.
+
+Parameters of fewer bits than float32 have masters: the optimiser moves float32 numbers, and the parameters are these,
+rounded, because a bfloat16 is not changed by an update of less than 2^-9 of it.
 """
 
 from __future__ import annotations
@@ -13,10 +17,12 @@ from typing import Any
 
 import numpy as np
 
-from minillm import backend
+from minillm import backend, kernels
 from minillm.autograd import Parameter
 from minillm.backend import Array
+from minillm.device import like
 from minillm.errors import CheckpointError, GraphError, InputError, ShapeError, did_you_mean
+from minillm.kernels import get_kernel
 
 CHUNK = 65536  # elements updated at a time: four arrays of 256 KB
 ALIGN = 16  # every parameter starts on a 64-byte cache line
@@ -33,9 +39,13 @@ class FlatGroup:
         for parameter in parameters:
             self.starts.append(size)
             size += -(-parameter.numel() // ALIGN) * ALIGN
-        dtype = parameters[0].dtype if parameters else np.dtype(np.float32)
-        self.data, self.grad = np.zeros(size, dtype), np.zeros(size, dtype)
-        self.moments = {name: np.zeros(size, dtype) for name in moments}
+        first = parameters[0].data
+        accumulator = np.promote_types(first.dtype, np.float32)
+        self.data, self.grad = (np.zeros_like(first, shape=size, order="C") for _ in range(2))
+        self.masters = self.data  # for fewer bits than float32 apart, and taken from the parameters at the first step
+        if accumulator != first.dtype:
+            self.masters = np.zeros_like(first, shape=size, dtype=accumulator, order="C")
+        self.moments = {name: np.zeros_like(self.masters) for name in moments}
         self.views = []
         for parameter, start in zip(parameters, self.starts, strict=True):
             view = self.view(self.data, parameter, start)
@@ -53,8 +63,12 @@ class FlatGroup:
         """The part of a flat buffer that belongs to a parameter, in its shape."""
         return flat[start : start + parameter.numel()].reshape(parameter.shape)
 
-    def chunks(self) -> list[slice]:
-        """Slices of the flat buffers, at most CHUNK long, that cover every parameter with a gradient."""
+    def parts(self, part: slice) -> list[Array]:
+        """That part of data, grad, masters and each moment."""
+        return [flat[part] for flat in (self.data, self.grad, self.masters, *self.moments.values())]
+
+    def chunks(self, length: int | None = CHUNK) -> list[slice]:
+        """Slices of the flat buffers, at most `length` long, that cover every parameter with a gradient."""
         spans: list[list[int]] = []
         for parameter, start, view in zip(self.parameters, self.starts, self.views, strict=True):
             if parameter.data is not view:
@@ -78,13 +92,16 @@ class FlatGroup:
                 spans[-1][1] = stop
             else:
                 spans.append([start, stop])
-        return [slice(a, min(a + CHUNK, stop)) for start, stop in spans for a in range(start, stop, CHUNK)]
+        if length is None:
+            return [slice(start, stop) for start, stop in spans]
+        return [slice(a, min(a + length, stop)) for start, stop in spans for a in range(start, stop, length)]
 
 
 class Optimizer:
     """What AdamW and SGD share: flat groups, clipping, and the walk over chunks."""
 
     moment_names: tuple[str, ...] = ()
+    kernel = ""  # of kernels/<kernel>.cu, which `update_cuda` launches, where there is one
 
     def __init__(self, parameters: Iterable[Any], lr: float, **options: Any):
         given = list(parameters)
@@ -99,15 +116,15 @@ class Optimizer:
             raise InputError(f"{type(self).__name__}: a parameter is given twice; give each once, in one group")
         self.lr = lr
         self.steps = 0
-        self.clip_factor = 1.0
+        self.clip_factor: Any = 1.0  # or an array of one number, made by a kernel
         self.groups: list[FlatGroup] = []
         for group in groups:
-            by_dtype: dict[np.dtype, list[Parameter]] = {}
+            alike: dict[Any, list[Parameter]] = {}
             for parameter in group.pop("params"):
-                by_dtype.setdefault(parameter.dtype, []).append(parameter)
+                alike.setdefault((parameter.dtype, parameter.device), []).append(parameter)
             for key in group.keys() - options.keys():
                 raise InputError(f"{type(self).__name__}: a group has no option {key!r}{did_you_mean(key, options)}")
-            self.groups += [FlatGroup(members, group, self.moment_names) for members in by_dtype.values()]
+            self.groups += [FlatGroup(members, group, self.moment_names) for members in alike.values()]
 
     def parameters(self) -> Iterator[Parameter]:
         """All parameters, group by group."""
@@ -119,12 +136,18 @@ class Optimizer:
         for parameter in self.parameters():
             parameter.grad = None
 
-    def clip_grad_norm(self, max_norm: float) -> float:
+    def clip_grad_norm(self, max_norm: float) -> Any:
         """Have the next step scale all gradients by min(1, max_norm / norm); returns that norm.
 
         The scaling is part of the update, so it costs no pass of its own. The gradients themselves stay as they are.
+        On a GPU the norm is an array of one number, and nobody waits for it before `float(norm)`.
         Source: Pascanu, Mikolov, Bengio 2013, arXiv:1211.5063, algorithm 1.
         """
+        accumulators = {group.masters.dtype for group in self.groups}
+        if len(accumulators) == 1 and all(kernels.chosen("global_norm", group.grad) for group in self.groups):
+            gradients = [group.grad[span] for group in self.groups for span in group.chunks(length=None)]
+            norm, self.clip_factor = _norm_and_factor_cuda(gradients, max_norm, self.groups[0].masters)
+            return norm[0]
         norm = math.sqrt(sum(_sum_of_squares([group.grad[chunk] for chunk in group.chunks()]) for group in self.groups))
         self.clip_factor = min(1.0, max_norm / norm) if norm > 0 else 1.0
         return norm
@@ -133,21 +156,20 @@ class Optimizer:
         """Move every parameter that has a gradient."""
         self.steps += 1
         for group in self.groups:
-            chunks = group.chunks()
-
-            def update(start, stop, group=group, chunks=chunks):
-                for chunk in chunks[start:stop]:
-                    self.update(
-                        group.data[chunk],
-                        group.grad[chunk],
-                        *(group.moments[name][chunk] for name in self.moment_names),
-                        **group.options,
-                    )
-
-            if group.data.nbytes < backend.PARALLEL_BYTES:
-                update(0, len(chunks))
+            if self.kernel and kernels.chosen(self.kernel, group.data):
+                for span in group.chunks(length=None):
+                    self.update_cuda(*group.parts(span), **group.options)
             else:
-                backend.parallel(update, len(chunks))
+                chunks = group.chunks()
+
+                def update(start, stop, group=group, chunks=chunks):
+                    for chunk in chunks[start:stop]:
+                        self._update_masters(*group.parts(chunk), **group.options)
+
+                if group.data.nbytes < backend.PARALLEL_BYTES:
+                    update(0, len(chunks))
+                else:
+                    backend.parallel(update, len(chunks))
             for parameter in group.parameters:
                 if parameter.grad is not None:
                     parameter.version += 1
@@ -156,6 +178,19 @@ class Optimizer:
     def update(self, data: Array, grad: Array, *moments: Array, **options: Any) -> None:
         """The rule, on one chunk; writes data and moments, and leaves grad as it is."""
         raise TypeError(f"{type(self).__name__}: an Optimizer needs an update method")
+
+    def update_cuda(self, data: Array, grad: Array, masters: Array, *moments: Array, **options: Any) -> None:
+        """The rule by a kernel; writes data too, where it is not masters itself."""
+        raise TypeError(f"{type(self).__name__}: there is no kernel for this optimiser")
+
+    def _update_masters(self, data: Array, grad: Array, masters: Array, *moments: Array, **options: Any) -> None:
+        if masters.dtype == data.dtype:  # then they are one
+            self.update(data, grad, *moments, **options)
+        else:
+            written_to = masters.astype(data.dtype) != data  # since the last step, as load_state_dict does
+            np.copyto(masters, data.astype(masters.dtype), where=written_to)
+            self.update(masters, grad.astype(masters.dtype), *moments, **options)
+            data[...] = masters.astype(data.dtype)
 
     def state_dict(self) -> dict[str, Array]:
         """`steps`, and each moment of each parameter as `<moment>.<parameter name>`: references, not copies."""
@@ -180,12 +215,13 @@ class Optimizer:
             )
         self.steps = int(state["steps"])
         for key, moment in own.items():
-            moment[...] = state[key]
+            moment[...] = like(np.asarray(state[key]), moment)
 
     def _named_moments(self) -> Iterator[tuple[str, Array]]:
         for number, group in enumerate(self.groups):
             for position, (parameter, start) in enumerate(zip(group.parameters, group.starts, strict=True)):
-                for name, flat in group.moments.items():
+                masters = {} if group.masters is group.data else {"master": group.masters}
+                for name, flat in (group.moments | masters).items():
                     key = parameter.name or f"{number}.{position}"
                     yield f"{name}.{key}", group.view(flat, parameter, start)
 
@@ -204,6 +240,7 @@ class AdamW(Optimizer):
     """
 
     moment_names = ("exp_avg", "exp_avg_sq")
+    kernel = "adamw"
 
     def __init__(self, parameters, lr=1e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.01):
         if not all(0 <= beta < 1 for beta in betas):
@@ -228,6 +265,19 @@ class AdamW(Optimizer):
         if weight_decay:
             data *= 1 - self.lr * weight_decay
         data -= change
+
+    def update_cuda(self, data, grad, masters, m, v, *, betas, eps, weight_decay):
+        beta1, beta2 = betas
+        factor = self.clip_factor
+        if isinstance(factor, float):
+            factor = np.full_like(masters, factor, shape=1)
+        shared = (
+            *(1 - beta1, 1 - beta2, 1 / math.sqrt(1 - beta2**self.steps), eps),
+            *(self.lr / (1 - beta1**self.steps), 1 - self.lr * weight_decay),
+        )
+        blocks = min(2048, -(-data.size // 1024))  # of 256 threads, each with 16 bytes or more
+        arguments = (data, grad, masters, m, v, factor, np.int64(data.size), *map(masters.dtype.type, shared))
+        get_kernel("adamw.cu", "adamw", data.dtype)(blocks, 256, arguments)
 
 
 class SGD(Optimizer):
@@ -272,12 +322,27 @@ def clip_grad_norm_(parameters: Iterable[Parameter], max_norm: float) -> float:
     return norm
 
 
+def _norm_and_factor_cuda(gradients: list[Array], max_norm: float, wide: Array) -> tuple[Array, Array]:
+    """The norm of all gradients together and the factor that clips it, arrays of one number each, by kernels."""
+    blocks = [min(1024, -(-gradient.size // 4096)) for gradient in gradients]  # of the size alone: the order of the sum
+    partials, (norm, factor) = np.empty_like(wide, shape=sum(blocks)), np.empty_like(wide, shape=(2, 1))
+    first = 0
+    for gradient, count in zip(gradients, blocks, strict=True):
+        sum_of_squares = get_kernel("global_norm.cu", "sum_of_squares", gradient.dtype)
+        sum_of_squares(count, 512, (gradient, partials[first : first + count], np.int64(gradient.size)))
+        first += count
+    clip_factor = get_kernel("global_norm.cu", "clip_factor", partials.dtype)
+    clip_factor(1, 512, (partials, np.int32(partials.size), partials.dtype.type(max_norm), norm, factor))
+    return norm, factor
+
+
 def _sum_of_squares(vectors: list[Array]) -> float:
     squares = [0.0] * len(vectors)  # summed in order afterwards, so that threads do not change the result
 
     def run(start, stop):
         for i in range(start, stop):
-            squares[i] = float(np.dot(vectors[i], vectors[i]))
+            wide = vectors[i].astype(np.promote_types(vectors[i].dtype, np.float32), copy=False)
+            squares[i] = float(np.dot(wide, wide))
 
     if sum(vector.nbytes for vector in vectors) < backend.PARALLEL_BYTES:
         run(0, len(vectors))

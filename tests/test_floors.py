@@ -19,6 +19,7 @@ ROOT = Path(minillm.__file__).parent
 FLOORS = {  # the longest name that fits counts
     "minillm.errors": 0,
     "minillm.tokenizers": 0,
+    "minillm.device": 1,
     "minillm.backend": 1,
     "minillm.random": 1,
     "minillm.kernels": 2,
@@ -29,6 +30,7 @@ FLOORS = {  # the longest name that fits counts
     "minillm.optim": 5,
     "minillm.testing": 5,
     "minillm.debug": 5,
+    "minillm.profile": 7,
     "minillm.models": 6,
     "minillm.data": 6,
     "minillm.parallel": 6,
@@ -44,6 +46,7 @@ FLOORS = {  # the longest name that fits counts
 # What others of the same floor may use.
 SHARED = {
     "minillm.errors",
+    "minillm.device",
     "minillm.backend",
     "minillm.ops.arithmetic",
     "minillm.ops.dropout",
@@ -54,6 +57,7 @@ SHARED = {
 }
 TOGETHER = {
     "minillm.tokenizers",
+    "minillm.kernels",
     "minillm.data",
     "minillm.training",
     "minillm.parallel",
@@ -67,8 +71,8 @@ FOREIGN = {
     "matplotlib": {"minillm.training.run"},
     "safetensors": {"minillm.checkpoint", "minillm.hub"},
     "threadpoolctl": {"minillm.backend"},
-    "cupy": {"minillm.backend", "minillm.kernels", "minillm.parallel.nccl"},
-    "cupy_backends": {"minillm.backend", "minillm.kernels", "minillm.parallel.nccl"},
+    "cupy": {"minillm.device", "minillm.kernels", "minillm.parallel.nccl"},
+    "cupy_backends": {"minillm.device", "minillm.kernels", "minillm.parallel.nccl"},
     "ml_dtypes": {"minillm.backend", "minillm.kernels"},
 }
 

@@ -14,8 +14,9 @@ import numpy as np
 
 from minillm import ops, random
 from minillm.autograd import Tensor
+from minillm.backend import as_array
 from minillm.errors import InputError, ShapeError, did_you_mean
-from minillm.nn import MLP, CausalSelfAttention, Dropout, Embedding, LayerNorm, Module
+from minillm.nn import MLP, CausalSelfAttention, Dropout, Embedding, KVCache, LayerNorm, Module
 
 
 @dataclass(frozen=True)
@@ -70,9 +71,9 @@ class Block(Module):
         self.ln_2 = LayerNorm(config.channels, bias=config.bias)
         self.mlp = MLP(config.channels, 4 * config.channels, config.dropout, config.bias)
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = x + self.attn(self.ln_1(x))
-        return x + self.mlp(self.ln_2(x))
+    def forward(self, x: Tensor, cache: KVCache | None = None) -> Tensor:
+        x, normed = self.ln_2(x, self.attn(self.ln_1(x), cache))  # the sum, and the norm of it
+        return x + self.mlp(normed)
 
 
 class GPT2(Module):
@@ -102,17 +103,35 @@ class GPT2(Module):
                 parameter.data[...] = 0
 
     def forward(self, ids: Any) -> Tensor:
-        ids = ids.data if isinstance(ids, Tensor) else np.asarray(ids)
+        return ops.linear(self.features(ids), self.wte.weight)  # (B, T, V)
+
+    def new_cache(self, batch: int = 1) -> list[KVCache]:
+        """An empty cache for `next_logits`, one for each block, with room for the whole context."""
+        head_size = self.config.channels // self.config.heads
+        shape = (batch, self.config.heads, self.config.context, head_size)
+        return [KVCache(*shape, like=self.wte.weight.data) for _ in self.h]
+
+    def next_logits(self, ids: Any, cache: list[KVCache]) -> Tensor:
+        """The logits (B, V) of what follows ids (B, T), which follow what the cache has seen, and enter it."""
+        return ops.linear(self.features(ids, cache)[:, -1], self.wte.weight)
+
+    def features(self, ids: Any, cache: list[KVCache] | None = None) -> Tensor:
+        """What the output layer gets, (B, T, C); see `next_logits` for the cache."""
+        ids = ids.data if isinstance(ids, Tensor) else as_array(ids)
         if ids.ndim != 2:
             raise ShapeError(f"GPT2: ids have shape {ids.shape}; give (B, T), such as ids[None] for one sequence")
-        T = ids.shape[1]
-        if self.config.context < T:
-            raise ShapeError(f"GPT2: ids have T={T}, but the context is {self.config.context}; give that many at most")
-        x = self.drop(self.wte(ids) + self.wpe(np.arange(T)))  # (B, T, C)
-        for block in self.h:
-            x = block(x)
-        return ops.linear(self.ln_f(x), self.wte.weight)  # (B, T, V)
+        start = cache[0].length if cache else 0
+        stop = start + ids.shape[1]
+        if self.config.context < stop:
+            raise ShapeError(
+                f"GPT2: ids have T={stop}{' with the cache' if start else ''}, but the context is "
+                f"{self.config.context}; give that many at most"
+            )
+        x = self.drop(self.wte(ids) + self.wpe(np.arange(start, stop, like=ids)))  # (B, T, C)
+        for number, block in enumerate(self.h):
+            x = block(x, cache[number] if cache else None)
+        return self.ln_f(x)
 
     def loss(self, ids: Any, targets: Any, reduction: str = "mean") -> Tensor:
         """Cross-entropy of the logits against targets (B, T), in nats per token; -100 is not counted."""
-        return ops.cross_entropy(self(ids), targets, reduction=reduction)
+        return ops.cross_entropy(self(ids), targets, reduction=reduction, overwrite=True)

@@ -17,28 +17,30 @@ from minillm.ops.cross_entropy import CROSS_ENTROPY, cross_entropy
 from minillm.ops.dropout import DROPOUT, dropout
 from minillm.ops.embedding import EMBEDDING, embedding
 from minillm.ops.gelu import GELU, gelu
-from minillm.ops.layernorm import LAYERNORM, layer_norm
+from minillm.ops.layernorm import ADD_LAYERNORM, LAYERNORM, add_layer_norm, layer_norm
 from minillm.ops.linear import LINEAR, linear
 from minillm.ops.matmul import MATMUL, matmul
 from minillm.ops.reduce import MAX, MEAN, SUM, max, mean, sum
 from minillm.ops.rmsnorm import RMSNORM, rms_norm
 from minillm.ops.rope import ROPE, rope, rope_table
-from minillm.ops.shape import broadcast_to, concat, getitem, permute, reshape, split, stack, take, transpose
+from minillm.ops.shape import broadcast_to, concat, getitem, permute, reshape, split, stack, take, to, transpose
 from minillm.ops.silu import SILU, SWIGLU, silu, swiglu
 from minillm.ops.softmax import LOG_SOFTMAX, SOFTMAX, log_softmax, softmax
 
 _a, _s = _arithmetic, _shape
+# Every operation that computes; `to`, which only moves, has nothing that differences could check.
 OPS: tuple[Op, ...] = (
     *(_a.ADD, _a.SUB, _a.MUL, _a.DIV, _a.POW, _a.NEG, _a.EXP, _a.LOG, _a.SQRT, _a.TANH, _a.SIGMOID, _a.RELU),
     *(_a.WHERE, _a.CLIP, SUM, MEAN, MAX, MATMUL),
     *(_s.RESHAPE, _s.TRANSPOSE, _s.GETITEM, _s.TAKE, _s.CONCAT, _s.STACK, _s.SPLIT, _s.BROADCAST),
-    *(GELU, SILU, SWIGLU, ROPE, LINEAR, EMBEDDING, SOFTMAX, LOG_SOFTMAX, LAYERNORM, RMSNORM, DROPOUT),
-    *(ATTENTION, CROSS_ENTROPY),
+    *(GELU, SILU, SWIGLU, ROPE, LINEAR, EMBEDDING, SOFTMAX, LOG_SOFTMAX, LAYERNORM, ADD_LAYERNORM, RMSNORM),
+    *(DROPOUT, ATTENTION, CROSS_ENTROPY),
 )
 
 __all__ = [
     "OPS",
     "add",
+    "add_layer_norm",
     "attention",
     "broadcast_to",
     "clip",
@@ -77,29 +79,32 @@ __all__ = [
     "swiglu",
     "take",
     "tanh",
+    "to",
     "transpose",
     "where",
 ]
 
 
 def _reflected_sub(y, x):
-    return _a.SUB(_a.operand(x), y)
+    return _a.SUB(*_a.operands(x, y))
 
 
 def _reflected_div(y, x):
-    return _a.DIV(_a.operand(x), y)
+    return _a.DIV(*_a.operands(x, y))
 
 
 def _reflected_pow(y, x):
-    return _a.POW(_a.operand(x), y)
+    return _a.POW(*_a.operands(x, y))
 
 
 def _reflected_matmul(b, a):
-    return MATMUL(Tensor(np.asarray(a)), b)
+    a, b = _a.operands(a, b)
+    return MATMUL(Tensor(a), b)
 
 
 def _compare(function):
     def compare(x, y):
+        x, y = _a.operands(x, y)
         return Tensor(function(x.data, y.data if isinstance(y, Tensor) else y))
 
     return compare
@@ -121,5 +126,5 @@ Tensor.pow, Tensor.clip = pow, clip
 Tensor.sum, Tensor.mean, Tensor.max = sum, mean, max
 Tensor.matmul = matmul
 Tensor.reshape, Tensor.transpose, Tensor.permute = reshape, transpose, permute
-Tensor.split, Tensor.take, Tensor.broadcast_to = split, take, broadcast_to
+Tensor.split, Tensor.take, Tensor.broadcast_to, Tensor.to = split, take, broadcast_to, to
 Tensor.softmax, Tensor.log_softmax = softmax, log_softmax

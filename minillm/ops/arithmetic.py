@@ -15,7 +15,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from minillm.autograd import Op, Tensor
-from minillm.backend import Array
+from minillm.backend import Array, as_array
+from minillm.device import is_on_gpu, like
 
 
 class Shapes(NamedTuple):
@@ -65,8 +66,18 @@ def operand(x: Any) -> Any:
     """
     if isinstance(x, Tensor) or type(x) in (float, int):  # np.float64 is a float too, by inheritance
         return x
-    x = np.asarray(x)
-    return x.item() if x.ndim == 0 else x
+    x = as_array(x)
+    return x.item() if x.ndim == 0 and not is_on_gpu(x) else x  # to read a number from a GPU would wait for it
+
+
+def operands(x: Any, y: Any) -> tuple[Any, Any]:
+    """Two operands, of which one that is an array and no Tensor goes to where the other is."""
+    x, y = operand(x), operand(y)
+    if isinstance(x, Tensor) and isinstance(y, np.ndarray):
+        y = like(y, x.data)
+    elif isinstance(y, Tensor) and isinstance(x, np.ndarray):
+        x = like(x, y.data)
+    return x, y
 
 
 # --- x + y, x - y --------------------------------------------------------------------------------------------------
@@ -85,7 +96,7 @@ ADD = Op("add", add_forward, add_backward, aliases=True)
 
 def add(x: Any, y: Any) -> Tensor:
     """x + y, elementwise with broadcasting."""
-    return ADD(operand(x), operand(y))
+    return ADD(*operands(x, y))
 
 
 def sub_forward(x, y):
@@ -102,7 +113,7 @@ SUB = Op("sub", sub_forward, sub_backward, aliases=True)
 
 def sub(x: Any, y: Any) -> Tensor:
     """x - y, elementwise with broadcasting."""
-    return SUB(operand(x), operand(y))
+    return SUB(*operands(x, y))
 
 
 def neg_forward(x):
@@ -140,7 +151,7 @@ MUL = Op("mul", mul_forward, mul_backward)
 
 def mul(x: Any, y: Any) -> Tensor:
     """x y, elementwise with broadcasting."""
-    return MUL(operand(x), operand(y))
+    return MUL(*operands(x, y))
 
 
 def div_forward(x, y):
@@ -159,7 +170,7 @@ DIV = Op("div", div_forward, div_backward)
 
 def div(x: Any, y: Any) -> Tensor:
     """x / y, elementwise with broadcasting."""
-    return DIV(operand(x), operand(y))
+    return DIV(*operands(x, y))
 
 
 # --- x^y -----------------------------------------------------------------------------------------------------------
@@ -188,7 +199,7 @@ POW = Op("pow", pow_forward, pow_backward)
 
 def pow(x: Any, y: Any) -> Tensor:
     """x to the power y, elementwise with broadcasting; the gradient of y needs x >= 0."""
-    return POW(operand(x), operand(y))
+    return POW(*operands(x, y))
 
 
 # --- functions of one argument -------------------------------------------------------------------------------------
@@ -327,8 +338,12 @@ WHERE = Op("where", where_forward, where_backward)
 
 def where(condition: Any, x: Any, y: Any) -> Tensor:
     """x where the condition holds, else y, elementwise with broadcasting."""
-    condition = condition.data if isinstance(condition, Tensor) else np.asarray(condition)
-    return WHERE(condition.astype(bool, copy=False), operand(x), operand(y))
+    condition = condition.data if isinstance(condition, Tensor) else as_array(condition)
+    x, y = operands(x, y)
+    for choice in (x, y):
+        if isinstance(choice, Tensor):
+            condition = like(condition, choice.data)
+    return WHERE(condition.astype(bool, copy=False), x, y)
 
 
 def clip_forward(x, *, low, high):

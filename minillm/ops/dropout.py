@@ -13,6 +13,7 @@ import numpy as np
 from minillm import random
 from minillm.autograd import Op, Tensor
 from minillm.backend import Array, contiguous
+from minillm.device import like
 from minillm.errors import InputError, check_floating
 from minillm.kernels import get_kernel
 from minillm.ops.launch import THREADS, blocks_for
@@ -27,11 +28,11 @@ class Saved(NamedTuple):
 
 
 def dropout_forward(x, *, p, seed, counter):
-    return x * random.keep_scale(seed, counter, x.shape, p, x.dtype), Saved(seed, counter, p)
+    return x * like(random.keep_scale(seed, counter, x.shape, p, x.dtype), x), Saved(seed, counter, p)
 
 
 def dropout_backward(dout, saved):
-    return (dout * random.keep_scale(saved.seed, saved.counter, dout.shape, saved.p, dout.dtype),)
+    return (dout * like(random.keep_scale(saved.seed, saved.counter, dout.shape, saved.p, dout.dtype), dout),)
 
 
 def dropout_forward_cuda(x, *, p, seed, counter):

@@ -14,7 +14,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from minillm.autograd import Into, Op, Tensor
-from minillm.backend import Array, as_rows, contiguous
+from minillm.backend import Array, add_at, as_array, as_rows, contiguous
+from minillm.device import is_on_gpu, like
 from minillm.errors import check_index, check_shapes
 from minillm.kernels import WARP, get_kernel
 
@@ -36,7 +37,9 @@ def embedding_forward(weight, ids):
 def embedding_backward(dout, saved, into=(None, None)):
     dweight = _gradient_so_far(dout, saved, into[0])
     ids, rows = saved.ids.reshape(-1), as_rows(dout)
-    if saved.shape[1] >= LONG_ROW:
+    if is_on_gpu(rows):
+        add_at(dweight, ids, rows)
+    elif saved.shape[1] >= LONG_ROW:
         add_rows_one_by_one(dweight, ids, rows)
     else:
         add_rows_sorted(dweight, ids, rows)
@@ -75,7 +78,8 @@ def embedding_forward_cuda(weight, ids):
     columns = weight.shape[1]
     out = np.empty_like(weight, shape=(*ids.shape, columns))
     kernel = get_kernel("embedding.cu", "embedding_forward", weight.dtype)
-    kernel(-(-ids.size // WARPS), WARPS * WARP, (weight, ids, out, np.int64(ids.size), np.int32(columns)))
+    numbers = (np.int64(len(weight)), np.int64(ids.size), np.int32(columns))
+    kernel(-(-ids.size // WARPS), WARPS * WARP, (weight, ids, out, *numbers))
     return out, Saved(ids, weight.shape)
 
 
@@ -85,8 +89,8 @@ def embedding_backward_cuda(dout, saved, into=(None, None)):
     order = np.argsort(ids, kind="stable")
     kernel = get_kernel("embedding.cu", "embedding_backward", table.dtype)
     grid = (-(-ids.size // WARPS), -(-columns * table.itemsize // 512))
-    arguments = (contiguous(dout), ids[order], order, table, np.int64(ids.size), np.int32(columns))
-    kernel(grid, WARPS * WARP, arguments)
+    numbers = (np.int64(len(table)), np.int64(ids.size), np.int32(columns))
+    kernel(grid, WARPS * WARP, (contiguous(dout), ids[order], order, table, *numbers))
     if table is not dweight:  # a copy, because the leaf's gradient is not contiguous
         dweight[...] = table
     return dweight, None
@@ -108,7 +112,7 @@ def embedding(ids: Any, weight: Tensor) -> Tensor:
     Saves: the ids.
     Raises: InputError for an id outside the table, DtypeError for ids that are no integers.
     """
-    ids = ids.data if isinstance(ids, Tensor) else np.asarray(ids)
+    ids = ids.data if isinstance(ids, Tensor) else as_array(ids)
     size = check_shapes("embedding", weight=("V C", weight))["V"]
     check_index("embedding", ids, size, "token id")
-    return EMBEDDING(weight, ids)
+    return EMBEDDING(weight, like(ids, weight.data))

@@ -7,6 +7,9 @@ number is below it. Two forms, as in PyTorch:
     tanh:  y = x/2 (1 + t),   t = tanh u,   u = sqrt(2/pi) (x + 0.044715 x^3),   dy/dx = (1 + t)/2 + x/2 (1 - t^2) u'
 
 GPT-2 uses the tanh form, BERT the other. NumPy has no erf; `erf` below is a table of Taylor polynomials.
+
+The bias b of the linear layer before may be added here, y = gelu(x + b), while x is in cache: the layer then makes no
+pass of its own for it. As x and b only ever meet in their sum, dx = dy gelu'(x + b), and db is its sum over the rows.
 """
 
 from __future__ import annotations
@@ -18,28 +21,28 @@ from typing import NamedTuple
 import numpy as np
 
 from minillm.autograd import Op, Tensor
-from minillm.backend import Array, as_rows, contiguous, row_blocks
-from minillm.errors import InputError, check_floating
-from minillm.kernels import get_kernel
-from minillm.ops.launch import THREADS, blocks_for
+from minillm.backend import Array, as_rows, contiguous, row_blocks, sum_over_blocks
+from minillm.errors import InputError, check_floating, check_shapes
+from minillm.ops.launch import activation_backward, activation_fits, activation_forward
 
 SQRT_2_OVER_PI = math.sqrt(2 / math.pi)  # Python floats: a NumPy scalar would turn float32 into float64
 CUBIC = 0.044715
+FORMS = {"none": "GeluErf", "tanh": "GeluTanh"}  # `approximate`, and what kernels/gelu.cu calls it
 
 
 class Saved(NamedTuple):
-    """The input; everything else is computed again."""
+    """The inputs; everything else is computed again."""
 
     x: Array
+    bias: Array | None
     approximate: str
 
 
-def gelu_forward(x, *, approximate):
+def gelu_forward(x, bias=None, *, approximate):
     out = np.empty_like(x, order="C")
     x_rows, y = as_rows(x), as_rows(out)
 
-    def formula_tanh(rows):
-        x, t = x_rows[rows], y[rows]
+    def value_tanh(x, t):
         np.multiply(x, x, out=t)
         t *= SQRT_2_OVER_PI * CUBIC
         t += SQRT_2_OVER_PI
@@ -49,79 +52,85 @@ def gelu_forward(x, *, approximate):
         t *= x
         t *= 0.5
 
-    def formula_erf(rows):
-        x = x_rows[rows]
-        np.multiply(x, normal_distribution(x), out=y[rows])
+    def value_erf(x, y):
+        np.multiply(x, normal_distribution(x), out=y)
 
-    row_blocks(formula_tanh if approximate == "tanh" else formula_erf, y)
-    return out, Saved(x, approximate)
+    value = value_tanh if approximate == "tanh" else value_erf
+
+    def formula(rows):
+        value(x_rows[rows] if bias is None else x_rows[rows] + bias, y[rows])
+
+    row_blocks(formula, y)
+    return out, Saved(x, bias, approximate)
 
 
 def gelu_backward(dout, saved):
-    dx = np.empty_like(saved.x, order="C")
-    x_rows, dy, dx_rows = as_rows(saved.x), as_rows(dout), as_rows(dx)
+    x, bias, approximate = saved
+    dx = np.empty_like(x, order="C")
+    x_rows, dy, dx_rows = as_rows(x), as_rows(dout), as_rows(dx)
 
-    def formula_tanh(rows):
-        x, slope = x_rows[rows], dx_rows[rows]
+    def slope_tanh(x, slope):
         square = x * x
         t = square * (SQRT_2_OVER_PI * CUBIC)
         t += SQRT_2_OVER_PI
         t *= x
         np.tanh(t, out=t)
-        np.multiply(t, t, out=slope)
-        np.subtract(1, slope, out=slope)  # 1 - t^2
         square *= 3 * SQRT_2_OVER_PI * CUBIC
         square += SQRT_2_OVER_PI  # u'
+        square *= x
+        np.multiply(t, t, out=slope)  # x may lie here, and is no longer needed
+        np.subtract(1, slope, out=slope)  # 1 - t^2
         slope *= square
-        slope *= x
         slope += t
         slope += 1
         slope *= 0.5
-        slope *= dy[rows]
 
-    def formula_erf(rows):
-        x = x_rows[rows]
+    def slope_erf(x, slope):
         density = np.exp(-0.5 * x * x) / math.sqrt(2 * math.pi)
-        np.multiply(dy[rows], normal_distribution(x) + x * density, out=dx_rows[rows])
+        np.add(normal_distribution(x), x * density, out=slope)
 
-    row_blocks(formula_tanh if saved.approximate == "tanh" else formula_erf, dy)
-    return (dx,)
+    slope = slope_tanh if approximate == "tanh" else slope_erf
+
+    def formula(rows):
+        x = x_rows[rows] if bias is None else np.add(x_rows[rows], bias, out=dx_rows[rows])
+        slope(x, dx_rows[rows])
+        dx_rows[rows] *= dy[rows]
+        return () if bias is None else (dx_rows[rows].sum(axis=0),)
+
+    sums = sum_over_blocks(formula, dy)
+    return dx, sums[0] if sums else None
 
 
-def gelu_forward_cuda(x, *, approximate):
-    if x.size == 0:
+def gelu_forward_cuda(x, bias=None, *, approximate):
+    if not activation_fits(x, bias):
         return NotImplemented
-    x = contiguous(x)
-    out = np.empty_like(x)
-    _launch("activation_forward", approximate, x, out)
-    return out, Saved(x, approximate)
+    x, bias = contiguous(x), None if bias is None else contiguous(bias)
+    return activation_forward("gelu.cu", FORMS[approximate], x, bias), Saved(x, bias, approximate)
 
 
 def gelu_backward_cuda(dout, saved):
-    dx = np.empty_like(saved.x)
-    _launch("activation_backward", saved.approximate, contiguous(dout), saved.x, dx)
-    return (dx,)
-
-
-def _launch(name: str, approximate: str, *arrays: Array) -> None:
-    x = arrays[0]
-    kernel = get_kernel("gelu.cu", name, x.dtype, "GeluTanh" if approximate == "tanh" else "GeluErf")
-    kernel(blocks_for(x.size, 16 // x.itemsize), THREADS, (*arrays, np.int64(x.size)))
+    x, bias, approximate = saved
+    return activation_backward("gelu.cu", FORMS[approximate], contiguous(dout), x, bias)
 
 
 GELU = Op("gelu", gelu_forward, gelu_backward, cuda=(gelu_forward_cuda, gelu_backward_cuda))
 
 
-def gelu(x: Tensor, approximate: str = "none") -> Tensor:
+def gelu(x: Tensor, approximate: str = "none", bias: Tensor | None = None) -> Tensor:
     """x Phi(x), elementwise; `approximate="tanh"` for GPT-2's form, "none" for the exact one (PyTorch's default).
 
-    Saves: a reference to x.
+    With a bias, gelu(x + bias), the bias of the linear layer that made x without it.
+    Shapes: x any, with a bias (..., C); bias (C,) or None.
+    Saves: references to x and bias.
+    Raises: ShapeError where C differs; InputError for another form.
     Source: Hendrycks, Gimpel 2016, section 2.
     """
-    if approximate not in ("none", "tanh"):
+    if approximate not in FORMS:
         raise InputError(f"gelu: approximate is {approximate!r}; choose 'none' (erf) or 'tanh'")
-    check_floating("gelu", x=x)
-    return GELU(x, approximate=approximate)
+    if bias is not None:
+        check_shapes("gelu", x=("... C", x), bias=("C", bias))
+    check_floating("gelu", x=x, bias=bias)
+    return GELU(x, bias, approximate=approximate)
 
 
 def normal_distribution(x: Array) -> Array:

@@ -14,8 +14,9 @@ import numpy as np
 
 from minillm import backend
 from minillm.autograd import Op, Tensor
-from minillm.backend import Array, as_rows
+from minillm.backend import Array, as_rows, contiguous
 from minillm.errors import check_floating, check_shapes
+from minillm.ops.launch import sum_rows
 
 
 class Saved(NamedTuple):
@@ -36,12 +37,27 @@ def linear_forward(x, weight, bias):
 def linear_backward(dout, saved, into=(None, None, None)):
     dy, x = as_rows(dout), as_rows(saved.x)
     dx = backend.matmul(dy, saved.weight).reshape(saved.x.shape)
-    dweight = backend.matmul(dy.T, x, out=into[1].array if into[1] and not into[1].add else None)
+    dweight = backend.matmul(dy.T, x, *(into[1] or ()))  # written, or added, where the gradient is to be
     dbias = dy.sum(axis=0) if saved.has_bias else None
     return dx, dweight, dbias
 
 
-LINEAR = Op("linear", linear_forward, linear_backward, writes_into=True)
+def linear_backward_cuda(dout, saved, into=(None, None, None)):
+    if not saved.has_bias:
+        return linear_backward(dout, saved, into)
+    dy = contiguous(as_rows(dout))
+    dx, dweight, _ = linear_backward(dy, saved._replace(has_bias=False), into)
+    return dx, dweight, sum_rows(dy, dy.dtype)
+
+
+LINEAR = Op(
+    "linear",
+    linear_forward,
+    linear_backward,
+    cuda=(linear_forward, linear_backward_cuda),
+    kernel="column_sums",
+    writes_into=True,
+)
 
 
 def linear(x: Tensor, weight: Tensor, bias: Any = None) -> Tensor:

@@ -11,13 +11,11 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from minillm import backend
 from minillm.autograd import Op, Tensor
 from minillm.backend import Array
 from minillm.errors import ShapeError
-from minillm.ops.arithmetic import unbroadcast
+from minillm.ops.arithmetic import operands, unbroadcast
 
 
 class Saved(NamedTuple):
@@ -28,7 +26,7 @@ class Saved(NamedTuple):
 
 
 def matmul_forward(a, b):
-    out = backend.matmul(a, b) if a.ndim == b.ndim == 2 else np.matmul(a, b)
+    out = backend.matmul(a, b)
     return out, Saved(a, b)
 
 
@@ -41,8 +39,8 @@ def matmul_backward(dout, saved):
         dout = dout[..., None]
     if a.ndim == 1:
         dout = dout[..., None, :]
-    da = unbroadcast(np.matmul(dout, columns.swapaxes(-1, -2)), rows.shape)
-    db = unbroadcast(np.matmul(rows.swapaxes(-1, -2), dout), columns.shape)
+    da = unbroadcast(backend.matmul(dout, columns.swapaxes(-1, -2)), rows.shape)
+    db = unbroadcast(backend.matmul(rows.swapaxes(-1, -2), dout), columns.shape)
     return da.reshape(a.shape), db.reshape(b.shape)
 
 
@@ -55,8 +53,8 @@ def matmul(a: Any, b: Any) -> Tensor:
     Shapes: a (..., M, K), b (..., K, N), result (..., M, N); batch axes broadcast, a vector is one row or column.
     Raises: ShapeError naming both K where they differ.
     """
-    a = a if isinstance(a, Tensor) else Tensor(a)
-    b = b if isinstance(b, Tensor) else Tensor(b)
+    a, b = operands(a, b)
+    a, b = (x if isinstance(x, Tensor) else Tensor(x) for x in (a, b))
     if a.ndim == 0 or b.ndim == 0:
         raise ShapeError(f"matmul: a has shape {a.shape} and b has shape {b.shape}; a number is multiplied with *")
     inner = b.shape[0] if b.ndim == 1 else b.shape[-2]

@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 
 from minillm.autograd import Op, Tensor
-from minillm.backend import Array, as_rows, contiguous, row_blocks, sum_over_blocks
+from minillm.backend import Array, as_rows, contiguous, row_blocks, sum_over_blocks, vecdot
 from minillm.errors import check_floating, check_shapes
 from minillm.kernels import get_kernel
 from minillm.ops.launch import BLOCKS, SHARED_LIMIT, shared_bytes, sum_rows, threads_of_row
@@ -37,7 +37,7 @@ def rmsnorm_forward(x, weight, *, eps):
     rstd = np.empty_like(x, shape=(len(y), 1))
 
     def formula(rows):
-        mean_square = np.vecdot(x_rows[rows], x_rows[rows])[:, None] / y.shape[-1]
+        mean_square = vecdot(x_rows[rows], x_rows[rows])[:, None] / y.shape[-1]
         np.divide(1, np.sqrt(mean_square + eps), out=rstd[rows])
         np.multiply(x_rows[rows], rstd[rows], out=y[rows])
         y[rows] *= weight
@@ -56,7 +56,7 @@ def rmsnorm_backward(dout, saved):
         norm = x_rows[rows] * rstd[rows]
         dweight = np.einsum("nc,nc->c", dy[rows], norm)
         dnorm = np.multiply(dy[rows], weight, out=dx_rows[rows])
-        norm *= np.vecdot(dnorm, norm)[:, None] / channels
+        norm *= vecdot(dnorm, norm)[:, None] / channels
         dnorm -= norm
         dnorm *= rstd[rows]
         return (dweight,)

@@ -20,6 +20,7 @@ import numpy as np
 
 from minillm.autograd import Op, Tensor
 from minillm.backend import Array, contiguous
+from minillm.device import like
 from minillm.errors import InputError, ShapeError, check_floating, check_shapes
 from minillm.kernels import get_kernel
 from minillm.ops.launch import BLOCKS, THREADS
@@ -97,7 +98,8 @@ def rope(x: Tensor, cos: Array, sin: Array, layout: str = "half") -> Tensor:
                 f"rope: {name} has shape {table.shape}, but x of shape {x.shape} needs (T, D/2) = {wanted}"
             )
     precision = np.promote_types(x.dtype, np.float32)  # the tables of bfloat16 stay in float32
-    return ROPE(x, cos=np.asarray(cos, precision), sin=np.asarray(sin, precision), layout=layout)
+    cos, sin = (like(table.astype(precision, copy=False), x.data) for table in (cos, sin))
+    return ROPE(x, cos=cos, sin=sin, layout=layout)
 
 
 def rope_table(length: int, head_size: int, base: float = 10000.0, start: int = 0) -> tuple[Array, Array]:

@@ -1,4 +1,4 @@
-"""Operations that move elements and compute nothing: reshape, transpose, index, join, cut, repeat.
+"""Operations that move elements and compute nothing: reshape, transpose, index, join, cut, repeat, to.
 
 The output is a rearrangement of the input, so the gradient is rearranged back; where one input element appears
 several times in the output (take, broadcast), its gradients are summed.
@@ -13,7 +13,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from minillm.autograd import Op, Tensor
-from minillm.backend import Array
+from minillm.backend import Array, add_at, as_array, device_and_dtype
+from minillm.device import device_of, like, to_device
 from minillm.errors import ShapeError, check_index
 from minillm.ops.arithmetic import unbroadcast
 from minillm.ops.reduce import choose_axis
@@ -112,8 +113,8 @@ def getitem_forward(x, *, key):
 def getitem_backward(dout, saved):
     dx = np.zeros_like(dout, shape=saved.shape, order="C")
     parts = saved.key if isinstance(saved.key, tuple) else (saved.key,)
-    if any(isinstance(part, np.ndarray) and part.dtype != bool for part in parts):
-        np.add.at(dx, saved.key, dout)  # an index array may name an element twice
+    if any(hasattr(part, "dtype") and part.dtype != bool for part in parts):
+        add_at(dx, saved.key, dout)  # an index array may name an element twice
     else:
         dx[saved.key] = dout
     return (dx,)
@@ -133,6 +134,7 @@ def getitem(x: Tensor, key: Any) -> Tensor:
         else part
         for part in parts
     )
+    parts = tuple(like(part, x.data) if isinstance(part, np.ndarray) else part for part in parts)
     return GETITEM(x, key=parts if isinstance(key, tuple) else parts[0])
 
 
@@ -145,7 +147,7 @@ def take_backward(dout, saved):
     dx = np.zeros_like(dout, shape=saved.shape, order="C")
     # With the axis in front, the rows of dout that came from row i of x are summed into row i of dx.
     rows = np.moveaxis(dout, range(axis, axis + index.ndim), range(index.ndim))
-    np.add.at(np.moveaxis(dx, axis, 0), index, rows)
+    add_at(np.moveaxis(dx, axis, 0), index, rows)
     return (dx,)
 
 
@@ -158,9 +160,9 @@ def take(x: Tensor, index: Any, axis: int | None = None, *, dim: int | None = No
     Shapes: x (..., N, ...), index (...) of integers in [0, N); the axis of size N is replaced by the index's axes.
     """
     chosen = _one_axis("take", axis, dim, x.ndim)
-    ids = index.data if isinstance(index, Tensor) else np.asarray(index)
+    ids = index.data if isinstance(index, Tensor) else as_array(index)
     check_index("take", ids, x.shape[chosen], "index")
-    return TAKE(x, index=ids, axis=chosen)
+    return TAKE(x, index=like(ids, x.data), axis=chosen)
 
 
 # --- join, cut -----------------------------------------------------------------------------------------------------
@@ -284,3 +286,37 @@ def broadcast_to(x: Tensor, *shape: Any) -> Tensor:
     if not fits:
         raise ShapeError(f"broadcast_to: shape {x.shape} cannot be stretched to {wanted}")
     return BROADCAST(x, shape=wanted)
+
+
+# --- another device or dtype ---------------------------------------------------------------------------------------
+
+
+class Origin(NamedTuple):
+    """Where the input was, and its dtype."""
+
+    device: str
+    dtype: np.dtype
+
+
+def to_forward(x, *, device, dtype):
+    return to_device(x.astype(dtype, copy=False), device), Origin(device_of(x), x.dtype)
+
+
+def to_backward(dout, saved):
+    return (to_device(dout, saved.device).astype(saved.dtype, copy=False),)
+
+
+TO = Op("to", to_forward, to_backward, aliases=True)
+
+
+def to(x: Tensor, *targets: Any) -> Tensor:
+    """x on another device, of another dtype, or both: `x.to("cuda")`, `x.to("cuda", "bfloat16")`, `x.to(np.float64)`.
+
+    The gradient takes the way back. x itself where nothing changes.
+    Raises: DeviceError for a device that is not there, DtypeError for what is neither a device nor a dtype.
+    """
+    device, dtype = device_and_dtype(targets)
+    device, dtype = device or x.device, dtype or x.dtype
+    if dtype == x.dtype and device in (x.device, x.device.partition(":")[0]):
+        return x
+    return TO(x, device=device, dtype=dtype)

@@ -2,6 +2,8 @@
 
 silu:    y = x s                with s = 1 / (1 + e^-x),   dy/dx = s + x s (1 - s) = s (1 + x (1 - s))
 swiglu:  y = silu(gate) up      (Shazeer 2020, arXiv:2002.05202):  dgate = dy up silu'(gate),  dup = dy silu(gate)
+
+The bias of the linear layer before may be added here, as in ops/gelu.py.
 """
 
 from __future__ import annotations
@@ -11,17 +13,18 @@ from typing import NamedTuple
 import numpy as np
 
 from minillm.autograd import Op, Tensor
-from minillm.backend import Array, as_rows, contiguous, row_blocks
-from minillm.errors import ShapeError, check_floating
-from minillm.kernels import Kernel, get_kernel
+from minillm.backend import Array, as_rows, contiguous, row_blocks, sum_over_blocks
+from minillm.errors import ShapeError, check_floating, check_shapes
+from minillm.kernels import get_kernel
 from minillm.ops.arithmetic import logistic
-from minillm.ops.launch import THREADS, blocks_for
+from minillm.ops.launch import THREADS, activation_backward, activation_fits, activation_forward, blocks_for
 
 
 class Saved(NamedTuple):
-    """The input."""
+    """The inputs."""
 
     x: Array
+    bias: Array | None
 
 
 class SavedPair(NamedTuple):
@@ -31,45 +34,52 @@ class SavedPair(NamedTuple):
     up: Array
 
 
-def silu_forward(x):
-    return _by_rows(lambda x: x * logistic(x), x), Saved(x)
+def silu_forward(x, bias=None):
+    def formula(x):
+        x = x if bias is None else x + bias
+        return x * logistic(x)
+
+    return _by_rows(formula, x), Saved(x, bias)
 
 
 def silu_backward(dout, saved):
-    def formula(dout, x):
+    x, bias = saved
+    dx = np.empty_like(x, order="C")
+    x_rows, dy, dx_rows = as_rows(x), as_rows(dout), as_rows(dx)
+
+    def formula(rows):
+        x = x_rows[rows] if bias is None else x_rows[rows] + bias
         s = logistic(x)
-        return dout * s * (1 + x * (1 - s))
+        np.multiply(dy[rows] * s, 1 + x * (1 - s), out=dx_rows[rows])
+        return () if bias is None else (dx_rows[rows].sum(axis=0),)
 
-    return (_by_rows(formula, dout, saved.x),)
+    sums = sum_over_blocks(formula, dy)
+    return dx, sums[0] if sums else None
 
 
-def silu_forward_cuda(x):
-    if x.size == 0:
+def silu_forward_cuda(x, bias=None):
+    if not activation_fits(x, bias):
         return NotImplemented
-    x = contiguous(x)
-    out = np.empty_like(x)
-    _launch(get_kernel("silu.cu", "activation_forward", x.dtype, "Silu"), x, out)
-    return out, Saved(x)
+    x, bias = contiguous(x), None if bias is None else contiguous(bias)
+    return activation_forward("silu.cu", "Silu", x, bias), Saved(x, bias)
 
 
 def silu_backward_cuda(dout, saved):
-    x, dx = saved.x, np.empty_like(saved.x)
-    _launch(get_kernel("silu.cu", "activation_backward", x.dtype, "Silu"), contiguous(dout), x, dx)
-    return (dx,)
-
-
-def _launch(kernel: Kernel, *arrays: Array) -> None:
-    x = arrays[0]
-    kernel(blocks_for(x.size, 16 // x.itemsize), THREADS, (*arrays, np.int64(x.size)))
+    return activation_backward("silu.cu", "Silu", contiguous(dout), saved.x, saved.bias)
 
 
 SILU = Op("silu", silu_forward, silu_backward, cuda=(silu_forward_cuda, silu_backward_cuda))
 
 
-def silu(x: Tensor) -> Tensor:
-    """x / (1 + e^-x), elementwise. Saves: a reference to x."""
-    check_floating("silu", x=x)
-    return SILU(x)
+def silu(x: Tensor, bias: Tensor | None = None) -> Tensor:
+    """x / (1 + e^-x), elementwise; with a bias (C,), that of x + bias, for x (..., C).
+
+    Saves: references to x and bias. Raises: ShapeError where C differs.
+    """
+    if bias is not None:
+        check_shapes("silu", x=("... C", x), bias=("C", bias))
+    check_floating("silu", x=x, bias=bias)
+    return SILU(x, bias)
 
 
 def swiglu_forward(gate, up):
@@ -96,15 +106,21 @@ def swiglu_forward_cuda(gate, up):
         return NotImplemented
     gate, up = contiguous(gate), contiguous(up)
     out = np.empty_like(gate)
-    _launch(get_kernel("silu.cu", "swiglu_forward", gate.dtype), gate, up, out)
+    _launch("swiglu_forward", gate, up, out)
     return out, SavedPair(gate, up)
 
 
 def swiglu_backward_cuda(dout, saved):
     gate, up = saved
     dgate, dup = np.empty_like(gate), np.empty_like(up)
-    _launch(get_kernel("silu.cu", "swiglu_backward", gate.dtype), contiguous(dout), gate, up, dgate, dup)
+    _launch("swiglu_backward", contiguous(dout), gate, up, dgate, dup)
     return dgate, dup
+
+
+def _launch(name: str, *arrays: Array) -> None:
+    x = arrays[0]
+    kernel = get_kernel("silu.cu", name, x.dtype)
+    kernel(blocks_for(x.size, 16 // x.itemsize), THREADS, (*arrays, np.int64(x.size)))
 
 
 SWIGLU = Op("swiglu", swiglu_forward, swiglu_backward, cuda=(swiglu_forward_cuda, swiglu_backward_cuda), kernel="silu")

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from minillm.device import is_device
 from minillm.errors import CheckpointError, InputError, did_you_mean
 from minillm.models.gpt2 import GPT2Config
 
@@ -65,6 +66,10 @@ class TrainConfig:
     """Steps between samples of generated text; 0 for none."""
     sample_tokens: int = 60
     """Length of such a sample, in tokens."""
+    device: str = "cpu"
+    """Where to train: `cpu`, `cuda` (the current GPU), or `cuda:1`."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of weights and activations; with bfloat16, which needs a GPU, the optimiser keeps the weights in float32 too."""
     seed: int = 1337
     """Seed of the weights, the order of the data, and dropout."""
 
@@ -80,6 +85,10 @@ class TrainConfig:
             raise InputError(
                 f"train: clip is {self.clip}; give a norm above 0 (a large one, such as 1e9, to never clip)"
             )
+        if not is_device(self.device):
+            raise InputError(f"train: device is {self.device!r}; choose cpu, cuda or cuda:0")
+        if self.dtype == "bfloat16" and self.device == "cpu":
+            raise InputError("train: bfloat16 needs --device cuda, because a CPU has no arithmetic for it; use float32")
         if not 0 < self.validation_fraction < 1:
             raise InputError(
                 f"train: validation_fraction is {self.validation_fraction}; give a share above 0 and below 1"

@@ -23,6 +23,7 @@ from minillm import backend, random
 from minillm.autograd import no_grad
 from minillm.checkpoint import load_checkpoint, save_checkpoint
 from minillm.data import Batches, Tokens, open_tokens, read_text, split_text
+from minillm.device import Uploads, check_device
 from minillm.errors import CheckpointError, InputError
 from minillm.generate import generate
 from minillm.models.gpt2 import GPT2
@@ -66,6 +67,7 @@ def train(config: TrainConfig, resume: Path | None = None) -> Run:
     Raises: InputError or CheckpointError for settings, data or a run that cannot be used, before anything is written;
     InputError when the loss stops being a number.
     """
+    check_device(config.device)
     if resume is None and config.out is not None:
         check_free(config.out)
     run = Run.open(resume) if resume else None
@@ -80,15 +82,17 @@ def train(config: TrainConfig, resume: Path | None = None) -> Run:
     else:
         run, state = Run.create(config, corpus.tokenizer), State()
 
+    uploads = Uploads(config.device)
     with backend.tuned_process(), StopRequest() as stop, Display(run, model, corpus, state, config) as display:
         last = state.step >= config.steps
         while not last:
             started = time.perf_counter()
-            ids, targets = train_batches.batch(state.step)
+            ids, targets = uploads(*train_batches.batch(state.step))
             optimizer.lr = learning_rate(config, state.step)
             optimizer.zero_grad()
             loss = accumulate_gradients(model, ids, targets, config.micro_batches)
             grad_norm = optimizer.clip_grad_norm(config.clip)
+            loss, grad_norm = float(loss), float(grad_norm)  # here, and nowhere else in a step, a GPU is waited for
             check_finite(config, state.step + 1, {"loss": loss, "norm of the gradient": grad_norm})
             optimizer.step()
             seconds = time.perf_counter() - started
@@ -125,20 +129,22 @@ def train(config: TrainConfig, resume: Path | None = None) -> Run:
 # --- a step --------------------------------------------------------------------------------------------------------
 
 
-def accumulate_gradients(model: GPT2, ids: Any, targets: Any, micro_batches: int = 1) -> float:
+def accumulate_gradients(model: GPT2, ids: Any, targets: Any, micro_batches: int = 1) -> Any:
     """Add the gradient of the mean loss of a batch to the parameters, computed in parts; returns the loss.
+
+    On a GPU the loss is an array without dimensions, and nobody waits for it before `float(loss)`.
 
     Each part contributes the sum of its token losses over the number of tokens of the whole batch, so that tokens
     count alike however they are spread over the parts; targets of -100 do not count.
     """
-    counted = max(1, int(np.count_nonzero(targets != -100)))
-    total = 0.0
+    counted = np.maximum((targets != -100).sum(), 1).astype(np.float32)
+    total: Any = 0.0
     for part_ids, part_targets in zip(
         np.array_split(ids, micro_batches), np.array_split(targets, micro_batches), strict=True
     ):
         loss = model.loss(part_ids, part_targets, reduction="sum") / counted
         loss.backward()
-        total += loss.item()
+        total = total + loss.data.astype(np.float64)
     return total
 
 
@@ -227,7 +233,7 @@ def build(config: TrainConfig, tokenizer: Tokenizer) -> tuple[GPT2, Optimizer]:
     """The model, with its vocabulary from the tokenizer, and its optimiser."""
     from dataclasses import replace
 
-    model = GPT2(replace(config.model, vocab_size=tokenizer.vocab_size))
+    model = GPT2(replace(config.model, vocab_size=tokenizer.vocab_size)).to(config.device, config.dtype)
     groups = decay_groups(model.parameters(), config.weight_decay)
     if config.optimizer == "sgd":
         return model, SGD(groups, config.lr, momentum=0.9)

@@ -8,7 +8,7 @@ import pytest
 from minillm import kernels, ops
 from minillm.gradcheck import run_cases
 from minillm.kernels import Kernel, get_kernel
-from minillm.ops.gelu import Saved, gelu_backward, gelu_forward
+from minillm.ops.gelu import Saved, gelu_backward, gelu_backward_cuda, gelu_forward, gelu_forward_cuda
 
 pytestmark = pytest.mark.usefixtures("_compiler")
 FORMS = {"none": "GeluErf", "tanh": "GeluTanh"}
@@ -65,19 +65,15 @@ def forward_formula(form):
 
 
 def backward_formula(form):
-    return lambda dy, x: gelu_backward(dy, Saved(x, form))[0]
+    return lambda dy, x: gelu_backward(dy, Saved(x, None, form))[0]
 
 
 def bias_forward_formula(form):
-    return lambda x, bias: gelu_forward(x + bias, approximate=form)[0]
+    return lambda x, bias: gelu_forward(x, bias, approximate=form)[0]
 
 
 def bias_backward_formula(form):
-    def formula(dy, x, bias):
-        (dx,) = gelu_backward(dy, Saved(x + bias, form))
-        return dx, dx.sum(axis=0)
-
-    return formula
+    return lambda dy, x, bias: gelu_backward(dy, Saved(x, bias, form))
 
 
 @pytest.mark.parametrize("count", COUNTS)
@@ -166,14 +162,36 @@ def test_the_operation_by_kernel_and_by_formula(agree, rng, form, shape):
     agree(lambda x: ops.gelu(x, form), 2 * rng.standard_normal(shape), ran="activation_backward")
 
 
+@pytest.mark.parametrize("shape", [(1,), (5, 17), (2, 3, 5), (300, 64), (40, 1023)], ids=str)
+def test_the_operation_with_a_bias(agree, rng, form, shape):
+    """Also where a grid of chunks has several stages of sums over them."""
+    x, bias = 2 * rng.standard_normal(shape), rng.standard_normal(shape[-1])
+    agree(lambda x, bias: ops.gelu(x, form, bias), x, bias, ran="bias_activation_backward")
+
+
+def test_the_operation_in_every_dtype(check, rng, dtype, form):
+    x, dy = rng.standard_normal((2, 70, 33)).astype(dtype)
+    bias = rng.standard_normal(33).astype(dtype)
+    y, saved = gelu_forward_cuda(x, bias, approximate=form)
+    check(y, bias_forward_formula(form), (x, bias), factor=2)
+    check(gelu_backward_cuda(dy, saved), bias_backward_formula(form), (dy, x, bias), factor=3)
+
+
+def test_a_bias_of_another_dtype_is_left_to_the_formula(rng):
+    x = rng.standard_normal((2, 8)).astype(np.float32)
+    assert gelu_forward_cuda(x, x[0].astype(np.float64), approximate="tanh") is NotImplemented
+    assert gelu_forward_cuda(x[:0], x[0], approximate="tanh") is NotImplemented
+    assert gelu_forward_cuda(x, x[0], approximate="tanh") is not NotImplemented
+
+
 def test_every_case_of_the_gradient_check_by_kernels():
-    ran = "activation_backward<double, GeluTanh>"
-    before = kernels.launch_counts()[ran]
+    ran = "activation_backward<double, GeluTanh>", "bias_activation_backward<double, GeluTanh>"
+    before = kernels.launch_counts()
     with kernels.use_kernels("emulate"):
         results = run_cases(["gelu"])
     assert results
     assert [result.report for result in results if result.report] == []
-    assert kernels.launch_counts()[ran] > before
+    assert all(kernels.launch_counts()[name] > before[name] for name in ran)
 
 
 PLAIN = "activation_forward<float, GeluTanh>", "activation_backward<float, GeluTanh>"

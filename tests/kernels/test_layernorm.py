@@ -77,8 +77,7 @@ def backward_formula(dy, x, weight, mean, rstd):
 
 
 def residual_backward_formula(dy, x, weight, mean, rstd, dout):
-    dx, dweight, dbias = backward_formula(dy, x, weight, mean, rstd)
-    return dx + dout, dweight, dbias
+    return layernorm_backward((dout, dy), Saved(x, weight, mean[:, None], rstd[:, None], True))[:3]
 
 
 @pytest.fixture
@@ -207,6 +206,38 @@ def test_the_operation_by_kernel_and_by_formula(agree, rng, shape, with_bias):
         agree(lambda x, weight: ops.layer_norm(x, weight, eps=0.1), x, weight, ran="layernorm_backward")
 
 
+@pytest.mark.parametrize("shape", [(1,), (2, 3, 17), (300, 64), (5, 1023)], ids=str)
+@pytest.mark.parametrize("used", ["sum and norm", "sum", "norm"])
+def test_the_operation_behind_a_residual_addition(agree, rng, shape, used):
+    """A gradient may reach both results or one: the sum alone needs no kernel, the norm alone the plain one."""
+    x, residual, weight, bias = (rng.standard_normal(s) for s in (shape, shape, shape[-1:], shape[-1:]))
+
+    def fn(*inputs):
+        total, norm = ops.add_layer_norm(*inputs, *[None] * (4 - len(inputs)), 0.1)
+        return {"sum and norm": 2 * total + norm, "sum": total, "norm": norm}[used]
+
+    forward, backward = "residual_layernorm_forward", "residual_layernorm_backward"
+    ran = {"sum and norm": backward, "sum": forward, "norm": "layernorm_backward"}[used]
+    agree(fn, x, residual, weight, bias, ran=ran)
+    agree(fn, x, residual, weight, ran=ran)
+
+
+def test_the_operations_in_every_dtype(check, draw):
+    x, residual, dy, dout, weight, bias = draw(9, 100)
+    (total, y), saved = layernorm_forward_cuda(x, weight, bias, residual, eps=EPS)
+    check(total, lambda x, residual: x + residual, (x, residual), factor=2)
+    check((y, saved.mean, saved.rstd), forward_formula, (total, weight, bias), factor=2)
+    dx, dweight, dbias, dresidual = layernorm_backward_cuda((dout, dy), saved)
+    assert dresidual is dx
+    arguments = (dy, total, weight, saved.mean, saved.rstd, dout)
+    check((dx, dweight, dbias), residual_backward_formula, arguments, factor=3)
+    dx, dweight, dbias, _ = layernorm_backward_cuda((dout, None), saved)
+    assert dx is dout
+    assert dweight.dtype == dbias.dtype == dy.dtype
+    assert not dweight.any()
+    assert not dbias.any()
+
+
 def test_many_rows_are_added_up_in_stages(rng):
     x, dy = rng.standard_normal((2, 3000, 8)).astype(np.float32)
     y, saved = layernorm_forward_cuda(x, x[0], x[1], eps=EPS)
@@ -226,16 +257,19 @@ def test_rows_too_long_for_shared_memory_are_left_to_the_formula(rng):
         ops.layer_norm(*map(Tensor, (x, x[0], x[1])))
     assert layernorm_forward_cuda(x[:, :8192].copy(), x[0, :8192], x[1, :8192], eps=EPS) is not NotImplemented
     assert layernorm_forward_cuda(x[:, :64].copy(), x[0, :64].astype(float), None, eps=EPS) is NotImplemented
+    x = x[:, :64].copy()
+    assert layernorm_forward_cuda(x, x[0], None, x.astype(float), eps=EPS) is NotImplemented
+    assert layernorm_forward_cuda(x, x[0], None, x, eps=EPS) is not NotImplemented
 
 
 def test_every_case_of_the_gradient_check_by_kernels():
-    ran = "layernorm_backward<double>"
-    before = kernels.launch_counts()[ran]
+    ran = "layernorm_backward<double>", "residual_layernorm_backward<double>"
+    before = kernels.launch_counts()
     with kernels.use_kernels("emulate"):
-        results = run_cases(["layernorm"])
+        results = run_cases(["layernorm", "add_layernorm"])
     assert results
     assert [result.report for result in results if result.report] == []
-    assert kernels.launch_counts()[ran] > before
+    assert all(kernels.launch_counts()[name] > before[name] for name in ran)
 
 
 FORWARD, BACKWARD = "residual_layernorm_forward<float>", "residual_layernorm_backward<float>"

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import minillm
-from minillm.autograd import Node
-from minillm.errors import DtypeError, InputError, ShapeError
+from minillm.autograd import Node, no_grad
+from minillm.errors import DtypeError, GraphError, InputError, ShapeError
 from minillm.models.gpt2 import GPT2, PRESETS, GPT2Config
 from minillm.optim import AdamW, decay_groups
 
@@ -375,3 +375,26 @@ def test_logits_gradients_and_a_step_equal_hugging_faces(rng: np.random.Generato
     theirs_optimizer.step()
     check("data")
     assert relative_error(model(ids).data, reference(torch.tensor(ids)).logits.detach().numpy()) < tolerance
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(np.float64, 1e-12), (np.float32, 1e-5)])
+@pytest.mark.parametrize("pieces", [[1] * 12, [12], [5, 1, 1, 1, 4], [7, 5]])
+def test_cached_logits_are_those_without_a_cache(dtype, tolerance, pieces, rng):
+    """Whatever the pieces in which the text comes: prompts at once, then token by token."""
+    minillm.manual_seed(3)
+    model = GPT2(GPT2Config(vocab_size=19, context=12, layers=3, heads=2, channels=16)).to(dtype).eval()
+    for parameter in model.parameters():  # at the first weights attention is nearly uniform, which hides mistakes
+        parameter.data[...] = rng.normal(size=parameter.shape) / 2
+    ids = rng.integers(0, 19, (3, 12))
+    expected = model(ids).data
+    with no_grad():
+        cache, start = model.new_cache(batch=3), 0
+        for size in pieces:
+            logits = model.next_logits(ids[:, start : start + size], cache).data
+            start += size
+            np.testing.assert_allclose(logits, expected[:, start - 1], rtol=tolerance, atol=tolerance)
+        assert [layer.length for layer in cache] == [12] * 3
+        with pytest.raises(ShapeError, match="ids have T=13 with the cache, but the context is 12"):
+            model.next_logits(ids[:, :1], cache)
+    with pytest.raises(GraphError, match=r"KVCache: cached keys have no gradient; compute within minillm.no_grad\(\)"):
+        model.next_logits(ids[:, :1], model.new_cache(batch=3))

@@ -9,9 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import minillm
 from minillm import ops
 from minillm.autograd import Tensor
-from minillm.errors import DtypeError, InputError, ShapeError
+from minillm.errors import DtypeError, GraphError, InputError, ShapeError
+from minillm.kernels import use_kernels
 
 
 def naive(logits, targets, ignore_index=-100, smoothing=0.0, reduction="mean"):
@@ -180,3 +182,32 @@ def test_an_ignored_row_costs_nothing_even_where_a_class_is_impossible():
     logits = Tensor([[-np.inf, 1.0, 2.0], [0.5, 1.0, 2.0]])
     loss = ops.cross_entropy(logits, np.array([-100, 1]))
     assert loss.item() == ops.cross_entropy(logits[1:], np.array([1])).item()
+
+
+@pytest.mark.parametrize("mode", ["off", "require"])
+def test_the_gradient_may_be_written_over_the_logits(rng, mode):
+    """The same numbers, in the memory of the logits; a second backward would take gradients for logits: it raises."""
+    x, targets = rng.normal(size=(5, 2, 19)), rng.integers(0, 19, (5, 2))
+    targets[1, 1] = -100
+    expected = minillm.tensor(x, requires_grad=True)
+    ops.cross_entropy(expected * 2, targets, label_smoothing=0.1).backward()
+    leaf = minillm.tensor(x, requires_grad=True)
+    logits = leaf * 2
+    memory = logits.data
+    with use_kernels(mode):
+        loss = ops.cross_entropy(logits.retain_grad(), targets, label_smoothing=0.1, overwrite=True)
+        before = memory.copy()
+        loss.backward(keep_graph=True)
+    np.testing.assert_allclose(leaf.grad, expected.grad, rtol=1e-12)
+    assert not np.array_equal(memory, before)
+    np.testing.assert_array_equal(memory, logits.grad)
+    with pytest.raises(GraphError, match="cross_entropy: overwrite=True lets a graph have one backward"):
+        loss.backward()
+
+
+def test_logits_that_are_not_in_one_piece_are_left_alone(rng):
+    leaf = minillm.tensor(rng.normal(size=(19, 4)), requires_grad=True)
+    logits = leaf.transpose(0, 1)
+    before = leaf.data.copy()
+    ops.cross_entropy(logits, rng.integers(0, 19, 4), overwrite=True).backward()
+    np.testing.assert_array_equal(leaf.data, before)

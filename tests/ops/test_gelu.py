@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from minillm import ops
 from minillm.autograd import Tensor
-from minillm.errors import InputError
+from minillm.errors import DtypeError, InputError, ShapeError
 
 erf = sys.modules["minillm.ops.gelu"].erf
 GRID = np.concatenate([np.linspace(-7, 7, 20_001), np.linspace(-0.05, 0.05, 2_001), np.arange(-6, 6, 1 / 64)])
@@ -89,9 +89,47 @@ def test_a_form_that_does_not_exist():
         ops.gelu(Tensor(GRID), "erf")
 
 
+@pytest.mark.parametrize("form", ["none", "tanh"])
+@pytest.mark.parametrize("shape", [(5,), (1, 1), (3, 5), (2, 3, 5), (0, 5), (3, 0), (700, 500)])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(np.float32, 1e-5), (np.float64, 1e-13)])
+def test_a_bias_is_added_before(form, shape, dtype, tolerance, rng):
+    """Within, as a sum before; the largest shape takes several row blocks, on several threads."""
+    arrays = [rng.normal(size=size).astype(dtype) for size in (shape, shape[-1:])]
+    u = rng.normal(size=shape).astype(dtype)
+    (x, bias), (x_apart, bias_apart) = ([Tensor(a, requires_grad=True) for a in arrays] for _ in range(2))
+    y, apart = ops.gelu(x, form, bias), ops.gelu(x_apart + bias_apart, form)
+    y.backward(u)
+    apart.backward(u)
+    assert y.dtype == x.grad.dtype == bias.grad.dtype == dtype
+    np.testing.assert_array_equal(y.data, apart.data)
+    np.testing.assert_array_equal(x.grad, x_apart.grad)
+    np.testing.assert_allclose(bias.grad, bias_apart.grad, rtol=tolerance, atol=20 * tolerance)
+
+
+def test_what_is_kept_with_a_bias_are_references(rng):
+    x, bias = Tensor(rng.normal(size=(3, 4)), requires_grad=True), Tensor(rng.normal(size=4), requires_grad=True)
+    before = x.data.copy(), bias.data.copy()
+    y = ops.gelu(x, "tanh", bias)
+    assert y.node.saved.x is x.data
+    assert y.node.saved.bias is bias.data
+    y.backward(np.ones((3, 4)))
+    np.testing.assert_array_equal(x.data, before[0])
+    np.testing.assert_array_equal(bias.data, before[1])
+
+
+def test_a_bias_that_does_not_fit():
+    with pytest.raises(ShapeError, match="gelu: bias has C=3, but x has C=4"):
+        ops.gelu(Tensor(np.ones((2, 4))), bias=Tensor(np.ones(3)))
+    with pytest.raises(ShapeError, match=r"gelu: x has shape \(\), expected \(..., C\)"):
+        ops.gelu(Tensor(np.ones(())), bias=Tensor(np.ones(1)))
+    with pytest.raises(DtypeError, match="gelu: bias has dtype int64"):
+        ops.gelu(Tensor(np.ones((2, 4))), bias=Tensor(np.ones(4, np.int64)))
+
+
 @pytest.mark.oracle
 @pytest.mark.parametrize("form", ["none", "tanh"])
 def test_as_in_torch(form, same_as_torch, rng):
     gelu = pytest.importorskip("torch").nn.functional.gelu
-    x = 3 * rng.normal(size=(40, 50))
+    x, bias = 3 * rng.normal(size=(40, 50)), rng.normal(size=50)
     same_as_torch(lambda x: ops.gelu(x, form), lambda x: gelu(x, approximate=form), x)
+    same_as_torch(lambda x, b: ops.gelu(x, form, b), lambda x, b: gelu(x + b, approximate=form), x, bias)

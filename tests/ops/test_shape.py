@@ -296,3 +296,16 @@ def test_as_in_torch(same_as_torch, rng):
     same_as_torch(lambda x, y: ops.stack([x, y], dim=-1), lambda x, y: torch.stack([x, y], dim=-1), x, y)
     same_as_torch(lambda x: x.split(3, 2), lambda x: x.split(3, 2), x)
     same_as_torch(lambda x: x.split([1, 2], 1), lambda x: x.split([1, 2], 1), x)
+
+
+def test_to_converts_and_converts_the_gradient_back(rng):
+    x = minillm.tensor(rng.normal(size=(2, 3)), requires_grad=True)
+    y = x.to(np.float32)
+    np.testing.assert_array_equal(y.data, x.data.astype(np.float32))
+    dout = rng.normal(size=(2, 3)).astype(np.float32)
+    (3 * y).backward(dout)
+    assert x.grad.dtype == np.float64
+    np.testing.assert_array_equal(x.grad, (3 * dout).astype(np.float64))
+    assert x.to("cpu", "float64") is x
+    with pytest.raises(DtypeError, match="to: 'gpu' is neither a device nor a dtype; give 'cpu', 'cuda' or 'cuda:1'"):
+        x.to("gpu")

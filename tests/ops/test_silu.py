@@ -25,6 +25,20 @@ def test_silu(dtype, tolerance):
     np.testing.assert_allclose(y, naive(X.astype(dtype).astype(float)), rtol=10 * tolerance, atol=tolerance)
 
 
+@pytest.mark.parametrize("shape", [(5,), (3, 5), (2, 3, 5), (0, 5), (3, 0), (700, 500)])
+def test_a_bias_is_added_before(shape, rng):
+    arrays, u = [rng.normal(size=size) for size in (shape, shape[-1:])], rng.normal(size=shape)
+    (x, bias), (x_apart, bias_apart) = ([Tensor(a, requires_grad=True) for a in arrays] for _ in range(2))
+    y, apart = ops.silu(x, bias), ops.silu(x_apart + bias_apart)
+    y.backward(u)
+    apart.backward(u)
+    np.testing.assert_array_equal(y.data, apart.data)
+    np.testing.assert_array_equal(x.grad, x_apart.grad)
+    np.testing.assert_allclose(bias.grad, bias_apart.grad, rtol=1e-13, atol=1e-12)
+    with pytest.raises(ShapeError, match="silu: bias has C=7, but x has C="):
+        ops.silu(x, Tensor(np.ones(7)))
+
+
 def test_swiglu_is_silu_of_the_gate_times_up(rng):
     gate, up = rng.normal(size=(2, 3, 4, 5))
     np.testing.assert_allclose(ops.swiglu(Tensor(gate), Tensor(up)).data, naive(gate) * up, rtol=1e-14)
