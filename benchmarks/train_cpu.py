@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import statistics
-import subprocess
 import sys
 import time
 from pathlib import Path
+
+from sides import THREADS, Side
 
 CONFIGS = {  # vocabulary, context, layers, heads, channels, batch
     "tiny": (65, 64, 4, 4, 128, 12),
@@ -23,7 +23,6 @@ CONFIGS = {  # vocabulary, context, layers, heads, channels, batch
     "gpt2": (50257, 64, 12, 12, 768, 4),
 }
 STEPS = {"tiny": 20, "baby": 2, "gpt2": 2}  # per round
-THREADS = 2
 
 
 def data(name):
@@ -124,32 +123,9 @@ def serve(side, name):
         print(json.dumps({"seconds": seconds, "loss": loss, "peak_mb": peak}), flush=True)
 
 
-class Side:
-    """A child process that runs steps when told to."""
-
-    def __init__(self, side, name):
-        environment = {**os.environ, "MINILLM_THREADS": str(THREADS), "OMP_NUM_THREADS": str(THREADS)}
-        self.process = subprocess.Popen(
-            [sys.executable, __file__, "--serve", side, name],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env=environment,
-        )
-
-    def run(self, steps):
-        self.process.stdin.write(f"{steps}\n")
-        self.process.stdin.flush()
-        return json.loads(self.process.stdout.readline())
-
-    def close(self):
-        self.process.stdin.close()
-        self.process.wait()
-
-
 def measure(name, rounds):
     """Interleaved rounds of one configuration: the medians and the median ratio."""
-    sides = {"minillm": Side("minillm", name), "torch": Side("torch", name)}
+    sides = {side: Side(__file__, side, name) for side in ("minillm", "torch")}
     for side in sides.values():
         side.run(max(2, STEPS[name] // 4))  # warm up
     results = {key: [] for key in sides}
