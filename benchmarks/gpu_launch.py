@@ -31,12 +31,12 @@ def decode_attention(q: Array, k: Array, v: Array, lengths: Array, longest: int,
     splits, real = max(1, blocks(longest, chunk)), accumulator(q)
     outs = np.empty_like(q, shape=(batch, heads, splits, d), dtype=real)
     sums = np.empty_like(q, shape=(batch, heads, splits, 2), dtype=real)
-    out = np.empty_like(q)
+    out, lse = np.empty_like(q), np.empty_like(q, shape=(batch, heads), dtype=real)
     sizes = (np.int32(heads // key_heads), np.int32(chunk), np.int64(capacity), real.type(scale))
     decode = get_kernel("decode.cu", "attention_decode", q.dtype, d)
     decode((splits, heads, batch), 128, (q, k, v, lengths, outs, sums, *sizes))
     combine = get_kernel("decode.cu", "attention_decode_combine", q.dtype)
-    combine((heads, batch), 128, (outs, sums, out, np.int32(splits), np.int32(d)))
+    combine((heads, batch), 128, (outs, sums, out, lse, np.int32(splits), np.int32(d)))
     return out
 
 

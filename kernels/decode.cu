@@ -2,6 +2,7 @@
 // product of one row, or a few, with a weight matrix.
 //
 //   attention    o = sum_j p_j v_j / sum_j p_j,   p_j = e^(scale q . k_j),   over the keys j < lengths[b]
+//                lse = log sum_j p_j, as attention.cu has it for a backward
 //   gemv         y = x W^T
 //
 // Shapes: q, out (B, H, D); k, v (B, G, capacity, D), query head h with key head h / (H/G); x (rows, K), W (N, K), y
@@ -11,7 +12,7 @@
 // of 128 threads takes keys s chunk to (s + 1) chunk. A group of LANES lanes takes a key, each lane a few 16-byte
 // vectors of it, and keeps its own largest score, sum and output; shared memory joins the groups.
 // attention_decode_combine: block (h, b) of 128 threads joins the splits. Both in a fixed order. A sequence of length 0
-// gives 0.
+// gives 0, and lse = +inf.
 //
 // Memory: K and V once for each query head, 2 lengths D sizeof(T) bytes; all else is small. 4 operations for each
 // number of K or V: bound by memory. B = 8, H = 12, D = 64, length 1024, bfloat16: 25 MB, 5.9 us at the 4.3 TB/s of an
@@ -95,7 +96,8 @@ __global__ void __launch_bounds__(128, 1)
 
 template <typename T>
 __global__ void __launch_bounds__(128) attention_decode_combine(
-    const Accumulator<T>* partial_out, const Accumulator<T>* partial_sums, T* out, int splits, int head_size) {
+    const Accumulator<T>* partial_out, const Accumulator<T>* partial_sums, T* out, Accumulator<T>* lse, int splits,
+    int head_size) {
     using A = Accumulator<T>;
     const long long row = (long long)blockIdx.y * gridDim.x + blockIdx.x;  // of head x, item y
     const A* sums = partial_sums + row * splits * 2;
@@ -108,6 +110,7 @@ __global__ void __launch_bounds__(128) attention_decode_combine(
         o += partial_out[(row * splits + s) * head_size + d] * weight;
     }
     if (threadIdx.x < head_size) out[row * head_size + threadIdx.x] = T(total == 0 ? A(0) : o / total);
+    if (threadIdx.x == 0) lse[row] = total == 0 ? A(1) / total : largest + log(total);  // 1 / 0 = +inf
 }
 
 template <typename T, int ROWS, int COUNT>

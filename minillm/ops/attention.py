@@ -151,7 +151,10 @@ def attention_forward_cuda(q, k, v, mask, *, lengths, causal, scale, dropout):
         lengths = np.full_like(k, k.shape[2], shape=k.shape[:1], dtype=np.int32, order="C")
     out = np.empty_like(q)
     lse = np.empty_like(q, shape=q.shape[:3], dtype=np.promote_types(q.dtype, np.float32), order="C")
-    _launch("attention_forward", (q, k, v), lengths, (lse,), (out,), causal, scale, dropout)
+    if q.shape[2] == 1 and dropout is None and q.shape[3] % 32 == 0 and _are_cached(k, v) and _in_16_bytes(q):
+        out = _launch_decode(q, k, v, lengths, lse, scale)
+    else:
+        _launch("attention_forward", (q, k, v), lengths, (lse,), (out,), causal, scale, dropout)
     return out, Saved(q, k, v, None, lengths, out, lse, causal, scale, dropout)
 
 
@@ -381,6 +384,34 @@ def _launch(
     threshold, real = np.uint32(min(round(p * 2**32), 2**32 - 1)), sums[0].dtype.type
     settings = (*numbers, np.bool_(causal), real(scale), *stream, threshold, real(1 / (1 - p)))
     kernel(grid, threads, (*arrays, *settings, *_strides(*operands)), smem)
+
+
+SPLIT_KEYS = 64  # fewest keys for a block of attention_decode
+DECODE_BLOCKS = 1024  # enough to keep every multiprocessor reading
+
+
+def _launch_decode(q: Array, k: Array, v: Array, lengths: Array, lse: Array, scale: float) -> Array:
+    """One query for each head and item, over the keys of a cache, which several blocks share."""
+    (batch, heads, _, head_size), (_, key_heads, keys, _), real = q.shape, k.shape, lse.dtype
+    splits = max(1, min(-(-keys // SPLIT_KEYS), DECODE_BLOCKS // (batch * heads)))
+    chunk = -(-keys // splits)
+    outs = np.empty_like(q, shape=(batch, heads, splits, head_size), dtype=real, order="C")
+    sums = np.empty_like(q, shape=(batch, heads, splits, 2), dtype=real, order="C")
+    lengths, q, out = np.minimum(lengths, np.int32(keys)), backend.contiguous(q), np.empty_like(q, order="C")
+    capacity = np.int64(k.strides[1] // k.strides[2])
+    numbers = (np.int32(heads // key_heads), np.int32(chunk), capacity, real.type(scale))
+    decode = get_kernel("decode.cu", "attention_decode", q.dtype, head_size)
+    decode((splits, heads, batch), 128, (q, _memory(k), _memory(v), lengths, outs, sums, *numbers))
+    combine = get_kernel("decode.cu", "attention_decode_combine", q.dtype)
+    combine((heads, batch), 128, (outs, sums, out, lse, np.int32(splits), np.int32(head_size)))
+    return out
+
+
+def _are_cached(k: Array, v: Array) -> bool:
+    """Whether k and v (B, G, T, D) are the first rows of arrays (B, G, capacity, D) in one piece, as in a KV cache."""
+    (_, key_heads, _, head_size), (item, head, row, number) = k.shape, k.strides
+    in_one_piece = number == k.itemsize and row == head_size * number and head % row == 0 and item == key_heads * head
+    return in_one_piece and k.strides == v.strides and _in_16_bytes(k) and _in_16_bytes(v)
 
 
 def _launch_delta(dout: Array, out: Array, lse: Array) -> Array:

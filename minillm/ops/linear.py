@@ -16,7 +16,10 @@ from minillm import backend
 from minillm.autograd import Op, Tensor
 from minillm.backend import Array, as_rows, contiguous
 from minillm.errors import check_floating, check_shapes
+from minillm.kernels import get_kernel
 from minillm.ops.launch import sum_rows
+
+GEMV_ROWS = (1, 2, 4, 8)  # of x, for which decode.cu reads the weight once, as generating a token does
 
 
 class Saved(NamedTuple):
@@ -31,6 +34,19 @@ def linear_forward(x, weight, bias):
     out = backend.matmul(as_rows(x), weight.T)  # (rows, out)
     if bias is not None:
         backend.row_blocks(lambda rows: np.add(out[rows], bias, out=out[rows]), out)
+    return out.reshape(*x.shape[:-1], len(weight)), Saved(x, weight, bias is not None)
+
+
+def linear_forward_cuda(x, weight, bias):
+    rows = x.size // x.shape[-1] if x.size else 0
+    if rows not in GEMV_ROWS or x.dtype != weight.dtype or not weight.flags.c_contiguous or not len(weight):
+        return linear_forward(x, weight, bias)
+    out = np.empty_like(x, shape=(rows, len(weight)), order="C")
+    sizes = np.int32(len(weight)), np.int32(x.shape[-1])
+    gemv = get_kernel("decode.cu", "gemv", x.dtype, rows)
+    gemv(-(-len(weight) // 4), 128, (contiguous(x), weight, out, *sizes))
+    if bias is not None:
+        np.add(out, bias, out=out)
     return out.reshape(*x.shape[:-1], len(weight)), Saved(x, weight, bias is not None)
 
 
@@ -54,7 +70,7 @@ LINEAR = Op(
     "linear",
     linear_forward,
     linear_backward,
-    cuda=(linear_forward, linear_backward_cuda),
+    cuda=(linear_forward_cuda, linear_backward_cuda),
     kernel="column_sums",
     writes_into=True,
 )

@@ -7,9 +7,12 @@ import re
 import numpy as np
 import pytest
 
-from minillm import kernels
+import minillm
+from minillm import kernels, ops
+from minillm.autograd import Tensor, no_grad
 from minillm.kernels import get_kernel
 from minillm.kernels.source import FOLDER
+from minillm.models.gpt2 import GPT2, GPT2Config
 
 bfloat16 = np.dtype(pytest.importorskip("ml_dtypes", reason="bfloat16 arrays need ml_dtypes").bfloat16)
 DTYPES = {"float32": np.dtype("float32"), "float64": np.dtype("float64"), "bfloat16": bfloat16}
@@ -22,13 +25,13 @@ def decode(q, k, v, lengths, scale, chunk):
     splits = max(1, -(-int(lengths.max()) // chunk))
     partial_out = np.full((batch, heads, splits, d), np.nan, real)
     partial_sums = np.full((batch, heads, splits, 2), np.nan, real)
-    out = np.full_like(q, np.nan)
+    out, lse = np.full_like(q, np.nan), np.full((batch, heads), np.nan, real)
     args = (q, k, v, lengths, partial_out, partial_sums, np.int32(heads // key_heads), np.int32(chunk))
     get_kernel("decode.cu", "attention_decode", q.dtype, d)(
         (splits, heads, batch), 128, (*args, np.int64(capacity), real(scale))
     )
     get_kernel("decode.cu", "attention_decode_combine", q.dtype)(
-        (heads, batch), 128, (partial_out, partial_sums, out, np.int32(splits), np.int32(d))
+        (heads, batch), 128, (partial_out, partial_sums, out, lse, np.int32(splits), np.int32(d))
     )
     return out
 
@@ -126,3 +129,59 @@ def test_faults_are_caught(rng, tmp_path, monkeypatch, old, new):
         with kernels.emulation(order=order):
             caught |= not near(decode(q, k, v, lengths, 0.5, 32), expected, "bfloat16", 2)
     assert caught
+
+
+# ---- where operations launch them ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("keys", [1, 63, 200])
+def test_attention_of_one_query_over_a_cache(rng, dtype, keys):
+    """The op decodes where the keys lie in a cache, and its backward goes on from the decoder's log-sum-exp."""
+    q = draw(rng, DTYPES[dtype], 2, 1, 4, 32).transpose(0, 2, 1, 3)
+    cache = draw(rng, DTYPES[dtype], 2, 2, 2, 210, 32)
+    k, v = cache[0][:, :, :keys], cache[1][:, :, :keys]
+    dout, lengths = draw(rng, DTYPES[dtype], 2, 4, 1, 32), np.array([keys, max(1, keys - 5)])
+
+    def run(mode, wide):
+        leaves = [Tensor(x.astype(np.float64) if wide else x, requires_grad=True) for x in (q, k, v)]
+        with kernels.use_kernels(mode):
+            y = ops.attention(*leaves, causal=True, lengths=lengths)
+            y.backward(dout.astype(y.dtype))
+        return [y.data, *(leaf.grad for leaf in leaves)]
+
+    before = kernels.launch_counts()
+    received = run("require", wide=False)
+    ran = " ".join(kernels.launch_counts() - before)
+    assert "attention_decode<" in ran
+    assert "attention_decode_combine<" in ran
+    assert "attention_forward" not in ran
+    for given, expected in zip(received, run("off", wide=True), strict=True):
+        assert near(given, expected, dtype, 8)
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3, 4, 8, 9])
+def test_the_linear_layer_of_a_few_rows(rng, rows):
+    x, weight, bias = rng.normal(size=(rows, 40)), rng.normal(size=(17, 40)), rng.normal(size=17)
+    before = kernels.launch_counts()
+    with kernels.use_kernels("require"):
+        y = ops.linear(Tensor(x), Tensor(weight), Tensor(bias))
+    assert (kernels.launch_counts() - before) == ({f"gemv<double, {rows}>": 1} if rows in (1, 2, 4, 8) else {})
+    np.testing.assert_allclose(y.data, x @ weight.T + bias, rtol=1e-12)
+
+
+def test_a_text_is_generated_by_the_decoder():
+    """Token by token with the cache, by kernels: the logits of the formulas without one."""
+    minillm.manual_seed(1)
+    model = GPT2(GPT2Config(vocab_size=11, context=12, layers=2, heads=2, channels=64)).eval()
+    ids = np.random.default_rng(0).integers(0, 11, (1, 12))
+    expected = model(ids).data
+    before = kernels.launch_counts()
+    with no_grad(), kernels.use_kernels("require"):
+        cache = model.new_cache()
+        model.next_logits(ids[:, :6], cache)
+        for t in range(6, 12):
+            np.testing.assert_allclose(model.next_logits(ids[:, t : t + 1], cache).data, expected[:, t], atol=1e-5)
+    ran = kernels.launch_counts() - before
+    assert ran["attention_decode<float, 32>"] == 2 * 6
+    assert ran["gemv<float, 1>"] == 6 * 9 + 1
