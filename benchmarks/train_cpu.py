@@ -1,9 +1,11 @@
 """A training step beside PyTorch's: `python benchmarks/train_cpu.py [--out benchmarks/results/train_cpu.md]`.
 
-Both sides do the same work in one process tree: forward, backward, clipping to norm 1, AdamW (PyTorch's fused one), on
-the same data, both on 2 threads. Each side is a process of its own that runs a few steps when told to, and the two
-are told in turn, A B A B, so that a change in the machine's speed meets both. The ratio is the median over rounds
-of (PyTorch's time per step) / (minillm's time per step): above 1, minillm is faster.
+All sides do the same work in one process tree: forward, backward, clipping to norm 1, AdamW (PyTorch's fused one), on
+the same data, all on 2 threads. Each side is a process of its own that runs a few steps when told to, and they are told
+in turn, A B C A B C, so that a change in the machine's speed meets all. A ratio is the median over rounds of (PyTorch's
+time per step) / (minillm's time per step): above 1, minillm is faster.
+
+The floor is what the matrix products of minillm's step take alone, at their shapes and in the same process.
 """
 
 from __future__ import annotations
@@ -18,11 +20,13 @@ from pathlib import Path
 from sides import THREADS, Side
 
 CONFIGS = {  # vocabulary, context, layers, heads, channels, batch
+    "micro": (65, 32, 2, 2, 64, 4),
     "tiny": (65, 64, 4, 4, 128, 12),
     "baby": (65, 256, 6, 6, 384, 8),
     "gpt2": (50257, 64, 12, 12, 768, 4),
+    "llama": (4096, 256, 6, 6, 384, 8),  # RoPE, RMSNorm, SwiGLU, no biases
 }
-STEPS = {"tiny": 20, "baby": 2, "gpt2": 2}  # per round
+STEPS = {"micro": 100, "tiny": 20, "baby": 2, "gpt2": 2, "llama": 2}  # per round
 
 
 def data(name):
@@ -42,7 +46,7 @@ def minillm_step(name):
     backend.threads = THREADS
     backend.tuned_process().__enter__()  # for the life of the process
     vocab, context, layers, heads, channels, _ = CONFIGS[name]
-    model = GPT2(GPT2Config(vocab, context, layers, heads, channels))
+    model = minillm_llama(name) if name == "llama" else GPT2(GPT2Config(vocab, context, layers, heads, channels))
     optimizer = AdamW(model.parameters(), lr=3e-4)
     ids, targets = data(name)
 
@@ -57,8 +61,54 @@ def minillm_step(name):
     return step
 
 
-def torch_step(name):
-    """The same in PyTorch, written as its users write it."""
+def minillm_llama(name):
+    """A Llama of minillm's layers and operations."""
+    from minillm import ops
+    from minillm.nn import Embedding, Linear, Module, RMSNorm
+
+    vocab, context, layers, heads, channels, _ = CONFIGS[name]
+    hidden, table = hidden_size(channels), ops.rope_table(context, channels // heads)
+
+    class Block(Module):
+        def __init__(self):
+            self.ln_1, self.ln_2 = RMSNorm(channels), RMSNorm(channels)
+            self.qkv, self.proj = Linear(channels, 3 * channels, bias=False), Linear(channels, channels, bias=False)
+            self.gate, self.up = Linear(channels, hidden, bias=False), Linear(channels, hidden, bias=False)
+            self.down = Linear(hidden, channels, bias=False)
+
+        def forward(self, x):
+            B, T, C = x.shape
+            q, k, v = (
+                y.reshape(B, T, heads, C // heads).transpose(1, 2) for y in self.qkv(self.ln_1(x)).split(C, dim=-1)
+            )
+            y = ops.attention(ops.rope(q, *table), ops.rope(k, *table), v, causal=True)
+            x = x + self.proj(y.transpose(1, 2).reshape(B, T, C))
+            h = self.ln_2(x)
+            return x + self.down(ops.swiglu(self.gate(h), self.up(h)))
+
+    class Llama(Module):
+        def __init__(self):
+            self.wte = Embedding(vocab, channels)
+            self.wte.weight.data *= 0.02
+            self.h = [Block() for _ in range(layers)]
+            self.ln_f = RMSNorm(channels)
+
+        def loss(self, ids, targets):
+            x = self.wte(ids)
+            for block in self.h:
+                x = block(x)
+            return ops.cross_entropy(ops.linear(self.ln_f(x), self.wte.weight), targets, overwrite=True)
+
+    return Llama()
+
+
+def hidden_size(channels):
+    """Of SwiGLU, whose three matrices then have as many weights as a GPT's two of 4 C."""
+    return 8 * channels // 3
+
+
+def torch_step(name, compiled=False):
+    """The same in PyTorch, written as its users write it; the model may be compiled."""
     import torch
     import torch.nn.functional as F
     from torch import nn
@@ -93,13 +143,14 @@ def torch_step(name):
             logits = F.linear(self.ln_f(x), self.wte.weight)
             return F.cross_entropy(logits.view(-1, vocab), targets.view(-1))
 
-    model = GPT()
+    model = torch_llama(name) if name == "llama" else GPT()
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-4, fused=True)
     ids, targets = (torch.from_numpy(x) for x in data(name))
+    compute = torch.compile(model) if compiled else model
 
     def step():
         optimizer.zero_grad()
-        loss = model(ids, targets)
+        loss = compute(ids, targets)
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
@@ -108,12 +159,75 @@ def torch_step(name):
     return step
 
 
+def torch_llama(name):
+    """A Llama in PyTorch, with RoPE as transformers has it."""
+    import torch
+    import torch.nn.functional as F
+    from torch import nn
+
+    vocab, context, layers, heads, channels, _ = CONFIGS[name]
+    hidden, size = hidden_size(channels), channels // heads
+    angle = torch.outer(torch.arange(context), 10000.0 ** (-torch.arange(0, size, 2) / size))
+    cos, sin = torch.cat([angle.cos()] * 2, -1), torch.cat([angle.sin()] * 2, -1)
+
+    def rope(x):
+        return x * cos + torch.cat((-x[..., size // 2 :], x[..., : size // 2]), dim=-1) * sin
+
+    class Block(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.ln_1, self.ln_2 = nn.RMSNorm(channels, 1e-6), nn.RMSNorm(channels, 1e-6)
+            self.qkv = nn.Linear(channels, 3 * channels, bias=False)
+            self.proj = nn.Linear(channels, channels, bias=False)
+            self.gate, self.up = (nn.Linear(channels, hidden, bias=False) for _ in range(2))
+            self.down = nn.Linear(hidden, channels, bias=False)
+
+        def forward(self, x):
+            B, T, C = x.shape
+            q, k, v = (y.view(B, T, heads, size).transpose(1, 2) for y in self.qkv(self.ln_1(x)).split(C, dim=-1))
+            y = F.scaled_dot_product_attention(rope(q), rope(k), v, is_causal=True)
+            x = x + self.proj(y.transpose(1, 2).reshape(B, T, C))
+            h = self.ln_2(x)
+            return x + self.down(F.silu(self.gate(h)) * self.up(h))
+
+    class Llama(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.wte = nn.Embedding(vocab, channels)
+            nn.init.normal_(self.wte.weight, std=0.02)
+            self.h = nn.Sequential(*(Block() for _ in range(layers)))
+            self.ln_f = nn.RMSNorm(channels, 1e-6)
+
+        def forward(self, ids, targets):
+            logits = F.linear(self.ln_f(self.h(self.wte(ids))), self.wte.weight)
+            return F.cross_entropy(logits.view(-1, vocab), targets.view(-1))
+
+    return Llama()
+
+
+def products_alone(step):
+    """Seconds of a step's matrix products alone."""
+    from minillm.profile import Profile, profiled
+
+    profile = Profile()
+    with profiled(profile):
+        step()
+    return profile.products_alone()
+
+
 def serve(side, name):
-    """The child process: for each line read, run that many steps and print the seconds per step."""
+    """The child process: for each line read, run that many steps and print the seconds per step; or print the floor."""
     import resource
 
-    step = {"minillm": minillm_step, "torch": torch_step}[side](name)
+    step = {
+        "minillm": minillm_step,
+        "eager": torch_step,
+        "compiled": lambda name: torch_step(name, compiled=True),
+    }[side](name)
     for line in sys.stdin:
+        if line == "floor\n":
+            print(json.dumps({"floor": products_alone(step)}), flush=True)
+            continue
         count = int(line)
         start = time.perf_counter()
         for _ in range(count):
@@ -123,36 +237,41 @@ def serve(side, name):
         print(json.dumps({"seconds": seconds, "loss": loss, "peak_mb": peak}), flush=True)
 
 
-def measure(name, rounds):
-    """Interleaved rounds of one configuration: the medians and the median ratio."""
-    sides = {side: Side(__file__, side, name) for side in ("minillm", "torch")}
-    for side in sides.values():
-        side.run(max(2, STEPS[name] // 4))  # warm up
-    results = {key: [] for key in sides}
+def measure(name, rounds, sides):
+    """Interleaved rounds of one configuration: the medians, the ratios, and the floor's share of minillm's step."""
+    children = {side: Side(__file__, side, name) for side in sides}
+    for child in children.values():
+        child.run(max(2, STEPS[name] // 4))  # warm up
+    results = {side: [] for side in sides}
+    floors = []
     for _ in range(rounds):
-        for key, side in sides.items():
-            results[key].append(side.run(STEPS[name]))
-    for side in sides.values():
-        side.close()
-    seconds = {key: [r["seconds"] for r in value] for key, value in results.items()}
-    ratios = [theirs / ours for ours, theirs in zip(seconds["minillm"], seconds["torch"], strict=True)]
+        for side, child in children.items():
+            results[side].append(child.run(STEPS[name]))
+        floors.append(children["minillm"].run("floor")["floor"])
+    for child in children.values():
+        child.close()
+    seconds = {side: [r["seconds"] for r in value] for side, value in results.items()}
+    ratios = {
+        side: [theirs / ours for ours, theirs in zip(seconds["minillm"], seconds[side], strict=True)] for side in sides
+    }
+    shares = [floor / ours for floor, ours in zip(floors, seconds["minillm"], strict=True)]
     return {
-        "config": name,
-        "minillm_ms": 1e3 * statistics.median(seconds["minillm"]),
-        "torch_ms": 1e3 * statistics.median(seconds["torch"]),
-        "ratio": statistics.median(ratios),
-        "low": min(ratios),
-        "high": max(ratios),
-        "minillm_mb": results["minillm"][-1]["peak_mb"],
-        "torch_mb": results["torch"][-1]["peak_mb"],
+        "ms": {side: 1e3 * statistics.median(seconds[side]) for side in sides},
+        "ratio": {side: statistics.median(ratios[side]) for side in sides},
+        "spread": {side: (min(ratios[side]), max(ratios[side])) for side in sides},
+        "floor": statistics.median(shares),
+        "peak_mb": {side: results[side][-1]["peak_mb"] for side in sides},
     }
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--serve", nargs=2, help=argparse.SUPPRESS)
     parser.add_argument("--configs", nargs="+", default=list(CONFIGS))
     parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument(
+        "--compiled", action="store_true", help="beside torch.compile too, which takes minutes to compile"
+    )
     parser.add_argument("--out", type=Path, help="write the table to this Markdown file too")
     arguments = parser.parse_args()
     if arguments.serve:
@@ -161,25 +280,32 @@ def main():
     import numpy
     import torch
 
+    others = ["eager", "compiled"] if arguments.compiled else ["eager"]
+    columns = [
+        "configuration",
+        "minillm ms",
+        *(f"{side} ms" for side in others),
+        *(f"beside {side}" for side in others),
+    ]
+    columns += ["products alone", f"peak MB, minillm / {' / '.join(others)}"]
     lines = [
         "# A training step on the CPU, beside PyTorch",
         "",
         f"`python benchmarks/train_cpu.py`: Python {sys.version.split()[0]}, NumPy {numpy.__version__}, PyTorch "
-        f"{torch.__version__} eager, {THREADS} threads each, {arguments.rounds} interleaved rounds, medians. "
-        "Speed is PyTorch's time over minillm's, round by round: above 1, minillm is faster.",
+        f"{torch.__version__}, {THREADS} threads each, {arguments.rounds} interleaved rounds, medians. Speed is "
+        "PyTorch's time over minillm's, round by round (lowest to highest): above 1, minillm is faster.",
         "",
-        "| configuration | minillm ms | PyTorch ms | speed | lowest to highest | peak MB, minillm / PyTorch |",
-        "|---|---|---|---|---|---|",
+        f"| {' | '.join(columns)} |",
+        "|---" * len(columns) + "|",
     ]
     print("\n".join(lines), flush=True)
     for name in arguments.configs:
-        r = measure(name, arguments.rounds)
-        row = (
-            f"| {name} | {r['minillm_ms']:.1f} | {r['torch_ms']:.1f} | **{r['ratio']:.2f}** | "
-            f"{r['low']:.2f} to {r['high']:.2f} | {r['minillm_mb']:.0f} / {r['torch_mb']:.0f} |"
-        )
-        print(row, flush=True)
-        lines.append(row)
+        r = measure(name, arguments.rounds, ["minillm", *others])
+        cells = [name, *(f"{r['ms'][side]:.1f}" for side in ["minillm", *others])]
+        cells += ["**{:.2f}** ({:.2f} to {:.2f})".format(r["ratio"][side], *r["spread"][side]) for side in others]
+        cells += [f"{r['floor']:.0%}", " / ".join(f"{r['peak_mb'][side]:.0f}" for side in ["minillm", *others])]
+        print(f"| {' | '.join(cells)} |", flush=True)
+        lines.append(f"| {' | '.join(cells)} |")
     if arguments.out:
         arguments.out.write_text("\n".join(lines) + "\n")
 

@@ -126,21 +126,25 @@ class Op:
 
         Called by the public function of the op, whose caller's line the node remembers.
         """
-        (out, saved), backward = self._run([x.data if isinstance(x, Tensor) else x for x in inputs], settings)
+        arrays, edges, shapes, recorded = [], [], [], False
+        for x in inputs:
+            if isinstance(x, Tensor):
+                arrays.append(x.data)
+                edges.append(x._edge() if x.requires_grad else None)
+                shapes.append(x.data.shape)
+                recorded |= x.requires_grad
+            else:
+                arrays.append(x)
+                edges.append(None)
+                shapes.append(None)
+        (out, saved), backward = self._run(arrays, settings)
         several = type(out) is tuple
-        if not _state.grad_enabled or not any(isinstance(x, Tensor) and x.requires_grad for x in inputs):
+        if not (recorded and _state.grad_enabled):
             return tuple(map(Tensor, out)) if several else Tensor(out)
         caller = sys._getframe(2)  # only the code and the position: a kept frame would pin its local arrays
-        node = Node(
-            self,
-            backward,
-            saved,
-            tuple(x._edge() if isinstance(x, Tensor) else None for x in inputs),
-            tuple(x.data.shape if isinstance(x, Tensor) else None for x in inputs),
-            tuple(y.shape for y in out) if several else (np.shape(out),),
-            several,
-            (caller.f_code, caller.f_lasti),
-        )
+        output_shapes = tuple(y.shape for y in out) if several else (out.shape,)
+        where = caller.f_code, caller.f_lasti
+        node = Node(self, backward, saved, tuple(edges), tuple(shapes), output_shapes, several, where)
         if several:
             return tuple(Tensor._made_by(node, index, y) for index, y in enumerate(out))
         return Tensor._made_by(node, 0, out)

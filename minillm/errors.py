@@ -63,13 +63,16 @@ def check_shapes(function: str, **arrays: tuple[str, Any]) -> dict[str, int]:
 
     Raises: ShapeError, such as `layer_norm: weight has C=512, but x has C=768`.
     """
+    shapes = tuple((name, spec, array.shape) for name, (spec, array) in arrays.items() if array is not None)
+    return _bound_shapes(function, shapes)
+
+
+@functools.lru_cache(4096)  # a training step asks the same again and again
+def _bound_shapes(function: str, shapes: tuple[tuple[str, str, tuple[int, ...]], ...]) -> dict[str, int]:
     sizes: dict[str, int] = {}
     first_with: dict[str, str] = {}
-    for argument, (spec, array) in arrays.items():
-        if array is None:
-            continue
+    for argument, spec, shape in shapes:
         any_leading, names = _parse_shape(spec)
-        shape = array.shape
         if len(shape) < len(names) or (len(shape) > len(names) and not any_leading):
             raise ShapeError(f"{function}: {argument} has shape {shape}, expected ({', '.join(spec.split())})")
         for name, size in zip(names, shape[len(shape) - len(names) :], strict=True):

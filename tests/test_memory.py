@@ -74,10 +74,10 @@ def test_tensors_and_memory_are_flat_over_200_steps() -> None:
         tracemalloc.stop()
     assert len(set(counts)) == 1
     assert counts[0][1] == 0
-    assert max(objects) - min(objects) < 20, objects  # some of them this test's own
+    assert max(objects) - objects[0] < 20, objects  # fewer is no leak: some are no longer tracked
     # One array of the smallest activation, kept at each step, would be 180 times 2 KB. NumPy keeps a few small blocks.
     assert max(used) - min(used) < 60_000, used
-    assert 50_000 < max(peaks) < 1.2 * min(peaks), peaks
+    assert 40_000 < max(peaks) < 1.2 * min(peaks), peaks
 
 
 @collector_off()

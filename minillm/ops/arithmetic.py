@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from minillm.autograd import Op, Tensor
-from minillm.backend import Array, as_array
+from minillm.backend import Array, as_array, elementwise
 from minillm.device import is_on_gpu, like
 
 
@@ -84,7 +84,7 @@ def operands(x: Any, y: Any) -> tuple[Any, Any]:
 
 
 def add_forward(x, y):
-    return np.add(x, y), Shapes(shape_of(x), shape_of(y))
+    return elementwise(np.add, x, y), Shapes(shape_of(x), shape_of(y))
 
 
 def add_backward(dout, saved):
@@ -100,7 +100,7 @@ def add(x: Any, y: Any) -> Tensor:
 
 
 def sub_forward(x, y):
-    return np.subtract(x, y), Shapes(shape_of(x), shape_of(y))
+    return elementwise(np.subtract, x, y), Shapes(shape_of(x), shape_of(y))
 
 
 def sub_backward(dout, saved):
@@ -136,13 +136,13 @@ def neg(x: Any) -> Tensor:
 
 
 def mul_forward(x, y):
-    return np.multiply(x, y), Operands(x, y)
+    return elementwise(np.multiply, x, y), Operands(x, y)
 
 
 def mul_backward(dout, saved):
     x, y = saved
-    dx = None if shape_of(x) is None else unbroadcast(dout * y, x.shape)
-    dy = None if shape_of(y) is None else unbroadcast(dout * x, y.shape)
+    dx = None if shape_of(x) is None else unbroadcast(elementwise(np.multiply, dout, y), x.shape)
+    dy = None if shape_of(y) is None else unbroadcast(elementwise(np.multiply, dout, x), y.shape)
     return dx, dy
 
 
@@ -155,7 +155,7 @@ def mul(x: Any, y: Any) -> Tensor:
 
 
 def div_forward(x, y):
-    return np.divide(x, y), Operands(x, y)
+    return elementwise(np.divide, x, y), Operands(x, y)
 
 
 def div_backward(dout, saved):  # d(x/y) = dx / y - x dy / y^2
@@ -206,12 +206,12 @@ def pow(x: Any, y: Any) -> Tensor:
 
 
 def exp_forward(x):
-    out = np.exp(x)
+    out = elementwise(np.exp, x)
     return out, Output(out)
 
 
 def exp_backward(dout, saved):
-    return (dout * saved.out,)
+    return (elementwise(np.multiply, dout, saved.out),)
 
 
 EXP = Op("exp", exp_forward, exp_backward)
@@ -223,7 +223,7 @@ def exp(x: Any) -> Tensor:
 
 
 def log_forward(x):
-    return np.log(x), Input(x)
+    return elementwise(np.log, x), Input(x)
 
 
 def log_backward(dout, saved):
@@ -239,7 +239,7 @@ def log(x: Any) -> Tensor:
 
 
 def sqrt_forward(x):
-    out = np.sqrt(x)
+    out = elementwise(np.sqrt, x)
     return out, Output(out)
 
 
@@ -256,7 +256,7 @@ def sqrt(x: Any) -> Tensor:
 
 
 def tanh_forward(x):
-    out = np.tanh(x)
+    out = elementwise(np.tanh, x)
     return out, Output(out)
 
 
@@ -272,15 +272,14 @@ def tanh(x: Any) -> Tensor:
     return TANH(operand(x))
 
 
-def logistic(x: Array) -> Array:
-    """1 / (1 + e^-x) on arrays, from e^-|x| so that nothing overflows and small values keep their digits."""
-    small = np.exp(-np.abs(x))
-    out = 1 / (1 + small)
-    return np.where(x >= 0, out, small * out)
+def logistic(x: Array, out: Array | None = None) -> Array:
+    """1 / (1 + e^-x) on arrays. Where e^-x overflows, below -88 for float32, the result is 0."""
+    with np.errstate(over="ignore"):
+        return np.divide(1, 1 + np.exp(-x), out=out)
 
 
 def sigmoid_forward(x):
-    out = logistic(x)
+    out = elementwise(logistic, x)
     return out, Output(out)
 
 

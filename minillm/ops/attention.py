@@ -83,7 +83,7 @@ def attention_forward(q, k, v, mask, *, lengths, causal, scale, dropout):
             largest[largest == -np.inf] = 0
             scores -= largest
             weights = np.exp(scores, out=scores)
-            total = weights.sum(axis=-1, keepdims=True)
+            total = backend.row_sums(weights)
             sees_none = total == 0
             total[sees_none] = 1
             log_sum = np.log(total) + largest

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from minillm import backend
 from minillm.autograd import Into, Op, Tensor
 from minillm.backend import Array, add_at, as_array, as_rows, contiguous
 from minillm.device import is_on_gpu, like
@@ -68,7 +69,15 @@ def add_rows_sorted(table: Array, ids: Array, rows: Array) -> None:
     order = np.argsort(ids, kind="stable")
     ordered = ids[order]
     starts = np.flatnonzero(np.diff(ordered, prepend=-1))
-    table[ordered[starts]] += np.add.reduceat(rows[order], starts, axis=0)
+    named = ordered[starts]
+
+    def columns(start: int, stop: int) -> None:
+        table[named, start:stop] += np.add.reduceat(rows[:, start:stop][order], starts, axis=0)
+
+    if rows.nbytes < backend.PARALLEL_BYTES:
+        columns(0, rows.shape[1])
+    else:
+        backend.parallel(columns, rows.shape[1])
 
 
 def embedding_forward_cuda(weight, ids):

@@ -31,7 +31,7 @@ from typing import NamedTuple
 import numpy as np
 
 from minillm.autograd import Op, Tensor
-from minillm.backend import Array, as_rows, contiguous, row_blocks, sum_over_blocks, vecdot
+from minillm.backend import Array, as_rows, contiguous, row_blocks, row_sums, sum_over_blocks, vecdot
 from minillm.errors import ShapeError, check_floating, check_shapes
 from minillm.kernels import get_kernel
 from minillm.ops.launch import BLOCKS, SHARED_LIMIT, shared_bytes, sum_rows, threads_of_row
@@ -58,7 +58,7 @@ def layernorm_forward(x, weight, bias, residual=None, *, eps):
     def formula(rows):
         if residual is not None:
             np.add(terms[0][rows], terms[1][rows], out=x_rows[rows])
-        np.mean(x_rows[rows], axis=-1, keepdims=True, out=mean[rows])
+        np.divide(row_sums(x_rows[rows]), x.shape[-1], out=mean[rows])
         norm = x_rows[rows] - mean[rows]
         variance = vecdot(norm, norm)[:, None] / norm.shape[-1]
         np.divide(1, np.sqrt(variance + eps), out=rstd[rows])
@@ -90,7 +90,7 @@ def layernorm_backward(dout, saved):
         dbias = dy[rows].sum(axis=0)
         dnorm = np.multiply(dy[rows], weight, out=dx_rows[rows])
         projection = vecdot(dnorm, norm)[:, None] / channels
-        dnorm -= dnorm.mean(axis=-1, keepdims=True)
+        dnorm -= row_sums(dnorm) / channels
         norm *= projection
         dnorm -= norm
         dnorm *= rstd[rows]

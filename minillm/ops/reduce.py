@@ -27,9 +27,10 @@ class Reduced(NamedTuple):
 
 
 class Maximum(NamedTuple):
-    """Where the maximum is, shared out among ties."""
+    """What went in, and the maxima."""
 
-    share: Array
+    x: Array
+    out: Array
     axis: Axis
     keepdims: bool
 
@@ -91,14 +92,16 @@ def mean(x: Tensor, axis: Axis = None, keepdims: bool = False, *, dim: Axis = No
 
 
 def max_forward(x, *, axis, keepdims):
-    largest = np.max(x, axis=axis, keepdims=True)
-    share = (x == largest).astype(x.dtype)
-    share = share / share.sum(axis=axis, keepdims=True)
-    return np.max(x, axis=axis, keepdims=keepdims), Maximum(share, axis, keepdims)
+    out = np.max(x, axis=axis, keepdims=keepdims)
+    return out, Maximum(x, out, axis, keepdims)
 
 
 def max_backward(dout, saved):
-    return (saved.share * restore_axes(dout, saved.axis, saved.keepdims, saved.share.ndim),)
+    x, out, axis, keepdims = saved
+    largest = restore_axes(out, axis, keepdims, x.ndim)
+    reached = x == largest
+    share = restore_axes(dout, axis, keepdims, x.ndim) / reached.sum(axis=axis, keepdims=True)  # among ties
+    return (reached * share.astype(x.dtype, copy=False),)
 
 
 MAX = Op("max", max_forward, max_backward)

@@ -19,7 +19,7 @@ from typing import NamedTuple
 import numpy as np
 
 from minillm.autograd import Op, Tensor
-from minillm.backend import Array, contiguous
+from minillm.backend import Array, contiguous, row_blocks
 from minillm.device import like
 from minillm.errors import InputError, ShapeError, check_floating, check_shapes
 from minillm.kernels import get_kernel
@@ -46,9 +46,16 @@ def _rotate(x: Array, cos: Array, sin: Array, layout: str) -> Array:
     half = x.shape[-1] // 2
     first, second = (np.s_[..., :half], np.s_[..., half:]) if layout == "half" else (np.s_[..., 0::2], np.s_[..., 1::2])
     y = np.empty_like(x)
-    x1, x2 = x[first], x[second]
-    np.subtract(x1 * cos, x2 * sin, out=y[first])
-    np.add(x1 * sin, x2 * cos, out=y[second])
+
+    def formula(items):
+        (x1, x2), (y1, y2) = ((array[items][first], array[items][second]) for array in (x, y))
+        np.subtract(x1 * cos, x2 * sin, out=y1)
+        np.add(x1 * sin, x2 * cos, out=y2)
+
+    if x.ndim > 2:
+        row_blocks(formula, y)
+    else:  # the first axis is that of the tables
+        formula(slice(None))
     return y
 
 

@@ -35,11 +35,30 @@ class SavedPair(NamedTuple):
 
 
 def silu_forward(x, bias=None):
-    def formula(x):
-        x = x if bias is None else x + bias
-        return x * logistic(x)
+    out = np.empty_like(x, order="C")
+    x_rows, y = as_rows(x), as_rows(out)
 
-    return _by_rows(formula, x), Saved(x, bias)
+    def formula(rows):
+        _silu(x_rows[rows] if bias is None else x_rows[rows] + bias, y[rows])
+
+    row_blocks(formula, y)
+    return out, Saved(x, bias)
+
+
+def _silu(x: Array, y: Array) -> None:
+    """y = x / (1 + e^-x), in place where y is not x: a pass each for the sign, e^, the sum and the quotient."""
+    with np.errstate(over="ignore"):  # x / inf is 0
+        np.exp(np.negative(x, out=y), out=y)
+    y += 1
+    np.divide(x, y, out=y)
+
+
+def _slope(x: Array, s: Array) -> None:
+    """s (1 + x (1 - s)), the slope of silu at x, written over s = 1 / (1 + e^-x)."""
+    rest = 1 - s
+    rest *= x
+    rest += 1
+    s *= rest
 
 
 def silu_backward(dout, saved):
@@ -50,7 +69,8 @@ def silu_backward(dout, saved):
     def formula(rows):
         x = x_rows[rows] if bias is None else x_rows[rows] + bias
         s = logistic(x)
-        np.multiply(dy[rows] * s, 1 + x * (1 - s), out=dx_rows[rows])
+        _slope(x, s)
+        np.multiply(dy[rows], s, out=dx_rows[rows])
         return () if bias is None else (dx_rows[rows].sum(axis=0),)
 
     sums = sum_over_blocks(formula, dy)
@@ -83,7 +103,15 @@ def silu(x: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 def swiglu_forward(gate, up):
-    return _by_rows(lambda gate, up: gate * logistic(gate) * up, gate, up), SavedPair(gate, up)
+    out = np.empty_like(gate, order="C", dtype=np.promote_types(gate.dtype, up.dtype))
+    y, gate_rows, up_rows = (as_rows(array) for array in (out, gate, up))
+
+    def formula(rows):
+        _silu(gate_rows[rows], y[rows])
+        y[rows] *= up_rows[rows]
+
+    row_blocks(formula, y)
+    return out, SavedPair(gate, up)
 
 
 def swiglu_backward(dout, saved):
@@ -94,8 +122,11 @@ def swiglu_backward(dout, saved):
     def formula(rows):
         dout, gate, up, dgate, dup = (array[rows] for array in arrays)
         s = logistic(gate)
-        np.multiply(dout, gate * s, out=dup)
-        np.multiply(dout * up, s * (1 + gate * (1 - s)), out=dgate)
+        np.multiply(gate, s, out=dup)
+        dup *= dout
+        _slope(gate, s)
+        np.multiply(dout, up, out=dgate)
+        dgate *= s
 
     row_blocks(formula, arrays[0])
     return dgate, dup
@@ -135,15 +166,3 @@ def swiglu(gate: Tensor, up: Tensor) -> Tensor:
         raise ShapeError(f"swiglu: gate has shape {gate.shape}, but up has shape {up.shape}; both must be the same")
     check_floating("swiglu", gate=gate, up=up)
     return SWIGLU(gate, up)
-
-
-def _by_rows(formula, *arrays: Array) -> Array:
-    """Apply an elementwise formula to row blocks of arrays of one shape."""
-    out = np.empty_like(arrays[0], order="C")
-    y, *xs = (as_rows(array) for array in (out, *arrays))
-
-    def block(rows):
-        y[rows] = formula(*(x[rows] for x in xs))
-
-    row_blocks(block, y)
-    return out

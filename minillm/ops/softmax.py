@@ -41,7 +41,7 @@ def softmax_forward(x, *, axis):
     def formula(rows):
         np.subtract(x_rows[rows], x_rows[rows].max(axis=-1, keepdims=True), out=p[rows])
         np.exp(p[rows], out=p[rows])
-        p[rows] /= p[rows].sum(axis=-1, keepdims=True)
+        p[rows] /= backend.row_sums(p[rows])
 
     backend.row_blocks(formula, p)
     return out, Saved(out, axis)
@@ -107,7 +107,7 @@ def log_softmax_forward(x, *, axis):
 
     def formula(rows):
         np.subtract(x_rows[rows], x_rows[rows].max(axis=-1, keepdims=True), out=log_p[rows])
-        log_p[rows] -= np.log(np.exp(log_p[rows]).sum(axis=-1, keepdims=True))
+        log_p[rows] -= np.log(backend.row_sums(np.exp(log_p[rows])))
 
     backend.row_blocks(formula, log_p)
     return out, Saved(out, axis)
@@ -115,7 +115,19 @@ def log_softmax_forward(x, *, axis):
 
 def log_softmax_backward(dout, saved):
     log_p, axis = saved
-    return (dout - np.exp(log_p) * dout.sum(axis=axis, keepdims=True),)
+    if axis != log_p.ndim - 1:
+        (dx,) = log_softmax_backward(np.moveaxis(dout, axis, -1), Saved(np.moveaxis(log_p, axis, -1), log_p.ndim - 1))
+        return (np.moveaxis(dx, -1, axis),)
+    dx = np.empty_like(log_p, order="C")
+    dlog_p, log_p, dx_rows = as_rows(dout), as_rows(log_p), as_rows(dx)
+
+    def formula(rows):
+        p = np.exp(log_p[rows], out=dx_rows[rows])
+        p *= backend.row_sums(dlog_p[rows])
+        np.subtract(dlog_p[rows], p, out=p)
+
+    backend.row_blocks(formula, dx_rows)
+    return (dx,)
 
 
 def log_softmax_forward_cuda(x, *, axis):

@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from minillm.errors import DtypeError, InputError, did_you_mean
 
 END_OF_TEXT, PADDING, UNKNOWN = "<|endoftext|>", "<|pad|>", "<|unk|>"
-BLOCK = 1 << 16  # characters that are looked at in one go
+BLOCK = 1 << 20  # characters that are looked at in one go
 FILE, FORMAT, VERSION = "tokenizer.json", "minillm-tokenizer", 1
 
 Item = TypeVar("Item")

@@ -11,7 +11,8 @@ The list of merges, in order, is the tokenizer. To encode, cut the text into byt
 
 Before either, a fixed pattern cuts text into *pretokens*: words with the space before them, numbers, punctuation. No
 token reaches over the end of a pretoken. It also makes BPE fast: a text has few different pretokens, so training
-works on each one once, weighted by how often it occurs, and encoding remembers the ids of those it has seen.
+works on each one once, weighted by how often it occurs, and encoding remembers the ids of those it has seen, and
+merges all that are new in a block of text together, as the rows of a NumPy array.
 
 Sources: Gage, "A New Algorithm for Data Compression" (1994); Sennrich et al., "Neural Machine Translation of Rare
 Words with Subword Units" (2016), section 3.2; Radford et al., "Language Models are Unsupervised Multitask Learners"
@@ -22,14 +23,17 @@ from __future__ import annotations
 
 import json
 import re
+from bisect import bisect_left
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from heapq import heapify, heappop, heappush
-from itertools import chain, islice, pairwise
+from itertools import chain, count, islice, pairwise
 from pathlib import Path
 from typing import Any, Literal, Self
 
+import numpy as np
 import regex
+from numpy.typing import NDArray
 
 from minillm.errors import InputError, did_you_mean
 from minillm.tokenizers.base import (
@@ -46,16 +50,25 @@ from minillm.tokenizers.base import (
 # GPT-2's pattern. A pretoken is an English contraction; or a run of letters, of digits, or of other signs, with one
 # space before it where there is one; or a run of white space, less its last character where something else follows.
 PRETOKEN = regex.compile(r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+")
-# The same for text that is all ASCII, where the standard library's `re` is twice as fast. (Its \s has \x1c-\x1f too.)
+# The same for text that is all ASCII, where the standard library's `re` is twice as fast, the more so where every
+# alternative begins with a character that must be there. (Its \s has \x1c-\x1f too.)
 PRETOKEN_ASCII = re.compile(
-    r"'(?:[sdmt]|ll|ve|re)| ?[A-Za-z]+| ?[0-9]+| ?[^\t-\r A-Za-z0-9]+|[\t-\r ]+(?![^\t-\r ])|[\t-\r ]+"
+    r" [A-Za-z]+|[A-Za-z]+|'(?:[sdmt]|ll|ve|re)|[^\t-\r A-Za-z0-9]+| [^\t-\r A-Za-z0-9]+|[0-9]+| [0-9]+"
+    r"|[\t-\r ]+(?![^\t-\r ])|[\t-\r ]+"
+)
+# Cuts text, at the ends of words, into stretches that are all ASCII, of a size that the processor's cache holds, and
+# others, where signs beyond ASCII are at most 31 characters apart. No pretoken reaches over the end of a word where
+# white space follows.
+STRETCH = re.compile(
+    r"[\0-\x7f]{0,16383}[^\s\x80-\U0010ffff](?![^\t-\r ])"
+    r"|(?s:.(?:[\0-\x7f]{0,31}[^\0-\x7f]+)*+.*?)(?:(?<=\S)(?=[\t-\r ])|\Z)"
 )
 # How many characters past its end make a pretoken certain: two, since "'" becomes "'ll" where "ll" follows.
 LOOKAHEAD = 2
 
-CACHED_PRETOKENS = 1 << 17  # how many pretokens a tokenizer remembers the ids of: about 35 MB
-LONG_WORD = 128  # bytes: a longer pretoken needs the algorithm for long ones, and is hardly met twice
-NO_MERGE = 1 << 62  # a rank after all others
+CACHED_PRETOKENS = 1 << 17  # a tokenizer that remembers the ids of more pretokens (about 35 MB) begins again
+LONG_WORD = 128  # bytes: a longer pretoken is hardly met twice
+FEW = 16  # how many pretokens, the longest, are sooner merged one by one than together with the others
 
 Pair = tuple[int, int]
 
@@ -135,15 +148,22 @@ class BPETokenizer(Tokenizer):
                 f"(256 bytes and {len(special_tokens)} special tokens); raise it, or use a CharacterTokenizer"
             )
         counts: Counter[str] = Counter()
-        for chunks in read_texts(where, text_or_files):
-            for pretokens in stream(where, chunks, settled_pretokens, special_tokens, lambda token: []):
+
+        def count_settled(text: str, more: bool) -> tuple[list[str], int]:
+            stretches, end = settled_pretokens(text, more)
+            for pretokens in stretches:
                 counts.update(pretokens)
+            return [], end
+
+        for chunks in read_texts(where, text_or_files):
+            for _ in stream(where, chunks, count_settled, special_tokens, lambda token: []):
+                pass
         if not counts:
             raise InputError(
                 f"{where}: there is no text to learn from (empty, or special tokens alone); give some text"
             )
         learning: Iterable[tuple[bytes, bytes]] = islice(
-            learn_merges({word.encode(): count for word, count in counts.items()}, ties), wanted
+            learn_merges({word.encode(): weight for word, weight in counts.items()}, ties), wanted
         )
         if progress:
             from rich.progress import track
@@ -160,8 +180,8 @@ class BPETokenizer(Tokenizer):
     # Encoding
 
     def _encode_settled(self, text: str, more: bool) -> tuple[list[int], int]:
-        pretokens, end = settled_pretokens(text, more)
-        return list(chain.from_iterable(map(self._ids_of_pretoken.__getitem__, pretokens))), end
+        stretches, end = settled_pretokens(text, more)
+        return self._ids_of_pretoken.encode(stretches), end
 
     # Files
 
@@ -222,58 +242,66 @@ class BPETokenizer(Tokenizer):
 # Pretokens
 
 
-def settled_pretokens(text: str, more: bool) -> tuple[list[str], int]:
-    """The pretokens of the start of `text` that nothing can change that may follow it, and where that start ends."""
-    pretokens = (PRETOKEN_ASCII if text.isascii() else PRETOKEN).findall(text)
-    end = len(text)
+def settled_pretokens(text: str, more: bool) -> tuple[Iterator[list[str]], int]:
+    """The pretokens of the start of `text` that nothing can change that may follow it, and where that start ends.
+
+    They come a stretch at a time. Only the last stretch has pretokens that are not settled.
+    """
+    *stretches, last = STRETCH.findall(text) or [""]
+    pretokens, end = pretokens_of(last), len(text)
     while more and pretokens and len(text) - end < LOOKAHEAD:
         end -= len(pretokens.pop())
-    return pretokens, end
+    return chain(map(pretokens_of, stretches), [pretokens]), end
+
+
+def pretokens_of(stretch: str) -> list[str]:
+    return (PRETOKEN_ASCII if stretch.isascii() else PRETOKEN).findall(stretch)
 
 
 class PretokenIds(dict[str, tuple[int, ...]]):
-    """The ids of each pretoken: worked out when first asked for, then remembered.
-
-    When `CACHED_PRETOKENS` are held it forgets them all and starts again; those that are common are soon back.
-    """
+    """The ids of each pretoken: remembered of those that `learn` was given, worked out anew of long ones."""
 
     def __init__(self, vocab: Mapping[bytes, int], merges: Sequence[tuple[bytes, bytes]]):
         self.byte_ids = [vocab[bytes([byte])] for byte in range(256)]
         self.ranks = {(vocab[left], vocab[right]): rank for rank, (left, right) in enumerate(merges)}
         self.merged = [vocab[left + right] for left, right in merges]  # the id that a merge of that rank makes
+        self.table = MergeTable(self.byte_ids, self.ranks, self.merged)
+
+    def encode(self, stretches: Iterable[list[str]]) -> list[int]:
+        """The ids of the pretokens of a block: the different ones are numbered, and only they are looked up here.
+
+        So all that are new are at hand together, while the strings of the block need not be kept.
+        """
+        number_of: defaultdict[str, int] = defaultdict(count().__next__)
+        numbers: list[int] = []
+        for pretokens in stretches:
+            numbers += map(number_of.__getitem__, pretokens)
+        self.learn(number_of)
+        ids_of_number = list(map(self.__getitem__, number_of))
+        return list(chain.from_iterable(map(ids_of_number.__getitem__, numbers)))
+
+    def learn(self, pretokens: Iterable[str]) -> None:
+        """Work out and remember the ids of all that are new and not long.
+
+        When more than `CACHED_PRETOKENS` are held it forgets them all first; those that are common are soon back.
+        """
+        if len(self) > CACHED_PRETOKENS:
+            self.clear()
+        new = {pretoken.encode(): pretoken for pretoken in pretokens if pretoken not in self}
+        shortest_first = sorted([word for word in new if len(word) <= LONG_WORD], key=len)
+        many, few = shortest_first[:-FEW], shortest_first[-FEW:]  # the table takes a round a byte of its longest word
+        ids = chain(self.table.merge(many) if many else (), map(self.merge, few))
+        self.update(zip(map(new.__getitem__, shortest_first), ids, strict=True))
 
     def __missing__(self, pretoken: str) -> tuple[int, ...]:
-        word = pretoken.encode()
-        if len(word) > LONG_WORD:
-            return tuple(self.merge_long(word))
-        if len(self) >= CACHED_PRETOKENS:
-            self.clear()
-        ids = self[pretoken] = tuple(self.merge_short(word))
-        return ids
+        return self.merge(pretoken.encode())
 
-    def merge_short(self, word: bytes) -> list[int]:
+    def merge(self, word: bytes) -> tuple[int, ...]:
         """The ids of one pretoken: join the pair with the lowest rank, the leftmost of equals, until none is left.
 
-        Every join looks at all pairs, so the time grows with the square of the length: short words only.
-        """
-        ids = [self.byte_ids[byte] for byte in word]
-        rank_of = self.ranks.get
-        ranks = [rank_of(pair, NO_MERGE) for pair in pairwise(ids)]  # ranks[i]: of the pair of ids[i] and ids[i + 1]
-        while ranks and (rank := min(ranks)) != NO_MERGE:
-            i = ranks.index(rank)
-            ids[i : i + 2] = [self.merged[rank]]
-            del ranks[i]
-            if i > 0:
-                ranks[i - 1] = rank_of((ids[i - 1], ids[i]), NO_MERGE)
-            if i < len(ranks):
-                ranks[i] = rank_of((ids[i], ids[i + 1]), NO_MERGE)
-        return ids
-
-    def merge_long(self, word: bytes) -> list[int]:
-        """The ids of `merge_short` in n log n steps: pairs wait in a heap, tokens are linked to their neighbours.
-
-        A join leaves the left token in place, with a new id, and unlinks the right one. A pair in the heap whose
-        tokens have changed since is passed over.
+        It takes n log n steps: pairs wait in a heap, and tokens are linked to their neighbours. A join leaves the left
+        token in place, with a new id, and unlinks the right one. A pair in the heap whose tokens have changed since
+        is passed over.
         """
         ids = [self.byte_ids[byte] for byte in word]
         rank_of = self.ranks.get
@@ -292,7 +320,82 @@ class PretokenIds(dict[str, tuple[int, ...]]):
             for left, right in ((before[i], i), (i, after[i])):
                 if left >= 0 and right < len(ids) and (rank_new := rank_of((ids[left], ids[right]))) is not None:
                     heappush(heap, (rank_new, left))
-        return [i for i in ids if i >= 0]
+        return tuple([i for i in ids if i >= 0])
+
+
+class MergeTable:
+    """Merges many pretokens together: those that have n tokens by now are the rows of an array, (W, n).
+
+    In every row the pair with the lowest rank, the leftmost of equals, is joined. That leaves n - 1 tokens, and the
+    pretokens of n - 1 bytes, which have waited for it, become rows too. A row without a pair to join is finished.
+
+    The ranks of all pairs are looked up at once, by hashing (Knuth, "The Art of Computer Programming", volume 3,
+    section 6.4): the two ids of a pair make one number, its key, and the top bits of a multiple of the key name the
+    slot that has the pair's rank. Of a slot that several pairs would need, they are left to `rank_of`, a dict.
+    """
+
+    MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)  # 2**64 divided by the golden ratio, which scatters the keys well
+    NO_KEY = np.uint64(2**64 - 1)
+
+    def __init__(self, byte_ids: Sequence[int], rank_of: Mapping[Pair, int], merged: Sequence[int]):
+        self.byte_ids, self.merged = np.array(byte_ids), np.array(merged, np.int64)
+        self.rank_of = rank_of
+        self.none, self.contested = len(merged), len(merged) + 1  # "ranks" in slots of no pair, and of several
+        ranks = np.fromiter(rank_of.values(), np.int64)
+        self.keys = np.full(len(merged) + 2, self.NO_KEY)  # [rank]
+        self.keys[ranks] = self.key(*np.fromiter(chain.from_iterable(rank_of), np.int64).reshape(-1, 2).T)
+        slot_bits = (8 * len(merged) + 1).bit_length()  # so that few slots are contested
+        self.shift = np.uint64(64 - slot_bits)
+        slots = self.slot(self.keys[ranks])
+        self.slots = np.full(1 << slot_bits, self.none, np.int32)
+        self.slots[slots] = ranks
+        self.slots[slots[self.slots[slots] != ranks]] = self.contested
+
+    def key(self, left: NDArray[np.int64], right: NDArray[np.int64]) -> NDArray[np.uint64]:
+        return (left << 32 | right).view(np.uint64)
+
+    def slot(self, keys: NDArray[np.uint64]) -> NDArray[np.uint64]:
+        return keys * self.MULTIPLIER >> self.shift
+
+    def ranks(self, left: NDArray[np.int64], right: NDArray[np.int64]) -> NDArray[np.int32]:
+        """The rank of each pair, `none` where it has none; the three arrays have one shape."""
+        keys = self.key(left, right)
+        ranks = self.slots[self.slot(keys)]
+        contested = ranks == self.contested
+        ranks = np.where(self.keys[ranks] == keys, ranks, self.none)
+        if contested.any():
+            pairs = zip(left[contested].tolist(), right[contested].tolist(), strict=True)
+            ranks[contested] = [self.rank_of.get(pair, self.none) for pair in pairs]
+        return ranks
+
+    def merge(self, words: Sequence[bytes]) -> list[tuple[int, ...]]:
+        """The ids of pretokens that come in the order of their lengths, as `PretokenIds.merge` gives them."""
+        ids_of: list[tuple[int, ...]] = [()] * len(words)
+        longest, waiting = len(words[-1]), len(words)  # words[:waiting] are no rows yet
+        which, ids = np.empty(0, np.int64), np.empty((0, longest), np.int64)  # (W), (W, n): numbers and tokens of rows
+        for n in range(longest, 0, -1):
+            start = bisect_left(words, n, hi=waiting, key=len)
+            new = np.frombuffer(b"".join(words[start:waiting]), np.uint8).reshape(-1, n)
+            which = np.concatenate([which, np.arange(start, waiting)])
+            ids = np.concatenate([ids, self.byte_ids[new]])
+            waiting = start
+
+            ranks = np.full(ids.shape, self.none)  # (W, n): of a token and the next; the last has none
+            ranks[:, :-1] = self.ranks(ids[:, :-1], ids[:, 1:])
+            rows, place = np.arange(len(ids)), ranks.argmin(axis=1)  # argmin takes the leftmost of equals
+            lowest = ranks[rows, place]
+
+            finished = lowest == self.none
+            for number, row in zip(which[finished].tolist(), zip(*ids[finished].T.tolist(), strict=True), strict=True):
+                ids_of[number] = row
+            which, ids, place, lowest = (array[~finished] for array in (which, ids, place, lowest))
+
+            rows = np.arange(len(ids))
+            ids[rows, place] = self.merged[lowest]
+            stays = np.ones(ids.shape, np.bool_)
+            stays[rows, place + 1] = False
+            ids = ids[stays].reshape(len(ids), n - 1)
+        return ids_of
 
 
 # Training
@@ -342,9 +445,9 @@ class PairIndex:
 
     def __init__(self, words: Mapping[bytes, int]):
         self.ids, self.weights = [self.NOTHING], [0]  # weights[i]: how often the text has the word at place i
-        for word, count in words.items():
+        for word, weight in words.items():
             self.ids += [*word, self.NOTHING]
-            self.weights += [count] * (len(word) + 1)
+            self.weights += [weight] * (len(word) + 1)
         self.after = list(range(1, len(self.ids) + 1))
         self.before = list(range(-1, len(self.ids) - 1))
         self.counts: defaultdict[Pair, int] = defaultdict(int)

@@ -10,6 +10,7 @@ from collections import Counter
 from pathlib import Path
 from unittest.mock import patch
 
+import numpy as np
 import pytest
 import regex
 from hypothesis import example, given, settings
@@ -226,6 +227,11 @@ def test_train_refuses_a_file_that_is_no_text(tmp_path):
 # Pretokens
 
 
+def settled_pretokens(text: str, more: bool) -> tuple[list[str], int]:
+    stretches, end = bpe.settled_pretokens(text, more)
+    return [*itertools.chain.from_iterable(stretches)], end
+
+
 def test_the_two_patterns_agree_on_ascii():
     for character in map(chr, range(128)):
         for text in (
@@ -240,10 +246,28 @@ def test_the_two_patterns_agree_on_ascii():
         assert bpe.PRETOKEN_ASCII.findall(text) == bpe.PRETOKEN.findall(text) == GPT2_PATTERN.findall(text)
 
 
+@settings(max_examples=400, deadline=None)
+@given(
+    text=st.lists(
+        st.sampled_from(
+            ["a", "é", "\u3000", " ", "\n", "\x1c", "\x85", "'", "l", "1", "²", "!", "…", "two words " * 4, "a" * 40]
+        ),
+        max_size=40,
+    ).map("".join)
+    | st.text(max_size=200)
+)
+@example(text="é")
+@example(text="a" * 32 + "é" + "b" * 32 + "é")
+@example(text=" \u3000 é  a\u3000  b")
+@example(text="two  words'll\n\n\n " * 2500)  # more than one stretch of ASCII
+def test_text_with_stretches_of_ascii_has_the_pretokens_of_the_pattern(text):
+    assert settled_pretokens(text, more=False) == (GPT2_PATTERN.findall(text), len(text))
+
+
 @settings(max_examples=300, deadline=None)
 @given(text=awkward, rest=awkward)
 def test_settled_pretokens_stay_whatever_follows(text, rest):
-    pretokens, end = bpe.settled_pretokens(text, more=True)
+    pretokens, end = settled_pretokens(text, more=True)
     assert "".join(pretokens) == text[:end]
     assert pretokens == GPT2_PATTERN.findall(text + rest)[: len(pretokens)]
     assert end == len(text) or len(GPT2_PATTERN.findall(text)) - len(pretokens) <= 2  # and no more wait than must
@@ -254,8 +278,8 @@ def test_settled_pretokens_stay_whatever_follows(text, rest):
 )
 def test_a_pretoken_is_settled_only_when_nothing_can_change_it(text):
     for cut in range(len(text)):
-        pretokens, end = bpe.settled_pretokens(text[:cut], more=True)
-        assert pretokens + bpe.settled_pretokens(text[end:], more=False)[0] == GPT2_PATTERN.findall(text)
+        pretokens, end = settled_pretokens(text[:cut], more=True)
+        assert pretokens + settled_pretokens(text[end:], more=False)[0] == GPT2_PATTERN.findall(text)
 
 
 # Encoding
@@ -282,38 +306,73 @@ def any_merges(draw) -> list[tuple[bytes, bytes]]:
 
 
 @settings(max_examples=300, deadline=None)
-@given(merges=any_merges(), word=st.text(alphabet="abc", min_size=1, max_size=40))
-def test_both_ways_to_merge_a_word_take_the_lowest_rank_first(merges, word):
+@given(merges=any_merges(), words=st.lists(st.text(alphabet="abc", min_size=1, max_size=40), min_size=1, max_size=20))
+def test_both_ways_to_merge_words_take_the_lowest_rank_first(merges, words):
     tokens = dict.fromkeys([*(bytes([byte]) for byte in range(256)), *(left + right for left, right in merges)])
-    table = bpe.PretokenIds({token: i for i, token in enumerate(tokens)}, merges)
-    expected = [bytes([byte]) for byte in word.encode()]
-    while ranks := [merges.index(pair) for pair in itertools.pairwise(expected) if pair in merges]:
-        pair = merges[min(ranks)]
-        i = list(itertools.pairwise(expected)).index(pair)
-        expected[i : i + 2] = [pair[0] + pair[1]]
-    expected_ids = [list(tokens).index(token) for token in expected]
-    assert table.merge_short(word.encode()) == expected_ids
-    assert table.merge_long(word.encode()) == expected_ids
+    ids = bpe.PretokenIds({token: i for i, token in enumerate(tokens)}, merges)
+    expected = []
+    for text in words:
+        word = [bytes([byte]) for byte in text.encode()]
+        while ranks := [merges.index(pair) for pair in itertools.pairwise(word) if pair in merges]:
+            pair = merges[min(ranks)]
+            i = list(itertools.pairwise(word)).index(pair)
+            word[i : i + 2] = [pair[0] + pair[1]]
+        expected.append(tuple(list(tokens).index(token) for token in word))
+    assert [ids.merge(word.encode()) for word in words] == expected
+    by_length = sorted(zip(words, expected, strict=True), key=lambda item: len(item[0]))
+    assert ids.table.merge([word.encode() for word, _ in by_length]) == [want for _, want in by_length]
+
+
+@settings(max_examples=100, deadline=None)
+@given(pairs=st.sets(st.tuples(st.integers(0, 40), st.integers(0, 40)), max_size=300), seed=st.integers(0, 99))
+@example(pairs={(2**31 - 1, 2**31 - 1), (0, 2**31 - 1), (2**31 - 1, 0)}, seed=0)
+def test_ranks_of_many_pairs_are_those_of_the_dict(pairs, seed):
+    """Also of pairs that need one slot (some hundred of 300 do), and of those that were never merged."""
+    rank_of = {pair: rank for rank, pair in enumerate(random.Random(seed).sample(sorted(pairs), len(pairs)))}
+    table = bpe.MergeTable(range(256), rank_of, [0] * len(pairs))
+    left, right = np.array([*itertools.product(range(41), repeat=2), *rank_of]).T
+    expected = [rank_of.get(pair, len(pairs)) for pair in zip(left.tolist(), right.tolist(), strict=True)]
+    assert table.ranks(left, right).tolist() == expected
+
+
+@settings(max_examples=100, deadline=None)
+@given(texts=st.lists(st.text(max_size=300) | awkward, max_size=4), few=st.sampled_from([1, 3, 16]))
+def test_pretokens_merged_together_have_the_ids_of_the_slow_way(small, texts, few):
+    fresh = BPETokenizer(small.vocab, small.merges, small.special_tokens)
+    with patch.object(bpe, "FEW", few):
+        for text in texts:  # the later ones meet what the first ones left
+            assert fresh.encode(text) == encode_slowly(text, small)
+
+
+class CountingDict(dict):
+    asked = 0
+
+    def get(self, *arguments):
+        self.asked += 1
+        return super().get(*arguments)
 
 
 def test_long_words_are_not_quadratic(monkeypatch):
     tokenizer = BPETokenizer.train("a" * 64 + " " + "abcabdacd" * 30, 256 + 40, ())
     assert (b"a" * 32, b"a" * 32) in tokenizer.merges
-    merge_short = bpe.PretokenIds.merge_short
+    merge_together = bpe.MergeTable.merge
 
-    def merge_short_words_only(self, word: bytes) -> list[int]:
-        assert len(word) < 500
-        return merge_short(self, word)
+    def merge_short_words_together(self, words):
+        assert max(map(len, words)) <= bpe.LONG_WORD
+        return merge_together(self, words)
 
-    monkeypatch.setattr(bpe.PretokenIds, "merge_short", merge_short_words_only)
+    monkeypatch.setattr(bpe.MergeTable, "merge", merge_short_words_together)
+    ranks = tokenizer._ids_of_pretoken.ranks = CountingDict(tokenizer._ids_of_pretoken.ranks)
+    letters = "".join(random.Random(1).choices("abcd", k=100_000))
+    for word in ("a" * 100_000, letters, "ab" * 50_000):
+        ranks.asked = 0
+        assert tokenizer.decode(tokenizer.encode(word)) == word
+        assert 0 < ranks.asked < 6 * 100_000  # a pair is looked up when it comes to be, and when its turn comes
     assert tokenizer.encode("a" * 100_000) == [tokenizer.vocab[b"a" * 64]] * (100_000 // 64) + [
         tokenizer.vocab[b"a" * 32]
     ]
-    letters = "".join(random.Random(1).choices("abcd", k=100_000))
-    ids = tokenizer.encode(letters)
-    assert tokenizer.decode(ids) == letters
     assert tokenizer.encode(letters[:3000]) == encode_slowly(letters[:3000], tokenizer)
-    assert list(tokenizer.encode_iterable(letters)) == ids  # a character at a time
+    assert list(tokenizer.encode_iterable(letters)) == tokenizer.encode(letters)  # a character at a time
 
 
 def test_an_endless_word_is_not_scanned_for_every_block(small):
@@ -322,7 +381,7 @@ def test_an_endless_word_is_not_scanned_for_every_block(small):
 
     def settled(text: str, more: bool) -> tuple[list[str], int]:
         seen.append(len(text))
-        return bpe.settled_pretokens(text, more)
+        return settled_pretokens(text, more)
 
     chunks = ("a" for _ in range(50_000))
     with patch.object(base, "BLOCK", 16):
@@ -400,10 +459,11 @@ def test_encode_iterable_needs_constant_memory(small):
         assert count > how_many * 1000
         return most
 
-    peak(50)  # fills the cache
-    few, many = peak(50), peak(250)  # 0.2 and 1 million characters
-    assert many < 1.1 * few + 100_000
-    assert many < 100 * base.BLOCK
+    with patch.object(base, "BLOCK", 1 << 16):
+        peak(50)  # fills the cache
+        few, many = peak(50), peak(250)  # 0.2 and 1 million characters
+        assert many < 1.1 * few + 100_000
+        assert many < 100 * base.BLOCK
 
 
 def test_encode_iterable_reads_no_further_than_it_must(small):
@@ -423,10 +483,21 @@ def test_encode_iterable_reads_no_further_than_it_must(small):
 def test_the_cache_is_bounded(small):
     fresh = BPETokenizer(small.vocab, small.merges, small.special_tokens)
     text = " ".join(f"word{i}x the {'a' * i}" for i in range(300))
-    with patch.object(bpe, "CACHED_PRETOKENS", 16):
+    with patch.object(bpe, "CACHED_PRETOKENS", 16), patch.object(base, "BLOCK", 100):
         assert fresh.encode(text) == encode_slowly(text, small)
-        assert 0 < len(fresh._ids_of_pretoken) <= 16
+        assert 0 < len(fresh._ids_of_pretoken) <= 16 + 100  # what was held before a block, and what the block brought
     assert all(len(pretoken) <= bpe.LONG_WORD for pretoken in fresh._ids_of_pretoken)
+
+
+def test_what_is_cached_is_not_merged_again(small):
+    fresh = BPETokenizer(small.vocab, small.merges, small.special_tokens)
+    text = " ".join(f"w{chr(97 + i % 26)}{chr(97 + i // 26)}" for i in range(200))
+    ids = fresh.encode(text)
+    with (
+        patch.object(bpe.PretokenIds, "merge", side_effect=AssertionError),
+        patch.object(bpe.MergeTable, "merge", side_effect=AssertionError),
+    ):
+        assert fresh.encode(text) == ids
 
 
 # Special tokens
