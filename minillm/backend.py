@@ -211,6 +211,11 @@ def as_dtype(dtype: Any) -> np.dtype:
     return np.dtype(bfloat16)
 
 
+def stable_argsort(x: Array) -> Array:
+    """The indices that sort x, equal elements in the order in which they came."""
+    return x.argsort() if is_on_gpu(x) else x.argsort(kind="stable")  # CuPy has no other, and no name for it
+
+
 def row_sums(x: Array) -> Array:
     """The sum over the last axis, kept with size 1. As a product with ones it takes a quarter of np.sum's time."""
     if is_on_gpu(x):

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from minillm.errors import DeviceError
+from minillm.errors import DeviceError, DtypeError
 
 Array = Any  # a numpy.ndarray or a cupy.ndarray
 
@@ -163,6 +163,7 @@ def gemm(a: Array, b: Array, out: Array | None = None, add: bool = False) -> Arr
 
     Both of one dtype. bfloat16 and float16 are multiplied as they are and summed in float32, and `out` may be float32;
     float32 is not rounded to TF32. A transposed view costs no copy.
+    Raises: DtypeError for two dtypes, or one that is not floating.
 
     cuBLAS counts by columns. What it calls a matrix (N, M) is, in memory, our (M, N): everything it sees is transposed.
     So it is asked for C^T = B^T A^T, and of a row-major matrix it has the transpose already; of a transposed view it
@@ -187,7 +188,7 @@ def gemm(a: Array, b: Array, out: Array | None = None, add: bool = False) -> Arr
         "bfloat16": cuda.runtime.CUDA_R_16BF,
     }
     if a.dtype != b.dtype or a.dtype.name not in codes or out.dtype.name not in (a.dtype.name, "float32"):
-        raise DeviceError(
+        raise DtypeError(
             f"matmul: cuBLAS makes no {out.dtype} of {a.dtype} and {b.dtype}; convert both to one floating dtype"
         )
     in_double = a.dtype == np.float64

@@ -251,7 +251,7 @@ def test_gemm_in_bfloat16_is_summed_in_float32(cupy, rng, bfloat16):
     total = cupy.asarray(np.ones((5, 7), np.float32))
     device.gemm(cupy.asarray(a), cupy.asarray(b), total, add=True)
     np.testing.assert_allclose(total.get(), 1 + exact, rtol=1e-5)
-    with pytest.raises(DeviceError, match="matmul: cuBLAS makes no float32 of float32 and bfloat16; convert both"):
+    with pytest.raises(DtypeError, match="matmul: cuBLAS makes no float32 of float32 and bfloat16; convert both"):
         device.gemm(cupy.asarray(a).astype(np.float32), cupy.asarray(b))
 
 

@@ -66,7 +66,7 @@ def add_rows_sorted(table: Array, ids: Array, rows: Array) -> None:
     """The same, each table row once: the rows of one id are brought together and summed."""
     if not ids.size:
         return
-    order = np.argsort(ids, kind="stable")
+    order = backend.stable_argsort(ids)
     ordered = ids[order]
     starts = np.flatnonzero(np.diff(ordered, prepend=-1))
     named = ordered[starts]
@@ -95,7 +95,7 @@ def embedding_forward_cuda(weight, ids):
 def embedding_backward_cuda(dout, saved, into=(None, None)):
     dweight = _gradient_so_far(dout, saved, into[0])
     table, ids, columns = contiguous(dweight), saved.ids.reshape(-1), saved.shape[1]
-    order = np.argsort(ids, kind="stable")
+    order = backend.stable_argsort(ids)
     kernel = get_kernel("embedding.cu", "embedding_backward", table.dtype)
     grid = (-(-ids.size // WARPS), -(-columns * table.itemsize // 512))
     numbers = (np.int64(len(table)), np.int64(ids.size), np.int32(columns))

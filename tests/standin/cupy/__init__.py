@@ -246,6 +246,11 @@ class ndarray:
     def squeeze(self, axis=None):
         return _wrap(self._host.squeeze(axis))
 
+    # computing: see METHODS too
+
+    def argsort(self, axis=-1):
+        return _result(self._host.argsort(axis=axis, kind="stable"))
+
     def any(self, axis=None, out=None, keepdims=False):
         return _result(np.asarray(self._host.any(axis=axis, keepdims=keepdims)))
 
@@ -324,7 +329,6 @@ FUNCTIONS = {
     "copyto": "dst, src, casting='same_kind', where=None",
     "clip": "a, a_min, a_max, out=None",
     "nan_to_num": "x, copy=True, nan=0.0, posinf=None, neginf=None",
-    "argsort": "a, axis=-1, kind=None",
     "flatnonzero": "a",
     "diff": "a, n=1, axis=-1, prepend=None, append=None",
     "sum": "a, axis=None, dtype=None, out=None, keepdims=False",
@@ -382,7 +386,7 @@ def _method(name: str):
     return lambda self, *args, **settings: globals()[name](self, *args, **settings)
 
 
-METHODS = dict(take="take", sum="sum", mean="mean", max="amax", min="amin", argmax="argmax", argsort="argsort")
+METHODS = dict(take="take", sum="sum", mean="mean", max="amax", min="amin", argmax="argmax")
 for _name, _function_name in METHODS.items():
     setattr(ndarray, _name, _method(_function_name))
 
