@@ -27,10 +27,9 @@ class Reduced(NamedTuple):
 
 
 class Maximum(NamedTuple):
-    """What went in, and the maxima."""
+    """Where the maximum is, shared out among ties."""
 
-    x: Array
-    out: Array
+    share: Array
     axis: Axis
     keepdims: bool
 
@@ -93,15 +92,13 @@ def mean(x: Tensor, axis: Axis = None, keepdims: bool = False, *, dim: Axis = No
 
 def max_forward(x, *, axis, keepdims):
     out = np.max(x, axis=axis, keepdims=keepdims)
-    return out, Maximum(x, out, axis, keepdims)
+    share = (x == restore_axes(out, axis, keepdims, x.ndim)).astype(x.dtype)
+    share /= share.sum(axis=axis, keepdims=True)
+    return out, Maximum(share, axis, keepdims)
 
 
 def max_backward(dout, saved):
-    x, out, axis, keepdims = saved
-    largest = restore_axes(out, axis, keepdims, x.ndim)
-    reached = x == largest
-    share = restore_axes(dout, axis, keepdims, x.ndim) / reached.sum(axis=axis, keepdims=True)  # among ties
-    return (reached * share.astype(x.dtype, copy=False),)
+    return (saved.share * restore_axes(dout, saved.axis, saved.keepdims, saved.share.ndim),)
 
 
 MAX = Op("max", max_forward, max_backward)
