@@ -10,6 +10,7 @@ import dataclasses
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -134,7 +135,7 @@ def parse(kind: Any, command: str, arguments: list[str], default: Any = None) ->
 
 def option(arguments: list[str], name: str) -> str | None:
     """The value of one option, read ahead of the others because it decides their defaults."""
-    for argument, following in zip(arguments, [*arguments[1:], ""], strict=True):
+    for argument, following in pairwise([*arguments, ""]):
         if argument == name:
             return following
         if argument.startswith(f"{name}="):

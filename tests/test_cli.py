@@ -20,7 +20,8 @@ from minillm.data import open_tokens
 from minillm.generate import generate
 from minillm.models.gpt2 import GPT2
 from minillm.tokenizers import CharacterTokenizer, Tokenizer
-from minillm.training import Run
+from minillm.training import Run, TrainConfig
+from minillm.training.config import preset
 from minillm.training.trainer import build
 
 TEXT = "the model reads a text, and then it writes what it has read; " * 40
@@ -371,6 +372,16 @@ def test_options_reach_the_run(runs: SimpleNamespace) -> None:
     bpe = Run.open(runs.bpe)
     assert bpe.tokenizer.vocab_size == 257
     assert load_checkpoint(bpe.checkpoint("last")).model["wte.weight"].shape == (257, 16)
+
+
+def test_train_needs_no_options(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first command of the README."""
+    asked: list = []
+    monkeypatch.setattr("minillm.training.trainer.train", lambda config, resume: asked.append((config, resume)))
+    main(["train"])
+    assert asked == [(TrainConfig(), None)]
+    main(["train", "--preset", "nano"])
+    assert asked[1] == (preset("nano"), None)
 
 
 def test_options_change_single_settings_of_a_preset(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
