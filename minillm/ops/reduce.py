@@ -93,7 +93,7 @@ def mean(x: Tensor, axis: Axis = None, keepdims: bool = False, *, dim: Axis = No
 def max_forward(x, *, axis, keepdims):
     out = np.max(x, axis=axis, keepdims=keepdims)
     share = (x == restore_axes(out, axis, keepdims, x.ndim)).astype(x.dtype)
-    share /= share.sum(axis=axis, keepdims=True)
+    share = share / share.sum(axis=axis, keepdims=True)
     return out, Maximum(share, axis, keepdims)
 
 
