@@ -14,7 +14,7 @@ import sys
 import time
 from pathlib import Path
 
-from sides import THREADS, Side
+from sides import THREADS, Side, settings
 
 PROMPTS = (8, 512)
 TOKENS = 32
@@ -22,12 +22,9 @@ TOKENS = 32
 
 def minillm_side():
     """A function of the number of prompt tokens and of new ones that generates these."""
-    from minillm import backend
     from minillm.generate import generate
     from minillm.models.gpt2 import GPT2, GPT2Config
 
-    backend.threads = THREADS
-    backend.tuned_process().__enter__()
     model = GPT2(GPT2Config())
     return lambda prompt, count: list(generate(model, prompt, count, temperature=0))
 
@@ -50,16 +47,17 @@ def serve(side):
     """The child process: for each line read, the seconds of a prompt alone and of each token after it."""
     import numpy as np
 
-    run = {"minillm": minillm_side, "transformers": transformers_side}[side]()
     rng = np.random.default_rng(0)
-    for line in sys.stdin:
-        prompt = rng.integers(0, 50257, int(line))
-        start = time.perf_counter()
-        run(prompt, 1)
-        middle = time.perf_counter()
-        run(prompt, TOKENS + 1)
-        first, all_of_them = middle - start, time.perf_counter() - middle
-        print(json.dumps({"prefill": first, "token": (all_of_them - first) / TOKENS}), flush=True)
+    with settings(side):
+        run = {"minillm": minillm_side, "transformers": transformers_side}[side]()
+        for line in sys.stdin:
+            prompt = rng.integers(0, 50257, int(line))
+            start = time.perf_counter()
+            run(prompt, 1)
+            middle = time.perf_counter()
+            run(prompt, TOKENS + 1)
+            first, all_of_them = middle - start, time.perf_counter() - middle
+            print(json.dumps({"prefill": first, "token": (all_of_them - first) / TOKENS}), flush=True)
 
 
 def main():

@@ -15,7 +15,7 @@ import sys
 import time
 from pathlib import Path
 
-from sides import THREADS, Side
+from sides import THREADS, Side, settings
 
 B, T, C, H, V = 8, 256, 384, 6, 65
 ROWS = (B, T, C)
@@ -172,15 +172,12 @@ def runner(side, name):
 
 def serve(side, name):
     """The child process: for each line read, run the operation that often and print the medians."""
-    from minillm import backend
-
-    backend.threads = THREADS
-    backend.tuned_process().__enter__()
-    run = runner(side, name)
-    for line in sys.stdin:
-        times = [run() for _ in range(int(line))]
-        forward, backward = (statistics.median(part) for part in zip(*times, strict=True))
-        print(json.dumps({"forward": forward, "backward": backward}), flush=True)
+    with settings(side):
+        run = runner(side, name)
+        for line in sys.stdin:
+            times = [run() for _ in range(int(line))]
+            forward, backward = (statistics.median(part) for part in zip(*times, strict=True))
+            print(json.dumps({"forward": forward, "backward": backward}), flush=True)
 
 
 def measure(name, rounds, repeats):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
@@ -9,6 +10,16 @@ import sys
 from typing import Any
 
 THREADS = 2
+
+
+def settings(side: str) -> contextlib.AbstractContextManager[None]:
+    """What a child process runs in: minillm's settings of a process, as its command line has them; else nothing."""
+    if side != "minillm":
+        return contextlib.nullcontext()
+    from minillm import backend
+
+    backend.threads = THREADS
+    return backend.tuned_process()
 
 
 class Side:

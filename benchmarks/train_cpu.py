@@ -17,7 +17,7 @@ import sys
 import time
 from pathlib import Path
 
-from sides import THREADS, Side
+from sides import THREADS, Side, settings
 
 CONFIGS = {  # vocabulary, context, layers, heads, channels, batch
     "micro": (65, 32, 2, 2, 64, 4),
@@ -39,12 +39,9 @@ def data(name):
 
 def minillm_step(name):
     """A function that does one training step and returns the loss."""
-    from minillm import backend
     from minillm.models.gpt2 import GPT2, GPT2Config
     from minillm.optim import AdamW
 
-    backend.threads = THREADS
-    backend.tuned_process().__enter__()  # for the life of the process
     vocab, context, layers, heads, channels, _ = CONFIGS[name]
     model = minillm_llama(name) if name == "llama" else GPT2(GPT2Config(vocab, context, layers, heads, channels))
     optimizer = AdamW(model.parameters(), lr=3e-4)
@@ -219,22 +216,20 @@ def serve(side, name):
     """The child process: for each line read, run that many steps and print the seconds per step; or print the floor."""
     import resource
 
-    step = {
-        "minillm": minillm_step,
-        "eager": torch_step,
-        "compiled": lambda name: torch_step(name, compiled=True),
-    }[side](name)
-    for line in sys.stdin:
-        if line == "floor\n":
-            print(json.dumps({"floor": products_alone(step)}), flush=True)
-            continue
-        count = int(line)
-        start = time.perf_counter()
-        for _ in range(count):
-            loss = step()
-        seconds = (time.perf_counter() - start) / count
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-        print(json.dumps({"seconds": seconds, "loss": loss, "peak_mb": peak}), flush=True)
+    make = {"minillm": minillm_step, "eager": torch_step, "compiled": lambda name: torch_step(name, compiled=True)}
+    with settings(side):
+        step = make[side](name)
+        for line in sys.stdin:
+            if line == "floor\n":
+                print(json.dumps({"floor": products_alone(step)}), flush=True)
+                continue
+            count = int(line)
+            start = time.perf_counter()
+            for _ in range(count):
+                loss = step()
+            seconds = (time.perf_counter() - start) / count
+            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+            print(json.dumps({"seconds": seconds, "loss": loss, "peak_mb": peak}), flush=True)
 
 
 def measure(name, rounds, sides):
