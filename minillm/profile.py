@@ -25,7 +25,7 @@ from minillm.models.gpt2 import GPT2, GPT2Config
 from minillm.optim import AdamW
 
 
-class Product(NamedTuple):
+class Shapes(NamedTuple):
     """The shapes of a matrix product's two factors, and whether each is transposed in memory."""
 
     a: tuple[int, ...]
@@ -49,7 +49,7 @@ class Profile:
         self.forward: Counter[str] = Counter()  # seconds of all steps, by operation
         self.backward: Counter[str] = Counter()
         self.calls: Counter[str] = Counter()
-        self.products: Counter[Product] = Counter()
+        self.products: Counter[Shapes] = Counter()
 
     @property
     def seconds(self) -> float:
@@ -81,8 +81,8 @@ class Profile:
         return total / len(self.steps)
 
 
-def _seconds(product: Product) -> float:
-    """Of one product; a stack of small ones is made on every thread at once, as attention does, and counts as many."""
+def _seconds(product: Shapes) -> float:
+    """Of one product; a stack of small ones also on every thread at once, as attention does, where that is faster."""
     rng = np.random.default_rng(0)
     a, b = (
         rng.standard_normal((*shape[:-2], shape[-1], shape[-2]), np.float32).astype(product.dtype).swapaxes(-1, -2)
@@ -90,19 +90,20 @@ def _seconds(product: Product) -> float:
         else rng.standard_normal(shape, np.float32).astype(product.dtype)
         for shape, transposed in ((product.a, product.a_transposed), (product.b, product.b_transposed))
     )
-    stack = a.ndim > 2 or b.ndim > 2
     start = time.perf_counter()
-    if stack:
-        backend.parallel(lambda first, last: backend.matmul(a, b), backend.threads)
-    else:
-        backend.matmul(a, b)
-    return (time.perf_counter() - start) / (backend.threads if stack else 1)
+    backend.matmul(a, b)
+    alone = time.perf_counter() - start
+    if a.ndim == b.ndim == 2:
+        return alone
+    start = time.perf_counter()
+    backend.parallel(lambda first, last: backend.matmul(a, b), backend.threads)
+    return min(alone, (time.perf_counter() - start) / backend.threads)
 
 
 @contextlib.contextmanager
 def profiled(profile: Profile) -> Iterator[None]:
     """Add what runs until the block ends to a profile, as one step."""
-    run_op, multiply = Op._run, backend.matmul
+    run_op, multiply = Op._run, backend.matmuls
 
     def timed_op(op: Op, arrays: list, settings: dict) -> tuple:
         start = time.perf_counter()
@@ -117,18 +118,19 @@ def profiled(profile: Profile) -> Iterator[None]:
         profile.backward[name] += time.perf_counter() - start  # type: ignore[assignment]
         return result
 
-    def noted_product(a: Any, b: Any, *rest: Any, **named: Any) -> Any:
-        a_transposed, b_transposed = (x.strides[-1] != x.itemsize for x in (a, b))
-        profile.products[Product(a.shape, b.shape, a_transposed, b_transposed, a.dtype.name)] += 1
-        return multiply(a, b, *rest, **named)
+    def noted_products(*products: backend.Product) -> Any:
+        for a, b, *_ in products:
+            a_transposed, b_transposed = (x.strides[-1] != x.itemsize for x in (a, b))
+            profile.products[Shapes(a.shape, b.shape, a_transposed, b_transposed, a.dtype.name)] += 1
+        return multiply(*products)
 
-    Op._run, backend.matmul = timed_op, noted_product  # type: ignore[method-assign, assignment]
+    Op._run, backend.matmuls = timed_op, noted_products  # type: ignore[method-assign, assignment]
     start = time.perf_counter()
     try:
         yield
     finally:
         profile.steps.append(time.perf_counter() - start)
-        Op._run, backend.matmul = run_op, multiply  # type: ignore[method-assign]
+        Op._run, backend.matmuls = run_op, multiply  # type: ignore[method-assign]
 
 
 def profile_training(config: GPT2Config, batch_size: int, repeats: int, warm_up: int = 2) -> Profile:

@@ -109,11 +109,11 @@ def test_an_exception_in_any_range_surfaces_after_all_have_ended(three_threads, 
 
 
 def test_an_exception_in_a_worker_surfaces_through_an_operation(finely_cut, monkeypatch):
-    def fails_off_the_main_thread(x, y):
+    def fails_off_the_main_thread(x, y, slope):
         if threading.current_thread() is not threading.main_thread():
             raise FloatingPointError("in a worker")
 
-    monkeypatch.setattr(sys.modules["minillm.ops.silu"], "_silu", fails_off_the_main_thread)
+    monkeypatch.setattr(sys.modules["minillm.ops.silu"], "value_and_slope", fails_off_the_main_thread)
     with pytest.raises(FloatingPointError, match="in a worker"):
         ops.silu(Tensor(np.ones((4, 4))))
 
@@ -226,6 +226,18 @@ def test_large_arrays_use_every_thread(three_threads):
     backend.row_blocks(block, np.empty((3000, backend.PARALLEL_BYTES // 1000), np.uint8))
 
 
+@pytest.mark.parametrize("shape", [(1,), (7,), (1, 1), (3, 65), (2, 0, 4), (0, 3), (2, 3, 4, 5)])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_row_max(shape, dtype, rng):
+    x = rng.normal(size=shape).astype(dtype)
+    x[x > 1] = np.inf
+    np.testing.assert_array_equal(backend.row_max(x), x.max(axis=-1, keepdims=True))
+    x.reshape(-1)[::3] = np.nan
+    np.testing.assert_array_equal(backend.row_max(x), x.max(axis=-1, keepdims=True))
+    if min(shape):
+        np.testing.assert_array_equal(backend.row_max(x.T), x.T.max(axis=-1, keepdims=True))
+
+
 @pytest.mark.parametrize("threads", [1, 2, 3])
 @pytest.mark.parametrize("rows", [0, 1, 7, 64])
 def test_sums_over_blocks_are_the_sums(rows, threads, monkeypatch, rng):
@@ -281,10 +293,22 @@ def test_as_rows_copies_what_no_view_can_show():
 def test_matmul_cut_over_threads(shapes, given_out, finely_cut, rng):
     a, b = (rng.normal(size=shape) for shape in shapes)
     out = np.full((a.shape[0], b.shape[1]), np.nan) if given_out else None
-    result = backend.matmul(a, b, out=out)
-    np.testing.assert_allclose(result, a @ b, rtol=1e-13, atol=1e-13)
-    assert out is None or result is out
-    np.testing.assert_allclose(backend.matmul(b.T, a.T), (a @ b).T, rtol=1e-13, atol=1e-13)
+    bias, start = rng.normal(size=b.shape[1]), rng.normal(size=(a.shape[0], b.shape[1]))
+    total = start.copy()
+    products = [
+        backend.Product(a, b, out),
+        backend.Product(b.T, a.T),
+        backend.Product(a, b, bias=bias),
+        backend.Product(b.T, a.T, bias=start[:, 0]),
+        backend.Product(a, b, total, add=True),
+    ]
+    results = backend.matmuls(*products)
+    expected = [a @ b, (a @ b).T, a @ b + bias, (a @ b).T + start[:, 0], start + a @ b]
+    for result, right in zip(results, expected, strict=True):
+        np.testing.assert_allclose(result, right, rtol=1e-13, atol=1e-13)
+    assert out is None or results[0] is out
+    assert results[4] is total
+    np.testing.assert_allclose(backend.matmul(a, b), a @ b, rtol=1e-13, atol=1e-13)
 
 
 def test_matmul_keeps_and_promotes_dtypes(finely_cut):

@@ -274,13 +274,19 @@ def test_every_wrong_source_is_caught(capsys):
 HELPERS = [
     (ops._arithmetic.unbroadcast, ["add", "sub", "mul", "div", "pow", "where", "matmul", "broadcast"]),
     (sys.modules["minillm.ops.reduce"].restore_axes, ["sum", "mean", "max"]),
+    (sys.modules["minillm.ops.gelu"].write_slope_of_tanh_form, ["gelu"]),
+    (sys.modules["minillm.ops.gelu"].write_slope_of_erf_form, ["gelu"]),
+    (sys.modules["minillm.ops.silu"].write_slope, ["silu", "swiglu"]),
+    (sys.modules["minillm.ops.arithmetic"]._tanh_slope, ["tanh"]),
+    (sys.modules["minillm.ops.arithmetic"]._sigmoid_slope, ["sigmoid"]),
+    (sys.modules["minillm.ops.arithmetic"]._where_positive, ["relu"]),
     (sys.modules["minillm.ops.embedding"].add_rows_sorted, ["embedding"]),
     (sys.modules["minillm.ops.embedding"].add_rows_one_by_one, ["embedding"]),
 ]
 
 
 def test_every_wrong_helper_is_caught(capsys):
-    """Functions that only backwards call are broken too, for all their callers at once."""
+    """Functions that only gradients need are broken too, for all their callers at once."""
     caught, missed = 0, []
     for right, users in HELPERS:
         for description, mutant in source_mutants(right):

@@ -9,7 +9,7 @@ from minillm import backend, ops, tensor
 from minillm.autograd import Op
 from minillm.cli import main
 from minillm.models.gpt2 import GPT2Config
-from minillm.profile import Product, Profile, profile_training, profiled
+from minillm.profile import Profile, Shapes, profile_training, profiled
 
 CONFIG = GPT2Config(vocab_size=11, context=8, layers=3, heads=2, channels=16)
 
@@ -39,11 +39,11 @@ def test_the_operations_of_the_products_are_those_on_paper():
 
 
 def test_a_product():
-    assert Product((5, 1, 2, 3), (4, 3, 7), False, True, "float32").flops == 2 * 5 * 4 * 2 * 3 * 7
+    assert Shapes((5, 1, 2, 3), (4, 3, 7), False, True, "float32").flops == 2 * 5 * 4 * 2 * 3 * 7
 
 
 def test_nothing_is_left_behind_even_by_an_error():
-    before = Op._run, backend.matmul
+    before = Op._run, backend.matmuls
     profile = Profile()
 
     def fails():
@@ -53,7 +53,7 @@ def test_nothing_is_left_behind_even_by_an_error():
 
     with pytest.raises(ZeroDivisionError):
         fails()
-    assert (Op._run, backend.matmul) == before
+    assert (Op._run, backend.matmuls) == before
     assert profile.calls == {"matmul": 1}
 
 

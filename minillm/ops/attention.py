@@ -79,7 +79,7 @@ def attention_forward(q, k, v, mask, *, lengths, causal, scale, dropout):
         y, log_sums = _grouped(out, k)[b, h], lse.reshape(*k.shape[:2], -1, q.shape[2])[b, h]
         for rows, visible in _query_blocks(q.shape[2], k.shape[2], causal):
             scores, _ = _scores(queries, keys, rows, visible, saved, b, h)
-            largest = scores.max(axis=-1, keepdims=True)
+            largest = backend.row_max(scores)
             largest[largest == -np.inf] = 0
             scores -= largest
             weights = np.exp(scores, out=scores)
@@ -266,7 +266,7 @@ def _scores(queries, keys, rows, visible, saved: Saved, b: slice, h: slice) -> t
         first = max(0, rows.start + offset + 1)
         columns = np.arange(first, visible, like=keys)
         hidden = columns > np.arange(rows.start, rows.stop, like=keys)[:, None] + offset
-        np.copyto(by_head[..., first:], -np.inf, where=hidden)
+        by_head[..., first:] += np.where(hidden, -np.inf, 0).astype(scores.dtype)
     if saved.lengths is not None:
         padding = np.arange(visible, like=keys) >= saved.lengths[b, None]
         np.copyto(by_head, -np.inf, where=padding[:, None, None, None])
@@ -308,14 +308,15 @@ def _for_parts(part, q: Array, k: Array) -> None:
     if is_on_gpu(q):
         part(slice(0, batch), slice(0, key_heads))
         return
+    threads = backend.threads if q.size * k.shape[2] * 4 >= backend.PARALLEL_FLOPS else 1
     head_bytes = q.shape[1] // key_heads * min(QUERY_BLOCK, q.shape[2]) * k.shape[2] * q.itemsize
     heads_at_once = min(key_heads, max(1, SCORE_BYTES // max(1, head_bytes)))
-    if batch < backend.threads:
-        heads_at_once = min(heads_at_once, -(-batch * key_heads // backend.threads))
+    if batch < threads:
+        heads_at_once = min(heads_at_once, -(-batch * key_heads // threads))
     items_at_once = max(1, SCORE_BYTES // max(1, head_bytes * key_heads)) if heads_at_once == key_heads else 1
     # As many items at once as fit, but a whole number of rounds of all threads, so that none waits at the end.
-    rounds = -(-batch // (items_at_once * backend.threads))
-    items_at_once = max(1, -(-batch // (rounds * backend.threads)))
+    rounds = -(-batch // (items_at_once * threads))
+    items_at_once = max(1, -(-batch // (rounds * threads)))
     parts = [
         (slice(b, min(b + items_at_once, batch)), slice(h, min(h + heads_at_once, key_heads)))
         for b in range(0, batch, items_at_once)
@@ -326,7 +327,7 @@ def _for_parts(part, q: Array, k: Array) -> None:
         for b, h in parts[start:stop]:
             part(b, h)
 
-    if q.size * k.shape[2] * 4 < backend.PARALLEL_FLOPS:
+    if threads == 1:
         run(0, len(parts))
     else:
         backend.parallel(run, len(parts))

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from minillm.autograd import Op, Tensor
-from minillm.backend import Array, as_array, as_rows, contiguous, row_blocks
+from minillm.backend import Array, as_array, as_rows, contiguous, row_blocks, row_max, row_sums
 from minillm.device import is_on_gpu, like
 from minillm.errors import DtypeError, GraphError, InputError, ShapeError, check_index
 from minillm.kernels import WARP, get_kernel
@@ -46,12 +46,12 @@ def cross_entropy_forward(logits, targets, *, ignore_index, label_smoothing, red
 
     def formula(rows):
         z = x[rows]
-        largest = z.max(axis=-1, keepdims=True)
+        largest = row_max(z)
         shifted = z - largest
         target_logit = shifted[np.arange(len(z), like=z), t[rows]] * (1 - label_smoothing)
         if label_smoothing:
             target_logit += shifted.mean(axis=-1) * label_smoothing
-        log_sum = np.log(np.exp(shifted, out=shifted).sum(axis=-1))
+        log_sum = np.log(row_sums(np.exp(shifted, out=shifted))[:, 0])
         loss[rows] = log_sum - target_logit
         lse[rows] = log_sum + largest[:, 0]
 

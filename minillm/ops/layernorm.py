@@ -31,7 +31,7 @@ from typing import NamedTuple
 import numpy as np
 
 from minillm.autograd import Op, Tensor
-from minillm.backend import Array, as_rows, contiguous, row_blocks, row_sums, sum_over_blocks, vecdot
+from minillm.backend import Array, as_rows, column_sums, contiguous, row_blocks, row_sums, sum_over_blocks, vecdot
 from minillm.errors import ShapeError, check_floating, check_shapes
 from minillm.kernels import get_kernel
 from minillm.ops.launch import BLOCKS, SHARED_LIMIT, shared_bytes, sum_rows, threads_of_row
@@ -86,8 +86,8 @@ def layernorm_backward(dout, saved):
     def formula(rows):
         norm = x_rows[rows] - mean[rows]
         norm *= rstd[rows]
-        dweight = np.einsum("nc,nc->c", dy[rows], norm)
-        dbias = dy[rows].sum(axis=0)
+        dweight = column_sums(np.multiply(dy[rows], norm, out=dx_rows[rows]))
+        dbias = column_sums(dy[rows])
         dnorm = np.multiply(dy[rows], weight, out=dx_rows[rows])
         projection = vecdot(dnorm, norm)[:, None] / channels
         dnorm -= row_sums(dnorm) / channels

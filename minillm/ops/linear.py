@@ -14,7 +14,7 @@ import numpy as np
 
 from minillm import backend
 from minillm.autograd import Op, Tensor
-from minillm.backend import Array, as_rows, contiguous
+from minillm.backend import Array, Product, as_rows, column_sums, contiguous
 from minillm.errors import check_floating, check_shapes
 from minillm.kernels import get_kernel
 from minillm.ops.launch import sum_rows
@@ -31,9 +31,7 @@ class Saved(NamedTuple):
 
 
 def linear_forward(x, weight, bias):
-    out = backend.matmul(as_rows(x), weight.T)  # (rows, out)
-    if bias is not None:
-        backend.row_blocks(lambda rows: np.add(out[rows], bias, out=out[rows]), out)
+    (out,) = backend.matmuls(Product(as_rows(x), weight.T, bias=bias))  # (rows, out)
     return out.reshape(*x.shape[:-1], len(weight)), Saved(x, weight, bias is not None)
 
 
@@ -52,10 +50,9 @@ def linear_forward_cuda(x, weight, bias):
 
 def linear_backward(dout, saved, into=(None, None, None)):
     dy, x = as_rows(dout), as_rows(saved.x)
-    dx = backend.matmul(dy, saved.weight).reshape(saved.x.shape)
-    dweight = backend.matmul(dy.T, x, *(into[1] or ()))  # written, or added, where the gradient is to be
-    dbias = dy.sum(axis=0) if saved.has_bias else None
-    return dx, dweight, dbias
+    # dW is written, or added, where the gradient is to be.
+    dx, dweight = backend.matmuls(Product(dy, saved.weight), Product(dy.T, x, *(into[1] or ())))
+    return dx.reshape(saved.x.shape), dweight, column_sums(dy) if saved.has_bias else None
 
 
 def linear_backward_cuda(dout, saved, into=(None, None, None)):

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from minillm import backend
 from minillm.autograd import Op, Tensor
-from minillm.backend import Array
+from minillm.backend import Array, Product
 from minillm.errors import ShapeError
 from minillm.ops.arithmetic import operands, unbroadcast
 
@@ -39,9 +39,8 @@ def matmul_backward(dout, saved):
         dout = dout[..., None]
     if a.ndim == 1:
         dout = dout[..., None, :]
-    da = unbroadcast(backend.matmul(dout, columns.swapaxes(-1, -2)), rows.shape)
-    db = unbroadcast(backend.matmul(rows.swapaxes(-1, -2), dout), columns.shape)
-    return da.reshape(a.shape), db.reshape(b.shape)
+    da, db = backend.matmuls(Product(dout, columns.swapaxes(-1, -2)), Product(rows.swapaxes(-1, -2), dout))
+    return unbroadcast(da, rows.shape).reshape(a.shape), unbroadcast(db, columns.shape).reshape(b.shape)
 
 
 MATMUL = Op("matmul", matmul_forward, matmul_backward)

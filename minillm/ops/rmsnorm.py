@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 
 from minillm.autograd import Op, Tensor
-from minillm.backend import Array, as_rows, contiguous, row_blocks, sum_over_blocks, vecdot
+from minillm.backend import Array, as_rows, column_sums, contiguous, row_blocks, sum_over_blocks, vecdot
 from minillm.errors import check_floating, check_shapes
 from minillm.kernels import get_kernel
 from minillm.ops.launch import BLOCKS, SHARED_LIMIT, shared_bytes, sum_rows, threads_of_row
@@ -54,7 +54,7 @@ def rmsnorm_backward(dout, saved):
 
     def formula(rows):
         norm = x_rows[rows] * rstd[rows]
-        dweight = np.einsum("nc,nc->c", dy[rows], norm)
+        dweight = column_sums(np.multiply(dy[rows], norm, out=dx_rows[rows]))
         dnorm = np.multiply(dy[rows], weight, out=dx_rows[rows])
         norm *= vecdot(dnorm, norm)[:, None] / channels
         dnorm -= norm

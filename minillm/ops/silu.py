@@ -3,7 +3,8 @@
 silu:    y = x s                with s = 1 / (1 + e^-x),   dy/dx = s + x s (1 - s) = s (1 + x (1 - s))
 swiglu:  y = silu(gate) up      (Shazeer 2020, arXiv:2002.05202):  dgate = dy up silu'(gate),  dup = dy silu(gate)
 
-The bias of the linear layer before may be added here, as in ops/gelu.py.
+As in ops/gelu.py, the forward keeps the slopes in the place of its inputs, and the bias of the linear layer before may
+be added here.
 """
 
 from __future__ import annotations
@@ -12,8 +13,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from minillm.autograd import Op, Tensor
-from minillm.backend import Array, as_rows, contiguous, row_blocks, sum_over_blocks
+from minillm.autograd import Op, Tensor, is_grad_enabled
+from minillm.backend import Array, as_rows, column_sums, contiguous, elementwise, row_blocks, sum_over_blocks
 from minillm.errors import ShapeError, check_floating, check_shapes
 from minillm.kernels import get_kernel
 from minillm.ops.arithmetic import logistic
@@ -21,71 +22,75 @@ from minillm.ops.launch import THREADS, activation_backward, activation_fits, ac
 
 
 class Saved(NamedTuple):
-    """The inputs."""
+    """The slope dy/dx."""
 
-    x: Array
-    bias: Array | None
+    slope: Array
+    has_bias: bool
 
 
 class SavedPair(NamedTuple):
-    """Both halves."""
+    """The slopes dy/dgate and dy/dup."""
 
-    gate: Array
-    up: Array
+    dgate: Array
+    dup: Array
+
+
+class SavedByKernel(NamedTuple):
+    """The inputs: x and its bias, or gate and up."""
+
+    x: Array
+    other: Array | None
 
 
 def silu_forward(x, bias=None):
     out = np.empty_like(x, order="C")
-    x_rows, y = as_rows(x), as_rows(out)
+    slope = np.empty_like(out, shape=None if is_grad_enabled() else 0)
+    x_rows, y, slope_rows = as_rows(x), as_rows(out), as_rows(slope)
 
     def formula(rows):
-        _silu(x_rows[rows] if bias is None else x_rows[rows] + bias, y[rows])
+        value_and_slope(x_rows[rows] if bias is None else x_rows[rows] + bias, y[rows], slope_rows[rows])
 
     row_blocks(formula, y)
-    return out, Saved(x, bias)
+    return out, Saved(slope, bias is not None)
 
 
-def _silu(x: Array, y: Array) -> None:
-    """y = x / (1 + e^-x), in place where y is not x: a pass each for the sign, e^, the sum and the quotient."""
-    with np.errstate(over="ignore"):  # x / inf is 0
-        np.exp(np.negative(x, out=y), out=y)
-    y += 1
-    np.divide(x, y, out=y)
+def value_and_slope(x: Array, y: Array, slope: Array) -> None:
+    """y = x s; the slope, if there is room for it, is s + y (1 - s)."""
+    s = logistic(x)
+    np.multiply(x, s, out=y)
+    if slope.size:
+        write_slope(slope, s, y)
 
 
-def _slope(x: Array, s: Array) -> None:
-    """s (1 + x (1 - s)), the slope of silu at x, written over s = 1 / (1 + e^-x)."""
-    rest = 1 - s
-    rest *= x
-    rest += 1
-    s *= rest
+def write_slope(slope: Array, s: Array, y: Array) -> None:
+    """s + y (1 - s)."""
+    np.subtract(1, s, out=slope)
+    slope *= y
+    slope += s
 
 
 def silu_backward(dout, saved):
-    x, bias = saved
-    dx = np.empty_like(x, order="C")
-    x_rows, dy, dx_rows = as_rows(x), as_rows(dout), as_rows(dx)
+    slope, has_bias = saved
+    dx = np.empty_like(slope)
+    dy, slope_rows, dx_rows = as_rows(dout), as_rows(slope), as_rows(dx)
 
     def formula(rows):
-        x = x_rows[rows] if bias is None else x_rows[rows] + bias
-        s = logistic(x)
-        _slope(x, s)
-        np.multiply(dy[rows], s, out=dx_rows[rows])
-        return () if bias is None else (dx_rows[rows].sum(axis=0),)
+        np.multiply(dy[rows], slope_rows[rows], out=dx_rows[rows])
+        return (column_sums(dx_rows[rows]),) if has_bias else ()
 
     sums = sum_over_blocks(formula, dy)
-    return dx, sums[0] if sums else None
+    return dx, sums[0] if has_bias else None
 
 
 def silu_forward_cuda(x, bias=None):
     if not activation_fits(x, bias):
         return NotImplemented
     x, bias = contiguous(x), None if bias is None else contiguous(bias)
-    return activation_forward("silu.cu", "Silu", x, bias), Saved(x, bias)
+    return activation_forward("silu.cu", "Silu", x, bias), SavedByKernel(x, bias)
 
 
 def silu_backward_cuda(dout, saved):
-    return activation_backward("silu.cu", "Silu", contiguous(dout), saved.x, saved.bias)
+    return activation_backward("silu.cu", "Silu", contiguous(dout), *saved)
 
 
 SILU = Op("silu", silu_forward, silu_backward, cuda=(silu_forward_cuda, silu_backward_cuda))
@@ -94,7 +99,7 @@ SILU = Op("silu", silu_forward, silu_backward, cuda=(silu_forward_cuda, silu_bac
 def silu(x: Tensor, bias: Tensor | None = None) -> Tensor:
     """x / (1 + e^-x), elementwise; with a bias (C,), that of x + bias, for x (..., C).
 
-    Saves: references to x and bias. Raises: ShapeError where C differs.
+    Saves: the slope, an array like x; on a GPU, references to x and bias. Raises: ShapeError where C differs.
     """
     if bias is not None:
         check_shapes("silu", x=("... C", x), bias=("C", bias))
@@ -104,32 +109,23 @@ def silu(x: Tensor, bias: Tensor | None = None) -> Tensor:
 
 def swiglu_forward(gate, up):
     out = np.empty_like(gate, order="C", dtype=np.promote_types(gate.dtype, up.dtype))
-    y, gate_rows, up_rows = (as_rows(array) for array in (out, gate, up))
+    dgate, dup = (np.empty_like(out, shape=None if is_grad_enabled() else 0) for _ in range(2))
+    arrays = [as_rows(array) for array in (gate, up, out, dgate, dup)]
 
     def formula(rows):
-        _silu(gate_rows[rows], y[rows])
-        y[rows] *= up_rows[rows]
+        gate, up, y, dgate, dup = (array[rows] for array in arrays)
+        activated = dup if dup.size else y
+        value_and_slope(gate, activated, dgate)
+        np.multiply(activated, up, out=y)
+        if dgate.size:
+            dgate *= up
 
-    row_blocks(formula, y)
-    return out, SavedPair(gate, up)
+    row_blocks(formula, arrays[2])
+    return out, SavedPair(dgate, dup)
 
 
 def swiglu_backward(dout, saved):
-    gate, up = saved
-    dgate, dup = np.empty_like(gate, order="C"), np.empty_like(up, order="C")
-    arrays = [as_rows(array) for array in (dout, gate, up, dgate, dup)]
-
-    def formula(rows):
-        dout, gate, up, dgate, dup = (array[rows] for array in arrays)
-        s = logistic(gate)
-        np.multiply(gate, s, out=dup)
-        dup *= dout
-        _slope(gate, s)
-        np.multiply(dout, up, out=dgate)
-        dgate *= s
-
-    row_blocks(formula, arrays[0])
-    return dgate, dup
+    return elementwise(np.multiply, dout, saved.dgate), elementwise(np.multiply, dout, saved.dup)
 
 
 def swiglu_forward_cuda(gate, up):
@@ -138,7 +134,7 @@ def swiglu_forward_cuda(gate, up):
     gate, up = contiguous(gate), contiguous(up)
     out = np.empty_like(gate)
     _launch("swiglu_forward", gate, up, out)
-    return out, SavedPair(gate, up)
+    return out, SavedByKernel(gate, up)
 
 
 def swiglu_backward_cuda(dout, saved):
@@ -158,7 +154,7 @@ SWIGLU = Op("swiglu", swiglu_forward, swiglu_backward, cuda=(swiglu_forward_cuda
 
 
 def swiglu(gate: Tensor, up: Tensor) -> Tensor:
-    """silu(gate) * up, elementwise, on two tensors of one shape. Saves: references to both.
+    """silu(gate) * up, elementwise, on two tensors of one shape. Saves: two arrays like them; on a GPU, references.
 
     Raises: ShapeError where the shapes differ.
     """

@@ -39,7 +39,7 @@ def softmax_forward(x, *, axis):
     x_rows, p = as_rows(x), as_rows(out)
 
     def formula(rows):
-        np.subtract(x_rows[rows], x_rows[rows].max(axis=-1, keepdims=True), out=p[rows])
+        np.subtract(x_rows[rows], backend.row_max(x_rows[rows]), out=p[rows])
         np.exp(p[rows], out=p[rows])
         p[rows] /= backend.row_sums(p[rows])
 
@@ -106,7 +106,7 @@ def log_softmax_forward(x, *, axis):
     x_rows, log_p = as_rows(x), as_rows(out)
 
     def formula(rows):
-        np.subtract(x_rows[rows], x_rows[rows].max(axis=-1, keepdims=True), out=log_p[rows])
+        np.subtract(x_rows[rows], backend.row_max(x_rows[rows]), out=log_p[rows])
         log_p[rows] -= np.log(backend.row_sums(np.exp(log_p[rows])))
 
     backend.row_blocks(formula, log_p)

@@ -8,7 +8,7 @@ import pytest
 from minillm import kernels, ops
 from minillm.gradcheck import run_cases
 from minillm.kernels import Kernel, get_kernel
-from minillm.ops.gelu import Saved, gelu_backward, gelu_backward_cuda, gelu_forward, gelu_forward_cuda
+from minillm.ops.gelu import erf_form, gelu_backward_cuda, gelu_forward, gelu_forward_cuda, tanh_form
 
 pytestmark = pytest.mark.usefixtures("_compiler")
 FORMS = {"none": "GeluErf", "tanh": "GeluTanh"}
@@ -60,20 +60,31 @@ def bias_backward(dy, x, bias, form, chunk_rows=16, kernel: Kernel | None = None
     return dx, dbias
 
 
+def value_and_slope(x: np.ndarray, form: str) -> tuple[np.ndarray, np.ndarray]:
+    """By the formulas that the kernels follow, 1 + erf included, which NumPy has a better one for in float32."""
+    y, slope = np.empty_like(x), np.empty_like(x)
+    {"tanh": tanh_form, "none": erf_form}[form](x, y, slope)
+    return y, slope
+
+
 def forward_formula(form):
-    return lambda x: gelu_forward(x, approximate=form)[0]
+    return lambda x: value_and_slope(x, form)[0]
 
 
 def backward_formula(form):
-    return lambda dy, x: gelu_backward(dy, Saved(x, None, form))[0]
+    return lambda dy, x: dy * value_and_slope(x, form)[1]
 
 
 def bias_forward_formula(form):
-    return lambda x, bias: gelu_forward(x, bias, approximate=form)[0]
+    return lambda x, bias: value_and_slope(x + bias, form)[0]
 
 
 def bias_backward_formula(form):
-    return lambda dy, x, bias: gelu_backward(dy, Saved(x, bias, form))
+    def formula(dy, x, bias):
+        dx = dy * value_and_slope(x + bias, form)[1]
+        return dx, dx.sum(axis=0)
+
+    return formula
 
 
 @pytest.mark.parametrize("count", COUNTS)

@@ -8,7 +8,7 @@ import pytest
 from minillm import kernels, ops
 from minillm.gradcheck import run_cases
 from minillm.kernels import Kernel, get_kernel
-from minillm.ops.silu import Saved, SavedPair, silu_backward, silu_forward, swiglu_backward, swiglu_forward
+from minillm.ops.silu import silu_backward, silu_forward, swiglu_backward, swiglu_forward
 
 pytestmark = pytest.mark.usefixtures("_compiler")
 COUNTS = [1, 17, 1023, 4096, 4099]
@@ -44,7 +44,7 @@ def with_bias(x, bias, dy=None, chunk_rows=16):
 
 
 def silu_backward_formula(dy, x):
-    return silu_backward(dy, Saved(x, None))[:1]
+    return silu_backward(dy, silu_forward(x)[1])[:1]
 
 
 def swiglu_forward_formula(gate, up):
@@ -52,11 +52,11 @@ def swiglu_forward_formula(gate, up):
 
 
 def swiglu_backward_formula(dy, gate, up):
-    return swiglu_backward(dy, SavedPair(gate, up))
+    return swiglu_backward(dy, swiglu_forward(gate, up)[1])
 
 
 def bias_backward_formula(dy, x, bias):
-    return silu_backward(dy, Saved(x, bias))
+    return silu_backward(dy, silu_forward(x, bias)[1])
 
 
 @pytest.mark.parametrize("count", COUNTS)

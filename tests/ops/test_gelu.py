@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from minillm import ops
-from minillm.autograd import Tensor
+from minillm.autograd import Tensor, no_grad
 from minillm.errors import DtypeError, InputError, ShapeError
 
 erf = sys.modules["minillm.ops.gelu"].erf
@@ -106,15 +106,37 @@ def test_a_bias_is_added_before(form, shape, dtype, tolerance, rng):
     np.testing.assert_allclose(bias.grad, bias_apart.grad, rtol=tolerance, atol=20 * tolerance)
 
 
-def test_what_is_kept_with_a_bias_are_references(rng):
-    x, bias = Tensor(rng.normal(size=(3, 4)), requires_grad=True), Tensor(rng.normal(size=4), requires_grad=True)
-    before = x.data.copy(), bias.data.copy()
-    y = ops.gelu(x, "tanh", bias)
-    assert y.node.saved.x is x.data
-    assert y.node.saved.bias is bias.data
+@pytest.mark.parametrize(("form", "tolerance"), [("none", 4e-7), ("tanh", 3e-6)])
+def test_the_slope_in_float32_is_that_in_float64(form, tolerance):
+    """In float32 the erf form goes by another formula. In the tanh form 1 - p cancels, and u' grows as x^2."""
+    narrow, wide = (Tensor(GRID.astype(np.float32).astype(dtype), requires_grad=True) for dtype in ("f4", "f8"))
+    for x in (narrow, wide):
+        ops.gelu(x, form).backward(np.ones(GRID.shape, x.dtype))
+    assert np.abs(narrow.grad - wide.grad).max() <= tolerance
+    assert narrow.grad.min() < -0.1  # below -0.75 the slope is negative
+
+
+@pytest.mark.parametrize("form", ["none", "tanh"])
+def test_what_is_kept_is_the_slope_alone(form, rng):
+    arrays = rng.normal(size=(3, 4)), rng.normal(size=4)
+    before = [array.copy() for array in arrays]
+    y = ops.gelu(Tensor(arrays[0], requires_grad=True), form, Tensor(arrays[1]))
+    kept = [array for array in y.node.saved if isinstance(array, np.ndarray)]
+    assert [array.shape for array in kept] == [(3, 4)]
+    assert not any(np.shares_memory(kept[0], array) for array in (*arrays, y.data))
     y.backward(np.ones((3, 4)))
-    np.testing.assert_array_equal(x.data, before[0])
-    np.testing.assert_array_equal(bias.data, before[1])
+    for array, unchanged in zip(arrays, before, strict=True):
+        np.testing.assert_array_equal(array, unchanged)
+
+
+@pytest.mark.parametrize("form", ["none", "tanh"])
+def test_without_gradients_no_slope_is_computed(form, rng):
+    x = rng.normal(size=(3, 4)).astype(np.float32)
+    recorded = ops.gelu(Tensor(x), form).data
+    with no_grad():
+        out, saved = ops.GELU.forward(x, approximate=form)
+    assert saved.slope.size == 0
+    np.testing.assert_array_equal(out, recorded)
 
 
 def test_a_bias_that_does_not_fit():

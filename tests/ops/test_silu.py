@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from minillm import ops
-from minillm.autograd import Tensor
+from minillm.autograd import Tensor, no_grad
 from minillm.errors import ShapeError
 
 X = np.linspace(-20, 20, 401).reshape(1, 401)
@@ -69,6 +69,16 @@ def test_the_slope_at_0_is_one_half_and_the_minimum_is_where_it_is():
     y.backward(np.ones(2))
     np.testing.assert_allclose(x.grad, [0.5, 0], atol=1e-15)
     assert y.data[1] == pytest.approx(-0.2784645427610738)
+
+
+def test_without_gradients_no_slope_is_computed(rng):
+    gate, up = rng.normal(size=(2, 3, 4))
+    recorded = ops.silu(Tensor(gate)).data, ops.swiglu(Tensor(gate), Tensor(up)).data
+    with no_grad():
+        (silu, saved), (swiglu, saved_pair) = ops.SILU.forward(gate), ops.SWIGLU.forward(gate, up)
+    assert saved.slope.size == saved_pair.dgate.size == saved_pair.dup.size == 0
+    np.testing.assert_array_equal(silu, recorded[0])
+    np.testing.assert_array_equal(swiglu, recorded[1])
 
 
 def test_shapes_that_differ():
