@@ -14,7 +14,7 @@ import sys
 import time
 from pathlib import Path
 
-from sides import THREADS, Side, settings
+from sides import THREADS, Side
 
 PROMPTS = (8, 512)
 TOKENS = 32
@@ -48,16 +48,15 @@ def serve(side):
     import numpy as np
 
     rng = np.random.default_rng(0)
-    with settings(side):
-        run = {"minillm": minillm_side, "transformers": transformers_side}[side]()
-        for line in sys.stdin:
-            prompt = rng.integers(0, 50257, int(line))
-            start = time.perf_counter()
-            run(prompt, 1)
-            middle = time.perf_counter()
-            run(prompt, TOKENS + 1)
-            first, all_of_them = middle - start, time.perf_counter() - middle
-            print(json.dumps({"prefill": first, "token": (all_of_them - first) / TOKENS}), flush=True)
+    run = {"minillm": minillm_side, "transformers": transformers_side}[side]()
+    for line in sys.stdin:
+        prompt = rng.integers(0, 50257, int(line))
+        start = time.perf_counter()
+        run(prompt, 1)
+        middle = time.perf_counter()
+        run(prompt, TOKENS + 1)
+        first, all_of_them = middle - start, time.perf_counter() - middle
+        print(json.dumps({"prefill": first, "token": (all_of_them - first) / TOKENS}), flush=True)
 
 
 def main():

@@ -330,6 +330,8 @@ def matmuls(*products: Product) -> list[Array]:
 def tuned_process() -> Iterator[None]:
     """Settings of the whole process that make training fast; for a program's main function, never for a library.
 
+    Not for generating text token by token: there the BLAS's own threads, which wait awake, are faster.
+
     - BLAS gets one thread, because `matmul` and attention cut the work themselves; restored on leaving.
     - glibc keeps freed memory instead of handing it back to the kernel (mallopt M_MMAP_THRESHOLD, M_TRIM_THRESHOLD):
       a fresh 12 MB array otherwise page-faults all through its first use. This one cannot be undone; it costs memory

@@ -176,23 +176,22 @@ def sample(arguments: list[str]) -> None:
     ids = run.tokenizer.encode(given.prompt)
     text = run.tokenizer.decode(ids)
     print(text, end="", flush=True)
-    with tuned_process():
-        for token in generate(
-            model,
-            ids,
-            given.max_tokens,
-            temperature=given.temperature,
-            top_k=given.top_k,
-            top_p=given.top_p,
-            seed=given.seed,
-            stop=[] if run.tokenizer.eot_id is None else [run.tokenizer.eot_id],
-        ):
-            ids.append(token)
-            # A character may be spread over several tokens: show what is complete.
-            so_far = run.tokenizer.decode(ids).rstrip("\ufffd")
-            if so_far.startswith(text):
-                print(so_far[len(text) :], end="", flush=True)
-                text = so_far
+    for token in generate(
+        model,
+        ids,
+        given.max_tokens,
+        temperature=given.temperature,
+        top_k=given.top_k,
+        top_p=given.top_p,
+        seed=given.seed,
+        stop=[] if run.tokenizer.eot_id is None else [run.tokenizer.eot_id],
+    ):
+        ids.append(token)
+        # A character may be spread over several tokens: show what is complete.
+        so_far = run.tokenizer.decode(ids).rstrip("\ufffd")
+        if so_far.startswith(text):
+            print(so_far[len(text) :], end="", flush=True)
+            text = so_far
     print()
 
 
