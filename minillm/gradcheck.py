@@ -15,8 +15,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-import minillm
 from minillm import ops, random
+from minillm.autograd import tensor
 from minillm.backend import Array
 from minillm.errors import InputError, did_you_mean
 from minillm.testing import check_gradients
@@ -335,7 +335,7 @@ def _index() -> Iterator[Case]:
         "whole": ...,
     }.items():
         yield Case("getitem", name, lambda x, key=key: x[key], normal((3, 4)))
-    yield Case("getitem", "indices as Tensor", lambda x: x[minillm.tensor(repeats)], normal((3, 4)))
+    yield Case("getitem", "indices as Tensor", lambda x: x[tensor(repeats)], normal((3, 4)))
     yield from _in_views("getitem", lambda x: x[1:, repeats], normal((3, 4)))
     for name, index, axis in [
         ("repeats", repeats, 0),
@@ -492,7 +492,7 @@ def _linear_and_embedding() -> Iterator[Case]:
 
 def _dropout_and_rope() -> Iterator[Case]:
     def drop(x, p=0.4):
-        minillm.manual_seed(1)
+        random.manual_seed(1)
         return ops.dropout(x, p)
 
     yield Case("dropout", "matrix", drop, normal((4, 5)))
@@ -565,7 +565,7 @@ def _attention() -> Iterator[Case]:
 
     def dropped(name: str, make: Make, **settings) -> Case:
         def fn(q, k, v):
-            minillm.manual_seed(3)
+            random.manual_seed(3)
             return ops.attention(q, k, v, dropout_p=0.4, **settings)
 
         return Case("attention", name, fn, make)

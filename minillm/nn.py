@@ -6,6 +6,7 @@ that. A parameter's key in the state dict is the path to it, such as `h.3.attn.q
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
@@ -134,14 +135,43 @@ def _find_children(items: Iterable[tuple[Any, Any]]) -> Iterator[tuple[str, Any]
             yield from ((f"{name}.{path}", child) for path, child in _find_children(inside))
 
 
+_draws = True
+
+
+@contextlib.contextmanager
+def uninitialized() -> Iterator[None]:
+    """Within, new layers get memory for their matrices, but no numbers: for a model that is about to be loaded."""
+    global _draws
+    before, _draws = _draws, False
+    try:
+        yield
+    finally:
+        _draws = before
+
+
+def normal_(array: Array, std: float) -> None:
+    """Fill an array from N(0, std), by the project's random stream."""
+    if _draws:
+        normal = random.default.numpy().standard_normal(array.shape, dtype=np.float32)
+        np.multiply(normal, std, out=array)
+
+
+def uniform_(array: Array, bound: float) -> None:
+    """Fill an array from U(-bound, bound), by the project's random stream."""
+    if _draws:
+        array[...] = random.default.numpy().uniform(-bound, bound, array.shape)
+
+
 class Linear(Module):
     """y = x W^T + b, with W (out, in) and b from U(-1/sqrt(in), 1/sqrt(in)), as in PyTorch."""
 
     def __init__(self, in_features: int, out_features: int, bias: bool = True):
         bound = 1 / math.sqrt(in_features) if in_features else 0.0
-        generator = random.default.numpy()
-        self.weight = Parameter(generator.uniform(-bound, bound, (out_features, in_features)).astype(np.float32))
-        self.bias = Parameter(generator.uniform(-bound, bound, out_features).astype(np.float32)) if bias else None
+        self.weight = Parameter(np.empty((out_features, in_features), np.float32))
+        self.bias = Parameter(np.empty(out_features, np.float32)) if bias else None
+        uniform_(self.weight.data, bound)
+        if self.bias is not None:
+            uniform_(self.bias.data, bound)
 
     def forward(self, x: Tensor, add_bias: bool = True) -> Tensor:
         """x W^T + b, or without b for an operation that adds it itself."""
@@ -152,8 +182,8 @@ class Embedding(Module):
     """One row of a (V, C) table for each id, the table from N(0, 1), as in PyTorch."""
 
     def __init__(self, num_embeddings: int, embedding_dim: int):
-        table = random.default.numpy().standard_normal((num_embeddings, embedding_dim), dtype=np.float32)
-        self.weight = Parameter(table)
+        self.weight = Parameter(np.empty((num_embeddings, embedding_dim), np.float32))
+        normal_(self.weight.data, 1.0)
 
     def forward(self, ids: Any) -> Tensor:
         return ops.embedding(ids, self.weight)
@@ -218,6 +248,55 @@ class KVCache:
         self.keys[:, :, start:stop], self.values[:, :, start:stop] = k.data, v.data
         self.length = stop
         return Tensor(self.keys[:, :, :stop]), Tensor(self.values[:, :, :stop])
+
+
+class Decoder(Module):
+    """What models of the next token share; one gives `config`, `features`, `output_weight` and `new_cache`."""
+
+    config: Any
+
+    def features(self, ids: Any, cache: list[KVCache] | None = None) -> Tensor:
+        """What the output layer gets, (B, T, C), of ids (B, T) that follow what the cache has seen, and enter it."""
+        raise TypeError(f"{type(self).__name__}: a Decoder needs a features method")
+
+    @property
+    def output_weight(self) -> Tensor:
+        """Of the output layer, (V, C)."""
+        raise TypeError(f"{type(self).__name__}: a Decoder needs an output_weight")
+
+    def new_cache(self, batch: int = 1) -> list[KVCache]:
+        """An empty cache for `next_logits`, one for each block, with room for the whole context."""
+        raise TypeError(f"{type(self).__name__}: a Decoder needs a new_cache method")
+
+    def checked_positions(self, ids: Any, cache: list[KVCache] | None) -> tuple[Array, int, int]:
+        """The ids as an array (B, T), their first position, and the one after the last.
+
+        Raises: ShapeError for ids of another number of dimensions, or more than the context holds.
+        """
+        ids = ids.data if isinstance(ids, Tensor) else backend.as_array(ids)
+        if ids.ndim != 2:
+            raise ShapeError(
+                f"{type(self).__name__}: ids have shape {ids.shape}; give (B, T), such as ids[None] for one sequence"
+            )
+        start = cache[0].length if cache else 0
+        stop = start + ids.shape[1]
+        if self.config.context < stop:
+            raise ShapeError(
+                f"{type(self).__name__}: ids have T={stop}{' with the cache' if start else ''}, but the context is "
+                f"{self.config.context}; give that many at most"
+            )
+        return ids, start, stop
+
+    def forward(self, ids: Any) -> Tensor:
+        return ops.linear(self.features(ids), self.output_weight)  # (B, T, V)
+
+    def next_logits(self, ids: Any, cache: list[KVCache]) -> Tensor:
+        """The logits (B, V) of what follows ids (B, T), which follow what the cache has seen, and enter it."""
+        return ops.linear(self.features(ids, cache)[:, -1], self.output_weight)
+
+    def loss(self, ids: Any, targets: Any, reduction: str = "mean") -> Tensor:
+        """Cross-entropy of the logits against targets (B, T), in nats per token; -100 is not counted."""
+        return ops.cross_entropy(self(ids), targets, reduction=reduction, overwrite=True)
 
 
 class CausalSelfAttention(Module):

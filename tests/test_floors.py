@@ -25,7 +25,6 @@ FLOORS = {  # the longest name that fits counts
     "minillm.kernels": 2,
     "minillm.autograd": 3,
     "minillm.ops": 4,
-    "minillm": 5,  # the public names
     "minillm.nn": 5,
     "minillm.optim": 5,
     "minillm.testing": 5,
@@ -38,6 +37,7 @@ FLOORS = {  # the longest name that fits counts
     "minillm.checkpoint": 7,
     "minillm.gradcheck": 7,
     "minillm.hub": 7,
+    "minillm": 8,  # the public names
     "minillm.training": 7,
     "minillm.study": 8,
     "minillm.cli": 8,

@@ -7,16 +7,15 @@ table that turned ids into vectors turns vectors into logits (B, T, V).
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from minillm import ops, random
 from minillm.autograd import Tensor
-from minillm.backend import as_array
-from minillm.errors import InputError, ShapeError, did_you_mean
-from minillm.nn import MLP, CausalSelfAttention, Dropout, Embedding, KVCache, LayerNorm, Module
+from minillm.errors import InputError, did_you_mean
+from minillm.nn import MLP, CausalSelfAttention, Decoder, Dropout, Embedding, KVCache, LayerNorm, Module, normal_
 
 
 @dataclass(frozen=True)
@@ -76,7 +75,7 @@ class Block(Module):
         return x + self.mlp(normed)
 
 
-class GPT2(Module):
+class GPT2(Decoder):
     """A GPT-2 language model: called with ids (B, T), it returns logits (B, T, V)."""
 
     def __init__(self, config: GPT2Config):
@@ -97,13 +96,14 @@ class GPT2(Module):
         for name, parameter in self.named_parameters():
             if parameter.ndim == 2:
                 std = 0.02 / math.sqrt(2 * self.config.layers) if name.endswith("proj.weight") else 0.02
-                normal = random.default.numpy().standard_normal(parameter.shape, dtype=np.float32)
-                np.multiply(normal, std, out=parameter.data)
+                normal_(parameter.data, std)
             elif name.endswith("bias"):
                 parameter.data[...] = 0
 
-    def forward(self, ids: Any) -> Tensor:
-        return ops.linear(self.features(ids), self.wte.weight)  # (B, T, V)
+    @property
+    def output_weight(self) -> Tensor:
+        """Of the output layer, (V, C): the token table."""
+        return self.wte.weight
 
     def new_cache(self, batch: int = 1) -> list[KVCache]:
         """An empty cache for `next_logits`, one for each block, with room for the whole context."""
@@ -111,27 +111,80 @@ class GPT2(Module):
         shape = (batch, self.config.heads, self.config.context, head_size)
         return [KVCache(*shape, like=self.wte.weight.data) for _ in self.h]
 
-    def next_logits(self, ids: Any, cache: list[KVCache]) -> Tensor:
-        """The logits (B, V) of what follows ids (B, T), which follow what the cache has seen, and enter it."""
-        return ops.linear(self.features(ids, cache)[:, -1], self.wte.weight)
-
     def features(self, ids: Any, cache: list[KVCache] | None = None) -> Tensor:
         """What the output layer gets, (B, T, C); see `next_logits` for the cache."""
-        ids = ids.data if isinstance(ids, Tensor) else as_array(ids)
-        if ids.ndim != 2:
-            raise ShapeError(f"GPT2: ids have shape {ids.shape}; give (B, T), such as ids[None] for one sequence")
-        start = cache[0].length if cache else 0
-        stop = start + ids.shape[1]
-        if self.config.context < stop:
-            raise ShapeError(
-                f"GPT2: ids have T={stop}{' with the cache' if start else ''}, but the context is "
-                f"{self.config.context}; give that many at most"
-            )
+        ids, start, stop = self.checked_positions(ids, cache)
         x = self.drop(self.wte(ids) + self.wpe(np.arange(start, stop, like=ids)))  # (B, T, C)
         for number, block in enumerate(self.h):
             x = block(x, cache[number] if cache else None)
         return self.ln_f(x)
 
-    def loss(self, ids: Any, targets: Any, reduction: str = "mean") -> Tensor:
-        """Cross-entropy of the logits against targets (B, T), in nats per token; -100 is not counted."""
-        return ops.cross_entropy(self(ids), targets, reduction=reduction, overwrite=True)
+
+# --- Hugging Face's names ------------------------------------------------------------------------------------------
+
+PREFIX = "transformer."
+HUGGING_FACE = {
+    "wte.weight": "transformer.wte.weight",
+    "wpe.weight": "transformer.wpe.weight",
+    **{
+        f"{ours}.{kind}": f"transformer.{theirs}.{kind}"
+        for ours, theirs in {
+            "h.{i}.ln_1": "h.{i}.ln_1",
+            "h.{i}.attn.qkv": "h.{i}.attn.c_attn",
+            "h.{i}.attn.proj": "h.{i}.attn.c_proj",
+            "h.{i}.ln_2": "h.{i}.ln_2",
+            "h.{i}.mlp.fc": "h.{i}.mlp.c_fc",
+            "h.{i}.mlp.proj": "h.{i}.mlp.c_proj",
+            "ln_f": "ln_f",
+        }.items()
+        for kind in ("weight", "bias")
+    },
+}
+TRANSPOSED = {f"h.{{i}}.{part}.weight" for part in ("attn.qkv", "attn.proj", "mlp.fc", "mlp.proj")}  # Conv1D
+IGNORED = ("attn.bias", "attn.masked_bias", "lm_head.weight")  # masks; the token table again
+
+
+def config_from_hugging_face(values: Mapping[str, Any]) -> GPT2Config:
+    """From the values of a config.json of model type gpt2.
+
+    Raises: InputError for what this model cannot do, by name.
+    """
+    expected = {
+        "activation_function": ("gelu_new", "gelu_pytorch_tanh"),
+        "layer_norm_epsilon": (1e-5,),
+        "n_inner": (None, 4 * values["n_embd"]),
+        "scale_attn_weights": (True,),
+        "scale_attn_by_inverse_layer_idx": (False,),
+        "add_cross_attention": (False,),
+        "tie_word_embeddings": (True,),
+    }
+    for name, choices in expected.items():
+        if values.get(name, choices[0]) not in choices:
+            raise InputError(f"load: config.json has {name}={values[name]!r}, which GPT2 here does not do")
+    return GPT2Config(
+        vocab_size=values["vocab_size"],
+        context=values["n_positions"],
+        layers=values["n_layer"],
+        heads=values["n_head"],
+        channels=values["n_embd"],
+        dropout=values.get("resid_pdrop", 0.1),
+    )
+
+
+def config_to_hugging_face(config: GPT2Config) -> dict[str, Any]:
+    """The values of a config.json. Raises: InputError without biases, which GPT-2 has."""
+    if not config.bias:
+        raise InputError("save_pretrained: a GPT2 with bias=False has no form in Hugging Face's format")
+    dropout = dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), config.dropout)
+    return {
+        "architectures": ["GPT2LMHeadModel"],
+        "model_type": "gpt2",
+        "vocab_size": config.vocab_size,
+        "n_positions": config.context,
+        "n_layer": config.layers,
+        "n_head": config.heads,
+        "n_embd": config.channels,
+        "activation_function": "gelu_new",
+        "layer_norm_epsilon": 1e-5,
+        **dropout,
+    }

@@ -22,7 +22,7 @@ from minillm.ops.linear import LINEAR, linear
 from minillm.ops.matmul import MATMUL, matmul
 from minillm.ops.reduce import MAX, MEAN, SUM, max, mean, sum
 from minillm.ops.rmsnorm import RMSNORM, rms_norm
-from minillm.ops.rope import ROPE, rope, rope_table
+from minillm.ops.rope import ROPE, half_to_interleaved, interleaved_to_half, rope, rope_table
 from minillm.ops.shape import broadcast_to, concat, getitem, permute, reshape, split, stack, take, to, transpose
 from minillm.ops.silu import SILU, SWIGLU, silu, swiglu
 from minillm.ops.softmax import LOG_SOFTMAX, SOFTMAX, log_softmax, softmax
@@ -52,6 +52,8 @@ __all__ = [
     "exp",
     "gelu",
     "getitem",
+    "half_to_interleaved",
+    "interleaved_to_half",
     "layer_norm",
     "linear",
     "log",

@@ -109,8 +109,79 @@ def rope(x: Tensor, cos: Array, sin: Array, layout: str = "half") -> Tensor:
     return ROPE(x, cos=cos, sin=sin, layout=layout)
 
 
-def rope_table(length: int, head_size: int, base: float = 10000.0, start: int = 0) -> tuple[Array, Array]:
+SCALINGS = ("linear", "llama3", "yarn")
+
+
+class RopeScaling(NamedTuple):
+    """How the angles of a model trained on `original_context` positions are stretched to `factor` times as many.
+
+    - "linear": all frequencies divided by the factor (Chen et al. 2023, arXiv:2306.15595).
+    - "llama3": frequencies that turn less than `low_frequency_factor` times in the original context are divided by the
+      factor, those that turn more than `high_frequency_factor` times stay, and between the two are mixed linearly.
+    - "yarn": the same idea with the bounds `beta_slow` and `beta_fast`, mixed linearly by the number of the pair, and
+      cos and sin are multiplied by `attention_factor`, 0.1 log(factor) + 1 where it is None (Peng et al. 2023,
+      arXiv:2309.00071, section 3).
+    """
+
+    kind: str
+    factor: float
+    original_context: int
+    low_frequency_factor: float = 1.0
+    high_frequency_factor: float = 4.0
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+    attention_factor: float | None = None
+
+    def applied(self, frequency: Array, base: float) -> tuple[Array, float]:
+        """The stretched frequencies (D/2,), in radians a position, and the factor of cos and sin."""
+        if self.kind not in SCALINGS:
+            raise InputError(f"rope_table: the scaling is {self.kind!r}; choose one of {', '.join(SCALINGS)}")
+        stretched = frequency / self.factor
+        if self.kind == "linear":
+            return stretched, 1.0
+        turns = self.original_context * frequency / (2 * np.pi)  # in the original context
+        if self.kind == "llama3":
+            low, high = self.low_frequency_factor, self.high_frequency_factor
+            keep = np.clip((turns - low) / (high - low), 0, 1)
+            return keep * frequency + (1 - keep) * stretched, 1.0
+        # The (fractional) number of the pair that turns a given number of times: turns = context base^(-2i/D) / 2 pi.
+        pairs = len(frequency)
+
+        def pair(turns: float) -> float:
+            return pairs * np.log(self.original_context / (turns * 2 * np.pi)) / np.log(base)
+
+        first = max(np.floor(pair(self.beta_fast)), 0)
+        last = min(np.ceil(pair(self.beta_slow)), 2 * pairs - 1)
+        last += 0.001 * (first == last)
+        keep = 1 - np.clip((np.arange(pairs) - first) / (last - first), 0, 1)
+        factor = self.attention_factor
+        if factor is None:
+            factor = 0.1 * float(np.log(self.factor)) + 1 if self.factor > 1 else 1.0
+        return keep * frequency + (1 - keep) * stretched, factor
+
+
+def rope_table(
+    length: int, head_size: int, base: float = 10000.0, start: int = 0, scaling: RopeScaling | None = None
+) -> tuple[Array, Array]:
     """cos and sin (length, head_size / 2) of the angles t base^(-2i/D), for positions from `start` on, in float64."""
-    frequency = base ** (-np.arange(0, head_size, 2) / head_size)
+    frequency, factor = base ** (-np.arange(0, head_size, 2) / head_size), 1.0
+    if scaling is not None:
+        frequency, factor = scaling.applied(frequency, base)
     angle = np.outer(np.arange(start, start + length), frequency)
-    return np.cos(angle), np.sin(angle)
+    return factor * np.cos(angle), factor * np.sin(angle)
+
+
+def interleaved_to_half(weight: Array, head_size: int) -> Array:
+    """The rows of a query or key projection for layout "interleaved", reordered for layout "half".
+
+    In each head, rows 0, 2, 4, ... come first, then 1, 3, 5, ...: the same pairs, and so the same model. This is how
+    Meta's checkpoints become Hugging Face's. Shapes: weight (H D, ...), also a bias (H D,).
+    """
+    by_pair = weight.reshape(-1, head_size // 2, 2, *weight.shape[1:])
+    return np.ascontiguousarray(by_pair.swapaxes(1, 2)).reshape(weight.shape)
+
+
+def half_to_interleaved(weight: Array, head_size: int) -> Array:
+    """The way back from `interleaved_to_half`."""
+    by_half = weight.reshape(-1, 2, head_size // 2, *weight.shape[1:])
+    return np.ascontiguousarray(by_half.swapaxes(1, 2)).reshape(weight.shape)

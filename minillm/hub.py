@@ -1,0 +1,292 @@
+"""Models in and out of Hugging Face's format: config.json and model.safetensors, in one piece or in shards.
+
+`load(folder)` builds the model that config.json describes and fills it; `model.save_pretrained(folder)` writes what
+transformers reads. Neither needs torch. Each model file says how its parameters are called there:
+
+- `HUGGING_FACE`: of each of our names the other one, or several whose rows lie below each other in ours;
+- `TRANSPOSED`: our names whose matrix is (in, out) there (GPT-2's Conv1D);
+- `PREFIX`: what precedes the names of the body, and may be missing in a file;
+- `IGNORED`: endings of names that hold no weights (masks, rotary tables, a second copy of a tied matrix);
+- `config_from_hugging_face`, `config_to_hugging_face`, and `rows_in_hugging_face` where joined rows are not alike.
+
+A safetensors file is eight bytes with the length of a JSON header, the header (of each array its dtype, shape and
+place), and the arrays one after the other. Weights are read from their place into the parameter's memory, a piece at
+a time, so that loading takes the memory of the weights and little more. Everything is checked before the first of
+them is read: a model is loaded whole or not at all.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import math
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from minillm.backend import Array, as_dtype
+from minillm.device import to_host
+from minillm.errors import CheckpointError, InputError
+from minillm.nn import Module, uninitialized
+
+# Of each model type in a config.json: the file in minillm/models and the class for an architecture.
+FAMILIES = {
+    "gpt2": ("gpt2", {"GPT2LMHeadModel": "GPT2"}),
+    "llama": ("llama", {"LlamaForCausalLM": "Llama"}),
+    "mistral": ("llama", {"MistralForCausalLM": "Llama"}),
+    "qwen2": ("llama", {"Qwen2ForCausalLM": "Llama"}),
+}
+DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
+PIECE = 1 << 22  # bytes read at a time, where they are converted
+
+
+class Stored(NamedTuple):
+    """Where an array lies in a file."""
+
+    path: Path
+    offset: int  # in bytes, from the file's start
+    dtype: np.dtype
+    shape: tuple[int, ...]
+
+
+def load(path: str | Path, dtype: Any = "float32") -> Any:
+    """The model in a folder with config.json and model.safetensors (or its shards), or of such a file itself.
+
+    The model is in evaluation mode. Weights are converted to `dtype`.
+    Memory: the weights, and a few megabytes.
+    Raises: CheckpointError for files that are missing, cut short or no such files, and one that lists every missing,
+    unexpected and misshapen weight; InputError for an architecture that is not here, with those that are.
+    """
+    path = Path(path)
+    folder = path.parent if path.suffix == ".safetensors" else path
+    values = _read_json(folder / CONFIG)
+    module, name = _family(values)
+    config = module.config_from_hugging_face(values)
+    stored = _stored_arrays(path)
+    with uninitialized():
+        model = getattr(module, name)(config)
+        if as_dtype(dtype) != np.float32:
+            with np.errstate(all="ignore"):  # of what the memory happens to hold
+                model.to(dtype)
+    _check(model, module, stored, path)
+    for target, sources in _pairs(model, module, stored):
+        for rows, source in sources:
+            _read(source, target.parameter[rows], target.transposed)
+    return model.eval()
+
+
+def save_pretrained(model: Any, folder: str | Path, max_shard_bytes: int = 5 * 10**9) -> None:
+    """Write config.json and model.safetensors, which transformers' from_pretrained reads.
+
+    Weights of more than `max_shard_bytes` go to several files with an index. A file appears whole or not at all.
+    Raises: InputError for a model that has no form there.
+    """
+    from safetensors.numpy import save_file
+
+    module = importlib.import_module(type(model).__module__)
+    if not hasattr(module, "HUGGING_FACE"):
+        raise InputError(f"save_pretrained: {type(model).__name__} has no form in Hugging Face's format")
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    arrays: dict[str, Array] = {}
+    for name, parameter in model.named_parameters():
+        array = to_host(parameter.data)
+        start = 0
+        for theirs, rows in _names(module, model.config, name, len(array)):
+            piece = array[start : start + rows]
+            arrays[theirs] = np.ascontiguousarray(piece.T if _is_transposed(module, name) else piece)
+            start += rows
+    shards: list[dict[str, Array]] = [{}]
+    for name, array in arrays.items():
+        if shards[-1] and sum(a.nbytes for a in shards[-1].values()) + array.nbytes > max_shard_bytes:
+            shards.append({})
+        shards[-1][name] = array
+    files = (
+        [WEIGHTS]
+        if len(shards) == 1
+        else [f"model-{number:05d}-of-{len(shards):05d}.safetensors" for number in range(1, len(shards) + 1)]
+    )
+    for file, shard in zip(files, shards, strict=True):
+        unfinished = folder / f"{file}.{os.getpid()}.tmp"
+        try:
+            save_file(shard, unfinished, metadata={"format": "pt"})
+            os.replace(unfinished, folder / file)
+        finally:
+            unfinished.unlink(missing_ok=True)
+    if len(shards) > 1:
+        weight_map = {name: file for file, shard in zip(files, shards, strict=True) for name in shard}
+        total = sum(array.nbytes for array in arrays.values())
+        _write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
+    dtype = next(iter(arrays.values())).dtype.name
+    _write_json(folder / CONFIG, module.config_to_hugging_face(model.config) | {"dtype": dtype})
+    for stale in (INDEX if len(shards) == 1 else WEIGHTS,):  # of a model that was here before
+        (folder / stale).unlink(missing_ok=True)
+
+
+Module.save_pretrained = save_pretrained  # type: ignore[attr-defined]  # here, because layers know of no files
+
+
+# --- names ---------------------------------------------------------------------------------------------------------
+
+
+def _family(values: dict[str, Any]) -> tuple[ModuleType, str]:
+    """The model file, and the name of the class in it."""
+    kind, architectures = values.get("model_type"), values.get("architectures") or []
+    if kind in FAMILIES:
+        file, classes = FAMILIES[kind]
+        for architecture in architectures or [next(iter(classes))]:
+            if architecture in classes:
+                return importlib.import_module(f"minillm.models.{file}"), classes[architecture]
+    known = ", ".join(name for _, classes in FAMILIES.values() for name in classes)
+    wanted = ", ".join(architectures) or f"model_type {kind!r}"
+    raise InputError(f"load: there is no {wanted} here; what can be loaded: {known}")
+
+
+def _names(module: ModuleType, config: Any, name: str, rows: int) -> list[tuple[str, int]]:
+    """Hugging Face's names of one of our parameters, each with how many of its rows it is."""
+    general = ".".join("{i}" if part.isdigit() else part for part in name.split("."))
+    number = next((part for part in name.split(".") if part.isdigit()), "")
+    theirs = module.HUGGING_FACE[general]
+    if isinstance(theirs, str):
+        return [(theirs.format(i=number), rows)]
+    counts = module.rows_in_hugging_face(config, name) if hasattr(module, "rows_in_hugging_face") else None
+    counts = counts or [rows // len(theirs)] * len(theirs)
+    return [(one.format(i=number), count) for one, count in zip(theirs, counts, strict=True)]
+
+
+def _is_transposed(module: ModuleType, name: str) -> bool:
+    return ".".join("{i}" if part.isdigit() else part for part in name.split(".")) in getattr(module, "TRANSPOSED", ())
+
+
+class Target(NamedTuple):
+    """Where weights go."""
+
+    parameter: Array
+    transposed: bool
+
+
+def _pairs(
+    model: Any, module: ModuleType, stored: dict[str, Stored]
+) -> Iterator[tuple[Target, list[tuple[slice, Stored]]]]:
+    """Each parameter, with the arrays that fill its rows."""
+    for name, parameter in model.named_parameters():
+        start, sources = 0, []
+        for theirs, rows in _names(module, model.config, name, len(parameter.data)):
+            sources.append((slice(start, start + rows), stored[_found(theirs, module, stored)]))
+            start += rows
+        yield Target(parameter.data, _is_transposed(module, name)), sources
+
+
+def _found(theirs: str, module: ModuleType, stored: dict[str, Stored]) -> str:
+    """The name, or the name without the prefix, whichever the files have."""
+    return theirs if theirs in stored else theirs.removeprefix(getattr(module, "PREFIX", ""))
+
+
+def _check(model: Any, module: ModuleType, stored: dict[str, Stored], path: Path) -> None:
+    """Raise one error that lists all that is missing, unexpected or of another shape."""
+    problems, expected = [], set()
+    for name, parameter in model.named_parameters():
+        transposed = _is_transposed(module, name)
+        for theirs, rows in _names(module, model.config, name, len(parameter.data)):
+            found = _found(theirs, module, stored)
+            expected.add(found)
+            shape = (rows, *parameter.shape[1:])
+            shape = shape[::-1] if transposed else shape
+            if found not in stored:
+                problems.append(f"missing {theirs}")
+            elif stored[found].shape != shape:
+                problems.append(f"{theirs} has shape {stored[found].shape}, expected {shape}")
+    ignored = tuple(getattr(module, "IGNORED", ()))
+    problems += [f"unexpected {name}" for name in stored if name not in expected and not name.endswith(ignored)]
+    if problems:
+        raise CheckpointError(
+            f"load: the weights in {path} do not fit its config.json: {'; '.join(problems)}; get the files again, or "
+            "those of one model"
+        )
+
+
+# --- files ---------------------------------------------------------------------------------------------------------
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CheckpointError(f"load: {path} is not there; give a folder with {CONFIG} and {WEIGHTS}") from None
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"load: {path} is damaged ({error}); get it again") from None
+    if not isinstance(values, dict):
+        raise CheckpointError(f"load: {path} holds no object; get it again")
+    return values
+
+
+def _write_json(path: Path, values: dict[str, Any]) -> None:
+    unfinished = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    unfinished.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+    os.replace(unfinished, path)
+
+
+def _stored_arrays(path: Path) -> dict[str, Stored]:
+    """Every array of a file, or of a folder's one file or shards."""
+    if path.suffix == ".safetensors":
+        return _header(path)
+    if (path / INDEX).exists() and not (path / WEIGHTS).exists():
+        weight_map = _read_json(path / INDEX).get("weight_map")
+        if not isinstance(weight_map, dict) or not all(isinstance(file, str) for file in weight_map.values()):
+            raise CheckpointError(f"load: {path / INDEX} has no weight_map; get it again")
+        stored: dict[str, Stored] = {}
+        for file in sorted(set(weight_map.values())):
+            if Path(file).name != file:
+                raise CheckpointError(f"load: {path / INDEX} names {file!r}, which is not in its folder")
+            stored |= _header(path / file)
+        return stored
+    return _header(path / WEIGHTS)
+
+
+def _header(path: Path) -> dict[str, Stored]:
+    """The arrays in a safetensors file, which the library has checked: places, shapes and the file's length."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="np"), open(path, "rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(length))
+    except FileNotFoundError:
+        raise CheckpointError(f"load: {path} is not there; give a folder with {CONFIG} and {WEIGHTS}") from None
+    except (SafetensorError, OSError, ValueError) as error:
+        raise CheckpointError(f"load: {path} is cut short or no safetensors file ({error}); get it again") from None
+    stored = {}
+    for name, entry in header.items():
+        if name == "__metadata__":
+            continue
+        dtype = as_dtype(DTYPES[entry["dtype"]]) if entry["dtype"] in DTYPES else np.dtype(np.void)  # holds no weights
+        stored[name] = Stored(path, 8 + length + entry["data_offsets"][0], dtype, tuple(entry["shape"]))
+    return stored
+
+
+def _read(source: Stored, target: Array, transposed: bool) -> None:
+    """Fill an array from its place in a file."""
+    if source.dtype.kind == "V" and source.dtype.name != "bfloat16":
+        raise CheckpointError(f"load: {source.path} has weights of a dtype other than {', '.join(DTYPES)}")
+    view = target.T if transposed else target
+    rows = view.reshape(1) if view.ndim == 0 else view
+    row_bytes = source.dtype.itemsize * math.prod(rows.shape[1:])
+    step = max(1, PIECE // max(1, row_bytes))
+    with open(source.path, "rb") as file:
+        file.seek(source.offset)
+        for start in range(0, len(rows), step):
+            piece = rows[start : start + step]
+            if piece.dtype == source.dtype and piece.flags.c_contiguous:
+                if file.readinto(piece.reshape(-1).view(np.uint8)) != piece.nbytes:  # type: ignore[arg-type]
+                    raise CheckpointError(f"load: {source.path} is cut short; get it again")
+                continue
+            count = piece.size
+            raw = np.fromfile(file, source.dtype, count)
+            if raw.size != count:
+                raise CheckpointError(f"load: {source.path} is cut short; get it again")
+            piece[...] = raw.reshape(piece.shape)
