@@ -1,4 +1,5 @@
-"""The command line: `minillm train`, `sample`, `tokenizer`, `profile`, `gradcheck`, `kernels`.
+"""The command line: `minillm train`, `sample`, `tokenizer`, `profile`, `gradcheck`, `kernels`, `convert`,
+`diff`.
 
 Options come from dataclasses (tyro reads their fields and the texts below them). An error that minillm raises on
 purpose is printed as its one sentence, with exit status 2; any other is a defect and shows its traceback.
@@ -126,6 +127,34 @@ class Kernels:
 CHANGEABLE_ON_RESUME = {"device", "steps", "eval_every", "eval_batches", "sample_every", "sample_tokens", "resume"}
 
 
+@dataclass(frozen=True)
+class Convert:
+    """Write a model as Hugging Face's files: config.json and model.safetensors."""
+
+    model: Positional[Path]
+    """A run directory of `minillm train`, whose best checkpoint counts, or a folder or .safetensors to load."""
+    out: Positional[Path]
+    """Folder to write."""
+    dtype: Literal["float32", "float64", "float16", "bfloat16"] = "float32"
+    """Of the weights in the files."""
+    max_shard_bytes: int = 5 * 10**9
+    """More than that goes to several files."""
+
+
+@dataclass(frozen=True)
+class Diff:
+    """Name the first layer in which two models differ, on the same input, and by how much."""
+
+    a: Positional[Path]
+    """A run directory of `minillm train`, or a folder or .safetensors to load."""
+    b: Positional[Path]
+    """The other."""
+    tolerance: float = 1e-5
+    """Of the largest number that a layer gives."""
+    tokens: int = 16
+    """Length of the input, which is drawn at random."""
+
+
 def parse(kind: Any, command: str, arguments: list[str], default: Any = None) -> Any:
     """Read a command's options into its dataclass; an unknown option ends with status 2 and a suggestion."""
     options = {} if default is None else {"default": default}
@@ -144,6 +173,7 @@ def option(arguments: list[str], name: str) -> str | None:
 
 
 def train(arguments: list[str]) -> None:
+    """Train, or go on with a run."""
     from minillm.training.run import Run
     from minillm.training.trainer import train as run_training
 
@@ -163,6 +193,7 @@ def train(arguments: list[str]) -> None:
 
 
 def sample(arguments: list[str]) -> None:
+    """Print the prompt and what the model adds to it, as it comes."""
     from minillm.checkpoint import load_checkpoint
     from minillm.generate import generate
     from minillm.training.run import Run
@@ -196,6 +227,7 @@ def sample(arguments: list[str]) -> None:
 
 
 def tokenizer_train(arguments: list[str]) -> None:
+    """Train a tokenizer and save it."""
     from minillm.data import read_text
     from minillm.tokenizers import BPETokenizer, CharacterTokenizer
 
@@ -214,6 +246,7 @@ def tokenizer_train(arguments: list[str]) -> None:
 
 
 def tokenizer_encode(arguments: list[str]) -> None:
+    """Print the ids of a text, or write a corpus as shards."""
     from minillm.data import read_text, split_text, write_shards
     from minillm.tokenizers import Tokenizer
 
@@ -239,6 +272,7 @@ def tokenizer_encode(arguments: list[str]) -> None:
 
 
 def tokenizer_decode(arguments: list[str]) -> None:
+    """Print the text of ids."""
     from minillm.tokenizers import Tokenizer
 
     given = parse(TokenizerDecode, "tokenizer decode", arguments)
@@ -246,6 +280,7 @@ def tokenizer_decode(arguments: list[str]) -> None:
 
 
 def profile(arguments: list[str]) -> None:
+    """Print a step's time by operation, and the share of matrix products."""
     from minillm.profile import profile_training
 
     before = preset(option(arguments, "--preset") or "default")
@@ -269,6 +304,7 @@ def profile(arguments: list[str]) -> None:
 
 
 def gradcheck(arguments: list[str]) -> None:
+    """Check the gradients of all operations, or of those named."""
     from minillm.gradcheck import run_cases
 
     given = parse(Gradcheck, "gradcheck", arguments)
@@ -294,6 +330,7 @@ def gradcheck(arguments: list[str]) -> None:
 
 
 def kernels(arguments: list[str]) -> None:
+    """Compile all kernels, or those named, and print what they take."""
     from minillm.kernels.nvrtc import ARCHITECTURES, compile_table
 
     given = parse(Kernels, "kernels", arguments)
@@ -310,6 +347,49 @@ def kernels(arguments: list[str]) -> None:
     Console(width=max(Console().width, 130)).print(table)
 
 
+def opened(path: Path) -> Any:
+    """The model of a run directory, or one that `minillm.load` reads."""
+    from minillm import hub
+    from minillm.checkpoint import load_checkpoint
+    from minillm.training.run import Run
+    from minillm.training.trainer import build
+
+    if (path / "metrics.jsonl").exists():
+        run = Run.open(path)
+        model, _ = build(dataclasses.replace(run.config, device="cpu", dtype="float32"), run.tokenizer)
+        model.load_state_dict(load_checkpoint(run.checkpoint("best")).model)
+        return model
+    return hub.load(path)
+
+
+def convert(arguments: list[str]) -> None:
+    """Write a model as Hugging Face's files."""
+    given = parse(Convert, "convert", arguments)
+    model = opened(given.model)
+    if given.dtype != "float32":
+        model.to(given.dtype)
+    model.save_pretrained(given.out, max_shard_bytes=given.max_shard_bytes)
+    print(f"{type(model).__name__} with {model.num_parameters():,} weights in {given.dtype}: {given.out}")
+
+
+def diff(arguments: list[str]) -> None:
+    """Print the layers of two models up to the first that differs; exit status 1 if one does."""
+    from minillm.debug import differences
+
+    given = parse(Diff, "diff", arguments)
+    a, b = opened(given.a), opened(given.b)
+    tokens = min(given.tokens, a.config.context, b.config.context)
+    ids = np.random.default_rng(0).integers(0, min(a.config.vocab_size, b.config.vocab_size), (1, max(1, tokens)))
+    found = differences(a, b, ids)
+    for one in found:
+        layer = one.layer or type(a).__name__
+        if one.error > given.tolerance:
+            shapes = "" if one.shapes[0] == one.shapes[1] else f", shapes {one.shapes[0]} and {one.shapes[1]}"
+            print(f"{layer}: differs by {one.error:.1e} of its largest number{shapes}; all before it agree")
+            raise SystemExit(1)
+    print(f"all {len(found)} layers agree; the largest difference is {max(one.error for one in found):.1e}")
+
+
 COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "train": train,
     "sample": sample,
@@ -319,12 +399,25 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "profile": profile,
     "gradcheck": gradcheck,
     "kernels": kernels,
+    "convert": convert,
+    "diff": diff,
 }
 
 
 def usage() -> str:
     """The list of commands."""
-    kinds = (Train, Sample, TokenizerTrain, TokenizerEncode, TokenizerDecode, Profile, Gradcheck, Kernels)
+    kinds = (
+        Train,
+        Sample,
+        TokenizerTrain,
+        TokenizerEncode,
+        TokenizerDecode,
+        Profile,
+        Gradcheck,
+        Kernels,
+        Convert,
+        Diff,
+    )
     lines = [f"  minillm {name:<18} {kind.__doc__}" for name, kind in zip(COMMANDS, kinds, strict=True)]
     return "\n".join(["usage: minillm COMMAND [options]; minillm COMMAND --help lists the options", "", *lines])
 

@@ -13,6 +13,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+import minillm
 from minillm import gradcheck, ops
 from minillm.checkpoint import load_checkpoint
 from minillm.cli import COMMANDS, main
@@ -538,3 +539,37 @@ def test_gradcheck_fails_with_status_1_on_a_wrong_backward(
     shown = " ".join(shown.split())
     for result in failed:
         assert " ".join(result.report.split())[:60] in shown
+
+
+# --- convert and diff ----------------------------------------------------------------------------------------------
+
+
+def test_a_run_is_converted_and_is_the_same_model(runs, here, capsys) -> None:
+    printed = output(capsys, "convert", runs.char, here / "out")
+    assert re.fullmatch(rf"GPT2 with [\d,]+ weights in float32: {here}/out\n", printed)
+    loaded = minillm.load(here / "out")
+    kept = load_checkpoint(Run.open(runs.char).checkpoint("best")).model
+    for name, array in loaded.state_dict().items():
+        np.testing.assert_array_equal(array, kept[name])
+    printed = output(capsys, "diff", runs.char, here / "out")
+    assert re.fullmatch(r"all \d\d layers agree; the largest difference is 0\.0e\+00\n", printed)
+    output(capsys, "convert", here / "out", here / "half", "--dtype", "float16", "--max-shard-bytes", "4000")
+    assert len(list((here / "half").glob("*.safetensors"))) > 1
+    with pytest.raises(SystemExit) as caught:
+        main(["diff", str(runs.char), str(here / "half")])
+    assert caught.value.code == 1
+    assert re.fullmatch(r"wte: differs by \d\.\de-0[345] .*; all before it agree\n", capsys.readouterr().out)
+
+
+def test_a_changed_weight_is_named(runs, here, capsys) -> None:
+    model = minillm.load(Path(output(capsys, "convert", runs.char, here / "out").rpartition(": ")[2].strip()))
+    model.h[0].mlp.fc.weight.data[3] += 1
+    model.save_pretrained(here / "changed")
+    with pytest.raises(SystemExit) as caught:
+        main(["diff", str(here / "out"), str(here / "changed")])
+    assert caught.value.code == 1
+    assert capsys.readouterr().out.startswith("h.0.mlp.fc: differs by ")
+    with pytest.raises(SystemExit) as caught:
+        main(["diff", str(here / "out"), str(here / "nothing")])
+    assert caught.value.code == 2
+    assert "config.json is not there" in capsys.readouterr().err
