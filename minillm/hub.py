@@ -55,7 +55,7 @@ class Stored(NamedTuple):
 
 
 def load(path: str | Path, dtype: Any = "float32") -> Any:
-    """The model in a folder with config.json and model.safetensors (or its shards), or of such a file itself.
+    """The model in a folder with config.json and model.safetensors (or its shards), of such a file, or of a .gguf file.
 
     The model is in evaluation mode. Weights are converted to `dtype`.
     Memory: the weights, and a few megabytes.
@@ -63,6 +63,10 @@ def load(path: str | Path, dtype: Any = "float32") -> Any:
     unexpected and misshapen weight; InputError for an architecture that is not here, with those that are.
     """
     path = Path(path)
+    if path.suffix == ".gguf":
+        from minillm.gguf import load_gguf
+
+        return load_gguf(path, dtype)
     folder = path.parent if path.suffix == ".safetensors" else path
     values = _read_json(folder / CONFIG)
     module, name = _family(values)

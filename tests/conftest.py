@@ -12,6 +12,14 @@ import numpy as np
 import pytest
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Tests that download a model run only when they are asked for."""
+    if "real" not in config.option.markexpr:
+        for item in items:
+            if item.get_closest_marker("real"):
+                item.add_marker(pytest.mark.skip(reason="downloads a model; run with pytest -m real"))
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """The folder with real texts for tests; not part of the project, so tests that need it skip where it is absent."""

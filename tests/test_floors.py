@@ -36,6 +36,7 @@ FLOORS = {  # the longest name that fits counts
     "minillm.checkpoint": 7,
     "minillm.debug": 7,
     "minillm.gradcheck": 7,
+    "minillm.gguf": 7,
     "minillm.hub": 7,
     "minillm": 8,  # the public names
     "minillm.training": 7,
@@ -54,6 +55,8 @@ SHARED = {
     "minillm.ops.reduce",
     "minillm.checkpoint",
     "minillm.generate",
+    "minillm.gguf",
+    "minillm.models.bert",
 }
 TOGETHER = {
     "minillm.tokenizers",
@@ -66,13 +69,20 @@ TOGETHER = {
 FOREIGN = {
     "numpy": {"minillm"},
     "regex": {"minillm.tokenizers"},
-    "rich": {"minillm.tokenizers.bpe", "minillm.training.display", "minillm.cli"},
+    "rich": {
+        "minillm.tokenizers.bpe",
+        "minillm.tokenizers.wordpiece",
+        "minillm.tokenizers.unigram",
+        "minillm.training.display",
+        "minillm.cli",
+    },
     "tyro": {"minillm.cli"},
     "matplotlib": {"minillm.training.run"},
     "safetensors": {"minillm.checkpoint", "minillm.hub"},
     "threadpoolctl": {"minillm.backend"},
     "cupy": {"minillm.device", "minillm.kernels", "minillm.parallel.nccl"},
     "cupy_backends": {"minillm.device", "minillm.kernels", "minillm.parallel.nccl"},
+    "gguf": {"minillm.gguf"},
     "ml_dtypes": {"minillm.backend", "minillm.kernels"},
 }
 

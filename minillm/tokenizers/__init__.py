@@ -5,5 +5,6 @@ from __future__ import annotations
 from minillm.tokenizers.base import Tokenizer
 from minillm.tokenizers.bpe import BPETokenizer
 from minillm.tokenizers.character import CharacterTokenizer
+from minillm.tokenizers.wordpiece import WordPieceTokenizer
 
-__all__ = ["BPETokenizer", "CharacterTokenizer", "Tokenizer"]
+__all__ = ["BPETokenizer", "CharacterTokenizer", "Tokenizer", "WordPieceTokenizer"]

@@ -1,0 +1,719 @@
+"""WordPiece, as BERT does it: words first, then the longest pieces that the vocabulary has.
+
+Text is cut into words by BERT's *basic* tokenization (`BasicTokenizer`): characters that cannot be seen are removed,
+ideographs stand alone, case and accents are dropped if so wished, and words end at white space and punctuation. A
+word is then cut greedily: from its start the longest piece in the vocabulary, from there the longest again. Pieces
+that go on with a word are spelled with `##`, and are not the same tokens as those that begin one:
+
+    "Unaffable, isn't it?"   ->   un ##aff ##able , isn ' t it ?
+
+A word that cannot be cut to its end, or is longer than 100 characters, becomes the one token `[UNK]`. So encoding
+loses white space, unknown words and, in an "uncased" vocabulary, case and accents: `decode` gives readable text, not
+the text that was encoded.
+
+Training is byte-pair encoding (bpe.py's, on characters) within words, where every character but the first has `##`:
+the pair of neighbouring symbols that occurs most often becomes one, again and again. Only the resulting pieces are
+kept; in what order they were learnt is not used to encode. (Google never published the trainer of BERT's vocabulary;
+this is what Hugging Face's `WordPieceTrainer` does.)
+
+Which characters are marks, punctuation or format characters is Python's knowledge: Unicode 14 in Python 3.11, 16 in
+3.14. Hugging Face's `tokenizers` (0.23) has it from Unicode 8, of 2015, and leaves alone what came later: for instance
+U+2E43, punctuation since 2016, is part of a word there. On Python 3.11 the two treat 815 characters differently: 384
+accents, 104 signs of punctuation and 13 format characters that are newer than Unicode 8 or became such since; 55
+capitals newer than Python's Unicode, whose small letters Rust knows; U+11938, which NFD takes apart since Unicode 13;
+U+166D and U+1734, which are no punctuation and no accent any more; and the 256 ideographs from U+2B820, which Google's
+code counts and theirs, beginning at U+2B920, does not. The tests find them one by one.
+
+Sources: Schuster and Nakajima, "Japanese and Korean Voice Search" (2012), section 3; Wu et al., "Google's Neural
+Machine Translation System" (2016), section 4.1; Devlin et al., "BERT: Pre-training of Deep Bidirectional Transformers
+for Language Understanding" (2019), with `tokenization.py` of its code.
+"""
+
+from __future__ import annotations
+
+import re
+import string
+import unicodedata
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from heapq import heapify, heappop, heappush
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any, Literal, Self, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from minillm.errors import DtypeError, InputError, did_you_mean
+from minillm.tokenizers.base import (
+    Specials,
+    Tokenizer,
+    check_special_tokens,
+    join_surrogates,
+    read_chunks,
+    read_texts,
+    stream,
+    write_text,
+)
+from minillm.tokenizers.bpe import PairIndex
+
+BERT_TOKENS = PAD, UNK, CLS, SEP, MASK = "[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"
+PREFIX = "##"  # begins every piece that goes on with a word
+
+CACHED_CHUNKS = 1 << 17  # a tokenizer that remembers the ids of more chunks begins again
+LONG_CHUNK = 128  # characters: a longer chunk is hardly met twice
+
+Truncation = Literal["longest_first", "only_first", "only_second"]
+
+
+class WordPieceTokenizer(Tokenizer):
+    """BERT's tokenizer; made by `train`, `load`, `from_vocab_txt` or `from_hugging_face`.
+
+    Encoding loses white space, so a token is not the bytes that it stands for: the base's table of bytes holds the
+    spelling of each token here ("##ing"), and `decode` joins the pieces by rules of its own.
+
+    Args:
+        vocab: the spelling of every token, with its id.
+        special_tokens: the text of every special token, with its id; None takes those of `[PAD]`, `[UNK]`, `[CLS]`,
+            `[SEP]` and `[MASK]` that `vocab` has.
+        max_input_chars_per_word: longer words become `[UNK]`.
+        basic: the options of `BasicTokenizer`.
+
+    Raises: InputError for ids with gaps or repeats, or a token that cannot be written as UTF-8.
+    """
+
+    kind = "wordpiece"
+
+    def __init__(
+        self,
+        vocab: Mapping[str, int],
+        special_tokens: Mapping[str, int] | None = None,
+        max_input_chars_per_word: int = 100,
+        **basic: Any,
+    ):
+        if special_tokens is None:
+            special_tokens = {token: vocab[token] for token in BERT_TOKENS if token in vocab}
+            vocab = {token: i for token, i in vocab.items() if token not in special_tokens}
+        for token in vocab:
+            if not isinstance(token, str) or join_surrogates(token) != token:
+                raise InputError(f"WordPieceTokenizer: {token!r} cannot be a token; give text without lone surrogates")
+        if not isinstance(max_input_chars_per_word, int) or max_input_chars_per_word < 1:
+            raise InputError(
+                f"WordPieceTokenizer: max_input_chars_per_word is {max_input_chars_per_word!r}; give 1 or more"
+            )
+        super().__init__({token.encode(): i for token, i in vocab.items()}, special_tokens)
+        self.vocab = dict(vocab)
+        self.basic = BasicTokenizer(**basic)
+        self.max_input_chars_per_word = max_input_chars_per_word
+        self._first = {token: i for token, i in vocab.items() if not token.startswith(PREFIX)}
+        self._later = {token[len(PREFIX) :]: i for token, i in vocab.items() if token.startswith(PREFIX)}
+        self._longest = max(map(len, vocab), default=0)
+        self._ids_of_chunk = ChunkIds(self._encode_chunk)
+
+    # BERT's names for its special tokens, not those of the base.
+
+    @property
+    def pad_id(self) -> int | None:
+        """The id of `[PAD]`, or None."""
+        return self.special_tokens.get(PAD)
+
+    @property
+    def unk_id(self) -> int | None:
+        """The id of `[UNK]`, or None."""
+        return self.special_tokens.get(UNK)
+
+    @property
+    def cls_id(self) -> int | None:
+        """The id of `[CLS]`, or None."""
+        return self.special_tokens.get(CLS)
+
+    @property
+    def sep_id(self) -> int | None:
+        """The id of `[SEP]`, or None."""
+        return self.special_tokens.get(SEP)
+
+    @property
+    def mask_id(self) -> int | None:
+        """The id of `[MASK]`, or None."""
+        return self.special_tokens.get(MASK)
+
+    # Training
+
+    @classmethod
+    def train(
+        cls,
+        text_or_files: str | Path | Iterable[str | Path],
+        vocab_size: int,
+        special_tokens: Sequence[str] = BERT_TOKENS,
+        min_frequency: int = 2,
+        limit_alphabet: int | None = 1000,
+        progress: bool = False,
+        **basic: Any,
+    ) -> Self:
+        """Learn a vocabulary of `vocab_size` tokens from text.
+
+        Ids: the special tokens come first, then the characters of the text in the order of their code points, then
+        those that occur within words, with `##`, in the same order, then the pieces as they are learnt. Every step
+        joins the pair with the highest count, of equals the one with the smallest ids, compared as (left, right).
+        Special tokens that occur in the text cut it. Where no pair is left that occurs often enough, there are fewer
+        tokens.
+
+        Hugging Face's trainer has the same rule, but meets the `##` characters in the order of a hash table, which
+        differs from run to run, and with it their ids and the choice between equals. Given the ids of one run, it and
+        `learn_pieces` learn the same pieces.
+
+        Args:
+            text_or_files: text (str), a UTF-8 file (pathlib.Path), or an iterable of either, each a text of its own.
+            min_frequency: a pair that occurs less often is not joined.
+            limit_alphabet: how many characters are kept, the most frequent, of equals those with smaller code points;
+                the others are passed over, and words that have them become `[UNK]`. None keeps all.
+            progress: show a progress bar.
+            basic: the options of `BasicTokenizer`, such as `lowercase=False`.
+
+        Raises: InputError for a `vocab_size` that does not hold special tokens and characters, text that is empty, or
+        a file that cannot be read.
+        """
+        where = f"{cls.__name__}.train"
+        check_special_tokens(where, special_tokens)
+        if limit_alphabet is not None and limit_alphabet < 1:
+            raise InputError(f"{where}: limit_alphabet is {limit_alphabet}; give 1 or more, or None to keep all")
+        words = count_words(where, text_or_files, BasicTokenizer(**basic), special_tokens)
+        if not words:
+            raise InputError(
+                f"{where}: there is no text to learn from (empty, or special tokens alone); give some text"
+            )
+        symbols = list(dict.fromkeys([*special_tokens, *first_symbols(words, limit_alphabet)]))
+        wanted = vocab_size - len(symbols)
+        if wanted < 0:
+            raise InputError(
+                f"{where}: vocab_size is {vocab_size}, expected at least {len(symbols)} ({len(special_tokens)} special "
+                f"tokens, the others characters, with and without {PREFIX!r}); raise it, or lower limit_alphabet"
+            )
+        learning: Iterable[str] = islice(learn_pieces(words, symbols, min_frequency), wanted)
+        if progress:
+            from rich.progress import track
+
+            learning = track(learning, "learning pieces", wanted)
+        ids = {token: i for i, token in enumerate([*symbols, *learning])}
+        special_ids = {token: ids.pop(token) for token in special_tokens}
+        return cls(ids, special_ids, **basic)
+
+    # Text to ids
+
+    def tokenize(self, text: str, allowed_special: Specials = "none") -> list[str]:
+        """The tokens of `text` as they are spelled: `["un", "##aff", "##able"]`."""
+        return [self._spelling(i) for i in self.encode(text, allowed_special)]
+
+    def _spelling(self, i: int) -> str:
+        return self._token_bytes[i].decode()
+
+    def _encode_settled(self, text: str, more: bool) -> tuple[list[int], int]:
+        end = settled_end(text) if more else len(text)
+        return self._ids_of_chunk.encode(chunks_of(text[:end])), end
+
+    def _encode_chunk(self, chunk: str) -> tuple[int, ...]:
+        return tuple(chain.from_iterable(map(self._encode_word, self.basic.tokenize(chunk))))
+
+    def _encode_word(self, word: str) -> list[int]:
+        """The ids of one word: the longest piece that it begins with, then the longest that goes on from there."""
+        if len(word) > self.max_input_chars_per_word:
+            return [self._unknown(word)]
+        ids: list[int] = []
+        table, start = self._first, 0
+        while start < len(word):
+            for end in range(min(len(word), start + self._longest), start, -1):
+                if (i := table.get(word[start:end])) is not None:
+                    break
+            else:
+                return [self._unknown(word)]
+            ids.append(i)
+            table, start = self._later, end
+        return ids
+
+    def _unknown(self, word: str) -> int:
+        if self.unk_id is None:
+            raise InputError(
+                f"WordPieceTokenizer.encode: the word {word!r} has no pieces in this vocabulary, which lacks {UNK!r}; "
+                f"train it with {UNK!r} in special_tokens"
+            )
+        return self.unk_id
+
+    # BERT's input
+
+    def __call__(
+        self,
+        text: str,
+        text_pair: str | None = None,
+        *,
+        max_length: int | None = None,
+        truncation: Truncation | bool = "longest_first",
+        allowed_special: Specials = "none",
+    ) -> dict[str, list[int]]:
+        """BERT's input of one or two texts, under the names of transformers.
+
+            input_ids         [CLS] a a a [SEP] b b [SEP]
+            token_type_ids      0   0 0 0   0   1 1   1
+            attention_mask      1   1 1 1   1   1 1   1
+
+        Args:
+            max_length: how many ids there may be, special tokens among them; None for any number.
+            truncation: which text is cut, at its end, to have no more: "longest_first" (or True) cuts the longer one
+                down to the other, then both alike, where of an odd number the longer one, of equals the second, has
+                one more; "only_first" and "only_second" cut that one; False refuses.
+            allowed_special: as in `encode`.
+
+        Raises: InputError where there is no `[CLS]` or `[SEP]`, or truncation cannot make the input short enough.
+        """
+        ids = self.encode(text, allowed_special)
+        pair_ids = None if text_pair is None else self.encode(text_pair, allowed_special)
+        if max_length is not None:
+            budget = max_length - len(self.build_inputs_with_special_tokens([], None if pair_ids is None else []))
+            ids, pair_ids = truncate("WordPieceTokenizer", ids, pair_ids, budget, truncation)
+        input_ids = self.build_inputs_with_special_tokens(ids, pair_ids)
+        return {
+            "input_ids": input_ids,
+            "token_type_ids": self.create_token_type_ids_from_sequences(ids, pair_ids),
+            "attention_mask": [1] * len(input_ids),
+        }
+
+    def build_inputs_with_special_tokens(
+        self, token_ids_0: Sequence[int], token_ids_1: Sequence[int] | None = None
+    ) -> list[int]:
+        """`[CLS] a [SEP]`, or `[CLS] a [SEP] b [SEP]`.
+
+        Raises: InputError where there is no `[CLS]` or `[SEP]`.
+        """
+        if self.cls_id is None or self.sep_id is None:
+            missing = CLS if self.cls_id is None else SEP
+            raise InputError(
+                f"WordPieceTokenizer: this tokenizer has no {missing!r} to build BERT's input with; "
+                f"train it with {missing!r} in special_tokens"
+            )
+        second = [] if token_ids_1 is None else [*token_ids_1, self.sep_id]
+        return [self.cls_id, *token_ids_0, self.sep_id, *second]
+
+    def create_token_type_ids_from_sequences(
+        self, token_ids_0: Sequence[int], token_ids_1: Sequence[int] | None = None
+    ) -> list[int]:
+        """Which text each id of `build_inputs_with_special_tokens` belongs to: 0, or 1 for the second."""
+        return [0] * (len(token_ids_0) + 2) + [1] * (0 if token_ids_1 is None else len(token_ids_1) + 1)
+
+    # Ids to text
+
+    def decode(
+        self,
+        ids: Iterable[int] | NDArray[np.integer],
+        errors: str = "replace",
+        *,
+        skip_special_tokens: bool = False,
+        clean_up_tokenization_spaces: bool = True,
+    ) -> str:
+        """Readable text of a sequence of token ids: pieces with `##` are joined, before others there is a space.
+
+        Args:
+            errors: of no effect, tokens are whole characters; it is here as every tokenizer's `decode` has it.
+            skip_special_tokens: leave special tokens out.
+            clean_up_tokenization_spaces: no space before a token that is `.`, `,`, `?`, `!` or an English contraction.
+
+        Raises: InputError for an id out of range; DtypeError for anything that is not an integer.
+        """
+        left_out = set(self.special_tokens.values()) if skip_special_tokens else set()
+        parts: list[str] = []
+        for i in self._checked("decode", ids):
+            if i in left_out:
+                continue
+            part = self._spelling(i)
+            if parts:
+                part = part[len(PREFIX) :] if part.startswith(PREFIX) else f" {part}"
+            parts.append(clean_up(part) if clean_up_tokenization_spaces else part)
+        return "".join(parts)
+
+    # Files
+
+    def _to_json(self) -> dict[str, Any]:
+        return {
+            "special_tokens": self.special_tokens,
+            "vocab": self.vocab,
+            "max_input_chars_per_word": self.max_input_chars_per_word,
+            **asdict(self.basic),
+        }
+
+    @classmethod
+    def _from_json(cls, content: dict[str, Any]) -> Self:
+        basic = {option: content[option] for option in asdict(BasicTokenizer())}
+        return cls(content["vocab"], dict(content["special_tokens"]), content["max_input_chars_per_word"], **basic)
+
+    @classmethod
+    def from_vocab_txt(cls, vocab_txt: str | Path, special_tokens: Sequence[str] = BERT_TOKENS, **basic: Any) -> Self:
+        """Read BERT's `vocab.txt`, one token a line, the first with id 0.
+
+        The file does not say how text is to be cut: for a "cased" vocabulary give `lowercase=False`.
+
+        Args:
+            special_tokens: which tokens of the file are special.
+            basic: the options of `BasicTokenizer`.
+
+        Raises: InputError for a file that cannot be read, or a token that is there twice.
+        """
+        where = f"{cls.__name__}.from_vocab_txt"
+        check_special_tokens(where, special_tokens)
+        text = "".join(read_chunks(where, Path(vocab_txt))).replace("\r\n", "\n")
+        ids: dict[str, int] = {}
+        for i, token in enumerate(text.removesuffix("\n").split("\n") if text else []):
+            if ids.setdefault(token, i) != i:
+                raise InputError(
+                    f"{where}: {vocab_txt} has {token!r} in line {ids[token] + 1} and again in line {i + 1}; "
+                    "give a file that has each token once"
+                )
+        special_ids = {token: ids.pop(token) for token in special_tokens if token in ids}
+        return cls(ids, special_ids, **basic)
+
+    def save_vocab_txt(self, path: str | Path) -> None:
+        """Write BERT's `vocab.txt`: what `from_vocab_txt` read, byte for byte, where its lines end with "\\n".
+
+        Raises: InputError where a token has a line end in it, or a special token is spelled as an ordinary one.
+        """
+        where = f"{type(self).__name__}.save_vocab_txt"
+        tokens = [self._spelling(i) for i in range(self.vocab_size)]
+        for token in tokens:
+            if "\n" in token or token.endswith("\r"):
+                raise InputError(f"{where}: token {token!r} has a line end, which the file cannot hold; use save")
+        for token in self.special_tokens:
+            if token in self.vocab:
+                raise InputError(f"{where}: special token {token!r} is spelled as an ordinary token; use save instead")
+        write_text(where, Path(path), "".join([f"{token}\n" for token in tokens]))
+
+    @classmethod
+    def from_hugging_face(cls, content: dict[str, Any]) -> Self:
+        """The tokenizer that a Hugging Face `tokenizer.json`, parsed, describes.
+
+        Understood are a WordPiece model with BERT's normalizer (or none), pre-tokenizer, post-processor and decoder.
+        `truncation` and `padding` are settings of a call, and passed over. Added tokens become special tokens, whose
+        ids `encode(text, "all")` gives as Hugging Face does, and so do BERT's five where the vocabulary has them.
+
+        Raises: InputError for any other component, which would give other ids.
+        """
+        where = f"{cls.__name__}.from_hugging_face"
+        if not isinstance(content, dict) or not isinstance(content.get("model"), dict):
+            raise InputError(f"{where}: there is no 'model' in it; give the content of a Hugging Face tokenizer.json")
+        try:
+            model = expect(where, "model", content["model"], type="WordPiece")
+            expect(where, "model", model, continuing_subword_prefix=PREFIX, unk_token=UNK)
+            expect(where, "pre_tokenizer", content.get("pre_tokenizer"), type="BertPreTokenizer")
+            basic = dict.fromkeys(asdict(BasicTokenizer()), False)  # no normalizer changes nothing
+            if (normalizer := content.get("normalizer")) is not None:
+                expect(where, "normalizer", normalizer, type="BertNormalizer")
+                basic = {option: normalizer[option] for option in basic}
+            if (decoder := content.get("decoder")) is not None:
+                expect(where, "decoder", decoder, type="WordPiece", prefix=PREFIX)
+            check_post_processor(where, content.get("post_processor"))
+            vocab = dict(model["vocab"])
+            special_tokens = {token: vocab[token] for token in BERT_TOKENS if token in vocab}
+            for added in content.get("added_tokens") or []:
+                expect(where, f"added token {added['content']!r}", added, special=True, single_word=False)
+                expect(where, f"added token {added['content']!r}", added, lstrip=False, rstrip=False, normalized=False)
+                special_tokens[added["content"]] = added["id"]
+            ordinary = {token: i for token, i in vocab.items() if token not in special_tokens}
+            return cls(ordinary, special_tokens, model["max_input_chars_per_word"], **basic)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            if isinstance(error, InputError) and str(error).startswith(where):
+                raise
+            reason = f"no {error}" if isinstance(error, KeyError) else str(error)
+            raise InputError(f"{where}: this is no whole tokenizer.json ({reason}); download it again") from error
+
+
+# Words
+
+
+@dataclass(frozen=True)
+class BasicTokenizer:
+    """BERT's first step, text to words, with the options of Hugging Face's `BertNormalizer`.
+
+    All is done in two passes over the characters, each a look-up of what a character becomes, with a space wherever a
+    word ends: before accents are taken apart from their letters (NFD), and after.
+
+    Raises: DtypeError for an option that is not True, False or, for `strip_accents`, None.
+    """
+
+    clean_text: bool = True  # remove control, format and private characters, and make all white space spaces
+    handle_chinese_chars: bool = True  # each CJK ideograph (of Chinese, Japanese, Korean) becomes a word
+    strip_accents: bool | None = None  # remove accents (Mn, once apart from their letters); None: as lowercase
+    lowercase: bool = True
+
+    def __post_init__(self):
+        for option, value in asdict(self).items():
+            if not isinstance(value, bool) and not (option == "strip_accents" and value is None):
+                raise DtypeError(f"BasicTokenizer: {option} is {value!r}, expected a bool; give True or False")
+
+    def tokenize(self, text: str) -> list[str]:
+        """The words of `text`; each sign of punctuation is one."""
+        text = text.translate(self._cleaned)
+        if self._strips:
+            text = unicodedata.normalize("NFD", text)
+        return [word for word in text.translate(self._folded).split(" ") if word]
+
+    @property
+    def _strips(self) -> bool:
+        return self.lowercase if self.strip_accents is None else self.strip_accents
+
+    @cached_property
+    def _cleaned(self) -> CharacterTable:
+        return CharacterTable(self._clean)
+
+    @cached_property
+    def _folded(self) -> CharacterTable:
+        return CharacterTable(self._fold)
+
+    def _clean(self, character: str) -> str:
+        if self.clean_text:
+            # Google's code keeps private characters (Co), and transformers' Python code removes unassigned ones too;
+            # as Hugging Face's tokenizers, so that what is new in Unicode is not lost to an older Python.
+            seen = unicodedata.category(character) not in ("Cc", "Cf", "Co") or character in "\t\n\r"
+            if not seen or character == "\ufffd":
+                return ""
+            if character in WHITE_SPACE:
+                return " "
+        return f" {character} " if self.handle_chinese_chars and is_ideograph(character) else character
+
+    def _fold(self, character: str) -> str:
+        if self._strips and unicodedata.category(character) == "Mn":
+            return ""
+        if character in WHITE_SPACE:
+            return " "
+        if is_punctuation(character):
+            return f" {character} "
+        # Of a character alone: `str.lower` of a whole word would write the last Σ as ς.
+        return character.lower() if self.lowercase else character
+
+
+class CharacterTable(dict[int, str]):
+    """What each character becomes, for `str.translate`; worked out when a character is met for the first time."""
+
+    def __init__(self, rule: Callable[[str], str]):
+        self.rule = rule
+
+    def __missing__(self, code: int) -> str:
+        self[code] = result = self.rule(chr(code))
+        return result
+
+
+IDEOGRAPHS = (  # the blocks that BERT counts: without Hangul, Hiragana and Katakana, and without what came after 2015
+    (0x4E00, 0x9FFF),
+    (0x3400, 0x4DBF),
+    (0x20000, 0x2A6DF),
+    (0x2A700, 0x2B73F),
+    (0x2B740, 0x2B81F),
+    (0x2B820, 0x2CEAF),
+    (0xF900, 0xFAFF),
+    (0x2F800, 0x2FA1F),
+)
+
+
+def is_ideograph(character: str) -> bool:
+    return any(first <= ord(character) <= last for first, last in IDEOGRAPHS)
+
+
+def is_punctuation(character: str) -> bool:
+    """Unicode's punctuation, and all signs of ASCII, such as "$" and "^", which to Unicode are symbols."""
+    return character in string.punctuation or unicodedata.category(character).startswith("P")
+
+
+# Unicode's White_Space. Of these, VT, FF and NEL are control characters too, and `clean_text` removes them: words may
+# go on behind them. The others end a word under any option.
+BREAKS = "\t\n\r \xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"
+WHITE_SPACE = frozenset("\t\n\v\f\r \x85\xa0\u1680\u2028\u2029\u202f\u205f\u3000") | frozenset(
+    map(chr, range(0x2000, 0x200B))
+)
+CHUNK = re.compile(f"[^{BREAKS}]+")
+ALSO_SPLIT = re.compile("[\v\f\x1c-\x1f\x85]")  # where `str.split` cuts too
+# Up to the last sign that ends a word whatever follows: a break or a sign of ASCII, or those of Chinese and Japanese
+# text, which has no spaces. Marks that follow such a sign are a word of their own, or removed.
+SETTLED = re.compile(rf"(?s:.*)[{BREAKS}!-/:-@\[-`{{-~\u3001\u3002\uff0c]")
+
+
+def chunks_of(text: str) -> list[str]:
+    """`text` cut at white space: chunks whose words are the words of `text`, whatever the options."""
+    return CHUNK.findall(text) if ALSO_SPLIT.search(text) else text.split()
+
+
+def settled_end(text: str) -> int:
+    """The end of the part of `text` whose words nothing can change that may follow."""
+    match = SETTLED.match(text)
+    return match.end() if match else 0
+
+
+class ChunkIds(dict[str, tuple[int, ...]]):
+    """The ids of each chunk, remembered where it is short."""
+
+    def __init__(self, encode_chunk: Callable[[str], tuple[int, ...]]):
+        self.encode_chunk = encode_chunk
+
+    def encode(self, chunks: Iterable[str]) -> list[int]:
+        if len(self) > CACHED_CHUNKS:
+            self.clear()
+        return list(chain.from_iterable(map(self.__getitem__, chunks)))
+
+    def __missing__(self, chunk: str) -> tuple[int, ...]:
+        ids = self.encode_chunk(chunk)
+        if len(chunk) <= LONG_CHUNK:
+            self[chunk] = ids
+        return ids
+
+
+# Training
+
+
+def count_words(
+    where: str,
+    text_or_files: str | Path | Iterable[str | Path],
+    basic: BasicTokenizer,
+    special_tokens: Sequence[str] = (),
+) -> Counter[str]:
+    """How often each word occurs. Chunks are counted first, so that each different one is cut into words once."""
+    chunks: Counter[str] = Counter()
+
+    def count_settled(text: str, more: bool) -> tuple[list[str], int]:
+        end = settled_end(text) if more else len(text)
+        chunks.update(chunks_of(text[:end]))
+        return [], end
+
+    for text in read_texts(where, text_or_files):
+        for _ in stream(where, text, count_settled, special_tokens, lambda token: []):
+            pass
+    words: Counter[str] = Counter()
+    for chunk, count in chunks.items():
+        for word in basic.tokenize(chunk):
+            words[word] += count
+    return words
+
+
+def first_symbols(words: Mapping[str, int], limit_alphabet: int | None = None) -> list[str]:
+    """What pieces are made of: the characters, sorted, then those that occur within words, with `##`, sorted."""
+    counts: Counter[str] = Counter()
+    for word, count in words.items():
+        for character in word:
+            counts[character] += count
+    kept = set(sorted(counts, key=lambda character: (-counts[character], character))[:limit_alphabet])
+    within = kept.intersection(chain.from_iterable(word[1:] for word in words))
+    return [*sorted(kept), *(PREFIX + character for character in sorted(within))]
+
+
+def learn_pieces(words: Mapping[str, int], symbols: Sequence[str], min_frequency: int = 0) -> Iterator[str]:
+    """The pieces that `WordPieceTokenizer.train` learns from words and their counts, until no pair is left.
+
+    A token's id is its place in `symbols`, then in the order of learning. As in `bpe.learn_merges`, what the heap
+    promises of a pair is never too little, and a pair whose count is less by now goes back. What is different: pairs
+    are told apart by ids, and two pairs may make the same piece, or one that is a special token; it is learnt once.
+    """
+    tokens = list(symbols)
+    ids = {token: i for i, token in enumerate(tokens)}
+    spelled: Counter[tuple[int, ...]] = Counter()
+    for word, count in words.items():
+        parts = [word[:1], *(PREFIX + character for character in word[1:])]
+        spelled[tuple([ids[part] for part in parts if part in ids])] += count
+    index = PairIndex(cast("Mapping[bytes, int]", spelled))  # which takes ids of any size, bytes or not
+    heap = [(-count, pair) for pair, count in index.counts.items()]
+    heapify(heap)
+    while heap:
+        promised, pair = heappop(heap)
+        count = index.counts[pair]
+        if count != -promised:
+            if count:
+                heappush(heap, (-count, pair))
+            continue
+        if count < max(1, min_frequency):
+            return
+        left, right = (tokens[i] for i in pair)
+        piece = left + right.removeprefix(PREFIX)
+        if piece not in ids:
+            yield piece
+            ids[piece] = len(tokens)
+            tokens.append(piece)
+        for new_pair in index.merge(pair, ids[piece]):
+            heappush(heap, (-index.counts[new_pair], new_pair))
+
+
+# BERT's input and output
+
+
+def truncate(
+    where: str, ids: list[int], pair_ids: list[int] | None, budget: int, truncation: Truncation | bool
+) -> tuple[list[int], list[int] | None]:
+    """Cut one or two sequences at their ends to `budget` ids together (see `WordPieceTokenizer.__call__`)."""
+    strategies = ("longest_first", "only_first", "only_second")
+    if truncation is True:
+        truncation = "longest_first"
+    if truncation is not False and truncation not in strategies:
+        raise InputError(f"{where}: truncation is {truncation!r}{did_you_mean(str(truncation), strategies)}")
+    if budget < 0:
+        raise InputError(f"{where}: max_length is too small for the special tokens alone; raise it by {-budget}")
+    n, m = len(ids), len(pair_ids or ())
+    excess = n + m - budget
+    if excess <= 0:
+        return ids, pair_ids
+    if truncation == "longest_first":
+        shorter = min(n, m, budget // 2)
+        n, m = (shorter, budget - shorter) if n <= m else (budget - shorter, shorter)
+        return ids[:n], None if pair_ids is None else pair_ids[:m]
+    if truncation == "only_first" and n > excess:
+        return ids[: n - excess], pair_ids
+    if truncation == "only_second" and pair_ids is not None and m > excess:
+        return ids, pair_ids[: m - excess]
+    raise InputError(
+        f"{where}: the input has {excess} tokens more than max_length, and truncation={truncation!r} "
+        "cannot cut so many; raise max_length, or give truncation='longest_first'"
+    )
+
+
+CLEAN_UP = (  # in this order, as Hugging Face's decoder; token by token, so those of two words never fit
+    (" .", "."),
+    (" ?", "?"),
+    (" !", "!"),
+    (" ,", ","),
+    (" ' ", "'"),
+    (" n't", "n't"),
+    (" 'm", "'m"),
+    (" do not", " don't"),
+    (" 's", "'s"),
+    (" 've", "'ve"),
+    (" 're", "'re"),
+)
+
+
+def clean_up(part: str) -> str:
+    for spaced, joined in CLEAN_UP:
+        part = part.replace(spaced, joined)
+    return part
+
+
+# Hugging Face's tokenizer.json
+
+
+def expect(where: str, name: str, component: Any, **expected: Any) -> dict[str, Any]:
+    """Refuse a component of a tokenizer.json that has other settings than `expected`."""
+    found = component if isinstance(component, dict) else {"type": component}
+    for key, value in expected.items():
+        if found.get(key) != value:
+            raise InputError(
+                f"{where}: {name} has {key} {found.get(key)!r}, expected {value!r}; "
+                "WordPieceTokenizer knows BERT's components alone"
+            )
+    return found
+
+
+def check_post_processor(where: str, processor: Any) -> None:
+    """Refuse a post-processor that does not build `[CLS] a [SEP]` and `[CLS] a [SEP] b [SEP]`; None builds nothing."""
+    if processor is None:
+        return
+    if isinstance(processor, dict) and processor.get("type") == "BertProcessing":
+        expect(where, "post_processor", {"cls": processor["cls"][0], "sep": processor["sep"][0]}, cls=CLS, sep=SEP)
+        return
+    expect(where, "post_processor", processor, type="TemplateProcessing")
+    single = [template(CLS, 0), template("A", 0), template(SEP, 0)]
+    expect(where, "post_processor", processor, single=single, pair=[*single, template("B", 1), template(SEP, 1)])
+
+
+def template(name: str, type_id: int) -> dict[str, Any]:
+    return {"Sequence" if name in "AB" else "SpecialToken": {"id": name, "type_id": type_id}}
