@@ -65,17 +65,12 @@ TOGETHER = {
     "minillm.training",
     "minillm.parallel",
 }  # one subject in several files
+TRAINERS = ("tokenizers.bpe", "tokenizers.unigram", "tokenizers.wordpiece")  # show how far they are
 # Packages that are not Python's own, and where each may be imported. All but numpy and regex only when they are needed.
 FOREIGN = {
     "numpy": {"minillm"},
     "regex": {"minillm.tokenizers"},
-    "rich": {
-        "minillm.tokenizers.bpe",
-        "minillm.tokenizers.wordpiece",
-        "minillm.tokenizers.unigram",
-        "minillm.training.display",
-        "minillm.cli",
-    },
+    "rich": {f"minillm.{name}" for name in ("cli", "training.display", *TRAINERS)},
     "tyro": {"minillm.cli"},
     "matplotlib": {"minillm.training.run"},
     "safetensors": {"minillm.checkpoint", "minillm.hub"},
