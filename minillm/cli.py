@@ -50,6 +50,10 @@ class Sample:
     """Choose among the k likeliest tokens only."""
     top_p: float | None = None
     """Choose among the fewest tokens that together have this probability."""
+    min_p: float | None = None
+    """Choose among the tokens with at least this share of the likeliest one's probability."""
+    repetition_penalty: float = 1.0
+    """Above 1, tokens that were there before become less likely."""
     seed: int = 0
     """The same seed gives the same text."""
     device: str = "cpu"
@@ -214,6 +218,8 @@ def sample(arguments: list[str]) -> None:
         temperature=given.temperature,
         top_k=given.top_k,
         top_p=given.top_p,
+        min_p=given.min_p,
+        repetition_penalty=given.repetition_penalty,
         seed=given.seed,
         stop=[] if run.tokenizer.eot_id is None else [run.tokenizer.eot_id],
     ):

@@ -35,12 +35,15 @@ from minillm.nn import Module, uninitialized
 
 # Of each model type in a config.json: the file in minillm/models and the class for an architecture.
 FAMILIES = {
+    "bert": ("bert", {"BertForPreTraining": "BertForPreTraining", "BertModel": "BertModel"}),
     "gpt2": ("gpt2", {"GPT2LMHeadModel": "GPT2"}),
     "llama": ("llama", {"LlamaForCausalLM": "Llama"}),
     "mistral": ("llama", {"MistralForCausalLM": "Llama"}),
     "qwen2": ("llama", {"Qwen2ForCausalLM": "Llama"}),
+    "roberta": ("roberta", {"RobertaForMaskedLM": "RobertaForMaskedLM", "RobertaModel": "RobertaModel"}),
 }
 DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+OLD_NAMES = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"}  # in BERT's first files
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 PIECE = 1 << 22  # bytes read at a time, where they are converted
 
@@ -126,8 +129,11 @@ def save_pretrained(model: Any, folder: str | Path, max_shard_bytes: int = 5 * 1
         weight_map = {name: file for file, shard in zip(files, shards, strict=True) for name in shard}
         total = sum(array.nbytes for array in arrays.values())
         _write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
+    values = module.config_to_hugging_face(model.config)
+    classes = FAMILIES[values["model_type"]][1]
+    architectures = [theirs for theirs, ours in classes.items() if ours == type(model).__name__]
     dtype = next(iter(arrays.values())).dtype.name
-    _write_json(folder / CONFIG, module.config_to_hugging_face(model.config) | {"dtype": dtype})
+    _write_json(folder / CONFIG, values | {"architectures": architectures, "dtype": dtype})
     for stale in (INDEX if len(shards) == 1 else WEIGHTS,):  # of a model that was here before
         (folder / stale).unlink(missing_ok=True)
 
@@ -268,6 +274,8 @@ def _header(path: Path) -> dict[str, Stored]:
     for name, entry in header.items():
         if name == "__metadata__":
             continue
+        for old, new in OLD_NAMES.items():
+            name = name.replace(old, new)
         dtype = as_dtype(DTYPES[entry["dtype"]]) if entry["dtype"] in DTYPES else np.dtype(np.void)  # holds no weights
         stored[name] = Stored(path, 8 + length + entry["data_offsets"][0], dtype, tuple(entry["shape"]))
     return stored

@@ -156,10 +156,12 @@ def normal_(array: Array, std: float) -> None:
         np.multiply(normal, std, out=array)
 
 
-def uniform_(array: Array, bound: float) -> None:
-    """Fill an array from U(-bound, bound), by the project's random stream."""
+def uniform_(bound: float, *arrays: Array) -> None:
+    """Fill arrays from U(-bound, bound), by the project's random stream."""
     if _draws:
-        array[...] = random.default.numpy().uniform(-bound, bound, array.shape)
+        generator = random.default.numpy()
+        for array in arrays:
+            array[...] = generator.uniform(-bound, bound, array.shape)
 
 
 class Linear(Module):
@@ -169,9 +171,7 @@ class Linear(Module):
         bound = 1 / math.sqrt(in_features) if in_features else 0.0
         self.weight = Parameter(np.empty((out_features, in_features), np.float32))
         self.bias = Parameter(np.empty(out_features, np.float32)) if bias else None
-        uniform_(self.weight.data, bound)
-        if self.bias is not None:
-            uniform_(self.bias.data, bound)
+        uniform_(bound, *(parameter.data for parameter in (self.weight, self.bias) if parameter is not None))
 
     def forward(self, x: Tensor, add_bias: bool = True) -> Tensor:
         """x W^T + b, or without b for an operation that adds it itself."""

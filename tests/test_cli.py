@@ -437,9 +437,10 @@ def test_settings_of_sample_reach_generate(
         return generate(model, ids, max_tokens, **settings)
 
     monkeypatch.setattr("minillm.generate.generate", spy)
-    options = "--prompt the --max-tokens 3 --temperature 0.3 --top-k 4 --top-p 0.5 --seed 6".split()
-    output(capsys, "sample", runs.char, *options)
-    assert seen == [(3, {"temperature": 0.3, "top_k": 4, "top_p": 0.5, "seed": 6, "stop": []})]
+    options = "--prompt the --max-tokens 3 --temperature 0.3 --top-k 4 --top-p 0.5 --min-p 0.1 --seed 6".split()
+    output(capsys, "sample", runs.char, *options, "--repetition-penalty", "1.5")
+    settings = {"temperature": 0.3, "top_k": 4, "top_p": 0.5, "min_p": 0.1, "repetition_penalty": 1.5, "seed": 6}
+    assert seen == [(3, {**settings, "stop": []})]
 
 
 @pytest.mark.parametrize("prompt", ["ä€😀", "a\udcff b", "a\udcff"])

@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 import minillm
@@ -39,7 +39,7 @@ def naive(logits: list[float], temperature: float, top_k: int | None, top_p: flo
     for i in order:
         kept.append(i)
         reached += weights[i] / total
-        if top_p is not None and reached >= top_p - 1e-9:
+        if top_p is not None and reached >= top_p * (1 - 1e-12):
             break
     total = sum(weights[i] for i in kept)
     return [weights[i] / total if i in kept else 0.0 for i in range(len(logits))]
@@ -74,9 +74,53 @@ def test_probabilities_by_hand() -> None:
         ({"top_p": 0.75}, [0, 2 / 3, 0, 1 / 3]),
         ({"top_p": 1.0}, [0.1, 0.5, 0.15, 0.25]),
         ({"top_k": 2, "top_p": 0.6}, [0, 1, 0, 0]),  # k first: then 0.5 is 2/3 of what is left
+        ({"min_p": 0.0}, [0.1, 0.5, 0.15, 0.25]),
+        ({"min_p": 0.29}, [0, 0.5 / 0.9, 0.15 / 0.9, 0.25 / 0.9]),
+        ({"min_p": 0.31}, [0, 2 / 3, 0, 1 / 3]),
+        ({"min_p": 1.0}, [0, 1, 0, 0]),
+        ({"min_p": 0.6, "temperature": 2.0}, [0, 0.5**0.5 / (0.5**0.5 + 0.5), 0, 0.5 / (0.5**0.5 + 0.5)]),
+        # these logits are negative: times 2, a probability is squared
+        ({"repetition_penalty": 2.0, "seen": [1, 1]}, np.array([0.1, 0.25, 0.15, 0.25]) / 0.75),
+        ({"repetition_penalty": 3.0, "seen": [1], "temperature": 0}, [0, 0, 0, 1]),
+        ({"repetition_penalty": 2.0}, [0.1, 0.5, 0.15, 0.25]),
     ]
     for settings, expected in cases:
         np.testing.assert_allclose(next_token_probabilities(logits, **settings), expected, rtol=1e-12, err_msg=settings)
+
+
+def test_a_penalty_divides_positive_logits_and_multiplies_negative_ones() -> None:
+    logits = np.array([2.0, -1.0, 0.0, 3.0])
+    result = next_token_probabilities(logits, repetition_penalty=1.5, seen=[0, 1, 2, 0])
+    np.testing.assert_allclose(result, next_token_probabilities(np.array([2 / 1.5, -1.5, 0.0, 3.0])), rtol=1e-12)
+    np.testing.assert_array_equal(logits, [2, -1, 0, 3])
+
+
+@pytest.mark.oracle
+@given(
+    st.lists(st.floats(-20, 20), min_size=2, max_size=12),
+    st.floats(0.05, 5),
+    st.none() | st.integers(1, 10),
+    st.none() | st.floats(0.05, 0.95),
+    st.none() | st.floats(0.01, 1),
+    st.floats(0.5, 2),
+    st.lists(st.integers(0, 1), max_size=3),
+)
+def test_as_in_transformers(logits, temperature, top_k, top_p, min_p, penalty, seen) -> None:
+    torch = pytest.importorskip("torch")
+    process = pytest.importorskip("transformers").generation.logits_process
+    steps = [process.RepetitionPenaltyLogitsProcessor(penalty)] if seen else []
+    steps += [process.TemperatureLogitsWarper(temperature)]
+    steps += [process.TopKLogitsWarper(top_k)] if top_k else []
+    steps += [process.TopPLogitsWarper(top_p)] if top_p else []
+    steps += [process.MinPLogitsWarper(min_p)] if min_p else []
+    scores = torch.tensor([logits], dtype=torch.float64)
+    for step in steps:
+        scores = step(torch.tensor([seen], dtype=torch.int64), scores)
+    expected = scores.softmax(-1)[0].numpy()
+    received = next_token_probabilities(np.array(logits), temperature, top_k, top_p, min_p, penalty, seen)
+    distinct = len(set(logits)) == len(logits)
+    assume(distinct and len(set(np.round(np.cumsum(np.sort(expected)), 6))) == len(logits))  # ties go otherwise there
+    np.testing.assert_allclose(received, expected, atol=1e-9)
 
 
 def test_of_equal_tokens_the_first_is_kept() -> None:
@@ -132,6 +176,8 @@ def test_settings_reach_the_draw(model: GPT2) -> None:
     assert list(generate(model, [1], 20, top_k=1, seed=5)) == greedy
     assert list(generate(model, [1], 20, top_p=1e-9, seed=5)) == greedy
     assert list(generate(model, [1], 20, temperature=1e-6, seed=5)) == greedy
+    assert list(generate(model, [1], 20, min_p=1.0, seed=5)) == greedy
+    assert len(set(generate(model, [1], 10, temperature=0, repetition_penalty=1e9))) > len(set(greedy[:10]))
     assert list(generate(model, [1], 20, seed=5)) != greedy
 
 
@@ -175,6 +221,9 @@ def test_a_model_that_raises_is_left_in_its_mode(model: GPT2) -> None:
         ([1], {"top_k": 0}, "top_k is 0; give"),
         ([1], {"top_p": 0.0}, "top_p is 0.0; give"),
         ([1], {"top_p": 1.1}, "top_p is 1.1; give"),
+        ([1], {"min_p": -0.1}, "min_p is -0.1; give"),
+        ([1], {"min_p": 1.1}, "min_p is 1.1; give"),
+        ([1], {"repetition_penalty": 0.0}, "repetition_penalty is 0.0; give more than 0"),
         ([1], {"seed": -1}, "seed is -1; give"),
         ([1], {"seed": 2**64}, "seed is 18446744073709551616; give"),
     ],

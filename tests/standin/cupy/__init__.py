@@ -281,7 +281,7 @@ UFUNCS = frozenset(
     "add subtract multiply divide true_divide floor_divide remainder power matmul negative absolute sign "
     "exp exp2 expm1 log log2 log1p sqrt square tanh maximum minimum rint floor ceil isnan isinf isfinite invert "
     "greater greater_equal less less_equal equal not_equal logical_and logical_or logical_not "
-    "bitwise_and bitwise_or bitwise_xor logaddexp sin cos".split()
+    "bitwise_and bitwise_or bitwise_xor logaddexp sin cos copysign".split()
 )
 
 
@@ -339,6 +339,7 @@ FUNCTIONS = {
     "min": "a, axis=None, out=None, keepdims=False",
     "argmax": "a, axis=None, dtype=None, out=None, keepdims=False",
     "count_nonzero": "a, axis=None",
+    "cumsum": "a, axis=None, dtype=None, out=None",
     "dot": "a, b, out=None",
     "outer": "a, b, out=None",
     "einsum": "*operands, **kwargs",

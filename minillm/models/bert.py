@@ -1,0 +1,383 @@
+"""BERT (Devlin et al. 2018, arXiv:1810.04805): a stack of Transformer blocks in which every token sees every other.
+
+It learns by filling gaps. Some tokens of a text are hidden (data/masking.py), and the model says what they were, from
+what stands before and after them; and, of two sentences, whether the second follows the first. What differs from
+GPT-2, with ids (B, T):
+
+- attention looks both ways, so nothing is generated from left to right; of a padded text it sees the real tokens only;
+- the norm comes after each sum, x = norm(x + attention(x)), and again x = norm(x + mlp(x)) (post-norm);
+- a token is the sum of three vectors, for its id, its position, and which of the two sentences it stands in;
+- GELU is the exact one, x Phi(x);
+- two heads read the features (B, T, C): the one for hidden tokens gives logits (B, T, V) by way of one more layer, its
+  norm, and the token table; the one for sentences reads the first position, [CLS], alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import numpy as np
+
+from minillm import ops
+from minillm.autograd import Parameter, Tensor
+from minillm.backend import Array, as_array
+from minillm.errors import DtypeError, InputError, ShapeError, check_index, check_shapes, did_you_mean
+from minillm.nn import Dropout, Embedding, LayerNorm, Linear, Module, normal_, uninitialized
+
+
+@dataclass(frozen=True)
+class BertConfig:
+    """The shape of a BERT."""
+
+    vocab_size: int = 30522  # V, number of token ids
+    context: int = 512  # longest sequence, in tokens
+    layers: int = 12  # L, number of blocks
+    heads: int = 12  # H, attention heads per block; must divide channels
+    channels: int = 768  # C, width of the residual stream
+    hidden: int = 3072  # width of the MLP
+    token_types: int = 2  # kinds of sentence: the first and the second
+    dropout: float = 0.1  # probability, after the embedding and on each residual branch
+    attention_dropout: float = 0.1  # probability, of each weight in attention
+    norm_eps: float = 1e-12  # added to the variance
+    padding_id: int = 0  # token id that fills short sequences
+
+    def __post_init__(self):
+        name = type(self).__name__
+        for field in ("vocab_size", "context", "layers", "heads", "channels", "hidden", "token_types"):
+            if getattr(self, field) < 1:
+                raise InputError(f"{name}: {field} is {getattr(self, field)}; give 1 or more")
+        if self.channels % self.heads:
+            raise InputError(f"{name}: channels={self.channels} is not a multiple of heads={self.heads}")
+        for field in ("dropout", "attention_dropout"):
+            if not 0 <= getattr(self, field) < 1:
+                raise InputError(
+                    f"{name}: {field} is {getattr(self, field)}; give a probability of at least 0 and below 1"
+                )
+        if not self.norm_eps > 0:
+            raise InputError(f"{name}: norm_eps is {self.norm_eps}; give a number above 0")
+        if not 0 <= self.padding_id < self.vocab_size:
+            raise InputError(f"{name}: padding_id is {self.padding_id}; give a token id, 0 to {self.vocab_size - 1}")
+
+    @property
+    def positions(self) -> int:
+        """Rows of the position table."""
+        return self.context
+
+    @classmethod
+    def preset(cls, name: str, **changes: Any) -> BertConfig:
+        """A named size, with some fields changed: `BertConfig.preset("bert-tiny", vocab_size=65)`."""
+        if name not in PRESETS:
+            raise InputError(f"BertConfig: no preset is called {name!r}{did_you_mean(name, PRESETS)}")
+        return replace(PRESETS[name], **changes)
+
+
+PRESETS = {
+    # for tests: 37 thousand weights
+    "nano": BertConfig(256, 32, layers=2, heads=2, channels=32, hidden=128, dropout=0.0, attention_dropout=0.0),
+    # Turc et al. 2019 (arXiv:1908.08962): 4.4, 11, 29 and 41 million
+    "bert-tiny": BertConfig(layers=2, heads=2, channels=128, hidden=512),
+    "bert-mini": BertConfig(layers=4, heads=4, channels=256, hidden=1024),
+    "bert-small": BertConfig(layers=4, heads=8, channels=512, hidden=2048),
+    "bert-medium": BertConfig(layers=8, heads=8, channels=512, hidden=2048),
+    # of the paper: 110 and 336 million
+    "bert-base-uncased": BertConfig(),
+    "bert-base-cased": BertConfig(vocab_size=28996),
+    "bert-large-uncased": BertConfig(layers=24, heads=16, channels=1024, hidden=4096),
+    "bert-large-cased": BertConfig(vocab_size=28996, layers=24, heads=16, channels=1024, hidden=4096),
+}
+
+
+class SelfAttention(Module):
+    """Multi-head attention of a sequence to itself, each position to all that are real.
+
+    One product gives queries, keys and values, `qkv`; after attention the heads are joined and mixed by `proj`.
+    """
+
+    def __init__(self, config: BertConfig):
+        self.qkv = Linear(config.channels, 3 * config.channels)
+        self.proj = Linear(config.channels, config.channels)
+        self.dropout = Dropout(config.dropout)
+        self.heads, self.attention_dropout = config.heads, config.attention_dropout
+
+    def forward(self, x: Tensor, lengths: Any = None, mask: Array | None = None) -> Tensor:
+        B, T, C = x.shape
+        q, k, v = (
+            part.reshape(B, T, self.heads, C // self.heads).transpose(1, 2)  # (B, H, T, D)
+            for part in self.qkv(x).split(C, dim=-1)
+        )
+        p = self.attention_dropout if self.training else 0.0
+        y = ops.attention(q, k, v, mask=mask, lengths=lengths, dropout_p=p)
+        return self.dropout(self.proj(y.transpose(1, 2).reshape(B, T, C)))
+
+
+class MLP(Module):
+    """Two linear layers with the exact GELU between: channels to hidden and back."""
+
+    def __init__(self, config: BertConfig):
+        self.fc = Linear(config.channels, config.hidden)
+        self.proj = Linear(config.hidden, config.channels)
+        self.dropout = Dropout(config.dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.fc(x, add_bias=False)  # gelu adds it, where it costs no pass over memory
+        return self.dropout(self.proj(ops.gelu(x, "none", self.fc.bias)))
+
+
+class Block(Module):
+    """norm(x + attention(x)), then norm(x + mlp(x))."""
+
+    def __init__(self, config: BertConfig):
+        self.attn = SelfAttention(config)
+        self.ln_1 = LayerNorm(config.channels, config.norm_eps)
+        self.mlp = MLP(config)
+        self.ln_2 = LayerNorm(config.channels, config.norm_eps)
+
+    def forward(self, x: Tensor, lengths: Any = None, mask: Array | None = None) -> Tensor:
+        _, x = self.ln_1(x, self.attn(x, lengths, mask))  # the norm of the sum
+        _, x = self.ln_2(x, self.mlp(x))
+        return x
+
+
+class Encoder(Module):
+    """From ids (B, T) to features (B, T, C): what BERT and RoBERTa share."""
+
+    def __init__(self, config: BertConfig):
+        self.config = config
+        self.wte = Embedding(config.vocab_size, config.channels)  # tokens; also the output layer
+        self.wpe = Embedding(config.positions, config.channels)  # positions
+        self.wse = Embedding(config.token_types, config.channels)  # first or second sentence
+        self.ln = LayerNorm(config.channels, config.norm_eps)
+        self.drop = Dropout(config.dropout)
+        self.h = [Block(config) for _ in range(config.layers)]
+
+    def _init_weights(self) -> None:
+        """Matrices from N(0, 0.02), biases 0, norms 1; padding starts as the zero vector.
+
+        Source: Devlin et al.'s code (initializer_range), which cuts the normal distribution at two deviations.
+        """
+        for name, parameter in self.named_parameters():
+            if parameter.ndim == 2:
+                normal_(parameter.data, 0.02)
+            elif name.endswith("bias"):
+                parameter.data[...] = 0
+        self.wte.weight.data[self.config.padding_id] = 0
+
+    def position_ids(self, ids: Array) -> Array:
+        """The row of the position table for each token, (B, T) or, where it is the same for all sequences, (T,)."""
+        return np.arange(ids.shape[1], like=ids)
+
+    def features(self, ids: Any, token_types: Any = None, lengths: Any = None, attention_mask: Any = None) -> Tensor:
+        """One vector for each token, which knows of the whole text.
+
+        Shapes: ids (B, T) and token_types (B, T) of integers, the latter all 0 where it is None; result (B, T, C).
+        lengths: (B,), of each sequence the number of real tokens, which come first; or else
+        attention_mask: (B, T), boolean or 0 and 1: which tokens are real. No token sees one that is not, and what
+            stands at its place in the result has no meaning.
+        Raises: ShapeError for shapes that do not fit, or more tokens than the context; DtypeError and InputError for
+            ids that are not in the tables; InputError for lengths together with a mask.
+        """
+        name = type(self).__name__
+        given = {"ids": ids, "token_types": token_types, "attention_mask": attention_mask}
+        arrays = {key: x.data if isinstance(x, Tensor) else as_array(x) for key, x in given.items() if x is not None}
+        ids, token_types, mask = arrays["ids"], arrays.get("token_types"), arrays.get("attention_mask")
+        if ids.ndim != 2:
+            raise ShapeError(f"{name}: ids have shape {ids.shape}; give (B, T), such as ids[None] for one sequence")
+        if not 1 <= ids.shape[1] <= self.config.context:
+            raise ShapeError(f"{name}: ids have T={ids.shape[1]}; give 1 to {self.config.context}, the context")
+        check_shapes(name, **{key: ("B T", x) for key, x in arrays.items()})
+        if mask is not None and lengths is not None:
+            raise InputError(f"{name}: lengths and attention_mask both say which tokens are real; give one of them")
+        if mask is not None and mask.dtype.kind not in "biu":
+            raise DtypeError(f"{name}: attention_mask has dtype {mask.dtype}; give bool, True where a token is real")
+
+        x = self.wte(ids)  # (B, T, C)
+        if token_types is None:
+            kinds = self.wse.weight[0]
+        else:
+            check_index(name, token_types, self.config.token_types, "token type")
+            kinds = self.wse(token_types)
+        x = self.drop(self.ln(x + (self.wpe(self.position_ids(ids)) + kinds)))
+        mask = None if mask is None else (mask != 0)[:, None, None]  # (B, 1, 1, T), for every head and query
+        for block in self.h:
+            x = block(x, lengths, mask)
+        return x
+
+
+class MaskedLMHead(Module):
+    """From features to the logits of hidden tokens: table norm(gelu(linear(x))) + bias."""
+
+    def __init__(self, config: BertConfig):
+        self.fc = Linear(config.channels, config.channels)
+        self.ln = LayerNorm(config.channels, config.norm_eps)
+        self.bias = Parameter(np.zeros(config.vocab_size, np.float32))
+
+    def forward(self, x: Tensor, table: Tensor) -> Tensor:
+        x = ops.gelu(self.fc(x, add_bias=False), "none", self.fc.bias)
+        return ops.linear(self.ln(x), table, self.bias)  # (..., V)
+
+    def loss(self, x: Tensor, table: Tensor, labels: Any) -> Tensor:
+        """Cross-entropy at the positions that have a label: logits of the others, some six in seven, are not made."""
+        labels = labels.data if isinstance(labels, Tensor) else as_array(labels)
+        sizes = check_shapes("loss", features=("B T C", x), labels=("B T", labels))
+        labels = labels.reshape(-1)
+        hidden = np.flatnonzero(labels != -100)
+        logits = self(x.reshape(labels.size, sizes["C"]).take(hidden), table)
+        return ops.cross_entropy(logits, labels[hidden], overwrite=True)
+
+
+class BertModel(Encoder):
+    """BERT without its heads: called with ids (B, T), it returns features (B, T, C); see `features` for the rest."""
+
+    def __init__(self, config: BertConfig):
+        super().__init__(config)
+        self.pooler = Linear(config.channels, config.channels)
+        self.assign_names()
+        self._init_weights()
+
+    def forward(self, ids: Any, token_types: Any = None, lengths: Any = None, attention_mask: Any = None) -> Tensor:
+        return self.features(ids, token_types, lengths, attention_mask)
+
+    def pool(self, features: Tensor) -> Tensor:
+        """One vector for each text, (B, C): tanh of a linear layer on the features of the first token, [CLS]."""
+        return ops.tanh(self.pooler(features[:, 0]))
+
+
+class BertForPreTraining(BertModel):
+    """A BERT with both heads: called with ids (B, T), it returns logits (B, T, V) of tokens, and (B, 2) of sentences.
+
+    Of the latter, class 0 says that the second sentence follows the first, class 1 that it comes from elsewhere.
+    """
+
+    def __init__(self, config: BertConfig):
+        with uninitialized():  # numbers are drawn below, for all
+            super().__init__(config)
+        self.head = MaskedLMHead(config)
+        self.next_sentence = Linear(config.channels, 2)
+        self.assign_names()
+        self._init_weights()
+
+    def forward(self, ids: Any, token_types: Any = None, lengths: Any = None, attention_mask: Any = None) -> Any:
+        x = self.features(ids, token_types, lengths, attention_mask)
+        return self.head(x, self.wte.weight), self.next_sentence(self.pool(x))
+
+    def loss(
+        self,
+        ids: Any,
+        labels: Any,
+        token_types: Any = None,
+        lengths: Any = None,
+        next_sentence: Any = None,
+        attention_mask: Any = None,
+    ) -> Tensor:
+        """Cross-entropy of the hidden tokens, in nats for each, and, where `next_sentence` is given, of the sentences.
+
+        Shapes: labels (B, T), the ids that were hidden, and -100 where none was; next_sentence (B,), 0 where the second
+            sentence follows the first, 1 where it does not, -100 where it is not known; the rest as in `features`.
+        Source: Devlin et al. 2018, appendix A.2: the sum of the two means.
+        """
+        x = self.features(ids, token_types, lengths, attention_mask)
+        loss = self.head.loss(x, self.wte.weight, labels)
+        if next_sentence is not None:
+            loss = loss + ops.cross_entropy(self.next_sentence(self.pool(x)), next_sentence)
+        return loss
+
+
+# --- Hugging Face's names ------------------------------------------------------------------------------------------
+
+
+def weight_and_bias(names: dict[str, str]) -> dict[str, str | tuple[str, ...]]:
+    """A layer's name, ours and theirs, as the names of its weight and its bias."""
+    return {f"{ours}.{kind}": f"{theirs}.{kind}" for ours, theirs in names.items() for kind in ("weight", "bias")}
+
+
+def names_of_encoder(body: str) -> dict[str, str | tuple[str, ...]]:
+    """Of each parameter of an Encoder the name there, with {i} for the number of the block.
+
+    Several names are rows below each other in one of ours.
+    """
+    layer, parts = f"{body}.encoder.layer.{{i}}", ("query", "key", "value")
+    return {
+        "wte.weight": f"{body}.embeddings.word_embeddings.weight",
+        "wpe.weight": f"{body}.embeddings.position_embeddings.weight",
+        "wse.weight": f"{body}.embeddings.token_type_embeddings.weight",
+        **{
+            f"h.{{i}}.attn.qkv.{kind}": tuple(f"{layer}.attention.self.{part}.{kind}" for part in parts)
+            for kind in ("weight", "bias")
+        },
+        **weight_and_bias(
+            {
+                "ln": f"{body}.embeddings.LayerNorm",
+                "h.{i}.attn.proj": f"{layer}.attention.output.dense",
+                "h.{i}.ln_1": f"{layer}.attention.output.LayerNorm",
+                "h.{i}.mlp.fc": f"{layer}.intermediate.dense",
+                "h.{i}.mlp.proj": f"{layer}.output.dense",
+                "h.{i}.ln_2": f"{layer}.output.LayerNorm",
+            }
+        ),
+    }
+
+
+PREFIX = "bert."
+IGNORED = ("position_ids", "predictions.decoder.weight", "predictions.decoder.bias")  # numbers 0, 1, ...; tied copies
+HUGGING_FACE: dict[str, str | tuple[str, ...]] = {
+    **names_of_encoder("bert"),
+    **weight_and_bias(
+        {
+            "pooler": "bert.pooler.dense",
+            "head.fc": "cls.predictions.transform.dense",
+            "head.ln": "cls.predictions.transform.LayerNorm",
+            "next_sentence": "cls.seq_relationship",
+        }
+    ),
+    "head.bias": "cls.predictions.bias",
+}
+# Of each field of the configuration the key there, and what it is where the key is missing.
+KEYS: dict[str, tuple[str, Any]] = {
+    "vocab_size": ("vocab_size", 30522),
+    "context": ("max_position_embeddings", 512),
+    "layers": ("num_hidden_layers", 12),
+    "heads": ("num_attention_heads", 12),
+    "channels": ("hidden_size", 768),
+    "hidden": ("intermediate_size", 3072),
+    "token_types": ("type_vocab_size", 2),
+    "dropout": ("hidden_dropout_prob", 0.1),
+    "attention_dropout": ("attention_probs_dropout_prob", 0.1),
+    "norm_eps": ("layer_norm_eps", 1e-12),
+    "padding_id": ("pad_token_id", 0),
+}
+FIXED = {
+    "hidden_act": "gelu",
+    "position_embedding_type": "absolute",
+    "is_decoder": False,
+    "add_cross_attention": False,
+    "tie_word_embeddings": True,
+}
+
+
+def fields_from_hugging_face(model_type: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of the configuration, by our names. Raises: InputError for what these models cannot do, by name."""
+    for key, only in {"model_type": model_type, **FIXED}.items():
+        if values.get(key, only) != only:
+            raise InputError(f"load: config.json has {key}={values[key]!r}; here it can only be {only!r}")
+    found = {field: (values.get(key), missing) for field, (key, missing) in KEYS.items()}
+    return {field: missing if value is None else value for field, (value, missing) in found.items()}
+
+
+def config_from_hugging_face(values: Mapping[str, Any]) -> BertConfig:
+    """From the values of a config.json of model type bert.
+
+    Raises: InputError for what this model cannot do, by name.
+    """
+    return BertConfig(**fields_from_hugging_face("bert", values))
+
+
+def config_to_hugging_face(config: BertConfig) -> dict[str, Any]:
+    """The values of a config.json."""
+    return {
+        "architectures": ["BertForPreTraining"],
+        "model_type": "bert",
+        **{KEYS[field.name][0]: getattr(config, field.name) for field in fields(config)},
+        **FIXED,
+    }
