@@ -389,6 +389,7 @@ def check_special_tokens(where: str, special_tokens: Collection[str]) -> None:
 
 
 def read_json(where: str, path: Path) -> Any:
+    """The value in a JSON file; an InputError that begins with `where` if it cannot be read."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:

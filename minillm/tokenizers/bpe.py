@@ -255,6 +255,7 @@ def settled_pretokens(text: str, more: bool) -> tuple[Iterator[list[str]], int]:
 
 
 def pretokens_of(stretch: str) -> list[str]:
+    """The words, numbers and signs that no merge may cross, by GPT-2's pattern."""
     return (PRETOKEN_ASCII if stretch.isascii() else PRETOKEN).findall(stretch)
 
 
@@ -501,6 +502,7 @@ def greatest_first(token: bytes) -> str:
 
 
 def character_of_bytes() -> list[str]:
+    """The character by which GPT-2's files spell each byte: itself where it can be seen, else one from 256 on."""
     seen = {*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)}
     unseen = iter(range(256, 512))
     return [chr(byte if byte in seen else next(unseen)) for byte in range(256)]
