@@ -509,6 +509,7 @@ def strip_beside(text: str, strips: Mapping[str, str]) -> str:
 
 
 def log_sum_exp(values: Sequence[float]) -> float:
+    """log sum e^x, of which the largest is taken out so that nothing overflows."""
     most = max(values)
     return most + math.log(math.fsum([math.exp(value - most) for value in values]))
 
@@ -517,10 +518,12 @@ def log_sum_exp(values: Sequence[float]) -> float:
 
 
 def strip_accents(text: str) -> str:
+    """The text without marks (categories M*); it should have been taken apart by NFD or NFKD before."""
     return "".join([c for c in text if not unicodedata.category(c).startswith("M")])
 
 
 def strip_ends(text: str, left: bool, right: bool) -> str:
+    """The text without white space at its start, its end, or both."""
     text = LEADING.sub("", text) if left else text
     return TRAILING.sub("", text) if right else text
 

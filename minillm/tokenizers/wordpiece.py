@@ -512,6 +512,7 @@ IDEOGRAPHS = (  # the blocks that BERT counts: without Hangul, Hiragana and Kata
 
 
 def is_ideograph(character: str) -> bool:
+    """Whether a character is one of those CJK ideographs that stand alone, by BERT's list."""
     return any(first <= ord(character) <= last for first, last in IDEOGRAPHS)
 
 
@@ -683,6 +684,7 @@ CLEAN_UP = (  # in this order, as Hugging Face's decoder; token by token, so tho
 
 
 def clean_up(part: str) -> str:
+    """The text without the spaces that joining left before punctuation and in contractions."""
     for spaced, joined in CLEAN_UP:
         part = part.replace(spaced, joined)
     return part
@@ -716,4 +718,5 @@ def check_post_processor(where: str, processor: Any) -> None:
 
 
 def template(name: str, type_id: int) -> dict[str, Any]:
+    """One piece of Hugging Face's TemplateProcessing: a text, A or B, or a special token."""
     return {"Sequence" if name in "AB" else "SpecialToken": {"id": name, "type_id": type_id}}
