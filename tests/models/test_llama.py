@@ -91,6 +91,48 @@ def test_cached_logits_are_those_without_a_cache(config, dtype, tolerance, piece
             model.next_logits(ids[:, :1], cache)
 
 
+def naive_logits(model: Llama, ids: np.ndarray) -> np.ndarray:
+    """One sequence, one head and one position at a time, as the papers write it; no scaling of the angles."""
+    config, weights = model.config, {name: array.astype(float) for name, array in model.state_dict().items()}
+    D, group, T = config.size_of_head, config.heads // config.key_heads, len(ids)
+
+    def norm(x, name):
+        return x / np.sqrt((x * x).mean(-1, keepdims=True) + config.norm_eps) * weights[name]
+
+    def turned(x, position):
+        first, second = x[: D // 2], x[D // 2 :]
+        angle = position * config.rope_base ** (-2 * np.arange(D // 2) / D)
+        cos, sin = np.cos(angle), np.sin(angle)
+        return np.concatenate([first * cos - second * sin, first * sin + second * cos])
+
+    x = weights["wte.weight"][ids]
+    for i in range(config.layers):
+        h = f"h.{i}"
+        qkv = norm(x, f"{h}.ln_1.weight") @ weights[f"{h}.attn.qkv.weight"].T + weights.get(f"{h}.attn.qkv.bias", 0)
+        heads = qkv.reshape(T, -1, D)
+        y = np.zeros((T, config.heads, D))
+        for head in range(config.heads):
+            key_head = config.heads + head // group
+            for t in range(T):
+                seen = range(max(0, t + 1 - (config.window or T)), t + 1)
+                q = turned(heads[t, head], t)
+                score = np.exp([q @ turned(heads[j, key_head], j) / np.sqrt(D) for j in seen])
+                y[t, head] = score / score.sum() @ heads[list(seen), key_head + config.key_heads]
+        x = x + y.reshape(T, -1) @ weights[f"{h}.attn.proj.weight"].T
+        z = norm(x, f"{h}.ln_2.weight")
+        gate = z @ weights[f"{h}.mlp.gate.weight"].T
+        hidden = gate / (1 + np.exp(-gate)) * (z @ weights[f"{h}.mlp.up.weight"].T)
+        x = x + hidden @ weights[f"{h}.mlp.down.weight"].T
+    return norm(x, "ln_f.weight") @ weights["wte.weight" if config.tied else "lm_head.weight"].T
+
+
+@pytest.mark.parametrize("name", ["llama", "tied", "mistral", "qwen2"])
+def test_logits_are_those_of_the_papers(name, rng) -> None:
+    model, ids = random_model(KINDS[name], dtype=np.float64), rng.integers(0, 19, 9)
+    expected = naive_logits(model, ids)
+    np.testing.assert_allclose(model(ids[None]).data[0], expected, rtol=1e-10, atol=1e-10 * np.abs(expected).max())
+
+
 def test_it_generates_what_its_logits_say(rng) -> None:
     model = random_model()
     text = [1, 2, 3]
