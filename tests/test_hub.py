@@ -207,7 +207,8 @@ def test_loading_takes_the_memory_of_the_weights(dtype, tmp_path) -> None:
         int(subprocess.check_output([sys.executable, "-c", textwrap.dedent(script), tmp_path, what], text=True))
         for what in ("nothing", "load")
     ]
-    assert weights < peaks[1] - peaks[0] <= 1.1 * weights
+    # a little less than the weights is possible: importing leaves free memory behind
+    assert 0.9 * weights < peaks[1] - peaks[0] <= 1.1 * weights
 
 
 @pytest.mark.oracle
