@@ -35,7 +35,7 @@ from minillm.nn import Module, uninitialized
 
 # Of each model type in a config.json: the file in minillm/models and the class for an architecture.
 FAMILIES = {
-    "bert": ("bert", {"BertForPreTraining": "BertForPreTraining", "BertModel": "BertModel"}),
+    "bert": ("bert", {name: name for name in ("BertForPreTraining", "BertForMaskedLM", "BertModel")}),
     "gpt2": ("gpt2", {"GPT2LMHeadModel": "GPT2"}),
     "llama": ("llama", {"LlamaForCausalLM": "Llama"}),
     "mistral": ("llama", {"MistralForCausalLM": "Llama"}),

@@ -229,11 +229,15 @@ class KVCache:
     """The keys and values of the positions that an attention layer has seen, so that none is computed twice.
 
     Memory for `capacity` positions is taken at once: 2 B G capacity D numbers. `length` positions are filled.
+    padding: of each sequence, how many of its first positions hold no token (see `Decoder.new_cache`).
     """
 
-    def __init__(self, batch: int, heads: int, capacity: int, head_size: int, like: Array):
+    def __init__(
+        self, batch: int, heads: int, capacity: int, head_size: int, like: Array, padding: Array | None = None
+    ):
         self.keys, self.values = np.empty_like(like, shape=(2, batch, heads, capacity, head_size), order="C")
         self.length = 0
+        self.padding = padding
 
     def extend(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Add the keys and values (B, G, T, D) of the next T positions; returns those of all positions so far.
@@ -248,6 +252,21 @@ class KVCache:
         self.keys[:, :, start:stop], self.values[:, :, start:stop] = k.data, v.data
         self.length = stop
         return Tensor(self.keys[:, :, :stop]), Tensor(self.values[:, :, :stop])
+
+    def visible(self, stop: int) -> Array | None:
+        """Which of the first `stop` positions hold a token, (B, 1, 1, stop); None where all do."""
+        if self.padding is None:
+            return None
+        return (np.arange(stop, like=self.padding) >= self.padding[:, None])[:, None, None]
+
+    def select(self, rows: Array) -> None:
+        """Keep these sequences, in this order: some may be dropped, and some be there twice."""
+        for name in ("keys", "values"):
+            before = getattr(self, name)
+            after = np.empty_like(before, shape=(len(rows), *before.shape[1:]))
+            after[:, :, : self.length] = before[like(rows, before), :, : self.length]
+            setattr(self, name, after)
+        self.padding = None if self.padding is None else self.padding[rows]
 
 
 class Decoder(Module):
@@ -264,8 +283,12 @@ class Decoder(Module):
         """Of the output layer, (V, C)."""
         raise TypeError(f"{type(self).__name__}: a Decoder needs an output_weight")
 
-    def new_cache(self, batch: int = 1) -> list[KVCache]:
-        """An empty cache for `next_logits`, one for each block, with room for the whole context."""
+    def new_cache(self, batch: int = 1, padding: Array | None = None) -> list[KVCache]:
+        """An empty cache for `next_logits`, one for each block, with room for the whole context.
+
+        padding: (B,), integers: prompts of different lengths stand in one array with their ends aligned, and of each
+            row this many ids at its start are no text. Nothing sees them, and positions count from where text begins.
+        """
         raise TypeError(f"{type(self).__name__}: a Decoder needs a new_cache method")
 
     def checked_positions(self, ids: Any, cache: list[KVCache] | None) -> tuple[Array, int, int]:
@@ -299,41 +322,96 @@ class Decoder(Module):
         return ops.cross_entropy(self(ids), targets, reduction=reduction, overwrite=True)
 
 
-class CausalSelfAttention(Module):
-    """Multi-head attention of a sequence to itself, each position to those up to its own.
+class SelfAttention(Module):
+    """Multi-head attention of a sequence to itself; causal: of each position to those up to its own.
 
     One product gives queries, keys and values, `qkv`; after attention the heads are joined and mixed by `proj`.
+    dropout: probability, of the result; attention_dropout: of each weight in attention.
     """
 
-    def __init__(self, channels: int, heads: int, dropout: float = 0.0, bias: bool = True):
-        if channels % heads:
-            raise ShapeError(f"CausalSelfAttention: channels={channels} is not a multiple of heads={heads}")
+    def __init__(
+        self,
+        channels: int,
+        heads: int,
+        dropout: float = 0.0,
+        attention_dropout: float = 0.0,
+        bias: bool = True,
+        causal: bool = False,
+    ):
         self.qkv = Linear(channels, 3 * channels, bias)
         self.proj = Linear(channels, channels, bias)
         self.dropout = Dropout(dropout)
-        self.heads = heads
-
-    def forward(self, x: Tensor, cache: KVCache | None = None) -> Tensor:
-        B, T, C = x.shape
-        q, k, v = (
-            part.reshape(B, T, self.heads, C // self.heads).transpose(1, 2)  # (B, H, T, D)
-            for part in self.qkv(x).split(C, dim=-1)
+        self.heads, self.attention_dropout, self.causal = (
+            checked_heads(self, channels, heads),
+            attention_dropout,
+            causal,
         )
+
+    def forward(
+        self, x: Tensor, cache: KVCache | None = None, mask: Array | None = None, lengths: Any = None
+    ) -> Tensor:
+        """Shapes: x and the result (B, T, C); mask and lengths as in ops.attention."""
+        q, k, v = (split_heads(part, self.heads) for part in self.qkv(x).split(x.shape[-1], dim=-1))
         if cache is not None:
             k, v = cache.extend(k, v)
-        y = ops.attention(q, k, v, causal=True, dropout_p=self.dropout.p if self.training else 0.0)
-        y = y.transpose(1, 2).reshape(B, T, C)
-        return self.dropout(self.proj(y))
+        p = self.attention_dropout if self.training else 0.0
+        y = ops.attention(q, k, v, mask=mask, lengths=lengths, causal=self.causal, dropout_p=p)
+        return self.dropout(self.proj(join_heads(y)))
+
+
+class CrossAttention(Module):
+    """Multi-head attention of one sequence to another, its memory: queries of the one, keys and values of the other."""
+
+    def __init__(self, channels: int, heads: int, dropout: float = 0.0, attention_dropout: float = 0.0):
+        self.q = Linear(channels, channels)
+        self.kv = Linear(channels, 2 * channels)
+        self.proj = Linear(channels, channels)
+        self.dropout = Dropout(dropout)
+        self.heads, self.attention_dropout = checked_heads(self, channels, heads), attention_dropout
+
+    def keys_and_values(self, memory: Tensor) -> tuple[Tensor, Tensor]:
+        """Of a memory (B, S, C), each (B, H, S, D): made once, however many queries come."""
+        k, v = self.kv(memory).split(memory.shape[-1], dim=-1)
+        return split_heads(k, self.heads), split_heads(v, self.heads)
+
+    def forward(self, x: Tensor, keys_and_values: tuple[Tensor, Tensor], lengths: Any = None) -> Tensor:
+        """Shapes: x and the result (B, T, C); lengths: (B,), of each memory the number of real positions."""
+        p = self.attention_dropout if self.training else 0.0
+        y = ops.attention(split_heads(self.q(x), self.heads), *keys_and_values, lengths=lengths, dropout_p=p)
+        return self.dropout(self.proj(join_heads(y)))
+
+
+def checked_heads(layer: Module, channels: int, heads: int) -> int:
+    """The number of heads. Raises: ShapeError where they do not divide the channels."""
+    if channels % heads:
+        raise ShapeError(f"{type(layer).__name__}: channels={channels} is not a multiple of heads={heads}")
+    return heads
+
+
+def split_heads(x: Tensor, heads: int) -> Tensor:
+    """(B, T, H D) to (B, H, T, D)."""
+    B, T, C = x.shape
+    return x.reshape(B, T, heads, C // heads).transpose(1, 2)
+
+
+def join_heads(x: Tensor) -> Tensor:
+    """(B, H, T, D) to (B, T, H D)."""
+    B, H, T, D = x.shape
+    return x.transpose(1, 2).reshape(B, T, H * D)
 
 
 class MLP(Module):
-    """Two linear layers with a GELU (tanh form) between: channels to hidden and back."""
+    """Two linear layers with a GELU between: channels to hidden and back.
 
-    def __init__(self, channels: int, hidden: int, dropout: float = 0.0, bias: bool = True):
+    approximate: "tanh" (GPT-2) or "none", as in ops.gelu.
+    """
+
+    def __init__(self, channels: int, hidden: int, dropout: float = 0.0, bias: bool = True, approximate: str = "tanh"):
         self.fc = Linear(channels, hidden, bias)
         self.proj = Linear(hidden, channels, bias)
         self.dropout = Dropout(dropout)
+        self.approximate = approximate
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.fc(x, add_bias=False)  # gelu adds it, where it costs no pass over memory
-        return self.dropout(self.proj(ops.gelu(x, "tanh", self.fc.bias)))
+        return self.dropout(self.proj(ops.gelu(x, self.approximate, self.fc.bias)))

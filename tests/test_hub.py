@@ -12,7 +12,7 @@ import pytest
 
 import minillm
 from minillm.errors import CheckpointError, InputError
-from minillm.models.bert import BertConfig, BertForPreTraining, BertModel
+from minillm.models.bert import BertConfig, BertForMaskedLM, BertForPreTraining, BertModel
 from minillm.models.gpt2 import GPT2, GPT2Config
 from minillm.models.llama import Llama, LlamaConfig
 from minillm.models.roberta import RobertaConfig, RobertaForMaskedLM, RobertaModel
@@ -31,7 +31,7 @@ def randomized(model, seed=0):
 
 BERT_SMALL = BertConfig(vocab_size=19, context=16, layers=2, heads=2, channels=12, hidden=24)
 ROBERTA_SMALL = RobertaConfig(vocab_size=19, context=16, layers=2, heads=2, channels=12, hidden=24)
-NAMES = ["gpt2", "llama", "bert", "bert body", "roberta", "roberta body"]
+NAMES = ["gpt2", "llama", "bert", "bert tokens", "bert body", "roberta", "roberta body"]
 
 
 def models():
@@ -39,6 +39,7 @@ def models():
         "gpt2": randomized(GPT2(GPT2_SMALL)),
         "llama": randomized(Llama(LLAMA_SMALL)),
         "bert": randomized(BertForPreTraining(BERT_SMALL)),
+        "bert tokens": randomized(BertForMaskedLM(BERT_SMALL)),
         "bert body": randomized(BertModel(BERT_SMALL)),
         "roberta": randomized(RobertaForMaskedLM(ROBERTA_SMALL)),
         "roberta body": randomized(RobertaModel(ROBERTA_SMALL)),

@@ -295,7 +295,7 @@ def test_dropout_zeroes_a_share_and_scales_the_rest_only_while_training() -> Non
 def test_causal_self_attention(B: int, T: int, heads: int, head_size: int, bias: bool) -> None:
     rng = np.random.default_rng(1)
     C = heads * head_size
-    layer = in_float64(nn.CausalSelfAttention(C, heads, bias=bias), rng)
+    layer = in_float64(nn.SelfAttention(C, heads, bias=bias, causal=True), rng)
     x = rng.normal(size=(B, T, C))
 
     def project(part: nn.Linear, v: np.ndarray) -> np.ndarray:
@@ -325,7 +325,7 @@ def test_mlp(rng: np.random.Generator, bias: bool) -> None:
     assert (layer.proj.bias is not None) == bias
 
 
-@pytest.mark.parametrize("make", [lambda p: nn.CausalSelfAttention(8, 2, p), lambda p: nn.MLP(8, 16, p)])
+@pytest.mark.parametrize("make", [lambda p: nn.SelfAttention(8, 2, p, p, causal=True), lambda p: nn.MLP(8, 16, p)])
 def test_dropout_within_a_layer_is_off_in_eval(rng: np.random.Generator, make) -> None:
     minillm.manual_seed(0)
     layer = make(0.5)
@@ -342,7 +342,7 @@ def test_dropout_within_a_layer_is_off_in_eval(rng: np.random.Generator, make) -
 
 def test_attention_weights_are_dropped_too() -> None:
     """With p on the weights alone, a sequence of one token is at times zeroed before the projection."""
-    layer = nn.CausalSelfAttention(4, 4, dropout=0.5)
+    layer = nn.SelfAttention(4, 4, attention_dropout=0.5, causal=True)
     layer.dropout.forward = lambda x: x  # no dropout after the projection
     layer.proj.weight.data[...] = np.eye(4)
     layer.proj.bias.data[...] = 0
@@ -351,8 +351,8 @@ def test_attention_weights_are_dropped_too() -> None:
 
 
 def test_heads_must_divide_channels() -> None:
-    with pytest.raises(ShapeError, match=r"CausalSelfAttention: channels=10 is not a multiple of heads=4"):
-        nn.CausalSelfAttention(10, 4)
+    with pytest.raises(ShapeError, match=r"SelfAttention: channels=10 is not a multiple of heads=4"):
+        nn.SelfAttention(10, 4)
 
 
 # Initial weights
@@ -446,6 +446,6 @@ def test_causal_self_attention_equals_torch(rng: np.random.Generator) -> None:
         y = torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)
         return reference["proj"](y.transpose(1, 2).reshape(2, 5, 12))
 
-    layer = in_float64(nn.CausalSelfAttention(12, 3), rng)
+    layer = in_float64(nn.SelfAttention(12, 3, causal=True), rng)
     names = {name: name for name, _ in layer.named_parameters()}
     compare_with_torch(layer, reference, rng.normal(size=(2, 5, 12)), names, call)

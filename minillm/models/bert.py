@@ -24,7 +24,7 @@ from minillm import ops
 from minillm.autograd import Parameter, Tensor
 from minillm.backend import Array, as_array
 from minillm.errors import DtypeError, InputError, ShapeError, check_index, check_shapes, did_you_mean
-from minillm.nn import Dropout, Embedding, LayerNorm, Linear, Module, normal_, uninitialized
+from minillm.nn import MLP, Dropout, Embedding, LayerNorm, Linear, Module, SelfAttention, normal_, uninitialized
 
 
 @dataclass(frozen=True)
@@ -89,53 +89,17 @@ PRESETS = {
 }
 
 
-class SelfAttention(Module):
-    """Multi-head attention of a sequence to itself, each position to all that are real.
-
-    One product gives queries, keys and values, `qkv`; after attention the heads are joined and mixed by `proj`.
-    """
-
-    def __init__(self, config: BertConfig):
-        self.qkv = Linear(config.channels, 3 * config.channels)
-        self.proj = Linear(config.channels, config.channels)
-        self.dropout = Dropout(config.dropout)
-        self.heads, self.attention_dropout = config.heads, config.attention_dropout
-
-    def forward(self, x: Tensor, lengths: Any = None, mask: Array | None = None) -> Tensor:
-        B, T, C = x.shape
-        q, k, v = (
-            part.reshape(B, T, self.heads, C // self.heads).transpose(1, 2)  # (B, H, T, D)
-            for part in self.qkv(x).split(C, dim=-1)
-        )
-        p = self.attention_dropout if self.training else 0.0
-        y = ops.attention(q, k, v, mask=mask, lengths=lengths, dropout_p=p)
-        return self.dropout(self.proj(y.transpose(1, 2).reshape(B, T, C)))
-
-
-class MLP(Module):
-    """Two linear layers with the exact GELU between: channels to hidden and back."""
-
-    def __init__(self, config: BertConfig):
-        self.fc = Linear(config.channels, config.hidden)
-        self.proj = Linear(config.hidden, config.channels)
-        self.dropout = Dropout(config.dropout)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.fc(x, add_bias=False)  # gelu adds it, where it costs no pass over memory
-        return self.dropout(self.proj(ops.gelu(x, "none", self.fc.bias)))
-
-
 class Block(Module):
     """norm(x + attention(x)), then norm(x + mlp(x))."""
 
     def __init__(self, config: BertConfig):
-        self.attn = SelfAttention(config)
+        self.attn = SelfAttention(config.channels, config.heads, config.dropout, config.attention_dropout)
         self.ln_1 = LayerNorm(config.channels, config.norm_eps)
-        self.mlp = MLP(config)
+        self.mlp = MLP(config.channels, config.hidden, config.dropout, approximate="none")
         self.ln_2 = LayerNorm(config.channels, config.norm_eps)
 
     def forward(self, x: Tensor, lengths: Any = None, mask: Array | None = None) -> Tensor:
-        _, x = self.ln_1(x, self.attn(x, lengths, mask))  # the norm of the sum
+        _, x = self.ln_1(x, self.attn(x, mask=mask, lengths=lengths))  # the norm of the sum
         _, x = self.ln_2(x, self.mlp(x))
         return x
 
@@ -217,14 +181,50 @@ class MaskedLMHead(Module):
         x = ops.gelu(self.fc(x, add_bias=False), "none", self.fc.bias)
         return ops.linear(self.ln(x), table, self.bias)  # (..., V)
 
-    def loss(self, x: Tensor, table: Tensor, labels: Any) -> Tensor:
+    def loss(self, x: Tensor, table: Tensor, labels: Any, reduction: str = "mean") -> Tensor:
         """Cross-entropy at the positions that have a label: logits of the others, some six in seven, are not made."""
         labels = labels.data if isinstance(labels, Tensor) else as_array(labels)
         sizes = check_shapes("loss", features=("B T C", x), labels=("B T", labels))
         labels = labels.reshape(-1)
         hidden = np.flatnonzero(labels != -100)
         logits = self(x.reshape(labels.size, sizes["C"]).take(hidden), table)
-        return ops.cross_entropy(logits, labels[hidden], overwrite=True)
+        return ops.cross_entropy(logits, labels[hidden], reduction=reduction, overwrite=True)
+
+
+class MaskedLM(Encoder):
+    """An encoder with a head for hidden tokens, `head`: called with ids (B, T), it returns logits (B, T, V)."""
+
+    head: MaskedLMHead
+
+    def forward(self, ids: Any, token_types: Any = None, lengths: Any = None, attention_mask: Any = None) -> Tensor:
+        return self.head(self.features(ids, token_types, lengths, attention_mask), self.wte.weight)
+
+    def loss(
+        self,
+        ids: Any,
+        labels: Any,
+        token_types: Any = None,
+        lengths: Any = None,
+        attention_mask: Any = None,
+        reduction: str = "mean",
+    ) -> Tensor:
+        """Cross-entropy of the hidden tokens, in nats: their mean, or their sum.
+
+        Shapes: labels (B, T), the ids that were hidden, and -100 where none was; the rest as in `features`.
+        """
+        x = self.features(ids, token_types, lengths, attention_mask)
+        return self.head.loss(x, self.wte.weight, labels, reduction)
+
+
+class BertForMaskedLM(MaskedLM):
+    """A BERT for hidden tokens alone, without the pooler and the question of the next sentence."""
+
+    def __init__(self, config: BertConfig):
+        with uninitialized():  # numbers are drawn below, for all
+            super().__init__(config)
+        self.head = MaskedLMHead(config)
+        self.assign_names()
+        self._init_weights()
 
 
 class BertModel(Encoder):
@@ -320,7 +320,11 @@ def names_of_encoder(body: str) -> dict[str, str | tuple[str, ...]]:
 
 
 PREFIX = "bert."
-IGNORED = ("position_ids", "predictions.decoder.weight", "predictions.decoder.bias")  # numbers 0, 1, ...; tied copies
+# Numbers 0, 1, ...; tied copies; what files of BertForMaskedLM hold beside its head (Google's do).
+IGNORED = (
+    *("position_ids", "predictions.decoder.weight", "predictions.decoder.bias"),
+    *(f"{layer}.{kind}" for layer in ("pooler.dense", "seq_relationship") for kind in ("weight", "bias")),
+)
 HUGGING_FACE: dict[str, str | tuple[str, ...]] = {
     **names_of_encoder("bert"),
     **weight_and_bias(

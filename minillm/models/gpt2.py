@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 
 from minillm.autograd import Tensor
+from minillm.backend import Array
 from minillm.errors import InputError, did_you_mean
-from minillm.nn import MLP, CausalSelfAttention, Decoder, Dropout, Embedding, KVCache, LayerNorm, Module, normal_
+from minillm.nn import MLP, Decoder, Dropout, Embedding, KVCache, LayerNorm, Module, SelfAttention, normal_
 
 
 @dataclass(frozen=True)
@@ -66,12 +67,14 @@ class Block(Module):
 
     def __init__(self, config: GPT2Config):
         self.ln_1 = LayerNorm(config.channels, bias=config.bias)
-        self.attn = CausalSelfAttention(config.channels, config.heads, config.dropout, config.bias)
+        self.attn = SelfAttention(
+            config.channels, config.heads, config.dropout, config.dropout, config.bias, causal=True
+        )
         self.ln_2 = LayerNorm(config.channels, bias=config.bias)
         self.mlp = MLP(config.channels, 4 * config.channels, config.dropout, config.bias)
 
-    def forward(self, x: Tensor, cache: KVCache | None = None) -> Tensor:
-        x, normed = self.ln_2(x, self.attn(self.ln_1(x), cache))  # the sum, and the norm of it
+    def forward(self, x: Tensor, cache: KVCache | None = None, visible: Array | None = None) -> Tensor:
+        x, normed = self.ln_2(x, self.attn(self.ln_1(x), cache, visible))  # the sum, and the norm of it
         return x + self.mlp(normed)
 
 
@@ -105,18 +108,22 @@ class GPT2(Decoder):
         """Of the output layer, (V, C): the token table."""
         return self.wte.weight
 
-    def new_cache(self, batch: int = 1) -> list[KVCache]:
+    def new_cache(self, batch: int = 1, padding: Array | None = None) -> list[KVCache]:
         """An empty cache for `next_logits`, one for each block, with room for the whole context."""
         head_size = self.config.channels // self.config.heads
         shape = (batch, self.config.heads, self.config.context, head_size)
-        return [KVCache(*shape, like=self.wte.weight.data) for _ in self.h]
+        return [KVCache(*shape, self.wte.weight.data, padding) for _ in self.h]
 
     def features(self, ids: Any, cache: list[KVCache] | None = None) -> Tensor:
         """What the output layer gets, (B, T, C); see `next_logits` for the cache."""
         ids, start, stop = self.checked_positions(ids, cache)
-        x = self.drop(self.wte(ids) + self.wpe(np.arange(start, stop, like=ids)))  # (B, T, C)
+        positions, visible = np.arange(start, stop, like=ids), None
+        if cache and cache[0].padding is not None:
+            positions = np.maximum(positions - cache[0].padding[:, None], 0)  # (B, T)
+            visible = cache[0].visible(stop)
+        x = self.drop(self.wte(ids) + self.wpe(positions))  # (B, T, C)
         for number, block in enumerate(self.h):
-            x = block(x, cache[number] if cache else None)
+            x = block(x, cache[number] if cache else None, visible)
         return self.ln_f(x)
 
 

@@ -25,7 +25,7 @@ from minillm.autograd import Tensor
 from minillm.backend import Array
 from minillm.device import like
 from minillm.errors import InputError, did_you_mean
-from minillm.nn import Decoder, Embedding, KVCache, Linear, Module, RMSNorm, normal_
+from minillm.nn import Decoder, Embedding, KVCache, Linear, Module, RMSNorm, join_heads, normal_, split_heads
 from minillm.ops.rope import SCALINGS, RopeScaling
 
 
@@ -111,17 +111,14 @@ class Attention(Module):
         self.proj = Linear(self.heads * self.head_size, config.channels, bias=False)
 
     def forward(self, x: Tensor, turn: tuple[Array, Array], visible: Array | None, cache: KVCache | None) -> Tensor:
-        B, T, _ = x.shape
         H, G, D = self.heads, self.key_heads, self.head_size
-        q, k, v = (
-            part.reshape(B, T, part.shape[-1] // D, D).transpose(1, 2)  # (B, H or G, T, D)
-            for part in self.qkv(x).split([H * D, G * D, G * D], dim=-1)
-        )
+        parts = self.qkv(x).split([H * D, G * D, G * D], dim=-1)
+        q, k, v = (split_heads(part, heads) for part, heads in zip(parts, (H, G, G), strict=True))
         q, k = ops.rope(q, *turn), ops.rope(k, *turn)
         if cache is not None:
             k, v = cache.extend(k, v)
         y = ops.attention(q, k, v, causal=True, mask=visible)
-        return self.proj(y.transpose(1, 2).reshape(B, T, H * D))
+        return self.proj(join_heads(y))
 
 
 class GatedMLP(Module):
@@ -179,18 +176,20 @@ class Llama(Decoder):
         """Of the output layer, (V, C)."""
         return self.wte.weight if self.config.tied else self.lm_head.weight
 
-    def new_cache(self, batch: int = 1) -> list[KVCache]:
+    def new_cache(self, batch: int = 1, padding: Array | None = None) -> list[KVCache]:
         """An empty cache for `next_logits`, one for each block, with room for the whole context."""
         shape = (batch, self.config.key_heads, self.config.context, self.config.size_of_head)
-        return [KVCache(*shape, like=self.wte.weight.data) for _ in self.h]
+        return [KVCache(*shape, self.wte.weight.data, padding) for _ in self.h]
 
     def features(self, ids: Any, cache: list[KVCache] | None = None) -> Tensor:
         """What the output layer gets, (B, T, C); see `next_logits` for the cache."""
         ids, start, stop = self.checked_positions(ids, cache)
         turn = tuple(like(table, self.wte.weight.data) for table in _turn(self.config, start, stop))
-        visible = None
+        # Padding shifts the positions of a sequence, all alike; rotated keys and queries meet by distance alone.
+        visible = cache[0].visible(stop) if cache else None
         if self.config.window is not None and stop > self.config.window:
-            visible = in_window(start, stop, self.config.window)
+            near = in_window(start, stop, self.config.window)
+            visible = near if visible is None else visible & like(near, visible)
         x = self.wte(ids)  # (B, T, C)
         for number, block in enumerate(self.h):
             x = block(x, turn, visible, cache[number] if cache else None)

@@ -25,6 +25,7 @@ from minillm.models import bert
 from minillm.models.bert import (
     BertConfig,
     Encoder,
+    MaskedLM,
     MaskedLMHead,
     fields_from_hugging_face,
     names_of_encoder,
@@ -86,7 +87,7 @@ class RobertaModel(Encoder):
         return self.features(ids, token_types, lengths, attention_mask)
 
 
-class RobertaForMaskedLM(RobertaModel):
+class RobertaForMaskedLM(MaskedLM, RobertaModel):
     """A RoBERTa with its head: called with ids (B, T), it returns logits (B, T, V)."""
 
     def __init__(self, config: RobertaConfig):
@@ -95,19 +96,6 @@ class RobertaForMaskedLM(RobertaModel):
         self.head = MaskedLMHead(config)
         self.assign_names()
         self._init_weights()
-
-    def forward(self, ids: Any, token_types: Any = None, lengths: Any = None, attention_mask: Any = None) -> Tensor:
-        return self.head(self.features(ids, token_types, lengths, attention_mask), self.wte.weight)
-
-    def loss(
-        self, ids: Any, labels: Any, token_types: Any = None, lengths: Any = None, attention_mask: Any = None
-    ) -> Tensor:
-        """Cross-entropy of the hidden tokens, in nats for each.
-
-        Shapes: labels (B, T), the ids that were hidden, and -100 where none was; the rest as in `features`.
-        """
-        x = self.features(ids, token_types, lengths, attention_mask)
-        return self.head.loss(x, self.wte.weight, labels)
 
 
 # --- Hugging Face's names ------------------------------------------------------------------------------------------
