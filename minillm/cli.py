@@ -199,7 +199,7 @@ def train(arguments: list[str]) -> None:
 def sample(arguments: list[str]) -> None:
     """Print the prompt and what the model adds to it, as it comes."""
     from minillm.checkpoint import load_checkpoint
-    from minillm.generate import generate
+    from minillm.generate import generate_text
     from minillm.training.run import Run
     from minillm.training.trainer import build
 
@@ -209,26 +209,21 @@ def sample(arguments: list[str]) -> None:
     model, _ = build(dataclasses.replace(run.config, device=given.device, dtype=dtype), run.tokenizer)
     model.load_state_dict(load_checkpoint(run.checkpoint("best")).model)
     ids = run.tokenizer.encode(given.prompt)
-    text = run.tokenizer.decode(ids)
-    print(text, end="", flush=True)
-    for token in generate(
+    print(run.tokenizer.decode(ids), end="", flush=True)
+    for piece in generate_text(
         model,
+        run.tokenizer,
         ids,
         given.max_tokens,
+        seed=given.seed,
+        stop=[] if run.tokenizer.eot_id is None else [run.tokenizer.eot_id],
         temperature=given.temperature,
         top_k=given.top_k,
         top_p=given.top_p,
         min_p=given.min_p,
         repetition_penalty=given.repetition_penalty,
-        seed=given.seed,
-        stop=[] if run.tokenizer.eot_id is None else [run.tokenizer.eot_id],
     ):
-        ids.append(token)
-        # A character may be spread over several tokens: show what is complete.
-        so_far = run.tokenizer.decode(ids).rstrip("\ufffd")
-        if so_far.startswith(text):
-            print(so_far[len(text) :], end="", flush=True)
-            text = so_far
+        print(piece, end="", flush=True)
     print()
 
 

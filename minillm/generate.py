@@ -1,8 +1,21 @@
-"""Text from a language model: one token at a time, each drawn from the model's distribution of the next."""
+"""Text from a language model: one token at a time, each drawn from the model's distribution of the next.
+
+`generate` continues one text, token by token; `generate_batch` several at once; `generate_text` goes from text to text.
+What comes next depends on the tokens so far alone, so keys and values are cached, and a token costs one position.
+Texts of different lengths stand in one array with their ends aligned:
+
+    [.  .  The]      of the cache, the first two positions of the first row are padding: nothing sees them,
+    [A  cat is]      and the positions of that row count from where its text begins
+
+so each row gets what it would get alone.
+"""
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -10,59 +23,117 @@ from minillm.autograd import no_grad
 from minillm.backend import Array
 from minillm.device import to_host
 from minillm.errors import InputError
-from minillm.nn import Decoder
+from minillm.nn import Decoder, Module
 
 
-def next_token_probabilities(
-    logits: Array,
-    temperature: float = 1.0,
-    top_k: int | None = None,
-    top_p: float | None = None,
-    min_p: float | None = None,
-    repetition_penalty: float = 1.0,
-    seen: Sequence[int] = (),
-) -> Array:
-    """The distribution to draw from: softmax(logits / temperature), cut to the likeliest tokens and rescaled to 1.
+@dataclass(frozen=True)
+class Sampling:
+    """How the next token is drawn: from softmax(logits / temperature), cut to the likeliest tokens and rescaled to 1.
 
-    temperature 0 puts all weight on the largest logit. `top_k` keeps the k likeliest tokens. `top_p` keeps the fewest
-    that together reach probability p (Holtzman et al. 2019, arXiv:1904.09751). `min_p` keeps those that have min_p
-    times the probability of the likeliest (Nguyen et al. 2024, arXiv:2407.01082). All may be given: in this order.
-    Before all, the logits of tokens in `seen` are divided by `repetition_penalty` where they are positive, and
-    multiplied by it where they are negative (Keskar et al. 2019, arXiv:1909.05858, section 4.1).
-    Shapes: logits (V,); result (V,) in float64.
+    `top_k`, `top_p` and `min_p` may be given together, and apply in this order.
     """
-    if not temperature >= 0:
-        raise InputError(f"generate: temperature is {temperature}; give 0 (the likeliest token) or more")
-    if top_k is not None and top_k < 1:
-        raise InputError(f"generate: top_k is {top_k}; give the number of tokens to choose from, 1 or more")
-    if top_p is not None and not 0 < top_p <= 1:
-        raise InputError(f"generate: top_p is {top_p}; give a probability above 0, at most 1")
-    if min_p is not None and not 0 <= min_p <= 1:
-        raise InputError(f"generate: min_p is {min_p}; give a share of the likeliest token's probability, from 0 to 1")
-    if not repetition_penalty > 0:
-        raise InputError(f"generate: repetition_penalty is {repetition_penalty}; give more than 0 (1 changes nothing)")
-    logits = np.array(logits, np.float64)
-    if repetition_penalty != 1 and len(seen):
-        again = np.unique(np.asarray(seen))
-        logits[again] *= np.where(logits[again] > 0, 1 / repetition_penalty, repetition_penalty)
-    order = np.argsort(-logits, kind="stable")  # likeliest first; equal ones by id
-    probabilities = np.zeros(len(logits))
-    if temperature == 0:
-        probabilities[order[0]] = 1
-        return probabilities
-    if top_k is not None:
-        order = order[:top_k]
-    with np.errstate(over="ignore"):  # a tiny temperature makes it -inf, whose exp is 0
-        weights = np.exp((logits[order] - logits[order[0]]) / temperature)
-    weights /= weights.sum()
-    if top_p is not None:
-        fewest = int(np.searchsorted(np.cumsum(weights), top_p * (1 - 1e-12))) + 1
-        order, weights = order[:fewest], weights[:fewest] / weights[:fewest].sum()
-    if min_p is not None:
-        order, weights = order[weights >= min_p * weights[0]], weights[weights >= min_p * weights[0]]
+
+    temperature: float = 1.0  # 0 puts all weight on the largest logit
+    top_k: int | None = None  # keep the k likeliest tokens
+    top_p: float | None = None  # keep the fewest that together reach probability p (Holtzman 2019, arXiv:1904.09751)
+    min_p: float | None = None  # keep those with this share of the likeliest's probability (Nguyen 2024, 2407.01082)
+    repetition_penalty: float = 1.0  # see `probabilities` (Keskar et al. 2019, arXiv:1909.05858, section 4.1)
+
+    def __post_init__(self) -> None:
+        if not self.temperature >= 0:
+            raise InputError(f"generate: temperature is {self.temperature}; give 0 (the likeliest token) or more")
+        if self.top_k is not None and self.top_k < 1:
+            raise InputError(f"generate: top_k is {self.top_k}; give the number of tokens to choose from, 1 or more")
+        if self.top_p is not None and not 0 < self.top_p <= 1:
+            raise InputError(f"generate: top_p is {self.top_p}; give a probability above 0, at most 1")
+        if self.min_p is not None and not 0 <= self.min_p <= 1:
+            raise InputError(f"generate: min_p is {self.min_p}; give a share of the likeliest token's, from 0 to 1")
+        if not self.repetition_penalty > 0:
+            raise InputError(
+                f"generate: repetition_penalty is {self.repetition_penalty}; give more than 0 (1 changes nothing)"
+            )
+
+    def probabilities(self, logits: Array, seen: Sequence[int] = ()) -> Array:
+        """The distribution to draw from.
+
+        Before all else, the logits of tokens in `seen` are divided by `repetition_penalty` where they are positive, and
+        multiplied by it where they are negative.
+        Shapes: logits (V,); result (V,) in float64.
+        """
+        logits = np.array(logits, np.float64)
+        if self.repetition_penalty != 1 and len(seen):
+            again = np.unique(np.asarray(seen))
+            logits[again] *= np.where(logits[again] > 0, 1 / self.repetition_penalty, self.repetition_penalty)
+        order = np.argsort(-logits, kind="stable")  # likeliest first; equal ones by id
+        probabilities = np.zeros(len(logits))
+        if self.temperature == 0:
+            probabilities[order[0]] = 1
+            return probabilities
+        if self.top_k is not None:
+            order = order[: self.top_k]
+        with np.errstate(over="ignore"):  # a tiny temperature makes it -inf, whose exp is 0
+            weights = np.exp((logits[order] - logits[order[0]]) / self.temperature)
         weights /= weights.sum()
-    probabilities[order] = weights
-    return probabilities
+        if self.top_p is not None:
+            fewest = int(np.searchsorted(np.cumsum(weights), self.top_p * (1 - 1e-12))) + 1
+            order, weights = order[:fewest], weights[:fewest] / weights[:fewest].sum()
+        if self.min_p is not None:
+            likely = weights >= self.min_p * weights[0]
+            order, weights = order[likely], weights[likely] / weights[likely].sum()
+        probabilities[order] = weights
+        return probabilities
+
+
+class Texts:
+    """Texts that grow a token at a time, and what the model has cached of them.
+
+    The model sees as much of each as its context holds. When one is longer, positions shift with every token, and each
+    costs the whole window.
+    """
+
+    def __init__(self, model: Decoder, prompts: Sequence[Sequence[int] | Array]):
+        self.model, self.ids = model, [[int(i) for i in prompt] for prompt in prompts]
+        if not all(self.ids):
+            raise InputError("generate: the prompt has no tokens; give at least one character of text")
+        self.cache = model.new_cache(len(self.ids))
+
+    def next_logits(self) -> Array:
+        """Of what follows each text, (B, V), on the host."""
+        context = self.model.config.context
+        if 0 < self.cache[0].length < context:
+            new = np.array([text[-1:] for text in self.ids])
+        else:
+            windows = [text[-context:] for text in self.ids]
+            longest = max(map(len, windows))
+            padding = np.array([longest - len(window) for window in windows])
+            for one in self.cache:
+                one.restart(padding if padding.any() else None)
+            new = np.array([[0] * (longest - len(window)) + window for window in windows])
+        with no_grad():
+            return to_host(self.model.next_logits(new, self.cache).data)
+
+    def append(self, tokens: Sequence[int]) -> None:
+        """One token to each text."""
+        for text, token in zip(self.ids, tokens, strict=True):
+            text.append(token)
+
+    def select(self, rows: Sequence[int]) -> None:
+        """Keep these texts, in this order; one may be there twice."""
+        if list(rows) != list(range(len(self.ids))):
+            self.ids = [list(self.ids[row]) for row in rows]
+            for one in self.cache:
+                one.select(np.array(rows, np.int64))
+
+
+@contextlib.contextmanager
+def evaluating(model: Module) -> Iterator[None]:
+    """Within, the model is in evaluation mode; after, in the one that it was in."""
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)
 
 
 def generate(
@@ -70,43 +141,162 @@ def generate(
     ids: Sequence[int] | Array,
     max_tokens: int,
     *,
-    temperature: float = 1.0,
-    top_k: int | None = None,
-    top_p: float | None = None,
-    min_p: float | None = None,
-    repetition_penalty: float = 1.0,
     seed: int = 0,
     stop: Sequence[int] = (),
+    **sampling: Any,
 ) -> Iterator[int]:
     """Yield up to `max_tokens` new token ids that continue `ids`, ending early after an id in `stop`.
 
-    The model sees as much of the text so far as its context holds. The same seed gives the same tokens. As keys and
-    values are cached, a token costs one position; beyond the context positions shift, and it costs the whole window.
+    The same seed gives the same tokens. The other settings are those of Sampling, such as `temperature=0`.
     """
-    text = [int(i) for i in ids]
-    if not text:
-        raise InputError("generate: the prompt has no tokens; give at least one character of text")
-    if max_tokens < 0:
-        raise InputError(f"generate: max_tokens is {max_tokens}; give 0 or more")
-    if not 0 <= seed < 1 << 64:
-        raise InputError(f"generate: seed is {seed}; give 0 or more, below 2**64")
-    rng = np.random.Generator(np.random.Philox(key=seed))
-    was_training = model.training
-    model.eval()
-    context, cache = model.config.context, model.new_cache()
-    try:
+    draw = _Draw(Sampling(**sampling), seed)
+    texts = Texts(model, [ids])
+    _check_max_tokens("generate", max_tokens)
+    with evaluating(model):
         for _ in range(max_tokens):
-            if len(text) > context:
-                cache = model.new_cache()
-            with no_grad():
-                logits = model.next_logits(np.array([text[-context:][cache[0].length :]]), cache)
-            probabilities = next_token_probabilities(
-                to_host(logits.data[0]), temperature, top_k, top_p, min_p, repetition_penalty, text
-            )
-            token = int(rng.choice(len(probabilities), p=probabilities))
-            text.append(token)
+            [logits] = texts.next_logits()
+            token = draw(logits, texts.ids[0])
+            texts.append([token])
             yield token
             if token in stop:
                 return
-    finally:
-        model.train(was_training)
+
+
+def generate_batch(
+    model: Decoder,
+    prompts: Sequence[Sequence[int] | Array],
+    max_tokens: int,
+    *,
+    seed: int = 0,
+    stop: Sequence[int] = (),
+    **sampling: Any,
+) -> list[list[int]]:
+    """The new token ids of several prompts, of any lengths, computed together.
+
+    Prompt i is continued as `generate(model, prompts[i], max_tokens, seed=seed + i, ...)` does it, but for rounding.
+    A text that has ended costs nothing more.
+    """
+    settings = Sampling(**sampling)
+    draws = [_Draw(settings, seed + number) for number in range(len(prompts))]
+    _check_max_tokens("generate_batch", max_tokens)
+    results: list[list[int]] = [[] for _ in prompts]
+    if not len(prompts):
+        return results
+    texts, alive = Texts(model, prompts), list(range(len(prompts)))
+    with evaluating(model):
+        for _ in range(max_tokens):
+            logits = texts.next_logits()
+            tokens = [draws[i](row, text) for i, row, text in zip(alive, logits, texts.ids, strict=True)]
+            texts.append(tokens)
+            for i, token in zip(alive, tokens, strict=True):
+                results[i].append(token)
+            going = [row for row, token in enumerate(tokens) if token not in stop]
+            if not going:
+                break
+            texts.select(going)
+            alive = [alive[row] for row in going]
+    return results
+
+
+class TextCoder(Protocol):
+    """What a tokenizer does here."""
+
+    def encode(self, text: str) -> list[int]: ...
+
+    def decode(self, ids: Sequence[int]) -> str: ...
+
+
+def generate_text(
+    model: Decoder,
+    tokenizer: TextCoder,
+    prompt: str | Sequence[int],
+    max_tokens: int,
+    *,
+    stop: Sequence[int] = (),
+    stop_strings: Sequence[str] = (),
+    **settings: Any,
+) -> Iterator[str]:
+    """Yield pieces of the text that follows `prompt`, as soon as they are certain, up to `max_tokens` tokens.
+
+    It ends before a token in `stop`, and before the first of `stop_strings`, even one that spreads over several tokens.
+    A character of several tokens comes when it is complete. The prompt is text, or token ids; the other settings are
+    those of `generate`.
+    """
+    if not all(stop_strings):
+        raise InputError("generate_text: a stop string is empty; give at least one character")
+    ids = tokenizer.encode(prompt) if isinstance(prompt, str) else [int(i) for i in prompt]
+    before, new, shown = tokenizer.decode(ids), list(ids), 0
+    text = ""
+    for token in generate(model, ids, max_tokens, stop=stop, **settings):
+        if token in stop:
+            break
+        new.append(token)
+        text = tokenizer.decode(new)[len(before) :]
+        if (end := _first_of(stop_strings, text, shown)) is not None:
+            if end > shown:
+                yield text[shown:end]
+            return
+        certain = len(text.rstrip("\ufffd")) - _possible_beginning(stop_strings, text.rstrip("\ufffd"))
+        if certain > shown:
+            yield text[shown:certain]
+            shown = certain
+    if text[shown:]:
+        yield text[shown:]  # what waited for more
+
+
+def _first_of(strings: Sequence[str], text: str, start: int) -> int | None:
+    """Where the first of the strings begins, at `start` or after it."""
+    return min((place for string in strings if (place := text.find(string, start)) >= 0), default=None)
+
+
+def _possible_beginning(strings: Sequence[str], text: str) -> int:
+    """The length of the longest end of the text that one of the strings begins with."""
+    lengths = (n for string in strings for n in range(min(len(string) - 1, len(text)), 0, -1))
+    return max((n for n in lengths if any(text.endswith(string[:n]) for string in strings)), default=0)
+
+
+class _Draw:
+    """Draws tokens with a stream of its own."""
+
+    def __init__(self, sampling: Sampling, seed: int):
+        if not 0 <= seed < 1 << 64:
+            raise InputError(f"generate: seed is {seed}; give 0 or more, below 2**64")
+        self.sampling, self.rng = sampling, np.random.Generator(np.random.Philox(key=seed))
+
+    def __call__(self, logits: Array, seen: Sequence[int]) -> int:
+        probabilities = self.sampling.probabilities(logits, seen)
+        return int(self.rng.choice(len(probabilities), p=probabilities))
+
+
+def _check_max_tokens(where: str, max_tokens: int) -> None:
+    if max_tokens < 0:
+        raise InputError(f"{where}: max_tokens is {max_tokens}; give 0 or more")
+
+
+class Guess(NamedTuple):
+    """A token for a gap, and how likely it is."""
+
+    id: int
+    probability: float
+
+
+def fill_mask(model: Any, ids: Sequence[int] | Array, mask_id: int, top_k: int = 5, **given: Any) -> list[list[Guess]]:
+    """For each mask token in `ids`, the `top_k` likeliest tokens, by a model with a head for hidden tokens.
+
+    model: such as BertForMaskedLM or RobertaForMaskedLM; ids: (T,), with the tokens that the model expects around a
+    text, such as [CLS] and [SEP]; given: other inputs of `model.features`, such as token_types (1, T).
+    Raises: InputError where no token is hidden.
+    """
+    ids = np.asarray(ids)
+    hidden = np.flatnonzero(ids == mask_id)
+    if not len(hidden):
+        raise InputError(f"fill_mask: none of the ids is the mask token, {mask_id}; put it where a word is wanted")
+    with evaluating(model), no_grad():
+        features = model.features(ids[None], **given)[0].take(hidden)
+        logits = to_host(model.head(features, model.wte.weight).data)
+    guesses = []
+    for row in logits:
+        probabilities = Sampling().probabilities(row)
+        likeliest = np.argsort(-probabilities, kind="stable")[:top_k]
+        guesses.append([Guess(int(i), float(probabilities[i])) for i in likeliest])
+    return guesses

@@ -253,6 +253,10 @@ class KVCache:
         self.length = stop
         return Tensor(self.keys[:, :, :stop]), Tensor(self.values[:, :, :stop])
 
+    def restart(self, padding: Array | None = None) -> None:
+        """Forget all positions."""
+        self.length, self.padding = 0, padding
+
     def visible(self, stop: int) -> Array | None:
         """Which of the first `stop` positions hold a token, (B, 1, 1, stop); None where all do."""
         if self.padding is None:

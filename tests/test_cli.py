@@ -448,7 +448,7 @@ def test_settings_of_sample_reach_generate(
 def test_characters_of_several_tokens_are_shown_whole(
     runs: SimpleNamespace, capsys: pytest.CaptureFixture[str], prompt: str, seed: int
 ) -> None:
-    """A byte model that has learnt little writes broken UTF-8: its decoding is shown, less an unfinished end.
+    """A byte model that has learnt little writes broken UTF-8: its decoding is shown, up to an end-of-text token.
 
     A shell hands over stray bytes of a prompt as surrogates, which cannot be printed.
     """
@@ -460,7 +460,9 @@ def test_characters_of_several_tokens_are_shown_whole(
     model.load_state_dict(load_checkpoint(opened.checkpoint("best")).model)
     ids = opened.tokenizer.encode(prompt)
     ids += generate(model, ids, 100, temperature=1.5, seed=seed, stop=[opened.tokenizer.eot_id])
-    assert shown == opened.tokenizer.decode(ids).rstrip("\ufffd") + "\n"
+    if ids[-1] == opened.tokenizer.eot_id:
+        del ids[-1]
+    assert shown == opened.tokenizer.decode(ids) + "\n"
     assert len(shown) > 20
 
 

@@ -33,6 +33,7 @@ FLOORS = {  # the longest name that fits counts
     "minillm.data": 6,
     "minillm.parallel": 6,
     "minillm.generate": 7,
+    "minillm.beam_search": 7,
     "minillm.checkpoint": 7,
     "minillm.debug": 7,
     "minillm.gradcheck": 7,

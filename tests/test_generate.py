@@ -12,8 +12,11 @@ from hypothesis import strategies as st
 import minillm
 from minillm import random
 from minillm.errors import InputError
-from minillm.generate import generate, next_token_probabilities
+from minillm.generate import Sampling, fill_mask, generate, generate_batch, generate_text
+from minillm.models.bert import BertConfig, BertForMaskedLM
 from minillm.models.gpt2 import GPT2, GPT2Config
+from minillm.models.llama import Llama, LlamaConfig
+from minillm.models.roberta import RobertaConfig, RobertaForMaskedLM
 
 
 @pytest.fixture
@@ -28,6 +31,10 @@ def model() -> GPT2:
 
 
 # The distribution
+
+
+def next_token_probabilities(logits, *settings, seen=(), **named) -> np.ndarray:
+    return Sampling(*settings, **named).probabilities(logits, seen)
 
 
 def naive(logits: list[float], temperature: float, top_k: int | None, top_p: float | None) -> list[float]:
@@ -117,7 +124,7 @@ def test_as_in_transformers(logits, temperature, top_k, top_p, min_p, penalty, s
     for step in steps:
         scores = step(torch.tensor([seen], dtype=torch.int64), scores)
     expected = scores.softmax(-1)[0].numpy()
-    received = next_token_probabilities(np.array(logits), temperature, top_k, top_p, min_p, penalty, seen)
+    received = next_token_probabilities(np.array(logits), temperature, top_k, top_p, min_p, penalty, seen=seen)
     distinct = len(set(logits)) == len(logits)
     assume(distinct and len(set(np.round(np.cumsum(np.sort(expected)), 6))) == len(logits))  # ties go otherwise there
     np.testing.assert_allclose(received, expected, atol=1e-9)
@@ -231,3 +238,183 @@ def test_a_model_that_raises_is_left_in_its_mode(model: GPT2) -> None:
 def test_settings_that_cannot_be_used(model: GPT2, ids, settings, message: str) -> None:
     with pytest.raises(InputError, match=f"^generate: {message}"):
         list(generate(model, ids, **{"max_tokens": 3, **settings}))
+    with pytest.raises(InputError, match=f"^generate(_batch)?: {message}"):
+        generate_batch(model, [[1], ids], **{"max_tokens": 3, **settings})
+
+
+def test_a_setting_that_is_not_there(model: GPT2) -> None:
+    with pytest.raises(TypeError, match="temprature"):
+        list(generate(model, [1], 3, temprature=0))
+
+
+# Several texts at once
+
+DECODERS = {
+    "gpt2": lambda: GPT2(GPT2Config(vocab_size=11, context=12, layers=2, heads=2, channels=12)),
+    "llama": lambda: Llama(LlamaConfig(11, 12, layers=2, heads=4, key_heads=2, channels=16, hidden=20)),
+    "mistral": lambda: Llama(LlamaConfig(11, 12, layers=2, heads=4, key_heads=2, channels=16, hidden=20, window=4)),
+}
+
+
+def made(name: str, dtype: str) -> GPT2 | Llama:
+    minillm.manual_seed(4)
+    model = DECODERS[name]().to(dtype)
+    for parameter in model.parameters():
+        if parameter.ndim == 2:
+            parameter.data *= 25
+    return model.eval()
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float64", 1e-12), ("float32", 1e-5)])
+@pytest.mark.parametrize("name", DECODERS)
+def test_a_padded_row_gets_the_logits_that_it_gets_alone(name: str, dtype: str, tolerance: float, rng) -> None:
+    """Prompts of 1, 3 and 5 tokens, five more for each, one row dropped and one doubled on the way."""
+    model = made(name, dtype)
+    texts = [list(rng.integers(0, 11, size)) for size in (1, 5, 3)]
+    padding = np.array([4, 0, 2])
+    cache = model.new_cache(3, padding)
+    new = np.array([[9] * pad + text for pad, text in zip(padding, texts, strict=True)])
+    for step in range(6):
+        with minillm.no_grad():
+            together = model.next_logits(new, cache).data
+            alone = np.concatenate([model.next_logits(np.array([text]), model.new_cache()).data for text in texts])
+        assert np.abs(together - alone).max() <= tolerance * np.abs(alone).max()
+        if step in (1, 3):
+            rows = np.array([2, 0, 0] if step == 1 else [1, 0])
+            texts = [list(texts[row]) for row in rows]
+            for one in cache:
+                one.select(rows)
+        new = rng.integers(0, 11, (len(texts), 1))
+        for text, [token] in zip(texts, new, strict=True):
+            text.append(token)
+
+
+@pytest.mark.parametrize("name", DECODERS)
+@pytest.mark.parametrize(
+    "settings", [{"temperature": 0}, {"temperature": 0.9, "top_k": 6}, {"repetition_penalty": 2.0}]
+)
+def test_a_batch_is_as_its_prompts_alone(name: str, settings) -> None:
+    """Past the context too, and with texts that end at different times."""
+    model = made(name, "float64")
+    prompts = [[1], [2, 3, 4, 5, 6], [7, 8], list(range(10)), [0] * 15]
+    [*_, last] = generate(model, prompts[-1], 6, seed=11, **settings)
+    stop = [last, 3]
+    alone = [list(generate(model, prompt, 14, seed=7 + i, stop=stop, **settings)) for i, prompt in enumerate(prompts)]
+    assert len({len(text) for text in alone}) > 1
+    assert generate_batch(model, prompts, 14, seed=7, stop=stop, **settings) == alone
+    assert generate_batch(model, [], 14) == []
+    assert generate_batch(model, prompts, 0) == [[]] * 5
+
+
+def test_a_batch_leaves_the_model_as_it_was(model: GPT2) -> None:
+    generate_batch(model, [[1], [2, 3]], 3)
+    assert model.training
+    with pytest.raises(InputError, match="token id 11 is out of range"):
+        generate_batch(model, [[1], [11]], 3)
+    assert model.training
+
+
+# Text
+
+
+class Words:
+    """Each id stands for bytes that were given; as a byte-level tokenizer decodes."""
+
+    def __init__(self, *words: bytes):
+        self.words = words
+
+    def encode(self, text: str) -> list[int]:
+        return [self.words.index(text.encode())]
+
+    def decode(self, ids) -> str:
+        return b"".join(self.words[i] for i in ids).decode("utf-8", "replace")
+
+
+class Says:
+    """A model that goes on with given ids, whatever the prompt."""
+
+    config = GPT2Config(vocab_size=10, context=50, channels=1, heads=1)
+    training = False
+
+    def __init__(self, *ids: int):
+        self.ids = list(ids)
+
+    def new_cache(self, batch: int):
+        return [minillm.nn.KVCache(batch, 1, 50, 1, np.zeros(1))]
+
+    def next_logits(self, ids, cache):
+        cache[0].length += 1
+        return minillm.tensor(np.eye(10)[[self.ids[cache[0].length - 1]]] * 100)
+
+    def train(self, mode: bool = True) -> None: ...
+
+    def eval(self) -> None: ...
+
+
+COFFEE = Words(b"Go", b" on", "\u2615".encode()[:1], "\u2615".encode()[1:], b" ST", b"OP", b"S", b"END", b"\xff", b".")
+
+
+@pytest.mark.parametrize(
+    ("ids", "stop_strings", "pieces"),
+    [
+        ([1, 9], [], [" on", "."]),
+        ([1, 2, 3, 9], [], [" on", "\u2615", "."]),  # a character of two tokens comes when it is whole
+        ([1, 8, 9], [], [" on", "\ufffd."]),  # what turns out to be no character comes as U+FFFD
+        ([1, 2], [], [" on", "\ufffd"]),
+        ([1, 4, 5, 9], ["STOP"], [" on", " "]),
+        ([1, 4, 6, 9], ["STOP"], [" on", " ", "ST", "S."]),  # it might have been
+        ([1, 4, 5, 9], [" ON", "OP.", "P."], [" on", " ST"]),
+        ([1, 4, 5, 9], ["O", "on STO"], [" "]),
+        ([6, 4, 6, 4, 5, 9], ["S STOP"], ["S ST"]),  # the second S begins it
+        ([9, 7, 9], [".END."], []),
+        ([9, 7, 9], ["END"], ["."]),
+        ([1, 9], [" on"], []),
+    ],
+)
+def test_text_comes_in_pieces_and_ends_before_a_stop_string(ids, stop_strings, pieces) -> None:
+    found = list(generate_text(Says(*ids), COFFEE, "Go", len(ids), stop_strings=stop_strings, temperature=0))
+    assert found == pieces
+
+
+def test_text_ends_before_a_stop_token() -> None:
+    assert list(generate_text(Says(1, 9, 7, 9), COFFEE, [0], 4, stop=[7], temperature=0)) == [" on", "."]
+    assert list(generate_text(Says(1, 2, 7, 9), COFFEE, [0], 4, stop=[7], temperature=0)) == [" on", "\ufffd"]
+    with pytest.raises(InputError, match="a stop string is empty"):
+        next(generate_text(Says(1), COFFEE, "Go", 1, stop_strings=["a", ""]))
+
+
+@given(st.lists(st.integers(0, 9), max_size=12), st.lists(st.sampled_from(["STOP", "S", "END.", "on", "\u2615."])))
+def test_pieces_are_the_text_up_to_the_first_stop_string(ids, stop_strings) -> None:
+    pieces = list(generate_text(Says(*ids), COFFEE, "Go", len(ids), stop_strings=stop_strings, temperature=0))
+    text = COFFEE.decode(ids)
+    ends = [text.find(string) for string in stop_strings if string in text]
+    assert "".join(pieces) == text[: min(ends, default=None)]
+    assert all(pieces)
+
+
+# Gaps
+
+BERT = BertConfig(13, context=12, layers=2, heads=2, channels=16, hidden=24)
+ROBERTA = RobertaConfig(13, context=12, layers=2, heads=2, channels=16, hidden=24)
+
+
+@pytest.mark.parametrize("make", [lambda: BertForMaskedLM(BERT), lambda: RobertaForMaskedLM(ROBERTA)])
+def test_gaps_are_filled_with_the_likeliest(make, rng) -> None:
+    model = make()
+    for parameter in model.parameters():
+        parameter.data[...] = rng.normal(0, 0.3, parameter.shape)
+    ids = np.array([3, 5, 9, 9, 2, 9, 4])
+    logits = model.eval()(ids[None]).data[0].astype(np.float64)
+    model.train()
+    found = fill_mask(model, ids, mask_id=9, top_k=4)
+    assert model.training
+    assert len(found) == 3
+    for guesses, row in zip(found, logits[[2, 3, 5]], strict=True):
+        expected = np.exp(row) / np.exp(row).sum()
+        assert [guess.id for guess in guesses] == np.argsort(-expected)[:4].tolist()
+        np.testing.assert_allclose([guess.probability for guess in guesses], np.sort(expected)[:-5:-1], rtol=1e-5)
+    kinds = np.array([[0, 0, 0, 1, 1, 1, 1]])
+    if model.config.token_types > 1:
+        assert fill_mask(model, ids, 9, token_types=kinds) != fill_mask(model, ids, 9)
+    with pytest.raises(InputError, match="none of the ids is the mask token, 8"):
+        fill_mask(model, ids, mask_id=8)
