@@ -8,8 +8,8 @@ x.grad                                              # [[2., 4.]]
 
 from minillm import ops
 from minillm.autograd import Parameter, Tensor, no_grad, tensor
-from minillm.hub import load
+from minillm.hub import load, load_tokenizer
 from minillm.random import manual_seed
 
-__all__ = ["Parameter", "Tensor", "load", "manual_seed", "no_grad", "ops", "tensor"]
+__all__ = ["Parameter", "Tensor", "load", "load_tokenizer", "manual_seed", "no_grad", "ops", "tensor"]
 __version__ = "0.1.0"

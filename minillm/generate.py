@@ -23,7 +23,7 @@ from minillm.autograd import no_grad
 from minillm.backend import Array
 from minillm.device import to_host
 from minillm.errors import InputError
-from minillm.nn import Decoder, Module
+from minillm.nn import Decoder, KVCache, Module
 
 
 @dataclass(frozen=True)
@@ -85,32 +85,32 @@ class Sampling:
 
 
 class Texts:
-    """Texts that grow a token at a time, and what the model has cached of them.
+    """Texts that grow, and what the model has cached of them.
 
     The model sees as much of each as its context holds. When one is longer, positions shift with every token, and each
     costs the whole window.
+    cache: of an earlier call, in which each of the prompts began as it does now; what it holds is not computed again.
     """
 
-    def __init__(self, model: Decoder, prompts: Sequence[Sequence[int] | Array]):
+    def __init__(self, model: Decoder, prompts: Sequence[Sequence[int] | Array], cache: list[KVCache] | None = None):
         self.model, self.ids = model, [[int(i) for i in prompt] for prompt in prompts]
         if not all(self.ids):
             raise InputError("generate: the prompt has no tokens; give at least one character of text")
-        self.cache = model.new_cache(len(self.ids))
+        self.cache = model.new_cache(len(self.ids)) if cache is None else cache
 
     def next_logits(self) -> Array:
         """Of what follows each text, (B, V), on the host."""
-        context = self.model.config.context
-        if 0 < self.cache[0].length < context:
-            new = np.array([text[-1:] for text in self.ids])
-        else:
-            windows = [text[-context:] for text in self.ids]
-            longest = max(map(len, windows))
-            padding = np.array([longest - len(window) for window in windows])
+        context, cached, padding = self.model.config.context, self.cache[0].length, self.cache[0].padding
+        starts = np.zeros(len(self.ids), int) + cached - (0 if padding is None else padding)
+        new = [text[start:] for text, start in zip(self.ids, starts.tolist(), strict=True)]
+        if not cached or cached + len(new[0]) > context:
+            new = [text[-context:] for text in self.ids]
+            padding = max(map(len, new)) - np.array([len(window) for window in new])
             for one in self.cache:
                 one.restart(padding if padding.any() else None)
-            new = np.array([[0] * (longest - len(window)) + window for window in windows])
+            new = [[0] * pad + window for pad, window in zip(padding.tolist(), new, strict=True)]
         with no_grad():
-            return to_host(self.model.next_logits(new, self.cache).data)
+            return to_host(self.model.next_logits(np.array(new), self.cache).data)
 
     def append(self, tokens: Sequence[int]) -> None:
         """One token to each text."""
@@ -143,14 +143,17 @@ def generate(
     *,
     seed: int = 0,
     stop: Sequence[int] = (),
+    cache: list[KVCache] | None = None,
     **sampling: Any,
 ) -> Iterator[int]:
     """Yield up to `max_tokens` new token ids that continue `ids`, ending early after an id in `stop`.
 
     The same seed gives the same tokens. The other settings are those of Sampling, such as `temperature=0`.
+    cache: a `model.new_cache()` that is kept from call to call, where every call's ids begin with all of those before,
+        as in a conversation: only what is new is computed.
     """
     draw = _Draw(Sampling(**sampling), seed)
-    texts = Texts(model, [ids])
+    texts = Texts(model, [ids], cache)
     _check_max_tokens("generate", max_tokens)
     with evaluating(model):
         for _ in range(max_tokens):
@@ -222,26 +225,50 @@ def generate_text(
     A character of several tokens comes when it is complete. The prompt is text, or token ids; the other settings are
     those of `generate`.
     """
-    if not all(stop_strings):
-        raise InputError("generate_text: a stop string is empty; give at least one character")
     ids = tokenizer.encode(prompt) if isinstance(prompt, str) else [int(i) for i in prompt]
-    before, new, shown = tokenizer.decode(ids), list(ids), 0
-    text = ""
+    stream = TextStream(tokenizer, ids, stop_strings)
     for token in generate(model, ids, max_tokens, stop=stop, **settings):
         if token in stop:
             break
-        new.append(token)
-        text = tokenizer.decode(new)[len(before) :]
-        if (end := _first_of(stop_strings, text, shown)) is not None:
-            if end > shown:
-                yield text[shown:end]
+        if piece := stream.add(token):
+            yield piece
+        if stream.ended:
             return
-        certain = len(text.rstrip("\ufffd")) - _possible_beginning(stop_strings, text.rstrip("\ufffd"))
-        if certain > shown:
-            yield text[shown:certain]
-            shown = certain
-    if text[shown:]:
-        yield text[shown:]  # what waited for more
+    if rest := stream.rest():
+        yield rest
+
+
+class TextStream:
+    """Turns tokens into text as they come, and holds back what may yet change.
+
+    `ended` is true after a stop string, of which nothing is given out.
+    """
+
+    def __init__(self, tokenizer: TextCoder, ids: Sequence[int], stop_strings: Sequence[str] = ()):
+        if not all(stop_strings):
+            raise InputError("generate_text: a stop string is empty; give at least one character")
+        self.tokenizer, self.ids, self.stop_strings = tokenizer, list(ids), stop_strings
+        self.start = len(tokenizer.decode(self.ids))
+        self.text, self.shown, self.ended = "", 0, False
+
+    def add(self, token: int) -> str:
+        """The text that one more token made certain."""
+        self.ids.append(token)
+        self.text = self.tokenizer.decode(self.ids)[self.start :]
+        if (end := _first_of(self.stop_strings, self.text, self.shown)) is not None:
+            self.text, self.ended = self.text[:end], True
+            return self.rest()
+        complete = self.text.rstrip("\ufffd")  # the rest of a character may follow
+        return self._show(len(complete) - _possible_beginning(self.stop_strings, complete))
+
+    def rest(self) -> str:
+        """What was held back, when nothing more comes."""
+        return self._show(len(self.text))
+
+    def _show(self, end: int) -> str:
+        piece = self.text[self.shown : end]
+        self.shown = max(self.shown, end)
+        return piece
 
 
 def _first_of(strings: Sequence[str], text: str, start: int) -> int | None:

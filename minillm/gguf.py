@@ -1,4 +1,4 @@
-"""Llamas from a .gguf file, the format of llama.cpp, through the package `gguf` (`pip install ".[gguf]"`).
+"""Llamas and their tokenizers from a .gguf file, the format of llama.cpp, through the package `gguf` (`pip install ".[gguf]"`).
 
 Such a file holds the configuration, the tokenizer and the weights, most of them quantised: blocks of 32 numbers share
 a scale. They are read from the memory-mapped file and written out as floats, some rows at a time.
@@ -19,6 +19,7 @@ from minillm.errors import CheckpointError, InputError
 from minillm.models.llama import Llama, LlamaConfig, rows_in_hugging_face
 from minillm.nn import uninitialized
 from minillm.ops.rope import interleaved_to_half
+from minillm.tokenizers import BPETokenizer
 
 # Of each parameter, with {i} for the number of the block; several are rows below each other in one of ours.
 NAMES: dict[str, tuple[str, ...]] = {
@@ -45,7 +46,8 @@ def load_gguf(path: str | Path, dtype: Any = "float32") -> Llama:
     Raises: InputError without that package, or for another architecture; CheckpointError for a file that is missing,
     cut short or none of these, and one that lists every missing, unexpected and misshapen weight.
     """
-    tensors, fields = _opened(Path(path))
+    reader = _opened(Path(path))
+    tensors, fields = _contents(path, reader)
     config = _config(fields, tensors)
     with uninitialized():
         model = Llama(config)
@@ -64,8 +66,21 @@ def load_gguf(path: str | Path, dtype: Any = "float32") -> Llama:
     return model.eval()
 
 
-def _opened(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The tensors and the fields of a file, by name."""
+def load_gguf_tokenizer(path: str | Path) -> BPETokenizer:
+    """The tokenizer in a .gguf file, a byte-level BPE.
+
+    Raises: InputError without the package `gguf`, or for another kind of tokenizer; CheckpointError for a damaged file.
+    """
+    reader = _opened(Path(path))
+    try:
+        fields = {key: field.contents() for key, field in reader.fields.items() if key.startswith("tokenizer.ggml.")}
+    except Exception as error:
+        raise CheckpointError(f"load: {path} is cut short or no .gguf file ({error}); get it again") from None
+    return BPETokenizer.from_gguf_fields(fields)
+
+
+def _opened(path: Path) -> Any:
+    """The file, as the package `gguf` reads it."""
     try:
         import gguf
     except ImportError:
@@ -75,11 +90,17 @@ def _opened(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     if not path.is_file():
         raise CheckpointError(f"load: {path} is not there; give a .gguf file")
     try:
-        reader = gguf.GGUFReader(path)
-        tensors = {tensor.name: tensor for tensor in reader.tensors}
-        short = [key for key, field in reader.fields.items() if len(field.data) == 1]
-        fields = {key: reader.fields[key].contents() for key in short}
+        return gguf.GGUFReader(path)
     except Exception as error:  # the package raises whatever the damage led to
+        raise CheckpointError(f"load: {path} is cut short or no .gguf file ({error}); get it again") from None
+
+
+def _contents(path: str | Path, reader: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The tensors and the short fields of a file, by name."""
+    try:
+        tensors = {tensor.name: tensor for tensor in reader.tensors}
+        fields = {key: field.contents() for key, field in reader.fields.items() if len(field.data) == 1}
+    except Exception as error:
         raise CheckpointError(f"load: {path} is cut short or no .gguf file ({error}); get it again") from None
     return tensors, fields
 

@@ -7,7 +7,8 @@ transformers reads. Neither needs torch. Each model file says how its parameters
 - `TRANSPOSED`: our names whose matrix is (in, out) there (GPT-2's Conv1D);
 - `PREFIX`: what precedes the names of the body, and may be missing in a file;
 - `IGNORED`: endings of names that hold no weights (masks, rotary tables, a second copy of a tied matrix);
-- `config_from_hugging_face`, `config_to_hugging_face`, and `rows_in_hugging_face` where joined rows are not alike.
+- `config_from_hugging_face`, `config_to_hugging_face`, `rows_in_hugging_face` where joined rows are not alike, and
+  `shape_in_hugging_face` where the same numbers in the same order have another shape there (XLNet's heads).
 
 A safetensors file is eight bytes with the length of a JSON header, the header (of each array its dtype, shape and
 place), and the arrays one after the other. Weights are read from their place into the parameter's memory, a piece at
@@ -24,7 +25,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -33,14 +34,19 @@ from minillm.device import to_host
 from minillm.errors import CheckpointError, InputError
 from minillm.nn import Module, uninitialized
 
+if TYPE_CHECKING:
+    from minillm.tokenizers import Tokenizer
+
 # Of each model type in a config.json: the file in minillm/models and the class for an architecture.
 FAMILIES = {
+    "bart": ("bart", {"BartForConditionalGeneration": "Bart", "BartModel": "BartModel"}),
     "bert": ("bert", {name: name for name in ("BertForPreTraining", "BertForMaskedLM", "BertModel")}),
     "gpt2": ("gpt2", {"GPT2LMHeadModel": "GPT2"}),
     "llama": ("llama", {"LlamaForCausalLM": "Llama"}),
     "mistral": ("llama", {"MistralForCausalLM": "Llama"}),
     "qwen2": ("llama", {"Qwen2ForCausalLM": "Llama"}),
     "roberta": ("roberta", {"RobertaForMaskedLM": "RobertaForMaskedLM", "RobertaModel": "RobertaModel"}),
+    "xlnet": ("xlnet", {"XLNetLMHeadModel": "XLNetLMHeadModel", "XLNetModel": "XLNetModel"}),
 }
 DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 OLD_NAMES = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"}  # in BERT's first files
@@ -87,6 +93,21 @@ def load(path: str | Path, dtype: Any = "float32") -> Any:
     return model.eval()
 
 
+def load_tokenizer(path: str | Path) -> Tokenizer:
+    """The tokenizer that lies beside a model: of a folder with tokenizer.json, such a file, or a .gguf file.
+
+    Raises: InputError for a file that is missing or damaged, or that has a part which is not known here.
+    """
+    from minillm.tokenizers import Tokenizer  # here, because `import minillm` is to stay quick
+
+    path = Path(path)
+    if path.suffix == ".gguf":
+        from minillm.gguf import load_gguf_tokenizer
+
+        return load_gguf_tokenizer(path)
+    return Tokenizer.from_file(path.parent if path.suffix == ".safetensors" else path)
+
+
 def save_pretrained(model: Any, folder: str | Path, max_shard_bytes: int = 5 * 10**9) -> None:
     """Write config.json and model.safetensors, which transformers' from_pretrained reads.
 
@@ -106,7 +127,8 @@ def save_pretrained(model: Any, folder: str | Path, max_shard_bytes: int = 5 * 1
         start = 0
         for theirs, rows in _names(module, model.config, name, len(array)):
             piece = array[start : start + rows]
-            arrays[theirs] = np.ascontiguousarray(piece.T if _is_transposed(module, name) else piece)
+            piece = np.ascontiguousarray(piece.T if _is_transposed(module, name) else piece)
+            arrays[theirs] = piece.reshape(_shape_there(module, model.config, name, piece.shape))
             start += rows
     shards: list[dict[str, Array]] = [{}]
     for name, array in arrays.items():
@@ -173,6 +195,11 @@ def _is_transposed(module: ModuleType, name: str) -> bool:
     return ".".join("{i}" if part.isdigit() else part for part in name.split(".")) in getattr(module, "TRANSPOSED", ())
 
 
+def _shape_there(module: ModuleType, config: Any, name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape in the file of a parameter, or of its rows there; `shape` is what it would be with our axes."""
+    return module.shape_in_hugging_face(config, name, shape) if hasattr(module, "shape_in_hugging_face") else shape
+
+
 class Target(NamedTuple):
     """Where weights go."""
 
@@ -206,7 +233,7 @@ def _check(model: Any, module: ModuleType, stored: dict[str, Stored], path: Path
             found = _found(theirs, module, stored)
             expected.add(found)
             shape = (rows, *parameter.shape[1:])
-            shape = shape[::-1] if transposed else shape
+            shape = _shape_there(module, model.config, name, shape[::-1] if transposed else shape)
             if found not in stored:
                 problems.append(f"missing {theirs}")
             elif stored[found].shape != shape:

@@ -314,6 +314,24 @@ def test_a_batch_leaves_the_model_as_it_was(model: GPT2) -> None:
     assert model.training
 
 
+@pytest.mark.parametrize("name", DECODERS)
+def test_a_cache_goes_on_from_call_to_call(name: str) -> None:
+    """As in a conversation, and past the context."""
+    model = made(name, "float64")
+    ids, cache = [1, 2, 3], model.new_cache()
+    for more in ([], [4], [5, 6, 7], [8, 9], [1] * 3):
+        ids += more
+        expected = list(generate(model, ids, 2, temperature=0))
+        seen, next_logits = [], model.next_logits
+        model.next_logits = lambda new, *rest: seen.append(new.shape[1]) or next_logits(new, *rest)  # noqa: B023
+        assert list(generate(model, ids, 2, temperature=0, cache=cache)) == expected
+        del model.next_logits
+        if len(ids) + 1 <= 12:  # what is new, and the last token before, which nothing had come after
+            assert seen == [len(more) + 1 if len(ids) > 3 else 3, 1]
+        ids += expected
+    assert len(ids) > 12
+
+
 # Text
 
 

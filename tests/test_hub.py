@@ -12,10 +12,12 @@ import pytest
 
 import minillm
 from minillm.errors import CheckpointError, InputError
+from minillm.models.bart import Bart, BartConfig, BartModel
 from minillm.models.bert import BertConfig, BertForMaskedLM, BertForPreTraining, BertModel
 from minillm.models.gpt2 import GPT2, GPT2Config
 from minillm.models.llama import Llama, LlamaConfig
 from minillm.models.roberta import RobertaConfig, RobertaForMaskedLM, RobertaModel
+from minillm.models.xlnet import XLNetConfig, XLNetLMHeadModel, XLNetModel
 from minillm.nn import Linear, Module
 
 GPT2_SMALL = GPT2Config(19, 16, 2, 2, 12)
@@ -29,20 +31,27 @@ def randomized(model, seed=0):
     return model
 
 
+BART_SMALL = BartConfig(19, 16, 2, 3, 2, 3, 12, 24, 20)
 BERT_SMALL = BertConfig(vocab_size=19, context=16, layers=2, heads=2, channels=12, hidden=24)
 ROBERTA_SMALL = RobertaConfig(vocab_size=19, context=16, layers=2, heads=2, channels=12, hidden=24)
-NAMES = ["gpt2", "llama", "bert", "bert tokens", "bert body", "roberta", "roberta body"]
+NAMES = ["gpt2", "llama", "bart", "bart body", "bert", "bert tokens", "bert body", "roberta", "roberta body"]
+XLNET_SMALL = XLNetConfig(vocab_size=19, layers=2, heads=2, channels=12, hidden=24, mem_len=5)
+NAMES += ["xlnet", "xlnet body"]
 
 
 def models():
     return {
         "gpt2": randomized(GPT2(GPT2_SMALL)),
         "llama": randomized(Llama(LLAMA_SMALL)),
+        "bart": randomized(Bart(BART_SMALL)),
+        "bart body": randomized(BartModel(BART_SMALL)),
         "bert": randomized(BertForPreTraining(BERT_SMALL)),
         "bert tokens": randomized(BertForMaskedLM(BERT_SMALL)),
         "bert body": randomized(BertModel(BERT_SMALL)),
         "roberta": randomized(RobertaForMaskedLM(ROBERTA_SMALL)),
         "roberta body": randomized(RobertaModel(ROBERTA_SMALL)),
+        "xlnet": randomized(XLNetLMHeadModel(XLNET_SMALL)),
+        "xlnet body": randomized(XLNetModel(XLNET_SMALL)),
     }
 
 
@@ -223,9 +232,10 @@ def test_logits_are_the_same_in_transformers_and_back(name, max_shard_bytes, tmp
     theirs, report = getattr(transformers, architecture).from_pretrained(tmp_path / "ours", output_loading_info=True)
     assert {one for one in report["missing_keys"] if "pooler" not in one} == set()
     assert not report["unexpected_keys"]
+    given = {"decoder_input_ids": torch.tensor(ids[:, ::-1].copy())} if "bart" in name else {}
     with torch.no_grad():
-        expected = theirs(torch.tensor(ids))[0].numpy()
-    received = model(ids)
+        expected = theirs(torch.tensor(ids), **given)[0].numpy()
+    received = model(ids, ids[:, ::-1]) if "bart" in name else model(ids)
     received = (received[0] if isinstance(received, tuple) else received).data
     assert np.abs(received - expected).max() / np.abs(expected).max() < 1e-5
     if name == "roberta body":

@@ -1,0 +1,284 @@
+"""Translation: `python benchmarks/translation.py [--minutes 25]` writes benchmarks/results/translation.md.
+
+Trains a small Bart on Multi30k (29,000 English captions of pictures with German translations) for the stated time on
+two cores, and translates the 1,014 pairs of its validation set, greedily and by beam search. BLEU is sacrebleu's
+(`pip install ".[translation]"`), on the plain text, beside that of three translators that need no network: the English
+itself; each word by the German word that IBM model 1 finds likeliest; the German of the most similar English of the
+training set.
+
+Nothing is chosen by the validation set: the last 1,000 pairs of the training set are held apart, and the weights that
+have the lowest loss on them, looked for after every epoch, are those that translate. The learning rate follows the
+clock, so the same seed gives the same weights only where steps take the same time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import math
+import platform
+import re
+import time
+from collections import defaultdict
+from pathlib import Path
+
+import numpy as np
+from sides import THREADS, settings
+
+ROOT = Path(__file__).parents[1]
+HELD_APART = 1000
+BEAMS = 5
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data")
+    parser.add_argument(
+        "--minutes", type=float, default=25.0, help="of training; validation and translation come on top"
+    )
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--vocab-size", type=int, default=6000)
+    parser.add_argument("--batch-tokens", type=int, default=2048, help="in a batch, source and target")
+    parser.add_argument("--lr", type=float, default=2e-3, help="at its peak")
+    parser.add_argument("--dropout", type=float, default=0.2)
+    parser.add_argument("--smoothing", type=float, default=0.1)
+    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "translation.md")
+    options = parser.parse_args()
+    if not (options.data / "multi30k.train.en.gz").is_file():
+        print(f"translation: {options.data} has no multi30k.train.en.gz; give another --data")
+        return
+    try:
+        import sacrebleu
+    except ImportError:
+        print('translation: sacrebleu is missing; pip install ".[translation]"')
+        return
+
+    def bleu(translations):
+        return sacrebleu.corpus_bleu(translations, [test[1]]).score
+
+    pairs, test = read_pairs(options.data, "train"), read_pairs(options.data, "val")
+    train = [side[:-HELD_APART] for side in pairs]
+    validation = [side[-HELD_APART:] for side in pairs]
+    print("baselines ...", flush=True)
+    scores = {
+        "the English itself": bleu(test[0]),
+        "word by word, IBM model 1": bleu(word_by_word(*train, test[0])),
+        "the nearest training sentence": bleu(nearest(*train, test[0])),
+    }
+    with settings("minillm"):
+        tokenizer, model, run = train_model(train, validation, options)
+        started = time.perf_counter()
+        greedy = translate(model, tokenizer, test[0], beams=1)
+        greedy_seconds, started = time.perf_counter() - started, time.perf_counter()
+        searched = translate(model, tokenizer, test[0], beams=BEAMS)
+        beam_seconds = time.perf_counter() - started
+    scores |= {"Bart, greedily": bleu(greedy), f"Bart, {BEAMS} beams": bleu(searched)}
+    config = model.config
+    command = "python benchmarks/translation.py" + (f" --minutes {options.minutes:g}" if options.minutes != 25 else "")
+    lines = [
+        "# Translation, English to German",
+        "",
+        f"`{command}`, seed {options.seed}, Python {platform.python_version()}, {THREADS} threads.",
+        f"Trained on the first {len(train[0]):,} pairs of Multi30k's training set; the weights are those with the "
+        f"lowest loss on the other {HELD_APART:,}; tested on all {len(test[0]):,} pairs of its validation set, which "
+        "nothing was chosen by.",
+        "",
+        f"- Model: {model.num_parameters():,} weights: {config.encoder_layers} + {config.decoder_layers} blocks of "
+        f"{config.channels} channels, {config.encoder_heads} heads and MLPs {config.encoder_hidden} wide, "
+        f"{config.activation}, post-norm; one byte-level BPE of {tokenizer.vocab_size:,} tokens for both languages, "
+        "from the training pairs.",
+        f"- Training: AdamW, learning rate {options.lr:g} at its peak, dropout {options.dropout:g}, label smoothing "
+        f"{options.smoothing:g}, batches of up to {options.batch_tokens:,} tokens.",
+        f"- {run['steps']:,} steps ({run['epochs']:.1f} epochs) in {run['seconds']:.0f} s, "
+        f"{run['tokens'] / run['seconds']:,.0f} tokens (source and target) a second; training loss at the end "
+        f"{run['loss']:.3f} (smoothed, with dropout), loss on the pairs held apart {run['best_loss']:.3f} nats per "
+        f"token at best, in epoch {run['best_epoch']}.",
+        f"- Translating {len(test[0]):,} sentences took {greedy_seconds:.0f} s greedily and {beam_seconds:.0f} s with "
+        f"{BEAMS} beams.",
+        "",
+        "| translator | BLEU |",
+        "|---|---|",
+        *(f"| {name} | {score:.1f} |" for name, score in scores.items()),
+        "",
+        f"BLEU of sacrebleu {sacrebleu.__version__}, as it comes (13a, mixed case).",
+        "",
+        "| epoch | " + " | ".join(str(epoch) for epoch in range(1, len(run["losses"]) + 1)) + " |",
+        "|---|" + "---|" * len(run["losses"]),
+        "| loss held apart | " + " | ".join(f"{loss:.3f}" for loss in run["losses"]) + " |",
+        "",
+        f"Ten translations, every hundredth, with {BEAMS} beams:",
+        "",
+        "| English | Bart | reference |",
+        "|---|---|---|",
+        *(f"| {test[0][i]} | {searched[i]} | {test[1][i]} |" for i in range(0, 1000, 100)),
+    ]
+    print("\n".join(lines))
+    options.out.write_text("\n".join([*lines, ""]), encoding="utf-8")
+
+
+def read_pairs(folder, part):
+    """The English and the German lines."""
+    return [
+        gzip.decompress((folder / f"multi30k.{part}.{language}.gz").read_bytes()).decode().strip().split("\n")
+        for language in ("en", "de")
+    ]
+
+
+# --- Bart ----------------------------------------------------------------------------------------------------------
+
+
+def train_model(train, validation, options):
+    """The tokenizer, the model with its best weights, and what is to be said of the run."""
+    import minillm
+    from minillm.data import PairBatches
+    from minillm.models.bart import Bart, BartConfig
+    from minillm.optim import AdamW, decay_groups
+    from minillm.tokenizers import BPETokenizer
+
+    tokenizer = BPETokenizer.train([*train[0], *train[1]], options.vocab_size, ("<s>", "<pad>", "</s>"))
+    bos, padding, eos = (tokenizer.special_tokens[name] for name in ("<s>", "<pad>", "</s>"))
+    config = BartConfig.preset(
+        "multi30k", vocab_size=tokenizer.vocab_size, dropout=options.dropout, bos_id=bos, padding_id=padding,
+        eos_id=eos, decoder_start_id=eos,
+    )  # fmt: skip
+
+    def batches(sides):
+        ids = [[[*tokenizer.encode(line), eos] for line in side] for side in sides]
+        return PairBatches(*ids, options.batch_tokens, padding, options.seed)
+
+    train_batches, validation_batches = batches(train), batches(validation)
+    minillm.manual_seed(options.seed)
+    model = Bart(config)
+    optimizer = AdamW(decay_groups(model.parameters(), 1e-4), options.lr, betas=(0.9, 0.98))
+    run = {"steps": 0, "tokens": 0, "seconds": 0.0, "losses": [], "best_loss": math.inf, "best_epoch": 0}
+    best = None
+    while run["seconds"] < 60 * options.minutes:
+        started = time.perf_counter()
+        optimizer.lr = options.lr * rate(run["seconds"] / (60 * options.minutes))
+        source, lengths, target = train_batches.batch(run["steps"])
+        optimizer.zero_grad()
+        loss = model.loss(source, target, lengths, label_smoothing=options.smoothing)
+        loss.backward()
+        optimizer.clip_grad_norm(1.0)
+        optimizer.step()
+        run["loss"] = loss.item()
+        run["seconds"] += time.perf_counter() - started
+        run["steps"] += 1
+        run["tokens"] += int(lengths.sum() + (target != -100).sum())
+        is_last = run["seconds"] >= 60 * options.minutes
+        if run["steps"] % train_batches.batches_per_epoch == 0 or is_last:
+            run["losses"].append(mean_loss(model, validation_batches))
+            if run["losses"][-1] < run["best_loss"]:
+                run |= {"best_loss": run["losses"][-1], "best_epoch": len(run["losses"])}
+                best = {name: array.copy() for name, array in model.state_dict().items()}
+            print(
+                f"epoch {len(run['losses'])}: {run['seconds']:.0f} s, step {run['steps']}, loss {run['loss']:.3f}, "
+                f"held apart {run['losses'][-1]:.3f}",
+                flush=True,
+            )
+    run["epochs"] = run["steps"] / train_batches.batches_per_epoch
+    model.load_state_dict(best)
+    return tokenizer, model.eval(), run
+
+
+def rate(progress, warmup=0.08):
+    """Of the learning rate's peak: up in a line, and down in half a cosine, with the share of the time that is over."""
+    if progress < warmup:
+        return (progress + 1e-3) / warmup
+    return 0.5 * (1 + math.cos(math.pi * (progress - warmup) / (1 - warmup)))
+
+
+def mean_loss(model, batches):
+    """In nats per token, without dropout and label smoothing."""
+    from minillm import no_grad
+
+    model.eval()
+    total, count = 0.0, 0
+    with no_grad():
+        for source, lengths, target in batches.evaluation_batches():
+            total += model.loss(source, target, lengths, reduction="sum").item()
+            count += int((target != -100).sum())
+    model.train()
+    return total / count
+
+
+def translate(model, tokenizer, lines, beams, at_once=64):
+    """The translation of each line, sentences of like lengths together."""
+    from minillm.beam_search import beam_search
+    from minillm.data import pad_pairs
+    from minillm.generate import generate_batch
+
+    config = model.config
+    sources = [[*tokenizer.encode(line), config.eos_id] for line in lines]
+    order = sorted(range(len(lines)), key=lambda i: len(sources[i]))
+    translations = [""] * len(lines)
+    for first in range(0, len(order), at_once):
+        chosen = order[first : first + at_once]
+        rows = [sources[i] for i in chosen]
+        source, lengths, _ = pad_pairs(rows, rows, config.padding_id)
+        view, start = model.conditioned(source, lengths), [[config.decoder_start_id]] * len(chosen)
+        most = min(config.context - 1, 2 * len(rows[-1]) + 10)
+        if beams == 1:
+            written = generate_batch(view, start, most, stop=[config.eos_id], temperature=0)
+        else:
+            written = [found[0].ids for found in beam_search(view, start, most, beams=beams, stop=[config.eos_id])]
+        for i, ids in zip(chosen, written, strict=True):
+            translations[i] = tokenizer.decode([token for token in ids if token != config.eos_id]).strip()
+    return translations
+
+
+# --- baselines -----------------------------------------------------------------------------------------------------
+
+
+def words(line):
+    return re.findall(r"\w+|[^\w\s]", line)
+
+
+def word_by_word(english, german, lines, rounds=5):
+    """Each word by the German word f with the largest t(f | e): IBM model 1 (Brown et al. 1993), by EM."""
+    numbers = [defaultdict(lambda side=side: len(numbers[side])) for side in (0, 1)]
+    e, f, sentence_word, place = [], [], [], 0
+    for line, other in zip(english, german, strict=True):
+        left, right = ([numbers[side][word] for word in words(text)] for side, text in enumerate((line, other)))
+        e.append(np.tile(left, len(right)))
+        f.append(np.repeat(right, len(left)))
+        sentence_word.append(np.repeat(np.arange(place, place + len(right)), len(left)))
+        place += len(right)
+    e, f, sentence_word = map(np.concatenate, (e, f, sentence_word))
+    pair, which = np.unique(e * len(numbers[1]) + f, return_inverse=True)
+    of = pair // len(numbers[1])  # the English word of each pair of words
+    t = np.ones(len(pair))
+    for _ in range(rounds):
+        share = t[which]
+        share /= np.bincount(sentence_word, share)[sentence_word]  # which English word a German one comes from
+        t = np.bincount(which, share)
+        t /= np.bincount(of, t)[of]
+    german_words, best = list(numbers[1]), {}
+    for i in np.argsort(t, kind="stable"):
+        best[int(of[i])] = german_words[pair[i] % len(numbers[1])]
+    found = {word: best[number] for word, number in numbers[0].items()}
+    return [re.sub(r" ([.,!?;:])", r"\1", " ".join(found.get(word, word) for word in words(line))) for line in lines]
+
+
+def nearest(english, german, lines):
+    """The German of the English line with the largest cosine, words weighed by log(N / lines with the word)."""
+    holders = defaultdict(list)
+    for i, line in enumerate(english):
+        for word in set(words(line.lower())):
+            holders[word].append(i)
+    weight = {word: math.log(len(english) / len(found)) for word, found in holders.items()}
+    norms = np.zeros(len(english))
+    for word, found in holders.items():
+        norms[found] += weight[word] ** 2
+    norms = np.sqrt(np.maximum(norms, 1e-9))
+    chosen = []
+    for line in lines:
+        products = np.zeros(len(english))
+        for word in set(words(line.lower())) & weight.keys():
+            products[holders[word]] += weight[word] ** 2
+        chosen.append(german[int(np.argmax(products / norms))])
+    return chosen
+
+
+if __name__ == "__main__":
+    main()
