@@ -1,5 +1,5 @@
-"""The command line: `minillm train`, `sample`, `tokenizer`, `profile`, `gradcheck`, `kernels`, `convert`,
-`diff`.
+"""The command line: `minillm train`, `sample`, `chat`, `tokenizer`, `profile`, `gradcheck`, `kernels`, `convert`,
+`diff`, `describe`.
 
 Options come from dataclasses (tyro reads their fields and the texts below them). An error that minillm raises on
 purpose is printed as its one sentence, with exit status 2; any other is a defect and shows its traceback.
@@ -8,10 +8,10 @@ purpose is printed as its one sentence, with exit status 2; any other is a defec
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -70,10 +70,10 @@ class TokenizerTrain:
     """Text: a file, a folder, a glob pattern, a .jsonl, or `builtin`."""
     field: str | None = None
     """Which field of a .jsonl line holds the text; `text` by default."""
-    kind: Literal["bpe", "char"] = "bpe"
-    """Byte-level BPE, or one token a character."""
+    kind: Literal["bpe", "wordpiece", "unigram", "char"] = "bpe"
+    """Byte-level BPE, BERT's WordPiece, Unigram, or one token a character."""
     vocab_size: int = 1024
-    """Number of tokens of a BPE, its 256 bytes and special tokens included."""
+    """Number of tokens, characters or bytes and special tokens included; of `char` it is what the text has."""
 
 
 @dataclass(frozen=True)
@@ -159,6 +159,46 @@ class Diff:
     """Length of the input, which is drawn at random."""
 
 
+@dataclass(frozen=True)
+class Describe:
+    """Say what a model takes before it is built: parameters, memory of a training step, operations, KV cache."""
+
+    model: Positional[str]
+    """A preset such as gpt2 or llama-2-7b, a folder with config.json, a .gguf, or a run directory."""
+    batch_size: int | None = None
+    """Sequences per step; a run's own, or 1, by default."""
+    context: int | None = None
+    """Tokens per sequence; the model's own by default, but 2048 at most."""
+    dtype: Literal["float32", "float64", "bfloat16"] | None = None
+    """Of weights and activations; a run's own, or float32, by default."""
+
+
+@dataclass(frozen=True)
+class Chat:
+    """Hold a conversation with a model that was trained to answer; each line is a message."""
+
+    model: Positional[Path]
+    """A .gguf file, or a folder with config.json, model.safetensors and tokenizer.json."""
+    template: str | None = None
+    """How the model was taught to read a conversation (chatml, llama3, ...); by its tokenizer, if that tells."""
+    system: str | None = None
+    """What the model is told before the conversation."""
+    max_tokens: int = 512
+    """Most tokens in an answer."""
+    temperature: float = 0.7
+    """Divides the logits: 0 takes the likeliest token."""
+    top_k: int | None = None
+    """Choose among the k likeliest tokens only."""
+    top_p: float | None = 0.95
+    """Choose among the fewest tokens that together have this probability."""
+    min_p: float | None = None
+    """Choose among the tokens with at least this share of the likeliest one's probability."""
+    repetition_penalty: float = 1.0
+    """Above 1, tokens that were there before become less likely."""
+    seed: int = 0
+    """The same seed, and the same messages, give the same answers."""
+
+
 def parse(kind: Any, command: str, arguments: list[str], default: Any = None) -> Any:
     """Read a command's options into its dataclass; an unknown option ends with status 2 and a suggestion."""
     options = {} if default is None else {"default": default}
@@ -168,7 +208,7 @@ def parse(kind: Any, command: str, arguments: list[str], default: Any = None) ->
 
 def option(arguments: list[str], name: str) -> str | None:
     """The value of one option, read ahead of the others because it decides their defaults."""
-    for argument, following in pairwise([*arguments, ""]):
+    for argument, following in itertools.pairwise([*arguments, ""]):
         if argument == name:
             return following
         if argument.startswith(f"{name}="):
@@ -227,10 +267,34 @@ def sample(arguments: list[str]) -> None:
     print()
 
 
+def chat(arguments: list[str]) -> None:
+    """Read messages line by line, and print each answer as it comes."""
+    from minillm import hub
+    from minillm.chat import Conversation, chat_template
+
+    given = parse(Chat, "chat", arguments)
+    tokenizer = hub.load_tokenizer(given.model)
+    template = chat_template(given.template or tokenizer)
+    conversation = Conversation(hub.load(given.model), tokenizer, template, given.system)
+    names = ("max_tokens", "temperature", "top_k", "top_p", "min_p", "repetition_penalty")
+    settings = {name: getattr(given, name) for name in names}
+    with tuned_process():
+        print(f"{type(conversation.model).__name__}, {template.name}; end with Ctrl-D")
+        for number in itertools.count():
+            try:
+                message = input("> ")
+            except EOFError:
+                print()
+                return
+            for piece in conversation.say(message, seed=given.seed + number, **settings):
+                print(piece, end="", flush=True)
+            print()
+
+
 def tokenizer_train(arguments: list[str]) -> None:
     """Train a tokenizer and save it."""
     from minillm.data import read_text
-    from minillm.tokenizers import BPETokenizer, CharacterTokenizer
+    from minillm.tokenizers import BPETokenizer, CharacterTokenizer, UnigramTokenizer, WordPieceTokenizer
 
     given = parse(TokenizerTrain, "tokenizer train", arguments)
     if given.out.exists() and any(given.out.iterdir() if given.out.is_dir() else [given.out]):
@@ -241,7 +305,8 @@ def tokenizer_train(arguments: list[str]) -> None:
     if given.kind == "char":
         tokenizer: Any = CharacterTokenizer.train(text)
     else:
-        tokenizer = BPETokenizer.train(text, given.vocab_size, progress=True)
+        kinds: dict[str, Any] = {"bpe": BPETokenizer, "wordpiece": WordPieceTokenizer, "unigram": UnigramTokenizer}
+        tokenizer = kinds[given.kind].train(text, given.vocab_size, progress=True)
     tokenizer.save(given.out)
     print(f"{tokenizer.vocab_size} tokens, saved in {given.out}")
 
@@ -391,9 +456,25 @@ def diff(arguments: list[str]) -> None:
     print(f"all {len(found)} layers agree; the largest difference is {max(one.error for one in found):.1e}")
 
 
+def describe(arguments: list[str]) -> None:
+    """Print what a model takes."""
+    from minillm.describe import describe as described
+    from minillm.describe import rules, tables
+
+    given = parse(Describe, "describe", arguments)
+    found = described(given.model, given.batch_size, given.context, given.dtype)
+    for title, columns, rows in tables(found):
+        table = Table(columns[0], *(Column(name, justify="right") for name in columns[1:]), title=title)
+        for row in rows:
+            table.add_row(*row)
+        Console(width=max(Console().width, 100)).print(table)
+    print(*rules(found), sep="\n")
+
+
 COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "train": train,
     "sample": sample,
+    "chat": chat,
     "tokenizer train": tokenizer_train,
     "tokenizer encode": tokenizer_encode,
     "tokenizer decode": tokenizer_decode,
@@ -402,6 +483,7 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "kernels": kernels,
     "convert": convert,
     "diff": diff,
+    "describe": describe,
 }
 
 
@@ -410,6 +492,7 @@ def usage() -> str:
     kinds = (
         Train,
         Sample,
+        Chat,
         TokenizerTrain,
         TokenizerEncode,
         TokenizerDecode,
@@ -418,6 +501,7 @@ def usage() -> str:
         Kernels,
         Convert,
         Diff,
+        Describe,
     )
     lines = [f"  minillm {name:<18} {kind.__doc__}" for name, kind in zip(COMMANDS, kinds, strict=True)]
     return "\n".join(["usage: minillm COMMAND [options]; minillm COMMAND --help lists the options", "", *lines])

@@ -15,12 +15,13 @@ import pytest
 
 import minillm
 from minillm import gradcheck, ops
+from minillm.chat import Conversation, chat_template
 from minillm.checkpoint import load_checkpoint
 from minillm.cli import COMMANDS, main
 from minillm.data import open_tokens
 from minillm.generate import generate
-from minillm.models.gpt2 import GPT2
-from minillm.tokenizers import CharacterTokenizer, Tokenizer
+from minillm.models.gpt2 import GPT2, GPT2Config
+from minillm.tokenizers import BPETokenizer, CharacterTokenizer, Tokenizer
 from minillm.training import Run, TrainConfig
 from minillm.training.config import preset
 from minillm.training.trainer import build
@@ -189,6 +190,12 @@ BAD = [
     ("tokenizer decode CHAR/tokenizer 1 2 9999", r"ids\[2\] is 9999, out of range for a vocabulary of \d+ tokens; use"),
     ("tokenizer decode CHAR/tokenizer -1", r"ids\[0\] is -1, out of range"),
     ("gradcheck matmull", r"^gradcheck: there is no operation 'matmull'; did you mean 'matmul'\?"),
+    # descriptions
+    ("describe gpt3", r"^describe: gpt3 is no preset, and no folder or file .*; did you mean 'gpt2'\?"),
+    ("describe gpt2 --batch-size 0", r"^describe: batch_size is 0 and context is 1024; give 1 or more"),
+    ("describe gpt2 --context 1025", r"context is 1025; give 1 or more, and a context of 1024 at most"),
+    ("describe taken", r"taken/config\.json is not there"),
+    ("describe good.txt", r"good\.txt is damaged"),
     # commands
     ("trian", r"^minillm: there is no command 'trian'; did you mean 'train'\?"),
     ("tokenizer", r"^minillm: there is no command 'tokenizer'; did you mean 'tokenizer train'\?"),
@@ -477,16 +484,50 @@ def test_an_unknown_character_with_an_unknown_token(
     assert len(shown) >= len("<|unk|> ") + 20
 
 
+# chat
+
+
+def test_a_conversation(here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lines from the terminal, answers as minillm.chat gives them, until Ctrl-D."""
+    tokenizer = BPETokenizer.train(TEXT, 280, special_tokens=("<|im_start|>", "<|im_end|>"))
+    model = GPT2(GPT2Config(tokenizer.vocab_size, 200, layers=1, heads=2, channels=16))
+    for parameter in model.parameters():
+        parameter.data *= 20
+    model.save_pretrained(here / "model")
+    tokenizer.save(here / "model")
+    lines = iter(["hello", "what?"])
+    prompts = []
+
+    def read(prompt: str) -> str:
+        prompts.append(prompt)
+        try:
+            return next(lines)
+        except StopIteration:
+            raise EOFError from None
+
+    monkeypatch.setattr("builtins.input", read)
+    shown = output(capsys, "chat", "model", "--max-tokens", 9, "--system", "Be kind.", "--top-k", 5, "--seed", 3)
+    conversation = Conversation(minillm.load(here / "model"), tokenizer, chat_template("chatml"), "Be kind.")
+    settings = dict(max_tokens=9, temperature=0.7, top_k=5, top_p=0.95)
+    answers = ["".join(conversation.say(text, seed=3 + i, **settings)) for i, text in enumerate(("hello", "what?"))]
+    assert shown == "\n".join(["GPT2, chatml; end with Ctrl-D", *answers, "", ""])
+    assert prompts == ["> "] * 3
+    assert_one_sentence(fails(capsys, "chat", "model", "--template", "chatlm"))
+    (here / "model" / "tokenizer.json").unlink()
+    assert_one_sentence(fails(capsys, "chat", "model"))
+
+
 # tokenizer
 
 
-@pytest.mark.parametrize("kind", ["bpe", "char"])
+@pytest.mark.parametrize("kind", ["bpe", "wordpiece", "unigram", "char"])
 def test_tokenizer_round_trip(here: Path, capsys: pytest.CaptureFixture[str], kind: str) -> None:
     (here / "text.txt").write_text(TEXT + "äöü 😀")
     shown = output(capsys, *f"tokenizer train tok --data text.txt --kind {kind} --vocab-size 280".split())
     size = Tokenizer.load(here / "tok").vocab_size
     assert shown.splitlines()[-1] == f"{size} tokens, saved in tok"
-    assert size == 280 or kind == "char"
+    assert Tokenizer.load(here / "tok").kind.startswith(kind)
+    assert size == 280 or (kind != "bpe" and 20 < size < 280)  # the text may have no more
     ids = output(capsys, "tokenizer", "encode", "tok", "the 😀 reads").split()
     assert ids == [str(i) for i in Tokenizer.load(here / "tok").encode("the 😀 reads")]
     assert output(capsys, "tokenizer", "decode", "tok", *ids) == "the 😀 reads\n"
@@ -576,3 +617,26 @@ def test_a_changed_weight_is_named(runs, here, capsys) -> None:
         main(["diff", str(here / "out"), str(here / "nothing")])
     assert caught.value.code == 2
     assert "config.json is not there" in capsys.readouterr().err
+
+
+# describe
+
+
+def test_describe_prints_what_a_preset_and_a_run_take(
+    runs: SimpleNamespace, capsys: pytest.CaptureFixture[str]
+) -> None:
+    printed = output(capsys, "describe", "gpt2", "--context", "64", "--dtype", "bfloat16")
+    for text in (
+        "124,439,808",
+        "249 MB",
+        "token table",
+        "1 x 64 tokens in bfloat16",
+        "q, k, v",
+        "3.00 C",
+        "6N (Kaplan",
+    ):
+        assert text in printed
+    printed = output(capsys, "describe", runs.char)
+    model, _ = build(Run.open(runs.char).config, Run.open(runs.char).tokenizer)
+    assert f"{model.num_parameters():,}" in printed
+    assert "4 x 8 tokens in float32" in printed

@@ -33,7 +33,9 @@ FLOORS = {  # the longest name that fits counts
     "minillm.data": 6,
     "minillm.parallel": 6,
     "minillm.generate": 7,
-    "minillm.beam_search": 7,
+    "minillm.beam_search": 8,
+    "minillm.chat": 8,
+    "minillm.describe": 8,
     "minillm.checkpoint": 7,
     "minillm.debug": 7,
     "minillm.gradcheck": 7,
@@ -42,8 +44,8 @@ FLOORS = {  # the longest name that fits counts
     "minillm": 8,  # the public names
     "minillm.training": 7,
     "minillm.study": 8,
-    "minillm.cli": 8,
-    "minillm.__main__": 9,
+    "minillm.cli": 9,
+    "minillm.__main__": 10,
 }
 # What others of the same floor may use.
 SHARED = {

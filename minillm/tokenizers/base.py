@@ -10,6 +10,9 @@ Text of any length passes through `stream` in blocks, so that memory does not gr
 the end of a block: after "I don" we cannot know whether the word ends there or goes on with "ate". So a block is
 encoded only as far as it is *settled*, as far as nothing that may follow can change the result; the rest waits for
 the next block. The ids are exactly those of the whole text, wherever the blocks happen to end.
+
+What a special token is for, such as to end a text, has a name, as in Hugging Face's files: "eos_token". A tokenizer
+made here names its own; one read from a file is told by the files beside it.
 """
 
 from __future__ import annotations
@@ -31,6 +34,8 @@ from minillm.errors import DtypeError, InputError, did_you_mean
 END_OF_TEXT, PADDING, UNKNOWN = "<|endoftext|>", "<|pad|>", "<|unk|>"
 BLOCK = 1 << 20  # characters that are looked at in one go
 FILE, FORMAT, VERSION = "tokenizer.json", "minillm-tokenizer", 1
+NAMED_BESIDE = "special_tokens_map.json", "tokenizer_config.json"  # where Hugging Face names special tokens
+ROLES = "bos_token", "eos_token", "pad_token", "unk_token", "cls_token", "sep_token", "mask_token"
 
 Item = TypeVar("Item")
 Specials = Literal["none", "all"] | Collection[str]
@@ -45,10 +50,15 @@ class Tokenizer:
         vocab: the bytes of every ordinary token, with its id.
         special_tokens: the text of every special token, with its id. All ids together are 0, 1, ... vocab_size - 1.
 
+    `names` says what special tokens are for, where it is not what `NAMES` says (see `name_special_tokens`); `around`
+    holds those that belong before and after a text; `strips` those that take the white space beside them with them,
+    on the "left", the "right" or "both".
+
     Raises: InputError for ids with gaps or repeats, or a special token that is empty or cannot be written as UTF-8.
     """
 
     kind: ClassVar[str]
+    NAMES: ClassVar[dict[str, str]] = {"eos_token": END_OF_TEXT, "pad_token": PADDING, "unk_token": UNKNOWN}
     special_tokens: dict[str, int]
     vocab_size: int
 
@@ -67,6 +77,9 @@ class Tokenizer:
         self.special_tokens = dict(special_tokens)
         self.vocab_size = len(by_id)
         self._token_bytes = [token for _, token in by_id]
+        self.names: dict[str, str] = {}
+        self.around: tuple[Sequence[str], Sequence[str]] = (), ()
+        self.strips: dict[str, str] = {}
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(vocab_size={self.vocab_size}, special_tokens={self.special_tokens})"
@@ -77,14 +90,50 @@ class Tokenizer:
         return self.special_tokens.get(END_OF_TEXT)
 
     @property
+    def bos_id(self) -> int | None:
+        """The id of the token that begins a text, or None."""
+        return self._named("bos_token")
+
+    @property
+    def eos_id(self) -> int | None:
+        """The id of the token that ends a text, `<|endoftext|>` where no other is named, or None."""
+        return self._named("eos_token")
+
+    @property
     def pad_id(self) -> int | None:
-        """The id of `<|pad|>`, or None."""
-        return self.special_tokens.get(PADDING)
+        """The id of the token that fills up, `<|pad|>` where no other is named, or None."""
+        return self._named("pad_token")
 
     @property
     def unk_id(self) -> int | None:
-        """The id of `<|unk|>`, or None."""
-        return self.special_tokens.get(UNKNOWN)
+        """The id of unknown text, `<|unk|>` where no other is named, or None."""
+        return self._named("unk_token")
+
+    def _named(self, role: str) -> int | None:
+        return self.special_tokens.get(self.names.get(role) or self.NAMES.get(role, ""))
+
+    def name_special_tokens(self, **names: str) -> None:
+        """Say what special tokens are for: `bos_token="<s>"`, `eos_token`, `pad_token`, `unk_token`, and BERT's.
+
+        Ids stay as they are. `save` writes the names; the fingerprint does not depend on them.
+
+        Raises: InputError for a role that is not known, or a text that is no special token of this tokenizer.
+        """
+        where = f"{type(self).__name__}.name_special_tokens"
+        for role, token in names.items():
+            if role not in ROLES:
+                raise InputError(f"{where}: there is no role {role!r}{did_you_mean(role, ROLES)}")
+            if token not in self.special_tokens:
+                raise InputError(
+                    f"{where}: {role} is {token!r}, which is no special token of this tokenizer"
+                    f"{did_you_mean(str(token), self.special_tokens) or '; it has none'}"
+                )
+        self.names |= names
+
+    def build_inputs_with_special_tokens(self, token_ids_0: Sequence[int]) -> list[int]:
+        """The ids of a text with those special tokens that belong around it: `<s> a </s>`; just `a` where none do."""
+        before, after = ([self.special_tokens[token] for token in side] for side in self.around)
+        return [*before, *token_ids_0, *after]
 
     # Text to ids
 
@@ -124,6 +173,8 @@ class Tokenizer:
         self, chunks: Iterable[str], allowed_special: Specials, disallowed_special: Specials
     ) -> Iterator[list[int]]:
         allowed = self._choose("allowed_special", allowed_special)
+        if stripping := allowed & self.strips.keys():  # rare, and white space has no limit: hold the whole text
+            chunks = [strip_beside("".join(chunks), {token: self.strips[token] for token in stripping})]
         refused = self._choose("disallowed_special", disallowed_special) - allowed
 
         def special(token: str) -> list[int]:
@@ -232,6 +283,8 @@ class Tokenizer:
     def save(self, folder: str | Path) -> None:
         """Write `tokenizer.json` into `folder`, which is made if it is not there; a reader never sees half a file."""
         content = {"format": FORMAT, "version": VERSION, "kind": self.kind, **self._to_json()}
+        content |= {"names": self.names} if self.names else {}
+        content |= {"around": self.around} if any(self.around) else {}
         write_text(f"{type(self).__name__}.save", Path(folder) / FILE, json.dumps(content, indent=0))
 
     @classmethod
@@ -241,7 +294,52 @@ class Tokenizer:
         Raises: InputError for a file that is missing, damaged, made by another program, or of another kind.
         """
         where, path = f"{cls.__name__}.load", Path(folder) / FILE
+        return cls._from_content(where, path, read_json(where, path))
+
+    @classmethod
+    def from_file(cls, path: str | Path) -> Self:
+        """Read a `tokenizer.json`, ours or Hugging Face's; `path` is the file, or a folder that holds it.
+
+        `Tokenizer.from_file` reads every kind, a subclass only its own. Of Hugging Face's, `encode(text, "all")` gives
+        the ids of `encode(text, add_special_tokens=False)`. What its special tokens are for is read from
+        `tokenizer_config.json` and `special_tokens_map.json` where they lie beside it.
+
+        Raises: InputError for a file that is missing or damaged, or that has a part which is not known here.
+        """
+        where, path = f"{cls.__name__}.from_file", Path(path)
+        path = path / FILE if path.is_dir() else path
         content = read_json(where, path)
+        if isinstance(content, dict) and content.get("format") == FORMAT:
+            return cls._from_content(where, path, content)
+        if not isinstance(content, dict) or not isinstance(content.get("model"), dict):
+            raise InputError(f"{where}: {path} is no tokenizer.json (it has no 'model'); give one, or its folder")
+        for kind in (cls, *cls.__subclasses__()):
+            if kind._reads_hugging_face(content):
+                tokenizer = kind.from_hugging_face(content)
+                named = names_beside(where, path.parent)
+                known = {role: token for role, token in named.items() if token in tokenizer.special_tokens}
+                tokenizer.name_special_tokens(**known)
+                return tokenizer
+        raise InputError(
+            f"{where}: {path} has a model of type {content['model'].get('type')!r} that {cls.__name__} does not read; "
+            "there are byte-level BPE (a pre_tokenizer that ends with ByteLevel), WordPiece and Unigram"
+        )
+
+    @classmethod
+    def _reads_hugging_face(cls, content: Mapping[str, Any]) -> bool:
+        """Whether the content of a Hugging Face tokenizer.json is for this class."""
+        return False
+
+    @classmethod
+    def from_hugging_face(cls, content: dict[str, Any]) -> Self:
+        """Read the content of a Hugging Face `tokenizer.json`, as `json.load` gives it.
+
+        Raises: InputError that names a component that is not known.
+        """
+        raise NotImplementedError
+
+    @classmethod
+    def _from_content(cls, where: str, path: Path, content: Any) -> Self:
         if not isinstance(content, dict) or content.get("format") != FORMAT:
             raise InputError(
                 f'{where}: {path} is no minillm tokenizer (it lacks "format": "{FORMAT}"); '
@@ -259,7 +357,12 @@ class Tokenizer:
                 "load it with Tokenizer.load from the minillm that wrote it"
             )
         try:
-            return kinds[name]._from_json(content)
+            tokenizer = kinds[name]._from_json(content)
+            tokenizer.name_special_tokens(**content.get("names", {}))
+            before, after = content.get("around", ((), ()))
+            tokenizer.around = before, after
+            tokenizer.build_inputs_with_special_tokens([])  # are they there?
+            return tokenizer
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             reason = f"no {error}" if isinstance(error, KeyError) else str(error)
             raise InputError(f"{where}: {path} is damaged ({reason}); save the tokenizer again") from error
@@ -332,6 +435,15 @@ def special_pattern(special_tokens: Collection[str]) -> re.Pattern[str] | None:
     )
 
 
+def strip_beside(text: str, strips: Mapping[str, str]) -> str:
+    """`text` without the white space on the given side of some special tokens."""
+    white = r"[^\S\x1c-\x1f]*"  # Unicode's white space; Python's has four more
+    for token, side in strips.items():
+        before, after = (white if side in (this, "both") else "" for this in ("left", "right"))
+        text = re.sub(before + re.escape(token) + after, token.replace("\\", r"\\"), text)
+    return text
+
+
 def join_surrogates(text: str) -> str:
     """`text` with every pair of surrogates joined to one character, and every lone one as U+FFFD."""
     try:
@@ -398,6 +510,19 @@ def read_json(where: str, path: Path) -> Any:
         ) from error
     except ValueError as error:  # no UTF-8, or no JSON
         raise InputError(f"{where}: {path} is no JSON ({error}); it is damaged, or another file") from error
+
+
+def names_beside(where: str, folder: Path) -> dict[str, str]:
+    """What special tokens are for, by role, as the files of Hugging Face say that lie beside a tokenizer.json."""
+    names: dict[str, str] = {}
+    for name in NAMED_BESIDE:
+        content = read_json(where, folder / name) if (folder / name).is_file() else {}
+        for role in ROLES:
+            token = content.get(role) if isinstance(content, dict) else None
+            token = token.get("content") if isinstance(token, dict) else token  # with its flags
+            if isinstance(token, str):
+                names[role] = token
+    return names
 
 
 def write_text(where: str, path: Path, text: str) -> None:

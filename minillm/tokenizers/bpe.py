@@ -14,6 +14,9 @@ token reaches over the end of a pretoken. It also makes BPE fast: a text has few
 works on each one once, weighted by how often it occurs, and encoding remembers the ids of those it has seen, and
 merges all that are new in a block of text together, as the rows of a NumPy array.
 
+Later models cut text by other patterns (patterns.py) and keep the rest; `from_file` reads their `tokenizer.json`,
+`from_gguf_fields` llama.cpp's fields.
+
 Sources: Gage, "A New Algorithm for Data Compression" (1994); Sennrich et al., "Neural Machine Translation of Rare
 Words with Subword Units" (2016), section 3.2; Radford et al., "Language Models are Unsupervised Multitask Learners"
 (2019), section 2.2, for bytes and the pattern.
@@ -46,6 +49,16 @@ from minillm.tokenizers.base import (
     stream,
     write_text,
 )
+from minillm.tokenizers.hugging_face import (
+    expect_defaults,
+    flatten,
+    model_type,
+    ordinary_vocab,
+    read_added_tokens,
+    read_around,
+    refuse_settings,
+)
+from minillm.tokenizers.patterns import DIGIT, GPT2, PATTERNS, Splitter, check_foreign
 
 # GPT-2's pattern. A pretoken is an English contraction; or a run of letters, of digits, or of other signs, with one
 # space before it where there is one; or a run of white space, less its last character where something else follows.
@@ -72,16 +85,38 @@ FEW = 16  # how many pretokens, the longest, are sooner merged one by one than t
 
 Pair = tuple[int, int]
 
+# What llama.cpp calls the patterns (`tokenizer.ggml.pre`), and what else the models' own files set with one.
+GGUF_PATTERNS = {
+    "default": "gpt2",
+    "gpt-2": "gpt2",
+    "smollm": "smollm",
+    "starcoder": "smollm",
+    "llama-bpe": "llama3",
+    "qwen2": "qwen2",
+    "deepseek-r1-qwen": "qwen2",
+    "gpt-4o": "gpt4o",
+}
+GGUF_OPTIONS: dict[str, dict[str, Any]] = {"llama3": {"ignore_merges": True}, "qwen2": {"normalizer": "NFC"}}
+
 
 class BPETokenizer(Tokenizer):
-    """Byte-level byte-pair encoding with GPT-2's pattern; made by `train`, `load` or `from_gpt2_files`.
+    """Byte-level byte-pair encoding; made by `train`, `load`, `from_file`, `from_gpt2_files` or `from_gguf_fields`.
 
     Args:
         vocab: every ordinary token's bytes, with its id; all 256 single bytes are among them.
         merges: the pairs of tokens to join, the first learnt first.
         special_tokens: the text of every special token, with its id.
+        pattern: how text is cut into pretokens: a name in patterns.py, a regular expression, or several, one after
+            the other. With expressions that patterns.py does not have, a stream is held until its end.
+        normalizer: "NFC" brings ordinary text into that form first.
+        prefix_space: put a space in front of ordinary text that begins with none, after every special token too.
+        ignore_merges: a pretoken that is a token as a whole stays one, even where merges make no such token.
+        drop_bytes: bytes that are no token may be missing in `vocab`, and are left out of a text (SmolLM2 has no token
+            for the byte 0x04, among others); otherwise a missing byte is refused.
+        strips: special tokens that take the white space beside them with them: "left", "right" or "both".
 
-    Raises: InputError where a byte is missing, or a merge has a part or a result that is not in `vocab`.
+    Raises: InputError where a byte is missing, a merge has a part or a result that is not in `vocab`, or an option is
+    not known.
     """
 
     kind = "bpe"
@@ -91,10 +126,17 @@ class BPETokenizer(Tokenizer):
         vocab: Mapping[bytes, int],
         merges: Sequence[tuple[bytes, bytes]],
         special_tokens: Mapping[str, int] | None = None,
+        *,
+        pattern: str | Sequence[str] = "gpt2",
+        normalizer: str | None = None,
+        prefix_space: bool = False,
+        ignore_merges: bool = False,
+        drop_bytes: bool = False,
+        strips: Mapping[str, str] | None = None,
     ):
         super().__init__(vocab, special_tokens or {})
         for byte in range(256):
-            if bytes([byte]) not in vocab:
+            if bytes([byte]) not in vocab and not drop_bytes:
                 raise InputError(
                     f"BPETokenizer: vocab has no token for byte 0x{byte:02x}; give all 256 bytes, so any text fits"
                 )
@@ -107,7 +149,10 @@ class BPETokenizer(Tokenizer):
                     )
         self.merges = list(merges)
         self.vocab = dict(vocab)
-        self._ids_of_pretoken = PretokenIds(vocab, merges)
+        self.ignore_merges, self.drop_bytes = ignore_merges, drop_bytes
+        self.splitter = Splitter(pattern, normalizer, prefix_space)
+        self.strips = dict(strips or {})
+        self._ids_of_pretoken = PretokenIds(vocab, merges, whole=ignore_merges)
 
     # Training
 
@@ -119,6 +164,8 @@ class BPETokenizer(Tokenizer):
         special_tokens: Sequence[str] = (END_OF_TEXT,),
         ties: Literal["greater", "first"] = "greater",
         progress: bool = False,
+        *,
+        pattern: str | Sequence[str] = "gpt2",
     ) -> Self:
         """Learn a vocabulary of `vocab_size` tokens from text.
 
@@ -133,6 +180,7 @@ class BPETokenizer(Tokenizer):
         Args:
             text_or_files: text (str), a UTF-8 file (pathlib.Path), or an iterable of either, each a text of its own.
             progress: show a progress bar.
+            pattern: how text is cut into pretokens, as in the constructor.
 
         Raises: InputError for a `vocab_size` below 256 + the number of special tokens, text that is empty, or a file
         that cannot be read.
@@ -148,9 +196,10 @@ class BPETokenizer(Tokenizer):
                 f"(256 bytes and {len(special_tokens)} special tokens); raise it, or use a CharacterTokenizer"
             )
         counts: Counter[str] = Counter()
+        splitter = Splitter(pattern)
 
         def count_settled(text: str, more: bool) -> tuple[list[str], int]:
-            stretches, end = settled_pretokens(text, more)
+            stretches, end = settled_by(splitter, text, more)
             for pretokens in stretches:
                 counts.update(pretokens)
             return [], end
@@ -175,12 +224,13 @@ class BPETokenizer(Tokenizer):
             {token: i for i, token in enumerate(tokens)},
             merges,
             {token: i for i, token in enumerate(special_tokens, start=len(tokens))},
+            pattern=splitter.patterns,
         )
 
     # Encoding
 
     def _encode_settled(self, text: str, more: bool) -> tuple[list[int], int]:
-        stretches, end = settled_pretokens(text, more)
+        stretches, end = settled_by(self.splitter, text, more)
         return self._ids_of_pretoken.encode(stretches), end
 
     # Files
@@ -190,12 +240,134 @@ class BPETokenizer(Tokenizer):
             "special_tokens": self.special_tokens,
             "vocab": {spell(token): i for token, i in self.vocab.items()},
             "merges": [f"{spell(left)} {spell(right)}" for left, right in self.merges],
+            **{option: value for option, value in self._options().items() if value != GPT2_OPTIONS[option]},
+        }
+
+    def _options(self) -> dict[str, Any]:
+        return {
+            "pattern": list(self.splitter.patterns),
+            "normalizer": self.splitter.normalizer,
+            "prefix_space": self.splitter.prefix_space,
+            "ignore_merges": self.ignore_merges,
+            "drop_bytes": self.drop_bytes,
+            "strips": self.strips,
         }
 
     @classmethod
     def _from_json(cls, content: dict[str, Any]) -> Self:
         vocab = {unspell(token): i for token, i in content["vocab"].items()}
-        return cls(vocab, [read_merge(line) for line in content["merges"]], dict(content["special_tokens"]))
+        options = {option: content[option] for option in GPT2_OPTIONS if option in content}
+        return cls(vocab, [read_merge(line) for line in content["merges"]], dict(content["special_tokens"]), **options)
+
+    @classmethod
+    def _reads_hugging_face(cls, content: Mapping[str, Any]) -> bool:
+        steps = flatten(content.get("pre_tokenizer"), "pretokenizers")
+        return model_type(content) == "BPE" and any(step["type"] == "ByteLevel" for step in steps)
+
+    @classmethod
+    def from_hugging_face(cls, content: Mapping[str, Any]) -> Self:
+        """Read the content of a Hugging Face `tokenizer.json` with a byte-level BPE, as `json.load` gives it.
+
+        Its added tokens become special tokens: `encode(text, "all")` gives the ids of Hugging Face's
+        `encode(text, add_special_tokens=False)`, and `build_inputs_with_special_tokens` adds what its post-processor
+        would. Known are the normalizer NFC, and Split (isolated) and Digits before the pre-tokenizer ByteLevel.
+
+        Raises: InputError that names a component, or an option of one, that is not known here.
+        """
+        where = f"{cls.__name__}.from_hugging_face"
+        try:
+            return cls._read_hugging_face(where, content)
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            if isinstance(error, InputError):
+                raise
+            reason = f"no {error}" if isinstance(error, KeyError) else str(error)
+            raise InputError(
+                f"{where}: this is no content of a tokenizer.json with a BPE model ({reason}); give json.load's"
+            ) from error
+
+    @classmethod
+    def _read_hugging_face(cls, where: str, content: Mapping[str, Any]) -> Self:
+        model = content["model"]
+        if model_type(content) != "BPE":
+            raise InputError(f"{where}: model is of type {model_type(content)!r}, expected 'BPE'; use from_file")
+        refuse_settings(where, content)
+        absent = {
+            "dropout": None,
+            "continuing_subword_prefix": None,
+            "end_of_word_suffix": None,
+            "byte_fallback": False,
+        }
+        expect_defaults(where, "model", model, absent)
+        normalizers = [step["type"] for step in flatten(content.get("normalizer"), "normalizers")]
+        if normalizers not in ([], ["NFC"]):
+            raise InputError(f"{where}: normalizer is {' + '.join(normalizers)}; NFC or none is known here")
+        special_tokens, strips = read_added_tokens(where, content, bool(normalizers))
+        patterns, prefix_space = read_pre_tokenizer(where, content.get("pre_tokenizer"))
+        vocab = {unspell(token): i for token, i in ordinary_vocab(model["vocab"], special_tokens).items()}
+        drop_bytes = any(bytes([byte]) not in vocab for byte in range(256))
+        if drop_bytes:  # these would be unknown
+            expect_defaults(where, "model, whose vocab lacks bytes,", model, {"unk_token": None})
+        merges = [read_merge(merge if isinstance(merge, str) else " ".join(merge)) for merge in model["merges"]]
+        tokenizer = cls(
+            vocab,
+            merges,
+            special_tokens,
+            pattern=patterns,
+            normalizer=normalizers[0] if normalizers else None,
+            prefix_space=prefix_space,
+            ignore_merges=model.get("ignore_merges", False),
+            drop_bytes=drop_bytes,
+            strips=strips,
+        )
+        tokenizer.around = read_around(where, content.get("post_processor"), special_tokens)
+        return tokenizer
+
+    @classmethod
+    def from_gguf_fields(cls, fields: Mapping[str, Any]) -> Self:
+        """Read the fields `tokenizer.ggml.*` of a .gguf file with a byte-level BPE (`model` is "gpt2").
+
+        `pre` names the pattern: `GGUF_PATTERNS` has those that are known; where it is absent, GPT-2's. Tokens of type
+        3 (control) and 4 (user-defined) become special tokens, and those of `bos_token_id`, `eos_token_id`,
+        `padding_token_id` and `unknown_token_id` get their names.
+
+        Raises: InputError for another kind of tokenizer, a pattern that is not known, or a field that is missing.
+        """
+        where = f"{cls.__name__}.from_gguf_fields"
+        given = {key.removeprefix("tokenizer.ggml."): value for key, value in fields.items()}
+        if given.get("model") != "gpt2":
+            raise InputError(
+                f"{where}: tokenizer.ggml.model is {given.get('model')!r}, expected 'gpt2' (byte-level BPE); "
+                "give a file with such a tokenizer"
+            )
+        pre = given.get("pre", "default")
+        if pre not in GGUF_PATTERNS:
+            raise InputError(f"{where}: tokenizer.ggml.pre is {pre!r}{did_you_mean(str(pre), GGUF_PATTERNS)}")
+        try:
+            tokens, types = given["tokens"], given["token_type"]
+            special_tokens = {token: i for i, token in enumerate(tokens) if types[i] in (3, 4)}
+            vocab = {
+                unspell(token) if BYTE_OF_CHARACTER.keys() >= {*token} else token.encode(): i
+                for i, token in enumerate(tokens)
+                if types[i] not in (3, 4)
+            }
+            merges = [read_merge(line) for line in given["merges"]]
+        except (KeyError, IndexError, TypeError, AttributeError, ValueError) as error:
+            reason = f"no {error}" if isinstance(error, KeyError) else str(error)
+            raise InputError(f"{where}: the fields are no whole tokenizer ({reason}); get the file again") from error
+        drop_bytes = any(bytes([byte]) not in vocab for byte in range(256))
+        pattern = GGUF_PATTERNS[pre]
+        options = GGUF_OPTIONS.get(pattern, {})
+        tokenizer = cls(vocab, merges, special_tokens, pattern=pattern, drop_bytes=drop_bytes, **options)
+        for role, key in (("bos", "bos"), ("eos", "eos"), ("pad", "padding"), ("unk", "unknown")):
+            i = given.get(f"{key}_token_id")
+            if i is not None and 0 <= i < len(tokens) and tokens[i] in special_tokens:
+                tokenizer.name_special_tokens(**{f"{role}_token": tokens[i]})
+        sides = (("add_bos_token", "bos_token"), ("add_eos_token", "eos_token"))
+        before, after = (
+            [tokenizer.names[role]] if given.get(key) and role in tokenizer.names else [] for key, role in sides
+        )
+        tokenizer.around = before, after
+        return tokenizer
 
     @classmethod
     def from_gpt2_files(cls, vocab_json: str | Path, merges_txt: str | Path) -> Self:
@@ -239,7 +411,51 @@ class BPETokenizer(Tokenizer):
         write_text(where, Path(folder) / "merges.txt", "\n".join(lines))
 
 
+GPT2_OPTIONS: dict[str, Any] = {
+    "pattern": list(PATTERNS["gpt2"]),
+    "normalizer": None,
+    "prefix_space": False,
+    "ignore_merges": False,
+    "drop_bytes": False,
+    "strips": {},
+}
+
+
+def read_pre_tokenizer(where: str, component: Mapping[str, Any] | None) -> tuple[list[str], bool]:
+    """The patterns of a pre-tokenizer that ends with ByteLevel, and whether it puts a space in front."""
+    *splits, last = flatten(component, "pretokenizers")
+    patterns = []
+    for step in splits:
+        if step["type"] == "Digits":
+            patterns.append(DIGIT if step["individual_digits"] else rf"{DIGIT}+")
+        elif step["type"] == "Split" and step["behavior"] == "Isolated":
+            found = step["pattern"]
+            patterns.append(check_foreign(where, found["Regex"]) if "Regex" in found else regex.escape(found["String"]))
+        else:
+            raise InputError(
+                f"{where}: pre_tokenizer has {step['type']} {step.get('behavior', '')}before its end; Digits and "
+                "Split with behavior Isolated are known there"
+            )
+    if last["type"] != "ByteLevel":
+        raise InputError(
+            f"{where}: pre_tokenizer ends with {last['type']}, expected ByteLevel; only that is known here"
+        )
+    if last.get("add_prefix_space", True) and splits:
+        raise InputError(f"{where}: ByteLevel with other steps has add_prefix_space, which is known only of it alone")
+    if last.get("use_regex", True):
+        patterns.append(GPT2)
+    return patterns, last.get("add_prefix_space", True)
+
+
 # Pretokens
+
+
+def settled_by(splitter: Splitter, text: str, more: bool) -> tuple[Iterable[list[str]], int]:
+    """The settled pretokens of `text`, a stretch at a time, and where they end; GPT-2's the fast way."""
+    if splitter.plain_gpt2:
+        return settled_pretokens(text, more)
+    pretokens, end = splitter.settled(text, more)
+    return [pretokens], end
 
 
 def settled_pretokens(text: str, more: bool) -> tuple[Iterator[list[str]], int]:
@@ -260,10 +476,16 @@ def pretokens_of(stretch: str) -> list[str]:
 
 
 class PretokenIds(dict[str, tuple[int, ...]]):
-    """The ids of each pretoken: remembered of those that `learn` was given, worked out anew of long ones."""
+    """The ids of each pretoken: remembered of those that `learn` was given, worked out anew of long ones.
 
-    def __init__(self, vocab: Mapping[bytes, int], merges: Sequence[tuple[bytes, bytes]]):
-        self.byte_ids = [vocab[bytes([byte])] for byte in range(256)]
+    `whole`: a pretoken that is a token stays whole, and is remembered however long. Bytes that are no token are left
+    out.
+    """
+
+    def __init__(self, vocab: Mapping[bytes, int], merges: Sequence[tuple[bytes, bytes]], whole: bool = False):
+        self.whole = vocab if whole else {}
+        self.missing = bytes([byte for byte in range(256) if bytes([byte]) not in vocab])
+        self.byte_ids = [vocab.get(bytes([byte]), -1) for byte in range(256)]
         self.ranks = {(vocab[left], vocab[right]): rank for rank, (left, right) in enumerate(merges)}
         self.merged = [vocab[left + right] for left, right in merges]  # the id that a merge of that rank makes
         self.table = MergeTable(self.byte_ids, self.ranks, self.merged)
@@ -289,13 +511,16 @@ class PretokenIds(dict[str, tuple[int, ...]]):
         if len(self) > CACHED_PRETOKENS:
             self.clear()
         new = {pretoken.encode(): pretoken for pretoken in pretokens if pretoken not in self}
+        if self.whole or self.missing:
+            self.update((pretoken, (self.whole[word],)) for word, pretoken in new.items() if word in self.whole)
+            new = {word.translate(None, self.missing): new[word] for word in new if word not in self.whole}
         shortest_first = sorted([word for word in new if len(word) <= LONG_WORD], key=len)
         many, few = shortest_first[:-FEW], shortest_first[-FEW:]  # the table takes a round a byte of its longest word
         ids = chain(self.table.merge(many) if many else (), map(self.merge, few))
         self.update(zip(map(new.__getitem__, shortest_first), ids, strict=True))
 
     def __missing__(self, pretoken: str) -> tuple[int, ...]:
-        return self.merge(pretoken.encode())
+        return self.merge(pretoken.encode().translate(None, self.missing))
 
     def merge(self, word: bytes) -> tuple[int, ...]:
         """The ids of one pretoken: join the pair with the lowest rank, the leftmost of equals, until none is left.

@@ -58,6 +58,7 @@ from numpy.typing import NDArray
 
 from minillm.errors import InputError, did_you_mean
 from minillm.tokenizers.base import Specials, Tokenizer, check_special_tokens, read_texts, stream
+from minillm.tokenizers.hugging_face import flatten, model_type, read_added_tokens, read_around, refuse_settings
 
 SPACE = "\u2581"  # "▁": how a piece writes a space
 UNKNOWN_PENALTY = 10.0  # an unknown character scores this much less than the worst piece
@@ -148,7 +149,7 @@ class UnigramTokenizer(Tokenizer):
 
     @property
     def unk_id(self) -> int | None:
-        """The id of unknown text, or None. (The base's is the special token `<|unk|>`; here any piece may be it.)"""
+        """The id of unknown text, or None. (The base's is a special token; here any piece may be it.)"""
         return self._unk_id
 
     # Text to ids
@@ -157,9 +158,6 @@ class UnigramTokenizer(Tokenizer):
         self, chunks: Iterable[str], allowed_special: Specials, disallowed_special: Specials
     ) -> Iterator[list[int]]:
         """As the base's, by a copy of this tokenizer that knows whether the text has begun."""
-        stripping = self._choose("allowed_special", allowed_special) & self.strips.keys()
-        if stripping:  # rare, and white space has no limit: hold the whole text
-            chunks = [strip_beside("".join(chunks), {token: self.strips[token] for token in stripping})]
         reader = copy.copy(self)
         reader._begun = False
         return super(UnigramTokenizer, reader)._encode_blocks(chunks, allowed_special, disallowed_special)
@@ -406,12 +404,16 @@ class UnigramTokenizer(Tokenizer):
         )
 
     @classmethod
+    def _reads_hugging_face(cls, content: Mapping[str, Any]) -> bool:
+        return model_type(content) == "Unigram"
+
+    @classmethod
     def from_hugging_face(cls, content: Mapping[str, Any]) -> Self:
         """Read the content of a Hugging Face `tokenizer.json` with a Unigram model, as `json.load` gives it.
 
         Its added tokens become special tokens: `encode(text, "all")` gives the ids of Hugging Face's
         `encode(text, add_special_tokens=False)`. What its post-processor would put around a text (such as `</s>`) is
-        for the caller to add. `decode` is ours: its decoder is not read.
+        what `build_inputs_with_special_tokens` puts. `decode` is ours: its decoder is not read.
 
         Raises: InputError that names a component, or an option of one, that is not known here.
         """
@@ -431,24 +433,9 @@ class UnigramTokenizer(Tokenizer):
             raise InputError(
                 f"{where}: model is of type {model['type']!r}, expected 'Unigram'; read it by its own class"
             )
-        for option in ("truncation", "padding"):
-            if content.get(option):
-                raise InputError(f"{where}: {option} is set, which is not known here; set content[{option!r}] to None")
+        refuse_settings(where, content)
         normalizer = flatten(content.get("normalizer"), "normalizers")
-        specials, strips = {}, {}
-        for token in content.get("added_tokens") or []:
-            text = token["content"]
-            if token.get("single_word"):
-                raise InputError(f"{where}: added token {text!r} has single_word, which is not known here; unset it")
-            if token.get("normalized") and normalizer:
-                raise InputError(
-                    f"{where}: added token {text!r} is looked for in normalised text, which is not known here; "
-                    "set its 'normalized' to false"
-                )
-            specials[text] = token["id"]
-            sides = [side for side in ("left", "right") if token.get(f"{side[0]}strip")]
-            if sides:
-                strips[text] = sides[0] if len(sides) == 1 else "both"
+        specials, strips = read_added_tokens(where, content, bool(normalizer))
         splitting = flatten(content.get("pre_tokenizer"), "pretokenizers")
         names = [step["type"] for step in splitting]
         if names not in (["Metaspace"], ["WhitespaceSplit", "Metaspace"]):
@@ -460,7 +447,7 @@ class UnigramTokenizer(Tokenizer):
         if metaspace.get("replacement", SPACE) != SPACE:
             raise InputError(f"{where}: Metaspace has replacement {metaspace['replacement']!r}, expected {SPACE!r}")
         old = "always" if metaspace.get("add_prefix_space", True) else "never"  # before there were schemes
-        return cls(
+        tokenizer = cls(
             [(piece, score) for piece, score in model["vocab"]],
             model.get("unk_id"),
             specials,
@@ -471,6 +458,8 @@ class UnigramTokenizer(Tokenizer):
             whitespace_split=len(names) == 2,
             strips=strips,
         )
+        tokenizer.around = read_around(where, content.get("post_processor"), specials)
+        return tokenizer
 
 
 def check_pieces(
@@ -489,23 +478,6 @@ def check_pieces(
             raise InputError(
                 f"UnigramTokenizer: special token {token!r} has id {i}, but is the piece {ids[token]}; give it that id"
             )
-
-
-def flatten(component: Mapping[str, Any] | None, key: str) -> list[Mapping[str, Any]]:
-    """The steps of a component of a tokenizer.json: a Sequence holds others, in `key`."""
-    if component is None:
-        return []
-    if component["type"] != "Sequence":
-        return [component]
-    return [step for part in component[key] for step in flatten(part, key)]
-
-
-def strip_beside(text: str, strips: Mapping[str, str]) -> str:
-    """`text` without the white space on the given side of some special tokens."""
-    for token, side in strips.items():
-        before, after = (r"\s*" if side in (this, "both") else "" for this in ("left", "right"))
-        text = regex.sub(before + regex.escape(token) + after, lambda match, token=token: token, text)
-    return text
 
 
 def log_sum_exp(values: Sequence[float]) -> float:

@@ -41,7 +41,7 @@ from functools import cached_property
 from heapq import heapify, heappop, heappush
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any, Literal, Self, cast
+from typing import Any, ClassVar, Literal, Self, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -58,6 +58,7 @@ from minillm.tokenizers.base import (
     write_text,
 )
 from minillm.tokenizers.bpe import PairIndex
+from minillm.tokenizers.hugging_face import model_type
 
 BERT_TOKENS = PAD, UNK, CLS, SEP, MASK = "[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"
 PREFIX = "##"  # begins every piece that goes on with a word
@@ -85,6 +86,13 @@ class WordPieceTokenizer(Tokenizer):
     """
 
     kind = "wordpiece"
+    NAMES: ClassVar[dict[str, str]] = {
+        "pad_token": PAD,
+        "unk_token": UNK,
+        "cls_token": CLS,
+        "sep_token": SEP,
+        "mask_token": MASK,
+    }
 
     def __init__(
         self,
@@ -112,32 +120,20 @@ class WordPieceTokenizer(Tokenizer):
         self._longest = max(map(len, vocab), default=0)
         self._ids_of_chunk = ChunkIds(self._encode_chunk)
 
-    # BERT's names for its special tokens, not those of the base.
-
-    @property
-    def pad_id(self) -> int | None:
-        """The id of `[PAD]`, or None."""
-        return self.special_tokens.get(PAD)
-
-    @property
-    def unk_id(self) -> int | None:
-        """The id of `[UNK]`, or None."""
-        return self.special_tokens.get(UNK)
-
     @property
     def cls_id(self) -> int | None:
         """The id of `[CLS]`, or None."""
-        return self.special_tokens.get(CLS)
+        return self._named("cls_token")
 
     @property
     def sep_id(self) -> int | None:
         """The id of `[SEP]`, or None."""
-        return self.special_tokens.get(SEP)
+        return self._named("sep_token")
 
     @property
     def mask_id(self) -> int | None:
         """The id of `[MASK]`, or None."""
-        return self.special_tokens.get(MASK)
+        return self._named("mask_token")
 
     # Training
 
@@ -384,6 +380,10 @@ class WordPieceTokenizer(Tokenizer):
             if token in self.vocab:
                 raise InputError(f"{where}: special token {token!r} is spelled as an ordinary token; use save instead")
         write_text(where, Path(path), "".join([f"{token}\n" for token in tokens]))
+
+    @classmethod
+    def _reads_hugging_face(cls, content: Mapping[str, Any]) -> bool:
+        return model_type(content) == "WordPiece"
 
     @classmethod
     def from_hugging_face(cls, content: dict[str, Any]) -> Self:

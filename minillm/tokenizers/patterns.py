@@ -1,0 +1,129 @@
+"""Pretokens: how the text of a byte-level BPE is cut into words, numbers and signs before any merge.
+
+A pattern is a regular expression. Its matches, from left to right, are pretokens, and so is what lies between two
+matches. Several patterns cut one after the other: each cuts the pieces that the one before has left.
+
+    "gpt2"     an English contraction; letters, digits or other signs, with one space before them; white space
+    "smollm"   every digit alone, and what lies between by GPT-2's pattern: SmolLM, StarCoder
+    "llama3"   any one sign before letters; digits in threes; a line end stays with the signs before it: GPT-4 (cl100k)
+    "qwen2"    as llama3, every digit alone
+    "gpt4o"    as llama3, and a capital after a small letter begins anew; contractions stay with their word
+
+Before the patterns come a normal form of Unicode (Qwen2's NFC) and a space in front (RoBERTa's), where they are set.
+
+**What is settled** (see base.py): when text is cut at an arbitrary place, a pattern may go on over the cut, and how
+far it looks ahead is hard to say: `\\s*[\\r\\n]+` looks for the last line end of the white space, however long. But
+none of those above joins a letter or digit to a sign behind it that is no letter, mark, digit or apostrophe, or looks
+beyond that sign. So text is encoded up to the last such place, "word|," or "word| ", and the rest waits. The same
+place cuts NFC: marks alone (and Hangul, letters) join with what stands before. With another pattern, which may do
+anything, the whole text waits for its end.
+
+Sources: Radford et al., "Language Models are Unsupervised Multitask Learners" (2019); the code of `tiktoken` (OpenAI)
+for cl100k and o200k; the tokenizer.json of SmolLM2, Llama 3 and Qwen2.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Sequence
+
+import regex
+
+from minillm.errors import InputError, did_you_mean
+
+GPT2 = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+DIGIT = r"\p{N}"
+CONTRACTION = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
+BREAKS = r"\s*[\r\n]+|\s+(?!\S)|\s+"
+LLAMA3 = rf"{CONTRACTION}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}{{1,3}}| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*|{BREAKS}"
+QWEN2 = rf"{CONTRACTION}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*|{BREAKS}"
+UPPER, LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
+GPT4O = (
+    rf"[^\r\n\p{{L}}\p{{N}}]?{UPPER}*{LOWER}+{CONTRACTION}?|[^\r\n\p{{L}}\p{{N}}]?{UPPER}+{LOWER}*{CONTRACTION}?"
+    rf"|\p{{N}}{{1,3}}| ?[^\s\p{{L}}\p{{N}}]+[\r\n/]*|{BREAKS}"
+)
+PATTERNS = {"gpt2": (GPT2,), "smollm": (DIGIT, GPT2), "llama3": (LLAMA3,), "qwen2": (QWEN2,), "gpt4o": (GPT4O,)}
+
+# The places, from the last, where a pretoken ends whatever follows: before a sign, behind a letter or digit.
+CUT = regex.compile(r"(?r)(?<=[\p{L}\p{N}])[^\p{L}\p{M}\p{N}']")
+
+# The patterns above as files spell them.
+SPELLINGS = {
+    r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+": GPT2,
+}
+# What means another thing in Oniguruma, the engine of Hugging Face's tokenizers, or looks back.
+FOREIGN = regex.compile(r"(?<!\\)\$|(?<![\[\\])\^|\\[bBAGhHKRwWXzZ]|&&|\(\?<|\(\?[a-z]*[ams]|\{\d*,?\d*\}\+")
+
+
+class Splitter:
+    """Cuts text into pretokens; the arguments are those of `BPETokenizer`.
+
+    Raises: InputError for a pattern that is no regular expression or has groups that capture, or a normal form that is
+    not known.
+    """
+
+    def __init__(
+        self, pattern: str | Sequence[str] = "gpt2", normalizer: str | None = None, prefix_space: bool = False
+    ):
+        if isinstance(pattern, str):
+            pattern = PATTERNS.get(pattern, (pattern,))
+        if normalizer not in (None, "NFC"):
+            raise InputError(f"BPETokenizer: normalizer is {normalizer!r}; give 'NFC' or None")
+        self.patterns = tuple(pattern)
+        self.normalizer, self.prefix_space = normalizer, prefix_space
+        self.cuts = [compiled(one) for one in self.patterns]
+        self.known = self.patterns in PATTERNS.values()
+        self.plain_gpt2 = self.patterns == (GPT2,) and normalizer is None and not prefix_space
+
+    def settled(self, text: str, more: bool) -> tuple[list[str], int]:
+        """The pretokens of the start of `text` that nothing can change that may follow it, and where that start ends.
+
+        `text` is a stretch without special tokens, or what `settled` has left of one.
+        """
+        end = self.last_cut(text) if more else len(text)
+        return self.pretokens(text[:end]), end
+
+    def last_cut(self, text: str) -> int:
+        """Where the settled part of `text` ends."""
+        for match in CUT.finditer(text) if self.known else ():
+            cut = match.start()
+            # A letter that NFC takes apart ends in a mark. And only what begins with a space gets none in front.
+            whole = self.normalizer is None or unicodedata.is_normalized("NFC", text[cut - 1])
+            if whole and (not self.prefix_space or text[cut] == " "):
+                return cut
+        return 0
+
+    def pretokens(self, text: str) -> list[str]:
+        if self.normalizer is not None:
+            text = unicodedata.normalize("NFC", text)
+        if self.prefix_space and text and not text.startswith(" "):
+            text = f" {text}"
+        pieces = [text] if text else []
+        for cut in self.cuts:
+            pieces = [part for piece in pieces for part in cut.split(piece) if part]
+        return pieces
+
+
+def check_foreign(where: str, pattern: str) -> str:
+    """A regular expression of a tokenizer.json in our spelling.
+
+    Raises: InputError where it would not mean the same here.
+    """
+    if found := FOREIGN.search(pattern):
+        raise InputError(
+            f"{where}: the pattern {pattern!r} has {found.group()!r}, whose meaning is another here; write it without"
+        )
+    return SPELLINGS.get(pattern, pattern)
+
+
+def compiled(pattern: str) -> regex.Pattern[str]:
+    """A pattern that `split` gives the matches of, and what lies between them."""
+    if isinstance(pattern, str) and pattern.isalnum():
+        raise InputError(f"BPETokenizer: pattern {pattern!r} is no name of a pattern{did_you_mean(pattern, PATTERNS)}")
+    try:
+        found = regex.compile(f"({pattern})")
+    except regex.error as error:
+        raise InputError(f"BPETokenizer: pattern {pattern!r} is no regular expression ({error}); mend it") from error
+    if found.groups != 1:
+        raise InputError(f"BPETokenizer: pattern {pattern!r} has groups that capture; write (?:...) for (...)")
+    return found
