@@ -39,7 +39,7 @@ def main():
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--vocab-size", type=int, default=6000)
     parser.add_argument("--batch-tokens", type=int, default=2048, help="in a batch, source and target")
-    parser.add_argument("--lr", type=float, default=2e-3, help="at its peak")
+    parser.add_argument("--lr", type=float, default=1e-3, help="at its peak")
     parser.add_argument("--dropout", type=float, default=0.2)
     parser.add_argument("--smoothing", type=float, default=0.1)
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "translation.md")
