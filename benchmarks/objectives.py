@@ -1,4 +1,4 @@
-"""Does each objective learn? `python benchmarks/objectives.py [--steps 1500]` writes benchmarks/results/objectives.md.
+"""Does each objective learn? `python benchmarks/objectives.py [--steps 750]` writes benchmarks/results/objectives.md.
 
 Small models of the families that learn by filling gaps are trained on tinyshakespeare, each with the tokenizer and the
 objective that go with it: BERT on WordPieces with masked tokens and next sentences, RoBERTa on byte pairs with masked
@@ -197,7 +197,7 @@ def learn(name: str, task: Task, steps: int) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data" / "tinyshakespeare.txt")
-    parser.add_argument("--steps", type=int, default=1500)
+    parser.add_argument("--steps", type=int, default=750)
     parser.add_argument("--only", choices=["bert", "roberta", "xlnet"])
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "objectives.md")
     arguments = parser.parse_args()
