@@ -202,12 +202,15 @@ def test_float64_is_measured_too() -> None:
 
 @pytest.mark.parametrize("name", ["tiny with dropout", "baby"])
 def test_the_peak_on_all_threads(name: str) -> None:
-    """When threads have their scratch memory differs from time to time, and moves the peak by some percent."""
+    """When threads have their scratch memory differs from time to time, and moves the peak by some percent.
+
+    With one thread nothing moves: there the tests above demand 2 percent.
+    """
     kind, config, batch_size, context = MODELS[name]
     model = kind(config)
     peaks = [measured(model, *batch(model, batch_size, context))[1] for _ in range(3)]
     found = [described(kind, config, batch_size, context).peak for _ in range(3)]
-    assert statistics.median(found) == pytest.approx(statistics.median(peaks), rel=0.05)
+    assert statistics.median(found) == pytest.approx(statistics.median(peaks), rel=0.1)
 
 
 def test_nothing_is_left_behind_even_by_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
