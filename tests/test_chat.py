@@ -316,3 +316,15 @@ def test_an_answer_that_nobody_heard_out_was_never_said() -> None:
     assert len(talk.conversation.messages) == 2
     expected = talk.expected("a b d", 9)
     assert "".join(talk.conversation.say("a b d", 9, temperature=0)) == expected
+
+
+def test_a_history_that_was_changed_and_put_back() -> None:
+    """What another history left in the cache, half heard, is not taken for this one's."""
+    talk = Talk()
+    list(talk.conversation.say("hello a b c d e", 9, temperature=0))
+    history, talk.conversation.messages = talk.conversation.messages, [Message("user", "e d c b a")]
+    for _ in talk.conversation.say("c c c c c c c c", 9, temperature=0):
+        break
+    talk.conversation.messages = history
+    expected = talk.expected("a b", 9)
+    assert "".join(talk.conversation.say("a b", 9, temperature=0)) == expected
