@@ -36,6 +36,10 @@ class InputError(MinillmError, ValueError):
     """A value that a person gave (a file, a text, an option, a token id) cannot be used."""
 
 
+class ParallelError(MinillmError, RuntimeError):
+    """A rank that failed or is missing, or ranks that do not do the same."""
+
+
 class CheckpointError(MinillmError, ValueError):
     """Saved weights or a run directory that is missing, damaged, or of another shape."""
 

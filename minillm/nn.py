@@ -274,13 +274,25 @@ class KVCache:
 
 
 class Decoder(Module):
-    """What models of the next token share; one gives `config`, `features`, `output_weight` and `new_cache`."""
+    """What models of the next token share; one gives `config`, `embed`, `blocks`, `ln_f`, `output_weight`, `new_cache`.
+
+    With the data: ids, `embed`, `blocks`, the last norm `ln_f`, the product with `output_weight`, logits.
+    """
 
     config: Any
+    ln_f: Module
+
+    def embed(self, ids: Any, cache: list[KVCache] | None = None) -> Tensor:
+        """What the first block gets, (B, T, C), of ids (B, T) that follow what the cache has seen."""
+        raise TypeError(f"{type(self).__name__}: a Decoder needs an embed method")
+
+    def blocks(self, x: Tensor, cache: list[KVCache] | None = None) -> Tensor:
+        """What the last norm gets, (B, T, C), of what the first block gets; keys and values enter the cache."""
+        raise TypeError(f"{type(self).__name__}: a Decoder needs a blocks method")
 
     def features(self, ids: Any, cache: list[KVCache] | None = None) -> Tensor:
         """What the output layer gets, (B, T, C), of ids (B, T) that follow what the cache has seen, and enter it."""
-        raise TypeError(f"{type(self).__name__}: a Decoder needs a features method")
+        return self.ln_f(self.blocks(self.embed(ids, cache), cache))
 
     @property
     def output_weight(self) -> Tensor:
