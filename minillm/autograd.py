@@ -53,6 +53,17 @@ def no_grad() -> Iterator[None]:
         _state.grad_enabled = before
 
 
+@contextlib.contextmanager
+def enable_grad() -> Iterator[None]:
+    """Within this context operations record what a backward needs, also inside a no_grad."""
+    before = _state.grad_enabled
+    _state.grad_enabled = True
+    try:
+        yield
+    finally:
+        _state.grad_enabled = before
+
+
 def is_grad_enabled() -> bool:
     """Whether operations are recorded on this thread."""
     return _state.grad_enabled

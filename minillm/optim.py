@@ -12,7 +12,7 @@ rounded, because a bfloat16 is not changed by an update of less than 2^-9 of it.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -29,7 +29,14 @@ ALIGN = 16  # every parameter starts on a 64-byte cache line
 
 
 class FlatGroup:
-    """Parameters of one dtype and one set of options, laid out one after another in flat buffers."""
+    """Parameters of one dtype and one set of options, laid out one after another in flat buffers.
+
+    A single vector is flat already, and stays where it is: a part of a larger array, in parallel training.
+    `counted`: the slices of `grad` that the norm is of; None: those with a gradient. In parallel training another rank
+    may count what is here too.
+    """
+
+    counted: list[slice] | None = None
 
     def __init__(self, parameters: list[Parameter], options: dict[str, Any], moments: tuple[str, ...]):
         self.parameters = parameters
@@ -41,7 +48,11 @@ class FlatGroup:
             size += -(-parameter.numel() // ALIGN) * ALIGN
         first = parameters[0].data
         accumulator = np.promote_types(first.dtype, np.float32)
-        self.data, self.grad = (np.zeros_like(first, shape=size, order="C") for _ in range(2))
+        if len(parameters) == 1 and first.ndim == 1 and first.flags.c_contiguous:
+            size, self.data = first.size, first
+            self.grad = parameters[0].grad_buffer if parameters[0].grad_buffer is not None else np.zeros_like(first)
+        else:
+            self.data, self.grad = (np.zeros_like(first, shape=size, order="C") for _ in range(2))
         self.masters = self.data  # for fewer bits than float32 apart, and taken from the parameters at the first step
         if accumulator != first.dtype:
             self.masters = np.zeros_like(first, shape=size, dtype=accumulator, order="C")
@@ -87,14 +98,23 @@ class FlatGroup:
                 buffer = self.view(self.grad, parameter, start)
                 buffer[...] = parameter.grad
                 parameter.grad = parameter.grad_buffer = buffer
-            stop = start + -(-parameter.numel() // ALIGN) * ALIGN
+            stop = min(start + -(-parameter.numel() // ALIGN) * ALIGN, self.grad.size)
             if spans and spans[-1][1] == start:
                 spans[-1][1] = stop
             else:
                 spans.append([start, stop])
-        if length is None:
-            return [slice(start, stop) for start, stop in spans]
-        return [slice(a, min(a + length, stop)) for start, stop in spans for a in range(start, stop, length)]
+        return _cut([slice(start, stop) for start, stop in spans], length)
+
+    def counted_gradients(self, length: int | None = CHUNK) -> list[Array]:
+        """The gradients that the norm is of, in pieces of at most `length`."""
+        chunks = self.chunks(length) if self.counted is None else _cut(self.counted, length)
+        return [self.grad[chunk] for chunk in chunks]
+
+
+def _cut(spans: list[slice], length: int | None) -> list[slice]:
+    if length is None:
+        return spans
+    return [slice(a, min(a + length, s.stop)) for s in spans for a in range(s.start, s.stop, length)]
 
 
 class Optimizer:
@@ -102,6 +122,7 @@ class Optimizer:
 
     moment_names: tuple[str, ...] = ()
     kernel = ""  # of kernels/<kernel>.cu, which `update_cuda` launches, where there is one
+    add_over_ranks: Callable[[Array], None] | None = None  # where others have gradients too: sums a number with theirs
 
     def __init__(self, parameters: Iterable[Any], lr: float, **options: Any):
         given = list(parameters)
@@ -145,10 +166,15 @@ class Optimizer:
         """
         accumulators = {group.masters.dtype for group in self.groups}
         if len(accumulators) == 1 and all(kernels.chosen("global_norm", group.grad) for group in self.groups):
-            gradients = [group.grad[span] for group in self.groups for span in group.chunks(length=None)]
-            norm, self.clip_factor = _norm_and_factor_cuda(gradients, max_norm, self.groups[0].masters)
+            gradients = [gradient for group in self.groups for gradient in group.counted_gradients(length=None)]
+            norm, self.clip_factor = _norm_and_factor_cuda(
+                gradients, max_norm, self.groups[0].masters, self.add_over_ranks
+            )
             return norm[0]
-        norm = math.sqrt(sum(_sum_of_squares([group.grad[chunk] for chunk in group.chunks()]) for group in self.groups))
+        squares = np.array([sum(_sum_of_squares(group.counted_gradients()) for group in self.groups)])
+        if self.add_over_ranks is not None:
+            self.add_over_ranks(squares)
+        norm = math.sqrt(squares[0])
         self.clip_factor = min(1.0, max_norm / norm) if norm > 0 else 1.0
         return norm
 
@@ -322,7 +348,9 @@ def clip_grad_norm_(parameters: Iterable[Parameter], max_norm: float) -> float:
     return norm
 
 
-def _norm_and_factor_cuda(gradients: list[Array], max_norm: float, wide: Array) -> tuple[Array, Array]:
+def _norm_and_factor_cuda(
+    gradients: list[Array], max_norm: float, wide: Array, add_over_ranks: Callable[[Array], None] | None = None
+) -> tuple[Array, Array]:
     """The norm of all gradients together and the factor that clips it, arrays of one number each, by kernels."""
     blocks = [min(1024, -(-gradient.size // 4096)) for gradient in gradients]  # of the size alone: the order of the sum
     partials, (norm, factor) = np.empty_like(wide, shape=sum(blocks)), np.empty_like(wide, shape=(2, 1))
@@ -331,6 +359,9 @@ def _norm_and_factor_cuda(gradients: list[Array], max_norm: float, wide: Array) 
         sum_of_squares = get_kernel("global_norm.cu", "sum_of_squares", gradient.dtype)
         sum_of_squares(count, 512, (gradient, partials[first : first + count], np.int64(gradient.size)))
         first += count
+    if add_over_ranks is not None:
+        partials = partials.sum(keepdims=True)
+        add_over_ranks(partials)
     clip_factor = get_kernel("global_norm.cu", "clip_factor", partials.dtype)
     clip_factor(1, 512, (partials, np.int32(partials.size), partials.dtype.type(max_norm), norm, factor))
     return norm, factor

@@ -1,0 +1,82 @@
+"""Activation checkpointing: a block keeps its input alone, and is computed a second time in the backward.
+
+Of L blocks with activations of A bytes and inputs of I, what a forward leaves falls from L A to L I + A, for a third
+more operations (Chen et al. 2016, "Training deep nets with sublinear memory cost", arXiv:1604.06174, section 3). The
+second forward draws the same dropout masks, for they are a function of the place in the random stream, and gives the
+same bits as the first.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
+
+from minillm import random
+from minillm.autograd import Op, Tensor, enable_grad, enter_scope, is_grad_enabled, no_grad
+from minillm.backend import Array
+from minillm.errors import InputError
+from minillm.nn import Module
+from minillm.parallel.data_parallel import model_blocks
+
+
+class Saved(NamedTuple):
+    """The input, what to compute again, the place in the random stream where it began, and the number of inputs."""
+
+    x: Array
+    function: Callable[[Tensor], Tensor]
+    place: random.Generator
+    inputs: int
+
+
+def recompute_forward(x, *weights, function):
+    place = copy.copy(random.default)
+    with no_grad():
+        y = function(Tensor(x))
+    return y.data, Saved(x, function, place, 1 + len(weights))
+
+
+def recompute_backward(dout, saved):
+    x = Tensor(saved.x, requires_grad=True)
+    now, random.default = random.default, copy.copy(saved.place)
+    try:
+        with enable_grad():
+            y = saved.function(x)
+    finally:
+        random.default = now
+    y.backward(dout)  # the gradients of the weights go to them from here
+    return (x.grad, *[None] * (saved.inputs - 1))
+
+
+RECOMPUTE = Op("recompute", recompute_forward, recompute_backward)
+
+
+def recompute(model: Module, layers: Iterable[int] | None = None) -> None:
+    """Have the blocks of a model with these numbers, or all, compute their forward a second time in the backward.
+
+    Before the model is laid out by DataParallel or ZeRO.
+    Raises: InputError for a number without a block.
+    """
+    blocks = dict(enumerate(model_blocks(model).values()))
+    chosen = list(blocks) if layers is None else list(layers)
+    for number in chosen:
+        if number not in blocks:
+            raise InputError(f"recompute: there is no block {number}; the model has {len(blocks)}, counted from 0")
+        block = blocks[number]
+        vars(block)["forward"] = functools.partial(_forward, block, block.forward)
+
+
+def _forward(block: Module, forward: Callable[..., Tensor], x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    if not is_grad_enabled():
+        return forward(x, *args, **kwargs)
+    weights = [parameter for parameter in block.parameters() if parameter.requires_grad]  # so that it is recorded
+
+    def function(x: Tensor) -> Tensor:
+        before = enter_scope(block.name)
+        try:
+            return forward(x, *args, **kwargs)
+        finally:
+            enter_scope(before)
+
+    return RECOMPUTE(x, *weights, function=function)
