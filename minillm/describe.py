@@ -4,7 +4,8 @@ Parameters, matrix products and cache follow from shapes. What a step keeps for 
 each operation's `Saved` says, arrays that several operations share counted once. So nothing is written down here a
 second time. The model's own training step is run, hollow (`hollow`): every array is taken, and hardly one is filled.
 Memory that nobody touches is an address range and no more, so a step of a billion weights takes a moment and little
-memory. Two blocks are enough: all blocks take alike, so L of them take the first, and the last L - 1 times.
+memory. Three blocks are enough: the first, the last, of which XLNet reads one stream only, and one that stands for the
+L - 2 between them.
 
 **Activations**, in numbers per token and block, for C channels (GPT-2, whose MLP has 4C; no dropout):
 
@@ -26,10 +27,14 @@ of down. Before and after the blocks there are ids, the last norm, and the logit
 backward overwrites.
 
 **The peak** is reached early in the backward: everything is still kept, and the first gradients come on top. It is
-measured on the two blocks, and what the other blocks keep is added. It is that of a CPU with the threads at hand,
+measured on three blocks, and what the other blocks keep is added. It is that of a CPU with the threads at hand,
 whose scratch memory, a few times `backend.CACHE_BYTES` each, may or may not be there at the same moment. Gradients of
 weights have their own memory (optim.py). With bfloat16, arrays of float16 stand in, which NumPy has arithmetic for;
 kernels on a GPU keep inputs where formulas keep slopes, as many numbers.
+
+**The step** is that of the model's own objective (`training_batch`): the next token, tokens that are hidden, for XLNet
+an order that is drawn, with both streams, or a target for each source, which is as long. A step's T tokens of BART are
+those of the target; what the T tokens of the source take counts with them.
 
 **Operations.** A matrix product of (M, K) and (K, N) has 2MKN. Forward plus backward of N weights make 6N a token
 (Kaplan et al. 2020, arXiv:2001.08361, section 2.1: without the tables of tokens and positions), and attention 12 L C T
@@ -56,11 +61,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from minillm import autograd, backend, gguf, hub, models
+from minillm import autograd, backend, gguf, hub, models, random
 from minillm.autograd import Node, Op, Tensor
 from minillm.backend import Array
+from minillm.data.permutation import permute_tokens
 from minillm.errors import InputError, did_you_mean
 from minillm.kernels import use_kernels
+from minillm.models.llama import Llama
 from minillm.nn import Decoder, Module, uninitialized
 from minillm.profile import Shapes
 from minillm.training.run import Run
@@ -102,7 +109,8 @@ class Description:
     peak: float  # bytes of activations and their gradients, where they are most
     forward: dict[str, Amount]  # operations of the matrix products, by part
     backward: dict[str, Amount]
-    cache_token: int  # bytes of keys and values for one token of one sequence; 0 for an encoder
+    cache_token: int  # bytes of keys and values for one token of one sequence; 0 where nothing is generated
+    cache_source: int  # the same for one token of the source of one target; 0 for a model without sources
 
     @property
     def itemsize(self) -> int:
@@ -199,16 +207,21 @@ def describe(
         step.peak + total(kept) - sum(step.kept.values()),
         stacks.by_part(step.forward),
         stacks.by_part(step.backward),
-        cache_token(model, config),
+        *cache_bytes(model, config),
     )
 
 
-def cache_token(model: Module, config: Any) -> int:
-    """Bytes of keys and values of a token, in all blocks: the model has fewer than the configuration."""
+def cache_bytes(model: Any, config: Any) -> tuple[int, int]:
+    """Of a token, and of a token of the source, the keys and values in all blocks: `model` has fewer than those."""
+    layers, source = getattr(config, "decoder_layers", None) or config.layers, 0
+    if hasattr(model, "conditioned"):
+        with hollow(Seen()):
+            model = model.conditioned(np.zeros((1, 1), np.int64))
+        source = sum(array.data.nbytes for array in model.memory[-1])
     if not isinstance(model, Decoder):
-        return 0
+        return 0, 0
     cache = model.new_cache()[-1]
-    return (cache.keys.nbytes + cache.values.nbytes) // config.context * config.layers
+    return (cache.keys.nbytes + cache.values.nbytes) // config.context * layers, source * layers
 
 
 # --- which model ---------------------------------------------------------------------------------------------------
@@ -240,14 +253,12 @@ def opened(name: str | Path) -> tuple[type[Module], Any, dict[str, Any]]:
             f"describe: {name} is no preset, and no folder or file with a configuration{did_you_mean(str(name), known)}"
         )
     if path.suffix == ".gguf":
-        tensors, fields = gguf._contents(path, gguf._opened(path))
-        return gguf.Llama, gguf._config(fields, tensors), {}
-    file = path / hub.CONFIG if path.is_dir() else path
-    values = hub._read_json(file)
+        return Llama, gguf.read_config(path), {}
+    values = hub.read_config(path)
     if "model_type" in values:
-        module, kind = hub._family(values)
+        module, kind = hub.family(values)
         return getattr(module, kind), module.config_from_hugging_face(values), {}
-    run = Run.open(file.parent)
+    run = Run.open(path if path.is_dir() else path.parent)
     config = replace(run.config.model, vocab_size=run.tokenizer.vocab_size)
     part_of_batch = -(-run.config.batch_size // run.config.micro_batches)
     return known["gpt2"][0], config, {"batch_size": part_of_batch, "dtype": run.config.dtype}
@@ -277,26 +288,43 @@ class Step(NamedTuple):
     backward: Counter[str]
 
 
+def training_batch(model: Any, batch_size: int, context: int) -> dict[str, Array]:
+    """What the model's loss takes, or its forward if it has no loss, of ids that are all 0."""
+    parameters = inspect.signature(loss_of(model)).parameters
+    names = [name for name, parameter in parameters.items() if parameter.default is parameter.empty]
+    ids = np.zeros((batch_size, context), np.int64)
+    if "labels" in names and "target_mapping" in parameters:
+        drawn = permute_tokens(ids, reuse_len=model.config.reuse_len, generator=random.Generator())
+        return drawn._asdict()
+    arrays = {name: np.zeros_like(ids) for name in names}
+    if "labels" in names:
+        arrays["labels"].reshape(-1)[max(1, round(LABELLED * ids.size)) :] = -100
+    return arrays
+
+
+def loss_of(model: Any) -> Callable[..., Any]:
+    """The loss, or what a model without one is called with."""
+    return model.loss if hasattr(model, "loss") else model.forward
+
+
 def hollow_step(model: Any, batch_size: int, context: int) -> Step:
     """Forward and backward of one batch, hollow."""
-    ids = np.zeros((batch_size, context), np.int64)
-    targets = np.zeros_like(ids)
-    if hasattr(model, "loss") and "labels" in inspect.signature(model.loss).parameters:
-        targets.reshape(-1)[max(1, round(LABELLED * ids.size)) :] = -100
-    given = {id(owner(x)) for x in (ids, targets, *model.state_dict().values())}
-    seen, was_tracing = Seen(), tracemalloc.is_tracing()
+    batch = training_batch(model, batch_size, context)
+    given = {id(owner(x)) for x in (*batch.values(), *model.state_dict().values())}
+    seen, was_tracing, stream = Seen(), tracemalloc.is_tracing(), random.default.state()
     if not was_tracing:
         tracemalloc.start()
     try:
         with hollow(seen):
             tracemalloc.reset_peak()
             before = tracemalloc.get_traced_memory()[0]
-            loss = model.loss(ids, targets) if hasattr(model, "loss") else model(ids)
+            loss = loss_of(model)(**batch)
             kept = seen.kept(loss, given)
             seen.saved.clear()
             loss.backward(np.zeros_like(loss.data))
             peak = tracemalloc.get_traced_memory()[1] - before
     finally:
+        random.default.set_state(stream)  # dropout has moved it
         if not was_tracing:
             tracemalloc.stop()
     return Step(kept, peak, seen.forward, seen.backward)
@@ -460,16 +488,17 @@ class Stacks:
 
     def __init__(self, numbers: dict[str, int]):
         self.numbers = numbers
-        self.cut = {name: min(2, number) for name, number in numbers.items()}  # so many are looked at
+        self.cut = {name: min(3, number) for name, number in numbers.items()}  # so many are looked at
 
     def times(self, layer: str) -> int:
-        """How many blocks of the whole model a layer stands for; 0 where it is not in the last that was looked at."""
+        """How many blocks of the whole model a layer stands for; 0 where it is not in the middle of those looked at."""
         stack, number, _ = split(layer)
         field = next((name for name in self.numbers if stack.startswith(name.removesuffix("layers").rstrip("_"))), "")
-        return 1 + self.numbers[field] - self.cut[field] if field and number == self.cut[field] - 1 else 0
+        middle = (self.cut[field] - 1) // 2 if field else None
+        return 1 + self.numbers[field] - self.cut[field] if field and number == middle else 0
 
     def gathered(self, sizes: Iterable[tuple[Any, str, float]]) -> dict[Any, Amount]:
-        """Of (key, layer, size) the sizes by key; the last block that was looked at stands for those that follow."""
+        """Of (key, layer, size) the sizes by key; the middle block stands for all between the first and the last."""
         amounts: dict[Any, Amount] = {}
         for key, layer, size in sizes:
             times = self.times(layer)
@@ -544,7 +573,10 @@ def tables(found: Description) -> Iterator[Table]:
     }
     if found.cache_token:
         longest = found.batch_size * found.config.context
-        held[f"KV cache, {found.batch_size} x {found.config.context} tokens"] = found.cache_token * longest
+        held["KV cache, for each token of a source"] = found.cache_source
+        both = "of target and source" if found.cache_source else "tokens"
+        size = (found.cache_token + found.cache_source) * longest
+        held[f"KV cache, {found.batch_size} x {found.config.context} {both}"] = size
     yield Table(f"memory of {step}", ("", "bytes"), [(name, in_bytes(size)) for name, size in held.items() if size])
 
     names = dict.fromkeys([*found.forward, *found.backward])

@@ -6,6 +6,11 @@ floats, some rows at a time.
 
 llama.cpp keeps the rows of a Llama's queries and keys in the order of layout "interleaved" (see ops/rope.py); here
 they are put back into that of Hugging Face.
+
+Rotary angles may be stretched to a longer context (`RopeScaling`). Of "linear" and "yarn" the file has the settings, as
+fields. Of "llama3", which Llama 3.1 and its successors have, it has only the result, a tensor: the number by which each
+frequency is divided. The settings are recovered from it, or else the file is refused. A field that is not known here
+is refused by name, for a model whose angles are a little wrong still speaks, only worse.
 """
 
 from __future__ import annotations
@@ -17,10 +22,11 @@ import numpy as np
 
 from minillm.backend import as_dtype
 from minillm.errors import CheckpointError, InputError
+from minillm.hub import check_weights, names_in_file
 from minillm.models.llama import Llama, LlamaConfig, rows_in_hugging_face
 from minillm.nn import uninitialized
-from minillm.ops.rope import interleaved_to_half
-from minillm.tokenizers import BPETokenizer
+from minillm.ops.rope import RopeScaling, interleaved_to_half
+from minillm.tokenizers import BPETokenizer, SentencePieceBPE
 
 # Of each parameter, with {i} for the number of the block; several are rows below each other in one of ours.
 NAMES: dict[str, tuple[str, ...]] = {
@@ -38,6 +44,10 @@ NAMES: dict[str, tuple[str, ...]] = {
 }
 ARCHITECTURES = ("llama", "qwen2")  # the first with queries and keys in the other layout
 PIECE = 1 << 20  # numbers written out at a time
+DIVISORS = "rope_freqs.weight"  # of the frequencies of rotary angles, (D/2,)
+YARN = {"yarn_beta_fast": "beta_fast", "yarn_beta_slow": "beta_slow", "yarn_attn_factor": "attention_factor"}
+# Fields that change nothing where they have these values.
+WITHOUT_EFFECT = {"attn_factor": 1.0, "yarn_ext_factor": 1.0, "yarn_log_multiplier": 0.0}
 
 
 def load_gguf(path: str | Path, dtype: Any = "float32") -> Llama:
@@ -47,16 +57,25 @@ def load_gguf(path: str | Path, dtype: Any = "float32") -> Llama:
     Raises: InputError without that package, or for another architecture; CheckpointError for a file that is missing,
     cut short or none of these, and one that lists every missing, unexpected and misshapen weight.
     """
-    reader = _opened(Path(path))
-    tensors, fields = _contents(path, reader)
+    tensors, fields = _contents(Path(path))
     config = _config(fields, tensors)
     with uninitialized():
         model = Llama(config)
-    _check(model, tensors, path)
+    sources = {
+        name: names_in_file(NAMES, name, len(parameter.data), rows_in_hugging_face(config, name))
+        for name, parameter in model.named_parameters()
+    }
+    expected = {
+        theirs: (rows, *parameter.shape[1:])
+        for name, parameter in model.named_parameters()
+        for theirs, rows in sources[name]
+    }
+    found = {name: tuple(map(int, tensor.shape[::-1])) for name, tensor in tensors.items() if name != DIVISORS}
+    check_weights(path, "fields", expected, found)
     interleaved = fields["general.architecture"] == "llama"
     for name, parameter in model.named_parameters():
         start = 0
-        for theirs, rows in _sources(model, name, len(parameter.data)):
+        for theirs, rows in sources[name]:
             target = parameter.data[start : start + rows]
             _read(tensors[theirs], target, theirs)
             if interleaved and theirs.partition(".attn_")[2][:1] in ("q", "k"):
@@ -67,8 +86,18 @@ def load_gguf(path: str | Path, dtype: Any = "float32") -> Llama:
     return model.eval()
 
 
-def load_gguf_tokenizer(path: str | Path) -> BPETokenizer:
-    """The tokenizer in a .gguf file, a byte-level BPE.
+def read_config(path: str | Path) -> LlamaConfig:
+    """The configuration of the model in a .gguf file, of which no weight is read.
+
+    Raises: InputError without the package `gguf`, for another architecture, or for rotary angles that are not done
+    here; CheckpointError for a damaged file.
+    """
+    tensors, fields = _contents(Path(path))
+    return _config(fields, tensors)
+
+
+def load_gguf_tokenizer(path: str | Path) -> BPETokenizer | SentencePieceBPE:
+    """The tokenizer in a .gguf file: a byte-level BPE, or SentencePiece's.
 
     Raises: InputError without the package `gguf`, or for another kind of tokenizer; CheckpointError for a damaged file.
     """
@@ -77,7 +106,8 @@ def load_gguf_tokenizer(path: str | Path) -> BPETokenizer:
         fields = {key: field.contents() for key, field in reader.fields.items() if key.startswith("tokenizer.ggml.")}
     except Exception as error:
         raise CheckpointError(f"load: {path} is cut short or no .gguf file ({error}); get it again") from None
-    return BPETokenizer.from_gguf_fields(fields)
+    kind = SentencePieceBPE if fields.get("tokenizer.ggml.model") == "llama" else BPETokenizer
+    return kind.from_gguf_fields(fields)
 
 
 def _opened(path: Path) -> Any:
@@ -96,8 +126,9 @@ def _opened(path: Path) -> Any:
         raise CheckpointError(f"load: {path} is cut short or no .gguf file ({error}); get it again") from None
 
 
-def _contents(path: str | Path, reader: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+def _contents(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """The tensors and the short fields of a file, by name."""
+    reader = _opened(path)
     try:
         tensors = {tensor.name: tensor for tensor in reader.tensors}
         fields = {key: field.contents() for key, field in reader.fields.items() if len(field.data) == 1}
@@ -112,10 +143,6 @@ def _config(fields: dict[str, Any], tensors: dict[str, Any]) -> LlamaConfig:
         raise InputError(
             f"load: there is no {kind} here; what can be loaded of .gguf files: {', '.join(ARCHITECTURES)}"
         )
-    refused = [key for key in fields if key.startswith(f"{kind}.rope.scaling.") and fields[key] not in ("none", 1.0)]
-    refused += [name for name in tensors if name.startswith("rope_f")]
-    if refused:
-        raise InputError(f"load: the file stretches its rotary angles ({', '.join(refused)}), which is not done here")
 
     def field(name: str, default: Any = None) -> Any:
         value = fields.get(f"{kind}.{name}", default)
@@ -127,44 +154,100 @@ def _config(fields: dict[str, Any], tensors: dict[str, Any]) -> LlamaConfig:
     head_size = field("attention.key_length", channels // heads)
     if field("attention.value_length", head_size) != head_size or field("rope.dimension_count", head_size) != head_size:
         raise InputError("load: keys, values and rotary angles of different sizes are not done here")
-    table = tensors.get("token_embd.weight")
+    table, context, base = tensors.get("token_embd.weight"), field("context_length"), field("rope.freq_base", 10000.0)
     return LlamaConfig(
         vocab_size=field("vocab_size") if table is None else int(table.shape[1]),
-        context=field("context_length"),
+        context=context,
         layers=field("block_count"),
         heads=heads,
         key_heads=field("attention.head_count_kv", heads),
         channels=channels,
         hidden=field("feed_forward_length"),
         head_size=None if head_size * heads == channels else head_size,
-        rope_base=field("rope.freq_base", 10000.0),
-        norm_eps=float(f"{field('attention.layer_norm_rms_epsilon'):.6g}"),  # 1e-5, kept in float32
+        rope_base=_as_written(base),
+        rope_scaling=_scaling(kind, fields, tensors, context, _as_written(base), head_size),
+        norm_eps=_as_written(field("attention.layer_norm_rms_epsilon")),
         qkv_bias="blk.0.attn_q.bias" in tensors,
         tied="output.weight" not in tensors,
     )
 
 
-def _sources(model: Llama, name: str, count: int) -> list[tuple[str, int]]:
-    """The names in the file of a parameter of `count` rows, each with how many of them it is."""
-    number = next((part for part in name.split(".") if part.isdigit()), "")
-    theirs = NAMES[".".join("{i}" if part.isdigit() else part for part in name.split("."))]
-    rows = rows_in_hugging_face(model.config, name) if len(theirs) > 1 else [count]
-    return [(one.format(i=number), count) for one, count in zip(theirs, rows, strict=True)]
+def _as_written(value: float) -> float:
+    """The shortest number that is kept as this one in float32: 1e-5 of 9.99999974738e-06."""
+    return float(str(np.float32(value)))
 
 
-def _check(model: Llama, tensors: dict[str, Any], path: str | Path) -> None:
-    problems, expected = [], set()
-    for name, parameter in model.named_parameters():
-        for theirs, rows in _sources(model, name, len(parameter.data)):
-            expected.add(theirs)
-            shape = (rows, *parameter.shape[1:])
-            if theirs not in tensors:
-                problems.append(f"missing {theirs}")
-            elif tuple(map(int, tensors[theirs].shape[::-1])) != shape:
-                problems.append(f"{theirs} has shape {tuple(map(int, tensors[theirs].shape[::-1]))}, expected {shape}")
-    problems += [f"unexpected {name}" for name in tensors if name not in expected]
-    if problems:
-        raise CheckpointError(f"load: the weights in {path} do not fit its fields: {'; '.join(problems)}; get it again")
+def _scaling(
+    kind: str, fields: dict[str, Any], tensors: dict[str, Any], context: int, base: float, head_size: int
+) -> RopeScaling | None:
+    """How the angles are stretched, by the fields rope.scaling.* or the tensor of divisors; None where they are not.
+
+    cos and sin of "yarn" are multiplied by yarn_attn_factor, Hugging Face's attention_factor, or where that is missing
+    by 0.1 log(factor) + 1; and by attn_factor. (llama.cpp writes yarn_attn_factor, but passes over it in these models.)
+    Source: llama.cpp (set_gguf_parameters and generate_extra_tensors of its converter, load_hparams, rope_yarn).
+    """
+    prefix = f"{kind}.rope.scaling."
+    given = {key.removeprefix(prefix): value for key, value in fields.items() if key.startswith(prefix)}
+    way = given.pop("type", "linear")
+    factor = given.pop("factor", fields.get(f"{kind}.rope.scale_linear")) or 1.0  # an old name; 0 is no factor, too
+    factor = _as_written(factor) if way != "none" else 1.0
+    original = given.pop("original_context_length", context)
+    given.pop("finetuned", None)  # how the model was trained
+    refused = [] if way in ("none", "linear", "yarn") else [f"{prefix}type {way}"]
+    settings = {}
+    if way == "yarn":
+        settings = {ours: _as_written(given.pop(theirs)) for theirs, ours in YARN.items() if theirs in given}
+        more = _as_written(given.pop("attn_factor", 1.0))
+        if more != 1:
+            settings["attention_factor"] = more * settings.get("attention_factor", 0.1 * float(np.log(factor)) + 1)
+    refused += [prefix + key for key, value in given.items() if value != WITHOUT_EFFECT.get(key)]
+    refused += [name for name in tensors if name.startswith("rope_f") and name != DIVISORS]
+    stretched = factor != 1 or settings.get("attention_factor", 1.0) != 1
+    if stretched and DIVISORS in tensors:
+        refused.append(f"{prefix}factor together with {DIVISORS}")
+    if refused:
+        raise InputError(f"load: the file stretches its rotary angles ({', '.join(refused)}), which is not done here")
+    if DIVISORS in tensors:
+        return _scaling_of(_divisors(tensors[DIVISORS], head_size // 2), base)
+    return RopeScaling(way, factor, original, **settings) if stretched else None
+
+
+def _divisors(tensor: Any, pairs: int) -> np.ndarray:
+    divisors = np.empty((int(np.prod(tensor.shape)), 1))
+    if len(divisors) != pairs:
+        raise CheckpointError(
+            f"load: {DIVISORS} has {len(divisors)} numbers, but a head has {pairs} pairs; get the file again"
+        )
+    _read(tensor, divisors, DIVISORS)
+    return divisors[:, 0]
+
+
+def _scaling_of(divisors: np.ndarray, base: float) -> RopeScaling | None:
+    """The "llama3" scaling that divides frequencies so; None for ones.
+
+    The factor is the largest divisor. A divisor d below it tells the original context, given the two bounds 1 and 4 of
+    all that was published, for in that context its pair turns 1 + 3 (1/d - 1/factor) / (1 - 1/factor) times. From these
+    all divisors are made once more, and must be those of the file: to the rounding of its frequencies, which have 32
+    bits, and which may count `factor` times.
+    """
+    if (divisors == 1).all():
+        return None
+    pairs = len(divisors)
+    frequency, factor = base ** (-np.arange(pairs) / pairs), _as_written(divisors.max())
+    original = 8192  # of Llama 3, where no divisor tells
+    if divisors.min() > 0 and 1 < factor < np.inf:
+        keep = (1 / divisors - 1 / factor) / (1 - 1 / factor)
+        middle = int(np.abs(keep - 0.5).argmin())
+        if 0.01 < keep[middle] < 0.99:
+            original = round(2 * np.pi * (1 + 3 * keep[middle]) / frequency[middle])
+        scaling = RopeScaling("llama3", factor, original, low_frequency_factor=1.0, high_frequency_factor=4.0)
+        error = np.abs(divisors * scaling.applied(frequency, base)[0] / frequency - 1).max()
+        if error < 4 * np.finfo(np.float32).eps * factor:
+            return scaling
+    raise InputError(
+        f"load: {DIVISORS} cannot be reproduced by the scaling of Llama 3, so the angles would be wrong; load the "
+        "model from Hugging Face's files, whose config.json has the settings"
+    )
 
 
 def _read(tensor: Any, target: np.ndarray, name: str) -> None:

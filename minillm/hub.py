@@ -22,7 +22,7 @@ import importlib
 import json
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -77,8 +77,8 @@ def load(path: str | Path, dtype: Any = "float32") -> Any:
 
         return load_gguf(path, dtype)
     folder = path.parent if path.suffix == ".safetensors" else path
-    values = _read_json(folder / CONFIG)
-    module, name = _family(values)
+    values = read_config(folder / CONFIG)
+    module, name = family(values)
     config = module.config_from_hugging_face(values)
     stored = _stored_arrays(path)
     with uninitialized():
@@ -86,7 +86,8 @@ def load(path: str | Path, dtype: Any = "float32") -> Any:
         if as_dtype(dtype) != np.float32:
             with np.errstate(all="ignore"):  # of what the memory happens to hold
                 model.to(dtype)
-    _check(model, module, stored, path)
+    shapes = {name: array.shape for name, array in stored.items()}
+    check_weights(path, CONFIG, dict(_expected(model, module, stored)), shapes, getattr(module, "IGNORED", ()))
     for target, sources in _pairs(model, module, stored):
         for rows, source in sources:
             _read(source, target.parameter[rows], target.transposed)
@@ -166,8 +167,11 @@ Module.save_pretrained = save_pretrained  # type: ignore[attr-defined]  # here, 
 # --- names ---------------------------------------------------------------------------------------------------------
 
 
-def _family(values: dict[str, Any]) -> tuple[ModuleType, str]:
-    """The model file, and the name of the class in it."""
+def family(values: dict[str, Any]) -> tuple[ModuleType, str]:
+    """Of the values of a config.json the model file, and the name of the class in it.
+
+    Raises: InputError for an architecture that is not here, with those that are.
+    """
     kind, architectures = values.get("model_type"), values.get("architectures") or []
     if kind in FAMILIES:
         file, classes = FAMILIES[kind]
@@ -179,20 +183,34 @@ def _family(values: dict[str, Any]) -> tuple[ModuleType, str]:
     raise InputError(f"load: there is no {wanted} here; what can be loaded: {known}")
 
 
+def names_in_file(
+    names: Mapping[str, str | tuple[str, ...]], name: str, rows: int, parts: Sequence[int] | None = None
+) -> list[tuple[str, int]]:
+    """What a file calls a parameter of so many rows: one name, or several, each with how many of the rows it is.
+
+    names: of each parameter, with {i} for the number of the block, one name or several whose rows lie below each other.
+    parts: how many rows each of several is; the same number where it is None.
+    """
+    theirs = names[_general(name)]
+    theirs = (theirs,) if isinstance(theirs, str) else theirs
+    parts = [rows] if len(theirs) == 1 else parts or [rows // len(theirs)] * len(theirs)
+    number = next((part for part in name.split(".") if part.isdigit()), "")
+    return [(one.format(i=number), count) for one, count in zip(theirs, parts, strict=True)]
+
+
+def _general(name: str) -> str:
+    """The name, with {i} in the place of the block's number."""
+    return ".".join("{i}" if part.isdigit() else part for part in name.split("."))
+
+
 def _names(module: ModuleType, config: Any, name: str, rows: int) -> list[tuple[str, int]]:
     """Hugging Face's names of one of our parameters, each with how many of its rows it is."""
-    general = ".".join("{i}" if part.isdigit() else part for part in name.split("."))
-    number = next((part for part in name.split(".") if part.isdigit()), "")
-    theirs = module.HUGGING_FACE[general]
-    if isinstance(theirs, str):
-        return [(theirs.format(i=number), rows)]
-    counts = module.rows_in_hugging_face(config, name) if hasattr(module, "rows_in_hugging_face") else None
-    counts = counts or [rows // len(theirs)] * len(theirs)
-    return [(one.format(i=number), count) for one, count in zip(theirs, counts, strict=True)]
+    parts = module.rows_in_hugging_face(config, name) if hasattr(module, "rows_in_hugging_face") else None
+    return names_in_file(module.HUGGING_FACE, name, rows, parts)
 
 
 def _is_transposed(module: ModuleType, name: str) -> bool:
-    return ".".join("{i}" if part.isdigit() else part for part in name.split(".")) in getattr(module, "TRANSPOSED", ())
+    return _general(name) in getattr(module, "TRANSPOSED", ())
 
 
 def _shape_there(module: ModuleType, config: Any, name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -220,34 +238,56 @@ def _pairs(
 
 
 def _found(theirs: str, module: ModuleType, stored: dict[str, Stored]) -> str:
-    """The name, or the name without the prefix, whichever the files have."""
-    return theirs if theirs in stored else theirs.removeprefix(getattr(module, "PREFIX", ""))
+    """The name, or the name without the prefix where the files have that."""
+    without = theirs.removeprefix(getattr(module, "PREFIX", ""))
+    return without if theirs not in stored and without in stored else theirs
 
 
-def _check(model: Any, module: ModuleType, stored: dict[str, Stored], path: Path) -> None:
-    """Raise one error that lists all that is missing, unexpected or of another shape."""
-    problems, expected = [], set()
+def _expected(model: Any, module: ModuleType, stored: dict[str, Stored]) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """The name and the shape there of every array that the model asks for."""
     for name, parameter in model.named_parameters():
-        transposed = _is_transposed(module, name)
         for theirs, rows in _names(module, model.config, name, len(parameter.data)):
-            found = _found(theirs, module, stored)
-            expected.add(found)
             shape = (rows, *parameter.shape[1:])
-            shape = _shape_there(module, model.config, name, shape[::-1] if transposed else shape)
-            if found not in stored:
-                problems.append(f"missing {theirs}")
-            elif stored[found].shape != shape:
-                problems.append(f"{theirs} has shape {stored[found].shape}, expected {shape}")
-    ignored = tuple(getattr(module, "IGNORED", ()))
-    problems += [f"unexpected {name}" for name in stored if name not in expected and not name.endswith(ignored)]
+            shape = shape[::-1] if _is_transposed(module, name) else shape
+            yield _found(theirs, module, stored), _shape_there(module, model.config, name, shape)
+
+
+def check_weights(
+    path: str | Path,
+    configuration: str,
+    expected: Mapping[str, tuple[int, ...]],
+    found: Mapping[str, tuple[int, ...]],
+    ignored: Iterable[str] = (),
+) -> None:
+    """Compare the arrays in a file with those that a model asks for, both as names and shapes.
+
+    configuration: what of the file says which model it is; ignored: endings of names that may be there.
+    Raises: CheckpointError that lists all that is missing, unexpected or of another shape.
+    """
+    problems = [f"missing {name}" for name in expected if name not in found]
+    problems += [
+        f"{name} has shape {found[name]}, expected {shape}"
+        for name, shape in expected.items()
+        if found.get(name, shape) != shape
+    ]
+    problems += [f"unexpected {name}" for name in found if name not in expected and not name.endswith(tuple(ignored))]
     if problems:
         raise CheckpointError(
-            f"load: the weights in {path} do not fit its config.json: {'; '.join(problems)}; get the files again, or "
-            "those of one model"
+            f"load: the weights in {path} do not fit its {configuration}: {'; '.join(problems)}; get the files again, "
+            "or those of one model"
         )
 
 
 # --- files ---------------------------------------------------------------------------------------------------------
+
+
+def read_config(path: str | Path) -> dict[str, Any]:
+    """The values of the config.json in a folder, or of such a file.
+
+    Raises: CheckpointError for a file that is missing or damaged.
+    """
+    path = Path(path)
+    return _read_json(path / CONFIG if path.is_dir() else path)
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -31,7 +31,7 @@ FLOORS = {  # the longest name that fits counts
     "minillm.profile": 7,
     "minillm.models": 6,
     "minillm.data": 6,
-    "minillm.parallel": 6,
+    "minillm.parallel": 7,
     "minillm.generate": 7,
     "minillm.beam_search": 8,
     "minillm.chat": 8,
@@ -59,7 +59,11 @@ SHARED = {
     "minillm.checkpoint",
     "minillm.generate",
     "minillm.gguf",
+    "minillm.hub",
     "minillm.models.bert",
+    "minillm.models.config",
+    "minillm.parallel.communicator",
+    "minillm.parallel.mesh",
 }
 TOGETHER = {
     "minillm.tokenizers",
@@ -68,14 +72,14 @@ TOGETHER = {
     "minillm.training",
     "minillm.parallel",
 }  # one subject in several files
-TRAINERS = ("tokenizers.bpe", "tokenizers.unigram", "tokenizers.wordpiece")  # show how far they are
+TRAINERS = ("tokenizers.bpe", "tokenizers.unigram_train", "tokenizers.wordpiece")  # show how far they are
 # Packages that are not Python's own, and where each may be imported. All but numpy and regex only when they are needed.
 FOREIGN = {
     "numpy": {"minillm"},
     "regex": {"minillm.tokenizers"},
     "rich": {f"minillm.{name}" for name in ("cli", "training.display", *TRAINERS)},
     "tyro": {"minillm.cli"},
-    "matplotlib": {"minillm.training.run"},
+    "matplotlib": {"minillm.training.run", "minillm.parallel.picture"},
     "safetensors": {"minillm.checkpoint", "minillm.hub"},
     "threadpoolctl": {"minillm.backend"},
     "cupy": {"minillm.device", "minillm.kernels", "minillm.parallel.nccl"},

@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 
 import minillm
+from minillm import hub
 from minillm.errors import CheckpointError, InputError
+from minillm.models import bert
 from minillm.models.bart import Bart, BartConfig, BartModel
 from minillm.models.bert import BertConfig, BertForMaskedLM, BertForPreTraining, BertModel
 from minillm.models.gpt2 import GPT2, GPT2Config
@@ -134,6 +136,30 @@ def test_one_error_lists_all_that_does_not_fit(tmp_path) -> None:
         "unexpected model.layers.2.mlp.up_proj.weight",
     ):
         assert part in str(caught.value)
+    assert f"{tmp_path} do not fit its config.json: missing" in str(caught.value)
+    assert str(caught.value).endswith("; get the files again, or those of one model")
+
+
+def test_a_configuration_alone(tmp_path) -> None:
+    models()["bert tokens"].save_pretrained(tmp_path)
+    values = hub.read_config(tmp_path)
+    assert (
+        values == hub.read_config(str(tmp_path / "config.json")) == json.loads((tmp_path / "config.json").read_text())
+    )
+    assert hub.family(values) == (bert, "BertForMaskedLM")
+    assert hub.family({"model_type": "bert"}) == (bert, "BertForPreTraining")
+    with pytest.raises(InputError, match="there is no BertForX here"):
+        hub.family(values | {"architectures": ["BertForX"]})
+    with pytest.raises(CheckpointError, match=r"missing is not there; give a folder with config.json"):
+        hub.read_config(tmp_path / "missing")
+
+
+def test_names_in_a_file() -> None:
+    names = {"x": "one", "h.{i}.y": ("a.{i}", "b.{i}"), "z": ("only",)}
+    assert hub.names_in_file(names, "x", 7) == [("one", 7)]
+    assert hub.names_in_file(names, "z", 7, [3, 4]) == [("only", 7)]
+    assert hub.names_in_file(names, "h.12.y", 6) == [("a.12", 3), ("b.12", 3)]
+    assert hub.names_in_file(names, "h.0.y", 6, [2, 4]) == [("a.0", 2), ("b.0", 4)]
 
 
 def test_an_architecture_that_is_not_here(tmp_path) -> None:

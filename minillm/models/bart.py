@@ -24,7 +24,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -33,8 +33,9 @@ from minillm import ops
 from minillm.autograd import Parameter, Tensor, no_grad
 from minillm.backend import Array, as_array
 from minillm.device import like
-from minillm.errors import InputError, ShapeError, check_shapes, did_you_mean
+from minillm.errors import InputError, ShapeError, check_shapes
 from minillm.models.bert import weight_and_bias
+from minillm.models.config import Config
 from minillm.nn import (
     CrossAttention,
     Decoder,
@@ -54,7 +55,7 @@ KeysAndValues = tuple[Tensor, Tensor]
 
 
 @dataclass(frozen=True)
-class BartConfig:
+class BartConfig(Config):
     """The shape of a BART."""
 
     vocab_size: int = 50265  # V, number of token ids
@@ -104,13 +105,6 @@ class BartConfig:
                 raise InputError(
                     f"BartConfig: {field} is {getattr(self, field)}; give a token id, 0 to {self.vocab_size - 1}"
                 )
-
-    @classmethod
-    def preset(cls, name: str, **changes: Any) -> BartConfig:
-        """A named size, with some fields changed: `BartConfig.preset("multi30k", vocab_size=8000)`."""
-        if name not in PRESETS:
-            raise InputError(f"BartConfig: no preset is called {name!r}{did_you_mean(name, PRESETS)}")
-        return replace(PRESETS[name], **changes)
 
 
 ACTIVATIONS = ("gelu", "relu")

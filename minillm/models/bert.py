@@ -15,7 +15,7 @@ GPT-2, with ids (B, T):
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -23,12 +23,13 @@ import numpy as np
 from minillm import ops
 from minillm.autograd import Parameter, Tensor
 from minillm.backend import Array, as_array
-from minillm.errors import DtypeError, InputError, ShapeError, check_index, check_shapes, did_you_mean
+from minillm.errors import DtypeError, InputError, ShapeError, check_index, check_shapes
+from minillm.models.config import Config
 from minillm.nn import MLP, Dropout, Embedding, LayerNorm, Linear, Module, SelfAttention, normal_, uninitialized
 
 
 @dataclass(frozen=True)
-class BertConfig:
+class BertConfig(Config):
     """The shape of a BERT."""
 
     vocab_size: int = 30522  # V, number of token ids
@@ -64,13 +65,6 @@ class BertConfig:
     def positions(self) -> int:
         """Rows of the position table."""
         return self.context
-
-    @classmethod
-    def preset(cls, name: str, **changes: Any) -> BertConfig:
-        """A named size, with some fields changed: `BertConfig.preset("bert-tiny", vocab_size=65)`."""
-        if name not in PRESETS:
-            raise InputError(f"BertConfig: no preset is called {name!r}{did_you_mean(name, PRESETS)}")
-        return replace(PRESETS[name], **changes)
 
 
 PRESETS = {

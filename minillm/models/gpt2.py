@@ -8,19 +8,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from minillm.autograd import Tensor
 from minillm.backend import Array
-from minillm.errors import InputError, did_you_mean
+from minillm.errors import InputError
+from minillm.models.config import Config
 from minillm.nn import MLP, Decoder, Dropout, Embedding, KVCache, LayerNorm, Module, SelfAttention, normal_
 
 
 @dataclass(frozen=True)
-class GPT2Config:
+class GPT2Config(Config):
     """The shape of a GPT-2."""
 
     vocab_size: int = 50257  # V, number of token ids
@@ -39,13 +40,6 @@ class GPT2Config:
             raise InputError(f"GPT2Config: channels={self.channels} is not a multiple of heads={self.heads}")
         if not 0 <= self.dropout < 1:
             raise InputError(f"GPT2Config: dropout is {self.dropout}; give a probability of at least 0 and below 1")
-
-    @classmethod
-    def preset(cls, name: str, **changes: Any) -> GPT2Config:
-        """A named size, with some fields changed: `GPT2Config.preset("tiny", vocab_size=65)`."""
-        if name not in PRESETS:
-            raise InputError(f"GPT2Config: no preset is called {name!r}{did_you_mean(name, PRESETS)}")
-        return replace(PRESETS[name], **changes)
 
 
 PRESETS = {
@@ -114,17 +108,20 @@ class GPT2(Decoder):
         shape = (batch, self.config.heads, self.config.context, head_size)
         return [KVCache(*shape, self.wte.weight.data, padding) for _ in self.h]
 
-    def features(self, ids: Any, cache: list[KVCache] | None = None) -> Tensor:
-        """What the output layer gets, (B, T, C); see `next_logits` for the cache."""
+    def embed(self, ids: Any, cache: list[KVCache] | None = None) -> Tensor:
+        """What the first block gets, (B, T, C): of each id its token's vector, and that of its position."""
         ids, start, stop = self.checked_positions(ids, cache)
-        positions, visible = np.arange(start, stop, like=ids), None
+        positions = np.arange(start, stop, like=ids)
         if cache and cache[0].padding is not None:
             positions = np.maximum(positions - cache[0].padding[:, None], 0)  # (B, T)
-            visible = cache[0].visible(stop)
-        x = self.drop(self.wte(ids) + self.wpe(positions))  # (B, T, C)
+        return self.drop(self.wte(ids) + self.wpe(positions))
+
+    def blocks(self, x: Tensor, cache: list[KVCache] | None = None) -> Tensor:
+        """What the last norm gets, (B, T, C)."""
+        visible = cache[0].visible(cache[0].length + x.shape[1]) if cache else None
         for number, block in enumerate(self.h):
             x = block(x, cache[number] if cache else None, visible)
-        return self.ln_f(x)
+        return x
 
 
 # --- Hugging Face's names ------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -24,13 +24,14 @@ from minillm import ops
 from minillm.autograd import Tensor
 from minillm.backend import Array
 from minillm.device import like
-from minillm.errors import InputError, did_you_mean
+from minillm.errors import InputError
+from minillm.models.config import Config
 from minillm.nn import Decoder, Embedding, KVCache, Linear, Module, RMSNorm, join_heads, normal_, split_heads
 from minillm.ops.rope import SCALINGS, RopeScaling
 
 
 @dataclass(frozen=True)
-class LlamaConfig:
+class LlamaConfig(Config):
     """The shape of a Llama."""
 
     vocab_size: int = 32000  # V, number of token ids
@@ -67,13 +68,6 @@ class LlamaConfig:
     def size_of_head(self) -> int:
         """D."""
         return self.channels // self.heads if self.head_size is None else self.head_size
-
-    @classmethod
-    def preset(cls, name: str, **changes: Any) -> LlamaConfig:
-        """A named size, with some fields changed: `LlamaConfig.preset("nano", vocab_size=65)`."""
-        if name not in PRESETS:
-            raise InputError(f"LlamaConfig: no preset is called {name!r}{did_you_mean(name, PRESETS)}")
-        return replace(PRESETS[name], **changes)
 
 
 PRESETS = {
@@ -181,19 +175,24 @@ class Llama(Decoder):
         shape = (batch, self.config.key_heads, self.config.context, self.config.size_of_head)
         return [KVCache(*shape, self.wte.weight.data, padding) for _ in self.h]
 
-    def features(self, ids: Any, cache: list[KVCache] | None = None) -> Tensor:
-        """What the output layer gets, (B, T, C); see `next_logits` for the cache."""
-        ids, start, stop = self.checked_positions(ids, cache)
-        turn = tuple(like(table, self.wte.weight.data) for table in _turn(self.config, start, stop))
+    def embed(self, ids: Any, cache: list[KVCache] | None = None) -> Tensor:
+        """What the first block gets, (B, T, C): of each id its token's vector."""
+        ids, _, _ = self.checked_positions(ids, cache)
+        return self.wte(ids)
+
+    def blocks(self, x: Tensor, cache: list[KVCache] | None = None) -> Tensor:
+        """What the last norm gets, (B, T, C)."""
+        start = cache[0].length if cache else 0
+        stop = start + x.shape[1]
+        turn = tuple(like(table, x.data) for table in _turn(self.config, start, stop))
         # Padding shifts the positions of a sequence, all alike; rotated keys and queries meet by distance alone.
         visible = cache[0].visible(stop) if cache else None
         if self.config.window is not None and stop > self.config.window:
             near = in_window(start, stop, self.config.window)
             visible = near if visible is None else visible & like(near, visible)
-        x = self.wte(ids)  # (B, T, C)
         for number, block in enumerate(self.h):
             x = block(x, turn, visible, cache[number] if cache else None)
-        return self.ln_f(x)
+        return x
 
 
 def in_window(start: int, stop: int, window: int) -> Array:

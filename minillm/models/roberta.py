@@ -13,14 +13,13 @@ The model is BERT's. What differs, in the model and around it:
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from minillm.autograd import Tensor
 from minillm.backend import Array
-from minillm.errors import InputError, did_you_mean
 from minillm.models import bert
 from minillm.models.bert import (
     BertConfig,
@@ -47,13 +46,6 @@ class RobertaConfig(BertConfig):
     def positions(self) -> int:
         """Rows of the position table: those up to padding_id are of no real token."""
         return self.context + self.padding_id + 1
-
-    @classmethod
-    def preset(cls, name: str, **changes: Any) -> RobertaConfig:
-        """A named size, with some fields changed: `RobertaConfig.preset("nano", vocab_size=65)`."""
-        if name not in PRESETS:
-            raise InputError(f"RobertaConfig: no preset is called {name!r}{did_you_mean(name, PRESETS)}")
-        return replace(PRESETS[name], **changes)
 
 
 PRESETS = {

@@ -37,7 +37,7 @@ leaves equal weights on every token, the hidden ones and itself among them.)
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -46,12 +46,13 @@ from minillm import ops
 from minillm.autograd import Parameter, Tensor
 from minillm.backend import Array, as_array
 from minillm.device import like
-from minillm.errors import DtypeError, InputError, ShapeError, check_index, check_shapes, did_you_mean
+from minillm.errors import DtypeError, InputError, ShapeError, check_index, check_shapes
+from minillm.models.config import Config
 from minillm.nn import Dropout, Embedding, LayerNorm, Linear, Module, normal_, uninitialized
 
 
 @dataclass(frozen=True)
-class XLNetConfig:
+class XLNetConfig(Config):
     """The shape of an XLNet."""
 
     vocab_size: int = 32000  # V, number of token ids
@@ -81,13 +82,6 @@ class XLNetConfig:
         for field in ("mem_len", "reuse_len"):
             if getattr(self, field) is not None and getattr(self, field) < 1:
                 raise InputError(f"XLNetConfig: {field} is {getattr(self, field)}; give 1 or more, or None for all")
-
-    @classmethod
-    def preset(cls, name: str, **changes: Any) -> XLNetConfig:
-        """A named size, with some fields changed: `XLNetConfig.preset("nano", vocab_size=65)`."""
-        if name not in PRESETS:
-            raise InputError(f"XLNetConfig: no preset is called {name!r}{did_you_mean(name, PRESETS)}")
-        return replace(PRESETS[name], **changes)
 
 
 PRESETS = {

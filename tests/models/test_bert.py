@@ -11,14 +11,23 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from model_checks import (
+    all_nodes,
+    check_parameters,
+    check_slopes,
+    enlarge,
+    optimizers,
+    relative_error,
+    twin,
+    with_large_weights,
+)
 
 import minillm
-from minillm.autograd import Node, no_grad
+from minillm.autograd import no_grad
 from minillm.data.masking import mask_tokens
 from minillm.errors import CheckpointError, DtypeError, InputError, ShapeError
 from minillm.models import bert
 from minillm.models.bert import PRESETS, BertConfig, BertForMaskedLM, BertForPreTraining, BertModel
-from minillm.nn import uninitialized
 from minillm.optim import AdamW, decay_groups
 
 SMALL = BertConfig(19, context=12, layers=2, heads=2, channels=16, hidden=24, dropout=0.0, attention_dropout=0.0)
@@ -26,12 +35,7 @@ SMALL = BertConfig(19, context=12, layers=2, heads=2, channels=16, hidden=24, dr
 
 def random_model(config: BertConfig = SMALL, seed: int = 0, dtype: type = np.float32) -> BertForPreTraining:
     """A model whose weights are large enough that every part of it matters."""
-    model = BertForPreTraining(config).to(dtype)
-    rng = np.random.default_rng(seed)
-    for name, parameter in model.named_parameters():
-        is_norm = name.endswith("weight") and parameter.ndim == 1
-        parameter.data[...] = rng.normal(0, 0.4, parameter.shape) + (1 if is_norm else 0)
-    return model
+    return with_large_weights(BertForPreTraining(config).to(dtype), seed=seed)
 
 
 def some_labels(rng: np.random.Generator, shape: tuple[int, int], vocab_size: int, lengths=None) -> np.ndarray:
@@ -79,12 +83,6 @@ def test_the_presets_have_the_published_numbers_of_weights() -> None:
     assert number_of_weights(PRESETS["bert-large-uncased"]) == 336_226_108
 
 
-def test_a_preset_can_be_changed_and_a_wrong_name_suggests_one() -> None:
-    assert BertConfig.preset("bert-tiny", vocab_size=99) == BertConfig(99, 512, 2, 2, 128, 512)
-    with pytest.raises(InputError, match=r"no preset is called 'bert-base-uncase'; did you mean 'bert-base-uncased'\?"):
-        BertConfig.preset("bert-base-uncase")
-
-
 def test_the_names_of_parameters() -> None:
     def both(*names: str) -> list[str]:
         return [f"{name}.{kind}" for name in names for kind in ("weight", "bias")]
@@ -95,8 +93,6 @@ def test_the_names_of_parameters() -> None:
     assert list(BertModel(config).state_dict()) == [*body, *both("pooler")]
     heads = {*both("head.fc", "head.ln", "next_sentence"), "head.bias"}
     assert set(BertForPreTraining(config).state_dict()) == {*body, *both("pooler"), *heads}
-    general = {name.replace("h.0.", "h.{i}.") for name in BertForPreTraining(config).state_dict()}
-    assert general == set(bert.HUGGING_FACE)
 
 
 def test_initial_weights() -> None:
@@ -111,20 +107,6 @@ def test_initial_weights() -> None:
             assert (parameter.data == (1 if name.endswith("weight") else 0)).all(), name
         assert parameter.dtype == np.float32
         assert (name == "wte.weight") == (parameter.ndim == 2 and not parameter.data[0].any())
-
-
-def test_the_seed_decides_the_weights_and_loading_draws_none() -> None:
-    def weights(seed: int) -> dict[str, np.ndarray]:
-        minillm.manual_seed(seed)
-        return BertForPreTraining(SMALL).state_dict()
-
-    for name, array in weights(1).items():
-        np.testing.assert_array_equal(array, weights(1)[name])
-        assert array.ndim == 1 or (array != weights(2)[name]).any()
-    before = minillm.random.default.state()
-    with uninitialized():
-        BertForPreTraining(SMALL)
-    assert minillm.random.default.state() == before
 
 
 def test_the_initial_loss_is_nearly_that_of_a_uniform_guess(rng: np.random.Generator) -> None:
@@ -300,17 +282,6 @@ def test_a_padded_text_has_the_features_of_the_text_alone(rng: np.random.Generat
 # Dropout and scopes
 
 
-def all_nodes(out: minillm.Tensor) -> set[Node]:
-    found: set[Node] = set()
-    stack = [out.node]
-    while stack:
-        node = stack.pop()
-        if isinstance(node, Node) and node not in found:
-            found.add(node)
-            stack += [edge[0] for edge in node.edges if edge is not None]
-    return found
-
-
 def test_dropout_acts_in_every_place_while_training_only(rng: np.random.Generator) -> None:
     ids = rng.integers(0, 19, (2, 8))
     model = random_model(replace(SMALL, dropout=0.5, attention_dropout=0.25))
@@ -332,17 +303,7 @@ def test_every_gradient_equals_central_differences(rng: np.random.Generator) -> 
     model = random_model(dtype=np.float64)
     ids, types, lengths = rng.integers(0, 19, (3, 12)), rng.integers(0, 2, (3, 12)), [12, 4, 9]
     given = ids, some_labels(rng, (3, 12), 19, lengths), types, lengths, [1, 0, 0]
-    model.loss(*given).backward()
-    for name, parameter in model.named_parameters():
-        direction = rng.normal(size=parameter.shape)
-        step = 1e-5 / np.linalg.norm(direction)
-        losses = []
-        for sign in (1, -1):
-            parameter.data += sign * step * direction
-            losses.append(model.loss(*given).item())
-            parameter.data -= sign * step * direction
-        slope = (losses[0] - losses[1]) / (2 * step)
-        assert float((parameter.grad * direction).sum()) == pytest.approx(slope, rel=1e-5, abs=1e-7), name
+    check_slopes(model, lambda: model.loss(*given), rng)
 
 
 def test_it_learns_to_fill_gaps_better_than_by_counting() -> None:
@@ -387,20 +348,6 @@ def test_it_learns_to_fill_gaps_better_than_by_counting() -> None:
 # Hugging Face's BERT
 
 
-def relative_error(ours: np.ndarray, theirs: np.ndarray) -> float:
-    assert ours.shape == theirs.shape
-    return float(np.abs(ours - theirs).max() / np.abs(theirs).max())
-
-
-def joined(name: str, theirs: dict) -> np.ndarray:
-    """What one of our parameters, or its gradient, is there."""
-    general = ".".join("{i}" if part.isdigit() else part for part in name.split("."))
-    number = next((part for part in name.split(".") if part.isdigit()), "")
-    names = bert.HUGGING_FACE[general]
-    names = (names,) if isinstance(names, str) else names
-    return np.concatenate([theirs[one.format(i=number)].detach().numpy() for one in names])
-
-
 CASES = {
     "plain": (SMALL, None),
     "lengths": (replace(SMALL, layers=3, heads=4, norm_eps=1e-5), "lengths"),
@@ -414,14 +361,8 @@ def random_transformers_model(transformers, torch, config: BertConfig, dtype: ty
     torch.manual_seed(0)
     values = bert.config_to_hugging_face(config)
     theirs = transformers.BertForPreTraining(transformers.BertConfig(**values, attn_implementation="eager"))
-    theirs = theirs.to(getattr(torch, np.dtype(dtype).name))
-    with torch.no_grad():
-        for parameter in theirs.parameters():
-            parameter.add_(torch.randn_like(parameter) * 0.4)
-    ours = BertForPreTraining(config).to(dtype)
-    state = theirs.state_dict()
-    ours.load_state_dict({name: joined(name, state) for name in ours.state_dict()})
-    return ours, theirs
+    theirs = enlarge(theirs.to(getattr(torch, np.dtype(dtype).name)))
+    return twin(BertForPreTraining(config).to(dtype), theirs), theirs
 
 
 @pytest.mark.oracle
@@ -462,18 +403,8 @@ def test_logits_gradients_and_a_step_equal_hugging_faces(rng, case: str, dtype, 
         assert relative_error(tokens.data[real], their_tokens[real]) < tolerance
         assert relative_error(followed.data, expected.seq_relationship_logits.detach().numpy()) < tolerance
 
-    def check(ours: str) -> None:
-        expected = dict(reference.named_parameters())
-        if ours == "grad":
-            expected = {name: p.grad for name, p in expected.items() if p.grad is not None}
-        for name, parameter in model.named_parameters():
-            if (array := getattr(parameter, ours)) is None:
-                assert name.startswith(("pooler", "next_sentence"))
-                with pytest.raises(KeyError):
-                    joined(name, expected)
-                continue
-            error = relative_error(array, joined(name, expected))
-            assert error < tolerance, f"{ours} of {name}: {error:.1e}"
+    def check(kind: str) -> None:
+        check_parameters(kind, model, reference, tolerance, unused=("pooler", "next_sentence"))
 
     # Without sentences, then with them, and a step.
     expected = reference(*theirs)
@@ -487,8 +418,7 @@ def test_logits_gradients_and_a_step_equal_hugging_faces(rng, case: str, dtype, 
     reference.zero_grad()
     model.zero_grad()
 
-    their_optimizer = torch.optim.AdamW(reference.parameters(), 1e-2, (0.8, 0.9), 1e-3, weight_decay=0.1)
-    optimizer = AdamW(model.parameters(), 1e-2, (0.8, 0.9), 1e-3, weight_decay=0.1)
+    optimizer, their_optimizer = optimizers(model, reference)
     expected = reference(*theirs, labels=torch.tensor(labels), next_sentence_label=torch.tensor(sentences))
     expected.loss.backward()
     loss = model.loss(ids, labels, types, next_sentence=sentences, **how)
@@ -522,25 +452,6 @@ def test_hidden_tokens_alone(rng, tmp_path) -> None:
         minillm.load(tmp_path)
 
 
-@pytest.mark.oracle
-@pytest.mark.parametrize("name", PRESETS)
-def test_transformers_builds_the_same_shapes_from_our_config(name: str) -> None:
-    torch = pytest.importorskip("torch")
-    transformers = pytest.importorskip("transformers")
-    config = PRESETS[name]
-    with torch.device("meta"):
-        theirs = transformers.BertForPreTraining(transformers.BertConfig(**bert.config_to_hugging_face(config)))
-    assert sum(p.numel() for p in theirs.parameters()) == number_of_weights(config)
-    assert bert.config_from_hugging_face(theirs.config.to_dict()) == config
-    ours = {
-        one.format(i=i)
-        for names in bert.HUGGING_FACE.values()
-        for one in ((names,) if isinstance(names, str) else names)
-        for i in range(config.layers)
-    }
-    assert {name for name in theirs.state_dict() if name in ours or not name.endswith(bert.IGNORED)} == ours
-
-
 @given(
     *(st.integers(1, 5) for _ in range(3)),
     st.sampled_from([0.0, 0.1, 0.5]),
@@ -555,20 +466,3 @@ def test_a_config_comes_back_from_hugging_faces_form(layers, heads, types, dropo
 def test_what_a_config_leaves_out_is_what_transformers_takes() -> None:
     assert bert.config_from_hugging_face({}) == BertConfig()
     assert bert.config_from_hugging_face({"model_type": "bert", "pad_token_id": None}) == BertConfig()
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"model_type": "roberta"},
-        {"hidden_act": "gelu_new"},
-        {"position_embedding_type": "relative_key"},
-        {"is_decoder": True},
-        {"add_cross_attention": True},
-        {"tie_word_embeddings": False},
-    ],
-)
-def test_a_config_that_is_not_bert_is_refused_by_name(change) -> None:
-    [(key, value)] = change.items()
-    with pytest.raises(InputError, match=f"^load: config.json has {key}={value!r}; here it can only be "):
-        bert.config_from_hugging_face(bert.config_to_hugging_face(SMALL) | change)

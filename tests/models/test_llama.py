@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from model_checks import check_parameters, check_slopes, optimizers, with_large_weights
 
 import minillm
 from minillm import ops
@@ -12,7 +13,6 @@ from minillm.errors import InputError, ShapeError
 from minillm.generate import generate
 from minillm.models import llama
 from minillm.models.llama import PRESETS, Llama, LlamaConfig
-from minillm.nn import uninitialized
 from minillm.ops.rope import RopeScaling
 from minillm.optim import AdamW
 
@@ -30,11 +30,7 @@ KINDS = {
 
 def random_model(config: LlamaConfig = SMALL, seed: int = 0, dtype: type = np.float32) -> Llama:
     """A model whose weights are large enough that every part of it matters."""
-    model = Llama(config).to(dtype)
-    rng = np.random.default_rng(seed)
-    for name, parameter in model.named_parameters():
-        parameter.data[...] = rng.normal(0, 0.4, parameter.shape) + (1 if "ln_" in name else 0)
-    return model
+    return with_large_weights(Llama(config).to(dtype), seed=seed)
 
 
 def number_of_weights(config: LlamaConfig) -> int:
@@ -144,17 +140,7 @@ def test_it_generates_what_its_logits_say(rng) -> None:
 def test_every_gradient_equals_central_differences(rng) -> None:
     model = random_model(KINDS["mistral"], dtype=np.float64)
     ids, targets = rng.integers(0, 19, (2, 2, 16))
-    model.loss(ids, targets).backward()
-    for name, parameter in model.named_parameters():
-        direction = rng.normal(size=parameter.shape)
-        step = 1e-5 / np.linalg.norm(direction)
-        losses = []
-        for sign in (1, -1):
-            parameter.data += sign * step * direction
-            losses.append(model.loss(ids, targets).item())
-            parameter.data -= sign * step * direction
-        slope = (losses[0] - losses[1]) / (2 * step)
-        assert float((parameter.grad * direction).sum()) == pytest.approx(slope, rel=1e-5, abs=1e-7), name
+    check_slopes(model, lambda: model.loss(ids, targets), rng)
 
 
 def test_it_learns_one_batch_by_heart(rng) -> None:
@@ -185,18 +171,6 @@ def test_a_config_that_cannot_be(change, message) -> None:
     values = {"channels": 16, "heads": 4, "key_heads": 2} | change
     with pytest.raises(InputError, match=message):
         LlamaConfig(**values)
-    with pytest.raises(InputError, match=r"no preset is called 'nanno'; did you mean 'nano'\?"):
-        LlamaConfig.preset("nanno")
-
-
-def test_uninitialized_models_draw_no_numbers() -> None:
-    minillm.manual_seed(0)
-    before = minillm.random.default.state()
-    with uninitialized():
-        Llama(SMALL)
-    assert minillm.random.default.state() == before
-    Llama(SMALL)
-    assert minillm.random.default.state() != before
 
 
 def test_layouts_convert_into_each_other(rng) -> None:
@@ -250,22 +224,10 @@ def test_logits_gradients_and_a_step_equal_hugging_faces(config, dtype, toleranc
     reference = transformers.AutoModelForCausalLM.from_pretrained(
         tmp_path, dtype=getattr(torch, np.dtype(dtype).name), attn_implementation="sdpa"
     )
-    theirs = dict(reference.named_parameters())
     if dtype == np.float64:
         in_float64(reference, model, monkeypatch, transformers)
 
-    def their(name: str, kind: str) -> np.ndarray:
-        parts = minillm.hub._names(llama, config, name, 0)
-        tensors = [theirs[one] if kind == "data" else theirs[one].grad for one, _ in parts]
-        return torch.cat(tensors).detach().numpy()
-
-    def check(kind: str, tolerance: float) -> None:
-        for name, parameter in model.named_parameters():
-            expected = their(name, kind)
-            error = np.abs(getattr(parameter, kind) - expected).max() / np.abs(expected).max()
-            assert error < tolerance, f"{kind} of {name}: {error:.1e}"
-
-    check("data", 1e-30)
+    check_parameters("data", model, reference, 1e-30)
     ids, targets = rng.integers(0, 19, (2, 3, 16))
     targets[1, 5:] = -100
     expected = reference(torch.tensor(ids)).logits
@@ -275,13 +237,11 @@ def test_logits_gradients_and_a_step_equal_hugging_faces(config, dtype, toleranc
     expected_loss = torch.nn.functional.cross_entropy(expected.flatten(0, 1), torch.tensor(targets).flatten())
     expected_loss.backward()
     assert loss.item() == pytest.approx(expected_loss.item(), rel=tolerance)
-    check("grad", tolerance)
-    settings = 1e-2, (0.8, 0.9), 1e-3
-    optimizer = AdamW(model.parameters(), *settings, weight_decay=0.1)
-    theirs_optimizer = torch.optim.AdamW(reference.parameters(), *settings, weight_decay=0.1)
+    check_parameters("grad", model, reference, tolerance)
+    optimizer, theirs_optimizer = optimizers(model, reference)
     optimizer.step()
     theirs_optimizer.step()
-    check("data", tolerance)
+    check_parameters("data", model, reference, tolerance)
 
 
 @pytest.mark.oracle

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from model_checks import check_parameters, check_slopes, enlarge, optimizers, relative_error, twin, with_large_weights
 
 import minillm
 from minillm.autograd import no_grad
@@ -15,7 +16,6 @@ from minillm.data.masking import mask_tokens
 from minillm.errors import InputError, ShapeError
 from minillm.models import roberta
 from minillm.models.roberta import PRESETS, RobertaConfig, RobertaForMaskedLM, RobertaModel
-from minillm.nn import uninitialized
 from minillm.optim import AdamW
 
 SMALL = RobertaConfig(19, context=12, layers=2, heads=2, channels=16, hidden=24, dropout=0.0, attention_dropout=0.0)
@@ -23,12 +23,7 @@ SMALL = RobertaConfig(19, context=12, layers=2, heads=2, channels=16, hidden=24,
 
 def random_model(config: RobertaConfig = SMALL, seed: int = 0, dtype: type = np.float32) -> RobertaForMaskedLM:
     """A model whose weights are large enough that every part of it matters."""
-    model = RobertaForMaskedLM(config).to(dtype)
-    rng = np.random.default_rng(seed)
-    for name, parameter in model.named_parameters():
-        is_norm = name.endswith("weight") and parameter.ndim == 1
-        parameter.data[...] = rng.normal(0, 0.4, parameter.shape) + (1 if is_norm else 0)
-    return model
+    return with_large_weights(RobertaForMaskedLM(config).to(dtype), seed=seed)
 
 
 # Size and initial weights
@@ -59,21 +54,9 @@ def test_the_presets_have_the_published_numbers_of_weights() -> None:
     }
 
 
-def test_a_preset_can_be_changed_and_a_wrong_name_suggests_one() -> None:
-    changed = RobertaConfig.preset("roberta-base", vocab_size=99, layers=2)
-    assert changed == RobertaConfig(99, 512, 2, 12, 768, 3072, 1, 0.1, 0.1, 1e-5, 1)
-    with pytest.raises(
-        InputError, match=r"RobertaConfig: no preset is called 'roberta-bas'; did you mean 'roberta-base'"
-    ):
-        RobertaConfig.preset("roberta-bas")
-    with pytest.raises(InputError, match=r"^RobertaConfig: heads is 0; give 1 or more$"):
-        replace(SMALL, heads=0)
-
-
-def test_every_parameter_has_a_name_there_and_initial_weights() -> None:
+def test_initial_weights() -> None:
     minillm.manual_seed(0)
     model = RobertaForMaskedLM(replace(SMALL, layers=1, channels=64, vocab_size=300))
-    assert {name.replace("h.0.", "h.{i}.") for name in model.state_dict()} == set(roberta.HUGGING_FACE)
     for name, parameter in model.named_parameters():
         if parameter.ndim == 2:
             is_empty = ~parameter.data.any(axis=1)
@@ -81,10 +64,8 @@ def test_every_parameter_has_a_name_there_and_initial_weights() -> None:
             assert parameter.data[~is_empty].std() == pytest.approx(0.02, rel=0.25), name
         else:
             assert (parameter.data == (1 if name.endswith("weight") else 0)).all(), name
-    before = minillm.random.default.state()
-    with uninitialized():
-        RobertaForMaskedLM(SMALL)
-    assert minillm.random.default.state() == before
+    with pytest.raises(InputError, match=r"^RobertaConfig: heads is 0; give 1 or more$"):
+        replace(SMALL, heads=0)
 
 
 # Positions and padding
@@ -149,17 +130,7 @@ def test_every_gradient_equals_central_differences(rng: np.random.Generator) -> 
     model = random_model(dtype=np.float64)
     ids, lengths = rng.integers(2, 19, (3, 12)), [12, 4, 9]
     labels = np.where(rng.random((3, 12)) < 0.3, rng.integers(0, 19, (3, 12)), -100)
-    model.loss(ids, labels, lengths=lengths).backward()
-    for name, parameter in model.named_parameters():
-        direction = rng.normal(size=parameter.shape)
-        step = 1e-5 / np.linalg.norm(direction)
-        losses = []
-        for sign in (1, -1):
-            parameter.data += sign * step * direction
-            losses.append(model.loss(ids, labels, lengths=lengths).item())
-            parameter.data -= sign * step * direction
-        slope = (losses[0] - losses[1]) / (2 * step)
-        assert float((parameter.grad * direction).sum()) == pytest.approx(slope, rel=1e-5, abs=1e-7), name
+    check_slopes(model, lambda: model.loss(ids, labels, lengths=lengths), rng)
 
 
 def test_it_learns_texts_by_heart_though_other_tokens_are_hidden_each_time(rng: np.random.Generator) -> None:
@@ -187,20 +158,6 @@ def test_it_learns_texts_by_heart_though_other_tokens_are_hidden_each_time(rng: 
 # Hugging Face's RoBERTa
 
 
-def relative_error(ours: np.ndarray, theirs: np.ndarray) -> float:
-    assert ours.shape == theirs.shape
-    return float(np.abs(ours - theirs).max() / np.abs(theirs).max())
-
-
-def joined(name: str, theirs: dict) -> np.ndarray:
-    """What one of our parameters, or its gradient, is there."""
-    general = ".".join("{i}" if part.isdigit() else part for part in name.split("."))
-    number = next((part for part in name.split(".") if part.isdigit()), "")
-    names = roberta.HUGGING_FACE[general]
-    names = (names,) if isinstance(names, str) else names
-    return np.concatenate([theirs[one.format(i=number)].detach().numpy() for one in names])
-
-
 CASES = {
     "plain": (SMALL, None),
     "lengths": (replace(SMALL, layers=3, heads=4), "lengths"),
@@ -219,13 +176,8 @@ def test_logits_gradients_and_a_step_equal_hugging_faces(rng, case: str, dtype, 
     torch.manual_seed(0)
     values = roberta.config_to_hugging_face(config)
     reference = transformers.RobertaForMaskedLM(transformers.RobertaConfig(**values, attn_implementation="eager"))
-    reference = reference.to(getattr(torch, np.dtype(dtype).name))
-    with torch.no_grad():
-        for parameter in reference.parameters():
-            parameter.add_(torch.randn_like(parameter) * 0.4)
-    model = RobertaForMaskedLM(config).to(dtype)
-    state = reference.state_dict()
-    model.load_state_dict({name: joined(name, state) for name in model.state_dict()})
+    reference = enlarge(reference.to(getattr(torch, np.dtype(dtype).name)))
+    model = twin(RobertaForMaskedLM(config).to(dtype), reference)
     assert sum(p.numel() for p in reference.parameters()) == model.num_parameters()  # tied there too
 
     real, how = np.ones((4, 12), bool), {}
@@ -248,45 +200,18 @@ def test_logits_gradients_and_a_step_equal_hugging_faces(rng, case: str, dtype, 
         expected = reference(theirs[0], theirs[1], their_kinds).logits.detach().numpy()
         assert relative_error(model(ids, kinds, **how).data[real], expected[real]) < tolerance
 
-    def check(ours: str) -> None:
-        expected = dict(reference.named_parameters())
-        if ours == "grad":
-            expected = {name: parameter.grad for name, parameter in expected.items()}
-        for name, parameter in model.named_parameters():
-            error = relative_error(getattr(parameter, ours), joined(name, expected))
-            assert error < tolerance, f"{ours} of {name}: {error:.1e}"
-
-    their_optimizer = torch.optim.AdamW(reference.parameters(), 1e-2, (0.8, 0.9), 1e-3, weight_decay=0.1)
-    optimizer = AdamW(model.parameters(), 1e-2, (0.8, 0.9), 1e-3, weight_decay=0.1)
+    optimizer, their_optimizer = optimizers(model, reference)
     their_loss = reference(*theirs, labels=torch.tensor(labels)).loss
     their_loss.backward()
     loss = model.loss(ids, labels, types, **how)
     loss.backward()
     assert loss.item() == pytest.approx(their_loss.item(), rel=tolerance)
-    check("grad")
+    check_parameters("grad", model, reference, tolerance)
     optimizer.step()
     their_optimizer.step()
-    check("data")
+    check_parameters("data", model, reference, tolerance)
     after = reference(*theirs).logits.detach().numpy()
     assert relative_error(model(ids, types, **how).data[real], after[real]) < 2 * tolerance
-
-
-@pytest.mark.oracle
-@pytest.mark.parametrize("name", PRESETS)
-def test_transformers_builds_the_same_shapes_from_our_config(name: str) -> None:
-    torch = pytest.importorskip("torch")
-    transformers = pytest.importorskip("transformers")
-    config = PRESETS[name]
-    with torch.device("meta"):
-        theirs = transformers.RobertaForMaskedLM(transformers.RobertaConfig(**roberta.config_to_hugging_face(config)))
-    assert sum(p.numel() for p in theirs.parameters()) == number_of_weights(config)
-    assert roberta.config_from_hugging_face(theirs.config.to_dict()) == config
-    assert {name for name in theirs.state_dict() if not name.endswith(roberta.IGNORED)} == {
-        one.format(i=i)
-        for names in roberta.HUGGING_FACE.values()
-        for one in ((names,) if isinstance(names, str) else names)
-        for i in range(config.layers)
-    }
 
 
 def test_a_config_comes_back_from_hugging_faces_form() -> None:
@@ -299,10 +224,3 @@ def test_a_config_comes_back_from_hugging_faces_form() -> None:
 def test_what_a_config_leaves_out_is_what_transformers_takes() -> None:
     """Its defaults are not those of the published models."""
     assert roberta.config_from_hugging_face({}) == RobertaConfig(context=510, token_types=2, norm_eps=1e-12)
-
-
-@pytest.mark.parametrize("change", [{"model_type": "bert"}, {"hidden_act": "relu"}, {"tie_word_embeddings": False}])
-def test_a_config_that_is_not_roberta_is_refused_by_name(change) -> None:
-    [(key, value)] = change.items()
-    with pytest.raises(InputError, match=f"^load: config.json has {key}={value!r}; here it can only be "):
-        roberta.config_from_hugging_face(roberta.config_to_hugging_face(SMALL) | change)

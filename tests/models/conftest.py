@@ -1,0 +1,9 @@
+"""Makes what the tests of all models share, model_checks.py, importable."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+pytest.register_assert_rewrite("model_checks")

@@ -1,0 +1,129 @@
+"""What the tests of every model ask in the same way: of its gradients, its graph, and of its twin in transformers."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from minillm import hub
+from minillm.autograd import Node, Tensor
+from minillm.nn import Module
+from minillm.optim import AdamW
+
+
+def with_large_weights(model: Any, std: float = 0.4, seed: int = 0) -> Any:
+    """The model, with weights large enough that every part of it matters: norms about 1, the rest about 0."""
+    rng = np.random.default_rng(seed)
+    for name, parameter in model.named_parameters():
+        is_norm = name.endswith("weight") and parameter.ndim == 1
+        parameter.data[...] = rng.normal(0, std, parameter.shape) + (1 if is_norm else 0)
+    return model
+
+
+def relative_error(ours: np.ndarray, theirs: np.ndarray) -> float:
+    assert ours.shape == theirs.shape
+    return float(np.abs(ours - theirs).max() / max(np.abs(theirs).max(), 1e-30))
+
+
+def all_nodes(out: Tensor) -> set[Node]:
+    """The operations that led to a tensor."""
+    found: set[Node] = set()
+    stack = [out.node]
+    while stack:
+        node = stack.pop()
+        if isinstance(node, Node) and node not in found:
+            found.add(node)
+            stack += [edge[0] for edge in node.edges if edge is not None]
+    return found
+
+
+def check_slopes(model: Module, loss: Callable[[], Tensor], rng: np.random.Generator) -> None:
+    """Every gradient equals central differences, along one random direction in each parameter; all in float64."""
+    loss().backward()
+    checked = 0
+    for name, parameter in model.named_parameters():
+        assert parameter.dtype == np.float64
+        if not parameter.requires_grad:
+            assert parameter.grad is None
+            continue
+        direction = rng.normal(size=parameter.shape)
+        step = 1e-5 / np.linalg.norm(direction)
+        losses = []
+        for sign in (1, -1):
+            parameter.data += sign * step * direction
+            losses.append(loss().item())
+            parameter.data -= sign * step * direction
+        slope = (losses[0] - losses[1]) / (2 * step)
+        assert float((parameter.grad * direction).sum()) == pytest.approx(slope, rel=1e-5, abs=1e-7), name
+        checked += 1
+    assert checked
+
+
+# transformers
+
+
+def joined(model: Any, name: str, theirs: dict[str, Any]) -> np.ndarray:
+    """What one of our parameters, or its gradient, is there: tensors by their name, in our shape."""
+    module = sys.modules[type(model).__module__]
+    count, *rest = dict(model.named_parameters())[name].shape
+    parts = []
+    for one, rows in hub._names(module, model.config, name, count):
+        array = theirs[one].detach().numpy()
+        is_transposed = hub._is_transposed(module, name)
+        parts.append(array.reshape(*rest, rows).T if is_transposed else array.reshape(rows, *rest))
+    return np.concatenate(parts)
+
+
+def twin(model: Any, reference: Any) -> Any:
+    """The model, with the weights of the other."""
+    state = reference.state_dict()
+    model.load_state_dict({name: joined(model, name, state) for name in model.state_dict()})
+    return model
+
+
+def enlarge(reference: Any, std: float = 0.4) -> Any:
+    """The model there, with weights that are large and everywhere."""
+    import torch
+
+    with torch.no_grad():
+        for parameter in reference.parameters():
+            parameter.add_(torch.randn_like(parameter) * std)
+    return reference
+
+
+def check_parameters(
+    kind: str, model: Any, reference: Any, tolerance: float, floor: float = 0.0, unused: tuple[str, ...] = ()
+) -> None:
+    """Every parameter ("data"), or every gradient ("grad"), is that of the other.
+
+    floor: share of the largest number there up to which all is rounding error, of what has no effect.
+    unused: how the names of parameters begin that may have no gradient here; there it must then be 0.
+    """
+    theirs = {name: getattr(parameter, kind) for name, parameter in reference.named_parameters()}
+    theirs = {name: reference.get_parameter(name) * 0 if x is None else x for name, x in theirs.items()}
+    least = floor * max(float(array.detach().abs().max()) for array in theirs.values())
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:  # a buffer there
+            continue
+        array, expected = getattr(parameter, kind), joined(model, name, theirs)
+        if array is None:
+            assert name.startswith(unused), f"{name} has no gradient"
+            array = np.zeros_like(parameter.data)
+        if np.abs(expected).max() <= least:
+            assert np.abs(array).max() <= least, f"{kind} of {name}"
+            continue
+        error = relative_error(array, expected)
+        assert error < tolerance, f"{kind} of {name}: {error:.1e}"
+
+
+def optimizers(model: Any, reference: Any) -> tuple[AdamW, Any]:
+    """AdamW of both, with settings that are nobody's defaults."""
+    import torch
+
+    settings = 1e-2, (0.8, 0.9), 1e-3
+    theirs = torch.optim.AdamW(reference.parameters(), *settings, weight_decay=0.1)
+    return AdamW(model.parameters(), *settings, weight_decay=0.1), theirs
