@@ -6,11 +6,16 @@ dropout mask is made again in the backward instead of being kept, and resuming a
 
 The stream of a seed is that of `np.random.Philox(key=seed)`: block b (from 0) holds four 64-bit words, the cipher of
 counter b + 1; each word gives two 32-bit numbers, the low half first.
+
+Where a batch or the heads of attention are divided over processes, each makes only its part of a mask: `part` says
+which. All of them move on by the whole mask, so their streams stay together, and the masks are those of one process.
 """
 
 from __future__ import annotations
 
+import contextlib
 import math
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -27,12 +32,31 @@ class Generator:
     def __init__(self, seed: int = 0):
         self.seed = seed
         self.counter = 0
+        self.rows: tuple[int, int] | None = None  # of what gets a mask: its first row, and the rows of the whole
+        self.heads: tuple[int, int] | None = None  # the same of the heads of attention, its axis 1
+
+    def copy(self) -> Generator:
+        """Another at the same place, for the same part."""
+        other = Generator(self.seed)
+        vars(other).update(vars(self))
+        return other
 
     def reserve(self, count: int) -> tuple[int, int]:
         """Set aside `count` 32-bit numbers: returns (seed, counter) of the first, and moves on."""
         start = self.counter
         self.counter += -(-count // BLOCK)
         return self.seed, start
+
+    def rows_of(self, function: str, shape: tuple[int, ...]) -> tuple[int, int]:
+        """Of a tensor of this shape, its first row in the whole, and the rows of the whole. Without axis 0: 0, 1.
+
+        Raises: InputError where the whole has fewer.
+        """
+        return _checked(function, "rows", shape[0], self.rows) if shape else (0, 1)
+
+    def heads_of(self, shape: tuple[int, ...]) -> tuple[int, int]:
+        """The same of axis 1 of attention's queries, the heads."""
+        return _checked("attention", "heads", shape[1], self.heads)
 
     def numpy(self) -> np.random.Generator:
         """A NumPy generator for initial weights and sampling, on a stream of its own."""
@@ -51,6 +75,31 @@ class Generator:
 default = Generator()  # the stream of dropout and of initial weights
 
 
+def _checked(function: str, name: str, count: int, place: tuple[int, int] | None) -> tuple[int, int]:
+    first, total = place or (0, count)
+    if not 0 <= first <= first + count <= total:
+        raise InputError(
+            f"{function}: {count} {name} from {first} on are no part of {total}; random.part({name}=...) takes "
+            "the first, and how many the whole has"
+        )
+    return first, total
+
+
+@contextlib.contextmanager
+def part(rows: tuple[int, int] | None = None, heads: tuple[int, int] | None = None) -> Iterator[None]:
+    """Within, dropout and attention see a part of a larger tensor, and take their part of its mask.
+
+    rows: (first, total) of axis 0; heads: (first, total) of attention's axis 1. What is None stays as it was.
+    Put it around the forward; a backward knows the place of its mask.
+    """
+    generator, before = default, (default.rows, default.heads)
+    generator.rows, generator.heads = rows or before[0], heads or before[1]
+    try:
+        yield
+    finally:
+        generator.rows, generator.heads = before
+
+
 def manual_seed(seed: int) -> Generator:
     """Start the default stream again from `seed`; returns it."""
     if not 0 <= seed < 1 << 64:
@@ -65,12 +114,13 @@ def bits(seed: int, counter: int, count: int) -> Array:
     return words.astype("<u8", copy=False).view("<u4")[:count]
 
 
-def keep_scale(seed: int, counter: int, shape: tuple[int, ...], p: float, dtype: np.dtype) -> Array:
+def keep_scale(seed: int, counter: int, shape: tuple[int, ...], p: float, dtype: np.dtype, skip: int = 0) -> Array:
     """A dropout mask and its scale in one: 0 with probability p, else 1/(1-p), in `shape`.
 
-    Element i is dropped if the i-th number of the stream is below p 2^32.
+    Element i is dropped if the i-th number of the stream, not counting the first `skip`, is below p 2^32.
     """
-    size = math.prod(shape)
+    counter, skip = counter + skip // BLOCK, skip % BLOCK
+    size = skip + math.prod(shape)
     threshold = np.uint32(min(round(p * 2**32), 2**32 - 1))
     kept = dtype.type(1 / (1 - p))
     chunk = min(8192, -(-max(1, size) // BLOCK) * BLOCK)  # so that every row of `scale` starts a block of the stream
@@ -81,4 +131,4 @@ def keep_scale(seed: int, counter: int, shape: tuple[int, ...], p: float, dtype:
         np.multiply(numbers.reshape(-1, chunk) >= threshold, kept, out=scale[rows])
 
     backend.row_blocks(fill, scale)
-    return scale.reshape(-1)[:size].reshape(shape)
+    return scale.reshape(-1)[skip:size].reshape(shape)

@@ -50,6 +50,7 @@ class Dropout(NamedTuple):
     p: float
     seed: int
     counter: int
+    elsewhere: int = 0  # blocks that follow those of each batch item, for heads that are not here
 
 
 class Saved(NamedTuple):
@@ -197,7 +198,7 @@ def attention(
     Saves: references to q, k, v and the output, and one number per query.
     Raises: ShapeError for sizes that do not fit; DtypeError for a mask that is neither boolean nor floating, or
         lengths that are no integers; InputError for a length outside 0 to Tk (not looked for on a GPU, where more than
-        Tk counts as Tk), or dropout_p outside [0, 1).
+        Tk counts as Tk), dropout_p outside [0, 1), or more items or heads than `random.part` tells of.
     Source: Vaswani et al. 2017, equation 1; Dao et al. 2022, algorithm 4 for the backward.
     """
     if lengths is not None:
@@ -224,11 +225,21 @@ def attention(
     check_probability("attention", dropout_p)
     dropout = None
     if dropout_p:
-        row_numbers = -(-sizes["Tk"] // random.BLOCK) * random.BLOCK
-        seed, counter = random.default.reserve(sizes["B"] * sizes["H"] * sizes["Tq"] * row_numbers)
-        dropout = Dropout(dropout_p, seed, counter)
+        dropout = _place_of_mask(q.shape, sizes["Tk"], dropout_p)
     scale = 1 / math.sqrt(sizes["D"]) if scale is None else float(scale)
     return ATTENTION(q, k, v, mask, lengths=lengths, causal=causal, scale=scale, dropout=dropout)
+
+
+def _place_of_mask(shape: tuple[int, ...], keys: int, p: float) -> Dropout:
+    """Set random numbers aside for P (B, H, Tq, Tk), or for the larger P that this is a part of (random.part)."""
+    (first_item, items), (first_head, heads) = (
+        random.default.rows_of("attention", shape),
+        random.default.heads_of(shape),
+    )
+    head = shape[2] * -(-keys // random.BLOCK)  # counter blocks of a head
+    seed, counter = random.default.reserve(items * heads * head * random.BLOCK)
+    counter += (first_item * heads + first_head) * head
+    return Dropout(p, seed, counter, (heads - shape[1]) * head)
 
 
 # --- the pieces that forward and backward share --------------------------------------------------------------------
@@ -287,7 +298,7 @@ def _triangle(rows: int, columns: int, diagonal: int, dtype: np.dtype) -> Array:
 
 def _dropout_mask(saved: Saved, b: slice, h: slice, rows: slice, visible: int) -> Array:
     """The dropout mask of one block of P, times its scale: (b, h, G rows, visible)."""
-    p, seed, counter = saved.dropout
+    p, seed, counter, elsewhere = saved.dropout
     batch, heads, queries, _ = saved.q.shape
     keys = saved.k.shape[2]
     group = heads // saved.k.shape[1]
@@ -296,7 +307,7 @@ def _dropout_mask(saved: Saved, b: slice, h: slice, rows: slice, visible: int) -
     masks = [
         random.keep_scale(
             seed,
-            counter + ((item * heads + head) * queries + rows.start) * blocks,
+            counter + ((item * heads + head) * queries + rows.start) * blocks + item * elsewhere,
             (count, blocks * random.BLOCK),
             p,
             saved.q.dtype,
@@ -386,8 +397,8 @@ def _launch(
         kernel, threads = get_kernel("attention.cu", name, q.dtype, padded, drops), 256
     grid = (-(-outputs[0].shape[2] // rows), outputs[0].shape[1], batch)
     arrays = (*map(_memory, inputs), lengths, *sums, *map(_memory, outputs))
-    p, seed, counter = dropout or (0.0, 0, 0)
-    stream = np.uint64(seed % 2**64), np.uint64(seed // 2**64), np.uint64(counter)
+    p, seed, counter, elsewhere = dropout or Dropout(0.0, 0, 0)
+    stream = np.uint64(seed % 2**64), np.uint64(seed // 2**64), np.uint64(counter), np.uint64(elsewhere)
     threshold, real = np.uint32(min(round(p * 2**32), 2**32 - 1)), sums[0].dtype.type
     settings = (*numbers, np.bool_(causal), real(scale), *stream, threshold, real(1 / (1 - p)))
     kernel(grid, threads, (*arrays, *settings, *_strides(*operands)), smem)

@@ -25,7 +25,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -54,19 +54,27 @@ def boundary(x: Tensor, passed: Callable[[], None]) -> Tensor:
     return BOUNDARY(x, passed=passed)
 
 
+class Part(NamedTuple):
+    """What this rank keeps of a unit's parameters in one group of the optimiser."""
+
+    group: int
+    start: int  # in what is kept of the unit
+    parameter: Parameter  # a vector, for the optimiser
+
+
 class Unit:
     """Parameters that are sent together: one after another in one row, the groups of the optimiser one after another.
 
     data, grad: the row of the parameters and that of their gradients, (size,); None while there is none.
     kept_data, kept_grad: the part of each that this rank keeps, `mine` of the row; here all of it.
-    parts: of each group, its part of what is kept, as the optimiser gets it: (number of the group, parameter).
+    parts: of each group, its part of what is kept, as the optimiser gets it.
     """
 
     data: Array = None
     grad: Array = None
     kept_data: Array
     kept_grad: Array
-    parts: list[tuple[int, Parameter]]
+    parts: list[Part]
 
     def __init__(self, name: str, groups: list[list[Parameter]], ranks: int):
         self.name = name
@@ -139,7 +147,7 @@ class Unit:
             if start < stop:
                 part = Parameter(data[start:stop], f"{self.name or 'root'}[{number}]")
                 part.grad_buffer = grad[start:stop]
-                self.parts.append((number, part))
+                self.parts.append(Part(number, start, part))
 
 
 class DataParallel:
@@ -183,7 +191,7 @@ class DataParallel:
         self.groups: list[dict[str, Any]] = []
         for number, group in enumerate(given):
             options = {name: value for name, value in group.items() if name != "params"}
-            parts = [part for unit in self.units.values() for n, part in unit.parts if n == number]
+            parts = [part.parameter for unit in self.units.values() for part in unit.parts if part.group == number]
             self.groups += [{**options, "params": [part]} for part in parts]
         for path, block in modules.items():
             if path in self.units:
@@ -236,13 +244,13 @@ class DataParallel:
             if unit.work is not None:
                 self.end_sum(unit)
             unit.summed = False
-            for _, part in unit.parts:
-                part.grad = part.grad_buffer
+            for part in unit.parts:
+                part.parameter.grad = part.parameter.grad_buffer
 
     def zero_grad(self) -> None:
         """Forget all gradients."""
         for unit in self.units.values():
-            for parameter in [*unit.parameters, *(part for _, part in unit.parts)]:
+            for parameter in [*unit.parameters, *(part.parameter for part in unit.parts)]:
                 parameter.grad = None
 
     def _sum(self, unit: Unit) -> None:

@@ -130,12 +130,12 @@ class ZeRO(DataParallel):
         if self.stage == 1:
             return
         mine = unit.grad[unit.mine]
-        if unit.parts and unit.parts[0][1].grad is not None:  # a micro-batch before has been here
+        if unit.parts and unit.parts[0].parameter.grad is not None:  # a micro-batch before has been here
             unit.kept_grad += mine
         else:
             unit.kept_grad[...] = mine
-        for _, part in unit.parts:
-            part.grad = part.grad_buffer
+        for part in unit.parts:
+            part.parameter.grad = part.parameter.grad_buffer
         unit.grad = None
         for parameter in unit.parameters:
             parameter.grad = parameter.grad_buffer = None

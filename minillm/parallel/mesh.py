@@ -1,0 +1,382 @@
+"""The ways of dividing the work, together: ranks in a grid of pp x dp x tp, and a model divided over it.
+
+    rank = (p dp + d) tp + t        stage p of the pipeline, part d of the batch, part t of each matrix
+
+Ranks that exchange most are nearest: those of a tensor-parallel group, twice a block each way; then the sums of
+gradients; then the activations from stage to stage. Each rank is in one group of each kind. A model is built whole,
+the same on all ranks, and then cut: its matrices (tensor_parallel.py), its layers (pipeline.py), and what is left is
+laid out in units (data_parallel.py, zero.py). Each file knows nothing of the others.
+
+    batch --> micro-batches --> rows of rank d --> stage 0 --> ... --> stage p - 1 --> loss --> and back
+
+**State.** A checkpoint is what one process would write: rank 0 gets every parameter and moment whole, and any other
+mesh takes its parts of them. Nobody sees from a file how many ranks made it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from minillm import random
+from minillm.autograd import no_grad
+from minillm.backend import Array, as_dtype
+from minillm.device import like, to_host
+from minillm.errors import CheckpointError, InputError
+from minillm.nn import Decoder
+from minillm.optim import FlatGroup, Optimizer, decay_groups
+from minillm.parallel.communicator import Alone, Communicator, bounds
+from minillm.parallel.data_parallel import DataParallel, Part, Unit
+from minillm.parallel.pipeline import MicroBatch, cut
+from minillm.parallel.recompute import recompute
+from minillm.parallel.tensor_parallel import Cut, put, slices, take, tensor_parallel
+from minillm.parallel.zero import ZeRO
+
+
+class Mesh:
+    """A rank's groups: `dp`, `tp` and `pp`, communicators of those that differ from it in that alone; `world` of all.
+
+    Raises: InputError where dp tp pp is not the number of ranks.
+    """
+
+    def __init__(self, world: Communicator, dp: int | None = None, tp: int = 1, pp: int = 1):
+        if dp is None:
+            dp = world.size // (tp * pp)
+        if min(dp, tp, pp) < 1 or dp * tp * pp != world.size:
+            raise InputError(
+                f"mesh: --dp {dp} --tp {tp} --pp {pp} are {dp * tp * pp} ranks, but there are {world.size}; "
+                f"start {dp * tp * pp} with --nproc, or change one of them"
+            )
+        self.world = world
+        rank, t = divmod(world.rank, tp)
+        p, d = divmod(rank, dp)
+        self.tp = world.split(p * dp + d) if tp > 1 else Alone(world.rank)
+        self.dp = world.split(p * tp + t) if dp > 1 else Alone(world.rank)
+        self.pp = world.split(d * tp + t) if pp > 1 else Alone(world.rank)
+
+    def close(self) -> None:
+        """Give back the groups; the world stays."""
+        for group in (self.tp, self.dp, self.pp):
+            group.close()
+
+
+class ParallelModel:
+    """A model divided over a mesh, with the parts of a training step that the division changes.
+
+        parallel = ParallelModel(model, mesh, weight_decay=0.1, zero=1)
+        optimizer = AdamW(parallel.groups, lr)
+        parallel.attach(optimizer)
+        loss = parallel.accumulate_gradients(ids, targets)     # the whole batch, on all ranks
+        optimizer.clip_grad_norm(1.0)
+        optimizer.step()
+        parallel.publish()
+
+    zero: 0 to 3, see zero.py; above 1 without a pipeline. layers: numbers of the blocks that are computed again in the
+    backward (recompute.py).
+    Raises: InputError for a combination that there is not, or a model that cannot be cut so.
+    """
+
+    def __init__(
+        self,
+        model: Decoder,
+        mesh: Mesh,
+        weight_decay: float = 0.1,
+        zero: int = 0,
+        schedule: str = "1f1b",
+        layers: Iterable[int] = (),
+    ):
+        if zero not in (0, 1, 2, 3) or (zero > 1 and mesh.pp.size > 1):
+            raise InputError(f"--zero {zero} with --pp {mesh.pp.size}: choose 0 or 1, or 2 or 3 without a pipeline")
+        self.model, self.mesh, self.zero = model, mesh, zero
+        recompute(model, layers)
+        self.cuts: dict[str, Cut | None] = {}
+        if mesh.tp.size > 1:
+            tensor_parallel(model, mesh.tp)
+            self.cuts = slices(model)
+        self.pipeline = cut(model, mesh.pp, schedule) if mesh.pp.size > 1 else None
+        groups = decay_groups(model.parameters(), weight_decay)
+        self.data = ZeRO(model, mesh.dp, groups, zero) if zero else DataParallel(model, mesh.dp, groups)
+        self.groups = self.data.groups
+
+    # --- a step ------------------------------------------------------------------------------------------------------
+
+    def attach(self, optimizer: Optimizer) -> None:
+        """Have the optimiser's norm be that of all ranks' gradients, each counted once."""
+        elsewhere = self.pipeline.copies if self.pipeline else set()
+        for unit, part, group in self._flat_groups(optimizer):
+            counted = [
+                (unit.starts[i], unit.starts[i] + parameter.numel())
+                for i, parameter in enumerate(unit.parameters)
+                if parameter.name not in elsewhere and (self.mesh.tp.rank == 0 or self.cuts[parameter.name] is not None)
+            ]
+            if len(counted) < len(unit.parameters):
+                first = unit.mine.start + part.start
+                spans = [(max(a - first, 0), min(b - first, group.grad.size)) for a, b in counted]
+                group.counted = [slice(a, b) for a, b in spans if a < b]
+        parted = [group for group in (self.mesh.tp, self.mesh.pp) if group.size > 1]
+        if self.zero and self.mesh.dp.size > 1:
+            parted.append(self.mesh.dp)
+
+        def add_over_ranks(number: Array) -> None:
+            for group in parted:
+                group.all_reduce(number, what="numbers").wait()
+
+        optimizer.add_over_ranks = add_over_ranks if parted else None
+
+    def accumulate_gradients(self, ids: Array, targets: Array, micro_batches: int = 1) -> Any:
+        """The gradient of the mean loss of a batch, in place of any before, on all ranks; returns the loss.
+
+        All ranks give the whole batch (B, T); rank d of a data-parallel group computes the d-th part of the rows of
+        each micro-batch. Targets of -100 do not count.
+        """
+        self.data.zero_grad()
+        counted = np.maximum((targets != -100).sum(), 1).astype(np.float32)
+        batches = [
+            self._own_rows(*part)
+            for part in zip(np.array_split(ids, micro_batches), np.array_split(targets, micro_batches), strict=True)
+        ]
+        self.data.synchronise = self.zero > 1
+        if self.pipeline:
+            total = self.pipeline.step(batches, counted, self._synchronise, sum_tied=False)
+            self.pipeline.sum_tied_gradients()
+        else:
+            total = 0.0
+            for number, batch in enumerate(batches):
+                self.data.begin()
+                with random.part(rows=batch.rows):
+                    loss = self.model.loss(batch.ids, batch.targets, reduction="sum") / counted
+                if number == len(batches) - 1:
+                    self._synchronise()
+                loss.backward()
+                total = total + loss.data.astype(np.float64)
+        self.data.finish()
+        return self._summed(total, self.mesh.dp)
+
+    def publish(self) -> None:
+        """After the optimiser's step: everybody gets what the others have moved."""
+        self.data.publish()
+
+    def losses(self, batches: Iterable[tuple[Array, Array]]) -> list[float]:
+        """The mean loss of each batch, without gradients or dropout; each data-parallel rank computes some of them."""
+        given, dp = list(batches), self.mesh.dp
+        rounds = -(-len(given) // dp.size)  # the same for all, because forwards of stage 3 are made together
+        mine = [min(dp.rank + i * dp.size, len(given) - 1) for i in range(rounds)]
+        self.model.eval()
+        with no_grad():
+            if self.pipeline:
+                found = self.pipeline.losses([given[number] for number in mine])
+            else:
+                found = [self.model.loss(*given[number]).item() for number in mine]
+        self.model.train()
+        losses = np.zeros(rounds * dp.size)
+        losses[dp.rank :: dp.size] = found
+        return dp.sum_of(*losses)[: len(given)]
+
+    def _synchronise(self) -> None:
+        self.data.synchronise = True
+
+    def _own_rows(self, ids: Array, targets: Array) -> MicroBatch:
+        """A rank without a row computes the first one, of which no token counts: its sums stand beside the others'."""
+        edges = bounds(len(ids), self.mesh.dp.size)
+        first, stop = edges[self.mesh.dp.rank : self.mesh.dp.rank + 2]
+        if first < stop:
+            return MicroBatch(ids[first:stop], targets[first:stop], (first, len(ids)))
+        return MicroBatch(ids[:1], np.full_like(targets[:1], -100), (0, len(ids)))
+
+    def _summed(self, number: Any, group: Communicator) -> Any:
+        """A number, summed over a group; on a GPU nobody waits for it."""
+        if group.size == 1:
+            return number
+        total = np.empty_like(number, shape=1) if hasattr(number, "__cuda_array_interface__") else np.empty(1)
+        total[...] = number
+        group.all_reduce(total, what="numbers").wait()
+        return total[0]
+
+    # --- state, in the layout of one process -------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Array] | None:
+        """Every parameter, whole, on rank 0; None on the others. All ranks call it."""
+        return self._at_rank_zero(self._rows(lambda unit: self._whole(unit, unit.kept_data)))
+
+    def optimizer_state_dict(self, optimizer: Optimizer) -> dict[str, Array] | None:
+        """As Optimizer.state_dict of one process, on rank 0; None on the others. All ranks call it."""
+        state: dict[str, Array] = {"steps": np.array(optimizer.steps, np.int64)}
+        for name in _moment_names(optimizer):
+            kept = self._kept(optimizer, name)
+            rows = self._rows(lambda unit, kept=kept: self._whole(unit, kept[unit.name]))
+            found = self._at_rank_zero(rows)
+            if found is not None:
+                state |= {f"{name}.{key}": array for key, array in found.items()}
+        return state if self.mesh.world.rank == 0 else None
+
+    def load_state_dict(self, state: Mapping[str, Array]) -> None:
+        """Take this rank's parts of a whole model's state, all of them or none.
+
+        Raises: CheckpointError that lists what is missing or of another shape.
+        """
+        parts = self._parts(state, "")
+        for unit in self.data.units.values():
+            row = unit.row_of(parts, unit.kept_data)
+            unit.kept_data[...] = row[unit.mine]
+        self.publish()
+
+    def load_optimizer_state_dict(self, optimizer: Optimizer, state: Mapping[str, Array]) -> None:
+        """Take this rank's parts of a whole optimiser's state, all of them or none.
+
+        Raises: CheckpointError that lists what is missing or of another shape.
+        """
+        if "steps" not in state:
+            raise CheckpointError("the optimiser state has no steps; use another checkpoint of the run")
+        parts = {name: self._parts(state, f"{name}.") for name in _moment_names(optimizer)}
+        optimizer.steps = int(state["steps"])
+        for unit, part, group in self._flat_groups(optimizer):
+            first = unit.mine.start + part.start
+            for name, arrays in parts.items():
+                moment = _moment(group, name)
+                moment[...] = unit.row_of(arrays, moment)[first : first + moment.size]
+
+    def _parts(self, state: Mapping[str, Array], prefix: str) -> dict[str, Array]:
+        """This rank's part of each parameter's array."""
+        parts, problems = {}, []
+        for unit in self.data.units.values():
+            for parameter in unit.parameters:
+                name, found = parameter.name, self.cuts.get(parameter.name)
+                whole = list(parameter.shape)
+                if found is not None:
+                    whole[found.axis] = found.size
+                if f"{prefix}{name}" not in state:
+                    problems.append(f"missing {prefix}{name}")
+                elif np.shape(state[f"{prefix}{name}"]) != tuple(whole):
+                    shape = np.shape(state[f"{prefix}{name}"])
+                    problems.append(f"{prefix}{name} has shape {shape}, expected {tuple(whole)}")
+                else:
+                    parts[name] = like(take(found, state[f"{prefix}{name}"]), unit.kept_data)
+        if problems:
+            raise CheckpointError(
+                f"the saved state does not fit this model: {'; '.join(problems)}; "
+                "build the model with the configuration that it was saved with"
+            )
+        return parts
+
+    def _rows(self, row_of: Any) -> Iterator[tuple[str, Array]]:
+        """Each parameter's name and array of this stage and tensor-parallel rank, unit by unit."""
+        for unit in self.data.units.values():
+            yield from unit.arrays_of(row_of(unit)).items()
+
+    def _whole(self, unit: Unit, kept: Array) -> Array:
+        """The row of which every data-parallel rank keeps a part; all of them call this."""
+        if kept.size == unit.size:
+            return kept
+        row = np.empty_like(kept, shape=unit.size, order="C")
+        self.mesh.dp.all_gather(kept, row, what="state").wait()
+        return row
+
+    def _kept(self, optimizer: Optimizer, name: str) -> dict[str, Array]:
+        """Of each unit, a moment as its data are kept: that of all its groups in one array."""
+        kept: dict[str, Array] = {}
+        for unit, part, group in self._flat_groups(optimizer):
+            moment, first = _moment(group, name), part.start
+            if unit.name not in kept:
+                kept[unit.name] = np.zeros_like(moment, shape=unit.kept_data.shape)
+            kept[unit.name][first : first + moment.size] = moment
+        return {path: kept.get(path, np.zeros(unit.kept_data.shape)) for path, unit in self.data.units.items()}
+
+    def _flat_groups(self, optimizer: Optimizer) -> Iterator[tuple[Unit, Part, FlatGroup]]:
+        """The optimiser's groups, each with the part of a unit that it moves."""
+        flat = {id(group.parameters[0]): group for group in optimizer.groups}
+        for unit in self.data.units.values():
+            for part in unit.parts:
+                yield unit, part, flat[id(part.parameter)]
+
+    def _at_rank_zero(self, arrays: Iterator[tuple[str, Array]]) -> dict[str, Array] | None:
+        """The whole arrays of all ranks' parts, on rank 0.
+
+        Ranks take turns, so that one whole model at most is on its way. Those that have the same send nothing.
+        """
+        mesh = self.mesh
+        given = list(arrays)  # all ranks gather each row
+        if mesh.dp.rank > 0:
+            return None
+        copies = self.pipeline.copies if self.pipeline else set()
+        mine = {
+            name: to_host(array)
+            for name, array in given
+            if name not in copies and (mesh.tp.rank == 0 or self.cuts[name] is not None)
+        }
+        header = {name: [list(array.shape), array.dtype.name, self.cuts.get(name)] for name, array in mine.items()}
+        if mesh.world.rank > 0:
+            self._send(np.frombuffer(json.dumps(header).encode(), np.uint8).copy())
+            for array in mine.values():
+                self._send(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
+            return None
+        wholes: dict[str, Array] = {}
+        for name, array in mine.items():
+            _add(wholes, name, array, self.cuts.get(name))
+        for source in self._first_of_each():
+            header = json.loads(self._receive(source).tobytes())
+            for name, (shape, dtype, found) in header.items():
+                array = self._receive(source).view(as_dtype(dtype)).reshape(shape)
+                _add(
+                    wholes, name, array, None if found is None else Cut(found[0], tuple(map(tuple, found[1])), found[2])
+                )
+        return wholes
+
+    def _first_of_each(self) -> list[int]:
+        """The ranks but 0 that are the first of their data-parallel group."""
+        tp, dp, pp = self.mesh.tp.size, self.mesh.dp.size, self.mesh.pp.size
+        return [p * dp * tp + t for p in range(pp) for t in range(tp) if p or t]
+
+    def _send(self, content: Array) -> None:
+        world = self.mesh.world
+        size = world.host_array([content.size])
+        world.send(size, 0, what="state").wait()
+        world.send(like(content, size), 0, what="state").wait()
+
+    def _receive(self, source: int) -> Array:
+        world = self.mesh.world
+        size = world.host_array([0])
+        world.recv(size, source, what="state").wait()
+        content = np.empty_like(size, shape=int(size[0]), dtype=np.uint8)
+        world.recv(content, source, what="state").wait()
+        return to_host(content)
+
+
+def _add(wholes: dict[str, Array], name: str, part: Array, found: Cut | None) -> None:
+    if found is None:
+        wholes[name] = part.copy()
+        return
+    if name not in wholes:
+        shape = list(part.shape)
+        shape[found.axis] = found.size
+        wholes[name] = np.zeros(shape, part.dtype)
+    put(found, wholes[name], part)
+
+
+def _moment_names(optimizer: Optimizer) -> list[str]:
+    group = optimizer.groups[0]
+    return [*group.moments, *([] if group.masters is group.data else ["master"])]
+
+
+def _moment(group: FlatGroup, name: str) -> Array:
+    return group.masters if name == "master" else group.moments[name]
+
+
+def parse_layers(text: str, count: int) -> list[int]:
+    """Numbers of layers from `none`, `all`, or a list such as `0,2-5`.
+
+    Raises: InputError for anything else.
+    """
+    if text in ("none", "all"):
+        return [] if text == "none" else list(range(count))
+    layers: list[int] = []
+    for item in text.split(","):
+        first, _, last = item.strip().partition("-")
+        if not first.isdigit() or not (last or first).isdigit():
+            raise InputError(f"recompute: {text!r} names no layers; give none, all, or numbers such as 0,2-5")
+        layers += range(int(first), int(last or first) + 1)
+    if layers and max(layers) >= count:
+        raise InputError(f"recompute: there is no layer {max(layers)}; the model has {count}, counted from 0")
+    return layers
