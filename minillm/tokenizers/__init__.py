@@ -5,7 +5,15 @@ from __future__ import annotations
 from minillm.tokenizers.base import Tokenizer
 from minillm.tokenizers.bpe import BPETokenizer
 from minillm.tokenizers.character import CharacterTokenizer
+from minillm.tokenizers.sentencepiece import SentencePieceBPE
 from minillm.tokenizers.unigram import UnigramTokenizer
 from minillm.tokenizers.wordpiece import WordPieceTokenizer
 
-__all__ = ["BPETokenizer", "CharacterTokenizer", "Tokenizer", "UnigramTokenizer", "WordPieceTokenizer"]
+__all__ = [
+    "BPETokenizer",
+    "CharacterTokenizer",
+    "SentencePieceBPE",
+    "Tokenizer",
+    "UnigramTokenizer",
+    "WordPieceTokenizer",
+]

@@ -22,9 +22,11 @@ import json
 import os
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self, TypeVar
+from typing import Any, ClassVar, Literal, NamedTuple, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,6 +41,14 @@ ROLES = "bos_token", "eos_token", "pad_token", "unk_token", "cls_token", "sep_to
 
 Item = TypeVar("Item")
 Specials = Literal["none", "all"] | Collection[str]
+
+
+class Parts(NamedTuple):
+    """What a reader of another program's file found: a tokenizer's arguments, what goes around a text, and names."""
+
+    arguments: dict[str, Any]
+    around: tuple[Sequence[str], Sequence[str]] = ((), ())
+    names: dict[str, str] = {}  # noqa: RUF012, never changed
 
 
 class Tokenizer:
@@ -176,16 +186,16 @@ class Tokenizer:
         if stripping := allowed & self.strips.keys():  # rare, and white space has no limit: hold the whole text
             chunks = [strip_beside("".join(chunks), {token: self.strips[token] for token in stripping})]
         refused = self._choose("disallowed_special", disallowed_special) - allowed
-
-        def special(token: str) -> list[int]:
-            if token in refused:
-                raise InputError(
-                    f"{type(self).__name__}.encode: the text holds the special token {token!r}, which is refused; "
-                    f"name it in allowed_special, or not in disallowed_special to encode it as ordinary text"
-                )
-            return [self.special_tokens[token]]
-
+        special = partial(self._special_ids, refused=refused)
         return stream(f"{type(self).__name__}.encode", chunks, self._encode_settled, allowed | refused, special)
+
+    def _special_ids(self, token: str, refused: Collection[str]) -> list[int]:
+        if token in refused:
+            raise InputError(
+                f"{type(self).__name__}.encode: the text holds the special token {token!r}, which is refused; "
+                f"name it in allowed_special, or not in disallowed_special to encode it as ordinary text"
+            )
+        return [self.special_tokens[token]]
 
     def _encode_settled(self, text: str, more: bool) -> tuple[list[int], int]:
         """The ids of the start of `text` that nothing can change that may follow it, and where that start ends.
@@ -282,10 +292,18 @@ class Tokenizer:
 
     def save(self, folder: str | Path) -> None:
         """Write `tokenizer.json` into `folder`, which is made if it is not there; a reader never sees half a file."""
+        write_text(f"{type(self).__name__}.save", Path(folder) / FILE, json.dumps(self.to_json(), indent=0))
+
+    def to_json(self) -> dict[str, Any]:
+        """The JSON object that `save` writes."""
         content = {"format": FORMAT, "version": VERSION, "kind": self.kind, **self._to_json()}
         content |= {"names": self.names} if self.names else {}
-        content |= {"around": self.around} if any(self.around) else {}
-        write_text(f"{type(self).__name__}.save", Path(folder) / FILE, json.dumps(content, indent=0))
+        return content | ({"around": self.around} if any(self.around) else {})
+
+    @classmethod
+    def from_json(cls, content: dict[str, Any]) -> Self:
+        """The inverse of to_json."""
+        return cls._from_content(f"{cls.__name__}.from_json", Path(FILE), content)
 
     @classmethod
     def load(cls, folder: str | Path) -> Self:
@@ -322,7 +340,8 @@ class Tokenizer:
                 return tokenizer
         raise InputError(
             f"{where}: {path} has a model of type {content['model'].get('type')!r} that {cls.__name__} does not read; "
-            "there are byte-level BPE (a pre_tokenizer that ends with ByteLevel), WordPiece and Unigram"
+            "there are byte-level BPE (a pre_tokenizer that ends with ByteLevel), SentencePiece's BPE (spaces written "
+            "as ▁), WordPiece and Unigram"
         )
 
     @classmethod
@@ -356,16 +375,20 @@ class Tokenizer:
                 f"{where}: {path} holds a tokenizer of kind {name!r}, expected {' or '.join(map(repr, kinds))}; "
                 "load it with Tokenizer.load from the minillm that wrote it"
             )
-        try:
+        with readable(where, f"{path} is damaged", "save the tokenizer again", None):
             tokenizer = kinds[name]._from_json(content)
             tokenizer.name_special_tokens(**content.get("names", {}))
             before, after = content.get("around", ((), ()))
             tokenizer.around = before, after
             tokenizer.build_inputs_with_special_tokens([])  # are they there?
-            return tokenizer
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            reason = f"no {error}" if isinstance(error, KeyError) else str(error)
-            raise InputError(f"{where}: {path} is damaged ({reason}); save the tokenizer again") from error
+        return tokenizer
+
+    @classmethod
+    def _from_parts(cls, parts: Parts) -> Self:
+        tokenizer = cls(**parts.arguments)
+        tokenizer.around = parts.around
+        tokenizer.name_special_tokens(**parts.names)
+        return tokenizer
 
     def _to_json(self) -> dict[str, Any]:
         """All that makes this tokenizer what it is, for `_from_json`."""
@@ -498,6 +521,18 @@ def check_special_tokens(where: str, special_tokens: Collection[str]) -> None:
 
 
 # Whole files
+
+
+@contextmanager
+def readable(where: str, what: str, advice: str, passing: str | None = "") -> Iterator[None]:
+    """Whatever is raised inside becomes one InputError; but those that begin with `passing` stay as they are."""
+    try:
+        yield
+    except (KeyError, IndexError, TypeError, AttributeError, ValueError) as error:
+        if isinstance(error, InputError) and passing is not None and str(error).startswith(passing):
+            raise
+        reason = f"no {error}" if isinstance(error, KeyError) else str(error)
+        raise InputError(f"{where}: {what} ({reason}); {advice}") from error
 
 
 def read_json(where: str, path: Path) -> Any:

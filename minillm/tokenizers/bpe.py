@@ -24,7 +24,6 @@ Words with Subword Units" (2016), section 3.2; Radford et al., "Language Models 
 
 from __future__ import annotations
 
-import json
 import re
 from bisect import bisect_left
 from collections import Counter, defaultdict
@@ -39,26 +38,12 @@ import regex
 from numpy.typing import NDArray
 
 from minillm.errors import InputError, did_you_mean
-from minillm.tokenizers.base import (
-    END_OF_TEXT,
-    Tokenizer,
-    check_special_tokens,
-    read_chunks,
-    read_json,
-    read_texts,
-    stream,
-    write_text,
-)
-from minillm.tokenizers.hugging_face import (
-    expect_defaults,
-    flatten,
-    model_type,
-    ordinary_vocab,
-    read_added_tokens,
-    read_around,
-    refuse_settings,
-)
-from minillm.tokenizers.patterns import DIGIT, GPT2, PATTERNS, Splitter, check_foreign
+from minillm.tokenizers.base import END_OF_TEXT, Tokenizer, check_special_tokens, read_texts, readable, stream
+from minillm.tokenizers.bpe_train import Pair, learn_merges
+from minillm.tokenizers.gguf_fields import read_gguf_bpe
+from minillm.tokenizers.hugging_face import is_byte_level, model_type, read_bpe
+from minillm.tokenizers.patterns import PATTERNS, Splitter
+from minillm.tokenizers.vocab_files import read_gpt2_files, read_merge, spell, unspell, write_gpt2_files
 
 # GPT-2's pattern. A pretoken is an English contraction; or a run of letters, of digits, or of other signs, with one
 # space before it where there is one; or a run of white space, less its last character where something else follows.
@@ -82,21 +67,6 @@ LOOKAHEAD = 2
 CACHED_PRETOKENS = 1 << 17  # a tokenizer that remembers the ids of more pretokens (about 35 MB) begins again
 LONG_WORD = 128  # bytes: a longer pretoken is hardly met twice
 FEW = 16  # how many pretokens, the longest, are sooner merged one by one than together with the others
-
-Pair = tuple[int, int]
-
-# What llama.cpp calls the patterns (`tokenizer.ggml.pre`), and what else the models' own files set with one.
-GGUF_PATTERNS = {
-    "default": "gpt2",
-    "gpt-2": "gpt2",
-    "smollm": "smollm",
-    "starcoder": "smollm",
-    "llama-bpe": "llama3",
-    "qwen2": "qwen2",
-    "deepseek-r1-qwen": "qwen2",
-    "gpt-4o": "gpt4o",
-}
-GGUF_OPTIONS: dict[str, dict[str, Any]] = {"llama3": {"ignore_merges": True}, "qwen2": {"normalizer": "NFC"}}
 
 
 class BPETokenizer(Tokenizer):
@@ -261,8 +231,7 @@ class BPETokenizer(Tokenizer):
 
     @classmethod
     def _reads_hugging_face(cls, content: Mapping[str, Any]) -> bool:
-        steps = flatten(content.get("pre_tokenizer"), "pretokenizers")
-        return model_type(content) == "BPE" and any(step["type"] == "ByteLevel" for step in steps)
+        return model_type(content) == "BPE" and is_byte_level(content)
 
     @classmethod
     def from_hugging_face(cls, content: Mapping[str, Any]) -> Self:
@@ -275,99 +244,22 @@ class BPETokenizer(Tokenizer):
         Raises: InputError that names a component, or an option of one, that is not known here.
         """
         where = f"{cls.__name__}.from_hugging_face"
-        try:
-            return cls._read_hugging_face(where, content)
-        except (KeyError, TypeError, AttributeError, ValueError) as error:
-            if isinstance(error, InputError):
-                raise
-            reason = f"no {error}" if isinstance(error, KeyError) else str(error)
-            raise InputError(
-                f"{where}: this is no content of a tokenizer.json with a BPE model ({reason}); give json.load's"
-            ) from error
-
-    @classmethod
-    def _read_hugging_face(cls, where: str, content: Mapping[str, Any]) -> Self:
-        model = content["model"]
-        if model_type(content) != "BPE":
-            raise InputError(f"{where}: model is of type {model_type(content)!r}, expected 'BPE'; use from_file")
-        refuse_settings(where, content)
-        absent = {
-            "dropout": None,
-            "continuing_subword_prefix": None,
-            "end_of_word_suffix": None,
-            "byte_fallback": False,
-        }
-        expect_defaults(where, "model", model, absent)
-        normalizers = [step["type"] for step in flatten(content.get("normalizer"), "normalizers")]
-        if normalizers not in ([], ["NFC"]):
-            raise InputError(f"{where}: normalizer is {' + '.join(normalizers)}; NFC or none is known here")
-        special_tokens, strips = read_added_tokens(where, content, bool(normalizers))
-        patterns, prefix_space = read_pre_tokenizer(where, content.get("pre_tokenizer"))
-        vocab = {unspell(token): i for token, i in ordinary_vocab(model["vocab"], special_tokens).items()}
-        drop_bytes = any(bytes([byte]) not in vocab for byte in range(256))
-        if drop_bytes:  # these would be unknown
-            expect_defaults(where, "model, whose vocab lacks bytes,", model, {"unk_token": None})
-        merges = [read_merge(merge if isinstance(merge, str) else " ".join(merge)) for merge in model["merges"]]
-        tokenizer = cls(
-            vocab,
-            merges,
-            special_tokens,
-            pattern=patterns,
-            normalizer=normalizers[0] if normalizers else None,
-            prefix_space=prefix_space,
-            ignore_merges=model.get("ignore_merges", False),
-            drop_bytes=drop_bytes,
-            strips=strips,
-        )
-        tokenizer.around = read_around(where, content.get("post_processor"), special_tokens)
-        return tokenizer
+        with readable(where, "this is no content of a tokenizer.json with a BPE model", "give json.load's"):
+            return cls._from_parts(read_bpe(where, content))
 
     @classmethod
     def from_gguf_fields(cls, fields: Mapping[str, Any]) -> Self:
         """Read the fields `tokenizer.ggml.*` of a .gguf file with a byte-level BPE (`model` is "gpt2").
 
-        `pre` names the pattern: `GGUF_PATTERNS` has those that are known; where it is absent, GPT-2's. Tokens of type
+        `pre` names the pattern: gguf_fields.py has those that are known; where it is absent, GPT-2's. Tokens of type
         3 (control) and 4 (user-defined) become special tokens, and those of `bos_token_id`, `eos_token_id`,
         `padding_token_id` and `unknown_token_id` get their names.
 
         Raises: InputError for another kind of tokenizer, a pattern that is not known, or a field that is missing.
         """
         where = f"{cls.__name__}.from_gguf_fields"
-        given = {key.removeprefix("tokenizer.ggml."): value for key, value in fields.items()}
-        if given.get("model") != "gpt2":
-            raise InputError(
-                f"{where}: tokenizer.ggml.model is {given.get('model')!r}, expected 'gpt2' (byte-level BPE); "
-                "give a file with such a tokenizer"
-            )
-        pre = given.get("pre", "default")
-        if pre not in GGUF_PATTERNS:
-            raise InputError(f"{where}: tokenizer.ggml.pre is {pre!r}{did_you_mean(str(pre), GGUF_PATTERNS)}")
-        try:
-            tokens, types = given["tokens"], given["token_type"]
-            special_tokens = {token: i for i, token in enumerate(tokens) if types[i] in (3, 4)}
-            vocab = {
-                unspell(token) if BYTE_OF_CHARACTER.keys() >= {*token} else token.encode(): i
-                for i, token in enumerate(tokens)
-                if types[i] not in (3, 4)
-            }
-            merges = [read_merge(line) for line in given["merges"]]
-        except (KeyError, IndexError, TypeError, AttributeError, ValueError) as error:
-            reason = f"no {error}" if isinstance(error, KeyError) else str(error)
-            raise InputError(f"{where}: the fields are no whole tokenizer ({reason}); get the file again") from error
-        drop_bytes = any(bytes([byte]) not in vocab for byte in range(256))
-        pattern = GGUF_PATTERNS[pre]
-        options = GGUF_OPTIONS.get(pattern, {})
-        tokenizer = cls(vocab, merges, special_tokens, pattern=pattern, drop_bytes=drop_bytes, **options)
-        for role, key in (("bos", "bos"), ("eos", "eos"), ("pad", "padding"), ("unk", "unknown")):
-            i = given.get(f"{key}_token_id")
-            if i is not None and 0 <= i < len(tokens) and tokens[i] in special_tokens:
-                tokenizer.name_special_tokens(**{f"{role}_token": tokens[i]})
-        sides = (("add_bos_token", "bos_token"), ("add_eos_token", "eos_token"))
-        before, after = (
-            [tokenizer.names[role]] if given.get(key) and role in tokenizer.names else [] for key, role in sides
-        )
-        tokenizer.around = before, after
-        return tokenizer
+        with readable(where, "the fields are no whole tokenizer", "get the file again"):
+            return cls._from_parts(read_gguf_bpe(where, fields))
 
     @classmethod
     def from_gpt2_files(cls, vocab_json: str | Path, merges_txt: str | Path) -> Self:
@@ -377,23 +269,7 @@ class BPETokenizer(Tokenizer):
 
         Raises: InputError for a file that cannot be read, a line that is no merge, or files that do not fit together.
         """
-        where = f"{cls.__name__}.from_gpt2_files"
-        spelled = read_json(where, Path(vocab_json))
-        if not isinstance(spelled, dict):
-            raise InputError(f"{where}: {vocab_json} holds no table of tokens and ids; give GPT-2's vocab.json")
-        merges = []
-        lines = "".join(read_chunks(where, Path(merges_txt))).replace("\r\n", "\n").split("\n")
-        for number, line in enumerate(lines, start=1):
-            if line and not (number == 1 and line.startswith("#version")):
-                try:
-                    merges.append(read_merge(line))
-                except ValueError as error:
-                    raise InputError(
-                        f"{where}: line {number} of {merges_txt} is no merge ({error}); give GPT-2's merges.txt"
-                    ) from error
-        ordinary = {*BYTE_OF_CHARACTER, *(spell(left + right) for left, right in merges)}
-        vocab = {unspell(token): i for token, i in spelled.items() if token in ordinary}
-        return cls(vocab, merges, {token: i for token, i in spelled.items() if token not in ordinary})
+        return cls(*read_gpt2_files(f"{cls.__name__}.from_gpt2_files", Path(vocab_json), Path(merges_txt)))
 
     def save_gpt2_files(self, folder: str | Path) -> None:
         """Write GPT-2's `vocab.json` and `merges.txt` into `folder`; Hugging Face's `tokenizers` reads them too.
@@ -401,14 +277,7 @@ class BPETokenizer(Tokenizer):
         Raises: InputError where a special token is spelled as an ordinary one, which these files cannot tell apart.
         """
         where = f"{type(self).__name__}.save_gpt2_files"
-        vocab = {spell(token): i for token, i in self.vocab.items()}
-        for token in self.special_tokens:
-            if token in vocab:
-                raise InputError(f"{where}: special token {token!r} is spelled as an ordinary token; use save instead")
-        lines = ["#version: 0.2", *(f"{spell(left)} {spell(right)}" for left, right in self.merges), ""]
-        by_id = sorted({**vocab, **self.special_tokens}.items(), key=lambda item: item[1])
-        write_text(where, Path(folder) / "vocab.json", json.dumps(dict(by_id)))
-        write_text(where, Path(folder) / "merges.txt", "\n".join(lines))
+        write_gpt2_files(where, Path(folder), self.vocab, self.merges, self.special_tokens)
 
 
 GPT2_OPTIONS: dict[str, Any] = {
@@ -419,32 +288,6 @@ GPT2_OPTIONS: dict[str, Any] = {
     "drop_bytes": False,
     "strips": {},
 }
-
-
-def read_pre_tokenizer(where: str, component: Mapping[str, Any] | None) -> tuple[list[str], bool]:
-    """The patterns of a pre-tokenizer that ends with ByteLevel, and whether it puts a space in front."""
-    *splits, last = flatten(component, "pretokenizers")
-    patterns = []
-    for step in splits:
-        if step["type"] == "Digits":
-            patterns.append(DIGIT if step["individual_digits"] else rf"{DIGIT}+")
-        elif step["type"] == "Split" and step["behavior"] == "Isolated":
-            found = step["pattern"]
-            patterns.append(check_foreign(where, found["Regex"]) if "Regex" in found else regex.escape(found["String"]))
-        else:
-            raise InputError(
-                f"{where}: pre_tokenizer has {step['type']} {step.get('behavior', '')}before its end; Digits and "
-                "Split with behavior Isolated are known there"
-            )
-    if last["type"] != "ByteLevel":
-        raise InputError(
-            f"{where}: pre_tokenizer ends with {last['type']}, expected ByteLevel; only that is known here"
-        )
-    if last.get("add_prefix_space", True) and splits:
-        raise InputError(f"{where}: ByteLevel with other steps has add_prefix_space, which is known only of it alone")
-    if last.get("use_regex", True):
-        patterns.append(GPT2)
-    return patterns, last.get("add_prefix_space", True)
 
 
 # Pretokens
@@ -487,8 +330,9 @@ class PretokenIds(dict[str, tuple[int, ...]]):
         self.missing = bytes([byte for byte in range(256) if bytes([byte]) not in vocab])
         self.byte_ids = [vocab.get(bytes([byte]), -1) for byte in range(256)]
         self.ranks = {(vocab[left], vocab[right]): rank for rank, (left, right) in enumerate(merges)}
-        self.merged = [vocab[left + right] for left, right in merges]  # the id that a merge of that rank makes
-        self.table = MergeTable(self.byte_ids, self.ranks, self.merged)
+        merged = [vocab[left + right] for left, right in merges]  # the id that a merge of that rank makes
+        self.made = {pair: merged[rank] for pair, rank in self.ranks.items()}
+        self.table = MergeTable(self.byte_ids, self.ranks, merged)
 
     def encode(self, stretches: Iterable[list[str]]) -> list[int]:
         """The ids of the pretokens of a block: the different ones are numbered, and only they are looked up here.
@@ -523,30 +367,34 @@ class PretokenIds(dict[str, tuple[int, ...]]):
         return self.merge(pretoken.encode().translate(None, self.missing))
 
     def merge(self, word: bytes) -> tuple[int, ...]:
-        """The ids of one pretoken: join the pair with the lowest rank, the leftmost of equals, until none is left.
+        """The ids of one pretoken: join the pair with the lowest rank, the leftmost of equals, until none is left."""
+        return tuple(merge_pairs([self.byte_ids[byte] for byte in word], self.ranks, self.made))
 
-        It takes n log n steps: pairs wait in a heap, and tokens are linked to their neighbours. A join leaves the left
-        token in place, with a new id, and unlinks the right one. A pair in the heap whose tokens have changed since
-        is passed over.
-        """
-        ids = [self.byte_ids[byte] for byte in word]
-        rank_of = self.ranks.get
-        after, before = list(range(1, len(ids) + 1)), list(range(-1, len(ids) - 1))
-        heap = [(rank, i) for i, pair in enumerate(pairwise(ids)) if (rank := rank_of(pair)) is not None]
-        heapify(heap)
-        while heap:
-            rank, i = heappop(heap)
-            j = after[i]
-            if j == len(ids) or rank_of((ids[i], ids[j])) != rank:
-                continue
-            ids[i], ids[j] = self.merged[rank], -1
-            after[i] = after[j]
-            if after[i] < len(ids):
-                before[after[i]] = i
-            for left, right in ((before[i], i), (i, after[i])):
-                if left >= 0 and right < len(ids) and (rank_new := rank_of((ids[left], ids[right]))) is not None:
-                    heappush(heap, (rank_new, left))
-        return tuple([i for i in ids if i >= 0])
+
+def merge_pairs(ids: list[int], ranks: Mapping[Pair, int], made: Mapping[Pair, int]) -> list[int]:
+    """`ids`, in which the pair with the lowest rank, the leftmost of equals, was joined until none was left.
+
+    A pair becomes the id `made[pair]`; several may have one rank. It takes n log n steps: pairs wait in a heap, and
+    tokens are linked to their neighbours. A join leaves the left token in place, with a new id, and unlinks the right
+    one, which becomes -1. A pair in the heap whose tokens have changed since is passed over.
+    """
+    rank_of = ranks.get
+    after, before = list(range(1, len(ids) + 1)), list(range(-1, len(ids) - 1))
+    heap = [(rank, i) for i, pair in enumerate(pairwise(ids)) if (rank := rank_of(pair)) is not None]
+    heapify(heap)
+    while heap:
+        rank, i = heappop(heap)
+        j = after[i]
+        if j == len(ids) or rank_of(pair := (ids[i], ids[j])) != rank:
+            continue
+        ids[i], ids[j] = made[pair], -1
+        after[i] = after[j]
+        if after[i] < len(ids):
+            before[after[i]] = i
+        for left, right in ((before[i], i), (i, after[i])):
+            if left >= 0 and right < len(ids) and (rank_new := rank_of((ids[left], ids[right]))) is not None:
+                heappush(heap, (rank_new, left))
+    return [i for i in ids if i != -1]
 
 
 class MergeTable:
@@ -622,137 +470,3 @@ class MergeTable:
             stays[rows, place + 1] = False
             ids = ids[stays].reshape(len(ids), n - 1)
         return ids_of
-
-
-# Training
-
-
-def learn_merges(words: Mapping[bytes, int], ties: Literal["greater", "first"]) -> Iterator[tuple[bytes, bytes]]:
-    """The merges that `BPETokenizer.train` learns from different words and their counts, until no pair is left.
-
-    Nothing is counted twice: a merge changes only the counts of the pairs beside the places where it happens. Nor is
-    the list of pairs searched: they wait in a heap, best first. A merge can only lower the count of a pair that was
-    there before, and only move its first place on. So what the heap promises of a pair is never too little: a pair
-    that comes out with its promise still true is the best of all, and any other goes back with what is true now.
-    """
-    tokens = [bytes([byte]) for byte in range(256)]
-    index = PairIndex(words)
-
-    def promise(pair: Pair) -> tuple:
-        if ties == "first":
-            return -index.counts[pair], index.first_place(pair), pair
-        return -index.counts[pair], *(greatest_first(tokens[i]) for i in pair), pair
-
-    heap = [promise(pair) for pair in index.counts]
-    heapify(heap)
-    while heap:
-        promised = heappop(heap)
-        pair = promised[-1]
-        if not index.counts[pair]:
-            continue
-        if promised != (true := promise(pair)):
-            heappush(heap, true)
-            continue
-        left, right = (tokens[i] for i in pair)
-        yield left, right
-        tokens.append(left + right)
-        for new_pair in index.merge(pair, len(tokens) - 1):
-            heappush(heap, promise(new_pair))
-
-
-class PairIndex:
-    """The different words of a text, laid end to end, with the count and the places of every pair of tokens in them.
-
-    A token is known by the place of its first byte. `ids[i]` is the token at place i, NOTHING between words and where
-    a merge has taken a byte in; `after[i]` and `before[i]` are the places of its neighbours.
-    """
-
-    NOTHING = -1
-
-    def __init__(self, words: Mapping[bytes, int]):
-        self.ids, self.weights = [self.NOTHING], [0]  # weights[i]: how often the text has the word at place i
-        for word, weight in words.items():
-            self.ids += [*word, self.NOTHING]
-            self.weights += [weight] * (len(word) + 1)
-        self.after = list(range(1, len(self.ids) + 1))
-        self.before = list(range(-1, len(self.ids) - 1))
-        self.counts: defaultdict[Pair, int] = defaultdict(int)
-        self.places: defaultdict[Pair, list[int]] = defaultdict(list)  # of the left token, ascending
-        for i, pair in enumerate(pairwise(self.ids)):
-            if self.NOTHING not in pair:
-                self.counts[pair] += self.weights[i]
-                self.places[pair].append(i)
-
-    def first_place(self, pair: Pair) -> int:
-        """Where the pair, whose count is not 0, first occurs."""
-        return next(i for i in self.places[pair] if (self.ids[i], self.ids[self.after[i]]) == pair)
-
-    def merge(self, pair: Pair, merged: int) -> list[Pair]:
-        """Replace the pair by the token `merged` wherever it occurs, from the left; returns the pairs this makes."""
-        ids, after, before, counts, places = self.ids, self.after, self.before, self.counts, self.places
-        made: set[Pair] = set()
-        for i in places.pop(pair):
-            j = after[i]
-            if (ids[i], ids[j]) != pair:  # changed since by another merge, or in "aaa" by this one
-                continue
-            h, k, weight = before[i], after[j], self.weights[i]  # now h i j k, to become h i k
-            if ids[h] != self.NOTHING:
-                counts[ids[h], ids[i]] -= weight
-                counts[ids[h], merged] += weight
-                places[ids[h], merged].append(h)
-                made.add((ids[h], merged))
-            if ids[k] != self.NOTHING:
-                counts[ids[j], ids[k]] -= weight
-                counts[merged, ids[k]] += weight
-                places[merged, ids[k]].append(i)
-                made.add((merged, ids[k]))
-            ids[i], ids[j] = merged, self.NOTHING
-            after[i], before[k] = k, i
-        counts[pair] = 0
-        return [new_pair for new_pair in made if counts[new_pair]]
-
-
-# A heap gives the smallest first, so bytes are turned round: 255 becomes 0, and the end of a token, which sorts
-# before every byte, comes after them.
-COMPLEMENT = bytes(255 - byte for byte in range(256))
-
-
-def greatest_first(token: bytes) -> str:
-    """A key that orders as byte strings do, but backwards."""
-    return token.translate(COMPLEMENT).decode("latin-1") + "\u0100"
-
-
-# GPT-2's spelling: each byte as a character that can be seen. Those of Latin-1 that can be seen stand for themselves;
-# the others, in order, are the characters from U+0100 on. A space is "\u0120".
-
-
-def character_of_bytes() -> list[str]:
-    """The character by which GPT-2's files spell each byte: itself where it can be seen, else one from 256 on."""
-    seen = {*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)}
-    unseen = iter(range(256, 512))
-    return [chr(byte if byte in seen else next(unseen)) for byte in range(256)]
-
-
-CHARACTER_OF_BYTE = character_of_bytes()
-BYTE_OF_CHARACTER = {character: byte for byte, character in enumerate(CHARACTER_OF_BYTE)}
-
-
-def spell(token: bytes) -> str:
-    """Bytes as GPT-2's files write them: b" the" is "Ġthe"."""
-    return "".join([CHARACTER_OF_BYTE[byte] for byte in token])
-
-
-def unspell(token: str) -> bytes:
-    """The bytes of a token as GPT-2's files write it."""
-    try:
-        return bytes([BYTE_OF_CHARACTER[character] for character in token])
-    except KeyError as error:
-        raise ValueError(f"{token!r} has {error}, which stands for no byte") from None
-
-
-def read_merge(line: str) -> tuple[bytes, bytes]:
-    """A merge as GPT-2's files write it: two tokens with a space between."""
-    left, _, right = line.partition(" ")
-    if not left or not right or " " in right:
-        raise ValueError(f"{line!r} is not two tokens with one space between")
-    return unspell(left), unspell(right)

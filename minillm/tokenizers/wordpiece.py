@@ -1,9 +1,9 @@
 """WordPiece, as BERT does it: words first, then the longest pieces that the vocabulary has.
 
-Text is cut into words by BERT's *basic* tokenization (`BasicTokenizer`): characters that cannot be seen are removed,
-ideographs stand alone, case and accents are dropped if so wished, and words end at white space and punctuation. A
-word is then cut greedily: from its start the longest piece in the vocabulary, from there the longest again. Pieces
-that go on with a word are spelled with `##`, and are not the same tokens as those that begin one:
+Text is cut into words by BERT's *basic* tokenization (basic.py): case and accents are dropped if so wished, and words
+end at white space and punctuation. A word is then cut greedily: from its start the longest piece in the vocabulary,
+from there the longest again. Pieces that go on with a word are spelled with `##`, and are not the same tokens as those
+that begin one:
 
     "Unaffable, isn't it?"   ->   un ##aff ##able , isn ' t it ?
 
@@ -11,18 +11,7 @@ A word that cannot be cut to its end, or is longer than 100 characters, becomes 
 loses white space, unknown words and, in an "uncased" vocabulary, case and accents: `decode` gives readable text, not
 the text that was encoded.
 
-Training is byte-pair encoding (bpe.py's, on characters) within words, where every character but the first has `##`:
-the pair of neighbouring symbols that occurs most often becomes one, again and again. Only the resulting pieces are
-kept; in what order they were learnt is not used to encode. (Google never published the trainer of BERT's vocabulary;
-this is what Hugging Face's `WordPieceTrainer` does.)
-
-Which characters are marks, punctuation or format characters is Python's knowledge: Unicode 14 in Python 3.11, 16 in
-3.14. Hugging Face's `tokenizers` (0.23) has it from Unicode 8, of 2015, and leaves alone what came later: for instance
-U+2E43, punctuation since 2016, is part of a word there. On Python 3.11 the two treat 815 characters differently: 384
-accents, 104 signs of punctuation and 13 format characters that are newer than Unicode 8 or became such since; 55
-capitals newer than Python's Unicode, whose small letters Rust knows; U+11938, which NFD takes apart since Unicode 13;
-U+166D and U+1734, which are no punctuation and no accent any more; and the 256 ideographs from U+2B820, which Google's
-code counts and theirs, beginning at U+2B920, does not. The tests find them one by one.
+Training (wordpiece_train.py) is byte-pair encoding within words, of which only the resulting pieces are kept.
 
 Sources: Schuster and Nakajima, "Japanese and Korean Voice Search" (2012), section 3; Wu et al., "Google's Neural
 Machine Translation System" (2016), section 4.1; Devlin et al., "BERT: Pre-training of Deep Bidirectional Transformers
@@ -31,37 +20,21 @@ for Language Understanding" (2019), with `tokenization.py` of its code.
 
 from __future__ import annotations
 
-import re
-import string
-import unicodedata
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from functools import cached_property
-from heapq import heapify, heappop, heappush
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self, cast
+from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from minillm.errors import DtypeError, InputError, did_you_mean
-from minillm.tokenizers.base import (
-    Specials,
-    Tokenizer,
-    check_special_tokens,
-    join_surrogates,
-    read_chunks,
-    read_texts,
-    stream,
-    write_text,
-)
-from minillm.tokenizers.bpe import PairIndex
-from minillm.tokenizers.hugging_face import model_type
-
-BERT_TOKENS = PAD, UNK, CLS, SEP, MASK = "[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"
-PREFIX = "##"  # begins every piece that goes on with a word
+from minillm.errors import InputError, did_you_mean
+from minillm.tokenizers.base import Specials, Tokenizer, check_special_tokens, join_surrogates, readable
+from minillm.tokenizers.basic import BERT_TOKENS, CLS, MASK, PAD, SEP, UNK, BasicTokenizer, chunks_of, settled_end
+from minillm.tokenizers.hugging_face import model_type, read_wordpiece
+from minillm.tokenizers.vocab_files import read_vocab_txt, write_vocab_txt
+from minillm.tokenizers.wordpiece_train import PREFIX, count_words, first_symbols, learn_pieces
 
 CACHED_CHUNKS = 1 << 17  # a tokenizer that remembers the ids of more chunks begins again
 LONG_CHUNK = 128  # characters: a longer chunk is hardly met twice
@@ -355,14 +328,7 @@ class WordPieceTokenizer(Tokenizer):
         """
         where = f"{cls.__name__}.from_vocab_txt"
         check_special_tokens(where, special_tokens)
-        text = "".join(read_chunks(where, Path(vocab_txt))).replace("\r\n", "\n")
-        ids: dict[str, int] = {}
-        for i, token in enumerate(text.removesuffix("\n").split("\n") if text else []):
-            if ids.setdefault(token, i) != i:
-                raise InputError(
-                    f"{where}: {vocab_txt} has {token!r} in line {ids[token] + 1} and again in line {i + 1}; "
-                    "give a file that has each token once"
-                )
+        ids = read_vocab_txt(where, Path(vocab_txt))
         special_ids = {token: ids.pop(token) for token in special_tokens if token in ids}
         return cls(ids, special_ids, **basic)
 
@@ -373,20 +339,14 @@ class WordPieceTokenizer(Tokenizer):
         """
         where = f"{type(self).__name__}.save_vocab_txt"
         tokens = [self._spelling(i) for i in range(self.vocab_size)]
-        for token in tokens:
-            if "\n" in token or token.endswith("\r"):
-                raise InputError(f"{where}: token {token!r} has a line end, which the file cannot hold; use save")
-        for token in self.special_tokens:
-            if token in self.vocab:
-                raise InputError(f"{where}: special token {token!r} is spelled as an ordinary token; use save instead")
-        write_text(where, Path(path), "".join([f"{token}\n" for token in tokens]))
+        write_vocab_txt(where, Path(path), tokens, self.vocab, self.special_tokens)
 
     @classmethod
     def _reads_hugging_face(cls, content: Mapping[str, Any]) -> bool:
         return model_type(content) == "WordPiece"
 
     @classmethod
-    def from_hugging_face(cls, content: dict[str, Any]) -> Self:
+    def from_hugging_face(cls, content: Mapping[str, Any]) -> Self:
         """The tokenizer that a Hugging Face `tokenizer.json`, parsed, describes.
 
         Understood are a WordPiece model with BERT's normalizer (or none), pre-tokenizer, post-processor and decoder.
@@ -398,151 +358,8 @@ class WordPieceTokenizer(Tokenizer):
         where = f"{cls.__name__}.from_hugging_face"
         if not isinstance(content, dict) or not isinstance(content.get("model"), dict):
             raise InputError(f"{where}: there is no 'model' in it; give the content of a Hugging Face tokenizer.json")
-        try:
-            model = expect(where, "model", content["model"], type="WordPiece")
-            expect(where, "model", model, continuing_subword_prefix=PREFIX, unk_token=UNK)
-            expect(where, "pre_tokenizer", content.get("pre_tokenizer"), type="BertPreTokenizer")
-            basic = dict.fromkeys(asdict(BasicTokenizer()), False)  # no normalizer changes nothing
-            if (normalizer := content.get("normalizer")) is not None:
-                expect(where, "normalizer", normalizer, type="BertNormalizer")
-                basic = {option: normalizer[option] for option in basic}
-            if (decoder := content.get("decoder")) is not None:
-                expect(where, "decoder", decoder, type="WordPiece", prefix=PREFIX)
-            check_post_processor(where, content.get("post_processor"))
-            vocab = dict(model["vocab"])
-            special_tokens = {token: vocab[token] for token in BERT_TOKENS if token in vocab}
-            for added in content.get("added_tokens") or []:
-                expect(where, f"added token {added['content']!r}", added, special=True, single_word=False)
-                expect(where, f"added token {added['content']!r}", added, lstrip=False, rstrip=False, normalized=False)
-                special_tokens[added["content"]] = added["id"]
-            ordinary = {token: i for token, i in vocab.items() if token not in special_tokens}
-            return cls(ordinary, special_tokens, model["max_input_chars_per_word"], **basic)
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            if isinstance(error, InputError) and str(error).startswith(where):
-                raise
-            reason = f"no {error}" if isinstance(error, KeyError) else str(error)
-            raise InputError(f"{where}: this is no whole tokenizer.json ({reason}); download it again") from error
-
-
-# Words
-
-
-@dataclass(frozen=True)
-class BasicTokenizer:
-    """BERT's first step, text to words, with the options of Hugging Face's `BertNormalizer`.
-
-    All is done in two passes over the characters, each a look-up of what a character becomes, with a space wherever a
-    word ends: before accents are taken apart from their letters (NFD), and after.
-
-    Raises: DtypeError for an option that is not True, False or, for `strip_accents`, None.
-    """
-
-    clean_text: bool = True  # remove control, format and private characters, and make all white space spaces
-    handle_chinese_chars: bool = True  # each CJK ideograph (of Chinese, Japanese, Korean) becomes a word
-    strip_accents: bool | None = None  # remove accents (Mn, once apart from their letters); None: as lowercase
-    lowercase: bool = True
-
-    def __post_init__(self):
-        for option, value in asdict(self).items():
-            if not isinstance(value, bool) and not (option == "strip_accents" and value is None):
-                raise DtypeError(f"BasicTokenizer: {option} is {value!r}, expected a bool; give True or False")
-
-    def tokenize(self, text: str) -> list[str]:
-        """The words of `text`; each sign of punctuation is one."""
-        text = text.translate(self._cleaned)
-        if self._strips:
-            text = unicodedata.normalize("NFD", text)
-        return [word for word in text.translate(self._folded).split(" ") if word]
-
-    @property
-    def _strips(self) -> bool:
-        return self.lowercase if self.strip_accents is None else self.strip_accents
-
-    @cached_property
-    def _cleaned(self) -> CharacterTable:
-        return CharacterTable(self._clean)
-
-    @cached_property
-    def _folded(self) -> CharacterTable:
-        return CharacterTable(self._fold)
-
-    def _clean(self, character: str) -> str:
-        if self.clean_text:
-            # Google's code keeps private characters (Co), and transformers' Python code removes unassigned ones too;
-            # as Hugging Face's tokenizers, so that what is new in Unicode is not lost to an older Python.
-            seen = unicodedata.category(character) not in ("Cc", "Cf", "Co") or character in "\t\n\r"
-            if not seen or character == "\ufffd":
-                return ""
-            if character in WHITE_SPACE:
-                return " "
-        return f" {character} " if self.handle_chinese_chars and is_ideograph(character) else character
-
-    def _fold(self, character: str) -> str:
-        if self._strips and unicodedata.category(character) == "Mn":
-            return ""
-        if character in WHITE_SPACE:
-            return " "
-        if is_punctuation(character):
-            return f" {character} "
-        # Of a character alone: `str.lower` of a whole word would write the last Σ as ς.
-        return character.lower() if self.lowercase else character
-
-
-class CharacterTable(dict[int, str]):
-    """What each character becomes, for `str.translate`; worked out when a character is met for the first time."""
-
-    def __init__(self, rule: Callable[[str], str]):
-        self.rule = rule
-
-    def __missing__(self, code: int) -> str:
-        self[code] = result = self.rule(chr(code))
-        return result
-
-
-IDEOGRAPHS = (  # the blocks that BERT counts: without Hangul, Hiragana and Katakana, and without what came after 2015
-    (0x4E00, 0x9FFF),
-    (0x3400, 0x4DBF),
-    (0x20000, 0x2A6DF),
-    (0x2A700, 0x2B73F),
-    (0x2B740, 0x2B81F),
-    (0x2B820, 0x2CEAF),
-    (0xF900, 0xFAFF),
-    (0x2F800, 0x2FA1F),
-)
-
-
-def is_ideograph(character: str) -> bool:
-    """Whether a character is one of those CJK ideographs that stand alone, by BERT's list."""
-    return any(first <= ord(character) <= last for first, last in IDEOGRAPHS)
-
-
-def is_punctuation(character: str) -> bool:
-    """Unicode's punctuation, and all signs of ASCII, such as "$" and "^", which to Unicode are symbols."""
-    return character in string.punctuation or unicodedata.category(character).startswith("P")
-
-
-# Unicode's White_Space. Of these, VT, FF and NEL are control characters too, and `clean_text` removes them: words may
-# go on behind them. The others end a word under any option.
-BREAKS = "\t\n\r \xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"
-WHITE_SPACE = frozenset("\t\n\v\f\r \x85\xa0\u1680\u2028\u2029\u202f\u205f\u3000") | frozenset(
-    map(chr, range(0x2000, 0x200B))
-)
-CHUNK = re.compile(f"[^{BREAKS}]+")
-ALSO_SPLIT = re.compile("[\v\f\x1c-\x1f\x85]")  # where `str.split` cuts too
-# Up to the last sign that ends a word whatever follows: a break or a sign of ASCII, or those of Chinese and Japanese
-# text, which has no spaces. Marks that follow such a sign are a word of their own, or removed.
-SETTLED = re.compile(rf"(?s:.*)[{BREAKS}!-/:-@\[-`{{-~\u3001\u3002\uff0c]")
-
-
-def chunks_of(text: str) -> list[str]:
-    """`text` cut at white space: chunks whose words are the words of `text`, whatever the options."""
-    return CHUNK.findall(text) if ALSO_SPLIT.search(text) else text.split()
-
-
-def settled_end(text: str) -> int:
-    """The end of the part of `text` whose words nothing can change that may follow."""
-    match = SETTLED.match(text)
-    return match.end() if match else 0
+        with readable(where, "this is no whole tokenizer.json", "download it again", passing=where):
+            return cls._from_parts(read_wordpiece(where, content))
 
 
 class ChunkIds(dict[str, tuple[int, ...]]):
@@ -561,79 +378,6 @@ class ChunkIds(dict[str, tuple[int, ...]]):
         if len(chunk) <= LONG_CHUNK:
             self[chunk] = ids
         return ids
-
-
-# Training
-
-
-def count_words(
-    where: str,
-    text_or_files: str | Path | Iterable[str | Path],
-    basic: BasicTokenizer,
-    special_tokens: Sequence[str] = (),
-) -> Counter[str]:
-    """How often each word occurs. Chunks are counted first, so that each different one is cut into words once."""
-    chunks: Counter[str] = Counter()
-
-    def count_settled(text: str, more: bool) -> tuple[list[str], int]:
-        end = settled_end(text) if more else len(text)
-        chunks.update(chunks_of(text[:end]))
-        return [], end
-
-    for text in read_texts(where, text_or_files):
-        for _ in stream(where, text, count_settled, special_tokens, lambda token: []):
-            pass
-    words: Counter[str] = Counter()
-    for chunk, count in chunks.items():
-        for word in basic.tokenize(chunk):
-            words[word] += count
-    return words
-
-
-def first_symbols(words: Mapping[str, int], limit_alphabet: int | None = None) -> list[str]:
-    """What pieces are made of: the characters, sorted, then those that occur within words, with `##`, sorted."""
-    counts: Counter[str] = Counter()
-    for word, count in words.items():
-        for character in word:
-            counts[character] += count
-    kept = set(sorted(counts, key=lambda character: (-counts[character], character))[:limit_alphabet])
-    within = kept.intersection(chain.from_iterable(word[1:] for word in words))
-    return [*sorted(kept), *(PREFIX + character for character in sorted(within))]
-
-
-def learn_pieces(words: Mapping[str, int], symbols: Sequence[str], min_frequency: int = 0) -> Iterator[str]:
-    """The pieces that `WordPieceTokenizer.train` learns from words and their counts, until no pair is left.
-
-    A token's id is its place in `symbols`, then in the order of learning. As in `bpe.learn_merges`, what the heap
-    promises of a pair is never too little, and a pair whose count is less by now goes back. What is different: pairs
-    are told apart by ids, and two pairs may make the same piece, or one that is a special token; it is learnt once.
-    """
-    tokens = list(symbols)
-    ids = {token: i for i, token in enumerate(tokens)}
-    spelled: Counter[tuple[int, ...]] = Counter()
-    for word, count in words.items():
-        parts = [word[:1], *(PREFIX + character for character in word[1:])]
-        spelled[tuple([ids[part] for part in parts if part in ids])] += count
-    index = PairIndex(cast("Mapping[bytes, int]", spelled))  # which takes ids of any size, bytes or not
-    heap = [(-count, pair) for pair, count in index.counts.items()]
-    heapify(heap)
-    while heap:
-        promised, pair = heappop(heap)
-        count = index.counts[pair]
-        if count != -promised:
-            if count:
-                heappush(heap, (-count, pair))
-            continue
-        if count < max(1, min_frequency):
-            return
-        left, right = (tokens[i] for i in pair)
-        piece = left + right.removeprefix(PREFIX)
-        if piece not in ids:
-            yield piece
-            ids[piece] = len(tokens)
-            tokens.append(piece)
-        for new_pair in index.merge(pair, ids[piece]):
-            heappush(heap, (-index.counts[new_pair], new_pair))
 
 
 # BERT's input and output
@@ -688,35 +432,3 @@ def clean_up(part: str) -> str:
     for spaced, joined in CLEAN_UP:
         part = part.replace(spaced, joined)
     return part
-
-
-# Hugging Face's tokenizer.json
-
-
-def expect(where: str, name: str, component: Any, **expected: Any) -> dict[str, Any]:
-    """Refuse a component of a tokenizer.json that has other settings than `expected`."""
-    found = component if isinstance(component, dict) else {"type": component}
-    for key, value in expected.items():
-        if found.get(key) != value:
-            raise InputError(
-                f"{where}: {name} has {key} {found.get(key)!r}, expected {value!r}; "
-                "WordPieceTokenizer knows BERT's components alone"
-            )
-    return found
-
-
-def check_post_processor(where: str, processor: Any) -> None:
-    """Refuse a post-processor that does not build `[CLS] a [SEP]` and `[CLS] a [SEP] b [SEP]`; None builds nothing."""
-    if processor is None:
-        return
-    if isinstance(processor, dict) and processor.get("type") == "BertProcessing":
-        expect(where, "post_processor", {"cls": processor["cls"][0], "sep": processor["sep"][0]}, cls=CLS, sep=SEP)
-        return
-    expect(where, "post_processor", processor, type="TemplateProcessing")
-    single = [template(CLS, 0), template("A", 0), template(SEP, 0)]
-    expect(where, "post_processor", processor, single=single, pair=[*single, template("B", 1), template(SEP, 1)])
-
-
-def template(name: str, type_id: int) -> dict[str, Any]:
-    """One piece of Hugging Face's TemplateProcessing: a text, A or B, or a special token."""
-    return {"Sequence" if name in "AB" else "SpecialToken": {"id": name, "type_id": type_id}}

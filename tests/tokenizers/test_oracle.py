@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from minillm.errors import InputError
 from minillm.tokenizers import BPETokenizer
-from minillm.tokenizers.bpe import spell
+from minillm.tokenizers.vocab_files import spell
 
 pytestmark = pytest.mark.oracle
 

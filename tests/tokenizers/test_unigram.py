@@ -17,11 +17,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from minillm.errors import InputError
-from minillm.tokenizers import base, unigram
+from minillm.tokenizers import base, normalizer, unigram
 from minillm.tokenizers.base import Tokenizer
-from minillm.tokenizers.unigram import (
+from minillm.tokenizers.unigram import UnigramTokenizer
+from minillm.tokenizers.unigram_train import (
     Pieces,
-    UnigramTokenizer,
     Words,
     alternatives,
     digamma,
@@ -202,6 +202,7 @@ def test_a_full_cache_begins_again(monkeypatch):
     pieces = UnigramTokenizer.train(SHIPS, 60).pieces
     expected = UnigramTokenizer(pieces, normalizer=table).encode(SHIPS)
     monkeypatch.setattr(unigram, "CACHED_PRETOKENS", 2)
+    monkeypatch.setattr(normalizer, "CACHED_GRAPHEMES", 2)
     tokenizer = UnigramTokenizer(pieces, normalizer=table)
     assert tokenizer.encode(SHIPS) == expected
     assert len(tokenizer._ids_of_pretoken) <= 2
@@ -737,7 +738,7 @@ TABLE |= {"か\u3099": "が", "\u00b4": " \u0301", "x": "xx", "xy": "never"}
 
 
 def test_a_compiled_table():
-    table = unigram.CharacterTable(compiled_table(TABLE))
+    table = normalizer.CharacterTable(compiled_table(TABLE))
     assert table("ﬁne\r\ncafe\u0301 e\u0300 ａ①\x07!") == "fine café e a1!"
     # "x" is a key, so "xy", which is no grapheme, is never looked up; "か" with its mark has 6 bytes, so its
     # characters are looked up one by one.
@@ -883,7 +884,7 @@ def test_unknown_text_has_the_ids_of_hugging_face(huggingface, byte_fallback):
 @given(text=texts)
 def test_a_compiled_table_is_that_of_hugging_face(huggingface, text):
     table = compiled_table(TABLE)
-    assert unigram.CharacterTable(table)(text) == huggingface.normalizers.Precompiled(
+    assert normalizer.CharacterTable(table)(text) == huggingface.normalizers.Precompiled(
         base64.b64decode(table)
     ).normalize_str(text)
 

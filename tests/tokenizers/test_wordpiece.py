@@ -18,8 +18,10 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from minillm.errors import DtypeError, InputError
-from minillm.tokenizers import Tokenizer, base, wordpiece
-from minillm.tokenizers.wordpiece import BERT_TOKENS, BasicTokenizer, WordPieceTokenizer, first_symbols, learn_pieces
+from minillm.tokenizers import Tokenizer, base, basic, wordpiece
+from minillm.tokenizers.basic import BERT_TOKENS, IDEOGRAPHS, BasicTokenizer
+from minillm.tokenizers.wordpiece import WordPieceTokenizer
+from minillm.tokenizers.wordpiece_train import count_words, first_symbols, learn_pieces
 
 OPTIONS = [
     {"clean_text": clean, "handle_chinese_chars": chinese, "strip_accents": strip, "lowercase": lower}
@@ -31,7 +33,8 @@ GOOGLES = ["[UNK]", "[CLS]", "[SEP]", "want", "##want", "##ed", "wa", "un", "run
 
 # Hugging Face's tables of marks, punctuation and format characters are those of Unicode 8. A character that is in
 # Unicode 3.2, which Python has too, or is nothing that a table has, is the same to both, but for these: of another
-# category since Unicode 8.
+# category since Unicode 8. Neither are the ideographs that only Google's code counts.
+ONLY_GOOGLES = range(0x2B820, 0x2B920)
 CHANGED = {
     0x166D: ("Po", "So"),
     0x1734: ("Mn", "Mc"),
@@ -45,7 +48,8 @@ FOUND_IN_NO_TABLE = {"Lu", "Ll", "Lt", "Lm", "Lo", "Nd", "Nl", "No", "Sm", "Sc",
 def known_to_both(character: str) -> bool:
     old = unicodedata.ucd_3_2_0.category(character) != "Cn"
     category = unicodedata.category(character)
-    return ord(character) not in CHANGED and category != "Cn" and (old or category in FOUND_IN_NO_TABLE)
+    changed = ord(character) in CHANGED or ord(character) in ONLY_GOOGLES
+    return not changed and category != "Cn" and (old or category in FOUND_IN_NO_TABLE)
 
 
 awkward = st.text(
@@ -82,7 +86,7 @@ def encode_slowly(text: str, tokenizer: WordPieceTokenizer) -> list[int]:
             continue
         if basic.clean_text and (c in "\t\n\r" or category in ("Zs", "Zl", "Zp")):
             c = " "
-        if basic.handle_chinese_chars and any(first <= ord(c) <= last for first, last in wordpiece.IDEOGRAPHS):
+        if basic.handle_chinese_chars and any(first <= ord(c) <= last for first, last in IDEOGRAPHS):
             c = f" {c} "
         cleaned += c
     if strips:
@@ -197,13 +201,13 @@ def test_words(options, text, words):
 def test_white_space_and_chunks():
     every = [chr(code) for code in range(sys.maxunicode + 1)]
     white_space = {c for c in every if unicodedata.category(c) in ("Zs", "Zl", "Zp")} | set("\t\n\v\f\r\x85")
-    assert white_space == wordpiece.WHITE_SPACE
+    assert white_space == basic.WHITE_SPACE
     assert {c for c in every if c.isspace()} == white_space | set("\x1c\x1d\x1e\x1f")
     for c in every:
-        if not wordpiece.CHUNK.match(c) or c.isspace():
+        if not basic.CHUNK.match(c) or c.isspace():
             ends_words = c in white_space - set("\v\f\x85")
-            assert (wordpiece.CHUNK.match(c) is None) == ends_words
-            assert wordpiece.chunks_of(f"a{c}b") == (["a", "b"] if ends_words else [f"a{c}b"])
+            assert (basic.CHUNK.match(c) is None) == ends_words
+            assert basic.chunks_of(f"a{c}b") == (["a", "b"] if ends_words else [f"a{c}b"])
 
 
 def test_options_must_be_bools():
@@ -298,15 +302,15 @@ def test_chunks_may_be_cut_anywhere(text, cuts, block, strips):
 def test_settled_words_stay_whatever_follows(text, rest):
     for options in OPTIONS:
         tokenize = BasicTokenizer(**options).tokenize
-        end = wordpiece.settled_end(text)
+        end = basic.settled_end(text)
         assert tokenize(text[:end]) + tokenize(text[end:] + rest) == tokenize(text + rest)
 
 
 def test_text_is_settled_soon():
-    assert wordpiece.settled_end("one two thr") == len("one two ")
-    assert wordpiece.settled_end("one,two") == len("one,")
-    assert wordpiece.settled_end("今天天气很好。今天") == len("今天天气很好。")
-    assert wordpiece.settled_end("word") == 0
+    assert basic.settled_end("one two thr") == len("one two ")
+    assert basic.settled_end("one,two") == len("one,")
+    assert basic.settled_end("今天天气很好。今天") == len("今天天气很好。")
+    assert basic.settled_end("word") == 0
 
 
 @pytest.mark.parametrize(
@@ -497,7 +501,7 @@ def test_train_equals_recounting(words, how_many, min_frequency, limit, special)
 
 
 def test_train_equals_recounting_on_real_text(shared_data):
-    words = wordpiece.count_words("test", (shared_data / "tinyshakespeare.txt").read_text()[:10_000], BasicTokenizer())
+    words = count_words("test", (shared_data / "tinyshakespeare.txt").read_text()[:10_000], BasicTokenizer())
     symbols = first_symbols(words)
     assert list(itertools.islice(learn_pieces(words, symbols), 100)) == train_slowly(words, symbols, 100, 0)
 
@@ -505,11 +509,11 @@ def test_train_equals_recounting_on_real_text(shared_data):
 def test_train_counts_words():
     text = "Ab, ab\nAB!é\x1ce a\vb"
     expected = {"ab": 4, ",": 1, "!": 1, "ee": 1}
-    assert wordpiece.count_words("test", text, BasicTokenizer()) == expected
-    assert wordpiece.count_words("test", iter([text, text]), BasicTokenizer())["ab"] == 8
+    assert count_words("test", text, BasicTokenizer()) == expected
+    assert count_words("test", iter([text, text]), BasicTokenizer())["ab"] == 8
     with patch.object(base, "BLOCK", 1):
-        assert wordpiece.count_words("test", text, BasicTokenizer()) == expected
-    cut = wordpiece.count_words("test", "ab[SEP]ab", BasicTokenizer(), BERT_TOKENS)
+        assert count_words("test", text, BasicTokenizer()) == expected
+    cut = count_words("test", "ab[SEP]ab", BasicTokenizer(), BERT_TOKENS)
     assert cut == {"ab": 2}
 
 
@@ -954,7 +958,7 @@ def test_training_gives_hugging_faces_vocabulary(huggingface, shared_data, name,
     text = read(shared_data / name)
     theirs = hugging_face_vocabulary(huggingface, text, size, **options)
     ours = WordPieceTokenizer.train(text, size, **options)
-    words = wordpiece.count_words("test", text, ours.basic)
+    words = count_words("test", text, ours.basic)
     symbols = [*BERT_TOKENS, *first_symbols(words)]
     n, plain = len(symbols), sum(not symbol.startswith("##") or symbol == "##" for symbol in symbols)
     assert theirs[:plain] == symbols[:plain]
@@ -977,7 +981,7 @@ def test_training_limits_the_alphabet_as_hugging_face(huggingface):
     text = " ".join(character * 2 + "x" * 3 for i, character in enumerate("abcdefghé", start=1) for _ in range(i))
     for limit in (1, 4, 7, 10, 20):
         theirs = hugging_face_vocabulary(huggingface, text, 60, limit_alphabet=limit, min_frequency=0, lowercase=False)
-        words = wordpiece.count_words("test", text, BasicTokenizer(lowercase=False))
+        words = count_words("test", text, BasicTokenizer(lowercase=False))
         symbols = first_symbols(words, limit)
         n = len(BERT_TOKENS) + len(symbols)
         assert set(theirs[:n]) == {*BERT_TOKENS, *symbols}

@@ -1,0 +1,186 @@
+"""Text before any model: its normal form, and words that begin with "▁", as SentencePiece has them.
+
+A normalizer is a chain of steps, spelled as in Hugging Face's tokenizer.json: forms of Unicode, lower case, no accents,
+replacements, or SentencePiece's own compiled table (`CharacterTable`). `Metaspace` runs them, writes each space as "▁"
+(U+2581), puts one in front, and cuts text before each, so that no piece reaches over the end of a word.
+
+Sources: Unicode Standard Annex 15 for the normal forms; Kudo and Richardson, "SentencePiece" (2018, arXiv:1808.06226);
+Aoe, "An Efficient Digital Search Algorithm by Using a Double-Array Structure" (1989).
+"""
+
+from __future__ import annotations
+
+import base64
+import unicodedata
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any, Literal, get_args
+
+import numpy as np
+import regex
+
+from minillm.errors import InputError, did_you_mean
+
+SPACE = "\u2581"  # "▁": how a piece writes a space
+BYTE_PIECES = [f"<0x{byte:02X}>" for byte in range(256)]  # how pieces write single bytes
+PrependScheme = Literal["always", "first", "never"]
+
+CACHED_GRAPHEMES = 1 << 17  # a table that remembers more graphemes begins again
+
+PRETOKEN = regex.compile(f"{SPACE}[^{SPACE}]*|[^{SPACE}]+")
+WHITE, GRAPHEME = regex.compile(r"\s+"), regex.compile(r"\X")
+LEADING, TRAILING = regex.compile(r"\A\s+"), regex.compile(r"\s+\Z")
+
+Step = Mapping[str, Any]
+
+
+def strip_accents(text: str) -> str:
+    """The text without marks (categories M*); it should have been taken apart by NFD or NFKD before."""
+    return "".join([c for c in text if not unicodedata.category(c).startswith("M")])
+
+
+def strip_ends(text: str, left: bool, right: bool) -> str:
+    """The text without white space at its start, its end, or both."""
+    text = LEADING.sub("", text) if left else text
+    return TRAILING.sub("", text) if right else text
+
+
+NORMALISERS: dict[str, Callable[[str], str]] = {
+    "NFC": partial(unicodedata.normalize, "NFC"),
+    "NFD": partial(unicodedata.normalize, "NFD"),
+    "NFKC": partial(unicodedata.normalize, "NFKC"),
+    "NFKD": partial(unicodedata.normalize, "NFKD"),
+    "Lowercase": lambda text: "".join([c.lower() for c in text]),  # by character: a final sigma is like any other
+    "StripAccents": strip_accents,
+}
+
+
+def normalise_with(step: Step) -> Callable[[str], str]:
+    """The function of a normalisation step, which is written as in Hugging Face's tokenizer.json.
+
+    A step is `{"type": name}` with NFC, NFD, NFKC, NFKD, Lowercase or StripAccents (which drops combining marks);
+    `{"type": "Strip", "strip_left": True, "strip_right": True}`, of white space; or
+    `{"type": "Replace", "pattern": {"String": "``"}, "content": '"'}`, where "Regex" may stand for "String"; or
+    `{"type": "Precompiled", "precompiled_charsmap": text}`, see `CharacterTable`.
+
+    Raises: InputError for a step that is not known, or cannot be read.
+    """
+    name = step.get("type")
+    if name in NORMALISERS:
+        return NORMALISERS[name]
+    if name == "Strip":
+        return partial(strip_ends, left=step.get("strip_left", True), right=step.get("strip_right", True))
+    if name == "Replace":
+        pattern, content = step["pattern"], step["content"]
+        try:
+            found = regex.compile(pattern["Regex"] if "Regex" in pattern else regex.escape(pattern["String"]))
+        except regex.error as error:
+            raise InputError(f"UnigramTokenizer: Replace has the pattern {pattern} ({error}); mend it") from error
+        return lambda text: found.sub(lambda _: content, text)
+    if name == "Precompiled":
+        return CharacterTable(step["precompiled_charsmap"])
+    known = [*NORMALISERS, "Strip", "Replace", "Precompiled"]
+    raise InputError(f"UnigramTokenizer: normalizer {name!r} is not known here{did_you_mean(str(name), known)}")
+
+
+class CharacterTable:
+    """SentencePiece's compiled table of normalisation: its "nmt_nfkc", or whatever a model was trained with.
+
+    After base64 there are the size of a trie (4 bytes), the trie, and replacements that each end in a zero byte. The
+    trie is a "double array" (Aoe 1989, in the layout of the library darts-clone) of 32-bit units: a child by byte b is
+    at the place of its parent's children xor b, and carries b as its label. Where a key ends, the unit at xor 0 has the
+    place of its replacement.
+
+    As in Hugging Face's `tokenizers`, a grapheme of at most 5 bytes is looked up as a whole, then every character by
+    itself; and the *shortest* key that it begins with counts.
+
+    Raises: InputError for a table that is damaged.
+    """
+
+    LABEL, VALUE = 1 << 31 | 0xFF, (1 << 31) - 1
+
+    def __init__(self, table: str):
+        try:
+            content = base64.b64decode(table, validate=True)
+            size = int.from_bytes(content[:4], "little")
+            self.units = np.frombuffer(content[4 : 4 + size], "<u4").tolist()
+            if not self.units or len(self.units) * 4 != size:
+                raise ValueError("it is too short")
+        except ValueError as error:
+            raise InputError(
+                f"UnigramTokenizer: normalizer Precompiled cannot be read ({error}); take the tokenizer.json again"
+            ) from error
+        self.replacements = content[4 + size :]
+        self.known: dict[str, str] = {}  # graphemes that were looked up
+
+    def __call__(self, text: str) -> str:
+        if len(self.known) >= CACHED_GRAPHEMES:
+            self.known.clear()
+        graphemes = GRAPHEME.findall(text)
+        for grapheme in {*graphemes} - self.known.keys():
+            whole = self.find(grapheme) if len(grapheme.encode()) < 6 else None
+            parts = (self.find(character) for character in grapheme)
+            self.known[grapheme] = (
+                whole
+                if whole is not None
+                else "".join(
+                    [character if part is None else part for character, part in zip(grapheme, parts, strict=True)]
+                )
+            )
+        return "".join(map(self.known.__getitem__, graphemes))
+
+    def find(self, text: str) -> str | None:
+        """The replacement of the shortest key that `text` begins with."""
+        place = self.children(self.units[0])
+        for byte in text.encode():
+            place ^= byte
+            if byte == 0 or place >= len(self.units) or self.units[place] & self.LABEL != byte:
+                return None
+            unit = self.units[place]
+            place ^= self.children(unit)
+            if unit >> 8 & 1:  # a key ends here
+                start = self.units[place] & self.VALUE
+                return self.replacements[start : self.replacements.index(b"\0", start)].decode()
+        return None
+
+    @staticmethod
+    def children(unit: int) -> int:
+        """How far, by xor, the children of a unit are from it: 21 bits, counted in 256s where bit 9 is set."""
+        return unit >> 10 << ((unit & 1 << 9) >> 6)
+
+
+class Metaspace:
+    """Normalises text and cuts it into pretokens; the arguments are those of `UnigramTokenizer`."""
+
+    def __init__(self, normalizer: str | Sequence[Step], prepend_scheme: PrependScheme, split: bool, by_white: bool):
+        if prepend_scheme not in (schemes := get_args(PrependScheme)):
+            hint = did_you_mean(str(prepend_scheme), schemes)
+            raise InputError(f"UnigramTokenizer: prepend_scheme is {prepend_scheme!r}{hint}")
+        self.steps = ({"type": normalizer},) if isinstance(normalizer, str) else tuple(normalizer)
+        self.functions = [normalise_with(step) for step in self.steps]
+        self.prepend_scheme, self.split, self.whitespace_split = prepend_scheme, split, by_white
+        # A normal form joins and reorders nothing across a space; Strip, Replace and a table may look beyond it.
+        self.local = (split or by_white) and all(step["type"] in NORMALISERS for step in self.steps)
+
+    def settled(self, text: str) -> int:
+        """Where the last cut is that nothing can change that may follow `text`: before a space; 0 where there is none.
+
+        With a normaliser that may look over spaces, or without a split, a stretch is held until its end is known.
+        """
+        return max(0, text.rfind(" ")) if self.local else 0
+
+    def pretokens(self, text: str, first: bool) -> list[str]:
+        """The pretokens of `text`, a stretch without special tokens; `first`: it is the start of all text."""
+        for function in self.functions:
+            text = function(text)
+        stretches = WHITE.split(text) if self.whitespace_split else [text]
+        pretokens: list[str] = []
+        for number, stretch in enumerate(stretches):
+            if not stretch:
+                continue
+            stretch = stretch.replace(" ", SPACE)
+            prepend = self.prepend_scheme == "always" or (self.prepend_scheme == "first" and first and number == 0)
+            if prepend and not stretch.startswith(SPACE):
+                stretch = SPACE + stretch
+            pretokens += PRETOKEN.findall(stretch) if self.split else [stretch]
+        return pretokens

@@ -1,0 +1,386 @@
+"""Byte-pair encoding on characters, as SentencePiece does it: the tokenizers of Llama 2 and Mistral 7B.
+
+Three things differ from the byte-level BPE of bpe.py. Tokens are made of characters, and a space is one of them,
+written "▁" (U+2581); a character that is no piece is written as its UTF-8 bytes, by pieces such as `<0x0A>`. A "▁" is
+put in front of a text. And no pattern cuts words apart: pieces are joined in the text as a whole.
+
+    "a bee\\n"   ->   ▁ a ▁ b e e \\n   ->   ▁a ▁b ee \\n   ->   ▁a ▁bee <0x0A>
+
+There are two ways to say what is joined first. Hugging Face's tokenizer.json lists *merges*, pairs of pieces in order,
+as for bpe.py. SentencePiece's own models, and .gguf files, have a *score* for each piece instead: of all neighbours
+that together are a piece, those whose piece scores highest are joined, the leftmost of equals. Both become one table
+here, from two ids to a rank and the id of what they make; where there are scores, equal scores are equal ranks.
+
+**Words after all.** Two neighbouring characters that stand side by side in no piece are never joined, whatever the
+order. A Llama's pieces have "▁" at their beginnings alone, so that text can be cut before each "▁" behind another
+sign, and the short pieces of text that this leaves have the ids that they have within the whole. Where pieces do reach
+over the end of a word, the text is cut only where none does. Ids of words are remembered; a long stretch without any
+cut (Chinese, say) takes n log n steps, since pairs wait in a heap (`bpe.merge_pairs`).
+
+Sources: Kudo and Richardson, "SentencePiece" (2018, arXiv:1808.06226); Touvron et al., "Llama 2" (2023), section 2.2;
+the code of SentencePiece (`bpe_model.cc`), llama.cpp (`llm_tokenizer_spm`) and Hugging Face's `tokenizers`, whose ids
+and text these are.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import groupby, pairwise
+from typing import Any, Literal, Self, get_args
+
+import numpy as np
+import regex
+from numpy.typing import NDArray
+
+from minillm.errors import InputError, did_you_mean
+from minillm.tokenizers.base import Specials, Tokenizer, readable, special_pattern
+from minillm.tokenizers.bpe import CACHED_PRETOKENS, LONG_WORD, Pair, merge_pairs
+from minillm.tokenizers.gguf_fields import read_gguf_sentencepiece
+from minillm.tokenizers.hugging_face import model_type, read_sentencepiece, writes_spaces
+from minillm.tokenizers.normalizer import BYTE_PIECES, SPACE
+
+PrependScheme = Literal["stretch", "always", "first", "never"]
+BYTE_PIECE = re.compile("<0x([0-9A-Fa-f]{2})>")
+
+
+class SentencePieceBPE(Tokenizer):
+    """SentencePiece's BPE; made by `from_file`, `from_hugging_face`, `from_gguf_fields` or `load`.
+
+    The base's table from ids to bytes holds what each id *decodes* to, as in `UnigramTokenizer`.
+
+    Args:
+        vocab: every ordinary piece, with its id.
+        merges: the pairs of pieces to join, the first to be joined first; or, of every piece that may be made by
+            joining, its score: the highest is made first.
+        special_tokens: the text of every special token, with its id. They are never found in ordinary text.
+        unk_token: the token, special or not, of a character that is no piece; where `byte_fallback` is false.
+        byte_fallback: write such characters as pieces `<0x00>` ... `<0xFF>`, which all must be there.
+        fuse_unk: unknown neighbours become one unknown token.
+        prepend_scheme: put a "▁" in front of "stretch"es between special tokens, all of them; or "always", of all that
+            do not begin with a space already; "first", of the very first, so; or "never".
+        split: no piece reaches over the beginning of a word: cut before every "▁".
+        strip_space: `decode` drops one space in front of the text.
+        normalized: special tokens that are looked for in text where "▁" stands for spaces and has been put in front,
+            and have so been changed themselves: of a scheme "stretch", `<s>` is found in " <s>", not in "a<s>".
+        strips: special tokens that take the white space beside them with them: "left", "right" or "both".
+
+    Raises: InputError for a merge or a score of what is no piece, or an option that is not known or cannot be.
+    """
+
+    kind = "sentencepiece-bpe"
+
+    def __init__(
+        self,
+        vocab: Mapping[str, int],
+        merges: Sequence[tuple[str, str]] | Mapping[str, float],
+        special_tokens: Mapping[str, int] | None = None,
+        *,
+        unk_token: str | None = "<unk>",
+        byte_fallback: bool = True,
+        fuse_unk: bool = True,
+        prepend_scheme: PrependScheme = "stretch",
+        split: bool = False,
+        strip_space: bool = True,
+        normalized: Sequence[str] = (),
+        strips: Mapping[str, str] | None = None,
+    ):
+        specials = dict(special_tokens or {})
+        super().__init__({piece.encode(): i for piece, i in vocab.items()}, specials)
+        self.vocab = dict(vocab)
+        self.merges = dict(merges) if isinstance(merges, Mapping) else [(left, right) for left, right in merges]
+        self.unk_token, self.byte_fallback, self.fuse_unk = unk_token, byte_fallback, fuse_unk
+        self.prepend_scheme, self.split, self.strip_space = prepend_scheme, split, strip_space
+        self.normalized, self.strips = tuple(normalized), dict(strips or {})
+        self._check_options()
+        self._unk_id = {**self.vocab, **specials}.get(unk_token or "")
+        self._byte_ids = [self.vocab[piece] for piece in BYTE_PIECES] if byte_fallback else []
+        self._ranks, self._made = (
+            joins_by_score(self.vocab, self.merges)
+            if isinstance(self.merges, dict)
+            else joins_by_order(self.vocab, self.merges)
+        )
+        self._cuts = Cuts(self.vocab, split)
+        self._set_token_bytes()
+        self._ids_of_word: dict[str, list[int]] = {}
+        # Of a reader, see _encode_blocks: whether the text has begun, and a stretch of it; what it finds and refuses.
+        self._begun = self._within = False
+        self._late: dict[str, str] = {}
+        self._refused: set[str] = set()
+
+    def _check_options(self) -> None:
+        if self.prepend_scheme not in (schemes := get_args(PrependScheme)):
+            hint = did_you_mean(str(self.prepend_scheme), schemes)
+            raise InputError(f"SentencePieceBPE: prepend_scheme is {self.prepend_scheme!r}{hint}")
+        if self.byte_fallback and (missing := [piece for piece in BYTE_PIECES if piece not in self.vocab]):
+            raise InputError(
+                f"SentencePieceBPE: byte_fallback needs all 256 bytes, but {missing[0]!r} is no piece; "
+                "give it, or set byte_fallback to False"
+            )
+        if not self.byte_fallback and self.unk_token not in {**self.vocab, **self.special_tokens}:
+            raise InputError(
+                f"SentencePieceBPE: unk_token {self.unk_token!r} is no token, so unknown characters could not be "
+                "written; give one, or all bytes and byte_fallback"
+            )
+        for token in (*self.strips, *self.normalized):
+            side = self.strips.get(token, "both")
+            if token not in self.special_tokens or side not in ("left", "right", "both"):
+                raise InputError(
+                    f"SentencePieceBPE: strips and normalized have {token!r}, {side!r}; give special tokens with "
+                    "left, right or both"
+                )
+        if both := self.strips.keys() & {*self.normalized}:
+            raise InputError(f"SentencePieceBPE: {both} cannot be both in strips and in normalized; leave one out")
+
+    def _set_token_bytes(self) -> None:
+        for token, i in {**self.vocab, **self.special_tokens}.items():
+            seen = self._normalise(token) if token in self.normalized else token
+            self._token_bytes[i] = seen.replace(SPACE, " ").encode()
+        self._byte_of_id: dict[int, int] = {}
+        for token, i in self.vocab.items():
+            if match := BYTE_PIECE.fullmatch(token):
+                self._byte_of_id[i] = int(match.group(1), 16)
+                self._token_bytes[i] = bytes([self._byte_of_id[i]])
+
+    @property
+    def unk_id(self) -> int | None:
+        """The id of unknown text, or None. (The base's is a special token; here any piece may be it.)"""
+        return self._unk_id
+
+    # Text to ids
+
+    def _encode_blocks(
+        self, chunks: Iterable[str], allowed_special: Specials, disallowed_special: Specials
+    ) -> Iterator[list[int]]:
+        """As the base's, by a copy of this tokenizer that knows where in the text it is, and finds tokens late."""
+        reader = copy.copy(self)
+        reader._begun = reader._within = False
+        allowed = self._choose("allowed_special", allowed_special)
+        refused = self._choose("disallowed_special", disallowed_special) - allowed
+        reader._late = {self._normalise(token): token for token in self.normalized if token in allowed | refused}
+        reader._refused = refused
+        return super(SentencePieceBPE, reader)._encode_blocks(
+            chunks, allowed.difference(self.normalized), refused.difference(self.normalized)
+        )
+
+    def _encode_settled(self, text: str, more: bool) -> tuple[list[int], int]:
+        end = self._settled(text) if more else len(text)
+        stretch = text[:end].replace(" ", SPACE)
+        if stretch and not self._within and self._prepends(stretch):
+            stretch = SPACE + stretch
+        self._within = more and (self._within or end > 0)
+        self._begun |= not more
+        ids: list[int] = []
+        start = 0
+        for match in pattern.finditer(stretch) if (pattern := special_pattern(self._late)) else ():
+            ids += self._ids_of(stretch[start : match.start()])
+            ids += self._special_ids(self._late[match.group()], self._refused)
+            start = match.end()
+        return ids + self._ids_of(stretch[start:]), end
+
+    def _settled(self, text: str) -> int:
+        """Where the last cut is that nothing can change that may follow `text`."""
+        fuses = self.fuse_unk and not self.byte_fallback
+        spaced = any(SPACE in form[1:] or "\n" in form for form in self._late)
+        return 0 if fuses or spaced else self._cuts.last(text)
+
+    def _prepends(self, stretch: str) -> bool:
+        if self.prepend_scheme == "stretch":
+            return True
+        wanted = self.prepend_scheme == "always" or (self.prepend_scheme == "first" and not self._begun)
+        return wanted and not stretch.startswith(SPACE)
+
+    def _normalise(self, token: str) -> str:
+        """What a special token of `normalized` is in text whose spaces are written "▁"."""
+        return (SPACE if self.prepend_scheme == "stretch" else "") + token.replace(" ", SPACE)
+
+    def _ids_of(self, stretch: str) -> list[int]:
+        ids: list[int] = []
+        for word in self._cuts.words(stretch):
+            known = self._ids_of_word.get(word)
+            if known is None:
+                known = self._encode_word(word)
+                if len(self._ids_of_word) >= CACHED_PRETOKENS:
+                    self._ids_of_word.clear()
+                if len(word) <= LONG_WORD:
+                    self._ids_of_word[word] = known
+            ids += known
+        if self.fuse_unk and not self.byte_fallback:
+            ids = [i for i, same in groupby(ids) for i in (same if i != self._unk_id else [i])]
+        return ids
+
+    def _encode_word(self, word: str) -> list[int]:
+        symbols = [self.vocab.get(character, unknown(character)) for character in word]
+        ids: list[int] = []
+        for i in merge_pairs(symbols, self._ranks, self._made):
+            if i >= 0:
+                ids.append(i)
+            elif self.byte_fallback:
+                ids += [self._byte_ids[byte] for byte in character_of(i).encode()]
+            else:
+                assert self._unk_id is not None
+                ids.append(self._unk_id)
+        return ids
+
+    # Ids to text
+
+    def decode(self, ids: Iterable[int] | NDArray[np.integer], errors: str = "replace") -> str:
+        """The text of a sequence of token ids, without the space that was put in front.
+
+        With "replace", neighbouring bytes that together are no UTF-8 become U+FFFD, each of them, as in Hugging Face's
+        `tokenizers`: one wrong byte takes all of its run with it. Other `errors` are those of `bytes.decode`.
+
+        Raises: InputError for an id out of range; DtypeError for anything that is not an integer.
+        """
+        known = self._checked("decode", ids)
+        runs = groupby(known, self._byte_of_id.__contains__)
+        parts = [(b"".join([self._token_bytes[i] for i in run]), are_bytes) for are_bytes, run in runs]
+        if errors == "replace":
+            text = "".join([whole_or_nothing(part) if are_bytes else part.decode() for part, are_bytes in parts])
+        else:
+            text = b"".join([part for part, _ in parts]).decode("utf-8", errors)
+        return text.removeprefix(" ") if self.strip_space else text
+
+    # Files
+
+    def _to_json(self) -> dict[str, Any]:
+        return {
+            "special_tokens": self.special_tokens,
+            "vocab": self.vocab,
+            "merges": self.merges,
+            **{option: getattr(self, option) for option in OPTIONS},
+        }
+
+    @classmethod
+    def _from_json(cls, content: dict[str, Any]) -> Self:
+        options = {option: content[option] for option in OPTIONS}
+        return cls(content["vocab"], content["merges"], dict(content["special_tokens"]), **options)
+
+    @classmethod
+    def _reads_hugging_face(cls, content: Mapping[str, Any]) -> bool:
+        return model_type(content) == "BPE" and writes_spaces(content)
+
+    @classmethod
+    def from_hugging_face(cls, content: Mapping[str, Any]) -> Self:
+        """Read the content of a Hugging Face `tokenizer.json` with SentencePiece's BPE, as `json.load` gives it.
+
+        Its added tokens become special tokens: `encode(text, "all")` gives the ids of Hugging Face's
+        `encode(text, add_special_tokens=False)`, and `build_inputs_with_special_tokens` adds what its post-processor
+        would. "▁" may come from the normalizers Prepend and Replace, or from the pre-tokenizer Metaspace.
+
+        Raises: InputError that names a component, or an option of one, that is not known here.
+        """
+        where = f"{cls.__name__}.from_hugging_face"
+        with readable(where, "this is no content of a tokenizer.json with a BPE model", "give json.load's"):
+            return cls._from_parts(read_sentencepiece(where, content))
+
+    @classmethod
+    def from_gguf_fields(cls, fields: Mapping[str, Any]) -> Self:
+        """Read the fields `tokenizer.ggml.*` of a .gguf file with a SentencePiece model (`model` is "llama").
+
+        Tokens of type 2 (unknown), 3 (control) and 4 (user-defined) become special tokens; all others but bytes are
+        joined by their scores. Where they are not given, `bos_token_id` is 1, `eos_token_id` 2, `unknown_token_id` 0,
+        `add_bos_token` and `add_space_prefix` are true and `add_eos_token` false, as in llama.cpp.
+
+        Raises: InputError for another kind of tokenizer, or a field that is missing.
+        """
+        where = f"{cls.__name__}.from_gguf_fields"
+        with readable(where, "the fields are no whole tokenizer", "get the file again"):
+            return cls._from_parts(read_gguf_sentencepiece(where, fields))
+
+
+OPTIONS = (
+    "unk_token",
+    "byte_fallback",
+    "fuse_unk",
+    "prepend_scheme",
+    "split",
+    "strip_space",
+    "normalized",
+    "strips",
+)
+
+
+def whole_or_nothing(run: bytes) -> str:
+    """The text of some bytes, or U+FFFD for each where they are no UTF-8."""
+    try:
+        return run.decode()
+    except UnicodeDecodeError:
+        return "\ufffd" * len(run)
+
+
+# What is joined
+
+
+def unknown(character: str) -> int:
+    """The number of a character that is no piece, among ids: below 0, and not -1, which `merge_pairs` uses."""
+    return -2 - ord(character)
+
+
+def character_of(number: int) -> str:
+    """The character of a number that `unknown` gave."""
+    return chr(-2 - number)
+
+
+Joins = tuple[dict[Pair, int], dict[Pair, int]]  # the rank of each pair of ids, and the id of what it makes
+
+
+def joins_by_order(vocab: Mapping[str, int], merges: Sequence[tuple[str, str]]) -> Joins:
+    """What is joined where merges are in order."""
+    for left, right in merges:
+        for token in (left, right, left + right):
+            if token not in vocab:
+                raise InputError(
+                    f"SentencePieceBPE: the merge of {left!r} and {right!r} needs the piece {token!r}, "
+                    "which is not in vocab; give vocab and merges of one tokenizer"
+                )
+        if byte := next((part for part in (left, right) if BYTE_PIECE.fullmatch(part)), None):
+            raise InputError(f"SentencePieceBPE: a merge joins the byte {byte!r}, which is not done; leave it out")
+    pairs = [(vocab[left], vocab[right]) for left, right in merges]
+    made = {pair: vocab[left + right] for pair, (left, right) in zip(pairs, merges, strict=True)}
+    return {pair: rank for rank, pair in enumerate(pairs)}, made
+
+
+def joins_by_score(vocab: Mapping[str, int], scores: Mapping[str, float]) -> Joins:
+    """What is joined where pieces have scores: every way to make one of two others, or of characters, has its rank."""
+    for piece, score in scores.items():
+        if piece not in vocab or not math.isfinite(score):
+            raise InputError(f"SentencePieceBPE: {piece!r} has score {score}; give a piece of vocab a finite number")
+    rank_of_score = {score: rank for rank, score in enumerate(sorted({*scores.values()}, reverse=True))}
+    symbols = {character: vocab.get(character, unknown(character)) for piece in scores for character in piece}
+    symbols |= {piece: vocab[piece] for piece in scores}
+    ranks: dict[Pair, int] = {}
+    made: dict[Pair, int] = {}
+    for piece, score in scores.items():
+        for cut in range(1, len(piece)):
+            left, right = symbols.get(piece[:cut]), symbols.get(piece[cut:])
+            if left is not None and right is not None:
+                ranks[left, right], made[left, right] = rank_of_score[score], vocab[piece]
+    return ranks, made
+
+
+class Cuts:
+    """Where text can be cut, since no piece has the two characters there side by side.
+
+    Looked at are the places before a space, and on both sides of a line end. With `split`, all before a space are cut.
+    """
+
+    def __init__(self, pieces: Iterable[str], split: bool):
+        beside = {pair for piece in pieces for pair in pairwise(piece)}
+        glued = "".join(sorted({left for left, right in beside if right == SPACE and not split}))
+        lines = "" if any("\n" in pair for pair in beside) else r"|(?<=\n)|(?=\n)"
+        behind = f"(?<![{re.escape(glued)}])" if glued else ""
+        self.cut = re.compile(f"{behind}(?={SPACE}){lines}")
+        behind_too = behind.replace(SPACE, f"{SPACE} ")  # where spaces are not written "▁" yet
+        self.last_cut = regex.compile(f"(?r){behind_too}(?=[{SPACE} ]){lines}")
+
+    def words(self, stretch: str) -> list[str]:
+        """Pieces of text, spaces written "▁", whose ids are those that they have within the whole."""
+        return [word for word in self.cut.split(stretch) if word]
+
+    def last(self, text: str) -> int:
+        """Where the last cut is, of text as it was given; 0 where there is none."""
+        match = self.last_cut.search(text)
+        return match.start() if match else 0
