@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from minillm.backend import Array, as_dtype
 from minillm.device import to_host
 from minillm.errors import CheckpointError
-from minillm.nn import Module
-from minillm.optim import Optimizer
 
 
 class Checkpoint(NamedTuple):
@@ -27,12 +26,14 @@ class Checkpoint(NamedTuple):
     state: dict[str, Any]
 
 
-def save_checkpoint(path: Path, model: Module, optimizer: Optimizer, state: dict[str, Any]) -> None:
-    """Write a checkpoint to `path`, replacing the one there at once or not at all."""
+def save_checkpoint(
+    path: Path, model: Mapping[str, Array], optimizer: Mapping[str, Array], state: dict[str, Any]
+) -> None:
+    """Write the state dicts of a model and an optimiser to `path`, replacing the file there at once or not at all."""
     from safetensors.numpy import save_file
 
-    arrays = {f"model.{name}": to_host(array) for name, array in model.state_dict().items()}
-    arrays |= {f"optimizer.{name}": to_host(array) for name, array in optimizer.state_dict().items()}
+    arrays = {f"model.{name}": to_host(array) for name, array in model.items()}
+    arrays |= {f"optimizer.{name}": to_host(array) for name, array in optimizer.items()}
     unfinished = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
         save_file(arrays, unfinished, metadata={"minillm": json.dumps(state)})

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -32,6 +33,10 @@ class Train(TrainConfig):
 
     resume: Path | None = None
     """Run directory to continue; of the other options only device, steps, intervals and samples may change then."""
+    nproc: int = 1
+    """Ranks to start on this machine; other launchers set WORLD_SIZE, and this stays 1."""
+    timeout: float | None = None
+    """Seconds that ranks wait for each other before they say which is missing; 300 by default."""
 
 
 @dataclass(frozen=True)
@@ -129,6 +134,7 @@ class Kernels:
 
 
 CHANGEABLE_ON_RESUME = {"device", "steps", "eval_every", "eval_batches", "sample_every", "sample_tokens", "resume"}
+CHANGEABLE_ON_RESUME |= {"nproc", "timeout", "dp", "tp", "pp", "zero", "pipeline", "recompute", "micro_batches"}
 
 
 @dataclass(frozen=True)
@@ -171,6 +177,20 @@ class Describe:
     """Tokens per sequence; the model's own by default, but 2048 at most."""
     dtype: Literal["float32", "float64", "bfloat16"] | None = None
     """Of weights and activations; a run's own, or float32, by default."""
+
+
+@dataclass(frozen=True)
+class PipelinePicture:
+    """Draw when each stage of a pipeline computes and when it waits, measured on processes of this machine."""
+
+    stages: int = 4
+    """Processes; each has a stage of a small GPT."""
+    micro_batches: int = 8
+    """Parts of the batch, which follow one another through the stages."""
+    schedule: Literal["1f1b", "gpipe"] = "1f1b"
+    """In which order a stage does forwards and backwards."""
+    out: Path = Path("pipeline.png")
+    """Picture to write, a PNG."""
 
 
 @dataclass(frozen=True)
@@ -217,7 +237,8 @@ def option(arguments: list[str], name: str) -> str | None:
 
 
 def train(arguments: list[str]) -> None:
-    """Train, or go on with a run."""
+    """Train, or go on with a run: in this process, as one of several ranks, or by starting them."""
+    from minillm.parallel import launch, rendezvous
     from minillm.training.run import Run
     from minillm.training.trainer import train as run_training
 
@@ -233,7 +254,20 @@ def train(arguments: list[str]) -> None:
                     "resumed; leave it out, or start a new run"
                 )
     settings = {field.name: getattr(given, field.name) for field in dataclasses.fields(TrainConfig)}
-    run_training(TrainConfig(**settings), given.resume)
+    config = TrainConfig(**settings)
+    if given.timeout is not None:
+        if not 0 < given.timeout < 1e7:
+            raise InputError(f"train: timeout is {given.timeout}; give a number of seconds above 0")
+        os.environ["MINILLM_TIMEOUT"] = str(given.timeout)
+    if given.nproc != 1 and "WORLD_SIZE" not in os.environ:
+        raise SystemExit(launch.run(["train", *arguments], given.nproc))
+    size = rendezvous.world_size()
+    if given.nproc not in (1, size):
+        raise InputError(f"train: --nproc is {given.nproc}, but a launcher has started {size} ranks; leave --nproc out")
+    if size > 1:
+        launch.run_rank(lambda here: run_training(config, given.resume, communicator=here), given.device)
+    else:
+        run_training(config, given.resume)
 
 
 def sample(arguments: list[str]) -> None:
@@ -471,6 +505,18 @@ def describe(arguments: list[str]) -> None:
     print(*rules(found), sep="\n")
 
 
+def pipeline_picture(arguments: list[str]) -> None:
+    """Measure and draw a pipeline's schedule."""
+    from minillm.parallel.picture import draw, measure
+
+    given = parse(PipelinePicture, "pipeline-picture", arguments)
+    if not given.out.parent.is_dir():
+        raise InputError(f"pipeline-picture: there is no folder {given.out.parent}; make it, or choose another --out")
+    measured = measure(given.stages, given.micro_batches, given.schedule)
+    draw(measured, given.out)
+    print(f"{measured.title()}; a step takes {1e3 * measured.seconds():.0f} ms: {given.out}")
+
+
 COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "train": train,
     "sample": sample,
@@ -484,6 +530,7 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "convert": convert,
     "diff": diff,
     "describe": describe,
+    "pipeline-picture": pipeline_picture,
 }
 
 
@@ -502,6 +549,7 @@ def usage() -> str:
         Convert,
         Diff,
         Describe,
+        PipelinePicture,
     )
     lines = [f"  minillm {name:<18} {kind.__doc__}" for name, kind in zip(COMMANDS, kinds, strict=True)]
     return "\n".join(["usage: minillm COMMAND [options]; minillm COMMAND --help lists the options", "", *lines])

@@ -64,6 +64,7 @@ SHARED = {
     "minillm.models.config",
     "minillm.parallel.communicator",
     "minillm.parallel.mesh",
+    "minillm.parallel.recompute",
 }
 TOGETHER = {
     "minillm.tokenizers",

@@ -19,13 +19,18 @@ run. A `Trace` keeps a record of each message, where one is switched on.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 import time
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple, Protocol
 
-from minillm.backend import Array
+import numpy as np
+
+from minillm.backend import Array, as_dtype
+from minillm.device import like, to_host
 from minillm.errors import InputError, ParallelError, ShapeError
 
 REDUCTIONS = ("sum", "mean", "max")
@@ -141,8 +146,6 @@ class Communicator:
 
     def host_array(self, numbers: Iterable[float]) -> Array:
         """Numbers as an array of float64 that this communicator can send."""
-        import numpy as np
-
         return np.array(list(numbers), np.float64)
 
 
@@ -223,3 +226,44 @@ def differing(function: str, calls: dict[int, str]) -> ParallelError:
     """The error of ranks that call different operations."""
     told = "; ".join(f"rank {rank} calls {call}" for rank, call in sorted(calls.items()))
     return ParallelError(f"{function}: the ranks do not do the same: {told}; every rank must run the same step")
+
+
+# --- small things that all ranks need ------------------------------------------------------------------------------
+
+
+def broadcast_bytes(communicator: Communicator, content: bytes = b"") -> bytes:
+    """Rank 0's bytes, on all ranks."""
+    if communicator.size == 1:
+        return content
+    size = communicator.host_array([len(content)])
+    communicator.broadcast(size, what="settings").wait()
+    array = like(np.frombuffer(content.ljust(int(size[0]), b"\0"), np.uint8)[: int(size[0])].copy(), size)
+    communicator.broadcast(array, what="settings").wait()
+    return to_host(array).tobytes()
+
+
+def broadcast_arrays(communicator: Communicator, arrays: Mapping[str, Array]) -> dict[str, Array]:
+    """Rank 0's arrays by name, on all ranks, one after the other; on the host."""
+    header = json.dumps({name: [list(np.shape(array)), array.dtype.name] for name, array in arrays.items()})
+    told = json.loads(broadcast_bytes(communicator, header.encode() if communicator.rank == 0 else b""))
+    found = {}
+    for name, (shape, dtype) in told.items():
+        array = np.array(arrays[name]) if communicator.rank == 0 else np.empty(shape, as_dtype(dtype))
+        content = like(array.reshape(-1).view(np.uint8), communicator.host_array([]))
+        communicator.broadcast(content, what="state").wait()
+        found[name] = to_host(content).view(array.dtype).reshape(shape)
+    return found
+
+
+def agree(communicator: Communicator, what: str, value: str, advice: str) -> None:
+    """Raise ParallelError, on all ranks, unless this is the same on all of them; the error names those that differ."""
+    if communicator.size == 1:
+        return
+    digest = hashlib.sha256(value.encode()).digest()
+    mine = communicator.host_array(int.from_bytes(digest[i : i + 4], "little") for i in range(0, 32, 4))
+    everyone = np.empty_like(mine, shape=(communicator.size, mine.size))
+    communicator.all_gather(mine, everyone, what="settings").wait()
+    found = to_host(everyone)
+    differing = [rank for rank, row in zip(communicator.ranks, found, strict=True) if (row != found[0]).any()]
+    if differing:
+        raise ParallelError(f"rank {', '.join(map(str, differing))}: another {what} than rank 0; {advice}")

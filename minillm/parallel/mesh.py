@@ -89,7 +89,9 @@ class ParallelModel:
         layers: Iterable[int] = (),
     ):
         if zero not in (0, 1, 2, 3) or (zero > 1 and mesh.pp.size > 1):
-            raise InputError(f"--zero {zero} with --pp {mesh.pp.size}: choose 0 or 1, or 2 or 3 without a pipeline")
+            raise InputError(
+                f"zero: stage {zero} with --pp {mesh.pp.size}; choose 0 or 1, or without a pipeline 2 or 3"
+            )
         self.model, self.mesh, self.zero = model, mesh, zero
         recompute(model, layers)
         self.cuts: dict[str, Cut | None] = {}

@@ -23,6 +23,7 @@ from __future__ import annotations
 import collections
 import contextlib
 import itertools
+import mmap
 import os
 import sys
 import threading
@@ -161,7 +162,7 @@ class SharedMemoryCommunicator(Communicator):
         self,
         rank: int,
         ranks: tuple[int, ...],
-        memory: shared_memory.SharedMemory,
+        memory: Any,
         watch: Watch | None = None,
         timeout: float = TIMEOUT,
         trace: Trace | None = None,
@@ -436,13 +437,39 @@ def segment_bytes(size: int) -> int:
     return 8 * _counters(size) + size * SLOT + size * size * BOX
 
 
-def create_segment(size: int) -> shared_memory.SharedMemory:
+class Unnamed:
+    """Linux's memory without a name (memfd_create): none is left behind, however the processes that hold it end.
+
+    Unlike named segments it is not bound by the size of /dev/shm, which is 64 MB in a container of Docker. Others of
+    the same user find it through the process that made it, under `name`, until that unlinks it.
+    """
+
+    def __init__(self, file: int, name: str):
+        self.file, self.name, self.size = file, name, os.fstat(file).st_size
+        self.buf = mmap.mmap(file, self.size)
+
+    def unlink(self) -> None:
+        os.close(self.file)
+
+    def close(self) -> None:
+        self.buf.close()
+
+
+def create_segment(size: int) -> Any:
     """A new segment for a group of `size` ranks, which its maker unlinks when all have attached."""
-    return shared_memory.SharedMemory(create=True, size=segment_bytes(size))
+    if not hasattr(os, "memfd_create"):
+        return shared_memory.SharedMemory(create=True, size=segment_bytes(size))
+    file = os.memfd_create("minillm")
+    os.truncate(file, segment_bytes(size))
+    return Unnamed(file, f"/proc/{os.getpid()}/fd/{file}")
 
 
-def attach_segment(name: str) -> shared_memory.SharedMemory:
+def attach_segment(name: str) -> Any:
     """The segment of that name. Its maker alone cleans it up; Python before 3.13 would have every process do so."""
+    if name.startswith("/proc/"):
+        memory = Unnamed(os.open(name, os.O_RDWR), name)
+        memory.unlink()  # its own descriptor; the mapping stays
+        return memory
     if sys.version_info >= (3, 13):
         return shared_memory.SharedMemory(name, track=False)
     register, resource_tracker.register = resource_tracker.register, lambda *_: None

@@ -70,13 +70,26 @@ class TrainConfig:
     """Where to train: `cpu`, `cuda` (the current GPU), or `cuda:1`."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Of weights and activations; with bfloat16, which needs a GPU, the optimiser keeps the weights in float32 too."""
+    dp: int | None = None
+    """Data parallel: ranks that each compute a part of the batch; by default as many as --tp and --pp leave."""
+    tp: int = 1
+    """Tensor parallel: ranks that each have a part of every large matrix."""
+    pp: int = 1
+    """Pipeline parallel: ranks that each have a part of the layers; give more --micro-batches than these."""
+    zero: int = 0
+    """ZeRO stage: what data-parallel ranks keep in parts, 1: moments, 2: and gradients, 3: and weights; 0: nothing."""
+    pipeline: Literal["1f1b", "gpipe"] = "1f1b"
+    """Order of a pipeline's work: backwards as soon as possible, or after all forwards."""
+    recompute: str = "none"
+    """Layers whose activations are computed again in the backward, to save memory: none, all, or such as `0,2-5`."""
     seed: int = 1337
     """Seed of the weights, the order of the data, and dropout."""
 
     def __post_init__(self):
         whole = dict(steps=1, batch_size=1, micro_batches=1, warmup=0, decay_steps=0, eval_every=1, eval_batches=1)
-        for name, least in {**whole, "sample_every": 0, "sample_tokens": 0, "seed": 0}.items():
-            if getattr(self, name) < least:
+        parallel = dict(dp=1, tp=1, pp=1, zero=0)
+        for name, least in {**whole, **parallel, "sample_every": 0, "sample_tokens": 0, "seed": 0}.items():
+            if getattr(self, name) is not None and getattr(self, name) < least:
                 raise InputError(f"train: {name} is {getattr(self, name)}; give {least} or more")
         for name in ("lr", "min_lr", "weight_decay"):
             if not getattr(self, name) >= 0:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 class Display:
     """Progress of one run; entered around the loop."""
 
-    def __init__(self, run: Any, model: Any, corpus: Any, state: State, config: Any):
+    def __init__(self, run: Any, weights: int, corpus: Any, state: State, config: Any):
         self.run = run
         self.corpus = corpus
         self.config = config
@@ -41,7 +41,7 @@ class Display:
         self.speed = 0.0  # tokens per second, a running mean over about 20 steps
         uniform = math.log(corpus.tokenizer.vocab_size)
         self.console.print(
-            f"{model.num_parameters():,} weights, {len(corpus.train):,} training tokens, vocabulary "
+            f"{weights:,} weights, {len(corpus.train):,} training tokens, vocabulary "
             f"{corpus.tokenizer.vocab_size:,} (a uniform guess has loss {uniform:.2f})"
         )
         self.console.print(

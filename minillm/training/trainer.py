@@ -2,11 +2,17 @@
 
 A step is a function of the settings, the step number and the state in the checkpoint (weights, moments, the place in
 the random stream), so a run that was stopped and resumed gives the same weights, bit for bit, as one that was not.
+
+With a communicator of several ranks, each of them calls `train` with the same settings. All of them compute; rank 0
+alone reads and writes the run directory, and shows what happens. The model is divided by parallel/mesh.py, and every
+`if parallel` below is where that changes something.
 """
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import json
 import math
 import os
 import shutil
@@ -21,13 +27,17 @@ import numpy as np
 
 from minillm import backend, random
 from minillm.autograd import no_grad
-from minillm.checkpoint import load_checkpoint, save_checkpoint
+from minillm.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from minillm.data import Batches, Tokens, open_tokens, read_text, split_text
 from minillm.device import Uploads, check_device
 from minillm.errors import CheckpointError, InputError
 from minillm.generate import generate
 from minillm.models.gpt2 import GPT2
+from minillm.nn import uninitialized
 from minillm.optim import SGD, AdamW, Optimizer, cosine_schedule, decay_groups, wsd_schedule
+from minillm.parallel.communicator import Alone, Communicator, agree, broadcast_arrays, broadcast_bytes
+from minillm.parallel.mesh import Mesh, ParallelModel, parse_layers
+from minillm.parallel.recompute import recompute
 from minillm.tokenizers import BPETokenizer, CharacterTokenizer, Tokenizer
 from minillm.training.config import TrainConfig
 from minillm.training.display import Display
@@ -59,49 +69,66 @@ class State(NamedTuple):
     best_step: int = 0
 
 
-def train(config: TrainConfig, resume: Path | None = None) -> Run:
+def train(config: TrainConfig, resume: Path | None = None, communicator: Communicator | None = None) -> Run:
     """Train a model from the start, or continue the run at `resume` with these settings; returns the finished run.
 
     Ctrl-C (or SIGTERM) ends the step at hand, saves, and says how to go on; a second one ends at once.
 
     Raises: InputError or CheckpointError for settings, data or a run that cannot be used, before anything is written;
-    InputError when the loss stops being a number.
+    InputError when the loss stops being a number; ParallelError when another rank fails, or has other settings or text.
     """
+    world = communicator or Alone()
+    leads = world.rank == 0  # the rank that reads and writes the run directory
     check_device(config.device)
-    if resume is None and config.out is not None:
+    if leads and resume is None and config.out is not None:
         check_free(config.out)
-    run = Run.open(resume) if resume else None
-    corpus = load_corpus(config, run.tokenizer if run else None)
+    run = Run.open(resume) if leads and resume else None
+    corpus = load_corpus_on_all(config, run.tokenizer if run else None, world)
     train_batches, validation = make_batches(corpus, config)
     random.manual_seed(config.seed)
-    model, optimizer = build(config, corpus.tokenizer)
-    if run:
-        state = restore(run, model, optimizer, corpus)
-        run.keep_settings(config)
-        run.forget_metrics_after(state.step)
-    else:
-        run, state = Run.create(config, corpus.tokenizer), State()
+    model = make_model(config, corpus.tokenizer)
+    weights = model.num_parameters()
+    parallel = divide(model, config, world)
+    optimizer = make_optimizer(config, parallel.groups if parallel else decay_groups_of(model, config))
+    state = State()
+    if parallel:
+        parallel.attach(optimizer)
+    if resume:
+        state = restore(run, model, optimizer, corpus, parallel, world)
+        if run:
+            run.keep_settings(config)
+            run.forget_metrics_after(state.step)
+    elif leads:
+        run = Run.create(config, corpus.tokenizer)
+    folder = broadcast_bytes(world, str(run.folder).encode() if run else b"").decode()
+    run = run or Run(Path(folder), config, corpus.tokenizer)
 
     uploads = Uploads(config.device)
-    with backend.tuned_process(), StopRequest() as stop, Display(run, model, corpus, state, config) as display:
+    shown = Display(run, weights, corpus, state, config) if leads else contextlib.nullcontext()
+    with backend.tuned_process(), StopRequest() as stop, shown as display:
         last = state.step >= config.steps
         while not last:
             started = time.perf_counter()
             ids, targets = uploads(*train_batches.batch(state.step))
             optimizer.lr = learning_rate(config, state.step)
-            optimizer.zero_grad()
-            loss = accumulate_gradients(model, ids, targets, config.micro_batches)
+            if parallel:
+                loss = parallel.accumulate_gradients(ids, targets, config.micro_batches)
+            else:
+                optimizer.zero_grad()
+                loss = accumulate_gradients(model, ids, targets, config.micro_batches)
             grad_norm = optimizer.clip_grad_norm(config.clip)
             loss, grad_norm = float(loss), float(grad_norm)  # here, and nowhere else in a step, a GPU is waited for
             check_finite(config, state.step + 1, {"loss": loss, "norm of the gradient": grad_norm})
             optimizer.step()
+            if parallel:
+                parallel.publish()
             seconds = time.perf_counter() - started
             state = state._replace(step=state.step + 1, tokens=state.tokens + ids.size, seconds=state.seconds + seconds)
 
-            last = state.step == config.steps or stop.requested
+            last = state.step == config.steps or stop.requested_of_any(world)
             val_loss = None
             if last or state.step % config.eval_every == 0:
-                val_loss = evaluate(model, validation, config.eval_batches)
+                val_loss = evaluate(parallel or model, validation, config.eval_batches)
                 check_finite(config, state.step, {"validation loss": val_loss})  # or the checkpoint would be lost
                 if val_loss < state.best_loss:
                     state = state._replace(best_loss=val_loss, best_step=state.step)
@@ -115,14 +142,18 @@ def train(config: TrainConfig, resume: Path | None = None) -> Run:
                 "tokens_per_s": ids.size / seconds,
                 "seconds": state.seconds,
             }
-            run.add_metrics(record)
-            display.step(record)
+            if display:
+                run.add_metrics(record)
+                display.step(record)
             if val_loss is not None:
-                save(run, model, optimizer, corpus, state)
+                save(run, model, optimizer, corpus, state, parallel)
             if config.sample_every and (last or state.step % config.sample_every == 0):
-                display.sample(*sample(model, corpus, config, state.step))
-        run.plot()
-        display.finish(state, interrupted=state.step < config.steps)
+                whole = whole_model(parallel, config, corpus) if parallel else model
+                if display and whole:
+                    display.sample(*sample(whole, corpus, config, state.step))
+        if display:
+            run.plot()
+            display.finish(state, interrupted=state.step < config.steps)
     return run
 
 
@@ -158,12 +189,15 @@ def check_finite(config: TrainConfig, step: int, values: dict[str, float]) -> No
             )
 
 
-def evaluate(model: GPT2, batches: Batches, count: int) -> float:
+def evaluate(model: GPT2 | ParallelModel, batches: Batches, count: int) -> float:
     """The mean validation loss over `count` batches spread evenly over the text, without dropout."""
-    model.eval()
-    with no_grad():
-        losses = [model.loss(ids, targets).item() for ids, targets in batches.evaluation_batches(count)]
-    model.train()
+    if isinstance(model, ParallelModel):
+        losses = model.losses(batches.evaluation_batches(count))
+    else:
+        model.eval()
+        with no_grad():
+            losses = [model.loss(ids, targets).item() for ids, targets in batches.evaluation_batches(count)]
+        model.train()
     return sum(losses) / len(losses)
 
 
@@ -214,6 +248,22 @@ def load_corpus(config: TrainConfig, tokenizer: Tokenizer | None = None) -> Corp
     )
 
 
+def load_corpus_on_all(config: TrainConfig, tokenizer: Tokenizer | None, world: Communicator) -> Corpus:
+    """load_corpus on every rank; a tokenizer is trained on rank 0 and sent to the others.
+
+    Raises: ParallelError that names the ranks with other settings or another text.
+    """
+    settings = {name: value for name, value in config.to_json().items() if name not in ("out", "device")}
+    agree(world, "settings", json.dumps(settings), "start all ranks with the same options")
+    if world.rank == 0:
+        corpus = load_corpus(config, tokenizer)
+        broadcast_bytes(world, json.dumps(corpus.tokenizer.to_json()).encode())
+    else:
+        corpus = load_corpus(config, Tokenizer.from_json(json.loads(broadcast_bytes(world))))
+    agree(world, "text", corpus.fingerprint(), "give all ranks the same --data")
+    return corpus
+
+
 def make_batches(corpus: Corpus, config: TrainConfig) -> tuple[Batches, Batches]:
     """The batches of both parts of the corpus."""
     context = config.model.context
@@ -230,30 +280,79 @@ def make_batches(corpus: Corpus, config: TrainConfig) -> tuple[Batches, Batches]
 
 
 def build(config: TrainConfig, tokenizer: Tokenizer) -> tuple[GPT2, Optimizer]:
-    """The model, with its vocabulary from the tokenizer, and its optimiser."""
-    from dataclasses import replace
+    """The model and its optimiser, in one process."""
+    model = make_model(config, tokenizer)
+    return model, make_optimizer(config, decay_groups_of(model, config))
 
-    model = GPT2(replace(config.model, vocab_size=tokenizer.vocab_size)).to(config.device, config.dtype)
-    groups = decay_groups(model.parameters(), config.weight_decay)
+
+def make_model(config: TrainConfig, tokenizer: Tokenizer) -> GPT2:
+    """The model, with its vocabulary from the tokenizer."""
+    model = GPT2(dataclasses.replace(config.model, vocab_size=tokenizer.vocab_size))
+    return model.to(config.device, config.dtype)
+
+
+def decay_groups_of(model: GPT2, config: TrainConfig) -> list[dict[str, Any]]:
+    """What the optimiser of one process gets."""
+    return decay_groups(model.parameters(), config.weight_decay)
+
+
+def make_optimizer(config: TrainConfig, groups: list[dict[str, Any]]) -> Optimizer:
+    """The optimiser of the settings."""
     if config.optimizer == "sgd":
-        return model, SGD(groups, config.lr, momentum=0.9)
-    return model, AdamW(groups, config.lr, betas=(config.beta1, config.beta2))
+        return SGD(groups, config.lr, momentum=0.9)
+    return AdamW(groups, config.lr, betas=(config.beta1, config.beta2))
+
+
+def divide(model: GPT2, config: TrainConfig, world: Communicator) -> ParallelModel | None:
+    """The model in parts, as the settings say; None for one rank, where blocks may still be computed again.
+
+    Raises: InputError for a division that is not one of these ranks or this model.
+    """
+    layers = parse_layers(config.recompute, config.model.layers)
+    mesh = Mesh(world, config.dp, config.tp, config.pp)
+    if world.size == 1:
+        recompute(model, layers)
+        return None
+    return ParallelModel(model, mesh, config.weight_decay, config.zero, config.pipeline, layers)
+
+
+def whole_model(parallel: ParallelModel, config: TrainConfig, corpus: Corpus) -> GPT2 | None:
+    """The model of one process with the weights of now, on rank 0; None on the others, which take part."""
+    weights = parallel.state_dict()
+    if weights is None:
+        return None
+    with uninitialized():
+        model = make_model(config, corpus.tokenizer)
+    model.load_state_dict(weights)
+    return model
 
 
 # --- stopping and going on -----------------------------------------------------------------------------------------
 
 
-def save(run: Run, model: GPT2, optimizer: Optimizer, corpus: Corpus, state: State) -> None:
+def save(
+    run: Run,
+    model: GPT2,
+    optimizer: Optimizer,
+    corpus: Corpus,
+    state: State,
+    parallel: ParallelModel | None = None,
+) -> None:
     """Write the last checkpoint, which is the best one too if no validation loss was lower.
 
     The best one first: a run that is killed between the two goes on from the last one before, and comes here again.
+    A divided model is brought together on rank 0, which writes what one process would.
     """
+    weights = parallel.state_dict() if parallel else model.state_dict()
+    moments = parallel.optimizer_state_dict(optimizer) if parallel else optimizer.state_dict()
+    if weights is None or moments is None:
+        return
     content = {**state._asdict(), "random": random.default.state(), "corpus": corpus.fingerprint()}
     last, best = run.checkpoint("last"), run.checkpoint("best")
     if state.best_step < state.step:
-        save_checkpoint(last, model, optimizer, content)
+        save_checkpoint(last, weights, moments, content)
         return
-    save_checkpoint(best, model, optimizer, content)
+    save_checkpoint(best, weights, moments, content)
     unfinished = last.with_suffix(".tmp")
     unfinished.unlink(missing_ok=True)
     try:
@@ -263,10 +362,38 @@ def save(run: Run, model: GPT2, optimizer: Optimizer, corpus: Corpus, state: Sta
     os.replace(unfinished, last)
 
 
-def restore(run: Run, model: GPT2, optimizer: Optimizer, corpus: Corpus) -> State:
-    """Load the last checkpoint of a run into model and optimiser.
+def restore(
+    run: Run | None,
+    model: GPT2,
+    optimizer: Optimizer,
+    corpus: Corpus,
+    parallel: ParallelModel | None = None,
+    world: Communicator | None = None,
+) -> State:
+    """Load the last checkpoint of a run, which rank 0 reads, into model and optimiser, however they are divided.
 
     Raises: CheckpointError if the data, the tokenizer or the model's shape is not what the run was saved with.
+    """
+    checkpoint = read_last(run, corpus) if run else Checkpoint({}, {}, {})
+    if parallel and world:
+        content = json.loads(broadcast_bytes(world, json.dumps(checkpoint.state).encode()))
+        weights, moments = (broadcast_arrays(world, arrays) for arrays in (checkpoint.model, checkpoint.optimizer))
+        parallel.load_state_dict(weights)
+        parallel.load_optimizer_state_dict(optimizer, moments)
+    else:
+        content = checkpoint.state
+        model.load_state_dict(checkpoint.model)
+        optimizer.load_state_dict(checkpoint.optimizer)
+    random.default.set_state(content["random"])
+    for unfinished in run.folder.rglob("*.tmp") if run else ():  # left by a kill in the middle of a save
+        unfinished.unlink()
+    return State(**{name: content[name] for name in State._fields})
+
+
+def read_last(run: Run, corpus: Corpus) -> Checkpoint:
+    """The last checkpoint of a run that `train` saved with this corpus.
+
+    Raises: CheckpointError for any other.
     """
     checkpoint = load_checkpoint(run.checkpoint("last"))
     content = checkpoint.state
@@ -280,18 +407,17 @@ def restore(run: Run, model: GPT2, optimizer: Optimizer, corpus: Corpus) -> Stat
             f"train: the text or tokenizer of {run.folder} has changed since it was saved ({content['corpus']}, now "
             f"{corpus.fingerprint()}); put the old text back, or start a new run"
         )
-    model.load_state_dict(checkpoint.model)
-    optimizer.load_state_dict(checkpoint.optimizer)
-    random.default.set_state(content["random"])
-    for unfinished in run.folder.rglob("*.tmp"):  # left by a kill in the middle of a save
-        unfinished.unlink()
-    return State(**{name: content[name] for name in State._fields})
+    return checkpoint
 
 
 class StopRequest:
     """While entered, Ctrl-C and SIGTERM set `requested` instead of raising; a second Ctrl-C raises."""
 
     requested = False
+
+    def requested_of_any(self, world: Communicator) -> bool:
+        """Whether it is set on any rank: all ranks must end after the same step."""
+        return self.requested if world.size == 1 else world.max_of(float(self.requested))[0] > 0
 
     def __enter__(self) -> StopRequest:
         self.before = {}

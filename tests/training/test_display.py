@@ -41,7 +41,7 @@ def make(folder: str = "runs/nano-1", step: int = 0, records: list[dict[str, Any
     tokenizer = SimpleNamespace(vocab_size=1024, encode=list)
     return display.Display(
         SimpleNamespace(folder=Path(folder), metrics=lambda: records or []),
-        SimpleNamespace(num_parameters=lambda: 1234567),
+        1234567,
         SimpleNamespace(tokenizer=tokenizer, train=range(98765), validation=range(10)),
         State(step=step),
         TrainConfig(steps=200),

@@ -1,0 +1,619 @@
+"""How ranks find each other, and how each of them learns that another has failed.
+
+Rank 0 listens at MASTER_ADDR:MASTER_PORT, on that interface alone, and every other rank connects to it. Each side
+proves to the other that it knows MINILLM_TOKEN, which never travels (challenge and response, HMAC-SHA256, RFC 2104):
+
+    rank 0 -> r    magic, a                               a and b are nonces: 32 random bytes each
+    r -> rank 0    b, r, n, HMAC(token, "rank", a, b, r, n)
+    rank 0 -> r    HMAC(token, "root", a, b)              the labels keep one proof from serving as the other
+
+All of this has a fixed length and a time limit, so whatever else comes to the port ends its own connection and
+nothing more. What follows is not encrypted, as little as the gradients are: the network between ranks is trusted.
+
+The connections stay open for as long as the job runs, and carry frames: four bytes of length, and a JSON object.
+They are its lifelines. A rank that raises says so; a rank that is killed is noticed by the end of its connection, a
+machine that is lost by unanswered keep-alives; rank 0 tells all others, and if rank 0 dies, all see it themselves. A
+rank that computes on for five seconds after it was told is ended, so that nobody has to look for what is left.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import hashlib
+import hmac
+import json
+import os
+import re
+import secrets
+import socket
+import struct
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from minillm.errors import InputError, MinillmError, ParallelError
+
+MAGIC = b"minillm\x01"
+LIMIT = 1 << 16  # bytes of a frame
+HANDSHAKE = 8.0  # seconds in which a connection must prove itself
+GRACE = 5.0  # seconds that a rank has to end by itself, after another has failed
+OTHER_FAILED = 3  # exit status of a rank that ended because another failed
+TIMEOUT = 300.0  # seconds that ranks wait for each other, unless MINILLM_TIMEOUT says otherwise
+STRANGERS = 64  # connections that may be proving themselves at once, beside those of the ranks
+
+
+@dataclass(frozen=True)
+class Place:
+    """Which rank this process is, of how many, and where rank 0 is found."""
+
+    rank: int
+    size: int
+    local_rank: int = 0
+    """Number of this rank on its machine: which GPU is its own."""
+    address: str = "127.0.0.1"
+    port: int = 0
+    token: str = field(default="", repr=False)
+    """What only the ranks of this job know."""
+    timeout: float = TIMEOUT
+    """Seconds that ranks wait for each other."""
+    listen: str = ""
+    """Where rank 0 listens, if not at `address`; there are networks in which it has another address for itself."""
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str] = os.environ) -> Place:
+        """The place that the launcher of this process gave it.
+
+        That is RANK, WORLD_SIZE, LOCAL_RANK (0 if absent), MASTER_ADDR and MASTER_PORT, as torchrun, Kubernetes
+        training operators, Ray and `minillm train --nproc` set them, or Slurm's SLURM_PROCID, SLURM_NTASKS,
+        SLURM_LOCALID, the first host of its list of nodes, and a port made of SLURM_JOB_ID; and always MINILLM_TOKEN.
+        MINILLM_TIMEOUT and MINILLM_LISTEN are optional.
+
+        Raises: InputError that names what is missing or wrong.
+        """
+        found = dict(environment)
+        if "RANK" not in found and "WORLD_SIZE" not in found:
+            found.update(_from_slurm(found))
+        needed = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+        if missing := [name for name in needed if not found.get(name)]:
+            raise InputError(
+                f"rendezvous: {', '.join(missing)} {'is' if len(missing) == 1 else 'are'} not set; start with "
+                "`minillm train --nproc N`, or with a launcher that sets RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR "
+                "and MASTER_PORT"
+            )
+        size = _number(found, "WORLD_SIZE", 1, 1 << 20)
+        rank = _number(found, "RANK", 0, size - 1)
+        port = _number(found, "MASTER_PORT", 1, 65535)
+        if found.get("TORCHELASTIC_USE_AGENT_STORE") == "True":  # torchrun itself listens at MASTER_PORT
+            port = port + 1 if port < 65535 else port - 1
+        if size > 1 and not found.get("MINILLM_TOKEN"):
+            raise InputError(
+                "rendezvous: MINILLM_TOKEN is not set, by which the ranks of a job know each other; run "
+                "`export MINILLM_TOKEN=$(openssl rand -hex 16)` once, and give it to all ranks"
+            )
+        local_rank = _number({"LOCAL_RANK": "0", **found}, "LOCAL_RANK", 0, size - 1)
+        return cls(
+            rank,
+            size,
+            local_rank,
+            found["MASTER_ADDR"],
+            port,
+            found.get("MINILLM_TOKEN", ""),
+            _seconds(found),
+            found.get("MINILLM_LISTEN", ""),
+        )
+
+
+def world_size(environment: Mapping[str, str] = os.environ) -> int:
+    """How many ranks a launcher has started, of which this process is one; 1 if none has."""
+    name = "WORLD_SIZE" if "WORLD_SIZE" in environment or "SLURM_PROCID" not in environment else "SLURM_NTASKS"
+    return _number(environment, name, 1, 1 << 20) if environment.get(name) else 1
+
+
+def _from_slurm(found: Mapping[str, str]) -> dict[str, str]:
+    """Slurm's variables under the names that the other launchers use; what the others set stays."""
+    names = {"RANK": "SLURM_PROCID", "WORLD_SIZE": "SLURM_NTASKS", "LOCAL_RANK": "SLURM_LOCALID"}
+    given = {name: found[slurm] for name, slurm in names.items() if slurm in found and name not in found}
+    nodes = found.get("SLURM_STEP_NODELIST") or found.get("SLURM_JOB_NODELIST")
+    address = first_host(nodes) if nodes else found.get("SLURM_LAUNCH_NODE_IPADDR")
+    if address and "MASTER_ADDR" not in found:
+        given["MASTER_ADDR"] = address
+    if found.get("SLURM_JOB_ID", "").isdigit() and "MASTER_PORT" not in found:
+        given["MASTER_PORT"] = str(20000 + int(found["SLURM_JOB_ID"]) % 10000)
+    return given
+
+
+def first_host(nodes: str) -> str:
+    """The first of Slurm's list of hosts: `gpu[007-009,12],cpu1` begins with gpu007."""
+    return re.sub(r"\[(\w+)[^\]]*\]", r"\1", re.split(r",(?![^\[]*\])", nodes)[0])
+
+
+def _number(found: Mapping[str, str], name: str, low: int, high: int) -> int:
+    text = found[name].strip()
+    if not (text.isascii() and text.isdigit() and low <= int(text) <= high):
+        raise InputError(f"rendezvous: {name} is {text!r}; set it to a number from {low} to {high}")
+    return int(text)
+
+
+def _seconds(found: Mapping[str, str]) -> float:
+    text = found.get("MINILLM_TIMEOUT", str(TIMEOUT))
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds < 1e7:
+        raise InputError(f"rendezvous: MINILLM_TIMEOUT is {text!r}; set it to a number of seconds above 0")
+    return seconds
+
+
+# --- the job -------------------------------------------------------------------------------------------------------
+
+
+def join(place: Place, listener: socket.socket | None = None, end: Callable[[int], Any] = os._exit) -> Job:
+    """Meet the other ranks; returns when all have come.
+
+    listener: for rank 0, a socket that is bound already. end: called with an exit status where this process must end.
+
+    Raises: ParallelError on all ranks that can know, where a rank is missing after `place.timeout`, two have one
+    number, they were started for different world sizes, the port is in use, or a token is wrong.
+    """
+    job = Job(place, end)
+    if place.size > 1:
+        try:
+            job._gather(listener or listen(place)) if place.rank == 0 else job._reach()
+        except BaseException as error:
+            job.fail(error)
+            raise
+    return job
+
+
+class Job:
+    """All ranks that were started together, as one of them sees it; every rank makes the same calls of share and agree.
+
+    `with join(place) as job:` tells the others of an exception that leaves the block, and says goodbye otherwise.
+    """
+
+    def __init__(self, place: Place, end: Callable[[int], Any] = os._exit):
+        self.place, self.rank, self.size = place, place.rank, place.size
+        self.failure: str | None = None  # one sentence: which rank failed, and why
+        self.is_cause = False  # whether it was this rank
+        self._end = end
+        self._peers: dict[int, Peer] = {}  # rank 0 has all others, the others have rank 0
+        self._mail: dict[int, collections.deque[dict[str, Any]]] = collections.defaultdict(collections.deque)
+        self._left: set[int] = set()  # who said goodbye
+        self._changed = threading.Condition(threading.RLock())  # guards all of this
+        self._callbacks: list[Callable[[], Any]] = []
+        self._complete = self._closed = False
+        self._listener: socket.socket | None = None
+        self._unknown = 0  # connections that did not know the token
+
+    # --- what ranks do together --------------------------------------------------------------------------------------
+
+    def share(self, value: bytes = b"") -> bytes:
+        """The value that rank 0 gives, on every rank; at most some thousand bytes."""
+        self.check()
+        if self.rank:
+            return bytes.fromhex(self._take(0, "share")["value"])
+        for peer in self._peers.values():
+            peer.send(kind="share", value=value.hex())
+        self.check()
+        return value
+
+    def agree(self, what: str, value: str, advice: str = "start all ranks with the same") -> None:
+        """Return if every rank gives the same value; what: the thing's name, such as `data`.
+
+        Raises: ParallelError, on all ranks, that names those which differ.
+        """
+        self.check()
+        value = value if len(value) <= 200 else f"{value[:100]}... {hashlib.sha256(value.encode()).hexdigest()[:16]}"
+        if self.rank:
+            self._peers[0].send(kind="agree", what=what, value=value)
+            verdict = self._take(0, "verdict")["text"]
+        else:
+            said = {0: (what, value)}
+            for rank in range(1, self.size):
+                message = self._take(rank, "agree")
+                said[rank] = message["what"], message["value"]
+            verdict = _disagreement(said, advice)
+            for peer in self._peers.values():
+                peer.send(kind="verdict", text=verdict)
+        if verdict:
+            raise ParallelError(verdict)
+
+    # --- how the job fares -------------------------------------------------------------------------------------------
+
+    def check(self) -> None:
+        """Raise ParallelError if another rank has failed."""
+        if (told := self.told()) is not None:
+            raise ParallelError(told)
+
+    def told(self) -> str | None:
+        """The sentence about another rank that has failed, if one has."""
+        return None if self.is_cause else self.failure
+
+    def on_failure(self, callback: Callable[[], Any]) -> None:
+        """Call this, on another thread, as soon as another rank has failed; at once if one has."""
+        with self._changed:
+            if self.failure is None:
+                self._callbacks.append(callback)
+                return
+        if not self.is_cause:
+            callback()
+
+    def fail(self, cause: BaseException | str) -> None:
+        """Tell the others that this rank has failed, unless another has before it, and leave the job.
+
+        A ParallelError names the rank that is the cause itself.
+        """
+        with self._changed:
+            if self._closed:
+                return
+            if first := self.failure is None:
+                self.is_cause = True
+                self.failure = str(cause) if isinstance(cause, ParallelError) else _failed(self.rank, describe(cause))
+            self._closed = True
+            self._changed.notify_all()
+        if first:
+            for peer in self._peers.values():
+                peer.send(kind="failed", text=self.failure)
+        self._hang_up()
+
+    def close(self) -> None:
+        """Say goodbye; rank 0 waits until all others have, for it is the one who tells them of failures.
+
+        Raises: ParallelError if another rank has failed.
+        """
+        with self._changed:
+            if self._closed:
+                return
+            if self.rank == 0:
+                others = set(self._peers)
+                self._changed.wait_for(lambda: self.failure is not None or others <= self._left, self.place.timeout)
+                late = sorted(others - self._left)
+            self._closed = True
+        if self.failure is None:
+            for peer in self._peers.values():
+                peer.send(kind="bye")
+        self._hang_up()
+        self.check()
+        if self.rank == 0 and late:
+            raise ParallelError(
+                f"close: rank 0 waited {self.place.timeout:g} s for {_ranks(late)} to end; see what they are doing"
+            )
+
+    def __enter__(self) -> Job:
+        return self
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        if error is None:
+            self.close()
+        else:
+            self.fail(error)
+
+    # --- rank 0 ------------------------------------------------------------------------------------------------------
+
+    def _gather(self, listener: socket.socket) -> None:
+        """Listen until all others have come."""
+        self._listener = listener
+        listener.listen(max(128, self.size))
+        threading.Thread(target=self._accept, args=(listener,), name="minillm-rendezvous", daemon=True).start()
+        with self._changed:
+            everyone = set(range(1, self.size))
+            self._changed.wait_for(lambda: self.failure or everyone <= set(self._peers), self.place.timeout)
+            self.check()
+            if missing := sorted(everyone - set(self._peers)):
+                refused = f", and {self._unknown} connections had another MINILLM_TOKEN" if self._unknown else ""
+                raise ParallelError(
+                    f"rendezvous: {_ranks(missing)} did not come within {self.place.timeout:g} s{refused}; see whether "
+                    "they were started and can reach rank 0, or wait longer with MINILLM_TIMEOUT"
+                )
+            self._complete = True
+        for peer in self._peers.values():
+            peer.send(kind="welcome")
+
+    def _accept(self, listener: socket.socket) -> None:
+        """Greet whoever connects, each on a thread of its own, so that nobody can keep the others waiting."""
+        greetings = threading.Semaphore(STRANGERS + self.size)
+        while not self._closed:
+            try:
+                connection, _ = listener.accept()
+            except OSError:  # closed, or no more files may be opened now
+                time.sleep(0.05)
+                continue
+            if greetings.acquire(blocking=False):
+                threading.Thread(target=self._greet, args=(connection, greetings), daemon=True).start()
+            else:
+                connection.close()
+
+    def _greet(self, connection: socket.socket, greetings: threading.Semaphore) -> None:
+        """Let a connection prove that it is a rank of this job; whatever it sends, at worst it is closed."""
+        try:
+            deadline = time.monotonic() + HANDSHAKE
+            connection.settimeout(HANDSHAKE)
+            nonce = secrets.token_bytes(32)
+            connection.sendall(MAGIC + nonce)
+            theirs, who, proof = struct.unpack("32s8s32s", _read(connection, 72, deadline))
+            rank, size = struct.unpack(">II", who)
+            if not hmac.compare_digest(proof, self._proof(b"rank", nonce, theirs, who)):
+                self._unknown += 1
+                raise ConnectionError("unknown")
+            connection.sendall(self._proof(b"root", nonce, theirs))
+        except OSError:
+            connection.close()
+            return
+        finally:
+            greetings.release()
+        self._admit(rank, size, Peer(connection))
+
+    def _admit(self, rank: int, size: int, peer: Peer) -> None:
+        """Make the peer one of the job, or say why not; before the job is complete that ends it."""
+        with self._changed:
+            if size != self.size:
+                refusal = f"rank {rank} has WORLD_SIZE={size}, but rank 0 has {self.size}; start all alike"
+            elif not 0 < rank < size or rank in self._peers:
+                refusal = f"two processes say that they are rank {rank}; give each its own RANK"
+            else:
+                refusal = self.failure or ""
+            if not refusal:
+                self._add(rank, peer)
+        if refusal:
+            refusal = refusal if self.failure else f"rendezvous: {refusal}"
+            peer.send(kind="failed", text=refusal)
+            peer.close()
+            if not self._complete:
+                self._failed(refusal)
+
+    # --- the other ranks ---------------------------------------------------------------------------------------------
+
+    def _reach(self) -> None:
+        """Connect to rank 0, which may not be there yet, and wait until all have come."""
+        place, deadline = self.place, time.monotonic() + self.place.timeout
+        where = f"{place.address}:{place.port}"
+        while True:
+            try:
+                started = time.monotonic()
+                connection = _connect(place)
+                break
+            except OSError as error:  # not there yet, or has no room now
+                if time.monotonic() > deadline:
+                    raise ParallelError(
+                        f"rendezvous: rank {place.rank} found no rank 0 at {where} within {place.timeout:g} s "
+                        f"({error}); see whether it runs, and set MASTER_ADDR and MASTER_PORT to where it does"
+                    ) from None
+            time.sleep(0.05)
+        try:
+            self._prove(connection, started + HANDSHAKE)
+        except (OSError, ValueError) as error:
+            connection.close()
+            raise ParallelError(
+                f"rendezvous: what listens at {where} does not answer as rank 0 does ({error}); give rank 0 a port of "
+                "its own with MASTER_PORT, and all ranks the same MINILLM_TOKEN"
+            ) from None
+        with self._changed:
+            self._add(0, Peer(connection))
+        self._take(0, "welcome", place.timeout + HANDSHAKE)  # longer than rank 0, who knows which rank is missing
+
+    def _prove(self, connection: socket.socket, deadline: float) -> None:
+        """Show that this rank knows the token, and see that the other does."""
+        hello = _read(connection, len(MAGIC) + 32, deadline)
+        if not hello.startswith(MAGIC):
+            raise ValueError("another protocol")
+        nonce, mine, who = hello[len(MAGIC) :], secrets.token_bytes(32), struct.pack(">II", self.rank, self.size)
+        connection.sendall(mine + who + self._proof(b"rank", nonce, mine, who))
+        try:
+            proof = _read(connection, 32, deadline)
+        except ConnectionError:
+            raise ValueError("it has another token") from None
+        if not hmac.compare_digest(proof, self._proof(b"root", nonce, mine)):
+            raise ValueError("it has another token")
+
+    # --- what both do ------------------------------------------------------------------------------------------------
+
+    def _proof(self, *parts: bytes) -> bytes:
+        return hmac.digest(self.place.token.encode(), b"".join(parts), "sha256")
+
+    def _add(self, rank: int, peer: Peer) -> None:
+        self._peers[rank] = peer
+        peer.reader = threading.Thread(target=self._listen, args=(rank, peer), name=f"minillm-{rank}", daemon=True)
+        peer.reader.start()
+        self._changed.notify_all()
+
+    def _listen(self, rank: int, peer: Peer) -> None:
+        """Read what a rank says until its connection ends."""
+        try:
+            while True:
+                message = peer.receive()
+                if message["kind"] == "failed":
+                    self._failed(str(message["text"]))
+                    continue
+                with self._changed:
+                    if message["kind"] == "bye":
+                        self._left.add(rank)
+                    else:
+                        self._mail[rank].append(message)
+                    self._changed.notify_all()
+        except (OSError, ValueError, KeyError, RecursionError):  # it ended, or says what no rank says
+            if rank not in self._left:
+                self._failed(_failed(rank, "it ended without a word, as a process that is killed does"))
+        peer.close()
+
+    def _failed(self, failure: str) -> None:
+        """Note that another rank has failed, tell the others, and see that this one ends."""
+        with self._changed:
+            if self.failure is not None or self._closed:
+                return
+            self.failure = failure
+            callbacks, self._callbacks = self._callbacks, []
+            for peer in self._peers.values() if self.rank == 0 else ():
+                peer.send(kind="failed", text=failure)  # before the main thread, which waits for this, can hang up
+            self._changed.notify_all()
+        timer = threading.Timer(GRACE, self._end_if_stuck)
+        timer.daemon = True
+        timer.start()
+        for callback in callbacks:
+            with contextlib.suppress(Exception):  # the failure is what counts, and it is told
+                callback()
+
+    def _end_if_stuck(self) -> None:
+        """End this process, whose main thread has not come to see that the job has failed."""
+        if not self._closed:
+            prefix = f"rank {self.rank}: " if self.rank else ""
+            print(f"{prefix}{self.failure}", file=sys.__stderr__, flush=True)
+            self._end(OTHER_FAILED)
+
+    def _take(self, rank: int, kind: str, timeout: float | None = None) -> dict[str, Any]:
+        """The next message of a rank."""
+        timeout = self.place.timeout if timeout is None else timeout
+        with self._changed:
+            mail = self._mail[rank]
+            self._changed.wait_for(lambda: mail or self.failure is not None or rank in self._left, timeout)
+            if not mail:
+                self.check()
+                left = "has left the job" if rank in self._left else f"said nothing for {timeout:g} s"
+                raise ParallelError(f"{kind}: rank {rank} {left}; every rank must run the same program")
+            message = mail.popleft()
+        if message["kind"] != kind:
+            raise ParallelError(
+                f"{kind}: rank {rank} does something else ({message['kind']}); every rank must run the same program"
+            )
+        return message
+
+    def _hang_up(self) -> None:
+        """End the connections when the others have read what was said: closed at once, it might be lost."""
+        self._closed = True
+        if self._listener is not None:
+            with contextlib.suppress(OSError):
+                self._listener.shutdown(socket.SHUT_RDWR)  # wakes the thread that accepts
+            self._listener.close()
+        deadline = time.monotonic() + 2.0
+        for peer in self._peers.values():
+            with contextlib.suppress(OSError):
+                peer.connection.shutdown(socket.SHUT_WR)
+        for peer in self._peers.values():
+            if peer.reader is not None:
+                peer.reader.join(max(0.0, deadline - time.monotonic()))
+            peer.close()
+
+
+class Peer:
+    """The connection to another rank."""
+
+    reader: threading.Thread | None = None
+
+    def __init__(self, connection: socket.socket):
+        self.connection = connection
+        self.sending = threading.Lock()
+        connection.settimeout(None)
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        # A machine that is gone is noticed in 4 + 4 seconds, whether somebody sends to it or not.
+        for name, value in (("KEEPIDLE", 4), ("KEEPINTVL", 1), ("KEEPCNT", 4), ("USER_TIMEOUT", 8000)):
+            if hasattr(socket, f"TCP_{name}"):
+                connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, f"TCP_{name}"), value)
+
+    def send(self, **message: Any) -> None:
+        """Send a message; if the other has ended, that is noticed where it is listened to."""
+        frame = json.dumps(message).encode()
+        if len(frame) > LIMIT:
+            raise InputError(f"{message['kind']}: {len(frame)} bytes are too many; a message holds {LIMIT}")
+        with self.sending, contextlib.suppress(OSError):
+            self.connection.sendall(len(frame).to_bytes(4, "big") + frame)
+
+    def receive(self) -> dict[str, Any]:
+        """The next message. Raises: OSError at the end, ValueError for bytes that are none."""
+        length = int.from_bytes(_read(self.connection, 4), "big")
+        if length > LIMIT:
+            raise ValueError("longer than any message")
+        message = json.loads(_read(self.connection, length))
+        if not isinstance(message, dict):
+            raise ValueError("not a message")
+        return message
+
+    def close(self) -> None:
+        """End the connection, and what waits for it on another thread."""
+        with contextlib.suppress(OSError):
+            self.connection.shutdown(socket.SHUT_RDWR)
+        self.connection.close()
+
+
+def _connect(place: Place) -> socket.socket:
+    """A connection to rank 0, of which the first byte can be read. Raises: OSError where it is to be tried again."""
+    connection = socket.create_connection((place.address, place.port), HANDSHAKE)
+    try:
+        if connection.getsockname() == connection.getpeername():  # so TCP meets itself, where nobody listens
+            raise ConnectionError("nobody listens")
+        with contextlib.suppress(TimeoutError):  # what connects and is silent is not rank 0, as _prove will say
+            if not connection.recv(1, socket.MSG_PEEK):
+                raise ConnectionError("it has no room")
+    except OSError:
+        connection.close()
+        raise
+    return connection
+
+
+def listen(place: Place) -> socket.socket:
+    """A socket bound to the one interface where rank 0 listens.
+
+    Raises: ParallelError if the port is in use, or the address is not one of this machine.
+    """
+    address = place.listen or place.address
+    listener = None
+    try:
+        family, kind, protocol, _, where = socket.getaddrinfo(address, place.port, type=socket.SOCK_STREAM)[0]
+        listener = socket.socket(family, kind, protocol)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(where)
+        listener.listen()  # two sockets may be bound to one port, but one alone listens
+        return listener
+    except OSError as error:
+        if listener is not None:
+            listener.close()
+        raise ParallelError(
+            f"rendezvous: rank 0 cannot listen at {address}:{place.port} ({error.strerror or error}); set MASTER_PORT "
+            "to a port that is free, and MASTER_ADDR to an address of the machine of rank 0 (or MINILLM_LISTEN, if it "
+            "has another for itself)"
+        ) from None
+
+
+def describe(error: BaseException | str) -> str:
+    """An exception in one line, for the other ranks."""
+    name = "" if isinstance(error, str | MinillmError) else type(error).__name__
+    return ": ".join(part for part in (name, " ".join(str(error).split())[:1000]) if part)
+
+
+def _failed(rank: int, cause: str) -> str:
+    return f"rank {rank} failed: {cause}; see what it printed, and start all ranks again"
+
+
+def _read(connection: socket.socket, count: int, deadline: float | None = None) -> bytes:
+    """That many bytes. Raises: OSError if the connection ends, or is not done at the deadline."""
+    data = bytearray()
+    while len(data) < count:
+        if deadline is not None:
+            connection.settimeout(max(1e-3, deadline - time.monotonic()))
+        piece = connection.recv(count - len(data))
+        if not piece:
+            raise ConnectionError("it ended")
+        data += piece
+    return bytes(data)
+
+
+def _ranks(ranks: list[int]) -> str:
+    """`rank 2`, or `ranks 0, 1 and 3`."""
+    names = [str(rank) for rank in ranks]
+    return f"rank {names[0]}" if len(names) == 1 else f"ranks {', '.join(names[:-1])} and {names[-1]}"
+
+
+def _disagreement(said: dict[int, tuple[str, str]], advice: str) -> str:
+    """What the ranks that differ have, beside what most have; empty if all are alike."""
+    groups: dict[tuple[str, str], list[int]] = {}
+    for rank, answer in sorted(said.items()):
+        groups.setdefault(answer, []).append(rank)
+    if len(groups) == 1:
+        return ""
+    most = max(groups, key=lambda answer: len(groups[answer]))  # of several, the one that rank 0 is in, or the first
+    others = (f"{what} {value} on {_ranks(groups[what, value])}" for what, value in groups if (what, value) != most)
+    return f"agree: the ranks differ: {'; '.join(others)}; but {' '.join(most)} on {_ranks(groups[most])}; {advice}"
