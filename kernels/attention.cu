@@ -5,8 +5,9 @@
 //              dV = (m P)^T dO,   dK = scale dS^T Q,   dQ = scale dS K
 //
 // m is 1, or with DROPOUT the mask: `rescale` = 1 / (1 - p) where the number of the random stream is at least
-// `threshold` = p 2^32, else 0. Each row of P begins a new block of the stream, the first at block `counter`. The mask
-// is never stored: every kernel draws it again.
+// `threshold` = p 2^32, else 0. Each row of P begins a new block of the stream, the first at block `counter`. The rows
+// of a batch item are followed by `elsewhere` blocks, for heads that other GPUs have. The mask is never stored: every
+// kernel draws it again.
 //
 // Shapes: q, out, dout, dq (B, H, Tq, D); k, v, dk, dv (B, G, Tk, D), query head h with key head h / (H/G); lse and
 // delta (B, H, Tq), in float (double for double). Any order in memory: an operand comes with its strides from one batch
@@ -40,9 +41,10 @@ template <typename T, int D, bool DROPOUT>
 __global__ void __launch_bounds__(256, 1) attention_forward(
     const T* q, const T* k, const T* v, const int* lengths, Accumulator<T>* lse, T* out, int queries, int keys,
     int head_size, int group, bool causal, Accumulator<T> scale, unsigned long long seed_low,
-    unsigned long long seed_high, unsigned long long counter, unsigned threshold, Accumulator<T> rescale,
-    long long q_batch, long long q_head, long long q_row, long long k_batch, long long k_head, long long k_row,
-    long long v_batch, long long v_head, long long v_row, long long out_batch, long long out_head, long long out_row) {
+    unsigned long long seed_high, unsigned long long counter, unsigned long long elsewhere, unsigned threshold,
+    Accumulator<T> rescale, long long q_batch, long long q_head, long long q_row, long long k_batch, long long k_head,
+    long long k_row, long long v_batch, long long v_head, long long v_row, long long out_batch, long long out_head,
+    long long out_row) {
     using A = Accumulator<T>;
     constexpr int QUERIES = 256 / sizeof(A), KEYS = 128 / sizeof(A), M = QUERIES / SIDE, N = KEYS / SIDE;
     extern __shared__ __align__(16) unsigned char memory[];
@@ -55,7 +57,7 @@ __global__ void __launch_bounds__(256, 1) attention_forward(
     q += batch * q_batch + head * q_head;
     k += batch * k_batch + head / group * k_head;
     v += batch * v_batch + head / group * v_head;
-    const Dropout dropout = {{seed_low, seed_high}, counter, (keys + 7) / 8, threshold};
+    const Dropout dropout = {{seed_low, seed_high}, counter + batch * elsewhere, (keys + 7) / 8, threshold};
     const long long row0 = ((long long)batch * gridDim.y + head) * queries;
     load_tile<QUERIES, D>(q_tile, q, q_row, first, queries, head_size);
 
@@ -127,10 +129,10 @@ __global__ void __launch_bounds__(256, 1) attention_backward_keys(
     const T* q, const T* k, const T* v, const T* dout, const int* lengths, const Accumulator<T>* lse,
     const Accumulator<T>* delta, T* dk, T* dv, int queries, int keys, int head_size, int group, bool causal,
     Accumulator<T> scale, unsigned long long seed_low, unsigned long long seed_high, unsigned long long counter,
-    unsigned threshold, Accumulator<T> rescale, long long q_batch, long long q_head, long long q_row, long long k_batch,
-    long long k_head, long long k_row, long long v_batch, long long v_head, long long v_row, long long dout_batch,
-    long long dout_head, long long dout_row, long long dk_batch, long long dk_head, long long dk_row,
-    long long dv_batch, long long dv_head, long long dv_row) {
+    unsigned long long elsewhere, unsigned threshold, Accumulator<T> rescale, long long q_batch, long long q_head,
+    long long q_row, long long k_batch, long long k_head, long long k_row, long long v_batch, long long v_head,
+    long long v_row, long long dout_batch, long long dout_head, long long dout_row, long long dk_batch,
+    long long dk_head, long long dk_row, long long dv_batch, long long dv_head, long long dv_row) {
     using A = Accumulator<T>;
     constexpr int KEYS = 128 / sizeof(A), QUERIES = SIDE, M = KEYS / SIDE;
     extern __shared__ __align__(16) unsigned char memory[];
@@ -141,7 +143,7 @@ __global__ void __launch_bounds__(256, 1) attention_backward_keys(
     const int y = threadIdx.x / SIDE, x = threadIdx.x % SIDE, key_head = blockIdx.y, batch = blockIdx.z;
     const int first = blockIdx.x * KEYS;
     const Visible visible = {min(lengths[batch], keys), keys - queries, causal};
-    const Dropout dropout = {{seed_low, seed_high}, counter, (keys + 7) / 8, threshold};
+    const Dropout dropout = {{seed_low, seed_high}, counter + batch * elsewhere, (keys + 7) / 8, threshold};
     load_tile<KEYS, D>(k_tile, k + batch * k_batch + key_head * k_head, k_row, first, visible.keys, head_size);
     load_tile<KEYS, D>(v_tile, v + batch * v_batch + key_head * v_head, v_row, first, visible.keys, head_size);
 
@@ -184,9 +186,10 @@ __global__ void __launch_bounds__(256, 1) attention_backward_queries(
     const T* q, const T* k, const T* v, const T* dout, const int* lengths, const Accumulator<T>* lse,
     const Accumulator<T>* delta, T* dq, int queries, int keys, int head_size, int group, bool causal,
     Accumulator<T> scale, unsigned long long seed_low, unsigned long long seed_high, unsigned long long counter,
-    unsigned threshold, Accumulator<T> rescale, long long q_batch, long long q_head, long long q_row, long long k_batch,
-    long long k_head, long long k_row, long long v_batch, long long v_head, long long v_row, long long dout_batch,
-    long long dout_head, long long dout_row, long long dq_batch, long long dq_head, long long dq_row) {
+    unsigned long long elsewhere, unsigned threshold, Accumulator<T> rescale, long long q_batch, long long q_head,
+    long long q_row, long long k_batch, long long k_head, long long k_row, long long v_batch, long long v_head,
+    long long v_row, long long dout_batch, long long dout_head, long long dout_row, long long dq_batch,
+    long long dq_head, long long dq_row) {
     using A = Accumulator<T>;
     constexpr int QUERIES = 128 / sizeof(A), KEYS = SIDE, M = QUERIES / SIDE;
     extern __shared__ __align__(16) unsigned char memory[];
@@ -196,7 +199,7 @@ __global__ void __launch_bounds__(256, 1) attention_backward_queries(
     const int y = threadIdx.x / SIDE, x = threadIdx.x % SIDE, head = blockIdx.y, batch = blockIdx.z;
     const int first = (gridDim.x - 1 - blockIdx.x) * QUERIES;
     const Visible visible = {min(lengths[batch], keys), keys - queries, causal};
-    const Dropout dropout = {{seed_low, seed_high}, counter, (keys + 7) / 8, threshold};
+    const Dropout dropout = {{seed_low, seed_high}, counter + batch * elsewhere, (keys + 7) / 8, threshold};
     const long long row0 = ((long long)batch * gridDim.y + head) * queries;
     load_tile<QUERIES, D>(q_tile, q + batch * q_batch + head * q_head, q_row, first, queries, head_size);
     load_tile<QUERIES, D>(dout_tile, dout + batch * dout_batch + head * dout_head, dout_row, first, queries, head_size);

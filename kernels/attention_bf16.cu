@@ -44,9 +44,10 @@ template <int D, bool DROPOUT>
 __global__ void __launch_bounds__(128, 1) attention_forward_bf16(
     const __nv_bfloat16* q, const __nv_bfloat16* k, const __nv_bfloat16* v, const int* lengths, float* lse,
     __nv_bfloat16* out, int queries, int keys, int group, bool causal, float scale, unsigned long long seed_low,
-    unsigned long long seed_high, unsigned long long counter, unsigned threshold, float rescale, long long q_batch,
-    long long q_head, long long q_row, long long k_batch, long long k_head, long long k_row, long long v_batch,
-    long long v_head, long long v_row, long long out_batch, long long out_head, long long out_row) {
+    unsigned long long seed_high, unsigned long long counter, unsigned long long elsewhere, unsigned threshold,
+    float rescale, long long q_batch, long long q_head, long long q_row, long long k_batch, long long k_head,
+    long long k_row, long long v_batch, long long v_head, long long v_row, long long out_batch, long long out_head,
+    long long out_row) {
     constexpr int M = Tiles<D>::forward_rows / 64, COLUMNS = Tiles<D>::forward_columns, ROWS = 64 * M, N = COLUMNS / 8;
     extern __shared__ __align__(128) unsigned char memory[];
     bf16* q_tile = reinterpret_cast<bf16*>(memory);
@@ -56,7 +57,7 @@ __global__ void __launch_bounds__(128, 1) attention_forward_bf16(
     const int head = blockIdx.y, batch = blockIdx.z, warp_row = warp * 16 * M;
     const int first = (gridDim.x - 1 - blockIdx.x) * ROWS;  // the blocks with most keys begin first
     const Visible visible = {min(lengths[batch], keys), keys - queries, causal};
-    const Dropout dropout = {{seed_low, seed_high}, counter, (keys + 7) / 8, threshold};
+    const Dropout dropout = {{seed_low, seed_high}, counter + batch * elsewhere, (keys + 7) / 8, threshold};
     const float scale_log2 = scale * LOG2_E;
     q += batch * q_batch + head * q_head;
     k += batch * k_batch + head / group * k_head;
@@ -143,10 +144,10 @@ __global__ void __launch_bounds__(128, 1) attention_backward_keys_bf16(
     const __nv_bfloat16* q, const __nv_bfloat16* k, const __nv_bfloat16* v, const __nv_bfloat16* dout,
     const int* lengths, const float* lse, const float* delta, __nv_bfloat16* dk, __nv_bfloat16* dv, int queries,
     int keys, int group, bool causal, float scale, unsigned long long seed_low, unsigned long long seed_high,
-    unsigned long long counter, unsigned threshold, float rescale, long long q_batch, long long q_head, long long q_row,
-    long long k_batch, long long k_head, long long k_row, long long v_batch, long long v_head, long long v_row,
-    long long dout_batch, long long dout_head, long long dout_row, long long dk_batch, long long dk_head,
-    long long dk_row, long long dv_batch, long long dv_head, long long dv_row) {
+    unsigned long long counter, unsigned long long elsewhere, unsigned threshold, float rescale, long long q_batch,
+    long long q_head, long long q_row, long long k_batch, long long k_head, long long k_row, long long v_batch,
+    long long v_head, long long v_row, long long dout_batch, long long dout_head, long long dout_row,
+    long long dk_batch, long long dk_head, long long dk_row, long long dv_batch, long long dv_head, long long dv_row) {
     constexpr int M = Tiles<D>::keys_rows / 64, COLUMNS = Tiles<D>::keys_columns, ROWS = 64 * M, N = COLUMNS / 8;
     extern __shared__ __align__(128) unsigned char memory[];
     bf16* k_tile = reinterpret_cast<bf16*>(memory);
@@ -155,7 +156,7 @@ __global__ void __launch_bounds__(128, 1) attention_backward_keys_bf16(
     const int warp = threadIdx.x / WARP_SIZE, lane = threadIdx.x % WARP_SIZE, g = lane / 4, t = lane % 4;
     const int key_head = blockIdx.y, batch = blockIdx.z, first = blockIdx.x * ROWS, warp_row = warp * 16 * M;
     const Visible visible = {min(lengths[batch], keys), keys - queries, causal};
-    const Dropout dropout = {{seed_low, seed_high}, counter, (keys + 7) / 8, threshold};
+    const Dropout dropout = {{seed_low, seed_high}, counter + batch * elsewhere, (keys + 7) / 8, threshold};
     const float scale_log2 = scale * LOG2_E;
     const int first_tile = visible.first_query(first) / COLUMNS, last_tile = (queries + COLUMNS - 1) / COLUMNS;
     const int per_head = first < visible.keys ? max(0, last_tile - first_tile) : 0, tiles = group * per_head;
@@ -230,9 +231,10 @@ __global__ void __launch_bounds__(128, 1) attention_backward_queries_bf16(
     const __nv_bfloat16* q, const __nv_bfloat16* k, const __nv_bfloat16* v, const __nv_bfloat16* dout,
     const int* lengths, const float* lse, const float* delta, __nv_bfloat16* dq, int queries, int keys, int group,
     bool causal, float scale, unsigned long long seed_low, unsigned long long seed_high, unsigned long long counter,
-    unsigned threshold, float rescale, long long q_batch, long long q_head, long long q_row, long long k_batch,
-    long long k_head, long long k_row, long long v_batch, long long v_head, long long v_row, long long dout_batch,
-    long long dout_head, long long dout_row, long long dq_batch, long long dq_head, long long dq_row) {
+    unsigned long long elsewhere, unsigned threshold, float rescale, long long q_batch, long long q_head,
+    long long q_row, long long k_batch, long long k_head, long long k_row, long long v_batch, long long v_head,
+    long long v_row, long long dout_batch, long long dout_head, long long dout_row, long long dq_batch,
+    long long dq_head, long long dq_row) {
     constexpr int M = Tiles<D>::queries_rows / 64, COLUMNS = Tiles<D>::queries_columns, ROWS = 64 * M, N = COLUMNS / 8;
     extern __shared__ __align__(128) unsigned char memory[];
     bf16* q_tile = reinterpret_cast<bf16*>(memory);
@@ -241,7 +243,7 @@ __global__ void __launch_bounds__(128, 1) attention_backward_queries_bf16(
     const int head = blockIdx.y, batch = blockIdx.z, warp_row = warp * 16 * M;
     const int first = (gridDim.x - 1 - blockIdx.x) * ROWS;
     const Visible visible = {min(lengths[batch], keys), keys - queries, causal};
-    const Dropout dropout = {{seed_low, seed_high}, counter, (keys + 7) / 8, threshold};
+    const Dropout dropout = {{seed_low, seed_high}, counter + batch * elsewhere, (keys + 7) / 8, threshold};
     const long long row0 = ((long long)batch * gridDim.y + head) * queries;
     const float scale_log2 = scale * LOG2_E;
     k += batch * k_batch + head / group * k_head;

@@ -61,7 +61,8 @@ class Generator:
     def numpy(self) -> np.random.Generator:
         """A NumPy generator for initial weights and sampling, on a stream of its own."""
         seed, counter = self.reserve(1)
-        return np.random.Generator(np.random.Philox(key=[seed & 0xFFFFFFFFFFFFFFFF, counter + 1]))
+        key = np.array([seed & 0xFFFFFFFFFFFFFFFF, counter + 1], np.uint64)  # a list would pass through float64
+        return np.random.Generator(np.random.Philox(key=key))
 
     def state(self) -> dict[str, int]:
         """What a checkpoint keeps."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 
 import numpy as np
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 
 import minillm
 from minillm import backend, ops, random
+from minillm.errors import InputError
 from minillm.random import BLOCK, Generator, bits, keep_scale, manual_seed
 
 seeds = st.integers(0, 2**64 - 1)
@@ -114,6 +116,11 @@ def test_numpy_generators_are_streams_of_their_own():
     np.testing.assert_array_equal(Generator(5).numpy().bit_generator.random_raw(100), words[0])
 
 
+def test_numpy_generators_of_great_seeds_differ():
+    draws = [Generator(seed).numpy().bit_generator.random_raw() for seed in (2**64 - 1, 2**64 - 2, 2**63, 2**63 + 1)]
+    assert len(set(draws)) == 4
+
+
 def test_manual_seed_restarts_the_default_stream():
     x = minillm.Tensor(np.ones((50, 50)))
     assert manual_seed(4) is random.default
@@ -173,7 +180,69 @@ def test_the_share_dropped_is_p_and_the_mean_is_kept(p):
     assert abs(mask.mean() - 1) < 5 * deviation / (1 - p)
 
 
+@settings(max_examples=50, deadline=None)
+@given(seeds, st.integers(0, 1000), st.integers(0, 40), st.integers(0, 40), st.floats(0, 0.99))
+def test_a_part_of_a_mask_begins_anywhere(seed, counter, skip, count, p):
+    whole = keep_scale(seed, counter, (skip + count,), p, np.dtype(np.float64))
+    np.testing.assert_array_equal(keep_scale(seed, counter, (count,), p, np.dtype(np.float64), skip), whole[skip:])
+
+
+@pytest.mark.parametrize("skip", [1, 7, 8195])
+def test_a_long_part_depends_neither_on_chunks_nor_on_threads(skip, monkeypatch):
+    expected = np.where(bits(9, 5, skip + 50_000) >= round(0.3 * 2**32), np.float32(1 / 0.7), np.float32(0))[skip:]
+    monkeypatch.setattr(backend, "threads", 2)
+    monkeypatch.setattr(backend, "PARALLEL_BYTES", 0)
+    np.testing.assert_array_equal(keep_scale(9, 5, (50_000,), 0.3, np.dtype(np.float32), skip), expected)
+
+
 def test_neighbours_in_a_mask_are_independent():
     kept = keep_scale(0, 0, (1_000_000,), 0.5, np.dtype(np.float64)) > 0
     for lag in (1, 2, 4, 8, 8192):
         assert abs((kept[lag:] == kept[:-lag]).mean() - 0.5) < 5 * 0.5 / np.sqrt(kept.size)
+
+
+# --- part ----------------------------------------------------------------------------------------------------------
+
+
+def test_parts_lie_within_each_other_and_end():
+    assert (random.default.rows, random.default.heads) == (None, None)
+    with random.part(rows=(2, 8)):
+        with random.part(heads=(1, 4)):
+            assert (random.default.rows, random.default.heads) == ((2, 8), (1, 4))
+            with random.part(rows=(0, 3)):
+                assert (random.default.rows, random.default.heads) == ((0, 3), (1, 4))
+                with contextlib.suppress(KeyError), random.part(heads=(0, 2)):
+                    raise KeyError
+                assert (random.default.rows, random.default.heads) == ((0, 3), (1, 4))
+            assert (random.default.rows, random.default.heads) == ((2, 8), (1, 4))
+        assert (random.default.rows, random.default.heads) == ((2, 8), None)
+    assert (random.default.rows, random.default.heads) == (None, None)
+
+
+def test_a_part_ends_on_the_generator_where_it_began(monkeypatch):
+    before = random.default
+    with random.part(rows=(2, 8)):
+        monkeypatch.setattr(random, "default", Generator(1))
+    assert before.rows is None
+
+
+def test_a_copy_goes_on_alone():
+    generator = Generator(4)
+    generator.reserve(100)
+    with random.part(rows=(1, 2)):
+        place = random.default.copy()
+        assert (place.rows, place.heads) == ((1, 2), None)
+    other = generator.copy()
+    assert other.reserve(9) == generator.reserve(9)
+    other.reserve(9)
+    assert other.counter == generator.counter + 2
+    assert "rows" not in generator.state()
+
+
+@pytest.mark.parametrize(("count", "place"), [(3, (0, 2)), (1, (4, 4)), (2, (-1, 4))])
+def test_a_part_that_is_none(count, place):
+    with random.part(rows=place), pytest.raises(InputError, match=rf"dropout: {count} rows from {place[0]} on"):
+        ops.dropout(minillm.Tensor(np.ones((count, 3))), 0.5)
+    q = minillm.Tensor(np.ones((1, count, 2, 4)))
+    with random.part(heads=place), pytest.raises(InputError, match=rf"attention: {count} heads from {place[0]} on"):
+        ops.attention(q, q, q, dropout_p=0.5)

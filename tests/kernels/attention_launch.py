@@ -83,9 +83,11 @@ def formula(problem, dtype=np.float64, stored=None):
     p = keep(p / total)
     mask = np.ones((), dtype)
     if problem.dropout:
-        chance, seed, counter = problem.dropout
-        in_blocks = (batch, heads, queries, -(-keys // random.BLOCK) * random.BLOCK)  # a row begins a block
-        mask = random.keep_scale(seed, counter, in_blocks, chance, np.dtype(dtype))[..., :keys]
+        chance, seed, counter, elsewhere = problem.dropout
+        row = -(-keys // random.BLOCK) * random.BLOCK  # a row begins a block
+        item = heads * queries * row + elsewhere * random.BLOCK
+        numbers = random.keep_scale(seed, counter, (batch, item), chance, np.dtype(dtype))
+        mask = numbers[:, : heads * queries * row].reshape(batch, heads, queries, row)[..., :keys]
     dropped = keep(mask * p)
     out = keep(dropped @ v)
     dv = dropped.swapaxes(-1, -2) @ dout

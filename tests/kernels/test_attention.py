@@ -164,6 +164,23 @@ def test_the_mask_is_numpys_to_the_bit(rng, dtype, d, place):
     assert np.array_equal(dv != 0, by_group.any(axis=2).swapaxes(-1, -2))
 
 
+@pytest.mark.parametrize(("dtype", "d"), [("float32", 64), ("float64", 64), ("bfloat16", 64), ("bfloat16", 128)])
+def test_the_mask_of_some_heads_and_items(rng, dtype, d):
+    """Of 7 items with 6 heads, items 3 and 4 with heads 2 to 5: their part of the whole mask, forward and backward."""
+    keys = d - 3
+    whole = random.keep_scale(9, 4, (7, 6, d, d), 0.3, np.dtype("float64"))[..., :keys] > 0
+    head = d * d // random.BLOCK
+    dropout = launch.Dropout(0.3, 9, 4 + (3 * 6 + 2) * head, (6 - 4) * head)
+    case = problem(rng, DTYPES[dtype], 2, 4, 2, d, keys, d, False, None, dropout)
+    case.v[...] = np.eye(keys, d)
+    case.dout[...] = np.eye(d)
+    out, _, _, _, dv = received = solve(case)
+    check(received, case)
+    kept = whole[3:5, 2:]
+    assert np.array_equal(out[..., :keys] != 0, kept)
+    assert np.array_equal(dv != 0, kept.reshape(2, 2, 2, d, keys).any(axis=2).swapaxes(-1, -2))
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_a_number_at_the_threshold_is_kept(rng, dtype):
     """As likely as 1 in 2^32: p is made from the number of the only weight of a query."""
@@ -300,6 +317,22 @@ def test_the_op_runs_its_kernels(rng, dtype, settings):
     assert ran == {"attention_forward", "attention_delta", "attention_backward_keys", "attention_backward_queries"}
     for x, y in zip(received, expected, strict=True):
         np.testing.assert_allclose(x, y, rtol=0, atol=(2e-5 if dtype == "float32" else 1e-13))
+
+
+@pytest.mark.parametrize("part", [{"rows": (3, 8)}, {"heads": (4, 12)}, {"rows": (3, 8), "heads": (4, 12)}], ids=str)
+def test_the_op_on_a_part_runs_its_kernels(rng, part):
+    data, weights = rng.standard_normal((3, 2, 4, 19, 8)), rng.standard_normal((2, 4, 19, 8))
+
+    def run(mode):
+        manual_seed(9)
+        leaf = Tensor(data, requires_grad=True)
+        with kernels.use_kernels(mode), random.part(**part):
+            out = ops.attention(leaf[0], leaf[1], leaf[2], causal=True, dropout_p=0.4)
+            (out * Tensor(weights)).sum().backward()
+        return out.data, leaf.grad
+
+    for x, y in zip(run("require"), run("off"), strict=True):
+        np.testing.assert_allclose(x, y, rtol=0, atol=1e-13)
 
 
 @pytest.mark.parametrize("settings", [{}, {"dropout_p": 0.3}, {"dropout_p": 0.3, "lengths": [6, 11]}], ids=str)

@@ -100,6 +100,8 @@ FAULTS = [
     dropping(TENSOR, "+ tile / per_head;", ";", KEYS + "_bf16"),
     dropping(PLAIN, "dropout, row0 + query, first / 8", "dropout, row0 + query, 0", KEYS),
     dropping(SHARED, "row + g + i % 2 * 8, block", "row + g, block", QUERIES + "_bf16"),
+    *(dropping(PLAIN, "counter + batch * elsewhere", "counter", kernel, i) for i, kernel in enumerate(KERNELS)),
+    *(dropping(TENSOR, "counter + batch * elsewhere", "counter", f"{k}_bf16", i) for i, k in enumerate(KERNELS)),
     # ... or keeps others: a number at the threshold goes, or lanes exchange the wrong bits.
     dropping(SHARED, "numbers[j] >= threshold", "numbers[j] > threshold", KEYS + "_bf16"),
     dropping(SHARED, "__shfl_sync(FULL_WARP, drawn, n, 4)", "drawn", FORWARD + "_bf16"),
@@ -135,18 +137,19 @@ def broken(folder, file, old, index, new, kernel, drop):
 
 
 def cases(dtype, drop):
-    """Two tiles and a broken one on either side, grouped heads, padding; garbage behind the padding.
+    """Two tiles and a broken one on either side, grouped heads, padding; garbage behind the padding. With dropout, two
+    batch items, with some of the stream between them.
 
     The first number of the mask, for a query which, of 70 queries, sees one key alone, is just at the threshold.
     """
     rng = np.random.default_rng(5)
     p = random.bits(4, 5, 1)[0] / 2**32
     assert 0.3 < p < 0.5
-    dropout = launch.Dropout(p, 4, 5) if drop else None
+    batch, dropout = (2, launch.Dropout(p, 4, 5, 3)) if drop else (1, None)
     for queries, keys, length in ((135, 150, 150), (70, 70, 41)):
-        arrays = [rng.standard_normal((1, heads, tokens, 32)).astype(np.float32).astype(dtype)
+        arrays = [rng.standard_normal((batch, heads, tokens, 32)).astype(np.float32).astype(dtype)
                   for heads, tokens in ((4, queries), (2, keys), (2, keys), (4, queries))]  # fmt: skip
-        case = launch.Problem(*arrays, np.array([length], np.int32), True, 0.3, dropout)
+        case = launch.Problem(*arrays, np.full(batch, length, np.int32), True, 0.3, dropout)
         expected = launch.formula(case)
         case.k[:, :, length:] = case.v[:, :, length:] = np.nan
         yield case, expected

@@ -18,12 +18,13 @@ def words(seed: int) -> tuple[np.uint64, np.uint64]:
     return np.uint64(seed & (2**64 - 1)), np.uint64(seed >> 64)
 
 
-def launch(x, p, seed=5, counter=11, blocks=3, y=None, kernel: Kernel | None = None) -> np.ndarray:
+def launch(x, p, seed=5, counter=11, blocks=3, y=None, kernel: Kernel | None = None, skip=0) -> np.ndarray:
     y = np.full_like(x, np.nan) if y is None else y
     kernel = kernel or get_kernel("dropout.cu", "dropout", x.dtype)
     scale = (np.float64 if x.dtype == np.float64 else np.float32)(1 / (1 - p))
     threshold = np.uint32(min(round(p * 2**32), 2**32 - 1))
-    kernel(blocks, 64, (x, y, np.int64(x.size), *words(seed), np.uint64(counter), threshold, scale))
+    place = (*words(seed), np.uint64(counter), np.int32(skip))
+    kernel(blocks, 64, (x, y, np.int64(x.size), *place, threshold, scale))
     return y
 
 
@@ -92,6 +93,31 @@ def test_what_is_dropped_is_multiplied_by_0(dtype):
     np.testing.assert_array_equal(np.signbit(y)[3::5], np.signbit(expected)[3::5])
 
 
+@pytest.mark.parametrize("count", COUNTS)
+@pytest.mark.parametrize("skip", [1, 4, 7])
+def test_a_part_that_begins_inside_a_block(warp_order, rng, dtype, count, skip):
+    """Its numbers are those of the whole, and what lies around it stays as it is."""
+    whole = rng.standard_normal(skip + count).astype(dtype)
+    expected, y = formula(whole, 0.3)[skip:], np.full(count + 16, 7, dtype)
+    launch(whole[skip:], 0.3, y=y[8:-8], skip=skip)
+    assert y[8:-8].tobytes() == expected.tobytes()
+    assert (y[:8] == 7).all()
+    assert (y[-8:] == 7).all()
+    assert launch(whole[skip:], 0.3, blocks=1, skip=skip).tobytes() == expected.tobytes()
+
+
+@pytest.mark.parametrize("rows", [(0, 5), (1, 5), (2, 7)], ids=str)
+def test_the_operation_on_a_part_by_kernel(agree, rng, rows):
+    """17 numbers a row: the part begins at number 0, 17 or 34, of a block 0, 1 or 2."""
+
+    def drop(x):
+        manual_seed(3)
+        with random.part(rows=rows):
+            return ops.dropout(x, 0.4)
+
+    agree(drop, rng.standard_normal((3, 17)), ran="dropout")
+
+
 @pytest.mark.parametrize("shape", [(), (1,), (5, 17), (40, 1023)], ids=str)
 def test_the_operation_by_kernel_and_by_formula(agree, rng, shape):
     def drop(x):
@@ -134,18 +160,29 @@ FAULTS = {
         "numbers[first + k] >= threshold",
         "numbers[first + k] < threshold",
     ),
-    "one element too many": ("dropout.cu", "if (first >= elements) break;", "if (first > elements) break;"),
+    "one element too many": ("dropout.cu", "if (first >= end) break;", "if (first > end) break;"),
     "kept, not scaled": ("dropout.cu", "? scale : A(0)", "? A(1) : A(0)"),
+    "a part as if it were the whole": ("dropout.cu", "= block * PHILOX_NUMBERS - skip;", "= block * PHILOX_NUMBERS;"),
+    "numbers before the part used": ("dropout.cu", "first < 0 ? skip : 0", "0"),
+    "numbers of the last block left out": (
+        "dropout.cu",
+        "block * PHILOX_NUMBERS - skip < count",
+        "block * PHILOX_NUMBERS < count",
+    ),
 }
 
 
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_planted_fault_is_caught(mutated, rng, fault):
     faulty = mutated(f"dropout {fault}", *FAULTS[fault], "dropout.cu", "dropout<float>")
-    x = rng.standard_normal(108).astype(np.float32)
-    y = np.zeros_like(x)
-    launch(x[:107], 0.4, y=y[:107], kernel=faulty)
-    assert y.tobytes() != np.append(formula(x[:107], 0.4), np.float32(0)).tobytes()
+    caught = False
+    for skip in (0, 7):
+        x = rng.standard_normal(skip + 106).astype(np.float32)
+        y, expected = np.full((2, 120), 7, np.float32)
+        expected[8:114] = formula(x, 0.4)[skip:]
+        launch(x[skip:], 0.4, y=y[8:114], kernel=faulty, skip=skip)
+        caught |= y.tobytes() != expected.tobytes()
+    assert caught
 
 
 def test_launches_are_counted(rng):

@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 
-from minillm import manual_seed, ops
+from minillm import manual_seed, ops, random
 from minillm.autograd import Tensor
 from minillm.errors import DtypeError, InputError, ShapeError
 
@@ -260,6 +260,35 @@ def test_a_dropout_mask_does_not_depend_on_the_blocks(block, monkeypatch):
     y, _ = weights_of(np.random.default_rng(0), 0.5, keys=9, causal=True)
     np.testing.assert_array_equal(y.data == 0, expected.data == 0)
     np.testing.assert_allclose(y.data, expected.data, atol=1e-14)
+
+
+@pytest.mark.parametrize("heads", [(0, 2), (2, 4), (4, 6)], ids=str)
+@pytest.mark.parametrize("rows", [(0, 1), (1, 4), (4, 5)], ids=str)
+def test_some_items_and_heads_get_their_part_of_the_mask(rng, rows, heads):
+    """Of 5 items with 6 heads on 3 key heads; output, gradients and the end of the stream."""
+    q, k, v = qkv(rng, 5, 6, 7, 4, groups=3, keys=9)
+    u = rng.normal(size=q.shape)
+
+    def run(items, some, **part):
+        groups = slice(some.start // 2, some.stop // 2)
+        leaves = [Tensor(x[items, h], requires_grad=True) for x, h in ((q, some), (k, groups), (v, groups))]
+        manual_seed(7)
+        ops.dropout(Tensor(np.ones(20)), 0.5)
+        with random.part(**part):
+            y = ops.attention(*leaves, dropout_p=0.4)
+        y.backward(u[items, some])
+        return [y.data, *(leaf.grad for leaf in leaves)], random.default.state()
+
+    whole, place = run(slice(0, 5), slice(0, 6))
+    items, some, groups = slice(*rows), slice(*heads), slice(heads[0] // 2, heads[1] // 2)
+    received, other_place = run(items, some, rows=(rows[0], 5), heads=(heads[0], 6))
+    assert other_place == place
+    for x, y, h in zip(received, whole, (some, some, groups, groups), strict=True):
+        np.testing.assert_allclose(x, y[items, h], rtol=0, atol=1e-13)
+    by_items, _ = run(items, slice(0, 6), rows=(rows[0], 5))
+    np.testing.assert_allclose(by_items[0], whole[0][items], rtol=0, atol=1e-13)
+    by_heads, _ = run(slice(0, 5), some, heads=(heads[0], 6))
+    np.testing.assert_allclose(by_heads[0], whole[0][:, some], rtol=0, atol=1e-13)
 
 
 def test_dropout_differs_by_seed_call_batch_and_head(rng):

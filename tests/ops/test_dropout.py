@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import numpy as np
 import pytest
 
-from minillm import manual_seed, ops
+from minillm import manual_seed, ops, random
 from minillm.autograd import Tensor
 from minillm.errors import InputError
 
@@ -78,3 +79,34 @@ def test_nothing_is_saved_but_the_place_in_the_stream():
 def test_a_probability_that_is_none(p, training):
     with pytest.raises(InputError, match=f"dropout: p is {p}; give a probability of at least 0 and below 1"):
         ops.dropout(Tensor(ONES), p, training)
+
+
+@pytest.mark.parametrize("cuts", [[0, 5], [0, 2, 5], [0, 1, 1, 4, 5]], ids=str)
+@pytest.mark.parametrize("shape", [(5,), (5, 3), (5, 7, 11), (5, 16)], ids=str)
+def test_rows_of_a_larger_tensor_get_their_part_of_its_mask(shape, cuts, rng):
+    """Forward and backward, from any number on; and all go on from where the whole ends."""
+    x, u = rng.normal(size=(2, *shape))
+    manual_seed(8)
+    ops.dropout(Tensor(ONES), 0.3)
+    whole = Tensor(x, requires_grad=True)
+    expected = ops.dropout(whole, 0.3)
+    expected.backward(u)
+    place = random.default.state()
+    for first, stop in itertools.pairwise(cuts):
+        manual_seed(8)
+        ops.dropout(Tensor(ONES), 0.3)
+        part = Tensor(x[first:stop], requires_grad=True)
+        with random.part(rows=(first, 5)):
+            y = ops.dropout(part, 0.3)
+        y.backward(u[first:stop])
+        np.testing.assert_array_equal(y.data, expected.data[first:stop])
+        np.testing.assert_array_equal(part.grad, whole.grad[first:stop])
+        assert random.default.state() == place
+
+
+def test_a_tensor_without_rows_is_no_part():
+    manual_seed(8)
+    expected = ops.dropout(Tensor(np.ones(())), 0.5).data
+    manual_seed(8)
+    with random.part(rows=(3, 9)):
+        assert ops.dropout(Tensor(np.ones(())), 0.5).data == expected
