@@ -367,7 +367,8 @@ class SelfAttention(Module):
         self, x: Tensor, cache: KVCache | None = None, mask: Array | None = None, lengths: Any = None
     ) -> Tensor:
         """Shapes: x and the result (B, T, C); mask and lengths as in ops.attention."""
-        q, k, v = (split_heads(part, self.heads) for part in self.qkv(x).split(x.shape[-1], dim=-1))
+        qkv = self.qkv(x)
+        q, k, v = (split_heads(part, self.heads) for part in qkv.split(qkv.shape[-1] // 3, dim=-1))
         if cache is not None:
             k, v = cache.extend(k, v)
         p = self.attention_dropout if self.training else 0.0

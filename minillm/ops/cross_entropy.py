@@ -67,7 +67,7 @@ def cross_entropy_forward(logits, targets, *, ignore_index, label_smoothing, red
 
 def cross_entropy_backward(dout, saved):
     logits, targets, lse, weight, smoothing, *_ = saved
-    dlogits = _memory_for_gradient(saved)
+    dlogits = memory_for_gradient(saved)
     x, dx = as_rows(logits), as_rows(dlogits)
     g = weight * dout.reshape(-1)  # one gradient for each row, or one for all
     classes = x.shape[-1]
@@ -84,7 +84,7 @@ def cross_entropy_backward(dout, saved):
     return dlogits, None
 
 
-def _memory_for_gradient(saved: Saved) -> Array:
+def memory_for_gradient(saved: Saved) -> Array:
     """Their own memory if the logits may be overwritten: formula and kernel read a number before they write it."""
     if not saved.overwrite or not saved.logits.flags.c_contiguous:
         return np.empty_like(saved.logits, order="C")
@@ -112,7 +112,7 @@ def cross_entropy_forward_cuda(logits, targets, *, ignore_index, label_smoothing
 
 def cross_entropy_backward_cuda(dout, saved):
     logits, targets, lse, weight, smoothing, *_ = saved
-    dlogits = _memory_for_gradient(saved)
+    dlogits = memory_for_gradient(saved)
     dloss = (weight * dout.reshape(-1)).astype(lse.dtype, copy=False)  # 0 where the target is ignored
     arrays = (as_rows(logits), targets, lse, dloss, as_rows(dlogits))
     _launch("cross_entropy_backward", arrays, lse.dtype.type(smoothing))

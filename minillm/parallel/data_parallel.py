@@ -37,6 +37,11 @@ from minillm.optim import ALIGN
 from minillm.parallel.communicator import Communicator
 
 
+def step_bytes(gradients: int, ranks: int) -> dict[str, int]:
+    """What a rank sends in a step, in bytes: 2 (n - 1) / n of its gradients, padding included; n divides them."""
+    return {"gradients": 2 * (ranks - 1) * gradients // ranks}
+
+
 def boundary_forward(x, *, passed):
     return x, passed
 

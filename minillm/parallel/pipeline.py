@@ -32,8 +32,9 @@ A stage sends in a step, of a batch of B sequences of T tokens, C channels and k
     loss          8 (p - 1)  the last, to all others
 
 and once for each new shape of a micro-batch 16 (p - 1) bytes, where there is dropout. Sends and receives are started
-a step of the schedule ahead, so they go on while a stage computes. What comes from one neighbour never waits for what
-goes to it, which the communicators see to; the order of each alone is that of the micro-batches.
+a step of the schedule ahead, so they go on while a stage computes, and one more activation and a few gradients than
+those above are in memory. What comes from one neighbour never waits for what goes to it, which the communicators see
+to; the order of each alone is that of the micro-batches.
 """
 
 from __future__ import annotations
@@ -415,12 +416,11 @@ class Pipeline:
         given: Any = np.zeros_like(batch.ids)
         if not self.is_first:
             given = Tensor(np.zeros_like(self._like, shape=(*batch.ids.shape, self.model.config.channels), order="C"))
-        try:
-            with no_grad(), random.part(rows=batch.rows):
-                self.model.features(given)
-            return random.default.counter - before
-        finally:
-            random.default.counter = before
+        with no_grad(), random.part(rows=batch.rows):
+            self.model.features(given)
+        used = random.default.counter - before
+        random.default.counter = before
+        return used
 
 
 def _keep(sends: deque[Transfer], send: Transfer) -> None:

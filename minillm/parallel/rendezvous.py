@@ -39,7 +39,7 @@ from minillm.errors import InputError, MinillmError, ParallelError
 
 MAGIC = b"minillm\x01"
 LIMIT = 1 << 16  # bytes of a frame
-HANDSHAKE = 8.0  # seconds in which a connection must prove itself
+HANDSHAKE = 5.0  # seconds in which a connection must prove itself
 GRACE = 5.0  # seconds that a rank has to end by itself, after another has failed
 OTHER_FAILED = 3  # exit status of a rank that ended because another failed
 TIMEOUT = 300.0  # seconds that ranks wait for each other, unless MINILLM_TIMEOUT says otherwise

@@ -52,12 +52,12 @@ from minillm.device import is_on_gpu, like
 from minillm.errors import DtypeError, InputError, ShapeError, check_index
 from minillm.models import llama
 from minillm.models.gpt2 import GPT2
-from minillm.nn import MLP, Decoder, Embedding, KVCache, Linear, Module, SelfAttention, join_heads, split_heads
+from minillm.nn import MLP, Decoder, Embedding, KVCache, Linear, Module, SelfAttention
 from minillm.ops.cross_entropy import (
     Saved,
-    _memory_for_gradient,
     cross_entropy_backward_cuda,
     cross_entropy_forward_cuda,
+    memory_for_gradient,
 )
 from minillm.parallel.communicator import Communicator, bounds
 
@@ -282,7 +282,7 @@ def _loss(logits, targets, largest, total, *, first, communicator, ignore_index,
 
 def vocabulary_cross_entropy_backward(dout, saved):
     logits, targets, lse, weight, *_ = saved
-    dlogits = _memory_for_gradient(saved)
+    dlogits = memory_for_gradient(saved)
     x, dx, g = as_rows(logits), as_rows(dlogits), (weight * dout.reshape(-1))[:, None]
     columns = np.arange(x.shape[-1], like=x) if is_on_gpu(x) else None
 
@@ -485,20 +485,7 @@ def _cut_self_attention(layer: SelfAttention, communicator: Communicator) -> Non
     channels, heads = layer.qkv.weight.shape[1], layer.heads
     _cut_rows(layer.qkv, communicator, channels, channels, channels)
     vars(layer).update(proj=_cut_columns(layer.proj, communicator), heads=heads // communicator.size)
-    _begin_with_copy(layer, functools.partial(_self_attention, layer), communicator, heads)
-
-
-def _self_attention(
-    layer: SelfAttention, x: Tensor, cache: KVCache | None = None, mask: Array | None = None, lengths: Any = None
-) -> Tensor:
-    """SelfAttention.forward where qkv has fewer outputs than 3 C."""
-    qkv = layer.qkv(x)
-    q, k, v = (split_heads(part, layer.heads) for part in qkv.split(qkv.shape[-1] // 3, dim=-1))
-    if cache is not None:
-        k, v = cache.extend(k, v)
-    p = layer.attention_dropout if layer.training else 0.0
-    y = ops.attention(q, k, v, mask=mask, lengths=lengths, causal=layer.causal, dropout_p=p)
-    return layer.dropout(layer.proj(join_heads(y)))
+    _begin_with_copy(layer, layer.forward, communicator, heads)
 
 
 def _cut_grouped_attention(layer: llama.Attention, communicator: Communicator) -> None:

@@ -48,6 +48,19 @@ from minillm.parallel.communicator import Communicator, Work
 from minillm.parallel.data_parallel import DataParallel, Unit
 
 
+def step_bytes(stage: int, root: int, block: int, layers: int, ranks: int, micro_batches: int = 1) -> dict[str, int]:
+    """What a rank sends in a step, in bytes, of a row of `root` bytes and `layers` of `block` each; n divides each."""
+    sums, gathers = layers, layers
+    if stage > 1:
+        sums *= micro_batches
+    if stage == 3:
+        gathers = min(layers, 2) + 2 * micro_batches * max(0, layers - 2)
+    return {
+        "gradients": (ranks - 1) * (root + sums * block) // ranks,
+        "parameters": (ranks - 1) * (root + gathers * block) // ranks,
+    }
+
+
 class Rows:
     """Two rows of memory that the blocks use in turn: block i row i % 2."""
 
