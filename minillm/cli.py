@@ -1,5 +1,5 @@
 """The command line: `minillm train`, `sample`, `chat`, `tokenizer`, `profile`, `gradcheck`, `kernels`, `convert`,
-`diff`, `describe`.
+`diff`, `describe`, `parallel-report`.
 
 Options come from dataclasses (tyro reads their fields and the texts below them). An error that minillm raises on
 purpose is printed as its one sentence, with exit status 2; any other is a defect and shows its traceback.
@@ -11,7 +11,7 @@ import dataclasses
 import itertools
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -191,6 +191,42 @@ class PipelinePicture:
     """In which order a stage does forwards and backwards."""
     out: Path = Path("pipeline.png")
     """Picture to write, a PNG."""
+
+
+@dataclass(frozen=True)
+class ParallelReport:
+    """Say what each way of dividing a training sends, keeps and takes: measured here, and projected to a cluster."""
+
+    model: Positional[str] = "gpt2-xl"
+    """What to train on the cluster: a preset such as llama-2-7b, a folder with config.json, or a .gguf."""
+    nproc: int = 4
+    """Ranks on this machine, on which a small model is trained in every way; 0 for none."""
+    small: str = "tiny"
+    """That small model."""
+    small_batch_size: int = 8
+    """Sequences of its batch."""
+    gpus: int = 1024
+    """GPUs of the cluster."""
+    gpus_per_node: int = 8
+    """GPUs of a machine."""
+    batch_size: int = 1024
+    """Sequences of a step on the cluster."""
+    context: int | None = None
+    """Tokens per sequence; the model's own by default, but 4096 at most."""
+    flops: float = 989e12
+    """Operations a second that a GPU's maker names, in bfloat16."""
+    mfu: float = 0.5
+    """Share of them that a GPU reaches alone."""
+    memory: float = 80e9
+    """Bytes of a GPU."""
+    memory_bandwidth: float = 3.35e12
+    """Bytes a second of that."""
+    link_bandwidth: float = 450e9
+    """Bytes a second between the GPUs of a machine, each way."""
+    network_bandwidth: float = 50e9
+    """Bytes a second of a GPU to other machines, each way."""
+    latency: float = 5e-6
+    """Seconds of a message without content."""
 
 
 @dataclass(frozen=True)
@@ -497,12 +533,31 @@ def describe(arguments: list[str]) -> None:
 
     given = parse(Describe, "describe", arguments)
     found = described(given.model, given.batch_size, given.context, given.dtype)
-    for title, columns, rows in tables(found):
+    show(tables(found))
+    print(*rules(found), sep="\n")
+
+
+def show(tables: Iterable[Any], width: int = 100) -> None:
+    """Print tables, at least so wide."""
+    for title, columns, rows in tables:
         table = Table(columns[0], *(Column(name, justify="right") for name in columns[1:]), title=title)
         for row in rows:
             table.add_row(*row)
-        Console(width=max(Console().width, 100)).print(table)
-    print(*rules(found), sep="\n")
+        Console(width=max(Console().width, width)).print(table)
+
+
+def parallel_report(arguments: list[str]) -> None:
+    """Print bytes, memory and time of each way of dividing a training, here and on a cluster."""
+    from minillm.parallel import projection as projected
+
+    given = parse(ParallelReport, "parallel-report", arguments)
+    machine = projected.gpu_machine(**{name: getattr(given, name) for name in projected.GPU_SETTINGS})
+    tables = list(projected.projection_tables(given.model, machine, given.gpus, given.batch_size, given.context))
+    if given.nproc:
+        run = projected.measured_run(given.small, given.nproc, given.small_batch_size)
+        show([run.exact, projected.time_table(given.small, run)], 130)
+        print(f"predicted with what a short run found: {projected.told(run.machine)}")
+    show(tables, 130)
 
 
 def pipeline_picture(arguments: list[str]) -> None:
@@ -531,6 +586,7 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "diff": diff,
     "describe": describe,
     "pipeline-picture": pipeline_picture,
+    "parallel-report": parallel_report,
 }
 
 
@@ -550,6 +606,7 @@ def usage() -> str:
         Diff,
         Describe,
         PipelinePicture,
+        ParallelReport,
     )
     lines = [f"  minillm {name:<18} {kind.__doc__}" for name, kind in zip(COMMANDS, kinds, strict=True)]
     return "\n".join(["usage: minillm COMMAND [options]; minillm COMMAND --help lists the options", "", *lines])

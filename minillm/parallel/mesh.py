@@ -16,6 +16,7 @@ mesh takes its parts of them. Nobody sees from a file how many ranks made it.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -375,10 +376,10 @@ def parse_layers(text: str, count: int) -> list[int]:
         return [] if text == "none" else list(range(count))
     layers: list[int] = []
     for item in text.split(","):
-        first, _, last = item.strip().partition("-")
-        if not first.isdigit() or not (last or first).isdigit():
+        found = re.fullmatch(r"(\d+)(?:-(\d+))?", item.strip())
+        if not found:
             raise InputError(f"recompute: {text!r} names no layers; give none, all, or numbers such as 0,2-5")
-        layers += range(int(first), int(last or first) + 1)
+        layers += range(int(found[1]), int(found[2] or found[1]) + 1)
     if layers and max(layers) >= count:
         raise InputError(f"recompute: there is no layer {max(layers)}; the model has {count}, counted from 0")
     return layers

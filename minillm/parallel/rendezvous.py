@@ -188,6 +188,7 @@ class Job:
         self._callbacks: list[Callable[[], Any]] = []
         self._complete = self._closed = False
         self._listener: socket.socket | None = None
+        self._told: set[int] = set()  # who came when it was too late
         self._unknown = 0  # connections that did not know the token
 
     # --- what ranks do together --------------------------------------------------------------------------------------
@@ -303,6 +304,8 @@ class Job:
         with self._changed:
             everyone = set(range(1, self.size))
             self._changed.wait_for(lambda: self.failure or everyone <= set(self._peers), self.place.timeout)
+            if self.failure:  # who comes within the next seconds is told, too
+                self._changed.wait_for(lambda: everyone <= self._told | set(self._peers), GRACE - 1.0)
             self.check()
             if missing := sorted(everyone - set(self._peers)):
                 refused = f", and {self._unknown} connections had another MINILLM_TOKEN" if self._unknown else ""
@@ -365,6 +368,9 @@ class Job:
             peer.close()
             if not self._complete:
                 self._failed(refusal)
+                with self._changed:
+                    self._told.add(rank)
+                    self._changed.notify_all()
 
     # --- the other ranks ---------------------------------------------------------------------------------------------
 

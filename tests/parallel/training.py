@@ -64,11 +64,7 @@ class Outcome(NamedTuple):
 
 def build(case: Case) -> Any:
     random.manual_seed(3)
-    model: Any
-    if case.model == "gpt2":
-        model = GPT2(replace(GPT, dropout=case.dropout))
-    else:
-        model = Llama(LLAMA)
+    model = GPT2(replace(GPT, dropout=case.dropout)) if case.model == "gpt2" else Llama(LLAMA)
     generator = np.random.default_rng(5)
     for parameter in model.parameters():  # biases and norms too, so that one left out shows
         parameter.data[...] += 0.05 * generator.standard_normal(parameter.shape)
