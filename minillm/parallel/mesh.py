@@ -54,14 +54,20 @@ class Mesh:
         self.world = world
         rank, t = divmod(world.rank, tp)
         p, d = divmod(rank, dp)
-        self.tp = world.split(p * dp + d) if tp > 1 else Alone(world.rank)
-        self.dp = world.split(p * tp + t) if dp > 1 else Alone(world.rank)
-        self.pp = world.split(d * tp + t) if pp > 1 else Alone(world.rank)
+        self.tp = self._group(tp, p * dp + d)
+        self.dp = self._group(dp, p * tp + t)
+        self.pp = self._group(pp, d * tp + t)
+
+    def _group(self, size: int, color: int) -> Communicator:
+        if size == self.world.size:
+            return self.world
+        return self.world.split(color) if size > 1 else Alone(self.world.rank)
 
     def close(self) -> None:
         """Give back the groups; the world stays."""
         for group in (self.tp, self.dp, self.pp):
-            group.close()
+            if group is not self.world:
+                group.close()
 
 
 class ParallelModel:
@@ -143,8 +149,7 @@ class ParallelModel:
         ]
         self.data.synchronise = self.zero > 1
         if self.pipeline:
-            total = self.pipeline.step(batches, counted, self._synchronise, sum_tied=False)
-            self.pipeline.sum_tied_gradients()
+            total = self.pipeline.step(batches, counted, self._synchronise)
         else:
             total = 0.0
             for number, batch in enumerate(batches):

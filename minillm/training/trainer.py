@@ -304,13 +304,13 @@ def make_optimizer(config: TrainConfig, groups: list[dict[str, Any]]) -> Optimiz
 
 
 def divide(model: GPT2, config: TrainConfig, world: Communicator) -> ParallelModel | None:
-    """The model in parts, as the settings say; None for one rank, where blocks may still be computed again.
+    """The model in parts, as the settings say; None without other ranks, but blocks may be computed again.
 
     Raises: InputError for a division that is not one of these ranks or this model.
     """
     layers = parse_layers(config.recompute, config.model.layers)
     mesh = Mesh(world, config.dp, config.tp, config.pp)
-    if world.size == 1:
+    if isinstance(world, Alone):
         recompute(model, layers)
         return None
     return ParallelModel(model, mesh, config.weight_decay, config.zero, config.pipeline, layers)

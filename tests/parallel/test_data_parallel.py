@@ -7,10 +7,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from minillm import autograd, random
+from minillm import autograd, ops, random
 from minillm.errors import DtypeError, InputError
 from minillm.models.gpt2 import GPT2
-from minillm.optim import AdamW, decay_groups
+from minillm.optim import SGD, AdamW, decay_groups
 from minillm.parallel.communicator import Alone, Trace
 from minillm.parallel.data_parallel import DataParallel, boundary, model_blocks
 from minillm.parallel.mesh import Mesh, ParallelModel
@@ -152,6 +152,28 @@ def test_zero_keeps_parts(ranks):
             for name in ("parameters", "gradients", "moments"):
                 expected = whole[name] / 2 if name in parts else whole[name]
                 assert memory[name] == pytest.approx(expected, rel=0.01), (stage, name)  # padding
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_a_parameter_that_a_step_does_not_use_has_gradient_zero(stage):
+    """Its memory still holds the gradient of the step before."""
+    model = build(Case())
+    groups = decay_groups(model.parameters(), 0.0)
+    parallel = ZeRO(model, Alone(), groups, stage) if stage else DataParallel(model, Alone(), groups)
+    optimizer = SGD(parallel.groups, 0.1)
+    ids, seen = np.arange(12)[None], []
+    for uses_blocks in (True, False):
+        parallel.zero_grad()
+        parallel.begin()
+        x = model.embed(ids)
+        ops.linear(model.ln_f(model.blocks(x) if uses_blocks else x), model.output_weight).sum().backward()
+        parallel.finish()
+        optimizer.step()
+        parallel.publish()
+        rows = [parallel.whole(unit) if stage else unit.data for unit in parallel.blocks]
+        seen.append([row.copy() for row in rows])
+    for before, after in zip(*seen, strict=True):
+        np.testing.assert_array_equal(after, before)
 
 
 def test_what_cannot_be_divided_is_refused():
