@@ -34,6 +34,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import os
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -88,6 +89,8 @@ def connect(job: Job, local_rank: int | None, trace: Trace | None = None, timeou
     """
     cuda = None
     if local_rank is not None:
+        # Streams that share one of the GPU's queues wait for each other; 32 is the most it has, and 8 what it takes.
+        os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "32")
         check_device(f"cuda:{local_rank}")
         cuda = _cupy().cuda
         cuda.Device(local_rank).use()
@@ -349,8 +352,6 @@ class NcclCommunicator(Communicator):
     # --- groups ------------------------------------------------------------------------------------------------------
 
     def split(self, color: int, key: int | None = None) -> Communicator:
-        if self.size == 1:
-            return self
         mine = self._to_device(np.array([color, self.rank if key is None else key, self.rank], np.int64))
         everyone = self._to_device(np.empty((self.size, 3), np.int64))
         self.all_gather(mine, everyone, what="groups").wait()
@@ -359,9 +360,10 @@ class NcclCommunicator(Communicator):
         members = [r for c, _, r in sorted(table) if c == color]
         ranks = tuple(self.ranks[member] for member in members)
         number, rank = sorted({c for c, _, _ in table}).index(color), members.index(self.rank)
+        alone = len(ranks) == 1 < self.size  # a job of one rank keeps to NCCL, so that it can be tried on one GPU
         with self.party.calling("split"):
-            comm = self.line.comm.commSplit(number if len(ranks) > 1 else NO_COLOR, rank)
-        if len(ranks) == 1:
+            comm = self.line.comm.commSplit(NO_COLOR if alone else number, rank)
+        if alone:
             return AloneInJob(ranks[0], self.party)
         return NcclCommunicator(self.party, comm, rank, ranks, self.trace)
 
