@@ -81,6 +81,41 @@ def test_fewer_rows_than_ranks_and_uneven_ones(ranks, stage, batch):
         assert outcome.counter == one.counter
 
 
+def gathered_ahead(communicator):
+    """Of each block, the blocks whose parameters were under way or there when its forward and its backward began."""
+    model = build(Case())
+    parallel = ZeRO(model, communicator, decay_groups(model.parameters(), 0.1), 3)
+    seen = []
+    for name in ("before_forward", "before_backward"):
+        hook = getattr(parallel, name)
+
+        def watched(unit, hook=hook, name=name):
+            hook(unit)
+            there = {user.name for user in parallel.data_rows.users if user is not None}
+            seen.append((name, unit.name, sorted(there)))
+
+        setattr(parallel, name, watched)
+    parallel.begin()
+    ids = np.arange(24).reshape(2, 12)
+    model.loss(ids, ids).backward()
+    parallel.finish()
+    return seen
+
+
+def test_stage_3_gathers_a_block_ahead(ranks):
+    for seen in ranks(2).run(gathered_ahead):
+        assert seen == [
+            ("before_forward", "h.0", ["h.0", "h.1"]),
+            ("before_forward", "h.1", ["h.1", "h.2"]),
+            ("before_forward", "h.2", ["h.2", "h.3"]),
+            ("before_forward", "h.3", ["h.2", "h.3"]),
+            ("before_backward", "h.3", ["h.2", "h.3"]),
+            ("before_backward", "h.2", ["h.1", "h.2"]),
+            ("before_backward", "h.1", ["h.0", "h.1"]),
+            ("before_backward", "h.0", ["h.0", "h.1"]),
+        ]
+
+
 def bytes_of(communicator, case):
     outcome = on_mesh(communicator, case)
     return sum(m.bytes for m in outcome.messages if m.what == "gradients") / case.steps

@@ -498,3 +498,19 @@ def test_ctrl_c_saves_and_another_number_of_ranks_goes_on(tmp_path, corpus):
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 0, errors
     assert len(losses(out)) == done + 3
+
+
+def test_ranks_that_never_met_are_ended(tmp_path):
+    """Nobody can tell them that one has failed, and one ignores SIGTERM."""
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import os, signal, sys, time\n"
+        "rank = int(os.environ['RANK'])\n"
+        "if rank == 2: signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
+        "open(f'{sys.argv[2]}/pid{rank}', 'w').write(str(os.getpid()))\n"
+        "sys.exit(5) if rank == 1 else time.sleep(100)\n"
+    )
+    started = time.monotonic()
+    assert run(["job", str(tmp_path)], 3, [sys.executable, str(script)]) == 5
+    assert time.monotonic() - started < 30
+    assert all(gone(int(file.read_text())) for file in tmp_path.glob("pid*"))

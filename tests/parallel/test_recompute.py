@@ -69,6 +69,21 @@ def test_two_passes_add_up():
         np.testing.assert_array_equal(one.grad, other.grad, err_msg=one.name)
 
 
+def test_a_kept_graph_draws_the_same_masks_again():
+    random.manual_seed(1)
+    model = GPT2(CONFIG)
+    recompute(model)
+    ids = np.arange(20).reshape(2, 10)
+    loss = (model.features(ids) * 3.0).sum()
+    found = []
+    for _ in range(2):
+        model.zero_grad()
+        loss.backward(keep_graph=True)
+        found.append({p.name: p.grad.copy() for p in model.h[0].parameters()})
+    for name, gradient in found[0].items():
+        np.testing.assert_array_equal(found[1][name], gradient, err_msg=name)
+
+
 def kept_bytes(layers):
     random.manual_seed(1)
     model = GPT2(CONFIG)
