@@ -295,9 +295,11 @@ def train(arguments: list[str]) -> None:
         if not 0 < given.timeout < 1e7:
             raise InputError(f"train: timeout is {given.timeout}; give a number of seconds above 0")
         os.environ["MINILLM_TIMEOUT"] = str(given.timeout)
+    size = rendezvous.world_size()
+    if max(size, given.nproc) > 1 and given.device.startswith("cuda:"):
+        raise InputError(f"train: {given.device} is one GPU; give --device cuda, and each rank takes its own")
     if given.nproc != 1 and "WORLD_SIZE" not in os.environ:
         raise SystemExit(launch.run(["train", *arguments], given.nproc))
-    size = rendezvous.world_size()
     if given.nproc not in (1, size):
         raise InputError(f"train: --nproc is {given.nproc}, but a launcher has started {size} ranks; leave --nproc out")
     if size > 1:
@@ -555,7 +557,7 @@ def parallel_report(arguments: list[str]) -> None:
     tables = list(projected.projection_tables(given.model, machine, given.gpus, given.batch_size, given.context))
     if given.nproc:
         run = projected.measured_run(given.small, given.nproc, given.small_batch_size)
-        show([run.exact, projected.time_table(given.small, run)], 130)
+        show([*run.exact, projected.time_table(given.small, run)], 130)
         print(f"predicted with what a short run found: {projected.told(run.machine)}")
     show(tables, 130)
 

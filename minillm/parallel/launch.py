@@ -64,7 +64,7 @@ def _communicator(job: Job, device: str) -> Communicator:
     if device != "cpu":
         from minillm.parallel import nccl
 
-        return nccl.connect(job, job.place.local_rank)
+        return nccl.connect(job, own_gpu(job.place), timeout=job.place.timeout)
     if job.size == 1:
         return Alone()
     job.agree("machine", _machine(), "ranks on CPUs share memory: start all on one machine, or use --device cuda")
@@ -86,6 +86,12 @@ def _communicator(job: Job, device: str) -> Communicator:
     return SharedMemoryCommunicator(job.rank, tuple(range(job.size)), memory, job, job.place.timeout)
 
 
+def own_gpu(place: Place) -> int:
+    """Which of the GPUs that this process sees is its own: the only one, where the launcher shows each rank one."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    return 0 if visible and "," not in visible else place.local_rank
+
+
 def _machine() -> str:
     """A name for this machine, as long as it runs."""
     boot = Path("/proc/sys/kernel/random/boot_id")
@@ -103,15 +109,12 @@ def run_rank(function: Callable[[Communicator], Any], device: str = "cpu", comma
     if "MINILLM_LIFELINE" in os.environ:
         end_with(int(os.environ["MINILLM_LIFELINE"]), place.rank)
     listener = socket.socket(fileno=int(os.environ["MINILLM_LISTENER"])) if "MINILLM_LISTENER" in os.environ else None
-    told: str | None = None
+    job: Job | None = None
     try:
         with _silent() if place.rank else contextlib.nullcontext(), _member(place, device, listener) as (job, here):
-            try:
-                function(here)
-            finally:
-                told = job.told()
+            function(here)
     except BaseException as error:
-        if told is not None:
+        if job is not None and (told := job.told()) is not None:
             _print_error(place.rank, told)
             raise SystemExit(OTHER_FAILED) from None
         if place.rank == 0 or isinstance(error, SystemExit):
@@ -281,16 +284,13 @@ def _call(
 ) -> None:
     """What a process of `launch` does."""
     end_with(pipe.fileno(), place.rank)
-    told: str | None = None
+    job: Job | None = None
     try:
         with _member(place, device, listener) as (job, communicator):
-            try:
-                result = function(communicator, *args)
-            finally:
-                told = job.told()
+            result = function(communicator, *args)
         pipe.send(("result", result, ""))
     except BaseException as error:
-        if told is not None:
+        if job is not None and (told := job.told()) is not None:
             with contextlib.suppress(OSError):
                 pipe.send(("sentence", told, ""))
             raise SystemExit(OTHER_FAILED) from None

@@ -32,8 +32,8 @@ in forward and backward: what shows is what takes longer than they (Rajbhandari 
 the two ends of a pair of matrices are cut by tp; stage s has those of min(m, p - s) micro-batches. With recomputation a
 micro-batch leaves a block's input alone, and one block has all.
 
-**Ranks that share cores** (a laptop): nothing is hidden, as no core is idle, and all ranks' work, over the cores, is the
-least that a step takes. With more ranks than cores a pipeline's bubble costs nothing: another stage computes in it.
+**Ranks that share cores** (a laptop): nothing is hidden, as no core is idle, and all ranks' work, over the cores, is
+the least that a step takes. With more ranks than cores a pipeline's bubble costs nothing: another stage computes in it.
 """
 
 from __future__ import annotations
@@ -42,13 +42,14 @@ import functools
 import os
 import statistics
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from minillm.backend import tuned_process
 from minillm.describe import Kept, Table, describe, in_bytes, opened
 from minillm.errors import InputError
 from minillm.optim import AdamW
@@ -59,7 +60,7 @@ from minillm.parallel.report import (
     Place,
     Shapes,
     divisions,
-    exact_table,
+    exact_tables,
     kept_bytes,
     measure,
     shapes_of,
@@ -256,11 +257,8 @@ def rank_bytes(work: Work, division: Division, batch: int) -> float:
 
     def held(s: int) -> float:
         layers, alive = edges[s + 1] - edges[s], min(division.micro_batches, division.pp - s)
-        if division.recompute:
-            kept = alive * layers * work.message(1) + block
-        else:
-            kept = alive * layers * block
-        kept += outer * (s == division.pp - 1)
+        in_block = work.message(1) if division.recompute else block
+        kept = alive * layers * in_block + block * division.recompute + outer * (s == division.pp - 1)
         own = kept_bytes(work.shapes, division, work.itemsize, s * division.dp * division.tp)
         return sum(own.values()) + kept * tokens
 
@@ -322,7 +320,9 @@ GPU_SETTINGS = (
     *("flops", "mfu", "memory", "memory_bandwidth", "gpus_per_node"),
     *("link_bandwidth", "network_bandwidth", "latency"),
 )
-MOVED = 28  # bytes that AdamW reads and writes for a number in bfloat16: gradient, master, two moments; all but the first
+MOVED = (
+    28  # bytes that AdamW reads and writes for a number in bfloat16: gradient, master, two moments; all but the first
+)
 
 
 def gpu_machine(
@@ -349,16 +349,19 @@ def gpu_machine(
 def projection_tables(name: str, machine: Machine, gpus: int, batch: int, context: int | None) -> Iterator[Table]:
     """The best settings on so many GPUs, and the best one on fewer and fewer.
 
-    Raises: InputError where nothing fits.
+    Raises: InputError where nothing fits, or for a model that cannot be divided.
     """
+    if min(gpus, batch) < 1:
+        raise InputError(f"parallel-report: --gpus is {gpus} and --batch-size {batch}; give 1 or more")
     kind, config, _ = opened(name)
+    shapes_of(kind, config)  # raises for a model that cannot be divided
     work = work_of(name, min(config.context, 4096) if context is None else context)
     heads = (config.heads, getattr(config, "key_heads", config.heads), getattr(config, "hidden", 4 * config.channels))
     found = settings(work, machine, gpus, batch, heads)
     if not found:
         raise InputError(
-            f"parallel-report: no setting of {gpus} GPUs trains {name} on {batch} sequences of {work.context} tokens in "
-            f"{in_bytes(machine.memory)} a GPU; give --memory, --gpus, or a --batch-size that more GPUs divide"
+            f"parallel-report: no setting of {gpus} GPUs trains {name} on {batch} sequences of {work.context} tokens "
+            f"in {in_bytes(machine.memory)} a GPU; give --memory, --gpus, or a --batch-size that more GPUs divide"
         )
     step = f"{name}, bfloat16, a step of {batch} x {work.context} tokens"
     columns = ("setting", "micro-batches", "step", "tensor", "bubble", "data", "a GPU holds", "tokens/s", "efficiency")
@@ -397,10 +400,11 @@ SMALL, LARGE = 1 << 12, 1 << 22
 
 
 def constants(
-    communicator: Communicator, kind: Any, config: Any, rows: tuple[int, int], context: int, repeats: int = 5
+    communicator: Communicator, kind: Any, config: Any, rows: tuple[int, int], context: int, repeats: int = 3
 ) -> Constants:
     """Measure what `machine_of` needs: as many ranks as there are cores train by themselves, at the same time."""
     few = many = update = 0.0
+    communicator.barrier()
     if communicator.rank < core_count():
         model = kind(config)
         optimizer = AdamW(model.parameters(), 1e-3)
@@ -417,11 +421,15 @@ def constants(
         few, many, update = medians([lambda: train(rows[0]), lambda: train(rows[1]), move], repeats)
     communicator.barrier()
     arrays = [np.zeros(size // 4, np.float32) for size in (SMALL, LARGE)]
-    sums = [functools.partial(lambda array: communicator.all_reduce(array).wait(), array) for array in arrays]
+
+    def add_up(array: np.ndarray) -> None:
+        communicator.all_reduce(array).wait()
+
+    sums = [functools.partial(add_up, array) for array in arrays]
     return Constants(few, many, update, *medians(sums, 2 * repeats))
 
 
-def medians(functions: list[Callable[[], Any]], repeats: int) -> list[float]:
+def medians(functions: Sequence[Callable[[], Any]], repeats: int) -> list[float]:
     """Of each function the median of its seconds, called in turn; once before, to warm up."""
     seconds: list[list[float]] = [[] for _ in functions]
     for number in range(1 + repeats):
@@ -445,9 +453,7 @@ def machine_of(work: Work, measured: list[Constants], rows: tuple[int, int]) -> 
     """
     n = len(measured)
     trained = [one for one in measured if one.many]
-    few, many, update = (
-        statistics.median(getattr(one, name) for one in trained) for name in ("few", "many", "update")
-    )
+    few, many, update = (statistics.median(getattr(one, name) for one in trained) for name in ("few", "many", "update"))
     slope = max(many - few, 0.1 * many) / ((rows[1] - rows[0]) * work.context)
     overhead = max(0.0, many - slope * rows[1] * work.context)
     small, large = (statistics.median(getattr(one, name) for one in measured) for name in ("small_sum", "large_sum"))
@@ -462,30 +468,35 @@ def train_and_measure(
     communicator: Communicator, kind: Any, config: Any, given: list[Division], batch: int, context: int, steps: int
 ) -> tuple[Constants, list[Measured]]:
     """On every rank: the machine's constants, and each division."""
-    found = constants(communicator, kind, config, (max(1, batch // 4), batch), context)
-    return found, [measure(communicator, kind, config, division, batch, context, steps) for division in given]
+    times, measured = [], []
+    with tuned_process():  # as the trainer has it
+        for division in given:  # both in turn, so that a change in the machine's speed meets both
+            times.append(constants(communicator, kind, config, (max(1, batch // 4), batch), context))
+            measured.append(measure(communicator, kind, config, division, batch, context, steps))
+    return Constants(*map(statistics.median, zip(*times, strict=True))), measured
 
 
 class Run(NamedTuple):
     """What `measured_run` found: bytes, and for each division the step's seconds, measured and predicted."""
 
-    exact: Table
+    exact: list[Table]
     machine: Machine
     times: list[tuple[Division, float, Seconds]]
 
 
-def measured_run(name: str, nproc: int, batch: int, context: int | None = None, steps: int = 3) -> Run:
+def measured_run(name: str, nproc: int, batch: int, context: int | None = None, steps: int = 5) -> Run:
     """Train a small model on CPU ranks in every way there is, and compare with the formulas.
 
     Raises: InputError for a model that cannot be divided; what `launch` raises.
     """
-    from minillm.parallel.launch import launch
+    from minillm.parallel.launch import check_nproc, launch
 
+    check_nproc(nproc)
     kind, config, _ = opened(name)
     config = replace(config, dropout=0.0) if hasattr(config, "dropout") else config
     work = work_of(name, context, "float32")
     heads = min(config.heads, getattr(config, "key_heads", config.heads))
-    given = divisions(nproc, work.shapes, heads)
+    given = divisions(nproc, work.shapes, heads, min(4, batch))
     outcomes = launch(train_and_measure, nproc, kind, config, given, batch, work.context, steps)
     measured = [outcome[1] for outcome in outcomes]
     machine = machine_of(work, [outcome[0] for outcome in outcomes], (max(1, batch // 4), batch))
@@ -493,7 +504,7 @@ def measured_run(name: str, nproc: int, batch: int, context: int | None = None, 
         (division, max(rank[i].seconds for rank in measured), step_seconds(work, division, machine, batch))
         for i, division in enumerate(given)
     ]
-    return Run(exact_table(name, work.shapes, given, measured, batch, work.context), machine, times)
+    return Run(exact_tables(name, work.shapes, given, measured, batch, work.context), machine, times)
 
 
 def time_table(name: str, run: Run) -> Table:

@@ -43,6 +43,10 @@ HANDSHAKE = 5.0  # seconds in which a connection must prove itself
 GRACE = 5.0  # seconds that a rank has to end by itself, after another has failed
 OTHER_FAILED = 3  # exit status of a rank that ended because another failed
 TIMEOUT = 300.0  # seconds that ranks wait for each other, unless MINILLM_TIMEOUT says otherwise
+NO_TOKEN = (
+    "rendezvous: MINILLM_TOKEN is not set, by which the ranks of a job know each other; run `export "
+    "MINILLM_TOKEN=$(openssl rand -hex 16)` once, and give it to all ranks"
+)
 STRANGERS = 64  # connections that may be proving themselves at once, beside those of the ranks
 
 
@@ -90,10 +94,7 @@ class Place:
         if found.get("TORCHELASTIC_USE_AGENT_STORE") == "True":  # torchrun itself listens at MASTER_PORT
             port = port + 1 if port < 65535 else port - 1
         if size > 1 and not found.get("MINILLM_TOKEN"):
-            raise InputError(
-                "rendezvous: MINILLM_TOKEN is not set, by which the ranks of a job know each other; run "
-                "`export MINILLM_TOKEN=$(openssl rand -hex 16)` once, and give it to all ranks"
-            )
+            raise InputError(NO_TOKEN)
         local_rank = _number({"LOCAL_RANK": "0", **found}, "LOCAL_RANK", 0, size - 1)
         return cls(
             rank,
@@ -162,6 +163,8 @@ def join(place: Place, listener: socket.socket | None = None, end: Callable[[int
     """
     job = Job(place, end)
     if place.size > 1:
+        if not place.token:
+            raise InputError(NO_TOKEN)
         try:
             job._gather(listener or listen(place)) if place.rank == 0 else job._reach()
         except BaseException as error:

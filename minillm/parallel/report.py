@@ -2,22 +2,23 @@
 
 `step_bytes` and `kept_bytes` put together what the files beside this one say of themselves, for their product too. A
 rank of a mesh dp x tp x pp is in part d of the batch, part t of each matrix, stage s of the pipeline. Its stage has
-L_s of the L blocks; of each a row of U numbers, its parameters, cut by tp and each filled up to 16, the row filled up so
-that dp divides it; and R numbers in the root's row, 0 in a middle stage. It computes N_i tokens of micro-batch i, m in
-all; k is the bytes of a number. A rank sends in a step
+L_s of the L blocks; of each a row of U numbers, its parameters, cut by tp and each filled up to 16, the row filled up
+so that 16 dp divides it; and R numbers in the root's row, 0 in a middle stage. It computes N_i tokens of micro-batch i,
+m in all; k is the bytes of a number. A rank sends in a step
 
-    data parallel    gradients               2 (dp - 1) / dp (L_s U + R) k                        data_parallel.py
-    ZeRO 1           gradients, parameters   each half of that                                    zero.py
-    ZeRO 2           gradients               (dp - 1) / dp (m L_s U + R) k
-                     parameters              (dp - 1) / dp (L_s U + R) k
-    ZeRO 3           gradients               as of stage 2
-                     parameters              (dp - 1) / dp ((min(L, 2) + 2 m max(L - 2, 0)) U + R) k
-    tensor parallel  activations             2 (tp - 1) / tp N_i C k (2 L_s, and 1 in the first stage)   tensor_parallel.py
-                     activation gradients    2 (tp - 1) / tp N_i C k (2 L_s, and 1 in the last stage)
-                     loss                    2 (tp - 1) / tp 3 N_i max(k, 4), in the last stage
-    pipeline         activations             N_i C k, but for the last stage                      pipeline.py
-                     gradients               N_i C k, but for the first; and a tied table, cut by tp, between the two
-                     loss                    8 (pp - 1), from the last
+    data parallel    gradients             2 (dp - 1) / dp (L_s U + R) k
+    ZeRO 1           gradients             half of that
+                     parameters            the same
+    ZeRO 2           gradients             (dp - 1) / dp (m L_s U + R) k
+                     parameters            (dp - 1) / dp (L_s U + R) k
+    ZeRO 3           gradients             as of stage 2
+                     parameters            (dp - 1) / dp ((min(L, 2) + 2 m max(L - 2, 0)) U + R) k
+    tensor parallel  activations           2 (tp - 1) / tp N_i C k (2 L_s, and 1 in the first stage)
+                     activation gradients  2 (tp - 1) / tp N_i C k (2 L_s, and 1 in the last stage)
+                     loss                  2 (tp - 1) / tp 3 N_i max(k, 4), in the last stage
+    pipeline         activations           N_i C k, but for the last stage
+                     gradients             N_i C k, but for the first; and the two stages with a tied table send it
+                     loss                  8 (pp - 1), from the last
 
 and of numbers of 8 bytes: the loss, summed over dp, and the square of the norm, summed over tp, over pp, and with ZeRO
 over dp. Recomputation makes the sums of the forward again. The factor 2 (n - 1) / n is that of a ring, for numbers that
@@ -30,18 +31,19 @@ is (L_s U + R) k here, padding included, and a moment's bytes are those of float
 
 from __future__ import annotations
 
+import itertools
 import math
 import statistics
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from minillm import random
-from minillm.describe import Table, empty_model, in_bytes
+from minillm.describe import Table, empty_model
 from minillm.errors import InputError
 from minillm.models.gpt2 import GPT2
 from minillm.models.llama import Llama
@@ -112,14 +114,18 @@ def shapes_of(kind: Callable[[Any], Any], config: Any) -> Shapes:
     Raises: InputError for another model.
     """
     if kind not in (GPT2, Llama):
-        raise InputError(f"parallel-report: a {getattr(kind, '__name__', kind)} cannot be divided; give a GPT2 or a Llama")
-    model = empty_model(kind, replace(config, layers=1), np.float32)
+        raise InputError(
+            f"parallel-report: a {getattr(kind, '__name__', kind)} cannot be divided; give a GPT2 or a Llama"
+        )
+    model: Any = empty_model(kind, replace(config, layers=1), np.float32)
     parts: dict[str, dict[str, tuple[int, ...]]] = {"block": {}, "before": {}, "after": {}}
     for name, parameter in model.named_parameters():
         first = name.partition(".")[0]
         parts["block" if first == "h" else "after" if first in LAST_STAGE else "before"][name] = parameter.shape
     tied = [name for name, parameter in model.named_parameters() if parameter is model.output_weight]
-    return Shapes(**parts, tied=tied[0] if tied[0] in parts["before"] else "", layers=config.layers, channels=config.channels)
+    return Shapes(
+        **parts, tied=tied[0] if tied[0] in parts["before"] else "", layers=config.layers, channels=config.channels
+    )
 
 
 def numbers_of(name: str, shape: tuple[int, ...], tp: int, t: int) -> int:
@@ -132,16 +138,18 @@ def numbers_of(name: str, shape: tuple[int, ...], tp: int, t: int) -> int:
 
 
 class Row(NamedTuple):
-    """Of a unit (data_parallel.Unit): the numbers of its parameters, each filled up, and of the whole row."""
+    """Of a unit (data_parallel.Unit): the numbers of its parameters, those with each filled up, and the whole row."""
 
+    numbers: int
     used: int
     size: int
 
 
 def row_of(shapes: Mapping[str, tuple[int, ...]], division: Division, t: int) -> Row:
     """The row in which parameters of these shapes lie; two groups, with and without weight decay, change nothing."""
-    used = sum(_filled(numbers_of(name, shape, division.tp, t), ALIGN) for name, shape in shapes.items())
-    return Row(used, _filled(used, ALIGN * division.dp))
+    numbers = [numbers_of(name, shape, division.tp, t) for name, shape in shapes.items()]
+    used = sum(_filled(count, ALIGN) for count in numbers)
+    return Row(sum(numbers), used, _filled(used, ALIGN * division.dp))
 
 
 def _filled(count: int, multiple: int) -> int:
@@ -160,8 +168,13 @@ class Stage(NamedTuple):
 
     @property
     def size(self) -> int:
-        """Numbers of all rows."""
+        """Of all rows."""
         return self.layers * self.block.size + self.root.size
+
+    @property
+    def numbers(self) -> int:
+        """Of all parameters."""
+        return self.layers * self.block.numbers + self.root.numbers
 
 
 def stage_of(shapes: Shapes, division: Division, at: Place) -> Stage:
@@ -184,7 +197,7 @@ def stage_of(shapes: Shapes, division: Division, at: Place) -> Stage:
 def rows_of(division: Division, batch: int, d: int) -> list[int]:
     """Sequences of each micro-batch that part d of a batch has: one at least, if only to compute beside the others."""
     parts = bounds(batch, division.micro_batches)
-    edges = [bounds(stop - first, division.dp) for first, stop in zip(parts, parts[1:], strict=False)]
+    edges = [bounds(stop - first, division.dp) for first, stop in itertools.pairwise(parts)]
     return [max(1, edge[d + 1] - edge[d]) for edge in edges]
 
 
@@ -359,38 +372,34 @@ def _divisors(number: int) -> list[int]:
     return [i for i in range(1, number + 1) if number % i == 0]
 
 
-def compared(
-    shapes: Shapes, given: Iterable[Division], outcomes: list[list[Measured]], batch: int, context: int
-) -> Iterator[tuple[str, ...]]:
-    """A row for each division: what the rank that sends most sends, and what the one that keeps most keeps."""
+KEPT = ("parameters", "gradients", "state")
+
+
+def exact_tables(
+    name: str, shapes: Shapes, given: list[Division], outcomes: list[list[Measured]], batch: int, context: int
+) -> list[Table]:
+    """What was measured beside the formulas, in bytes: what ranks send, and what they keep. outcomes: of each rank."""
+    sent_rows, kept_rows = [], []
     for number, division in enumerate(given):
-        found = [rank[number] for rank in outcomes]
-        ranks = range(division.ranks)
+        found, ranks = [rank[number] for rank in outcomes], range(division.ranks)
         sent = [(sent_by(rank, found), step_bytes(shapes, division, batch, context, 4, rank)) for rank in ranks]
+        most = max(range(division.ranks), key=lambda rank: sum(sent[rank][0].values()))
+        kinds = ", ".join(f"{what} {count:,}" for what, count in sent[most][0].items() if what != "numbers")
+        sent_rows.append((division.name, *(f"{sum(one.values()):,}" for one in sent[most]), kinds, _verdict(sent)))
         kept = [(found[rank].kept, kept_bytes(shapes, division, 4, rank)) for rank in ranks]
-        yield (division.name, *_two(sent, lambda x: sum(x.values())), *_two(kept, _state), _same(sent + kept))
+        numbers = stage_of(shapes, division, place(division, 0)).numbers
+        paper = sum(paper_bytes(4 * numbers, division).values())
+        sums = (f"{sum(kept[0][i][name] for name in KEPT):,}" for i in (0, 1))
+        each = (f"{kept[0][0][name]:,}" for name in (*KEPT, "working"))
+        kept_rows.append((division.name, *each, *sums, f"{paper:,.0f}", _verdict(kept)))
+    equal = "on every rank, by content"
+    columns: tuple[str, ...] = ("division", "sent, measured", "by formula", "of which", equal)
+    title = f"{name}: bytes that the rank which sends most sends in a step of {batch} x {context} tokens"
+    sent_table = Table(title, columns, sent_rows)
+    columns = ("division", *KEPT, "working", "the first three", "by formula", "ZeRO paper's, no padding", equal)
+    return [sent_table, Table(f"{name}: bytes that rank 0 keeps from step to step, measured", columns, kept_rows)]
 
 
-def _state(kept: Mapping[str, int]) -> int:
-    return sum(kept[name] for name in ("parameters", "gradients", "state"))
-
-
-def _two(pairs: list[tuple[Any, Any]], amount: Callable[[Any], int]) -> tuple[str, str]:
-    return f"{max(amount(a) for a, _ in pairs):,}", f"{max(amount(b) for _, b in pairs):,}"
-
-
-def _same(pairs: list[tuple[Any, Any]]) -> str:
+def _verdict(pairs: list[tuple[Any, Any]]) -> str:
     wrong = sum(dict(measured) != dict(formula) for measured, formula in pairs)
-    return "all equal" if not wrong else f"{wrong} differ"
-
-
-def exact_table(
-    name: str, shapes: Shapes, given: Iterable[Division], outcomes: list[list[Measured]], batch: int, context: int
-) -> Table:
-    """What was measured beside the formulas, in bytes."""
-    columns = ("division", "sent, measured", "by formula", "kept, measured", "by formula", "on every rank, by content")
-    title = f"{name}: bytes a rank sends in a step of {batch} x {context} tokens, and keeps; the rank with most"
-    return Table(title, columns, list(compared(shapes, given, outcomes, batch, context)))
-
-
-__all__ = ["Division", "in_bytes", "kept_bytes", "measure", "shapes_of", "step_bytes"]
+    return f"{wrong} ranks differ" if wrong else "equal"

@@ -152,7 +152,7 @@ def _nothing() -> None:
 
 
 class SharedMemoryCommunicator(Communicator):
-    """A group of processes on one machine; see `launch.join` for how ranks come to have one.
+    """A group of processes on one machine; see `launch.connect` for how ranks come to have one.
 
     memory: a segment of `segment_bytes(len(ranks))`, the same for all; `ranks`: the members; `rank`: which one this is.
     timeout: the most seconds that an operation waits for the others.
@@ -449,7 +449,9 @@ class Unnamed:
         self.buf = mmap.mmap(file, self.size)
 
     def unlink(self) -> None:
-        os.close(self.file)
+        if self.file >= 0:
+            os.close(self.file)
+        self.file = -1
 
     def close(self) -> None:
         self.buf.close()
