@@ -13,7 +13,8 @@ nodes, scatters within the nodes and then, each rank with its N / g bytes, betwe
 **A micro-batch** of N tokens, on stage s with L_s of the L blocks, needs for forward and backward
 
     compute   (L_s F + [last stage] F_out) N / (tp flops) + overhead L_s / L        a third of it the forward
-    sums      4 L_s all_reduces over tp of N C numbers, 6 L_s with recomputation, 1 for the embedding, 1 for the logits
+    sums      4 L_s all_reduces over tp of N C numbers, 6 L_s with recomputation, 1 for the embedding, 1 for the logits,
+              and 2 for the loss, of N and of 2 N numbers
 
 where F are the operations of a block's products for a token (describe.py). Sums of tensor parallelism stand in the way
 of what follows, so they are added (Shoeybi et al. 2019, arXiv:1909.08053, section 3). Recomputation adds a forward.
@@ -219,9 +220,10 @@ def _pass_seconds(
     backward = 2 * forward + (blocks / 3 if division.recompute else 0.0)
     if division.tp == 1:
         return forward, backward, 0.0
-    one, loss = (2 * scatter_seconds(machine, n, division.tp) for n in (work.message(tokens), 12 * tokens))
+    sizes = (work.message(tokens), 4 * tokens, 8 * tokens)  # of the stream; in the loss a maximum, and two sums
+    stream, *loss = (2 * scatter_seconds(machine, size, division.tp) for size in sizes)
     sums = layers * (6 if division.recompute else 4) + is_first + is_last
-    return forward, backward, sums * one + is_last * loss
+    return forward, backward, sums * stream + is_last * sum(loss)
 
 
 def _data_seconds(

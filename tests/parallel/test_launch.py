@@ -512,5 +512,5 @@ def test_ranks_that_never_met_are_ended(tmp_path):
     )
     started = time.monotonic()
     assert run(["job", str(tmp_path)], 3, [sys.executable, str(script)]) == 5
-    assert time.monotonic() - started < 30
+    assert time.monotonic() - started < 60
     assert all(gone(int(file.read_text())) for file in tmp_path.glob("pid*"))

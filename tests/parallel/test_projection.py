@@ -109,6 +109,24 @@ def test_what_shows_of_the_sums(tiny):
     assert data(fast._replace(cores=4), 0) == pytest.approx(2 * one)  # no core is left to hide it
 
 
+@pytest.mark.parametrize("recompute", [False, True])
+def test_sums_of_tensor_parallelism(tiny, recompute):
+    machine, tokens = IDEAL._replace(node=Link(1e-3, 1e6)), 8 * tiny.context
+    stream, one, two = (2 * scatter_seconds(machine, 4 * count * tokens, 4) for count in (128, 1, 2))
+    found = step_seconds(tiny, Division(tp=4, recompute=recompute), machine, 8)
+    sums = 4 * (6 if recompute else 4) + 2
+    assert found.tensor == pytest.approx(sums * stream + one + two)
+    twice = step_seconds(tiny, Division(tp=4, micro_batches=2, recompute=recompute), machine, 8)
+    latency = (sums + 2) * 2 * 3 * 1e-3
+    assert twice.tensor == pytest.approx(found.tensor + latency)
+
+
+def test_messages_between_stages_as_the_pipeline_fills_and_empties(tiny):
+    given, machine = Division(dp=4, pp=4, micro_batches=4), IDEAL._replace(network=Link(1e-3, 1e6))
+    sent = step_seconds(tiny, given, machine, 32).bubble - step_seconds(tiny, given, IDEAL, 32).bubble
+    assert sent == pytest.approx(2 * 3 * (1e-3 + 2 * 64 * 128 * 4 / 1e6))
+
+
 def test_ranks_that_share_cores(tiny):
     shared = IDEAL._replace(cores=2)
     alone = step_seconds(tiny, Division(), shared, 8).total

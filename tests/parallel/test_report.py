@@ -42,6 +42,7 @@ FOUR = [
     *(Division(dp=2, tp=2, zero=zero, micro_batches=3) for zero in range(4)),
     *(Division(dp=2, pp=2, zero=zero, micro_batches=3) for zero in (0, 1)),
     Division(tp=2, pp=2, micro_batches=3),
+    *(Division(dp=2, tp=3 - n, pp=n, micro_batches=7) for n in (1, 2)),  # one sequence: the second part has none
 ]
 BATCH, CONTEXT = 7, 9  # 7 sequences in 3 micro-batches over 4 ranks: 3, 2 and 2, so that some have none
 
@@ -51,6 +52,8 @@ BATCH, CONTEXT = 7, 9  # 7 sequences in 3 micro-batches over 4 ranks: 3, 2 and 2
 def test_bytes_and_memory_are_those_of_the_formulas(ranks, name, divisions):
     kind, config = MODELS[name]
     shapes = shapes_of(kind, config)
+    if name == "tied llama":  # which differs from the other in a pipeline
+        divisions = [division for division in divisions if division.pp > 1]
     outcomes = ranks(divisions[0].ranks).run(measure_all, kind, config, divisions, BATCH, CONTEXT)
     for number, division in enumerate(divisions):
         found = [rank[number] for rank in outcomes]
