@@ -311,6 +311,8 @@ def divide(model: GPT2, config: TrainConfig, world: Communicator) -> ParallelMod
     layers = parse_layers(config.recompute, config.model.layers)
     mesh = Mesh(world, config.dp, config.tp, config.pp)
     if isinstance(world, Alone):
+        if config.zero:
+            raise InputError(f"train: --zero {config.zero} divides what several ranks keep; start them with --nproc")
         recompute(model, layers)
         return None
     return ParallelModel(model, mesh, config.weight_decay, config.zero, config.pipeline, layers)

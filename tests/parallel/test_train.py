@@ -15,7 +15,7 @@ import pytest
 
 from minillm.checkpoint import load_checkpoint
 from minillm.data import read_text
-from minillm.errors import ParallelError
+from minillm.errors import InputError, ParallelError
 from minillm.training import trainer
 from minillm.training.config import TrainConfig, preset
 from minillm.training.run import Run
@@ -144,3 +144,10 @@ def test_ctrl_c_ends_all_ranks_after_the_same_step(text, tmp_path):
     assert "--resume" in printed
     run = Run.open(out)
     assert load_checkpoint(run.checkpoint("last")).state["step"] == run.metrics()[-1]["step"]
+
+
+def test_zero_without_other_ranks_is_refused(text, tmp_path):
+    config = dataclasses.replace(CONFIG, data=str(text), out=tmp_path / "run", zero=2)
+    with pytest.raises(InputError, match="--zero 2 divides what several ranks keep; start them with --nproc"):
+        train(config)
+    assert not (tmp_path / "run").exists()
