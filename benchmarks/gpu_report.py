@@ -5,6 +5,7 @@ Is it right?
   full of NaN. The bound is relative to what NumPy loses with the formula in that dtype (gpu_parity.py).
 - Gradients of the double kernels against differences of their values, along random directions.
 - Training losses, kernels on and off, against the CPU; memory that does not grow.
+- NCCL with one rank: its operations, parallel training of every kind, and the whole trainer, against none.
 - compute-sanitizer's memcheck and racecheck over the first of these, with every array an allocation of its own.
 
 Is it fast?
@@ -44,6 +45,7 @@ from typing import Any, NamedTuple
 import gpu_attention
 import gpu_clock
 import gpu_parity
+import gpu_ranks
 import gpu_speed
 import gpu_training
 from gpu_job import FAIL, PASS, Job, verdict
@@ -121,6 +123,7 @@ SECTIONS = {
     "training": Section(gpu_training.training, 60),
     "profile": Section(gpu_training.profile, 40),
     "nccl": Section(gpu_parity.nccl, 30, checks=True),
+    "ranks": Section(gpu_ranks.ranks, 90, tuple(gpu_ranks.PARTS), checks=True),
     "compiled": Section(gpu_training.compiled, 150),
 }
 SIDE_BY_SIDE = {"parity", "gradients"}  # what is timed has the GPU to itself

@@ -459,11 +459,16 @@ def machine_of(work: Work, measured: list[Constants], rows: tuple[int, int]) -> 
     slope = max(many - few, 0.1 * many) / ((rows[1] - rows[0]) * work.context)
     overhead = max(0.0, many - slope * rows[1] * work.context)
     small, large = (statistics.median(getattr(one, name) for one in measured) for name in ("small_sum", "large_sum"))
-    bandwidth = 2 * (n - 1) / n * (LARGE - SMALL) / max(large - small, 1e-9)
+    bandwidth = 2 * (n - 1) / n * (LARGE - SMALL) / max(large - small, 1e-9) if n > 1 else float("inf")
     latency = max(0.0, small / (2 * (n - 1)) - SMALL / (n * bandwidth)) if n > 1 else 0.0
     numbers = stage_of(work.shapes, Division(), Place(0, 0, 0)).size
     link = Link(latency, bandwidth)
     return Machine(work.flops / slope, link, link, n, overhead=overhead, update=update / numbers, cores=len(trained))
+
+
+def few_and_many(batch: int) -> tuple[int, int]:
+    """Two numbers of sequences, between which a line tells the time of others."""
+    return max(1, batch // 4), max(2, batch)
 
 
 def train_and_measure(
@@ -473,7 +478,7 @@ def train_and_measure(
     times, measured = [], []
     with tuned_process():  # as the trainer has it
         for division in given:  # both in turn, so that a change in the machine's speed meets both
-            times.append(constants(communicator, kind, config, (max(1, batch // 4), batch), context))
+            times.append(constants(communicator, kind, config, few_and_many(batch), context))
             measured.append(measure(communicator, kind, config, division, batch, context, steps))
     return Constants(*map(statistics.median, zip(*times, strict=True))), measured
 
@@ -494,6 +499,8 @@ def measured_run(name: str, nproc: int, batch: int, context: int | None = None, 
     from minillm.parallel.launch import check_nproc, launch
 
     check_nproc(nproc)
+    if batch < 1:
+        raise InputError(f"parallel-report: the small batch has {batch} sequences; give 1 or more")
     kind, config, _ = opened(name)
     config = replace(config, dropout=0.0) if hasattr(config, "dropout") else config
     work = work_of(name, context, "float32")
@@ -501,7 +508,7 @@ def measured_run(name: str, nproc: int, batch: int, context: int | None = None, 
     given = divisions(nproc, work.shapes, heads, min(4, batch))
     outcomes = launch(train_and_measure, nproc, kind, config, given, batch, work.context, steps)
     measured = [outcome[1] for outcome in outcomes]
-    machine = machine_of(work, [outcome[0] for outcome in outcomes], (max(1, batch // 4), batch))
+    machine = machine_of(work, [outcome[0] for outcome in outcomes], few_and_many(batch))
     times = [
         (division, max(rank[i].seconds for rank in measured), step_seconds(work, division, machine, batch))
         for i, division in enumerate(given)

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import ctypes
 import importlib
 import os
 import signal
 import socket
 import sys
 import time
-import types
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -487,48 +485,6 @@ def test_calls_of_one_group_go_on_together(nccl_ranks: Any) -> None:
 # ---- on a GPU: streams and events, on the stand-in for CuPy ----------------------------------------------------------
 
 
-class Twin:
-    """NCCL on the stand-in's streams, for one rank of two, where the other always brings the same."""
-
-    def __init__(self, cuda: Any):
-        self.cuda, self.aborted = cuda, False
-
-    def _array(self, pointer: int, count: int, code: str) -> np.ndarray:
-        dtype = np.dtype(code)
-        return np.frombuffer((ctypes.c_char * (count * dtype.itemsize)).from_address(pointer), dtype)
-
-    def _enqueue(self, stream: int, action: Callable[[], None]) -> None:
-        (one,) = (one for one in self.cuda._streams if one.ptr == stream)
-        assert not one.is_null
-        one.enqueue(action)
-
-    def commSplit(self, color: int, key: int) -> Twin:
-        return Twin(self.cuda)
-
-    def allReduce(self, source: int, target: int, count: int, code: str, op: str, stream: int) -> None:
-        def run() -> None:
-            self._array(target, count, code)[...] = 2 * self._array(source, count, code)
-
-        self._enqueue(stream, run)
-
-    def send(self, pointer: int, count: int, code: str, peer: int, stream: int) -> None:
-        self._enqueue(stream, lambda: None)
-
-    def allGather(self, source: int, target: int, count: int, code: str, stream: int) -> None:
-        self._enqueue(stream, lambda: None)
-
-    def recv(self, pointer: int, count: int, code: str, peer: int, stream: int) -> None:
-        self._enqueue(stream, lambda: self._array(pointer, count, code).fill(1))
-
-    def check_async_error(self) -> None:
-        assert not self.aborted
-
-    def abort(self) -> None:
-        self.aborted = True
-
-    destroy = abort
-
-
 class LoneJob:
     """A job of two, seen from rank 0."""
 
@@ -547,23 +503,13 @@ class LoneJob:
 
 @pytest.fixture
 def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """The stand-in for CuPy, with a twin of NCCL."""
+    """The stand-in for CuPy, whose NCCL knows one rank of two, where the other always brings the same."""
     others = [name for name in sys.modules if name.partition(".")[0] == "cupy"]
     for name in others:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "standin"))
     cupy = importlib.import_module("cupy")
     device._check_cuda.cache_clear()
-    codes = {f"NCCL_{name.upper()}": name for name in NUMBERS}
-    cupy.cuda.nccl = types.SimpleNamespace(  # type: ignore[attr-defined]
-        **codes,
-        NCCL_SUM="sum",
-        NCCL_MAX="max",
-        NCCL_AVG="mean",
-        NcclError=ZeroDivisionError,
-        NcclCommunicator=lambda size, name, rank: Twin(cupy.cuda),
-        get_unique_id=lambda: bytes(128),
-    )
     yield cupy
     device._check_cuda.cache_clear()
     for name in [name for name in sys.modules if name.partition(".")[0] == "cupy"]:

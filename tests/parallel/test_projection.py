@@ -142,13 +142,13 @@ def test_a_machines_constants_are_found_again(tiny):
     sums = [2 * scatter_seconds(machine, size, 4) for size in (SMALL, LARGE)]
     trained = Constants(few.compute, many.compute, few.update, *sums)
     idle = Constants(0.0, 0.0, 0.0, *sums)
-    outside = tiny._replace(outer_flops=0.0)
     found = machine_of(tiny, [trained, trained, idle, idle], (2, 8))
     for name in ("flops", "overhead", "update", "cores", "per_node"):
         assert getattr(found, name) == pytest.approx(getattr(machine, name), rel=1e-6), name
     assert found.node == pytest.approx(machine.node, rel=1e-6)
     assert "20.0 GFLOP/s" in told(found)
-    assert outside.flops < tiny.flops
+    alone = machine_of(tiny, [trained._replace(small_sum=1e-6, large_sum=1e-6)], (2, 8))
+    assert step_seconds(tiny, Division(), alone, 8).total == pytest.approx(many.total)
 
 
 def test_constants_are_measured_on_as_many_ranks_as_there_are_cores(ranks, monkeypatch):
@@ -221,6 +221,13 @@ def test_the_command_measures_and_projects(capsys):
         assert text.count(division) >= 3, division
     assert "on 16 GPUs" in text
     assert "GFLOP/s a rank" in text
-    with pytest.raises(SystemExit) as error:
-        main(["parallel-report", "bert-base-uncased"])
-    assert error.value.code == 2
+    for wrong, sentence in {
+        "bert-base-uncased": "cannot be divided",
+        "gpt2 --gpus 16 --small-batch-size 0": "the small batch has 0 sequences",
+        "gpt2 --gpus 16 --nproc -1": "-1 ranks cannot be started",
+        "gpt2 --gpus 16 --context 2048": "a context of 1024 at most",
+    }.items():
+        with pytest.raises(SystemExit) as error:
+            main(["parallel-report", *wrong.split()])
+        assert error.value.code == 2
+        assert sentence in capsys.readouterr().err

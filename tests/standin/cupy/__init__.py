@@ -480,4 +480,6 @@ def show_config():
     print("a stand-in for CuPy on", sys.platform)
 
 
-from cupy import cuda  # noqa: E402  (cupy.cuda uses what is above)
+from cupy import cuda, nccl  # noqa: E402  (cupy.cuda uses what is above)
+
+cuda.nccl = nccl
