@@ -37,8 +37,8 @@ from minillm.parallel.communicator import Communicator
 from minillm.parallel.mesh import Mesh, ParallelModel
 from minillm.parallel.nccl import connect
 
-# Of a loss or a norm. The norm is summed unit by unit, so in another order than without ranks; its last bit moves
-# weights, and in bfloat16 one that lies between two numbers then goes to the other.
+# Of a loss or a norm. The norm is summed unit by unit, so in another order than without ranks, and its last bit moves
+# weights; in bfloat16 ZeRO from stage 2 on rounds the sum of two micro-batches that a matrix product adds in float32.
 ALLOWED = {"float32": 1e-6, "bfloat16": 2.0**-8}
 
 
@@ -179,9 +179,7 @@ class Training:
     def state(self) -> tuple[dict[str, Any], dict[str, Any]]:
         """The weights and the optimiser's state, on the host."""
         given = self.parallel.state_dict() if self.parallel else self.model.state_dict()
-        moments = (
-            self.parallel.optimizer_state_dict(self.optimizer) if self.parallel else self.optimizer.state_dict()
-        )
+        moments = self.parallel.optimizer_state_dict(self.optimizer) if self.parallel else self.optimizer.state_dict()
         assert given is not None
         assert moments is not None
         weights, moments = ({name: to_host(array) for name, array in arrays.items()} for arrays in (given, moments))
@@ -253,14 +251,14 @@ class Quiet:
         if record["step"] == Quiet.stop_after:
             os.kill(os.getpid(), signal.SIGINT)
 
-    def sample(self, *_: object) -> None:
+    def sample(self, *_: object, **__: object) -> None:
         return None
 
     finish = sample
 
 
 def quiet_trainer(job: Job) -> Any:
-    """minillm.training.trainer, which shows nothing and draws nothing; for packages that are missing something stands in.
+    """minillm.training.trainer, which shows and draws nothing; where packages are missing, something stands in.
 
     A machine with a GPU may have CuPy and little else; what is replaced has nothing to do with the GPU.
     """
@@ -311,7 +309,8 @@ def trainer(job: Job, communicator: Communicator) -> None:
             config = TrainConfig(**settings, device="cuda", dtype=dtype)  # type: ignore[arg-type]
 
             def run(name: str, zero: int = 0, config: TrainConfig = config, **given: Any) -> Any:
-                return train(dataclasses.replace(config, out=Path(folder, f"{config.dtype}-{name}"), zero=zero), **given)
+                out = Path(folder, f"{config.dtype}-{name}")
+                return train(dataclasses.replace(config, out=out, zero=zero), **given)
 
             expected = numbers(run("alone"))
             for zero, resumed in ((0, "no"), (0, "on the rank"), (3, "on the rank"), (2, "without ranks")):
@@ -359,7 +358,8 @@ def overlap(job: Job, communicator: Communicator) -> None:
         gc.collect()
     ratios = sorted(a / b for a, b in zip(times["with"], times["without"], strict=True))
     columns = "ms without ranks", "ms with one rank", "median ratio", "quartiles of the ratio"
-    table = job.table(f"A step of GPT-2 124M in bfloat16, {batch} x {config.context} tokens, gradients by NCCL", *columns)
+    title = f"A step of GPT-2 124M in bfloat16, {batch} x {config.context} tokens, gradients by NCCL"
+    table = job.table(title, *columns)
     middle = f"{ratios[rounds // 4]:.3f} to {ratios[-1 - rounds // 4]:.3f}"
     shown = [statistics.median(times["without"]), statistics.median(times["with"]), statistics.median(ratios)]
     table.row(*map(job.measured, shown), job.measured(middle))  # type: ignore[arg-type]

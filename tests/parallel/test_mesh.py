@@ -64,14 +64,10 @@ def test_a_training_goes_on_under_another_mesh(ranks, first, second, model):
     assert middle.state["steps"] == 3
     for name, array in start.weights.items():
         np.testing.assert_allclose(middle.weights[name], array, rtol=0, atol=1e-10, err_msg=name)
-    expected = continued(first.alone(), start)
+    expected = one_process(first.alone(), (start.weights, start.state)).weights
     assert end.weights.keys() == expected.keys()
     for name, array in expected.items():
         np.testing.assert_allclose(end.weights[name], array, rtol=0, atol=1e-10, err_msg=name)
-
-
-def continued(case, start):
-    return on_mesh(Alone(), case, (start.weights, start.state)).weights
 
 
 def test_state_that_does_not_fit_is_listed_and_changes_nothing():

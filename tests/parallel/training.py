@@ -80,9 +80,13 @@ def batch(case: Case, step: int) -> tuple[np.ndarray, np.ndarray]:
     return ids[:, :-1], targets
 
 
-def one_process(case: Case) -> Outcome:
+def one_process(case: Case, start: Any = None) -> Outcome:
+    """The training in one process; `start`: weights and optimiser state to begin from."""
     model = build(case)
     optimizer = AdamW(decay_groups(model.parameters(), 0.1), 1e-3, eps=EPS[case.dtype])
+    if start is not None:
+        model.load_state_dict(start[0])
+        optimizer.load_state_dict(start[1])
     losses, norms = [], []
     for step in range(case.steps):
         optimizer.zero_grad()
