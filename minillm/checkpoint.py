@@ -26,14 +26,18 @@ class Checkpoint(NamedTuple):
     state: dict[str, Any]
 
 
-def save_checkpoint(
-    path: Path, model: Mapping[str, Array], optimizer: Mapping[str, Array], state: dict[str, Any]
-) -> None:
-    """Write the state dicts of a model and an optimiser to `path`, replacing the file there at once or not at all."""
+def save_checkpoint(path: Path, model: Any, optimizer: Any, state: dict[str, Any]) -> None:
+    """Write a checkpoint to `path`, replacing the one there at once or not at all.
+
+    model, optimizer: each what has a `state_dict`, or such a dict.
+    """
     from safetensors.numpy import save_file
 
-    arrays = {f"model.{name}": to_host(array) for name, array in model.items()}
-    arrays |= {f"optimizer.{name}": to_host(array) for name, array in optimizer.items()}
+    arrays = {
+        f"{part}.{name}": to_host(array)
+        for part, source in (("model", model), ("optimizer", optimizer))
+        for name, array in (source if isinstance(source, Mapping) else source.state_dict()).items()
+    }
     unfinished = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
         save_file(arrays, unfinished, metadata={"minillm": json.dumps(state)})

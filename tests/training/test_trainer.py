@@ -529,7 +529,7 @@ def test_a_damaged_or_missing_checkpoint_is_refused_on_resume(text: Path) -> Non
     last.write_bytes(content[:-4])
     refused(run.folder, "last.safetensors is damaged")
     weights = minillm.nn.Linear(2, 2)
-    save_checkpoint(last, weights.state_dict(), AdamW(weights.parameters()).state_dict(), {"step": 5})
+    save_checkpoint(last, weights, AdamW(weights.parameters()), {"step": 5})
     refused(run.folder, "last.safetensors lacks best_loss, best_step, corpus, random")
 
 
