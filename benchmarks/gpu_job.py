@@ -69,6 +69,16 @@ class Job:
             cupy.cuda.set_allocator(None)
         return cupy
 
+    @functools.cached_property
+    def nccl(self) -> Any:
+        """cupy.cuda.nccl, which CuPy imports when it is asked for; None where the library is missing."""
+        _ = self.cupy
+        from cupy.cuda import nccl
+
+        if not nccl.available:
+            self.note("the NCCL library is missing: pip install nvidia-nccl-cu13 (or -cu12, as CuPy)")
+        return nccl if nccl.available else None
+
     @property
     def torch(self) -> Any:
         """The module, or None where it is not installed."""

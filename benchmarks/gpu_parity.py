@@ -411,10 +411,9 @@ def directional_error(
 
 def nccl(job: Job) -> None:
     """The collectives of a communicator with one rank give back what went in: the calls, their counts and dtypes."""
-    if not hasattr(job.cupy.cuda, "nccl"):
-        job.note("cupy.cuda.nccl is not there: the NCCL library (wheel nvidia-nccl-cu13) is missing")
+    if job.nccl is None:
         return
-    nccl, stream = job.cupy.cuda.nccl, job.cupy.cuda.Stream.null
+    nccl, stream = job.nccl, job.cupy.cuda.Stream.null
     communicator = nccl.NcclCommunicator(1, nccl.get_unique_id(), 0)
     table = job.table(f"NCCL {nccl.get_version()} with one rank", "collective", "dtype", "verdict")
     for dtype, code in (("float32", nccl.NCCL_FLOAT32), ("bfloat16", nccl.NCCL_BFLOAT16)):

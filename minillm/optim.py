@@ -173,6 +173,7 @@ class Optimizer:
             return norm[0]
         squares = np.array([sum(_sum_of_squares(group.counted_gradients()) for group in self.groups)])
         if self.add_over_ranks is not None:
+            squares = like(squares, self.groups[0].grad)
             self.add_over_ranks(squares)
         norm = math.sqrt(squares[0])
         self.clip_factor = min(1.0, max_norm / norm) if norm > 0 else 1.0

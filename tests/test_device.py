@@ -488,6 +488,8 @@ def test_the_stand_in_refuses_what_a_gpu_refuses(cupy):
     for waits in (lambda: float(x[0]), lambda: bool(x[1] > 0), lambda: x[x > 2], lambda: np.flatnonzero(x)):
         waits()
     assert cupy.synchronizations - before == 4
+    x[x > 2] = 0
+    assert cupy.synchronizations - before == 5
 
 
 def test_the_stand_in_has_what_cupy_has(cupy):

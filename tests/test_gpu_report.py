@@ -63,7 +63,7 @@ def tables(report: dict) -> dict[str, dict]:
 @pytest.fixture(scope="module")
 def dry(tmp_path_factory, _compiler):
     out = tmp_path_factory.mktemp("dry") / "gpu"
-    return run(out, "--dry", "--only", "machine", "parity", "agreement", "kernels:bfloat16", "levels", "nccl")
+    return run(out, "--dry", "--only", "machine", "parity", "agreement", "kernels:bfloat16", "levels", "nccl", "ranks")
 
 
 @pytest.fixture(scope="module")
@@ -76,8 +76,9 @@ def test_every_kernel_passes_in_every_dtype(dry):
     status, report, _ = dry
     assert status == 0, [section["problems"] for section in report["sections"]]
     outcomes = {section["section"]: section["outcome"] for section in report["sections"]}
-    checks, others = dict.fromkeys(("parity", "agreement"), "pass"), ("machine", "kernels", "levels", "nccl")
-    assert outcomes == checks | dict.fromkeys(others, "done")
+    checks = dict.fromkeys(("parity", "agreement", "nccl", "ranks"), "pass")
+    others = "machine", "kernels", "levels"
+    assert outcomes == checks | dict.fromkeys(others, "done"), [s["problems"] for s in report["sections"]]
     rows = tables(report)["Kernels against NumPy in float64"]["rows"]
     assert {row[-1] for row in rows} == {"pass"}
     checked = {(row[0], row[1]) for row in rows}
@@ -115,6 +116,29 @@ def test_the_page_says_what_the_json_says(dry, load):
                     assert float(a.replace(",", "")) == pytest.approx(b, rel=6e-3)
                 else:
                     assert a.strip() == ("" if b is None else str(b).replace("|", "\\|"))
+
+
+def test_one_rank_goes_through_every_operation_and_all_of_the_training(dry):
+    found = tables(dry[1])
+    by_dtype = {dtype: set() for dtype in ("float32", "float64", "bfloat16")}
+    for name, dtype, *_ in found["One rank's operations"]["rows"]:
+        by_dtype.get(dtype, set()).add(name.split(",")[0])
+    reductions = {
+        f"{name} {op}" for name in ("all_reduce", "reduce", "reduce_scatter") for op in ("sum", "mean", "max")
+    }
+    others = {"all_gather", "broadcast", "split", "in the order of streams"}
+    assert by_dtype == dict.fromkeys(by_dtype, reductions | others) | {
+        "float64": reductions | others | {"sum_of", "max_of"}
+    }
+    (steps,) = (table for title, table in found.items() if "on a mesh of one rank" in title)
+    every = {
+        (d, zero, recomputed) for d in ("float32", "bfloat16") for zero in range(4) for recomputed in (False, True)
+    }
+    assert {tuple(row[:3]) for row in steps["rows"]} == every
+    (trainer,) = (table for title, table in found.items() if title.startswith("The whole trainer"))
+    assert {row[2] for row in trainer["rows"]} == {"no", "on the rank", "without ranks"}
+    (cost,) = (table for title, table in found.items() if title.endswith("gradients by NCCL"))
+    assert cost["rows"] == [["dry"] * 4]
 
 
 def test_no_time_of_a_dry_run_is_shown(dry):
@@ -212,6 +236,71 @@ def test_a_wrong_backward_fails_the_gradient_checks(tmp_path):
     assert status == 1
     title = "Gradients of the double kernels against differences of their values"
     assert {row[0]: row[-1] for row in tables(report)[title]["rows"]} == {"softmax": "FAIL", "log_softmax": "pass"}
+
+
+BROKEN_RANKS = {
+    "a sum that is twice as large": ("operations", "nccl.NcclCommunicator._reduced = lambda self, x, op: x * 2"),
+    "an operation that does nothing": ("operations", "nccl.NcclCommunicator.allGather = lambda *_: None"),
+    "gradients that are lost": (
+        "steps",
+        "data_parallel.Unit.complete_gradients = lambda unit: unit.grad.fill(0) or unit.grad",
+    ),
+    "moments that are not loaded": ("steps", "mesh._moment_names = lambda optimizer: ['exp_avg']"),
+    "a step that is not published": ("trainer", "zero.ZeRO.publish = lambda self: None"),
+    "gradients that are overwritten": (
+        "trainer",
+        "data_parallel.DataParallel.start_sum = lambda self, unit: unit.grad.fill(1)",
+    ),
+}
+
+
+@pytest.mark.parametrize("fault", BROKEN_RANKS)
+def test_what_is_wrong_with_ranks_fails_the_report(tmp_path, fault):
+    part, change = BROKEN_RANKS[fault]
+    script = planted(
+        tmp_path,
+        f"""
+        import gpu_job
+        sys.path.insert(0, str(gpu_job.STANDIN))
+        from cupy.cuda import nccl
+        from minillm.parallel import data_parallel, mesh, zero
+        {change}
+        """,
+    )
+    status, report, _ = run(tmp_path / "gpu", "--dry", "--only", f"ranks:{part}", script=script)
+    assert status == 1
+    assert report["sections"][0]["outcome"] == "FAIL"
+
+
+def test_without_nccl_the_report_says_what_to_install(tmp_path):
+    script = planted(
+        tmp_path,
+        """
+        import gpu_job
+        sys.path.insert(0, str(gpu_job.STANDIN))
+        from cupy.cuda import nccl
+        nccl.available = False
+        """,
+    )
+    status, report, _ = run(tmp_path / "gpu", "--dry", "--only", "nccl", "ranks:operations", script=script)
+    assert status == 0
+    for section in report["sections"]:
+        assert (section["outcome"], section["tables"]) == ("done", [])
+        assert "pip install nvidia-nccl-cu13" in section["notes"][0]
+
+
+def test_the_trainer_runs_where_little_is_installed(tmp_path):
+    """The GPU machine has no rich, safetensors, threadpoolctl or matplotlib."""
+    script = planted(
+        tmp_path,
+        """
+        for name in ("rich", "tyro", "safetensors", "threadpoolctl", "matplotlib"):
+            sys.modules[name] = None
+        """,
+    )
+    status, report, _ = run(tmp_path / "gpu", "--dry", "--only", "ranks:trainer", "ranks:steps", script=script)
+    assert status == 0, report["sections"]
+    assert "without threadpoolctl and safetensors" in report["sections"][0]["notes"][-1]
 
 
 def test_a_section_that_raises_or_hangs_is_reported_and_the_rest_goes_on(tmp_path):
@@ -444,8 +533,9 @@ def test_nccl_calls_have_the_arguments_of_cupy(load, tmp_path):
 
     codes = {"NCCL_FLOAT32": 7, "NCCL_BFLOAT16": 9, "NCCL_SUM": 0}
     nccl = SimpleNamespace(NcclCommunicator=Communicator, get_unique_id=bytes, get_version=lambda: 22809, **codes)
-    cuda = SimpleNamespace(nccl=nccl, Stream=SimpleNamespace(null=SimpleNamespace(ptr=0)))
+    cuda = SimpleNamespace(Stream=SimpleNamespace(null=SimpleNamespace(ptr=0)))
     job = load("gpu_job").Job(tmp_path / "job.json", 60)
+    job.nccl = nccl
     job.cupy = SimpleNamespace(cuda=cuda, zeros=lambda shape, dtype: np.zeros(shape, dtype).view(Array))
     job.random = lambda shape, dtype: np.random.default_rng(0).standard_normal(shape).astype(dtype).view(Array)
     parity.nccl(job)

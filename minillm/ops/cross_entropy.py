@@ -59,7 +59,7 @@ def cross_entropy_forward(logits, targets, *, ignore_index, label_smoothing, red
     weight = counted.astype(x.dtype)
     if reduction == "mean":
         weight /= max(1, np.count_nonzero(counted))
-    loss[~counted] = 0  # not by the weight alone: an infinite loss times 0 is not a number
+    np.copyto(loss, 0, where=~counted)  # not by the weight alone: an infinite loss times 0 is not a number
     loss *= weight
     result = loss.reshape(targets.shape) if reduction == "none" else loss.sum()
     return result, Saved(logits, t, lse, weight, label_smoothing, overwrite, [])

@@ -237,9 +237,13 @@ def broadcast_bytes(communicator: Communicator, content: bytes = b"") -> bytes:
         return content
     size = communicator.host_array([len(content)])
     communicator.broadcast(size, what="settings").wait()
-    array = like(np.frombuffer(content.ljust(int(size[0]), b"\0"), np.uint8)[: int(size[0])].copy(), size)
+    count = int(size[0])
+    communicator.check()  # on a GPU a rank that fails while the host waits leaves anything there
+    array = like(np.frombuffer(content.ljust(count, b"\0"), np.uint8)[:count].copy(), size)
     communicator.broadcast(array, what="settings").wait()
-    return to_host(array).tobytes()
+    found = to_host(array).tobytes()
+    communicator.check()
+    return found
 
 
 def broadcast_arrays(communicator: Communicator, arrays: Mapping[str, Array]) -> dict[str, Array]:
@@ -252,6 +256,7 @@ def broadcast_arrays(communicator: Communicator, arrays: Mapping[str, Array]) ->
         content = like(array.reshape(-1).view(np.uint8), communicator.host_array([]))
         communicator.broadcast(content, what="state").wait()
         found[name] = to_host(content).view(array.dtype).reshape(shape)
+    communicator.check()
     return found
 
 
@@ -264,6 +269,7 @@ def agree(communicator: Communicator, what: str, value: str, advice: str) -> Non
     everyone = np.empty_like(mine, shape=(communicator.size, mine.size))
     communicator.all_gather(mine, everyone, what="settings").wait()
     found = to_host(everyone)
+    communicator.check()
     differing = [rank for rank, row in zip(communicator.ranks, found, strict=True) if (row != found[0]).any()]
     if differing:
         raise ParallelError(f"rank {', '.join(map(str, differing))}: another {what} than rank 0; {advice}")

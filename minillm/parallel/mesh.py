@@ -290,7 +290,10 @@ class ParallelModel:
             if unit.name not in kept:
                 kept[unit.name] = np.zeros_like(moment, shape=unit.kept_data.shape)
             kept[unit.name][first : first + moment.size] = moment
-        return {path: kept.get(path, np.zeros(unit.kept_data.shape)) for path, unit in self.data.units.items()}
+        for path, unit in self.data.units.items():
+            if path not in kept:  # of a unit of which this rank has padding alone
+                kept[path] = np.zeros_like(unit.kept_data, dtype=np.promote_types(unit.dtype, np.float32))
+        return kept
 
     def _flat_groups(self, optimizer: Optimizer) -> Iterator[tuple[Unit, Part, FlatGroup]]:
         """The optimiser's groups, each with the part of a unit that it moves."""
@@ -347,9 +350,13 @@ class ParallelModel:
         world = self.mesh.world
         size = world.host_array([0])
         world.recv(size, source, what="state").wait()
-        content = np.empty_like(size, shape=int(size[0]), dtype=np.uint8)
+        count = int(size[0])
+        world.check()  # where a rank has failed, that is no size
+        content = np.empty_like(size, shape=count, dtype=np.uint8)
         world.recv(content, source, what="state").wait()
-        return to_host(content)
+        found = to_host(content)
+        world.check()
+        return found
 
 
 def _add(wholes: dict[str, Array], name: str, part: Array, found: Cut | None) -> None:

@@ -96,6 +96,9 @@ def connect(job: Job, local_rank: int | None, trace: Trace | None = None, timeou
         cuda.Device(local_rank).use()
     try:
         from cupy.cuda import nccl
+
+        if not nccl.available:
+            raise ImportError("libnccl.so.2 is not there")
     except ImportError as error:
         raise DeviceError(
             f"connect: several GPUs need NCCL, and CuPy does not find it ({str(error).splitlines()[0]}); "
@@ -119,6 +122,7 @@ class Party:
 
     def __init__(self, job: Job, nccl: Any, cuda: Any, timeout: float):
         self.job, self.nccl, self.cuda, self.timeout = job, nccl, cuda, timeout
+        self.device = None if cuda is None else cuda.Device()  # the current one
         self.lines: list[Line] = []
         self.error: ParallelError | None = None  # of an operation that took too long
         self.lock = threading.Lock()  # held in calls of NCCL, for none may use a communicator that is being aborted
@@ -174,6 +178,8 @@ class Party:
 
     def _watch(self) -> None:
         """End everything when an operation takes longer than the timeout."""
+        if self.device is not None:
+            self.device.use()  # a new thread begins on GPU 0, and would take memory there
         while not self.closed.wait(min(1.0, self.timeout / 4)):
             late = [work for line in list(self.lines) for work in line.works if work.is_late(self.timeout)]
             if late and self.error is None:

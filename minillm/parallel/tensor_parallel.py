@@ -155,7 +155,7 @@ def copy_to_ranks(x: Tensor, communicator: Communicator) -> Tensor:
 def reduce_forward(x, inside, *, communicator, overwrite):
     y = x if overwrite and x.flags.c_contiguous else x.copy(order="C")
     if inside is not None:
-        y[~inside] = 0
+        np.copyto(y, 0, where=~inside[..., None])  # y[~inside] = 0 would have a GPU's host wait to count them
     communicator.all_reduce(y, what="activations").wait()
     return y, inside
 
@@ -164,7 +164,7 @@ def reduce_backward(dout, inside):
     if inside is None:
         return dout, None
     dx = dout.copy()
-    dx[~inside] = 0
+    np.copyto(dx, 0, where=~inside[..., None])
     return dx, None
 
 
@@ -272,7 +272,7 @@ def _loss(logits, targets, largest, total, *, first, communicator, ignore_index,
     communicator.all_reduce(sums, what="loss").wait()
     log_sum = np.log(sums[0])
     loss, weight = log_sum - sums[1], counted.astype(sums.dtype)
-    loss[~counted] = 0  # not by the weight alone: an infinite loss times 0 is not a number
+    np.copyto(loss, 0, where=~counted)  # not by the weight alone: an infinite loss times 0 is not a number
     if reduction == "mean":
         weight /= np.maximum(weight.sum(), 1)
     loss *= weight

@@ -117,7 +117,8 @@ def train(config: TrainConfig, resume: Path | None = None, communicator: Communi
                 optimizer.zero_grad()
                 loss = accumulate_gradients(model, ids, targets, config.micro_batches)
             grad_norm = optimizer.clip_grad_norm(config.clip)
-            loss, grad_norm = float(loss), float(grad_norm)  # here, and nowhere else in a step, a GPU is waited for
+            loss, grad_norm = float(loss), float(grad_norm)  # here, and nowhere else in a step, a GPU is waited for,
+            stopping = stop.requested_of_any(world)  # and the other ranks
             check_finite(config, state.step + 1, {"loss": loss, "norm of the gradient": grad_norm})
             optimizer.step()
             if parallel:
@@ -125,7 +126,7 @@ def train(config: TrainConfig, resume: Path | None = None, communicator: Communi
             seconds = time.perf_counter() - started
             state = state._replace(step=state.step + 1, tokens=state.tokens + ids.size, seconds=state.seconds + seconds)
 
-            last = state.step == config.steps or stop.requested_of_any(world)
+            last = state.step == config.steps or stopping
             val_loss = None
             if last or state.step % config.eval_every == 0:
                 val_loss = evaluate(parallel or model, validation, config.eval_batches)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+import minillm
 from minillm.errors import CheckpointError, InputError
+from minillm.models.gpt2 import GPT2, GPT2Config
 from minillm.optim import SGD, AdamW
 from minillm.parallel.communicator import Alone
 from minillm.parallel.mesh import Mesh, ParallelModel
@@ -110,3 +112,28 @@ def test_another_optimiser(ranks):
         assert found.keys() == wanted.keys()
         for name, array in wanted.items():
             np.testing.assert_allclose(found[name], array, rtol=0, atol=1e-10, err_msg=name)
+
+
+def trained_in_part(communicator):
+    minillm.manual_seed(1)
+    model = GPT2(GPT2Config(61, context=16, layers=1, heads=1, channels=16))
+    for parameter in model.parameters():
+        parameter.requires_grad = parameter.name in ("h.0.ln_1.bias", "wpe.weight")
+    parallel = ParallelModel(model, Mesh(communicator), zero=1)
+    optimizer = AdamW(parallel.groups, 1e-2)
+    parallel.attach(optimizer)
+    parallel.accumulate_gradients(*batch(Case(), 0))
+    optimizer.step()
+    parallel.publish()
+    state = parallel.optimizer_state_dict(optimizer)
+    return state and {name: array.copy() for name, array in state.items()}
+
+
+def test_a_rank_that_keeps_nothing_but_padding(ranks):
+    """Of a block with 16 numbers to train two ranks keep 16 each, the second none of them."""
+    (alone,) = ranks(1).run(trained_in_part)
+    found, nothing = ranks(2).run(trained_in_part)
+    assert nothing is None
+    assert found["exp_avg.h.0.ln_1.bias"].any()
+    for name, array in alone.items():
+        np.testing.assert_allclose(found[name], array, rtol=1e-5, atol=1e-9)

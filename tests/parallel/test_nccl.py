@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import shutil
 import signal
 import socket
 import sys
@@ -15,9 +16,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from minillm import device
+import minillm
+from minillm import device, kernels
 from minillm.errors import DeviceError, DtypeError, InputError, ParallelError, ShapeError
+from minillm.models.gpt2 import GPT2, GPT2Config
+from minillm.optim import AdamW
 from minillm.parallel.communicator import Communicator, Trace, bounds, bytes_sent
+from minillm.parallel.mesh import Mesh, ParallelModel
 from minillm.parallel.nccl import connect
 from minillm.parallel.rendezvous import Place, join
 from tests.parallel.nccl_ranks import over_nccl
@@ -449,6 +454,14 @@ def test_without_nccl_the_error_says_what_to_install(monkeypatch: pytest.MonkeyP
         connect(None, None)  # type: ignore[arg-type]
 
 
+def test_a_cupy_without_the_library_is_told_apart(gpu: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """CuPy warns, and gives a module with nothing in it."""
+    nccl = importlib.import_module("cupy.cuda.nccl")
+    monkeypatch.setattr(nccl, "available", False)
+    with pytest.raises(DeviceError, match=r"libnccl.so.2 is not there\); pip install nvidia-nccl-cu13"):
+        connect(LoneJob(), 0)
+
+
 # ---- groups of calls, in the stand-in alone -------------------------------------------------------------------------
 
 
@@ -501,6 +514,12 @@ class LoneJob:
         self.callback = callback
 
 
+def forget_gpu() -> None:
+    """What was learnt of one CuPy does not hold for another."""
+    for known in (device._check_cuda, kernels.get_kernel, kernels._gpu_module):
+        known.cache_clear()
+
+
 @pytest.fixture
 def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """The stand-in for CuPy, whose NCCL knows one rank of two, where the other always brings the same."""
@@ -509,9 +528,9 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "standin"))
     cupy = importlib.import_module("cupy")
-    device._check_cuda.cache_clear()
+    forget_gpu()
     yield cupy
-    device._check_cuda.cache_clear()
+    forget_gpu()
     for name in [name for name in sys.modules if name.partition(".")[0] == "cupy"]:
         del sys.modules[name]
 
@@ -571,6 +590,51 @@ def test_what_comes_of_an_aborted_operation_is_not_used(gpu: Any, call: str) -> 
     communicator.line.stream.enqueue(lambda: setattr(job, "failed", True))  # while the host waits for numbers
     with pytest.raises(ParallelError, match="rank 1 failed"):
         getattr(communicator, call)(*[0] * (call != "barrier"))
+
+
+DIVISIONS: dict[str, dict[str, Any]] = {
+    "dp2 float32": {},
+    "zero1 bfloat16": dict(zero=1),
+    "zero2 float32": dict(zero=2),
+    "zero3 recompute bfloat16": dict(zero=3, layers=(0, 2)),
+    "tp2 float32": dict(tp=2),
+    "tp2 zero1 recompute bfloat16": dict(tp=2, zero=1, layers=(1,)),
+    "pp2 float32": dict(pp=2),
+    "pp2 gpipe zero1 bfloat16": dict(pp=2, schedule="gpipe", zero=1),
+}
+
+
+@pytest.mark.parametrize("division", DIVISIONS)
+def test_on_a_gpu_the_host_waits_for_nothing_in_a_step(gpu: Any, division: str) -> None:
+    """Nor does a NumPy array meet one of the GPU. One rank of two; what the other would send is made up."""
+    if shutil.which("g++") is None:
+        pytest.skip("g++ is not installed, and compiles the kernels")
+    settings = dict(DIVISIONS[division])
+    communicator = connect(LoneJob(), 0)
+    mesh = Mesh(communicator, tp=settings.pop("tp", 1), pp=settings.pop("pp", 1))
+    minillm.manual_seed(1)
+    model = GPT2(GPT2Config(33, context=8, layers=3, heads=2, channels=32, dropout=0.1))
+    model.to("cuda", division.split()[-1])
+    parallel = ParallelModel(model, mesh, **settings)
+    optimizer = AdamW(parallel.groups, 1e-3)
+    parallel.attach(optimizer)
+    ids = gpu.asarray(np.random.default_rng(1).integers(0, 33, (4, 8)))
+
+    def step() -> tuple[Any, Any]:
+        loss = parallel.accumulate_gradients(ids, ids, micro_batches=2)
+        norm = optimizer.clip_grad_norm(1.0)
+        optimizer.step()
+        parallel.publish()
+        return loss, norm
+
+    step()  # a pipeline asks once how many random numbers each stage takes
+    waits = gpu.synchronizations
+    loss, norm = step()
+    assert gpu.synchronizations == waits
+    assert np.isfinite([float(loss), float(norm)]).all()
+    with kernels.use_kernels("off"):
+        assert np.isfinite(step()[1])
+    communicator.close()
 
 
 # ---- ranks that fail ------------------------------------------------------------------------------------------------

@@ -8,7 +8,8 @@ and its cuBLAS is NumPy. What it shares with CuPy 14, read from CuPy's source:
 - There are only the functions, methods and arguments that are listed here; tests/test_device.py compares the list
   with the signatures of the real CuPy where that is installed. NumPy's functions come here by NumPy's protocols.
 - Results without dimensions are arrays, not numbers.
-- `get`, `item`, `float()`, `if`, and an index of booleans wait for the GPU: `synchronizations` counts them.
+- `get`, `item`, `float()`, `if`, and an index of booleans, assigned to or not, wait for the GPU: `synchronizations`
+  counts them.
 - A copy on another stream happens when an event or a synchronisation asks for it, and not before: a wait that is
   missing leaves NaN, and host memory that is written to again too early arrives as what it was written to.
 - `matmul` of bfloat16 with three or more dimensions raises, as CuPy's does not work there.
@@ -217,6 +218,8 @@ class ndarray:
         return _result(self._host[key])
 
     def __setitem__(self, key, value):
+        if isinstance(key, ndarray) and key.dtype == bool:
+            _wait()  # CuPy counts them, to see whether the values fit
         self._host[_unwrap(key)] = _unwrap(value)
 
     # rearranging
@@ -480,6 +483,4 @@ def show_config():
     print("a stand-in for CuPy on", sys.platform)
 
 
-from cupy import cuda, nccl  # noqa: E402  (cupy.cuda uses what is above)
-
-cuda.nccl = nccl
+from cupy import cuda  # noqa: E402  (cupy.cuda uses what is above)

@@ -1,6 +1,7 @@
 """NCCL of the stand-in: one rank of `ndev`, of which each brings what this one does. With one rank, that is NCCL.
 
-An operation waits on its stream, reads and writes the device's memory alone, and has cupy.cuda.nccl's parameters.
+As in CuPy, this is imported when it is asked for, and `available` says whether the library is there. An operation waits
+on its stream, reads and writes the device's memory alone, and has cupy.cuda.nccl's parameters.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import numpy as np
 
 import cupy
 
+available = True
 NAMES = "int8 uint8 int32 uint32 int64 uint64 float16 float32 float64 bfloat16".split()
 NCCL_SUM, NCCL_PROD, NCCL_MAX, NCCL_MIN, NCCL_AVG = range(5)
 globals().update({f"NCCL_{name.upper()}": code for code, name in enumerate(NAMES)})
