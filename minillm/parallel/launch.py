@@ -27,7 +27,7 @@ from typing import Any, NamedTuple
 from minillm.errors import InputError, MinillmError, ParallelError
 from minillm.parallel.communicator import Alone, Communicator
 from minillm.parallel.rendezvous import GRACE, OTHER_FAILED, TIMEOUT, Job, Place, describe, join
-from minillm.parallel.shared_memory import SharedMemoryCommunicator, attach_segment, create_segment
+from minillm.parallel.shared_memory import SharedMemoryCommunicator, attach_to, create_segment
 
 TOLD = GRACE + 1.0  # seconds that ranks have to end by themselves when one has failed
 TERMINATED = 1.5  # seconds that they have after SIGTERM, before SIGKILL
@@ -72,13 +72,7 @@ def _communicator(job: Job, device: str) -> Communicator:
     try:
         name = job.share(memory.name.encode() if memory else b"").decode()
         if memory is None:
-            try:
-                memory = attach_segment(name)
-            except OSError as error:
-                raise ParallelError(
-                    f"connect: rank {job.rank} cannot open the memory of rank 0 ({error}); start all ranks by one "
-                    "user, in one container"
-                ) from None
+            memory = attach_to(job.rank, 0, name, job)
         job.agree("memory", name)  # all have it
     finally:
         if job.rank == 0 and memory is not None:

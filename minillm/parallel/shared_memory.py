@@ -42,6 +42,7 @@ SLOT = 1 << 20  # bytes of a slot
 BOX = 1 << 18  # bytes of a box
 LINE = 8  # counters are this many numbers apart: a cache line each, as several ranks watch them
 CALLS = ("barrier", "all_reduce", "reduce_scatter", "all_gather", "broadcast", "reduce")
+NEWS = 2.0  # seconds in which a rank hears that another has failed
 TIMEOUT = 300.0  # seconds that an operation waits for other ranks
 
 
@@ -360,7 +361,8 @@ class SharedMemoryCommunicator(Communicator):
                 self.barrier()
                 return AloneInJob(ranks[0], self)
             if memory is None:
-                memory = attach_segment(names[members[0]].tobytes().rstrip(b"\0").decode())
+                name_of_first = names[members[0]].tobytes().rstrip(b"\0").decode()
+                memory = attach_to(self.ranks[self.rank], ranks[0], name_of_first, self.watch)
             self.barrier()
         finally:
             if memory is not None and members[0] == self.rank:
@@ -479,6 +481,24 @@ def attach_segment(name: str) -> Any:
         return shared_memory.SharedMemory(name)
     finally:
         resource_tracker.register = register
+
+
+def attach_to(rank: int, owner: int, name: str, watch: Watch) -> Any:
+    """attach_segment, by `rank`, for the segment that rank `owner` has just made.
+
+    Raises: ParallelError where it cannot be opened: what the job says, if that rank has failed meanwhile.
+    """
+    try:
+        return attach_segment(name)
+    except OSError as error:
+        deadline = time.monotonic() + NEWS
+        while time.monotonic() < deadline:  # its memory ended with it, before the others could be told
+            watch.check()
+            time.sleep(0.02)
+        raise ParallelError(
+            f"connect: rank {rank} cannot open the memory of rank {owner} ({error}); start all ranks by one user, in "
+            "one container"
+        ) from None
 
 
 def _reduced(parts: Array, op: str) -> Array:

@@ -18,8 +18,8 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 
-from minillm.errors import MinillmError
-from minillm.parallel import rendezvous
+from minillm.errors import MinillmError, ParallelError
+from minillm.parallel import rendezvous, shared_memory
 from minillm.parallel.launch import run_rank
 
 FORK = multiprocessing.get_context("forkserver")  # a process that has imported everything, and forks the ranks
@@ -335,3 +335,21 @@ def test_killed_50_times_at_random_moments(tmp_path):
                 statuses.append(one.status)
     assert set(statuses) == {2, rendezvous.OTHER_FAILED}, seed  # some were told while they met, some in a step
     assert shared_memory_names() <= before
+
+
+class ToldLater:
+    """A job in which it takes a moment until a rank is known to have failed."""
+
+    def __init__(self):
+        self.asked = 0
+
+    def check(self):
+        self.asked += 1
+        if self.asked == 3:
+            raise ParallelError("rank 0 failed: it ended without a word")
+
+
+def test_memory_that_ended_with_its_owner_is_laid_to_that():
+    """A rank is killed between telling the name of its memory and the others' opening it."""
+    with pytest.raises(ParallelError, match="rank 0 failed"):
+        shared_memory.attach_to(1, 0, "/proc/1/fd/no-such", ToldLater())
