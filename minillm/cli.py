@@ -1,5 +1,5 @@
 """The command line: `minillm train`, `sample`, `chat`, `tokenizer`, `profile`, `gradcheck`, `kernels`, `convert`,
-`diff`, `describe`, `parallel-report`.
+`diff`, `describe`, `pipeline-picture`, `parallel-report`.
 
 Options come from dataclasses (tyro reads their fields and the texts below them). An error that minillm raises on
 purpose is printed as its one sentence, with exit status 2; any other is a defect and shows its traceback.
