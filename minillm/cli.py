@@ -32,11 +32,13 @@ class Train(TrainConfig):
     """Train a small GPT on a text."""
 
     resume: Path | None = None
-    """Run directory to continue; of the other options only device, steps, intervals and samples may change then."""
+    """Run directory to continue; of the other options only device, steps, intervals, samples and ranks may change."""
     nproc: int = 1
     """Ranks to start on this machine; other launchers set WORLD_SIZE, and this stays 1."""
     timeout: float | None = None
     """Seconds that ranks wait for each other before they say which is missing; 300 by default."""
+    trace: Path | None = None
+    """Folder for a record of every message between ranks, messages-RANK.jsonl: who sent what to whom, and when."""
 
 
 @dataclass(frozen=True)
@@ -134,7 +136,18 @@ class Kernels:
 
 
 CHANGEABLE_ON_RESUME = {"device", "steps", "eval_every", "eval_batches", "sample_every", "sample_tokens", "resume"}
-CHANGEABLE_ON_RESUME |= {"nproc", "timeout", "dp", "tp", "pp", "zero", "pipeline", "recompute", "micro_batches"}
+CHANGEABLE_ON_RESUME |= {
+    "nproc",
+    "timeout",
+    "trace",
+    "dp",
+    "tp",
+    "pp",
+    "zero",
+    "pipeline",
+    "recompute",
+    "micro_batches",
+}
 
 
 @dataclass(frozen=True)
@@ -275,6 +288,7 @@ def option(arguments: list[str], name: str) -> str | None:
 def train(arguments: list[str]) -> None:
     """Train, or go on with a run: in this process, as one of several ranks, or by starting them."""
     from minillm.parallel import launch, rendezvous
+    from minillm.parallel.communicator import Trace
     from minillm.training.run import Run
     from minillm.training.trainer import train as run_training
 
@@ -303,7 +317,14 @@ def train(arguments: list[str]) -> None:
     if given.nproc not in (1, size):
         raise InputError(f"train: --nproc is {given.nproc}, but a launcher has started {size} ranks; leave --nproc out")
     if size > 1:
-        launch.run_rank(lambda here: run_training(config, given.resume, communicator=here), given.device)
+
+        def rank(here: Any) -> None:
+            if given.trace:
+                given.trace.mkdir(parents=True, exist_ok=True)
+                here.trace = Trace(given.trace / f"messages-{here.rank}.jsonl")
+            run_training(config, given.resume, communicator=here)
+
+        launch.run_rank(rank, given.device)
     else:
         run_training(config, given.resume)
 

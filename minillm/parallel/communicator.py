@@ -25,6 +25,7 @@ import math
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -58,16 +59,28 @@ class Message(NamedTuple):
 
 
 class Trace:
-    """A record of the messages that this rank received, in the order they came."""
+    """A record of the messages that this rank received, in the order they came: kept, or written to a file.
 
-    def __init__(self) -> None:
+    path: of a file that gets each message at once, a JSON object a line; `messages` stays empty then.
+    """
+
+    def __init__(self, path: Path | None = None) -> None:
         self.messages: list[Message] = []
+        self.file = open(path, "w", buffering=1) if path else None  # noqa: SIM115 - it is open as long as the ranks talk
         self.start = time.perf_counter()
 
     def add(self, operation: str, what: str, source: int, target: int, count: int) -> None:
         """Add a message of `count` bytes, now."""
-        if count:
-            self.messages.append(Message(time.perf_counter() - self.start, operation, what, source, target, count))
+        message = Message(time.perf_counter() - self.start, operation, what, source, target, count)
+        if count and self.file:
+            self.file.write(json.dumps(message._asdict()) + "\n")  # a whole line at once: threads take turns
+        elif count:
+            self.messages.append(message)
+
+    @classmethod
+    def read(cls, path: Path) -> list[Message]:
+        """The messages in a file."""
+        return [Message(**json.loads(line)) for line in path.read_text().splitlines()]
 
 
 def bytes_sent(messages: Iterable[Message]) -> Counter[tuple[int, str]]:

@@ -16,6 +16,9 @@ import pytest
 from minillm.checkpoint import load_checkpoint
 from minillm.data import read_text
 from minillm.errors import InputError, ParallelError
+from minillm.models.gpt2 import GPT2
+from minillm.parallel.communicator import Alone, Trace, bytes_sent
+from minillm.parallel.data_parallel import DataParallel
 from minillm.training import trainer
 from minillm.training.config import TrainConfig, preset
 from minillm.training.run import Run
@@ -144,6 +147,23 @@ def test_ctrl_c_ends_all_ranks_after_the_same_step(text, tmp_path):
     assert "--resume" in printed
     run = Run.open(out)
     assert load_checkpoint(run.checkpoint("last")).state["step"] == run.metrics()[-1]["step"]
+
+
+def test_a_trace_has_every_message(text, tmp_path):
+    """Files of two ranks: what each received is what the formula has the other send."""
+    out = tmp_path / "run"
+    command = [sys.executable, "-m", "minillm", "train", "--preset", "nano", "--data", str(text), "--out", str(out)]
+    command += ["--steps", "3", "--sample-every", "0", "--eval-every", "3", "--nproc", "2"]
+    subprocess.run([*command, "--trace", str(tmp_path / "trace")], check=True, capture_output=True)
+    found = [Trace.read(tmp_path / "trace" / f"messages-{rank}.jsonl") for rank in range(2)]
+    for rank, messages in enumerate(found):
+        assert {(message.source, message.target) for message in messages} == {(1 - rank, rank)}
+        assert [message.seconds for message in messages] == sorted(message.seconds for message in messages)
+    sent = bytes_sent([message for messages in found for message in messages])
+    model = GPT2(dataclasses.replace(preset("nano").model, vocab_size=Run.open(out).tokenizer.vocab_size))
+    units = DataParallel(model, Alone(), [{"params": model.parameters()}]).units.values()
+    expected = 3 * sum(4 * unit.size for unit in units)  # two ranks: 2 (n - 1) / n is 1
+    assert sent[0, "gradients"] == sent[1, "gradients"] == expected
 
 
 def test_zero_without_other_ranks_is_refused(text, tmp_path):
