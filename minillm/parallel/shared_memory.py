@@ -100,6 +100,7 @@ class Lane(threading.Thread):
         self.count = threading.Semaphore(0)  # of the works that came, and one more at the end
         self.running = threading.Lock()
         self.error: BaseException | None = None  # what ended an operation ends all that follow
+        self.stopped = False
         self.start()
 
     def add(self, run: Callable[[], None]) -> Work:
@@ -138,8 +139,6 @@ class Lane(threading.Thread):
             self.count.acquire()
             with self.running:
                 ended = not self._run_one() and self.stopped
-
-    stopped = False
 
     def stop(self) -> None:
         """End the thread, when what it runs has ended."""
@@ -285,12 +284,14 @@ class SharedMemoryCommunicator(Communicator):
             start = (place.start or 0) * values.itemsize
             self._slots[me, start : start + values.nbytes].view(values.dtype).reshape(values.shape)[...] = values
         self._calls[me, :4] = call.code()
+        fence()
         self._posted[me] = number
         self._wait_for(call, self._posted, number)
         if (self._calls[:, :4] != self._calls[me, :4]).any():
             calls = {rank: _told(self._calls[i].tolist()) for i, rank in enumerate(self.ranks)}
             raise differing(call.name, calls)
         yield
+        fence()
         self._done[me] = self._exchanges = number
 
     def _wait_for(self, call: Call, counters: Array, number: int) -> None:
@@ -316,6 +317,7 @@ class SharedMemoryCommunicator(Communicator):
                 self._wait("send", room, lambda: [self.ranks[target]])
                 box[: piece.size] = piece
                 self._announced[me, target] = flat.size
+                fence()
                 self._written[me, target] += 1
 
         return self._start(("to", target), run)
@@ -337,6 +339,7 @@ class SharedMemoryCommunicator(Communicator):
                         f"{flat.size}; every rank must run the same step"
                     )
                 piece[...] = box[: piece.size]
+                fence()
                 self._read[source, me] += 1
             self._record(Call("send", what), flat.size, source)
 
@@ -398,7 +401,12 @@ class SharedMemoryCommunicator(Communicator):
                 self.trace.add(call.name, call.what, self.ranks[other], self.ranks[self.rank], count)
 
     def _wait(self, name: str, ready: Callable[[], Any], missing: Callable[[], list[int]]) -> None:
-        """Return when `ready()`; first with the processor at hand, then in naps, which leave it to the others."""
+        """Return when `ready()`; what the others wrote before is there then."""
+        self._poll(name, ready, missing)
+        fence()
+
+    def _poll(self, name: str, ready: Callable[[], Any], missing: Callable[[], list[int]]) -> None:
+        """Ask again and again: first with the processor at hand, then in naps, which leave it to the others."""
         for _ in range(50):
             if ready():
                 return
@@ -417,6 +425,18 @@ class SharedMemoryCommunicator(Communicator):
                         f"{', '.join(map(str, late))}; ranks {', '.join(map(str, here))} have arrived; see what the "
                         "others were doing, or give them longer with --timeout"
                     )
+
+
+def fence() -> None:
+    """What this thread reads and writes before it happens before what it does after it, as other ranks see it.
+
+    x86 keeps that order by itself; ARM does not. A lock that is taken keeps what follows from moving before it, and
+    one that is given back what precedes from moving behind it: one of each, and one more, leave no way past.
+    """
+    lock = threading.Lock()
+    for _ in range(2):
+        lock.acquire()
+        lock.release()
 
 
 class AloneInJob(Alone):
