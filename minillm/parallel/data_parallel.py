@@ -169,8 +169,8 @@ class DataParallel:
         parallel.publish()                      # after it
 
     groups: as an optimiser takes them; frozen parameters stay out of both. Set `synchronise` to False for all
-    micro-batches but the last. The optimiser's groups are rows, so its state has the names of units: see
-    checkpoints.py for that by parameter.
+    micro-batches but the last. The optimiser's groups are rows, so its state has the names of units: see mesh.py
+    for that by parameter.
     Raises: DtypeError for a unit of several dtypes.
     """
 
