@@ -58,6 +58,8 @@ SHARED = {
     "minillm.ops.dropout",
     "minillm.ops.launch",
     "minillm.ops.reduce",
+    "minillm.ops.shape",
+    "minillm.ops.softmax",
     "minillm.checkpoint",
     "minillm.describe",
     "minillm.generate",
