@@ -6,13 +6,37 @@ need the engine, so they meet here and nowhere else.
 
 from __future__ import annotations
 
-import numpy as np
+from collections.abc import Callable
+from typing import Any
 
 from minillm.autograd import Op, Tensor
+from minillm.hints import missing_function
 from minillm.ops import arithmetic as _arithmetic
+from minillm.ops import compare as _c
+from minillm.ops import inplace as _i
 from minillm.ops import shape as _shape
 from minillm.ops.arithmetic import add, clip, div, exp, log, mul, neg, pow, relu, sigmoid, sqrt, sub, tanh, where
 from minillm.ops.attention import ATTENTION, attention
+from minillm.ops.compare import (
+    all,
+    allclose,
+    any,
+    eq,
+    equal,
+    ge,
+    gt,
+    isclose,
+    isfinite,
+    isinf,
+    isnan,
+    le,
+    logical_and,
+    logical_not,
+    logical_or,
+    logical_xor,
+    lt,
+    ne,
+)
 from minillm.ops.cross_entropy import CROSS_ENTROPY, cross_entropy
 from minillm.ops.dropout import DROPOUT, dropout
 from minillm.ops.embedding import EMBEDDING, embedding
@@ -20,7 +44,9 @@ from minillm.ops.gelu import GELU, gelu
 from minillm.ops.layernorm import ADD_LAYERNORM, LAYERNORM, add_layer_norm, layer_norm
 from minillm.ops.linear import LINEAR, linear
 from minillm.ops.matmul import MATMUL, matmul
-from minillm.ops.reduce import MAX, MEAN, SUM, max, mean, sum
+from minillm.ops.numpy_protocol import array_function, array_ufunc
+from minillm.ops.reduce import MAX, MEAN, SUM, choose_axis, max, mean, sum
+from minillm.ops.remainder import REMAINDER, floor_divide, remainder
 from minillm.ops.rmsnorm import RMSNORM, rms_norm
 from minillm.ops.rope import ROPE, half_to_interleaved, interleaved_to_half, rope, rope_table
 from minillm.ops.shape import broadcast_to, concat, getitem, permute, reshape, split, stack, take, to, transpose
@@ -31,7 +57,7 @@ _a, _s = _arithmetic, _shape
 # Every operation that computes; `to`, which only moves, has nothing that differences could check.
 OPS: tuple[Op, ...] = (
     *(_a.ADD, _a.SUB, _a.MUL, _a.DIV, _a.POW, _a.NEG, _a.EXP, _a.LOG, _a.SQRT, _a.TANH, _a.SIGMOID, _a.RELU),
-    *(_a.WHERE, _a.CLIP, SUM, MEAN, MAX, MATMUL),
+    *(_a.WHERE, _a.CLIP, REMAINDER, SUM, MEAN, MAX, MATMUL),
     *(_s.RESHAPE, _s.TRANSPOSE, _s.GETITEM, _s.TAKE, _s.CONCAT, _s.STACK, _s.SPLIT, _s.BROADCAST),
     *(GELU, SILU, SWIGLU, ROPE, LINEAR, EMBEDDING, SOFTMAX, LOG_SOFTMAX, LAYERNORM, ADD_LAYERNORM, RMSNORM),
     *(DROPOUT, ATTENTION, CROSS_ENTROPY),
@@ -41,6 +67,9 @@ __all__ = [
     "OPS",
     "add",
     "add_layer_norm",
+    "all",
+    "allclose",
+    "any",
     "attention",
     "broadcast_to",
     "clip",
@@ -49,23 +78,40 @@ __all__ = [
     "div",
     "dropout",
     "embedding",
+    "eq",
+    "equal",
     "exp",
+    "floor_divide",
+    "ge",
     "gelu",
     "getitem",
+    "gt",
     "half_to_interleaved",
     "interleaved_to_half",
+    "isclose",
+    "isfinite",
+    "isinf",
+    "isnan",
     "layer_norm",
+    "le",
     "linear",
     "log",
     "log_softmax",
+    "logical_and",
+    "logical_not",
+    "logical_or",
+    "logical_xor",
+    "lt",
     "matmul",
     "max",
     "mean",
     "mul",
+    "ne",
     "neg",
     "permute",
     "pow",
     "relu",
+    "remainder",
     "reshape",
     "rms_norm",
     "rope",
@@ -87,41 +133,24 @@ __all__ = [
 ]
 
 
-def _reflected_sub(y, x):
-    return _a.SUB(*_a.operands(x, y))
+def size(x: Tensor, dim: int | None = None) -> Any:
+    """The shape as a tuple, or the size of one axis."""
+    return x.shape if dim is None else x.shape[choose_axis("size", dim, None, x.ndim)]
 
 
-def _reflected_div(y, x):
-    return _a.DIV(*_a.operands(x, y))
-
-
-def _reflected_pow(y, x):
-    return _a.POW(*_a.operands(x, y))
-
-
-def _reflected_matmul(b, a):
-    a, b = _a.operands(a, b)
-    return MATMUL(Tensor(a), b)
-
-
-def _compare(function):
-    def compare(x, y):
-        x, y = _a.operands(x, y)
-        return Tensor(function(x.data, y.data if isinstance(y, Tensor) else y))
-
-    return compare
+def _reflected(function: Callable) -> Callable:
+    """The method that Python calls for `y - x` where y is no Tensor."""
+    return lambda x, y: function(y, x)
 
 
 Tensor.__add__ = Tensor.__radd__ = add
-Tensor.__sub__, Tensor.__rsub__ = sub, _reflected_sub
+Tensor.__sub__, Tensor.__rsub__ = sub, _reflected(sub)
 Tensor.__mul__ = Tensor.__rmul__ = mul
-Tensor.__truediv__, Tensor.__rtruediv__ = div, _reflected_div
-Tensor.__pow__, Tensor.__rpow__ = pow, _reflected_pow
-Tensor.__matmul__, Tensor.__rmatmul__ = matmul, _reflected_matmul
+Tensor.__truediv__, Tensor.__rtruediv__ = div, _reflected(div)
+Tensor.__pow__, Tensor.__rpow__ = pow, _reflected(pow)
+Tensor.__matmul__, Tensor.__rmatmul__ = matmul, _reflected(matmul)
 Tensor.__neg__ = neg
 Tensor.__getitem__ = getitem
-Tensor.__gt__, Tensor.__ge__ = _compare(np.greater), _compare(np.greater_equal)
-Tensor.__lt__, Tensor.__le__ = _compare(np.less), _compare(np.less_equal)
 Tensor.exp, Tensor.log, Tensor.sqrt = exp, log, sqrt
 Tensor.tanh, Tensor.sigmoid, Tensor.relu = tanh, sigmoid, relu
 Tensor.pow, Tensor.clip = pow, clip
@@ -130,3 +159,46 @@ Tensor.matmul = matmul
 Tensor.reshape, Tensor.transpose, Tensor.permute = reshape, transpose, permute
 Tensor.split, Tensor.take, Tensor.broadcast_to, Tensor.to = split, take, broadcast_to, to
 Tensor.softmax, Tensor.log_softmax = softmax, log_softmax
+Tensor.add, Tensor.sub, Tensor.mul, Tensor.div, Tensor.neg = _i.scaled(add), _i.scaled(sub), mul, div, neg
+Tensor.__floordiv__, Tensor.__rfloordiv__ = floor_divide, _reflected(floor_divide)
+Tensor.__mod__, Tensor.__rmod__ = remainder, _reflected(remainder)
+Tensor.floor_divide, Tensor.remainder = floor_divide, remainder
+Tensor.__pos__ = lambda x: x
+Tensor.__abs__ = lambda x: x.abs()
+Tensor.T = property(lambda x: x.permute(tuple(range(x.ndim))[::-1]))
+Tensor.mT = property(lambda x: x.transpose(-1, -2))
+Tensor.size = size
+# comparisons and logic
+Tensor.__eq__, Tensor.__ne__ = _c.operator(eq), _c.operator(ne)  # type: ignore[method-assign]
+Tensor.__gt__, Tensor.__ge__, Tensor.__lt__, Tensor.__le__ = map(_c.operator, (gt, ge, lt, le))
+Tensor.__contains__ = _c.contains
+Tensor.__and__ = Tensor.__rand__ = _c.and_
+Tensor.__or__ = Tensor.__ror__ = _c.or_
+Tensor.__xor__ = Tensor.__rxor__ = _c.xor
+Tensor.__invert__ = _c.invert
+for _function in (
+    *(eq, ne, gt, ge, lt, le, isclose, allclose, equal, isnan, isinf, isfinite, any, all),
+    *(logical_and, logical_or, logical_xor, logical_not),
+):
+    setattr(Tensor, _function.__name__, _function)
+# in place: `x += y` and `x.add_(y)` write over x, where nothing is recorded
+for _symbol, _name in {
+    **{"+": "add", "-": "sub", "*": "mul", "/": "truediv", "//": "floordiv", "%": "mod", "**": "pow", "@": "matmul"},
+    **{"&": "and", "|": "or", "^": "xor"},
+}.items():
+    setattr(Tensor, f"__i{_name}__", _i.operator_in_place(_symbol, getattr(Tensor, f"__{_name}__")))
+for _name in (
+    "add sub mul div pow neg exp log sqrt tanh sigmoid relu clip clamp abs sign square rsqrt masked_fill tril triu "
+    "floor_divide remainder eq ne gt ge lt le logical_and logical_or logical_xor logical_not"
+).split():
+    if hasattr(Tensor, _name):
+        setattr(Tensor, f"{_name}_", _i.in_place(f"{_name}_", getattr(Tensor, _name), f"x = x.{_name}(...)"))
+Tensor.__setitem__ = _i.setitem
+Tensor.copy_, Tensor.fill_, Tensor.zero_ = _i.copy_, _i.fill_, _i.zero_
+Tensor.normal_, Tensor.uniform_ = _i.normal_, _i.uniform_
+# NumPy's functions
+Tensor.__array_ufunc__, Tensor.__array_function__ = array_ufunc, array_function
+
+
+def __getattr__(name: str) -> Any:
+    raise missing_function(name, "minillm.ops", __all__)
