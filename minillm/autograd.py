@@ -152,7 +152,7 @@ class Op:
 
 
 def _caller() -> tuple[Any, int]:
-    """The line that called the public function of an op: only its code and position, as a frame would pin its arrays."""
+    """The line that called the public function of an op: its code and position, as a kept frame would pin arrays."""
     frame = sys._getframe(2)  # of the public function, or of whoever called the Op itself
     if frame.f_code.co_name != "<module>":
         frame = frame.f_back or frame
@@ -162,7 +162,7 @@ def _caller() -> tuple[Any, int]:
 
 
 def snapshot(array: Array) -> Array:
-    """A copy of an array, to be kept for a backward, whatever becomes of the original; stretched axes stay stretched."""
+    """A copy of an array for a backward, whatever becomes of the original; stretched axes stay stretched."""
     if 0 not in array.strides:
         return array.copy()
     stretched = [stride == 0 and size > 1 for size, stride in zip(array.shape, array.strides, strict=True)]
@@ -171,7 +171,7 @@ def snapshot(array: Array) -> Array:
 
 
 def _kept(inputs: tuple, arrays: list) -> list:
-    """Copy the arrays that nobody watches, as they are small or no Tensor's; returns the versions of those that stay."""
+    """Copy the arrays that are small or no Tensor's; returns the versions of the tensors that need no gradient."""
     constants = []
     for position, x in enumerate(inputs):
         if isinstance(x, Tensor):
@@ -200,16 +200,15 @@ class Tensor:
     """An array with a gradient: `data` (a NumPy array), and `grad` (an array of the same shape) after a backward.
 
     Made from data by `minillm.tensor`, or by an operation. Arithmetic follows NumPy in broadcasting and slicing and
-    PyTorch in dtypes: float32 stays float32 with Python numbers and whole numbers, and int / int is float32. Comparisons
-    are elementwise. `x += y` works in place where nothing is recorded (see ops/inplace.py). Operators and methods are
-    attached in ops/__init__.py, one explicit table.
+    PyTorch in dtypes: float32 stays float32 with Python numbers and whole numbers, and int / int is float32. `x == y`
+    compares elements. `x += y` works in place, where nothing is recorded (see ops/inplace.py). Operators and methods
+    are attached in ops/__init__.py, one explicit table.
     """
 
     __slots__ = ("__weakref__", "_requires_grad", "_version", "data", "grad", "hooks", "index", "node")
     __hash__ = object.__hash__  # by identity, though == compares elements: a set of tensors is a set of objects
 
-    # The operators, attached by the table at the end of ops/__init__.py; declared here for type checkers and editors.
-    # Other methods need no declaration: what is not attached is answered by __getattr__.
+    # Attached by the table at the end of ops/__init__.py; declared here for type checkers and editors.
     __add__: Callable[..., Tensor]
     __radd__: Callable[..., Tensor]
     __sub__: Callable[..., Tensor]
@@ -239,6 +238,27 @@ class Tensor:
     __le__: Callable[..., Tensor]
     __getitem__: Callable[..., Tensor]
     __setitem__: Callable[..., None]
+    exp: Callable[..., Tensor]
+    log: Callable[..., Tensor]
+    sqrt: Callable[..., Tensor]
+    tanh: Callable[..., Tensor]
+    sigmoid: Callable[..., Tensor]
+    relu: Callable[..., Tensor]
+    pow: Callable[..., Tensor]
+    clip: Callable[..., Tensor]
+    sum: Callable[..., Tensor]
+    mean: Callable[..., Tensor]
+    max: Callable[..., Tensor]
+    matmul: Callable[..., Tensor]
+    reshape: Callable[..., Tensor]
+    transpose: Callable[..., Tensor]
+    permute: Callable[..., Tensor]
+    split: Callable[..., tuple]
+    take: Callable[..., Tensor]
+    broadcast_to: Callable[..., Tensor]
+    to: Callable[..., Tensor]
+    softmax: Callable[..., Tensor]
+    log_softmax: Callable[..., Tensor]
 
     def __init__(self, data: Any, requires_grad: bool = False):
         self.data: Array = data if type(data) is np.ndarray else backend.as_array(data)
@@ -369,8 +389,8 @@ class Tensor:
     def __bool__(self) -> bool:
         if self.data.size != 1:
             raise ShapeError(
-                f"bool: a tensor of shape {self.shape} is not true or false; write x.any() or x.all(), and ~ & | for "
-                "not, and, or"
+                f"bool: a tensor of shape {self.shape} is neither true nor false, only a tensor with one element is; "
+                "write x.any() or x.all(), and ~ & | for not, and, or"
             )
         return bool(self.data.item())
 
@@ -387,8 +407,8 @@ class Tensor:
     def __array__(self, dtype=None, copy=None) -> Array:
         if self._requires_grad and state.grad_enabled:
             raise GraphError(
-                "np.asarray: a tensor that needs a gradient would lose it as a NumPy array; write x.detach() or x.numpy() "
-                "for its values, or minillm.ops.stack and ops.cat to join tensors"
+                "np.asarray: a tensor that needs a gradient would lose it as a NumPy array; write x.detach() or "
+                "x.numpy() for its values, or minillm.ops.stack(tensors) to join tensors"
             )
         return np.array(self.numpy(), dtype=dtype, copy=copy)
 
@@ -585,8 +605,8 @@ def tensor(data: Any, requires_grad: bool = False, dtype: Any = None, device: st
     if isinstance(data, Tensor):
         if data.requires_grad and state.grad_enabled:
             raise GraphError(
-                "tensor: data needs a gradient, which a new leaf would cut off; give data.detach() for its values, or use "
-                "data as it is"
+                "tensor: data needs a gradient, which a new leaf would cut off; give data.detach() for its values, or "
+                "use data as it is"
             )
         data = data.data
     if is_on_gpu(data):

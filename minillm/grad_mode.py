@@ -77,7 +77,7 @@ class enable_grad(_Mode):
 def inference_mode(mode: bool = True) -> Any:
     """PyTorch's name for no_grad; with mode=False it changes nothing. What comes of it can be used like any tensor."""
     if callable(mode):  # @inference_mode without parentheses
-        return no_grad(mode)
+        return _decorated(mode, no_grad)
     return no_grad() if mode else set_grad_enabled(state.grad_enabled)
 
 

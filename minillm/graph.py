@@ -15,7 +15,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterable
 from types import CodeType
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -24,8 +24,8 @@ from minillm.backend import Array
 from minillm.errors import GraphError, ShapeError
 from minillm.grad_mode import state
 
-if TYPE_CHECKING:
-    from minillm.autograd import Op, Tensor
+Op = Any  # an autograd.Op
+Tensor = Any  # an autograd.Tensor, which is built on this file
 
 
 class Into(NamedTuple):
@@ -261,13 +261,13 @@ def _node_backward(node: Node, douts: list, late: dict, wanted: dict | None) -> 
     try:
         if node.op.writes_into:
             into: list[Into | None] = [None] * len(edges)
-            leaves = [edge[0] if edge is not None and not isinstance(edge[0], Node) else None for edge in edges]
+            leaves: list[Any] = [None if edge is None or isinstance(edge[0], Node) else edge[0] for edge in edges]
             for i, leaf in enumerate(leaves):
                 # A leaf that is two inputs of one op gets its gradients added by the engine: it has only one buffer.
-                if leaf is not None and wanted is None and not leaf.hooks:
-                    if sum(other is leaf for other in leaves) == 1 and _claim(leaf):
-                        claimed[i] = leaf
-                        into[i] = leaf._grad_destination()
+                alone = leaf is not None and sum(other is leaf for other in leaves) == 1
+                if alone and wanted is None and not leaf.hooks and _claim(leaf):
+                    claimed[i] = leaf
+                    into[i] = leaf._grad_destination()
             dinputs = node.backward(dout, node.saved, tuple(into))
         else:
             dinputs = node.backward(dout, node.saved)
@@ -291,8 +291,8 @@ def _check_versions(node: Node) -> None:
     for edge in node.edges:
         if edge is not None and not isinstance(edge[0], Node) and edge[0].version != edge[1]:
             raise GraphError(
-                f"backward: {edge[0]!r} was moved by the optimiser or changed in place after "
-                f"{node.describe()} used it; call backward before step, or run the forward again"
+                f"backward: {edge[0]!r} was moved by the optimiser after {node.describe()} used it, or was changed in "
+                "place; call backward before step, or run the forward again"
             )
     for version, number, position in node.constants:
         if version.number != number:

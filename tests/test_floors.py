@@ -61,6 +61,7 @@ SHARED = {
     "minillm.ops.dropout",
     "minillm.ops.launch",
     "minillm.ops.reduce",
+    "minillm.ops.shape",
     "minillm.checkpoint",
     "minillm.describe",
     "minillm.generate",

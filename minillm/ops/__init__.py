@@ -159,45 +159,44 @@ Tensor.matmul = matmul
 Tensor.reshape, Tensor.transpose, Tensor.permute = reshape, transpose, permute
 Tensor.split, Tensor.take, Tensor.broadcast_to, Tensor.to = split, take, broadcast_to, to
 Tensor.softmax, Tensor.log_softmax = softmax, log_softmax
-Tensor.add, Tensor.sub, Tensor.mul, Tensor.div, Tensor.neg = _i.scaled(add), _i.scaled(sub), mul, div, neg
-Tensor.__floordiv__, Tensor.__rfloordiv__ = floor_divide, _reflected(floor_divide)
-Tensor.__mod__, Tensor.__rmod__ = remainder, _reflected(remainder)
-Tensor.floor_divide, Tensor.remainder = floor_divide, remainder
-Tensor.__pos__ = lambda x: x
-Tensor.__abs__ = lambda x: x.abs()
-Tensor.T = property(lambda x: x.permute(tuple(range(x.ndim))[::-1]))
-Tensor.mT = property(lambda x: x.transpose(-1, -2))
-Tensor.size = size
-# comparisons and logic
-Tensor.__eq__, Tensor.__ne__ = _c.operator(eq), _c.operator(ne)  # type: ignore[method-assign]
-Tensor.__gt__, Tensor.__ge__, Tensor.__lt__, Tensor.__le__ = map(_c.operator, (gt, ge, lt, le))
-Tensor.__contains__ = _c.contains
-Tensor.__and__ = Tensor.__rand__ = _c.and_
-Tensor.__or__ = Tensor.__ror__ = _c.or_
-Tensor.__xor__ = Tensor.__rxor__ = _c.xor
-Tensor.__invert__ = _c.invert
-for _function in (
-    *(eq, ne, gt, ge, lt, le, isclose, allclose, equal, isnan, isinf, isfinite, any, all),
-    *(logical_and, logical_or, logical_xor, logical_not),
-):
-    setattr(Tensor, _function.__name__, _function)
-# in place: `x += y` and `x.add_(y)` write over x, where nothing is recorded
+
+# What has no declaration in Tensor, because nothing here calls it by that name.
+_METHODS: dict[str, Any] = {
+    **{"add": _i.scaled(add), "sub": _i.scaled(sub), "mul": mul, "div": div, "neg": neg},
+    **{"__floordiv__": floor_divide, "__rfloordiv__": _reflected(floor_divide), "floor_divide": floor_divide},
+    **{"__mod__": remainder, "__rmod__": _reflected(remainder), "remainder": remainder},
+    "__pos__": lambda x: x,
+    "__abs__": lambda x: x.abs(),
+    "T": property(lambda x: x.permute(tuple(range(x.ndim))[::-1])),
+    "mT": property(lambda x: x.transpose(-1, -2)),
+    "size": size,
+    # comparisons and logic
+    **{"__eq__": _c.operator(eq), "__ne__": _c.operator(ne), "__gt__": _c.operator(gt), "__ge__": _c.operator(ge)},
+    **{"__lt__": _c.operator(lt), "__le__": _c.operator(le), "__contains__": _c.contains, "__invert__": _c.invert},
+    **{"__and__": _c.and_, "__rand__": _c.and_, "__or__": _c.or_, "__ror__": _c.or_},
+    **{"__xor__": _c.xor, "__rxor__": _c.xor, "eq": eq, "ne": ne, "gt": gt, "ge": ge, "lt": lt, "le": le},
+    **{"isclose": isclose, "allclose": allclose, "equal": equal, "any": any, "all": all},
+    **{"isnan": isnan, "isinf": isinf, "isfinite": isfinite, "logical_not": logical_not},
+    **{"logical_and": logical_and, "logical_or": logical_or, "logical_xor": logical_xor},
+    # in place, where nothing is recorded
+    **{"__setitem__": _i.setitem, "copy_": _i.copy_, "fill_": _i.fill_, "zero_": _i.zero_},
+    **{"normal_": _i.normal_, "uniform_": _i.uniform_},
+    # NumPy's functions
+    **{"__array_ufunc__": array_ufunc, "__array_function__": array_function},
+}
+for _name, _method in _METHODS.items():
+    setattr(Tensor, _name, _method)
 for _symbol, _name in {
     **{"+": "add", "-": "sub", "*": "mul", "/": "truediv", "//": "floordiv", "%": "mod", "**": "pow", "@": "matmul"},
     **{"&": "and", "|": "or", "^": "xor"},
-}.items():
+}.items():  # x += y
     setattr(Tensor, f"__i{_name}__", _i.operator_in_place(_symbol, getattr(Tensor, f"__{_name}__")))
 for _name in (
     "add sub mul div pow neg exp log sqrt tanh sigmoid relu clip clamp abs sign square rsqrt masked_fill tril triu "
     "floor_divide remainder eq ne gt ge lt le logical_and logical_or logical_xor logical_not"
-).split():
+).split():  # x.add_(y)
     if hasattr(Tensor, _name):
         setattr(Tensor, f"{_name}_", _i.in_place(f"{_name}_", getattr(Tensor, _name), f"x = x.{_name}(...)"))
-Tensor.__setitem__ = _i.setitem
-Tensor.copy_, Tensor.fill_, Tensor.zero_ = _i.copy_, _i.fill_, _i.zero_
-Tensor.normal_, Tensor.uniform_ = _i.normal_, _i.uniform_
-# NumPy's functions
-Tensor.__array_ufunc__, Tensor.__array_function__ = array_ufunc, array_function
 
 
 def __getattr__(name: str) -> Any:

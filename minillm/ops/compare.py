@@ -24,8 +24,8 @@ def _array(x: Any) -> Array:
 
 def _apply(name: str, function: Callable, x: Any, y: Any) -> Tensor:
     """The function of two operands' arrays, in one dtype."""
-    x, y = operands(*(one.detach() if isinstance(one, Tensor) else one for one in (x, y)), name)
-    arrays = [one.data if isinstance(one, Tensor) else one for one in (x, y)]
+    x, y = (one.detach() if isinstance(one, Tensor) else one for one in (x, y))
+    arrays = [one.data if isinstance(one, Tensor) else one for one in operands(x, y, name)]
     try:
         return Tensor(function(*arrays))
     except ValueError:

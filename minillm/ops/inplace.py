@@ -21,6 +21,7 @@ from minillm.backend import Array, as_array
 from minillm.device import is_on_gpu, like
 from minillm.errors import DtypeError, GraphError, ShapeError
 from minillm.graph import FROZEN
+from minillm.ops.shape import index_key
 
 
 def check_writable(name: str, x: Tensor, *others: Any, instead: str) -> None:
@@ -39,8 +40,8 @@ def check_writable(name: str, x: Tensor, *others: Any, instead: str) -> None:
         return
     if x.requires_grad:
         raise GraphError(
-            f"{name}: a leaf that requires a gradient is changed in place only where nothing is recorded; put this under "
-            f"'with minillm.no_grad():', or write {instead} for a new tensor"
+            f"{name}: a leaf that requires a gradient is changed in place only where nothing is recorded; put this "
+            f"under 'with minillm.no_grad():', or write {instead} for a new tensor"
         )
     if any(isinstance(other, Tensor) and other.requires_grad for other in others):
         raise GraphError(
@@ -103,10 +104,8 @@ def scaled(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
 def setitem(x: Tensor, key: Any, values: Any) -> None:
     """x[key] = values, in place, where nothing is recorded. Elsewhere: minillm.ops.where(mask, values, x)."""
-    check_writable("Tensor", x, values, instead="minillm.ops.where(mask, values, x)")
-    parts = key if isinstance(key, tuple) else (key,)
-    arrays = tuple(part.data if isinstance(part, Tensor) else part for part in parts)
-    write("Tensor", x, arrays if isinstance(key, tuple) else arrays[0], values)
+    check_writable("Tensor: elements cannot be assigned", x, values, instead="minillm.ops.where(mask, values, x)")
+    write("Tensor", x, index_key(key, x.data), values)
 
 
 def copy_(x: Tensor, values: Any) -> Tensor:

@@ -15,7 +15,7 @@ import numpy as np
 from minillm.autograd import Op, Tensor, snapshot
 from minillm.backend import Array, add_at, as_array, device_and_dtype
 from minillm.device import device_of, like, to_device
-from minillm.errors import ShapeError, check_index
+from minillm.errors import DtypeError, ShapeError, check_index
 from minillm.ops.arithmetic import in_one_dtype, unbroadcast
 from minillm.ops.reduce import choose_axis
 
@@ -131,11 +131,14 @@ def getitem(x: Tensor, key: Any) -> Tensor:
 def index_key(key: Any, array: Array) -> Any:
     """An index with its arrays where the array is: copies, so that they may change before the backward."""
     parts = [
-        np.asarray(part, None if part else np.intp) if isinstance(part, (list, range)) else part
+        np.asarray(part, None if part else np.intp) if isinstance(part, (list, tuple, range)) else part
         for part in (key if isinstance(key, tuple) else (key,))
     ]
     parts = [part.data if isinstance(part, Tensor) else part for part in parts]
-    parts = [like(part.copy(), array) if hasattr(part, "dtype") and part.ndim else part for part in parts]
+    for part in parts:
+        if hasattr(part, "dtype") and part.dtype.kind not in "iub":
+            raise DtypeError(f"getitem: an index has dtype {part.dtype}; give whole numbers or booleans")
+    parts = [like(part.copy(), array) if hasattr(part, "dtype") else part for part in parts]
     return tuple(parts) if isinstance(key, tuple) else parts[0]
 
 
