@@ -30,7 +30,7 @@ import numpy as np
 from minillm import backend, hints, kernels
 from minillm.backend import Array
 from minillm.device import check_device, device_of, is_on_gpu, like, to_device, to_host
-from minillm.errors import DeviceError, DtypeError, GraphError, ShapeError
+from minillm.errors import DeviceError, DtypeError, GraphError, MinillmError, ShapeError
 from minillm.grad_mode import (
     enable_grad,
     enter_scope,
@@ -149,6 +149,11 @@ class Op:
                     f"{self.name}: the inputs are on {' and '.join(places)}; move them to one device with .to(...)"
                 ) from None
             raise
+        except ValueError as error:
+            if "broadcast" not in str(error) or isinstance(error, MinillmError):
+                raise
+            shapes = " and ".join(str(x.shape) for x in arrays if hasattr(x, "shape"))
+            raise ShapeError(f"{self.name}: the shapes {shapes} do not broadcast") from None
 
 
 def _caller() -> tuple[Any, int]:
@@ -550,10 +555,8 @@ def grad(
     _refuse_second_order("grad", create_graph)
     roots = [outputs] if isinstance(outputs, Tensor) else list(outputs)
     leaves = [inputs] if isinstance(inputs, Tensor) else list(inputs)
-    given = [grad_outputs] if grad_outputs is None or isinstance(outputs, Tensor) else list(grad_outputs)
-    if len(given) == 1 and isinstance(given[0], (tuple, list)) and isinstance(outputs, Tensor):
-        given = list(given[0])
-    given = given * len(roots) if given == [None] else given
+    several = isinstance(grad_outputs, (tuple, list))
+    given = list(grad_outputs) if several else [grad_outputs] * (len(roots) if grad_outputs is None else 1)
     if len(given) != len(roots):
         raise ShapeError(f"grad: {len(given)} grad_outputs are given for {len(roots)} outputs; give one for each")
     for x in (*roots, *leaves):
