@@ -46,4 +46,4 @@ def __getattr__(name: str) -> Any:
     """`minillm.optim` and the other files, loaded when first named; what else to write for other names."""
     if not name.startswith("_") and importlib.util.find_spec(f"minillm.{name}") is not None:
         return importlib.import_module(f"minillm.{name}")
-    raise missing_function(name, "minillm", ops.__all__)
+    raise missing_function(name, "minillm", ops.__all__, Tensor)

@@ -8,22 +8,18 @@ is made when it is read, so that asking costs little.
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Collection
+
+import numpy as np
 
 from minillm.errors import NoSuchNameError
 
 # Each is tried by a test, with x and y of shape (2, 2), an array a of numbers in order, and a number n.
 EXPRESSIONS = {
-    "float": "x.to('float32')",
-    "double": "x.to('float64')",
-    "half": "x.to('float16')",
-    "bfloat16": "x.to('bfloat16')",
-    "long": "x.to('int64')",
-    "int": "x.to('int32')",
     "short": "x.to('int16')",
     "char": "x.to('int8')",
     "byte": "x.to('uint8')",
-    "bool": "x.to(bool)",
     "type": "x.to('float32')",
     "astype": "x.to('float32')",
     "type_as": "x.to(y.dtype)",
@@ -52,136 +48,108 @@ EXPRESSIONS = {
     "new_full": "minillm.tensor(np.full(3, n), dtype=x.dtype)",
     "new_empty": "minillm.tensor(np.empty(3), dtype=x.dtype)",
     "new_tensor": "minillm.tensor(a, dtype=x.dtype)",
-    "t": "x.T",
     "H": "x.mT",
     "mH": "x.mT",
     "adjoint": "x.mT",
-    "swapaxes": "x.transpose(0, 1)",
-    "swapdims": "x.transpose(0, 1)",
     "moveaxis": "x.permute(1, 0)",
-    "movedim": "x.permute(1, 0)",
-    "ravel": "x.reshape(-1)",
-    "unflatten": "x.reshape(1, *x.shape)",
-    "view_as": "x.reshape(y.shape)",
-    "reshape_as": "x.reshape(y.shape)",
-    "expand_as": "x.broadcast_to(y.shape)",
-    "unbind": "tuple(x)",
-    "select": "x[:, 0]",
-    "narrow": "x[:, 0:2]",
     "tensor_split": "x.split([1, 1])",
     "split_with_sizes": "x.split([1, 1])",
-    "repeat_interleave": "x[np.repeat(np.arange(len(x)), 2)]",
-    "diagonal": "x[np.arange(2), np.arange(2)]",
-    "diag": "x[np.arange(2), np.arange(2)]",
-    "trace": "x[np.arange(2), np.arange(2)].sum()",
-    "masked_select": "x[x > 0]",
-    "nonzero": "np.argwhere(x.numpy())",
     "argwhere": "np.argwhere(x.numpy())",
-    "sort": "x[np.argsort(x.numpy()[:, 0])]",
     "msort": "x[np.argsort(x.numpy()[:, 0])]",
-    "argsort": "np.argsort(x.numpy())",
     "unique": "np.unique(x.numpy())",
     "unique_consecutive": "np.unique(x.numpy())",
     "bincount": "np.bincount(i)",
     "histc": "np.histogram(x.numpy())",
     "histogram": "np.histogram(x.numpy())",
     "searchsorted": "np.searchsorted(a, x.numpy())",
-    "median": "np.median(x.numpy())",
     "quantile": "np.quantile(x.numpy(), 0.5)",
     "kthvalue": "np.partition(x.numpy(), 1)",
     "mode": "np.unique(x.numpy(), return_counts=True)",
-    "count_nonzero": "(x != 0).sum()",
     "isin": "np.isin(x.numpy(), a)",
-    "absolute": "abs(x)",
     "positive": "+x",
     "negative": "-x",
     "multiply": "x * y",
     "divide": "x / y",
     "true_divide": "x / y",
     "subtract": "x - y",
-    "fmod": "x - y * minillm.tensor(np.trunc((x / y).numpy()))",
     "greater": "x > y",
     "greater_equal": "x >= y",
     "less": "x < y",
     "less_equal": "x <= y",
     "not_equal": "x != y",
-    "reciprocal": "1 / x",
-    "log2": "x.log() / np.log(2)",
-    "log10": "x.log() / np.log(10)",
-    "exp2": "2**x",
     "tan": "x.sin() / x.cos()",
     "sinh": "(x.exp() - (-x).exp()) / 2",
     "cosh": "(x.exp() + (-x).exp()) / 2",
-    "logit": "(x / (1 - x)).log()",
     "xlogy": "x * y.log()",
     "hypot": "(x * x + y * y).sqrt()",
-    "lerp": "x + n * (y - x)",
     "addcmul": "x + n * y * y",
     "addcdiv": "x + n * y / y",
-    "logaddexp": "ops.where(x > y, x + (1 + (y - x).exp()).log(), y + (1 + (x - y).exp()).log())",
     "nan_to_num": "ops.where(x.isnan(), 0.0, x)",
     "nansum": "ops.where(x.isnan(), 0.0, x).sum()",
     "nanmean": "ops.where(x.isnan(), 0.0, x).sum() / (~x.isnan()).sum()",
     "diff": "x[1:] - x[:-1]",
     "dist": "((x - y) ** 2).sum().sqrt()",
     "sgn": "x.sign()",
-    "round": "minillm.tensor(np.round(x.numpy()))",
-    "floor": "x // 1",
-    "ceil": "-(-x // 1)",
-    "trunc": "minillm.tensor(np.trunc(x.numpy()))",
     "fix": "minillm.tensor(np.trunc(x.numpy()))",
     "frac": "x - x // 1",
-    "mm": "x @ y.T",
-    "bmm": "x @ y.T",
-    "mv": "x @ y[0]",
-    "dot": "x @ y[0]",
     "inner": "x @ y.T",
     "vdot": "(x * y).sum()",
-    "outer": "x[:, 0][:, None] * y[0]",
     "ger": "x[:, 0][:, None] * y[0]",
-    "addmm": "x + x @ y.T @ y",
-    "baddbmm": "x + x @ y.T @ y",
     "kron": "np.kron(x.numpy(), y.numpy())",
     "detach_": "x.detach()",
     "grad_dtype": "x.dtype",
     "output_nr": "x.index",
     "numpy_": "x.numpy()",
+    "select_scatter": "ops.where(minillm.tensor([[True], [False]]), y, x)",
+    "clamp_min": "x.clip(min=n)",
+    "clamp_max": "x.clip(max=n)",
+    "fmax": "ops.where(x > y, x, y)",
+    "fmin": "ops.where(x < y, x, y)",
+    "float_power": "x.to('float64') ** y",
+    "deg2rad": "x * (np.pi / 180)",
+    "rad2deg": "x * (180 / np.pi)",
+    "aminmax": "(x.numpy().min(), x.numpy().max())",
+    "isposinf": "x == np.inf",
+    "isneginf": "x == -np.inf",
+    "fliplr": "x[:, ::-1]",
+    "flipud": "x[::-1]",
+    "rot90": "x.T[::-1]",
+    "copysign": "ops.where(y < 0, -abs(x), abs(x))",
+    "prelu": "ops.where(x > 0, x, n * x)",
+    "where": "ops.where(x > 0, x, y)",
+    "sinc": "np.sinc(x.numpy())",
+    "is_same_size": "x.shape == y.shape",
+    "addmv": "x + x @ y[0]",
+    "addbmm": "x + x @ y",
+    "cov": "np.cov(x.numpy())",
+    "diag_embed": "x[..., None] * np.eye(2, dtype=np.float32)",
+    "unsafe_split": "x.split(1)",
+    "unsafe_chunk": "x.split(1)",
+    "vsplit": "x.split(1)",
+    "hsplit": "x.split(1, dim=1)",
+    "fmod": "x - y * minillm.tensor(np.trunc((x / y).numpy()))",
 }
 # What one expression does not say.
 REMARKS = {
     "cuda": "x.to('cuda')",
-    "is_complex": "False: there are no complex numbers",
-    "real": "x: there are no complex numbers",
-    "imag": "0: there are no complex numbers",
-    "conj": "x: there are no complex numbers",
     "data_ptr": "x.data.ctypes.data",
     "unfold": "x[window] with an array of indices, window[i, j] = i + j",
     "resize_": "x = x.reshape(...)",
     "fill_diagonal_": "x[i, i] = value, under minillm.no_grad()",
-    "take_along_dim": "x.gather(dim, index)",
-    "index_add": "ops.embedding's gradient does that; or np.add.at(x.data, i, y.data) before the forward",
     "index_copy": "ops.where(mask, y, x), or x[i] = y under minillm.no_grad()",
     "index_fill": "ops.where(mask, n, x), or x[i] = n under minillm.no_grad()",
     "index_put": "ops.where(mask, y, x), or x[i] = y under minillm.no_grad()",
     "index_put_": "x[i] = y under minillm.no_grad(), or x = ops.where(mask, y, x)",
-    "index_add_": "np.add.at(x.data, i, y.data) before the forward",
-    "scatter": "ops.where(mask, y, x), or x[i] = y under minillm.no_grad()",
-    "scatter_": "x[i] = y under minillm.no_grad(), or x = ops.where(mask, y, x)",
-    "scatter_add": "np.add.at(array, i, y.numpy()); a gradient flows through x[i] and ops.embedding",
     "masked_scatter": "ops.where(mask, y, x), or x[mask] = y under minillm.no_grad()",
     "bitwise_or": "x | y",
     "bitwise_xor": "x ^ y",
     "bitwise_not": "~x",
-    "erf": "ops.gelu(x) = x/2 (1 + erf(x / sqrt(2))); erf alone is not here",
     "tensordot": "ops.einsum, or reshape and @",
     "retains_grad": "x.grad is not None after backward",
     "register_post_accumulate_grad_hook": "x.register_hook(hook), which gets the gradient before it is added to x.grad",
     "next_functions": "x.node.edges",
     "pin_memory": "nothing: batches to a GPU pass through page-locked memory already",
     "share_memory_": "minillm.parallel.shared_memory, whose ranks share arrays",
-    "to_sparse": "nothing: tensors are dense",
-    "is_sparse": "False: tensors are dense",
-    "is_quantized": "False: nothing is quantised",
     "apply_": "a function of x.data, before the forward",
     "map_": "a function of x.data and y.data, before the forward",
     "bitwise_and": "x & y",
@@ -195,34 +163,20 @@ REMARKS = {
     "logdet": "np.linalg.slogdet(x.numpy()), which has no gradient",
     "eig": "np.linalg.eig(x.numpy()), which has no gradient",
     "matrix_power": "np.linalg.matrix_power(x.numpy()), which has no gradient",
+    "random_": "x.copy_(rng.integers(low, high, x.shape)), with rng = np.random.default_rng(seed)",
+    "put_": "x[i] = y under minillm.no_grad()",
 }
 # Functions of PyTorch's modules, which here are minillm's, minillm.ops', or not there.
 FUNCTIONS = {
-    "from_numpy": "minillm.tensor(array), which copies",
-    "as_tensor": "minillm.tensor(data)",
     "asarray": "minillm.tensor(data)",
     "is_tensor": "isinstance(x, minillm.Tensor)",
     "numel": "x.numel()",
-    "empty": "minillm.tensor(np.empty(shape, np.float32))",
-    "zeros_like": "minillm.tensor(np.zeros_like(x.numpy()))",
-    "ones_like": "minillm.tensor(np.ones_like(x.numpy()))",
-    "empty_like": "minillm.tensor(np.empty_like(x.numpy()))",
-    "full_like": "minillm.tensor(np.full_like(x.numpy(), value))",
-    "rand_like": "minillm.ops.rand(x.shape)",
-    "randn_like": "minillm.ops.randn(x.shape)",
-    "randint": "minillm.tensor(rng.integers(low, high, shape)), with rng = np.random.default_rng(seed)",
-    "randperm": "rng.permutation(n), with rng = np.random.default_rng(seed)",
-    "eye": "minillm.tensor(np.eye(n, dtype=np.float32))",
-    "linspace": "minillm.tensor(np.linspace(start, stop, n, dtype=np.float32))",
     "logspace": "minillm.tensor(np.logspace(start, stop, n, dtype=np.float32))",
     "meshgrid": "np.meshgrid(..., indexing='ij')",
     "tril_indices": "np.tril_indices(n)",
     "triu_indices": "np.triu_indices(n)",
-    "hstack": "minillm.ops.concat(tensors, dim=1)",
-    "vstack": "minillm.ops.concat(tensors, dim=0)",
     "row_stack": "minillm.ops.concat(tensors, dim=0)",
     "column_stack": "minillm.ops.stack(tensors, dim=1), for vectors",
-    "concatenate": "minillm.ops.concat(tensors, dim=0)",
     "scaled_dot_product_attention": "minillm.ops.attention(q, k, v, causal=...)",
     "multi_head_attention_forward": "minillm.nn.SelfAttention or minillm.nn.CrossAttention",
     "rmsnorm": "minillm.ops.rms_norm(x, weight)",
@@ -236,14 +190,11 @@ FUNCTIONS = {
     "kl_div": "(p * (p.log() - log_q)).sum() / len(p)",
     "cosine_similarity": "(x * y).sum(-1) / ((x * x).sum(-1) * (y * y).sum(-1)).sqrt()",
     "normalize": "x / (x * x).sum(-1, keepdims=True).sqrt()",
-    "leaky_relu": "ops.where(x > 0, x, 0.01 * x)",
     "elu": "ops.where(x > 0, x, x.exp() - 1)",
     "relu6": "x.clip(0, 6)",
     "hardtanh": "x.clip(-1, 1)",
     "hardsigmoid": "(x / 6 + 0.5).clip(0, 1)",
     "hardswish": "x * (x / 6 + 0.5).clip(0, 1)",
-    "softplus": "(1 + x.exp()).log()",
-    "logsigmoid": "-(1 + (-x).exp()).log()",
     "softmin": "ops.softmax(-x)",
     "softsign": "x / (1 + abs(x))",
     "mish": "x * (1 + x.exp()).log().tanh()",
@@ -277,6 +228,59 @@ FUNCTIONS = {
     "FloatTensor": "minillm.tensor(data)",
     "LongTensor": "minillm.tensor(data)",
     "Generator": "minillm.manual_seed(seed)",
+    "dstack": "minillm.ops.stack(tensors, dim=2), for matrices",
+    "atleast_1d": "x.reshape(-1)",
+    "atleast_2d": "x[None], of a vector",
+    "cartesian_prod": "np.meshgrid(..., indexing='ij')",
+    "bucketize": "np.searchsorted(boundaries, x.numpy())",
+    "cdist": "((x[:, None] - y[None]) ** 2).sum(-1).sqrt()",
+    "pairwise_distance": "((x - y) ** 2).sum(-1).sqrt()",
+    "dropout1d": "minillm.ops.dropout(x, p)",
+    "embedding_bag": "minillm.ops.embedding(ids, weight).sum(1)",
+    "gumbel_softmax": "minillm.ops.softmax(x + noise), with noise = rng.gumbel(size=x.shape)",
+    "selu": "1.0507 * ops.where(x > 0, x, 1.6733 * (x.exp() - 1))",
+    "celu": "ops.where(x > 0, x, x.exp() - 1)",
+    "threshold": "ops.where(x > n, x, value)",
+    "tanhshrink": "x - x.tanh()",
+    "normal": "minillm.tensor(rng.normal(mean, std, shape)), with rng = np.random.default_rng(seed)",
+    "hinge_embedding_loss": "minillm.ops.relu(margin - x).mean()",
+    "group_norm": "minillm.ops.layer_norm of x reshaped to (B, groups, ...)",
+    "batch_norm": "minillm.ops.layer_norm or minillm.ops.rms_norm",
+    "instance_norm": "minillm.ops.layer_norm",
+    "broadcast_shapes": "np.broadcast_shapes",
+    "broadcast_tensors": "x.broadcast_to(shape)",
+    "result_type": "np.result_type",
+    "promote_types": "np.promote_types",
+    "pi": "np.pi",
+    "e": "np.e",
+    "inf": "np.inf",
+    "nan": "np.nan",
+    "newaxis": "None",
+    "load": "minillm.load(folder), of a model",
+    "linalg": "np.linalg of x.numpy(), which has no gradient",
+    "fft": "np.fft of x.numpy(), which has no gradient",
+    "special": "minillm.ops",
+    "int16": "np.int16, or 'int16'",
+    "numpy": "import numpy as np",
+    "profiler": "minillm.profile",
+    "seed": "minillm.manual_seed(seed)",
+    "initial_seed": "minillm.random.default.state()",
+    "get_num_threads": "minillm.backend.threads",
+    "get_default_dtype": "np.float32",
+    "use_deterministic_algorithms": "nothing: remove it; results are the same from run to run",
+    "set_float32_matmul_precision": "nothing: remove it; float32 is not rounded to TF32",
+}
+# Kinds of names that have no counterpart.
+KINDS = {
+    r"conv|pool|grid_sample|interpolate|upsample|pixel_|affine_grid|^fold$|channel_": "there are no convolutions: the "
+    "models here are of text",
+    r"^(lstm|gru|rnn)|_lstm|_gru|_rnn": "there are no recurrent layers: the models here are transformers",
+    r"sparse|coalesce|(crow|ccol|col|row)_indices": "all tensors are dense",
+    r"quant|^q_|^qint|^quint|int_repr|qscheme": "nothing is quantised",
+    r"complex|conj|^(c|ch)(double|float|half)|^(real|imag|angle|polar)$": "there are no complex numbers",
+    r"^is_": "there is nothing of this kind: it is False of every tensor",
+    r"^(cudnn|miopen|mkldnn|fbgemm|mtia|mps|xpu|ipu)": "there are CPUs, and NVIDIA GPUs under the name 'cuda'",
+    r"autocast|^amp$": "write model.to('cuda', 'bfloat16'), whose sums are made in float32",
 }
 # NumPy's functions, where ours has another name.
 NUMPY = {
@@ -342,14 +346,16 @@ def missing_method(name: str, kind: type) -> AttributeError:
     return NoSuchNameError(name, sentence)
 
 
-def missing_function(name: str, module: str, known: Collection[str]) -> AttributeError:
-    """The error for a name that a module does not have; `known` are those of minillm.ops."""
+def missing_function(name: str, module: str, known: Collection[str], kind: type) -> AttributeError:
+    """The error for a name that a module does not have; `known` are those of minillm.ops, `kind` is Tensor."""
     if name.startswith("_"):
         return AttributeError(f"module {module!r} has no attribute {name!r}")
 
     def sentence() -> str:
         if name in known:
             return f"{module} has no `{name}`; write minillm.ops.{name}"
+        if hasattr(kind, name):
+            return f"{module} has no `{name}`; it is a method: write x.{name}(...)"
         tables = FUNCTIONS, EXPRESSIONS, REMARKS
         return f"{module} has no `{name}`{_instead(name, known, 'minillm.ops.', *tables)}"
 
@@ -367,12 +373,18 @@ def numpy_instead(name: str, kind: type) -> str:
 
 
 def _instead(name: str, known: Collection[str], prefix: str, *tables: dict[str, str]) -> str:
+    """The rest of the sentence: from the tables, by the kind of name, or the nearest names."""
     for table in tables:
         if name in table:
             return f"; write {table[name]}"
     base = name.rstrip("_")
     if base != name and (base in known or any(base in table for table in tables)):
-        return f"; nothing is changed in place under this name: write x = {prefix}{base}(...), or assign to x[...]"
+        return f"; nothing is changed in place under this name: write x = {prefix}{base}(...), or x[...] = values"
+    for pattern, sentence in KINDS.items():
+        if re.search(pattern, name):
+            return f"; {sentence}"
+    if callable(getattr(np, base, None)):
+        return f"; write np.{base}(x.numpy()), which has no gradient"
     near = difflib.get_close_matches(name, known, n=3, cutoff=0.6)
     where = "minillm.Tensor" if prefix == "x." else "minillm.ops"
     return f"; the nearest names are {', '.join(near)}" if near else f"; dir({where}) lists those that there are"

@@ -86,7 +86,7 @@ class Module:
         """Move all parameters to a device, convert them to a dtype, or both: `model.to("cuda", "bfloat16")`.
 
         Do this before building an optimiser. Returns the module.
-        Raises: DeviceError for a device that is not there, DtypeError for what is neither a device nor a floating dtype.
+        Raises: DeviceError for a device that is not there, DtypeError for what is neither that nor a dtype of floats.
         """
         device, dtype = device_and_dtype(targets)
         if dtype is not None and dtype.kind in "iub":

@@ -200,4 +200,4 @@ for _name in (
 
 
 def __getattr__(name: str) -> Any:
-    raise missing_function(name, "minillm.ops", __all__)
+    raise missing_function(name, "minillm.ops", __all__, Tensor)
