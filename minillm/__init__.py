@@ -6,10 +6,44 @@ x = minillm.tensor([[1.0, 2.0]], requires_grad=True)
 x.grad                                              # [[2., 4.]]
 """
 
+import importlib
+import importlib.util
+from typing import Any
+
 from minillm import ops
-from minillm.autograd import Parameter, Tensor, no_grad, tensor
+from minillm.autograd import (
+    Parameter,
+    Tensor,
+    enable_grad,
+    inference_mode,
+    is_grad_enabled,
+    no_grad,
+    set_grad_enabled,
+    tensor,
+)
+from minillm.hints import missing_function
 from minillm.hub import load, load_tokenizer
 from minillm.random import manual_seed
 
-__all__ = ["Parameter", "Tensor", "load", "load_tokenizer", "manual_seed", "no_grad", "ops", "tensor"]
+__all__ = [
+    "Parameter",
+    "Tensor",
+    "enable_grad",
+    "inference_mode",
+    "is_grad_enabled",
+    "load",
+    "load_tokenizer",
+    "manual_seed",
+    "no_grad",
+    "ops",
+    "set_grad_enabled",
+    "tensor",
+]
 __version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> Any:
+    """`minillm.optim` and the other files, loaded when first named; what else to write for other names."""
+    if not name.startswith("_") and importlib.util.find_spec(f"minillm.{name}") is not None:
+        return importlib.import_module(f"minillm.{name}")
+    raise missing_function(name, "minillm", ops.__all__, Tensor)

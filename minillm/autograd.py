@@ -8,85 +8,57 @@ both run on arrays in a REPL, and a breakpoint in a backward shows arrays under 
 
 The graph is made of nodes. Its edges lead from a node to the nodes that made its inputs, not to tensors: an
 intermediate array that no backward needs is freed as soon as the forward has used it. Only a leaf (a parameter, or
-any tensor with requires_grad that no operation made) is held by its edge, because that is where gradients end up.
+any tensor with requires_grad that no operation made) is held by its edge, because that is where gradients end up. How
+the graph is walked is in graph.py.
 
-Reverse mode, in one paragraph. Let L be the scalar at the end and dX short for dL/dX. A node computed y = f(x1, x2).
-By the chain rule dx_i = (dy/dx_i)^T dy: `backward` maps dy to all dx_i. If x1 went into several operations, dx1 is
-the sum of what each returns, so a node may run only when every one of its consumers has (a topological order). The
-order is found by counting consumers, without recursion, so depth is limited by memory alone.
+What a backward reads is kept by reference, except what is small or not a Tensor: index and boolean arrays, and NumPy
+arrays that meet a tensor, are copied. A tensor that was changed in place, or a parameter that was moved, is found out,
+and its backward refused. What nobody can find out is a write into `x.data` (or into `x.numpy()`, or the array that a
+`Tensor(array)` was made of) between forward and backward: don't.
 """
 
 from __future__ import annotations
 
-import contextlib
+import copy
 import sys
-import threading
 import weakref
-from collections.abc import Callable, Iterator
-from types import CodeType
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 
-from minillm import backend, kernels
+from minillm import backend, hints, kernels
 from minillm.backend import Array
 from minillm.device import check_device, device_of, is_on_gpu, like, to_device, to_host
-from minillm.errors import DeviceError, DtypeError, GraphError, ShapeError
+from minillm.errors import DeviceError, DtypeError, GraphError, MinillmError, ShapeError
+from minillm.grad_mode import (
+    enable_grad,
+    enter_scope,
+    inference_mode,
+    is_grad_enabled,
+    no_grad,
+    set_grad_enabled,
+    state,
+)
+from minillm.graph import FROZEN, Hook, Into, Node, Version, run_backward
 
-
-class _State(threading.local):
-    grad_enabled = True
-    scope = ""
-
-
-_state = _State()
-
-
-@contextlib.contextmanager
-def no_grad() -> Iterator[None]:
-    """Within this context (or under this decorator) operations record nothing, so nothing is kept for a backward."""
-    before = _state.grad_enabled
-    _state.grad_enabled = False
-    try:
-        yield
-    finally:
-        _state.grad_enabled = before
-
-
-@contextlib.contextmanager
-def enable_grad() -> Iterator[None]:
-    """Within this context operations record what a backward needs, also inside a no_grad."""
-    before = _state.grad_enabled
-    _state.grad_enabled = True
-    try:
-        yield
-    finally:
-        _state.grad_enabled = before
-
-
-def is_grad_enabled() -> bool:
-    """Whether operations are recorded on this thread."""
-    return _state.grad_enabled
-
-
-def enter_scope(name: str) -> str:
-    """Name the part of the model that runs from here on, such as `h.3.attn`; returns the name before.
-
-    Nodes keep it for errors and tables. Module.__call__ enters its own name and returns to the one before.
-    """
-    before = _state.scope
-    _state.scope = name
-    return before
-
-
-class Into(NamedTuple):
-    """Where a leaf's gradient goes, for an operation that can write it there itself (see Op.writes_into).
-
-    With `add` the array already holds a gradient to add to; without, its contents mean nothing and are overwritten.
-    """
-
-    array: Array
-    add: bool
+__all__ = [
+    "Hook",
+    "Into",
+    "Node",
+    "Op",
+    "Parameter",
+    "Tensor",
+    "enable_grad",
+    "enter_scope",
+    "grad",
+    "inference_mode",
+    "is_grad_enabled",
+    "no_grad",
+    "set_grad_enabled",
+    "snapshot",
+    "tensor",
+]
 
 
 class Op:
@@ -137,28 +109,29 @@ class Op:
 
         Called by the public function of the op, whose caller's line the node remembers.
         """
-        arrays, edges, shapes, recorded = [], [], [], False
+        arrays, edges, shapes, recorded, fixed = [], [], [], False, False
         for x in inputs:
             if isinstance(x, Tensor):
                 arrays.append(x.data)
-                edges.append(x._edge() if x.requires_grad else None)
+                edges.append(x._edge() if x._requires_grad else None)
                 shapes.append(x.data.shape)
-                recorded |= x.requires_grad
+                recorded |= x._requires_grad
+                fixed |= not x._requires_grad
             else:
                 arrays.append(x)
                 edges.append(None)
                 shapes.append(None)
+                fixed |= hasattr(x, "shape")
+        recorded = recorded and state.grad_enabled
+        constants = _kept(inputs, arrays) if recorded and fixed else ()
         (out, saved), backward = self._run(arrays, settings)
         several = type(out) is tuple
-        if not (recorded and _state.grad_enabled):
-            return tuple(map(Tensor, out)) if several else Tensor(out)
-        caller = sys._getframe(2)  # only the code and the position: a kept frame would pin its local arrays
-        output_shapes = tuple(y.shape for y in out) if several else (out.shape,)
-        where = caller.f_code, caller.f_lasti
-        node = Node(self, backward, saved, tuple(edges), tuple(shapes), output_shapes, several, where)
-        if several:
-            return tuple(Tensor._made_by(node, index, y) for index, y in enumerate(out))
-        return Tensor._made_by(node, 0, out)
+        if not recorded:
+            return tuple(_result(y, inputs) for y in out) if several else _result(out, inputs)
+        outputs = out if several else (out,)
+        node = Node(self, backward, saved, tuple(edges), tuple(shapes), constants, outputs, several, _caller())
+        made = tuple([Tensor._made_by(node, index, y) for index, y in enumerate(outputs)])
+        return made if several else made[0]
 
     def _run(self, arrays: list, settings: dict) -> tuple[tuple, Callable]:
         """The forward's result, by kernel or by formula, and the backward that belongs to it."""
@@ -176,64 +149,69 @@ class Op:
                     f"{self.name}: the inputs are on {' and '.join(places)}; move them to one device with .to(...)"
                 ) from None
             raise
+        except ValueError as error:
+            if "broadcast" not in str(error) or isinstance(error, MinillmError):
+                raise
+            shapes = " and ".join(str(x.shape) for x in arrays if hasattr(x, "shape"))
+            raise ShapeError(f"{self.name}: the shapes {shapes} do not broadcast") from None
 
 
-class Node:
-    """One operation that was run: what its backward needs, where its gradients go, and where it came from.
+def _caller() -> tuple[Any, int]:
+    """The line that called the public function of an op: its code and position, as a kept frame would pin arrays."""
+    frame = sys._getframe(2)  # of the public function, or of whoever called the Op itself
+    if frame.f_code.co_name != "<module>":
+        frame = frame.f_back or frame
+        while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith("minillm.ops"):
+            frame = frame.f_back
+    return frame.f_code, frame.f_lasti
 
-    `edges[i]` says where the gradient of input i goes: None (nowhere), `(node, output index)`, or `(leaf, version)`
-    with the version that the leaf had in the forward.
-    """
 
-    __slots__ = (
-        "backward",
-        "edges",
-        "input_shapes",
-        "op",
-        "output_shapes",
-        "saved",
-        "scope",
-        "several",
-        "watchers",
-        "where",
-    )
+def snapshot(array: Array) -> Array:
+    """A copy of an array for a backward, whatever becomes of the original; stretched axes stay stretched."""
+    if 0 not in array.strides:
+        return array.copy()
+    stretched = [stride == 0 and size > 1 for size, stride in zip(array.shape, array.strides, strict=True)]
+    small = array[tuple([slice(0, 1) if one else slice(None) for one in stretched])]
+    return np.broadcast_to(small.copy(), array.shape)
 
-    def __init__(self, op, backward, saved, edges, input_shapes, output_shapes, several, where):
-        self.op: Op = op
-        self.backward: Callable = backward
-        self.saved: Any = saved
-        self.edges: Any = edges  # None once a backward has used and released the node
-        self.input_shapes: tuple = input_shapes
-        self.output_shapes: tuple = output_shapes
-        self.several: bool = several
-        self.where: tuple[CodeType, int] = where
-        self.scope: str = _state.scope
-        self.watchers: list = []  # (output index, weak reference to a tensor with retain_grad)
 
-    def location(self) -> str:
-        """`file.py:76`, the line that called the operation; worked out only when asked for."""
-        code, position = self.where
-        line = next((p[0] for i, p in enumerate(code.co_positions()) if i == position // 2), None)
-        return f"{code.co_filename.rsplit('/', 1)[-1]}:{line or code.co_firstlineno}"
+def _kept(inputs: tuple, arrays: list) -> list:
+    """Copy the arrays that are small or no Tensor's; returns the versions of the tensors that need no gradient."""
+    constants = []
+    for position, x in enumerate(inputs):
+        if isinstance(x, Tensor):
+            if not x._requires_grad and x.data.dtype.kind in "iub":
+                arrays[position] = snapshot(x.data)
+            elif not x._requires_grad:
+                version = x._shared_version()
+                constants.append((version, version.number, position))
+        elif isinstance(x, np.ndarray) or is_on_gpu(x):
+            arrays[position] = snapshot(x)
+    return constants
 
-    def describe(self) -> str:
-        """`layernorm -> (8, 256, 768) at gpt2.py:76 in h.3.ln_1`, for errors and tables."""
-        shapes = ", ".join(map(str, self.output_shapes))
-        return f"{self.op.name} -> {shapes} at {self.location()}" + (f" in {self.scope}" if self.scope else "")
 
-    def __repr__(self) -> str:
-        return f"Node({self.describe()})"
+def _result(data: Any, inputs: tuple) -> Tensor:
+    """An output that nothing was recorded for; a view of an input shares its version, as it shares its memory."""
+    out = Tensor(data)
+    owner = getattr(out.data, "base", None)
+    if owner is not None:
+        for x in inputs:
+            if isinstance(x, Tensor) and (x.data is owner or getattr(x.data, "base", None) is owner):
+                out._version = x._shared_version()
+    return out
 
 
 class Tensor:
     """An array with a gradient: `data` (a NumPy array), and `grad` (an array of the same shape) after a backward.
 
-    Made from data by `minillm.tensor`, or by an operation. Arithmetic follows NumPy: broadcasting, slicing, float32
-    stays float32. Operators and methods are attached in ops/__init__.py, one explicit table.
+    Made from data by `minillm.tensor`, or by an operation. Arithmetic follows NumPy in broadcasting and slicing and
+    PyTorch in dtypes: float32 stays float32 with Python numbers and whole numbers, and int / int is float32. `x == y`
+    compares elements. `x += y` works in place, where nothing is recorded (see ops/inplace.py). Operators and methods
+    are attached in ops/__init__.py, one explicit table.
     """
 
-    __slots__ = ("__weakref__", "data", "grad", "index", "node", "requires_grad")
-    __array_ufunc__ = None  # so that `array * tensor` calls Tensor.__rmul__ instead of looping over elements
+    __slots__ = ("__weakref__", "_requires_grad", "_version", "data", "grad", "hooks", "index", "node")
+    __hash__ = object.__hash__  # by identity, though == compares elements: a set of tensors is a set of objects
 
     # Attached by the table at the end of ops/__init__.py; declared here for type checkers and editors.
     __add__: Callable[..., Tensor]
@@ -244,16 +222,27 @@ class Tensor:
     __rmul__: Callable[..., Tensor]
     __truediv__: Callable[..., Tensor]
     __rtruediv__: Callable[..., Tensor]
+    __floordiv__: Callable[..., Tensor]
+    __rfloordiv__: Callable[..., Tensor]
+    __mod__: Callable[..., Tensor]
+    __rmod__: Callable[..., Tensor]
     __pow__: Callable[..., Tensor]
     __rpow__: Callable[..., Tensor]
     __matmul__: Callable[..., Tensor]
     __rmatmul__: Callable[..., Tensor]
     __neg__: Callable[..., Tensor]
-    __getitem__: Callable[..., Tensor]
+    __pos__: Callable[..., Tensor]
+    __abs__: Callable[..., Tensor]
+    __invert__: Callable[..., Tensor]
+    __and__: Callable[..., Tensor]
+    __or__: Callable[..., Tensor]
+    __xor__: Callable[..., Tensor]
     __gt__: Callable[..., Tensor]
     __ge__: Callable[..., Tensor]
     __lt__: Callable[..., Tensor]
     __le__: Callable[..., Tensor]
+    __getitem__: Callable[..., Tensor]
+    __setitem__: Callable[..., None]
     exp: Callable[..., Tensor]
     log: Callable[..., Tensor]
     sqrt: Callable[..., Tensor]
@@ -281,23 +270,47 @@ class Tensor:
         self.grad: Array | None = None
         self.node: Node | None = None
         self.index = 0
-        self.requires_grad = requires_grad
-        if requires_grad and self.data.dtype.kind in "iub":  # bfloat16's kind is V, for void
-            raise DtypeError(f"tensor: dtype {self.data.dtype} cannot have a gradient; convert to float32 or float64")
+        self.hooks: list | None = None
+        self._version: Version | None = None
+        self._requires_grad = False
+        if requires_grad:
+            self._check_floating("tensor")
+            self._requires_grad = True
 
     @classmethod
     def _made_by(cls, node: Node, index: int, data: Any) -> Tensor:
         tensor = Tensor(data)
-        tensor.node, tensor.index, tensor.requires_grad = node, index, True
+        if tensor.data.dtype.kind not in "iub":  # bfloat16's kind is V, for void
+            tensor.node, tensor.index, tensor._requires_grad = node, index, True
         return tensor
+
+    def __getattr__(self, name: str) -> Any:
+        raise hints.missing_method(name, type(self))
+
+    def _check_floating(self, function: str) -> None:
+        if self.data.dtype.kind in "iub":
+            raise DtypeError(f"{function}: dtype {self.dtype} cannot have a gradient; convert to float32 or float64")
 
     def _edge(self) -> tuple | None:
         if self.node is not None:
             return (self.node, self.index)
-        return (self, self._version()) if self.requires_grad else None
+        return (self, self.version) if self._requires_grad else None
 
-    def _version(self) -> int:
-        return 0
+    @property
+    def version(self) -> int:
+        """How often the array was written to in place, or moved by an optimiser."""
+        return 0 if self._version is None else self._version.number
+
+    @version.setter
+    def version(self, number: int) -> None:
+        self._shared_version().number = number
+
+    def _shared_version(self) -> Version:
+        """The version of the array, which those who share the array share too."""
+        if self._version is None:
+            # Operations that used what an operation made may keep the array, and do not look at its version.
+            self._version = Version(FROZEN if self.node is not None else 0)
+        return self._version
 
     def _grad_destination(self) -> Into | None:
         """Where an op may write this leaf's gradient: onto what is there already, or into memory kept for it."""
@@ -330,26 +343,78 @@ class Tensor:
         """The array: itself, not a copy, from a CPU; a copy from a GPU, for which this waits."""
         return to_host(self.data)
 
-    def item(self) -> float:
+    def item(self) -> Any:
         """The value of a tensor with one element, as a Python number."""
+        return self._only_value("item")
+
+    def _only_value(self, function: str) -> Any:
         if self.data.size != 1:
-            raise ShapeError(f"item: the tensor has shape {self.shape}, and only a tensor with one element has a value")
-        return self.data.item()
+            raise ShapeError(
+                f"{function}: the tensor has shape {self.shape}, and only a tensor with one element has a value; "
+                "write x.tolist(), or reduce it first"
+            )
+        value = self.data.item()
+        return value if type(value) in (float, int, bool) else float(value)  # bfloat16's is NumPy's
+
+    def tolist(self) -> Any:
+        """The elements as Python numbers, in lists of lists; of a tensor without dimensions, the number."""
+        array = self.numpy()
+        return (array if array.dtype.kind in "fiub" else array.astype(np.float32)).tolist()
 
     def detach(self) -> Tensor:
         """The same array without history: gradients stop here."""
-        return Tensor(self.data)
+        twin = Tensor(self.data)
+        twin._version = self._shared_version()
+        return twin
 
     def __len__(self) -> int:
+        if self.data.ndim == 0:
+            raise DtypeError("len: a tensor of shape () has no length; it is one number, see item()")
         return len(self.data)
 
+    def __iter__(self) -> Iterator[Tensor]:
+        if self.data.ndim == 0:
+            raise DtypeError("iter: a tensor of shape () cannot be iterated over; it is one number, see item()")
+        return (self[i] for i in range(len(self.data)))
+
     def __float__(self) -> float:
-        return float(self.item())
+        return float(self._only_value("float"))
+
+    def __int__(self) -> int:
+        return int(self._only_value("int"))
+
+    def __index__(self) -> int:
+        if self.data.dtype.kind not in "iub" or self.data.size != 1:
+            raise DtypeError(
+                f"index: a tensor of shape {self.shape} and dtype {self.dtype} is no index; only one whole number is, "
+                "such as int(x)"
+            )
+        return int(self.data.item())
 
     def __bool__(self) -> bool:
-        return bool(self.item())
+        if self.data.size != 1:
+            raise ShapeError(
+                f"bool: a tensor of shape {self.shape} is neither true nor false, only a tensor with one element is; "
+                "write x.any() or x.all(), and ~ & | for not, and, or"
+            )
+        return bool(self.data.item())
+
+    def __format__(self, specification: str) -> str:
+        if self.data.ndim == 0:
+            return format(self.item(), specification)
+        if specification:
+            raise DtypeError(
+                f"format: a tensor of shape {self.shape} is no number for {specification!r}; write x.item() of one "
+                "element, or leave the format out"
+            )
+        return str(self)
 
     def __array__(self, dtype=None, copy=None) -> Array:
+        if self._requires_grad and state.grad_enabled:
+            raise GraphError(
+                "np.asarray: a tensor that needs a gradient would lose it as a NumPy array; write x.detach() or "
+                "x.numpy() for its values, or minillm.ops.stack(tensors) to join tensors"
+            )
         return np.array(self.numpy(), dtype=dtype, copy=copy)
 
     def __repr__(self) -> str:
@@ -358,60 +423,155 @@ class Tensor:
         where = f", {self.device}" if is_on_gpu(self.data) else ""
         return f"tensor({values}, shape={self.shape}, {self.dtype}{where}{history})"
 
-    def __setitem__(self, key, value):
-        raise GraphError(
-            "Tensor: elements cannot be assigned, because a backward may need the old ones; "
-            "build a new tensor with minillm.ops.where, or write to tensor.data before the forward"
-        )
+    def __deepcopy__(self, memo: dict) -> Tensor:
+        if self.node is not None:
+            raise GraphError(
+                "deepcopy: an operation made this tensor, and a copy would have a graph of its own; copy x.detach()"
+            )
+        twin = object.__new__(type(self))
+        memo[id(self)] = twin
+        for kind in type(self).__mro__:
+            for name in set(kind.__dict__.get("__slots__", ())) - {"__weakref__", "_version", "hooks"}:
+                object.__setattr__(twin, name, copy.deepcopy(getattr(self, name), memo))
+        twin._version, twin.hooks = None, None
+        return twin
 
     # --- gradients -------------------------------------------------------------------------------------------------
+
+    @property
+    def requires_grad(self) -> bool:
+        """Whether a backward gives this tensor, or what it was made of, a gradient. Never true of whole numbers."""
+        return self._requires_grad
+
+    @requires_grad.setter
+    def requires_grad(self, requires_grad: bool) -> None:
+        self.requires_grad_(requires_grad)
 
     def requires_grad_(self, requires_grad: bool = True) -> Tensor:
         """Ask for, or refuse, a gradient of this leaf; returns the tensor."""
         if self.node is not None:
             raise GraphError("requires_grad_: an operation made this tensor; only a leaf can be changed, see detach()")
-        if requires_grad and self.data.dtype.kind in "iub":
-            raise DtypeError(f"requires_grad_: dtype {self.dtype} cannot have a gradient; use float32 or float64")
-        self.requires_grad = requires_grad
+        if requires_grad:
+            self._check_floating("requires_grad_")
+        self._requires_grad = bool(requires_grad)
         return self
+
+    @property
+    def is_leaf(self) -> bool:
+        """Whether no recorded operation made this tensor; of a leaf that requires a gradient, backward fills `grad`."""
+        return self.node is None
+
+    @property
+    def grad_fn(self) -> Node | None:
+        """The operation that made this tensor, under PyTorch's name; None for a leaf."""
+        return self.node
 
     def retain_grad(self) -> Tensor:
         """Keep the gradient of this intermediate tensor in `.grad` too; returns the tensor."""
-        if self.node is not None:
+        self._check_needs_gradient("retain_grad")
+        if self.node is not None and not any(reference() is self for _, reference in self.node.watchers):
             self.node.watchers.append((self.index, weakref.ref(self)))
         return self
 
-    def backward(self, gradient: Any = None, keep_graph: bool = False) -> None:
+    def register_hook(self, hook: Callable[[Array], Any]) -> Hook:
+        """Call `hook(gradient)` when a backward has this tensor's whole gradient; what it returns takes its place.
+
+        The gradient is an array (a copy), as `grad` is; None leaves it as it was. `remove()` of the result ends it.
+        """
+        self._check_needs_gradient("register_hook")
+        if self.node is not None:
+            return Hook(self.node.hooks, (self.index, hook))
+        if self.hooks is None:
+            self.hooks = []
+        return Hook(self.hooks, (0, hook))
+
+    def _check_needs_gradient(self, function: str) -> None:
+        if not self._requires_grad:
+            raise GraphError(
+                f"{function}: this tensor depends on nothing with requires_grad=True (or was made under no_grad); "
+                "set requires_grad on an input, or compute it outside no_grad"
+            )
+
+    def backward(
+        self,
+        gradient: Any = None,
+        keep_graph: bool = False,
+        *,
+        retain_graph: bool | None = None,
+        create_graph: bool = False,
+    ) -> None:
         """Add the gradient of this tensor with respect to every leaf into the leaf's `grad`.
 
         `gradient` is the cotangent dL/d(this), of this tensor's shape; it may be left out for a single element (1).
-        The graph is released as it is used; `keep_graph=True` keeps it for another backward.
+        The graph is released as it is used; `keep_graph=True`, or PyTorch's `retain_graph=True`, keeps it for another.
 
         Raises: GraphError on a second backward through a released graph, on a leaf that changed since the forward,
         and where no gradient was asked for; ShapeError if `gradient` is missing or of another shape.
         """
-        if not self.requires_grad:
-            raise GraphError(
-                "backward: this tensor depends on nothing with requires_grad=True (or was made under no_grad); "
-                "set requires_grad on an input, or compute it outside no_grad"
-            )
+        _refuse_second_order("backward", create_graph)
+        self._check_needs_gradient("backward")
+        run_backward(
+            [(self, self._cotangent("backward", gradient))], keep_graph if retain_graph is None else retain_graph
+        )
+
+    def _cotangent(self, function: str, gradient: Any) -> Array:
+        """The gradient that a backward from here begins with."""
         if gradient is None:
             if self.data.size != 1:
                 raise ShapeError(
-                    f"backward: the tensor has shape {self.shape}; reduce it to one value, or give gradient="
+                    f"{function}: the tensor has shape {self.shape}; reduce it to one value, or give gradient="
                 )
-            gradient = np.ones_like(self.data)
-        else:
-            gradient = backend.as_array(gradient.data if isinstance(gradient, Tensor) else gradient)
-            gradient = like(gradient.astype(self.dtype, copy=False), self.data)
-            if gradient.shape != self.shape:
-                raise ShapeError(
-                    f"backward: gradient has shape {gradient.shape}, but the tensor has shape {self.shape}"
-                )
-        if self.node is None:
-            _add_to_leaf(self, gradient, owned=False)
-        else:
-            _run_backward(self.node, self.index, gradient, keep_graph)
+            return np.ones_like(self.data)
+        gradient = backend.as_array(gradient.data if isinstance(gradient, Tensor) else gradient)
+        gradient = like(gradient.astype(self.dtype, copy=False), self.data)
+        if gradient.shape != self.shape:
+            raise ShapeError(f"{function}: gradient has shape {gradient.shape}, but the tensor has shape {self.shape}")
+        return gradient
+
+
+def _refuse_second_order(function: str, create_graph: bool) -> None:
+    if create_graph:
+        raise GraphError(
+            f"{function}: create_graph=True asks for gradients of gradients, which are not computed; leave it out, or "
+            "use minillm.testing.hvp for the product of a Hessian and a vector"
+        )
+
+
+def grad(
+    outputs: Tensor | Sequence[Tensor],
+    inputs: Tensor | Sequence[Tensor],
+    grad_outputs: Any = None,
+    retain_graph: bool | None = None,
+    create_graph: bool = False,
+    allow_unused: bool = False,
+) -> tuple:
+    """The gradients of the outputs (of their sum, each times its grad_outputs) with respect to the inputs, as arrays.
+
+    Inputs may be leaves or intermediate tensors. No tensor's `grad` changes. The graph is released, from the outputs
+    down to the inputs, unless retain_graph=True.
+    Raises: GraphError where no gradient was asked for, and for an input that no output depends on, unless
+    allow_unused=True gives None for it.
+    """
+    _refuse_second_order("grad", create_graph)
+    roots = [outputs] if isinstance(outputs, Tensor) else list(outputs)
+    leaves = [inputs] if isinstance(inputs, Tensor) else list(inputs)
+    several = isinstance(grad_outputs, (tuple, list))
+    given = list(grad_outputs) if several else [grad_outputs] * (len(roots) if grad_outputs is None else 1)
+    if len(given) != len(roots):
+        raise ShapeError(f"grad: {len(given)} grad_outputs are given for {len(roots)} outputs; give one for each")
+    for x in (*roots, *leaves):
+        x._check_needs_gradient("grad")
+    keys = [id(x) if x.node is None else (x.node, x.index) for x in leaves]
+    wanted: dict[Any, Array | None] = dict.fromkeys(keys)
+    run_backward(
+        [(y, y._cotangent("grad", dy)) for y, dy in zip(roots, given, strict=True)], bool(retain_graph), wanted
+    )
+    for position, key in enumerate(keys):
+        if wanted[key] is None and not allow_unused:
+            raise GraphError(
+                f"grad: no output depends on input {position}; leave it out, or get None for it with allow_unused=True"
+            )
+    return tuple(wanted[key] for key in keys)
 
 
 class Parameter(Tensor):
@@ -421,16 +581,12 @@ class Parameter(Tensor):
     mix old activations with new weights, so it raises instead.
     """
 
-    __slots__ = ("grad_buffer", "name", "version")
+    __slots__ = ("grad_buffer", "name")
 
     def __init__(self, data: Any, name: str = ""):
         super().__init__(data, requires_grad=True)
         self.name = name
-        self.version = 0
         self.grad_buffer: Array | None = None  # memory that the optimiser keeps for the gradient; see optim.py
-
-    def _version(self) -> int:
-        return self.version
 
     def _grad_destination(self) -> Into | None:
         if self.grad is None and self.grad_buffer is not None:
@@ -450,6 +606,11 @@ def tensor(data: Any, requires_grad: bool = False, dtype: Any = None, device: st
     """
     check_device(device)
     if isinstance(data, Tensor):
+        if data.requires_grad and state.grad_enabled:
+            raise GraphError(
+                "tensor: data needs a gradient, which a new leaf would cut off; give data.detach() for its values, or "
+                "use data as it is"
+            )
         data = data.data
     if is_on_gpu(data):
         copy = data.astype(data.dtype if dtype is None else backend.as_dtype(dtype))
@@ -460,134 +621,3 @@ def tensor(data: Any, requires_grad: bool = False, dtype: Any = None, device: st
     if array.dtype.kind not in "fiub" and array.dtype.name != "bfloat16":
         raise DtypeError(f"tensor: data has dtype {array.dtype}; give numbers or booleans of one shape")
     return Tensor(to_device(array, device), requires_grad)
-
-
-# --- the walk ------------------------------------------------------------------------------------------------------
-
-
-def _count_consumers(root: Node) -> dict[Node, int]:
-    """How many gradients each node must wait for, among the nodes that lead to the root."""
-    counts = {root: 0}
-    stack = [root]
-    while stack:
-        node = stack.pop()
-        if node.edges is None:
-            raise GraphError(
-                f"backward: the graph of {node.describe()} was released by an earlier backward; "
-                "run the forward again, or call the first backward with keep_graph=True"
-            )
-        for edge in node.edges:
-            if edge is not None and isinstance(edge[0], Node):
-                parent = edge[0]
-                if parent in counts:
-                    counts[parent] += 1
-                else:
-                    counts[parent] = 1
-                    stack.append(parent)
-    return counts
-
-
-def _run_backward(root: Node, index: int, gradient: Array, keep_graph: bool) -> None:
-    waiting = _count_consumers(root)
-    # For each node, per output: the gradient so far, and whether the engine may add into that array.
-    arrived: dict[Node, list] = {root: [None] * len(root.output_shapes)}
-    arrived[root][index] = (gradient, False)
-    ready = [root]
-    while ready:
-        node = ready.pop()
-        douts = [None if slot is None else slot[0] for slot in arrived.pop(node, ())]
-        for output, reference in node.watchers:
-            watched = reference()
-            if watched is not None and douts and douts[output] is not None:
-                watched.grad = douts[output].copy() if watched.grad is None else watched.grad + douts[output]
-        dinputs = _node_backward(node, douts)
-        owned = not node.op.aliases
-        for edge, dinput in zip(node.edges, dinputs, strict=True):
-            if edge is None:
-                continue
-            target, number = edge
-            if not isinstance(target, Node):
-                if dinput is not None:
-                    _add_to_leaf(target, dinput, owned)
-                continue
-            if dinput is not None:
-                slots = arrived.setdefault(target, [None] * len(target.output_shapes))
-                slots[number] = _accumulate(slots[number], dinput, owned)
-            waiting[target] -= 1
-            if waiting[target] == 0:
-                ready.append(target)
-        if not keep_graph:
-            node.saved = node.edges = None
-        del douts, dinputs, dinput  # the arrays of this node must not live on while the next one runs
-
-
-def _node_backward(node: Node, douts: list) -> tuple:
-    """The gradients of a node's inputs, checked; an error says which operation of the forward it belongs to."""
-    edges = node.edges
-    if all(dout is None for dout in douts):  # nothing reached this node, but its parents still wait for its word
-        return (None,) * len(edges)
-    for edge in edges:
-        if edge is not None and isinstance(edge[0], Tensor) and edge[0]._version() != edge[1]:
-            raise GraphError(
-                f"backward: {edge[0]!r} was moved by the optimiser after "
-                f"{node.describe()} used it; call backward before step, or run the forward again"
-            )
-    dout = tuple(douts) if node.several else douts[0]
-    try:
-        if node.op.writes_into:
-            leaves = [edge[0] if edge is not None and isinstance(edge[0], Tensor) else None for edge in edges]
-            # A leaf that is two inputs of one op gets its gradients added by the engine: it has only one buffer.
-            into = tuple(
-                leaf._grad_destination() if leaf is not None and leaves.count(leaf) == 1 else None for leaf in leaves
-            )
-            dinputs = node.backward(dout, node.saved, into)
-        else:
-            dinputs = node.backward(dout, node.saved)
-        if type(dinputs) is not tuple or len(dinputs) != len(edges):
-            raise GraphError(
-                f"backward of {node.op.name}: returned {dinputs if type(dinputs) is not tuple else len(dinputs)} for "
-                f"{len(edges)} inputs; return a tuple with one gradient (or None) per input of its forward"
-            )
-        for position, (edge, shape, dinput) in enumerate(zip(edges, node.input_shapes, dinputs, strict=True)):
-            if edge is not None and dinput is not None and dinput.shape != shape:
-                raise ShapeError(
-                    f"backward of {node.op.name}: the gradient of input {position} has shape {dinput.shape}, but the "
-                    f"input has shape {shape}; sum over the broadcast axes"
-                )
-    except Exception as error:
-        error.add_note(f"in the backward of {node.describe()}")
-        raise
-    return dinputs
-
-
-def _accumulate(slot: tuple | None, gradient: Array, owned: bool) -> tuple:
-    """Add a gradient to those that arrived before, allocating only if neither array is the engine's to write to.
-
-    `+=`, not `np.add(..., out=)`: NumPy hands out 0-d results as scalars, which no operation can write to.
-    """
-    if slot is None:
-        return (gradient, owned)
-    total, total_owned = slot
-    if total_owned:
-        total += gradient
-        return (total, True)
-    if owned:
-        gradient += total
-        return (gradient, True)
-    return (total + gradient, True)
-
-
-def _add_to_leaf(leaf: Tensor, gradient: Array, owned: bool) -> None:
-    """Leaf gradients are the user's: they are never shared with another array."""
-    if gradient is leaf.grad:  # the op wrote it there already
-        return
-    destination = leaf._grad_destination()
-    if destination is None:
-        gradient = backend.as_array(gradient)  # NumPy's results without dimensions are numbers, not arrays
-        leaf.grad = gradient.astype(leaf.dtype, copy=not owned)
-    elif destination.add:
-        np.add(destination.array, gradient, out=destination.array)
-    else:
-        if gradient is not destination.array:
-            destination.array[...] = gradient
-        leaf.grad = destination.array

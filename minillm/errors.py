@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 import functools
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 
@@ -38,6 +38,17 @@ class InputError(MinillmError, ValueError):
 
 class ParallelError(MinillmError, RuntimeError):
     """A rank that failed or is missing, or ranks that do not do the same."""
+
+
+class NoSuchNameError(MinillmError, AttributeError):
+    """A name that a tensor or a module does not have; its sentence is made when it is read."""
+
+    def __init__(self, name: str, sentence: Callable[[], str]):
+        super().__init__(name)
+        self.name, self._sentence = name, sentence
+
+    def __str__(self) -> str:
+        return self._sentence()
 
 
 class CheckpointError(MinillmError, ValueError):

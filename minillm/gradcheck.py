@@ -160,6 +160,7 @@ def _two_operands() -> Iterator[Case]:
         yield Case(op, "array on the left", lambda x, fn=fn: fn(np.full((4, 1, 1), 1.5, x.dtype), x), make((2, 3)))
         yield Case(op, "array on the right", lambda x, fn=fn: fn(x, np.full((4, 1, 3), 1.5, x.dtype)), make((2, 3)))
         yield Case(op, "one tensor twice", lambda x, fn=fn: fn(x, x), make((2, 3)))
+    yield from _remainder()
     exponents = np.array([0, 1, 2, 3], np.int8)  # small enough for NumPy to leave float32 as it is
     for exponent in (0, 1, 2, 3, -1, 0.5):
         yield Case("pow", f"exponent {exponent}", lambda x, y=exponent: x**y, positive((3,)))
@@ -167,6 +168,28 @@ def _two_operands() -> Iterator[Case]:
     yield Case("pow", "base 0, array of exponents", lambda x: x**exponents, lambda rng: (np.zeros((2, 4)),))
     yield Case("pow", "base 0, exponents move", lambda y: np.array([0, 2], np.int8) ** y, positive((3, 2)))
     yield Case("pow", "negative base", lambda x: x**exponents, lambda rng: (-rng.uniform(0.5, 2, (3, 4)),))
+
+
+def _remainder() -> Iterator[Case]:
+    """No quotient is near a whole number, where the remainder jumps."""
+
+    def make(*shapes: tuple[int, ...]) -> Make:
+        def arrays(rng: np.random.Generator) -> tuple[Array, ...]:
+            x, y = shapes
+            quotient = rng.integers(-4, 4, np.broadcast_shapes(x, y)) + rng.uniform(0.2, 0.8, np.broadcast_shapes(x, y))
+            divisor = rng.uniform(0.5, 2, y) * rng.choice([-1, 1], y)
+            if x == quotient.shape:
+                return quotient * divisor, divisor
+            return rng.uniform(4.2, 4.8, x), np.where(rng.random(y) < 0.5, 1.0, -1.0)  # any of them meets any
+
+        return arrays
+
+    for name, shapes in SHAPES_OF_TWO.items():
+        yield Case("remainder", name, lambda x, y: x % y, make(*shapes))
+    yield from _in_views("remainder", lambda x, y: x % y, make((3, 4), (3, 4)))
+    yield Case("remainder", "number on the left", lambda y: 1.5 % y, lambda rng: (rng.uniform(0.8, 1.4, (2, 3)),))
+    yield Case("remainder", "number on the right", lambda x: x % -0.7, lambda rng: (rng.uniform(0.8, 1.3, (2, 3)),))
+    yield Case("remainder", "one tensor twice", lambda x: (x * 2.5) % x, positive((2, 3)))
 
 
 def _one_operand() -> Iterator[Case]:

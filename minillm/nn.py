@@ -86,9 +86,11 @@ class Module:
         """Move all parameters to a device, convert them to a dtype, or both: `model.to("cuda", "bfloat16")`.
 
         Do this before building an optimiser. Returns the module.
-        Raises: DeviceError for a device that is not there, DtypeError for what is neither a device nor a dtype.
+        Raises: DeviceError for a device that is not there, DtypeError for what is neither that nor a dtype of floats.
         """
         device, dtype = device_and_dtype(targets)
+        if dtype is not None and dtype.kind in "iub":
+            raise DtypeError(f"to: parameters of dtype {dtype} could not be trained; give a floating dtype")
         for parameter in self.parameters():
             data = parameter.data if dtype is None else parameter.data.astype(dtype)
             parameter.data = data if device is None else to_device(data, device)
@@ -148,6 +150,7 @@ class Module:
             )
         for name, parameter in own.items():
             parameter.data[...] = like(backend.as_array(state[name]), parameter.data)
+            parameter.version += 1  # a graph of the weights before is of no use any more
 
 
 def _find_children(items: Iterable[tuple[Any, Any]]) -> Iterator[tuple[str, Any]]:

@@ -17,10 +17,13 @@ ROOT = Path(minillm.__file__).parent
 
 FLOORS = {  # the longest name that fits counts
     "minillm.errors": 0,
+    "minillm.hints": 0,
     "minillm.tokenizers": 0,
     "minillm.device": 1,
     "minillm.backend": 1,
     "minillm.random": 1,
+    "minillm.grad_mode": 1,
+    "minillm.graph": 2,
     "minillm.kernels": 2,
     "minillm.autograd": 3,
     "minillm.ops": 4,

@@ -472,6 +472,7 @@ DRAWN = {
     "mul": two_operands(lambda x, y: x * y),
     "div": two_operands(lambda x, y: x / y, positive),
     "pow": two_operands(lambda x, y: x**y, positive),
+    "remainder": two_operands(lambda x, y: (3.5 + 0.1 * x) % (1 + 0.01 * y), positive),  # quotients of 3.4 to 3.7
     "neg": one_operand(ops.neg),
     "exp": one_operand(ops.exp),
     "log": one_operand(ops.log, positive),

@@ -155,7 +155,7 @@ def test_every_wrong_gradient_is_caught(capsys):
     assert caught > 10 * len(ops.OPS)
 
 
-SIDES = [(op, side) for op in ("add", "sub", "mul", "div", "pow", "where", "matmul") for side in (0, 1)]
+SIDES = [(op, side) for op in ("add", "sub", "mul", "div", "remainder", "pow", "where", "matmul") for side in (0, 1)]
 
 
 @pytest.mark.parametrize(("op", "call"), [*SIDES, ("broadcast", 0)])
@@ -272,7 +272,7 @@ def test_every_wrong_source_is_caught(capsys):
 
 
 HELPERS = [
-    (ops._arithmetic.unbroadcast, ["add", "sub", "mul", "div", "pow", "where", "matmul", "broadcast"]),
+    (ops._arithmetic.unbroadcast, ["add", "sub", "mul", "div", "remainder", "pow", "where", "matmul", "broadcast"]),
     (sys.modules["minillm.ops.reduce"].restore_axes, ["sum", "mean", "max"]),
     (sys.modules["minillm.ops.gelu"].write_slope_of_tanh_form, ["gelu"]),
     (sys.modules["minillm.ops.gelu"].write_slope_of_erf_form, ["gelu"]),

@@ -14,9 +14,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from minillm.autograd import Op, Tensor
+from minillm.autograd import Op, Tensor, tensor
 from minillm.backend import Array, as_array, elementwise
 from minillm.device import is_on_gpu, like
+from minillm.errors import DtypeError
 
 
 class Shapes(NamedTuple):
@@ -59,25 +60,80 @@ def unbroadcast(gradient: Array, shape: tuple[int, ...] | None) -> Any:
     return gradient.sum(axis=(*range(leading), *stretched), keepdims=True).reshape(shape)
 
 
-def operand(x: Any) -> Any:
+def operand(x: Any, function: str = "operand") -> Any:
     """What a public function may be given, as a Tensor, an array or a Python number.
 
-    A NumPy scalar becomes a Python number: np.float64(2) would turn a float32 tensor into float64.
+    A NumPy scalar becomes a Python number: np.float64(2) would turn a float32 tensor into float64. So do lists, whose
+    floats are float32 as in `tensor`.
+    Raises: DtypeError for what is no number.
     """
-    if isinstance(x, Tensor) or type(x) in (float, int):  # np.float64 is a float too, by inheritance
+    if isinstance(x, Tensor) or type(x) in (float, int, bool):  # np.float64 is a float too, by inheritance
         return x
-    x = as_array(x)
-    return x.item() if x.ndim == 0 and not is_on_gpu(x) else x  # to read a number from a GPU would wait for it
+    array = tensor(x).data if isinstance(x, (list, tuple)) else as_array(x)
+    if array.dtype.kind not in "fiub" and array.dtype.name != "bfloat16":
+        raise DtypeError(f"{function}: an operand is {x!r:.60} of type {type(x).__name__}; give numbers or tensors")
+    return array.item() if array.ndim == 0 and not is_on_gpu(array) else array  # reading from a GPU would wait for it
 
 
-def operands(x: Any, y: Any) -> tuple[Any, Any]:
-    """Two operands, of which one that is an array and no Tensor goes to where the other is."""
-    x, y = operand(x), operand(y)
+def operands(x: Any, y: Any, function: str = "operand") -> tuple[Any, Any]:
+    """Two operands in one dtype, of which one that is an array and no Tensor goes to where the other is."""
+    x, y = operand(x, function), operand(y, function)
     if isinstance(x, Tensor) and isinstance(y, np.ndarray):
         y = like(y, x.data)
     elif isinstance(y, Tensor) and isinstance(x, np.ndarray):
         x = like(x, y.data)
-    return x, y
+    return in_one_dtype(x, y)
+
+
+def in_one_dtype(*operands: Any) -> tuple:
+    """Operands (Tensors, arrays, Python numbers, None) in one dtype, by PyTorch's rule.
+
+    The dtype is that of the arrays with dimensions. Those without dimensions, and then numbers, count only where they
+    are of a higher kind (booleans, whole numbers, floats), so float32 stays float32 with 2.5, with an int64 array, and
+    with a float64 of no dimensions; a Python float makes float32 of whole numbers. NumPy would make float64 of them.
+    """
+    arrays = [x for x in operands if hasattr(x, "dtype")]
+    dtypes = {x.dtype for x in arrays}
+    if len(dtypes) == 1 and (next(iter(dtypes)).kind not in "iub" or not any(type(x) is float for x in operands)):
+        return operands
+    if not dtypes:
+        return operands
+    wanted = _highest([x.dtype for x in arrays if x.ndim])
+    for others in (
+        [x.dtype for x in arrays if not x.ndim],
+        [np.dtype(np.float32) for x in operands if type(x) is float],
+    ):
+        other = _highest(others)
+        if wanted is None or (other is not None and _kind(other) > _kind(wanted)):
+            wanted = other
+    return tuple(_converted(x, wanted) if hasattr(x, "dtype") else x for x in operands)
+
+
+def _kind(dtype: np.dtype) -> int:
+    """0 for booleans, 1 for whole numbers, 2 for floats (bfloat16's kind is V, for void)."""
+    return {"b": 0, "i": 1, "u": 1}.get(dtype.kind, 2)
+
+
+def _highest(dtypes: list[np.dtype]) -> np.dtype | None:
+    """The dtype that holds those of the highest kind among these."""
+    highest = max(map(_kind, dtypes), default=None)
+    return np.result_type(*[dtype for dtype in dtypes if _kind(dtype) == highest]) if dtypes else None
+
+
+def _converted(x: Any, dtype: Any) -> Any:
+    if x.dtype == dtype:
+        return x
+    if isinstance(x, Tensor):
+        return x.to(dtype) if x.requires_grad else Tensor(x.data.astype(dtype))
+    return x.astype(dtype)
+
+
+def floats(x: Any, function: str) -> Any:
+    """An operand of a function that is not one of whole numbers: float32 instead of those."""
+    x = operand(x, function)
+    if not hasattr(x, "dtype"):
+        return tensor(float(x))
+    return _converted(x, np.dtype(np.float32)) if x.dtype.kind in "iub" else x
 
 
 # --- x + y, x - y --------------------------------------------------------------------------------------------------
@@ -96,7 +152,7 @@ ADD = Op("add", add_forward, add_backward, aliases=True)
 
 def add(x: Any, y: Any) -> Tensor:
     """x + y, elementwise with broadcasting."""
-    return ADD(*operands(x, y))
+    return ADD(*operands(x, y, "add"))
 
 
 def sub_forward(x, y):
@@ -113,7 +169,7 @@ SUB = Op("sub", sub_forward, sub_backward, aliases=True)
 
 def sub(x: Any, y: Any) -> Tensor:
     """x - y, elementwise with broadcasting."""
-    return SUB(*operands(x, y))
+    return SUB(*operands(x, y, "sub"))
 
 
 def neg_forward(x):
@@ -129,7 +185,7 @@ NEG = Op("neg", neg_forward, neg_backward)
 
 def neg(x: Any) -> Tensor:
     """-x, elementwise."""
-    return NEG(operand(x))
+    return NEG(operand(x, "neg"))
 
 
 # --- x y, x / y ----------------------------------------------------------------------------------------------------
@@ -151,7 +207,7 @@ MUL = Op("mul", mul_forward, mul_backward)
 
 def mul(x: Any, y: Any) -> Tensor:
     """x y, elementwise with broadcasting."""
-    return MUL(*operands(x, y))
+    return MUL(*operands(x, y, "mul"))
 
 
 def div_forward(x, y):
@@ -169,8 +225,11 @@ DIV = Op("div", div_forward, div_backward)
 
 
 def div(x: Any, y: Any) -> Tensor:
-    """x / y, elementwise with broadcasting."""
-    return DIV(*operands(x, y))
+    """x / y, elementwise with broadcasting; of two whole numbers it is float32."""
+    x, y = operands(x, y, "div")
+    if all(one.dtype.kind in "iub" for one in (x, y) if hasattr(one, "dtype")):
+        x, y = floats(x, "div"), floats(y, "div")
+    return DIV(x, y)
 
 
 # --- x^y -----------------------------------------------------------------------------------------------------------
@@ -199,7 +258,7 @@ POW = Op("pow", pow_forward, pow_backward)
 
 def pow(x: Any, y: Any) -> Tensor:
     """x to the power y, elementwise with broadcasting; the gradient of y needs x >= 0."""
-    return POW(*operands(x, y))
+    return POW(*operands(x, y, "pow"))
 
 
 # --- functions of one argument -------------------------------------------------------------------------------------
@@ -219,7 +278,7 @@ EXP = Op("exp", exp_forward, exp_backward)
 
 def exp(x: Any) -> Tensor:
     """e to the power x, elementwise."""
-    return EXP(operand(x))
+    return EXP(floats(x, "exp"))
 
 
 def log_forward(x):
@@ -235,7 +294,7 @@ LOG = Op("log", log_forward, log_backward)
 
 def log(x: Any) -> Tensor:
     """The natural logarithm, elementwise."""
-    return LOG(operand(x))
+    return LOG(floats(x, "log"))
 
 
 def sqrt_forward(x):
@@ -252,7 +311,7 @@ SQRT = Op("sqrt", sqrt_forward, sqrt_backward)
 
 def sqrt(x: Any) -> Tensor:
     """The square root, elementwise."""
-    return SQRT(operand(x))
+    return SQRT(floats(x, "sqrt"))
 
 
 def tanh_forward(x):
@@ -275,7 +334,7 @@ TANH = Op("tanh", tanh_forward, tanh_backward)
 
 def tanh(x: Any) -> Tensor:
     """The hyperbolic tangent, elementwise."""
-    return TANH(operand(x))
+    return TANH(floats(x, "tanh"))
 
 
 def logistic(x: Array, out: Array | None = None) -> Array:
@@ -306,7 +365,7 @@ SIGMOID = Op("sigmoid", sigmoid_forward, sigmoid_backward)
 
 def sigmoid(x: Any) -> Tensor:
     """1 / (1 + e^-x), elementwise."""
-    return SIGMOID(operand(x))
+    return SIGMOID(floats(x, "sigmoid"))
 
 
 def relu_forward(x):
@@ -330,7 +389,7 @@ RELU = Op("relu", relu_forward, relu_backward)
 
 def relu(x: Any) -> Tensor:
     """max(x, 0), elementwise; the gradient at 0 is taken to be 0."""
-    return RELU(operand(x))
+    return RELU(operand(x, "relu"))
 
 
 # --- choices -------------------------------------------------------------------------------------------------------
@@ -360,7 +419,7 @@ WHERE = Op("where", where_forward, where_backward)
 def where(condition: Any, x: Any, y: Any) -> Tensor:
     """x where the condition holds, else y, elementwise with broadcasting."""
     condition = condition.data if isinstance(condition, Tensor) else as_array(condition)
-    x, y = operands(x, y)
+    x, y = operands(x, y, "where")
     for choice in (x, y):
         if isinstance(choice, Tensor):
             condition = like(condition, choice.data)

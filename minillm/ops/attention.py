@@ -33,7 +33,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from minillm import backend, random
-from minillm.autograd import Op, Tensor
+from minillm.autograd import Op, Tensor, snapshot
 from minillm.backend import Array
 from minillm.device import compute_capability, is_on_gpu, like
 from minillm.errors import DtypeError, ShapeError, check_floating, check_index, check_shapes
@@ -222,7 +222,7 @@ def attention(
     if sizes["D"] == 0 or sizes["E"] == 0:
         raise ShapeError(f"attention: q has D={sizes['D']} and v E={sizes['E']} channels per head; give at least one")
     if mask is not None:
-        mask = like(mask, q.data)
+        mask = like(snapshot(mask), q.data)  # while it is small: stretched, it is as large as P
         if mask.dtype.kind not in "bf":
             raise DtypeError(f"attention: mask has dtype {mask.dtype}; give bool (True = visible) or a float bias")
         wanted = tuple(sizes[name] for name in ("B", "H", "Tq", "Tk"))
@@ -232,7 +232,7 @@ def attention(
             raise ShapeError(f"attention: mask has shape {mask.shape}, which does not broadcast to {wanted}") from None
     if lengths is not None:
         check_index("attention", lengths, sizes["Tk"] + 1, "lengths")
-        lengths = like(lengths.astype(np.int32, order="C", copy=False), q.data)
+        lengths = like(lengths.astype(np.int32, order="C"), q.data)
     check_probability("attention", dropout_p)
     dropout = None
     if dropout_p:

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from minillm import backend
 from minillm.autograd import Op, Tensor
-from minillm.backend import Array, Product
+from minillm.backend import Array, Product, as_array
 from minillm.errors import ShapeError
 from minillm.ops.arithmetic import operands, unbroadcast
 
@@ -52,8 +52,7 @@ def matmul(a: Any, b: Any) -> Tensor:
     Shapes: a (..., M, K), b (..., K, N), result (..., M, N); batch axes broadcast, a vector is one row or column.
     Raises: ShapeError naming both K where they differ.
     """
-    a, b = operands(a, b)
-    a, b = (x if isinstance(x, Tensor) else Tensor(x) for x in (a, b))
+    a, b = (x if hasattr(x, "ndim") else as_array(x) for x in operands(a, b, "matmul"))
     if a.ndim == 0 or b.ndim == 0:
         raise ShapeError(f"matmul: a has shape {a.shape} and b has shape {b.shape}; a number is multiplied with *")
     inner = b.shape[0] if b.ndim == 1 else b.shape[-2]

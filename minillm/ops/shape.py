@@ -12,11 +12,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from minillm.autograd import Op, Tensor
+from minillm.autograd import Op, Tensor, snapshot
 from minillm.backend import Array, add_at, as_array, device_and_dtype
 from minillm.device import device_of, like, to_device
-from minillm.errors import ShapeError, check_index
-from minillm.ops.arithmetic import unbroadcast
+from minillm.errors import DtypeError, ShapeError, check_index
+from minillm.ops.arithmetic import in_one_dtype, unbroadcast
 from minillm.ops.reduce import choose_axis
 
 
@@ -125,17 +125,21 @@ GETITEM = Op("getitem", getitem_forward, getitem_backward)
 
 def getitem(x: Tensor, key: Any) -> Tensor:
     """x[key] with NumPy's indexing: integers, slices, None, ..., and index or boolean arrays."""
-    parts = key if isinstance(key, tuple) else (key,)
-    parts = tuple(
-        part.data
-        if isinstance(part, Tensor)
-        else np.asarray(part, None if part else np.intp)
-        if isinstance(part, (list, tuple, range))
-        else part
-        for part in parts
-    )
-    parts = tuple(like(part, x.data) if isinstance(part, np.ndarray) else part for part in parts)
-    return GETITEM(x, key=parts if isinstance(key, tuple) else parts[0])
+    return GETITEM(x, key=index_key(key, x.data))
+
+
+def index_key(key: Any, array: Array) -> Any:
+    """An index with its arrays where the array is: copies, so that they may change before the backward."""
+    parts = [
+        np.asarray(part, None if part else np.intp) if isinstance(part, (list, tuple, range)) else part
+        for part in (key if isinstance(key, tuple) else (key,))
+    ]
+    parts = [part.data if isinstance(part, Tensor) else part for part in parts]
+    for part in parts:
+        if hasattr(part, "dtype") and part.dtype.kind not in "iub":
+            raise DtypeError(f"getitem: an index has dtype {part.dtype}; give whole numbers or booleans")
+    parts = [like(part.copy(), array) if hasattr(part, "dtype") else part for part in parts]
+    return tuple(parts) if isinstance(key, tuple) else parts[0]
 
 
 def take_forward(x, *, index, axis):
@@ -162,7 +166,7 @@ def take(x: Tensor, index: Any, axis: int | None = None, *, dim: int | None = No
     chosen = _one_axis("take", axis, dim, x.ndim)
     ids = index.data if isinstance(index, Tensor) else as_array(index)
     check_index("take", ids, x.shape[chosen], "index")
-    return TAKE(x, index=like(ids, x.data), axis=chosen)
+    return TAKE(x, index=like(snapshot(ids), x.data), axis=chosen)
 
 
 # --- join, cut -----------------------------------------------------------------------------------------------------
@@ -193,7 +197,7 @@ def concat(tensors: Sequence[Tensor], axis: int | None = None, *, dim: int | Non
             raise ShapeError(
                 f"concat: tensor {position} has shape {x.shape}, which does not fit {first.shape} along axis {chosen}"
             )
-    return CONCAT(*tensors, axis=chosen)
+    return CONCAT(*in_one_dtype(*tensors), axis=chosen)
 
 
 def stack_forward(*arrays, axis):
@@ -213,7 +217,7 @@ def stack(tensors: Sequence[Tensor], axis: int | None = None, *, dim: int | None
         raise ShapeError(
             f"stack: the tensors have shapes {[x.shape for x in tensors]}; give at least one, all of one shape"
         )
-    return STACK(*tensors, axis=_one_axis("stack", axis, dim, tensors[0].ndim + 1))
+    return STACK(*in_one_dtype(*tensors), axis=_one_axis("stack", axis, dim, tensors[0].ndim + 1))
 
 
 def split_forward(x, *, bounds, axis):
