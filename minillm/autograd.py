@@ -32,6 +32,7 @@ from minillm import backend, kernels
 from minillm.backend import Array
 from minillm.device import check_device, device_of, is_on_gpu, like, to_device, to_host
 from minillm.errors import DeviceError, DtypeError, GraphError, ShapeError
+from minillm.methods import Methods
 
 
 class _State(threading.local):
@@ -225,7 +226,7 @@ class Node:
         return f"Node({self.describe()})"
 
 
-class Tensor:
+class Tensor(Methods):
     """An array with a gradient: `data` (a NumPy array), and `grad` (an array of the same shape) after a backward.
 
     Made from data by `minillm.tensor`, or by an operation. Arithmetic follows NumPy: broadcasting, slicing, float32
@@ -235,7 +236,7 @@ class Tensor:
     __slots__ = ("__weakref__", "data", "grad", "index", "node", "requires_grad")
     __array_ufunc__ = None  # so that `array * tensor` calls Tensor.__rmul__ instead of looping over elements
 
-    # Attached by the table at the end of ops/__init__.py; declared here for type checkers and editors.
+    # Attached by the table at the end of ops/__init__.py; declared for type checkers and editors, names in methods.py.
     __add__: Callable[..., Tensor]
     __radd__: Callable[..., Tensor]
     __sub__: Callable[..., Tensor]
@@ -254,27 +255,6 @@ class Tensor:
     __ge__: Callable[..., Tensor]
     __lt__: Callable[..., Tensor]
     __le__: Callable[..., Tensor]
-    exp: Callable[..., Tensor]
-    log: Callable[..., Tensor]
-    sqrt: Callable[..., Tensor]
-    tanh: Callable[..., Tensor]
-    sigmoid: Callable[..., Tensor]
-    relu: Callable[..., Tensor]
-    pow: Callable[..., Tensor]
-    clip: Callable[..., Tensor]
-    sum: Callable[..., Tensor]
-    mean: Callable[..., Tensor]
-    max: Callable[..., Tensor]
-    matmul: Callable[..., Tensor]
-    reshape: Callable[..., Tensor]
-    transpose: Callable[..., Tensor]
-    permute: Callable[..., Tensor]
-    split: Callable[..., tuple]
-    take: Callable[..., Tensor]
-    broadcast_to: Callable[..., Tensor]
-    to: Callable[..., Tensor]
-    softmax: Callable[..., Tensor]
-    log_softmax: Callable[..., Tensor]
 
     def __init__(self, data: Any, requires_grad: bool = False):
         self.data: Array = data if type(data) is np.ndarray else backend.as_array(data)

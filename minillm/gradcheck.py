@@ -238,7 +238,7 @@ def _where() -> Iterator[Case]:
 
 
 def _reductions() -> Iterator[Case]:
-    for op, fn in [("sum", ops.sum), ("mean", ops.mean), ("max", ops.max)]:
+    for op, fn in [("sum", ops.sum), ("mean", ops.mean), ("amax", ops.amax), ("amin", ops.amin)]:
         for axis in (None, 0, 1, -1, (0, 2), (-1, 0), (0, 1, 2)):
             for keep in (False, True):
                 name = f"axis {axis}" + (", kept" if keep else "")
@@ -251,7 +251,7 @@ def _reductions() -> Iterator[Case]:
     yield Case("sum", "empty axis", lambda x: x.sum(axis=0), normal((0, 3)))
     yield Case("sum", "over no axes", lambda x: x.sum(axis=()), normal((2, 3)))
     yield Case("mean", "used twice", lambda x: x * x.mean(axis=0), normal((3, 4)))
-    yield Case("max", "largest first", lambda x: x.max(axis=1), lambda rng: (np.array([[3.0, 1, 2], [9, 8, 7]]),))
+    yield Case("amax", "largest first", lambda x: x.amax(axis=1), lambda rng: (np.array([[3.0, 1, 2], [9, 8, 7]]),))
 
 
 def _matmul() -> Iterator[Case]:
@@ -346,9 +346,9 @@ def _index() -> Iterator[Case]:
         ("no index", np.array([], int), 0),
         ("list", [1, 1], 0),
     ]:
-        yield Case("take", name, lambda x, i=index, a=axis: x.take(i, axis=a), normal((3, 3, 4)))
-    yield Case("take", "dim", lambda x: ops.take(x, repeats, dim=1), normal((2, 3)))
-    yield from _in_views("take", lambda x: x.take(repeats, 1), normal((2, 3)))
+        yield Case("index_select", name, lambda x, i=index, a=axis: x.index_select(a, i), normal((3, 3, 4)))
+    yield Case("index_select", "dim", lambda x: ops.index_select(x, dim=1, index=repeats), normal((2, 3)))
+    yield from _in_views("index_select", lambda x: x.index_select(1, repeats), normal((2, 3)))
 
 
 def _join_and_cut() -> Iterator[Case]:

@@ -333,14 +333,14 @@ def getitem_inputs(draw):
 
 
 @st.composite
-def take_inputs(draw):
+def index_select_inputs(draw):
     shape = draw(full_shapes)
     axis = draw(st.integers(-len(shape), len(shape) - 1))
     ids = hnp.arrays(
         int, hnp.array_shapes(min_dims=0, max_dims=2, min_side=0), elements=st.integers(0, shape[axis] - 1)
     )
     index = draw(ids)
-    return lambda x: x.take(index, axis), draw(drawn([shape]))
+    return lambda x: x.index_select(axis, index), draw(drawn([shape]))
 
 
 @st.composite
@@ -483,12 +483,13 @@ DRAWN = {
     "clip": one_operand(lambda x: x.clip(-0.4, 0.3), apart),
     "sum": reduction(ops.sum),
     "mean": reduction(ops.mean),
-    "max": reduction(ops.max),
+    "amax": reduction(ops.amax),
+    "amin": reduction(ops.amin),
     "matmul": matmul_inputs(),
     "reshape": reshape_inputs(),
     "transpose": transpose_inputs(),
     "getitem": getitem_inputs(),
-    "take": take_inputs(),
+    "index_select": index_select_inputs(),
     "concat": concat_inputs(),
     "stack": stack_inputs(),
     "split": split_inputs(),

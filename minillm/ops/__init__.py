@@ -10,29 +10,47 @@ import numpy as np
 
 from minillm.autograd import Op, Tensor
 from minillm.ops import arithmetic as _arithmetic
+from minillm.ops import create as _create
+from minillm.ops import elementwise as _elementwise
+from minillm.ops import index as _index
+from minillm.ops import order as _order
+from minillm.ops import rearrange as _rearrange
 from minillm.ops import shape as _shape
 from minillm.ops.arithmetic import add, clip, div, exp, log, mul, neg, pow, relu, sigmoid, sqrt, sub, tanh, where
 from minillm.ops.attention import ATTENTION, attention
+from minillm.ops.create import *  # noqa: F403
 from minillm.ops.cross_entropy import CROSS_ENTROPY, cross_entropy
+from minillm.ops.cumulative import CUMSUM, PROD, cumsum, prod
 from minillm.ops.dropout import DROPOUT, dropout
+from minillm.ops.einsum import EINSUM, einsum
+from minillm.ops.elementwise import *  # noqa: F403
 from minillm.ops.embedding import EMBEDDING, embedding
 from minillm.ops.gelu import GELU, gelu
+from minillm.ops.index import *  # noqa: F403
 from minillm.ops.layernorm import ADD_LAYERNORM, LAYERNORM, add_layer_norm, layer_norm
 from minillm.ops.linear import LINEAR, linear
-from minillm.ops.matmul import MATMUL, matmul
-from minillm.ops.reduce import MAX, MEAN, SUM, max, mean, sum
+from minillm.ops.matmul import MATMUL, addmm, baddbmm, bmm, dot, matmul, mm, mv, outer
+from minillm.ops.order import *  # noqa: F403
+from minillm.ops.rearrange import *  # noqa: F403
+from minillm.ops.reduce import AMAX, AMIN, MEAN, SUM, amax, amin, mean, sum
 from minillm.ops.rmsnorm import RMSNORM, rms_norm
 from minillm.ops.rope import ROPE, half_to_interleaved, interleaved_to_half, rope, rope_table
-from minillm.ops.shape import broadcast_to, concat, getitem, permute, reshape, split, stack, take, to, transpose
+from minillm.ops.shape import broadcast_to, concat, getitem, index_select, permute, reshape, split, stack, to, transpose
 from minillm.ops.silu import SILU, SWIGLU, silu, swiglu
 from minillm.ops.softmax import LOG_SOFTMAX, SOFTMAX, log_softmax, softmax
+from minillm.ops.variance import LOGSUMEXP, NORM, STD, VAR, logsumexp, norm, std, var
 
-_a, _s = _arithmetic, _shape
+clamp, cat, concatenate, swapaxes, swapdims = clip, concat, concat, transpose, transpose
+
+_a, _s, _e, _i, _r = _arithmetic, _shape, _elementwise, _index, _rearrange
 # Every operation that computes; `to`, which only moves, has nothing that differences could check.
 OPS: tuple[Op, ...] = (
     *(_a.ADD, _a.SUB, _a.MUL, _a.DIV, _a.POW, _a.NEG, _a.EXP, _a.LOG, _a.SQRT, _a.TANH, _a.SIGMOID, _a.RELU),
-    *(_a.WHERE, _a.CLIP, SUM, MEAN, MAX, MATMUL),
-    *(_s.RESHAPE, _s.TRANSPOSE, _s.GETITEM, _s.TAKE, _s.CONCAT, _s.STACK, _s.SPLIT, _s.BROADCAST),
+    *(_a.WHERE, _a.CLIP, SUM, MEAN, AMAX, AMIN, MATMUL),
+    *(_e.ABS, _e.SIGN, _e.FLOOR, _e.CEIL, _e.ROUND, _e.TRUNC, _e.SIN, _e.COS, _e.LOG2, _e.LOG10, _e.LOG1P, _e.EXPM1),
+    *(_e.ERF, _e.SOFTPLUS, _e.MAXIMUM, _e.MINIMUM, CUMSUM, PROD, VAR, STD, NORM, LOGSUMEXP, EINSUM),
+    *(_s.RESHAPE, _s.TRANSPOSE, _s.GETITEM, _s.INDEX_SELECT, _s.CONCAT, _s.STACK, _s.SPLIT, _s.BROADCAST),
+    *(_i.GATHER, _i.SCATTER, _i.SCATTER_ADD, _r.CLONE, _r.ROLL, _r.PAD, _r.TRIL, _r.TRIU),
     *(GELU, SILU, SWIGLU, ROPE, LINEAR, EMBEDDING, SOFTMAX, LOG_SOFTMAX, LAYERNORM, ADD_LAYERNORM, RMSNORM),
     *(DROPOUT, ATTENTION, CROSS_ENTROPY),
 )
@@ -41,30 +59,47 @@ __all__ = [
     "OPS",
     "add",
     "add_layer_norm",
+    "addmm",
+    "amax",
+    "amin",
     "attention",
+    "baddbmm",
+    "bmm",
     "broadcast_to",
+    "cat",
+    "clamp",
     "clip",
     "concat",
+    "concatenate",
     "cross_entropy",
+    "cumsum",
     "div",
+    "dot",
     "dropout",
+    "einsum",
     "embedding",
     "exp",
     "gelu",
     "getitem",
     "half_to_interleaved",
+    "index_select",
     "interleaved_to_half",
     "layer_norm",
     "linear",
     "log",
     "log_softmax",
+    "logsumexp",
     "matmul",
-    "max",
     "mean",
+    "mm",
     "mul",
+    "mv",
     "neg",
+    "norm",
+    "outer",
     "permute",
     "pow",
+    "prod",
     "relu",
     "reshape",
     "rms_norm",
@@ -76,15 +111,23 @@ __all__ = [
     "split",
     "sqrt",
     "stack",
+    "std",
     "sub",
     "sum",
+    "swapaxes",
+    "swapdims",
     "swiglu",
-    "take",
     "tanh",
     "to",
     "transpose",
+    "var",
     "where",
 ]
+__all__ += _create.__all__
+__all__ += _elementwise.__all__
+__all__ += _index.__all__
+__all__ += _order.__all__
+__all__ += _rearrange.__all__
 
 
 def _reflected_sub(y, x):
@@ -122,11 +165,20 @@ Tensor.__neg__ = neg
 Tensor.__getitem__ = getitem
 Tensor.__gt__, Tensor.__ge__ = _compare(np.greater), _compare(np.greater_equal)
 Tensor.__lt__, Tensor.__le__ = _compare(np.less), _compare(np.less_equal)
-Tensor.exp, Tensor.log, Tensor.sqrt = exp, log, sqrt
-Tensor.tanh, Tensor.sigmoid, Tensor.relu = tanh, sigmoid, relu
-Tensor.pow, Tensor.clip = pow, clip
-Tensor.sum, Tensor.mean, Tensor.max = sum, mean, max
-Tensor.matmul = matmul
-Tensor.reshape, Tensor.transpose, Tensor.permute = reshape, transpose, permute
-Tensor.split, Tensor.take, Tensor.broadcast_to, Tensor.to = split, take, broadcast_to, to
-Tensor.softmax, Tensor.log_softmax = softmax, log_softmax
+_METHODS = """
+    exp log sqrt tanh sigmoid relu pow clip clamp abs absolute sign floor ceil round trunc sin cos log2 log10 log1p expm1
+    exp2 erf square reciprocal rsqrt maximum minimum lerp logit logaddexp
+    sum mean max min amax amin argmax argmin prod cumsum var std norm logsumexp count_nonzero sort argsort topk median
+    matmul dot mv mm bmm outer addmm baddbmm softmax log_softmax
+    reshape view view_as reshape_as transpose swapaxes swapdims permute movedim t flatten ravel unflatten squeeze unsqueeze
+    split chunk unbind broadcast_to expand expand_as repeat tile repeat_interleave flip roll tril triu diagonal diag trace
+    clone contiguous to take index_select gather scatter scatter_add index_add take_along_dim select narrow masked_fill
+    masked_select nonzero bernoulli multinomial
+"""
+for _name in _METHODS.split():
+    setattr(Tensor, _name, globals()[_name])
+for _name, _dtype in {
+    **{"float": "float32", "double": "float64", "half": "float16", "bfloat16": "bfloat16"},
+    **{"long": "int64", "int": "int32", "bool": "bool"},
+}.items():
+    setattr(Tensor, _name, lambda x, dtype=_dtype: to(x, dtype))

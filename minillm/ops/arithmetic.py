@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from minillm.autograd import Op, Tensor
+from minillm.autograd import Op, Tensor, tensor
 from minillm.backend import Array, as_array, elementwise
 from minillm.device import is_on_gpu, like
 
@@ -78,6 +78,25 @@ def operands(x: Any, y: Any) -> tuple[Any, Any]:
     elif isinstance(y, Tensor) and isinstance(x, np.ndarray):
         x = like(x, y.data)
     return x, y
+
+
+def in_one_dtype(*operands: Any) -> tuple:
+    """Operands (or None) in one dtype, by PyTorch's rule: integers and booleans take that of the floating ones.
+
+    NumPy would make float64 of float32 and int64. Python numbers stay as they are, which never widens a dtype; one
+    that is a float makes float32 of integers.
+    """
+    dtypes = [x.dtype for x in operands if hasattr(x, "dtype")]
+    floating = [dtype for dtype in dtypes if dtype.kind not in "iub"]
+    if not floating and any(type(x) is float for x in operands):
+        floating = [np.dtype(np.float32)]
+    if not dtypes:
+        return operands
+    dtype = np.result_type(*(floating or dtypes))
+    return tuple(
+        x.to(dtype) if isinstance(x, Tensor) else x.astype(dtype, copy=False) if hasattr(x, "dtype") else x
+        for x in operands
+    )
 
 
 # --- x + y, x - y --------------------------------------------------------------------------------------------------
@@ -367,22 +386,41 @@ def where(condition: Any, x: Any, y: Any) -> Tensor:
     return WHERE(condition.astype(bool, copy=False), x, y)
 
 
-def clip_forward(x, *, low, high):
-    inside = np.ones_like(x, bool) if low is None else x >= low
-    if high is not None:
-        inside &= x <= high
-    return np.clip(x, low, high), Choice(inside, x.shape, None)
+class Limited(NamedTuple):
+    """What was limited, and its limits: arrays, numbers, or None for no limit."""
+
+    x: Array
+    low: Any
+    high: Any
+
+
+def clip_forward(x, low, high):
+    return np.clip(x, low, high), Limited(x, low, high)
 
 
 def clip_backward(dout, saved):
-    return (dout * saved.chosen,)
+    """The gradient goes to whichever of the three is the output: x at its limits too, and the upper of two crossed."""
+    x, low, high = saved
+    within, below, above = np.ones_like(x, bool), np.zeros_like(x, bool), np.zeros_like(x, bool)
+    if low is not None:
+        within, below = within & (x >= low), x < low
+    if high is not None:
+        within, above = within & (x <= high), x > high
+    if low is not None and high is not None:
+        crossed = np.less(high, low)
+        below, above = below & np.less(low, high), above | crossed
+    reached = (within, x.shape), (below, shape_of(low)), (above, shape_of(high))
+    return tuple(None if shape is None else unbroadcast(np.where(where, dout, 0), shape) for where, shape in reached)
 
 
 CLIP = Op("clip", clip_forward, clip_backward)
 
 
-def clip(x: Any, min: float | None = None, max: float | None = None) -> Tensor:
-    """x limited to [min, max]; the gradient passes where x is within, the limits included."""
-    return CLIP(
-        operand(x), low=operand(min) if min is not None else None, high=operand(max) if max is not None else None
-    )
+def clip(x: Any, min: Any = None, max: Any = None) -> Tensor:
+    """x limited to [min, max], each a number, a tensor that broadcasts against x, or None for no limit.
+
+    The gradient goes to x where it is within, the limits included, else to the limit that it met.
+    """
+    x = x if isinstance(x, Tensor) else tensor(x)
+    low, high = (None if limit is None else operands(x, limit)[1] for limit in (min, max))
+    return CLIP(*in_one_dtype(x, low, high))

@@ -1,0 +1,91 @@
+"""Products over an axis, and sums up to each element.
+
+The derivative of a product with respect to one factor is the product of all others. Dividing the whole by the factor
+would fail where that is 0, so the others are multiplied from both sides:
+
+    y = x_1 x_2 ... x_n        dx_i = dy (x_1 ... x_(i-1)) (x_(i+1) ... x_n)
+
+A cumulative sum y_j = x_1 + ... + x_j uses x_i in every y_j with j >= i, so its gradient adds up from the other end:
+
+    dx_i = dy_i + dy_(i+1) + ... + dy_n
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from minillm.autograd import Op, Tensor
+from minillm.backend import Array
+from minillm.errors import ShapeError
+from minillm.ops.reduce import Axis, in_dtype, reduced_axis
+
+
+class Factors(NamedTuple):
+    """The factors; they were multiplied over the last axis."""
+
+    x: Array
+
+
+class Along(NamedTuple):
+    """The axis that was added up."""
+
+    axis: int
+
+
+def prod_forward(x):
+    return np.prod(x, axis=-1), Factors(x)
+
+
+def prod_backward(dout, saved):
+    x = saved.x
+    ones = np.ones_like(x[..., :1])
+    before = np.cumprod(np.concatenate([ones, x[..., :-1]], -1), -1)  # the product of all factors before each
+    after = np.cumprod(np.concatenate([ones, x[..., :0:-1]], -1), -1)[..., ::-1]
+    return (dout[..., None] * before * after,)
+
+
+PROD = Op("prod", prod_forward, prod_backward)
+
+
+def prod(
+    x: Tensor, axis: Axis = None, keepdims: bool = False, *, dim: Axis = None, keepdim: bool = False, dtype: Any = None
+) -> Tensor:
+    """The product over `axis` (an int, a tuple, or None for all), of integers in int64.
+
+    The gradient is right where factors are 0, too.
+    """
+    x = in_dtype(x, dtype)
+    axis = reduced_axis("prod", axis, dim, x.ndim)
+    axes = range(x.ndim) if axis is None else [one % x.ndim for one in (axis if isinstance(axis, tuple) else (axis,))]
+    kept = [one for one in range(x.ndim) if one not in axes]
+    factors = x.permute(*kept, *axes) if x.ndim else x
+    size = int(np.prod([x.shape[one] for one in axes]))
+    out = PROD(factors.reshape(*(x.shape[one] for one in kept), size))
+    return out.reshape(*(1 if i in axes else n for i, n in enumerate(x.shape))) if keepdims or keepdim else out
+
+
+def running_sums(x: Array, axis: int) -> Array:
+    """Floating numbers are added up in float64, because float32 loses digits over many of them."""
+    return np.cumsum(x, axis, dtype=x.dtype if x.dtype.kind in "iub" else np.float64).astype(x.dtype, copy=False)
+
+
+def cumsum_forward(x, *, axis):
+    return running_sums(x, axis), Along(axis)
+
+
+def cumsum_backward(dout, saved):
+    return (np.flip(running_sums(np.flip(dout, saved.axis), saved.axis), saved.axis),)
+
+
+CUMSUM = Op("cumsum", cumsum_forward, cumsum_backward)
+
+
+def cumsum(x: Tensor, axis: int | None = None, *, dim: int | None = None, dtype: Any = None) -> Tensor:
+    """The sum of all elements up to each, along one axis (in no axis: of the number alone), of integers in int64."""
+    x = in_dtype(x, dtype)
+    chosen = reduced_axis("cumsum", axis, dim, x.ndim)
+    if chosen is None and x.ndim:
+        raise ShapeError("cumsum: no axis was given; give the axis along which to add up")
+    return CUMSUM(x, axis=chosen) if x.ndim else x * 1
