@@ -105,7 +105,7 @@ def check_whole(function: str, name: str, value: Any) -> int:
     Raises: DtypeError for anything else, such as `sum: axis is 1.0; give a whole number`.
     """
     number = value.item() if hasattr(value, "requires_grad") and value.numel() == 1 else value
-    if not isinstance(number, bool) and getattr(number, "dtype", None) != bool:
+    if not isinstance(number, bool):  # which Python counts as a whole number; NumPy's is none
         try:
             return operator.index(number)
         except TypeError:

@@ -1,4 +1,4 @@
-"""The names of a Tensor's methods, for type checkers and editors: ops/__init__.py attaches the operations themselves."""
+"""The names of a Tensor's methods, for type checkers and editors; ops/__init__.py attaches the operations."""
 
 from __future__ import annotations
 

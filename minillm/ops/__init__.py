@@ -166,14 +166,13 @@ Tensor.__getitem__ = getitem
 Tensor.__gt__, Tensor.__ge__ = _compare(np.greater), _compare(np.greater_equal)
 Tensor.__lt__, Tensor.__le__ = _compare(np.less), _compare(np.less_equal)
 _METHODS = """
-    exp log sqrt tanh sigmoid relu pow clip clamp abs absolute sign floor ceil round trunc sin cos log2 log10 log1p expm1
-    exp2 erf square reciprocal rsqrt maximum minimum lerp logit logaddexp
-    sum mean max min amax amin argmax argmin prod cumsum var std norm logsumexp count_nonzero sort argsort topk median
-    matmul dot mv mm bmm outer addmm baddbmm softmax log_softmax
-    reshape view view_as reshape_as transpose swapaxes swapdims permute movedim t flatten ravel unflatten squeeze unsqueeze
-    split chunk unbind broadcast_to expand expand_as repeat tile repeat_interleave flip roll tril triu diagonal diag trace
-    clone contiguous to take index_select gather scatter scatter_add index_add take_along_dim select narrow masked_fill
-    masked_select nonzero bernoulli multinomial
+    exp log sqrt tanh sigmoid relu pow clip clamp abs absolute sign floor ceil round trunc sin cos log2 log10
+    log1p expm1 exp2 erf square reciprocal rsqrt maximum minimum lerp logit logaddexp sum mean max min amax amin
+    argmax argmin prod cumsum var std norm logsumexp count_nonzero sort argsort topk median matmul dot mv mm bmm
+    outer addmm baddbmm softmax log_softmax reshape view view_as reshape_as transpose swapaxes swapdims permute
+    movedim t flatten ravel unflatten squeeze unsqueeze split chunk unbind broadcast_to expand expand_as repeat tile
+    repeat_interleave flip roll tril triu diagonal diag trace clone contiguous to take index_select gather scatter
+    scatter_add index_add take_along_dim select narrow masked_fill masked_select nonzero bernoulli multinomial
 """
 for _name in _METHODS.split():
     setattr(Tensor, _name, globals()[_name])

@@ -231,7 +231,7 @@ def from_numpy(array: np.ndarray) -> Tensor:
 
 
 def as_tensor(data: Any, dtype: Any = None, device: str | None = None) -> Tensor:
-    """data as a tensor of a dtype on a device: itself where it is one already, an array without a copy, else `tensor`."""
+    """data as a tensor of a dtype on a device, without a copy where it is a tensor or an array already."""
     if isinstance(data, np.ndarray):
         data = from_numpy(data)
     if not isinstance(data, Tensor):

@@ -174,7 +174,6 @@ def _parse(equation: str, ndims: list[int]) -> tuple[list[str], str]:
     out = right.replace("...", greek)
     for letter in out:
         if out.count(letter) > 1 or letter not in "".join(letters):
-            raise InputError(
-                f"einsum: {letter!r} stands {'twice in' if out.count(letter) > 1 else 'only in'} the result of {equation!r}"
-            )
+            where = "twice in" if out.count(letter) > 1 else "only in"
+            raise InputError(f"einsum: {letter!r} stands {where} the result of {equation!r}")
     return letters, out

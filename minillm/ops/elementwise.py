@@ -36,7 +36,7 @@ from minillm.ops.arithmetic import (
 from minillm.ops.gelu import erf as erf_of
 
 __all__ = [
-    "abs", "absolute", "ceil", "cos", "erf", "exp2", "expm1", "floor", "leaky_relu", "lerp", "log10", "log1p", "log2",
+    "abs", "absolute", "ceil", "cos", "erf", "exp2", "expm1", "floor", "leaky_relu", "lerp", "log1p", "log2", "log10",
     "logaddexp", "logit", "logsigmoid", "maximum", "minimum", "reciprocal", "round", "rsqrt", "sign", "sin",
     "softplus", "square", "trunc",
 ]  # fmt: skip

@@ -83,8 +83,10 @@ def var_forward(x, *, correction, axis, keepdims):
 def var_backward(dout, saved):
     dvar = restore_axes(dout, saved.axis, saved.keepdims, saved.centred.ndim)
     if saved.degrees > 0:
-        return (dvar * (2 / saved.degrees) * saved.centred,)
-    return (dvar * np.where(saved.centred == 0, math.nan, math.inf).astype(dout.dtype),)
+        slope = 2 / saved.degrees * saved.centred
+    else:  # there is none: NaN at a variance of 0 / 0, infinite at one of more than 0 / 0
+        slope = np.where(saved.centred == 0, math.nan, math.inf).astype(dout.dtype)
+    return (dvar * slope,)
 
 
 VAR = Op("var", var_forward, var_backward)
