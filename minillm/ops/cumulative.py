@@ -88,4 +88,4 @@ def cumsum(x: Tensor, axis: int | None = None, *, dim: int | None = None, dtype:
     chosen = reduced_axis("cumsum", axis, dim, x.ndim)
     if chosen is None and x.ndim:
         raise ShapeError("cumsum: no axis was given; give the axis along which to add up")
-    return CUMSUM(x, axis=chosen) if x.ndim else x * 1
+    return CUMSUM(x, axis=chosen) if x.ndim else CUMSUM(x.reshape(1), axis=0).reshape(())

@@ -58,26 +58,17 @@ EINSUM = Op("einsum", einsum_forward, einsum_backward, aliases=True)
 def contract(factors: Sequence[Array], letters: Sequence[str], out: str) -> Array:
     """The sum of products with the letters `out`, made from left to right.
 
-    A letter is summed as soon as neither a later factor nor the result has it.
+    A letter is summed as soon as neither a later factor nor the result has it. None stands in one factor alone.
     """
     total, have = factors[0], letters[0]
     for i in range(1, len(factors)):
         needed = {*out}.union(*letters[i + 1 :])
         total, have = multiply(total, have, factors[i], letters[i], needed)
-    total, have = sum_lone(total, have, {*out})
     return total.transpose([have.index(letter) for letter in out])
-
-
-def sum_lone(x: Array, letters: str, needed: set[str]) -> tuple[Array, str]:
-    """Sum over the letters that nothing needs."""
-    lone = tuple(i for i, letter in enumerate(letters) if letter not in needed)
-    return (x.sum(axis=lone), "".join(letter for letter in letters if letter in needed)) if lone else (x, letters)
 
 
 def multiply(a: Array, in_a: str, b: Array, in_b: str, needed: set[str]) -> tuple[Array, str]:
     """The product of two factors, summed over the letters of both that nothing needs; and its letters."""
-    a, in_a = sum_lone(a, in_a, needed | {*in_b})
-    b, in_b = sum_lone(b, in_b, needed | {*in_a})
     size = dict(zip(in_a + in_b, a.shape + b.shape, strict=True))
     shared = "".join(letter for letter in in_a if letter in in_b and letter in needed)
     summed = "".join(letter for letter in in_a if letter in in_b and letter not in needed)

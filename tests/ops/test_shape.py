@@ -286,7 +286,8 @@ def test_as_in_torch(same_as_torch, rng):
     same_as_torch(lambda x: x.permute(1, -1, 0), lambda x: x.permute(1, -1, 0), x)
     same_as_torch(lambda x: x.broadcast_to(5, 2, 3, 4), lambda x: x.broadcast_to(5, 2, 3, 4), x)
     same_as_torch(lambda x: x[:, [0, 0, 2], 1:3], lambda x: x[:, [0, 0, 2], 1:3], x)
-    same_as_torch(lambda x: x.index_select(1, [1, 1, 0]), lambda x: torch.index_select(x, 1, torch.tensor([1, 1, 0])), x)
+    rows = [1, 1, 0]
+    same_as_torch(lambda x: x.index_select(1, rows), lambda x: torch.index_select(x, 1, torch.tensor(rows)), x)
     same_as_torch(lambda x, y: ops.concat([x, y], dim=1), lambda x, y: torch.cat([x, y], dim=1), x, y)
     same_as_torch(lambda x, y: ops.stack([x, y], dim=-1), lambda x, y: torch.stack([x, y], dim=-1), x, y)
     same_as_torch(lambda x: x.split(3, 2), lambda x: x.split(3, 2), x)
