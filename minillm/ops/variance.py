@@ -28,7 +28,7 @@ import numpy as np
 from minillm.autograd import Op, Tensor, tensor
 from minillm.backend import Array
 from minillm.errors import DtypeError, InputError, check_floating
-from minillm.ops.elementwise import signs
+from minillm.ops.elementwise import SIGN, signs
 from minillm.ops.reduce import Axis, amax, amin, reduced_axis, refuse_nothing, restore_axes, sum
 
 
@@ -82,11 +82,9 @@ def var_forward(x, *, correction, axis, keepdims):
 
 def var_backward(dout, saved):
     dvar = restore_axes(dout, saved.axis, saved.keepdims, saved.centred.ndim)
-    if saved.degrees > 0:
-        slope = 2 / saved.degrees * saved.centred
-    else:  # there is none: NaN at a variance of 0 / 0, infinite at one of more than 0 / 0
-        slope = np.where(saved.centred == 0, math.nan, math.inf).astype(dout.dtype)
-    return (dvar * slope,)
+    rate = 2 / saved.degrees if saved.degrees > 0 else math.inf
+    with np.errstate(invalid="ignore"):  # NaN of one element
+        return (dvar * rate * saved.centred,)
 
 
 VAR = Op("var", var_forward, var_backward)
@@ -193,7 +191,7 @@ def norm(
     if order == 1:
         return sum(x.abs(), axis, keepdim)
     if order == 0:
-        return Tensor((x.data != 0).sum(axis=axis, keepdims=keepdim).astype(x.dtype))
+        return sum(SIGN(x, function=lambda x: (x != 0).astype(x.dtype)), axis, keepdim)  # flat between its steps
     if math.isinf(order):
         refuse_nothing("norm", x.shape, axis, "largest")
         return (amax if order > 0 else amin)(x.abs(), axis, keepdim)
