@@ -89,7 +89,7 @@ def scatter_forward(x, src, *, key):
 
 
 def scatter_backward(dout, saved):
-    dx = dout.copy()
+    dx = as_array(dout).copy()  # NumPy's results without axes are numbers, not arrays
     dx[saved.key] = 0
     return dx, dout[saved.key]
 

@@ -202,7 +202,7 @@ def norm(
 
 
 def logsumexp_forward(x, *, axis, keepdims):
-    largest = np.max(x, axis=axis, keepdims=True, initial=-math.inf)
+    largest = np.max(x, axis=axis, keepdims=True) if x.size else total_of(x, axis, True)  # of nothing: any will do
     shift = np.where(np.isfinite(largest), largest, 0)  # inf - inf would be NaN
     with np.errstate(divide="ignore"):  # log 0, where all are -inf
         out = np.log(total_of(np.exp(x - shift), axis, True)) + shift
