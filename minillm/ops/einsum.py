@@ -98,6 +98,8 @@ def einsum(equation: str, *operands: Any) -> Tensor:
     of axes in front or between, which broadcast; so do axes of size 1. Spaces mean nothing.
     Raises: InputError for an equation that is none; ShapeError for operands that do not fit it.
     """
+    if not isinstance(equation, str):
+        raise InputError(f"einsum: the equation is a {type(equation).__name__}; give a text such as 'ij,jk->ik' first")
     given = operands[0] if len(operands) == 1 and isinstance(operands[0], (list, tuple)) else operands
     tensors = tensors_of("einsum", given)
     letters, out = _parse(equation, [x.ndim for x in tensors])
@@ -138,8 +140,6 @@ def _without_repeats(x: Tensor, letters: str) -> tuple[Tensor, str]:
 
 def _parse(equation: str, ndims: list[int]) -> tuple[list[str], str]:
     """The letters of each operand and of the result, with Greek ones for the axes that `...` stands for."""
-    if not isinstance(equation, str):
-        raise InputError(f"einsum: the equation is a {type(equation).__name__}; give a text such as 'ij,jk->ik' first")
     left, arrow, right = equation.replace(" ", "").partition("->")
     terms = left.split(",")
     if len(terms) != len(ndims):

@@ -21,7 +21,7 @@ from minillm.backend import Array, add_at, as_array
 from minillm.device import like
 from minillm.errors import DtypeError, InputError, ShapeError, check_index, check_whole
 from minillm.ops.arithmetic import in_one_dtype, where
-from minillm.ops.reduce import Axis, choose_axis
+from minillm.ops.reduce import Axis, choose_axis, one_axis
 from minillm.ops.shape import broadcast_to, getitem, index_array, reshape
 
 __all__ = [
@@ -45,7 +45,7 @@ def places(index: Array, axis: int) -> tuple[Array, ...]:
 
 def _checked_index(function: str, x: Tensor, dim: Any, index: Any) -> tuple[Array, int]:
     """A copy of the index, on x's device, and the axis; raises for an index that reaches outside of x."""
-    axis = choose_axis(function, dim, None, max(1, x.ndim)) % max(1, x.ndim)
+    axis = one_axis(function, dim, x.ndim or 1)
     ids = index_array(function, index)
     size = x.shape or (1,)
     if ids.ndim != x.ndim or any(n > size[i] for i, n in enumerate(ids.shape) if i != axis):
@@ -164,7 +164,7 @@ def take_along_dim(x: Tensor, indices: Any, dim: Axis = None) -> Tensor:
     ids = index_array("take_along_dim", indices)
     if dim is None:
         return gather(reshape(x, x.numel()), 0, _from_front(ids.reshape(-1), x.numel()))
-    axis = choose_axis("take_along_dim", dim, None, x.ndim) % x.ndim
+    axis = one_axis("take_along_dim", dim, x.ndim)
     if ids.ndim != x.ndim:
         raise ShapeError(f"take_along_dim: indices have shape {ids.shape}, but x has {x.ndim} axes; give as many")
     # Beside the axis both broadcast; along it each keeps its own size.
@@ -184,7 +184,7 @@ def _from_front(ids: Array, size: int) -> Array:
 
 def select(x: Tensor, dim: int, index: int) -> Tensor:
     """The slice of x at one index along `dim`, which is gone from the result: x[:, index] for dim 1."""
-    axis = choose_axis("select", dim, None, x.ndim) % x.ndim
+    axis = one_axis("select", dim, x.ndim)
     place = check_whole("select", "index", index)
     if not -x.shape[axis] <= place < x.shape[axis]:
         raise InputError(f"select: index {place} is out of range; axis {axis} has size {x.shape[axis]}")
@@ -193,7 +193,7 @@ def select(x: Tensor, dim: int, index: int) -> Tensor:
 
 def narrow(x: Tensor, dim: int, start: int, length: int) -> Tensor:
     """The part of x of `length` from `start` on along `dim`: x[:, start : start + length] for dim 1."""
-    axis = choose_axis("narrow", dim, None, x.ndim) % x.ndim
+    axis = one_axis("narrow", dim, x.ndim)
     size, first, count = (x.shape[axis], check_whole("narrow", "start", start), check_whole("narrow", "length", length))
     first += size if first < 0 else 0
     if not 0 <= first <= first + count <= size:
@@ -266,7 +266,7 @@ def one_hot(ids: Any, num_classes: int = -1) -> Tensor:
 
 def index_add(x: Tensor, dim: int, index: Any, source: Any) -> Tensor:
     """x with the slices of `source` added to its slices at `index` along `dim`; repeats add up."""
-    axis = choose_axis("index_add", dim, None, x.ndim) % x.ndim
+    axis = one_axis("index_add", dim, x.ndim)
     ids = index_array("index_add", index).reshape(-1)
     source = in_one_dtype(x, source)[1]
     column = ids.reshape([-1 if i == axis else 1 for i in range(x.ndim)])

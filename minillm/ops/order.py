@@ -16,7 +16,7 @@ from minillm.errors import ShapeError, check_whole
 from minillm.ops.elementwise import maximum, minimum
 from minillm.ops.index import gather
 from minillm.ops.rearrange import squeeze
-from minillm.ops.reduce import amax, amin, choose_axis, refuse_nothing
+from minillm.ops.reduce import amax, amin, one_axis, refuse_nothing
 
 __all__ = [
     "argmax", "argmin", "argsort", "max", "median", "min", "sort", "topk",
@@ -36,8 +36,7 @@ def _tensor(x: Any) -> Tensor:
 
 def _one_axis(function: str, axis: Any, dim: Any, ndim: int) -> int:
     """An axis from the front, the last where none was given; a number without axes counts as having one."""
-    axes = ndim or 1
-    return choose_axis(function, -1 if axis is None and dim is None else axis, dim, axes) % axes
+    return one_axis(function, -1 if axis is None and dim is None else axis, ndim or 1, dim)
 
 
 def _order(x: Array, axis: int, descending: bool) -> Array:

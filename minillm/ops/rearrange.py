@@ -18,7 +18,7 @@ import numpy as np
 from minillm.autograd import Op, Tensor
 from minillm.errors import DtypeError, InputError, ShapeError, check_whole
 from minillm.ops.arithmetic import where
-from minillm.ops.reduce import Axis, choose_axis
+from minillm.ops.reduce import Axis, choose_axis, one_axis
 from minillm.ops.shape import (
     broadcast_to,
     concat,
@@ -62,7 +62,7 @@ class Diagonal(NamedTuple):
 
 def _axis(function: str, dim: Any, ndim: int) -> int:
     """An axis from the front; a number without axes lets itself be asked for its first or last, as in PyTorch."""
-    return choose_axis(function, dim, None, max(1, ndim)) % max(1, ndim)
+    return one_axis(function, dim, ndim or 1)
 
 
 def _axes(function: str, dims: tuple, ndim: int) -> tuple[int, ...]:
@@ -103,7 +103,7 @@ def ravel(x: Tensor) -> Tensor:
 
 def unflatten(x: Tensor, dim: int, sizes: Any) -> Tensor:
     """One axis cut into several of the given sizes, one of which may be -1."""
-    axis = choose_axis("unflatten", dim, None, x.ndim) % x.ndim
+    axis = one_axis("unflatten", dim, x.ndim)
     parts = whole_sizes("unflatten", (sizes,))
     known = math.prod(size for size in parts if size != -1)
     if parts.count(-1) == 1 and known and x.shape[axis] % known == 0:
@@ -121,7 +121,7 @@ def squeeze(x: Tensor, dim: Axis = None) -> Tensor:
 
 def unsqueeze(x: Tensor, dim: int) -> Tensor:
     """x with a new axis of size 1 at `dim`."""
-    axis = choose_axis("unsqueeze", dim, None, x.ndim + 1) % (x.ndim + 1)
+    axis = one_axis("unsqueeze", dim, x.ndim + 1)
     return reshape(x, (*x.shape[:axis], 1, *x.shape[axis:]))
 
 
@@ -210,7 +210,7 @@ def repeat_interleave(x: Tensor, repeats: Any, dim: int | None = None) -> Tensor
     """
     if dim is None:
         return repeat_interleave(flatten(x), repeats, 0)
-    axis = choose_axis("repeat_interleave", dim, None, x.ndim) % x.ndim
+    axis = one_axis("repeat_interleave", dim, x.ndim)
     counts = np.asarray(repeats.numpy() if isinstance(repeats, Tensor) else repeats)
     if counts.dtype.kind not in "iu" or counts.min(initial=0) < 0:
         raise DtypeError(f"repeat_interleave: repeats are {repeats!r}; give whole numbers, 0 or more")
@@ -244,7 +244,7 @@ def roll(x: Tensor, shifts: Any, dims: Axis = None) -> Tensor:
     if dims is None:
         return reshape(roll(flatten(x), shifts, 0), x.shape)
     steps = whole_sizes("roll", (shifts,), "a shift")
-    axes = tuple(choose_axis("roll", axis, None, x.ndim) % x.ndim for axis in whole_sizes("roll", (dims,), "axis"))
+    axes = tuple(one_axis("roll", axis, x.ndim) for axis in whole_sizes("roll", (dims,), "axis"))
     if len(steps) != len(axes):
         raise ShapeError(f"roll: there are {len(steps)} shifts, but {len(axes)} axes; give one shift for each axis")
     return ROLL(x, shifts=steps, axes=axes)
@@ -329,7 +329,7 @@ def _triangle(op: Op, x: Tensor, diagonal: int) -> Tensor:
 
 def diagonal(x: Tensor, offset: int = 0, dim1: int = 0, dim2: int = 1) -> Tensor:
     """The elements x[i, i + offset] of two axes, which become one, the last."""
-    first, second = (choose_axis("diagonal", dim, None, x.ndim) % x.ndim for dim in (dim1, dim2))
+    first, second = (one_axis("diagonal", dim, x.ndim) for dim in (dim1, dim2))
     if first == second:
         raise ShapeError(f"diagonal: dim1={dim1} and dim2={dim2} are the same axis of shape {x.shape}")
     k = check_whole("diagonal", "offset", offset)
@@ -367,14 +367,14 @@ def chunk(x: Tensor, chunks: int, dim: int = 0) -> tuple:
     count = check_whole("chunk", "chunks", chunks)
     if count < 1:
         raise ShapeError(f"chunk: chunks is {count}; give 1 or more")
-    axis = choose_axis("chunk", dim, None, x.ndim) % x.ndim
+    axis = one_axis("chunk", dim, x.ndim)
     size = x.shape[axis]
     return split(x, -(-size // count), axis) if size else split(x, [0] * count, axis)
 
 
 def unbind(x: Tensor, dim: int = 0) -> tuple:
     """All slices along an axis, without that axis."""
-    axis = choose_axis("unbind", dim, None, x.ndim) % x.ndim
+    axis = one_axis("unbind", dim, x.ndim)
     return tuple(squeeze(piece, axis) for piece in split(x, 1, axis)) if x.shape[axis] else ()
 
 

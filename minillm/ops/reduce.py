@@ -52,6 +52,11 @@ def choose_axis(function: str, axis: Any, dim: Any, ndim: int) -> Any:
     return chosen if several else chosen[0]
 
 
+def one_axis(function: str, axis: Any, ndim: int, dim: Any = None) -> int:
+    """A single axis, counted from the front."""
+    return check_whole(function, "axis", choose_axis(function, axis, dim, ndim)) % ndim
+
+
 def reduced_axis(function: str, axis: Any, dim: Any, ndim: int) -> Any:
     """`choose_axis` for a reduction, where a number without axes may be asked for its first or last, as in PyTorch."""
     if ndim == 0 and {axis, dim} <= {None, 0, -1}:

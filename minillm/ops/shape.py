@@ -17,7 +17,7 @@ from minillm.backend import Array, add_at, as_array, device_and_dtype
 from minillm.device import device_of, like, to_device
 from minillm.errors import DtypeError, ShapeError, check_index, check_whole
 from minillm.ops.arithmetic import in_one_dtype, unbroadcast
-from minillm.ops.reduce import choose_axis
+from minillm.ops.reduce import choose_axis, one_axis
 
 
 class Shape(NamedTuple):
@@ -288,7 +288,7 @@ def split(x: Tensor, split_size_or_sections: Any, axis: int | None = None, *, di
 
 def _one_axis(function: str, axis: int | None, dim: int | None, ndim: int) -> int:
     """The axis that was chosen, counted from the front; the first where none was."""
-    return choose_axis(function, 0 if axis is None and dim is None else axis, dim, ndim) % ndim
+    return one_axis(function, 0 if axis is None and dim is None else axis, ndim, dim)
 
 
 def _pieces(x: Array, axis: int, bounds: list[int]) -> list[Array]:
