@@ -59,9 +59,8 @@ def one_axis(function: str, axis: Any, ndim: int, dim: Any = None) -> int:
 
 def reduced_axis(function: str, axis: Any, dim: Any, ndim: int) -> Any:
     """`choose_axis` for a reduction, where a number without axes may be asked for its first or last, as in PyTorch."""
-    if ndim == 0 and {axis, dim} <= {None, 0, -1}:
-        return None
-    return choose_axis(function, axis, dim, ndim)
+    chosen = choose_axis(function, axis, dim, ndim or 1)
+    return chosen if ndim else None
 
 
 def refuse_nothing(function: str, shape: tuple[int, ...], axis: Axis, what: str) -> None:
