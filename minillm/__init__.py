@@ -11,12 +11,23 @@ What minillm.ops has is here too, as in PyTorch: minillm.zeros, minillm.cat, min
 import numpy as np
 
 from minillm import ops
-from minillm.autograd import Parameter, Tensor, no_grad, tensor
+from minillm.autograd import Parameter, Tensor, enable_grad, is_grad_enabled, no_grad, tensor
 from minillm.hub import load, load_tokenizer
 from minillm.ops import *  # noqa: F403
 from minillm.random import manual_seed
 
-__all__ = ["Parameter", "Tensor", "load", "load_tokenizer", "manual_seed", "no_grad", "ops", "tensor"]
+__all__ = [
+    "Parameter",
+    "Tensor",
+    "enable_grad",
+    "is_grad_enabled",
+    "load",
+    "load_tokenizer",
+    "manual_seed",
+    "no_grad",
+    "ops",
+    "tensor",
+]
 float16, float32, float64 = np.dtype("float16"), np.dtype("float32"), np.dtype("float64")
 uint8, int32, int64, bool = np.dtype("uint8"), np.dtype("int32"), np.dtype("int64"), np.dtype("bool")
 float, half, double, int, long = float32, float16, float64, int32, int64  # PyTorch's other names for them

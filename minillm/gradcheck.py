@@ -347,7 +347,11 @@ def _cumulative() -> Iterator[Case]:
         for keep in (False, True):
             name = f"axis {axis}" + (", kept" if keep else "")
             yield Case("prod", name, lambda x, a=axis, k=keep: x.prod(a, k), normal((2, 3, 2)))
-    for op, fn in [("prod", lambda x: ops.prod(x, 0)), ("cumsum", lambda x: ops.cumsum(x, 0))]:
+    for op, fn in [
+        ("prod", lambda x: ops.prod(x, 0)),
+        ("cumsum", lambda x: ops.cumsum(x, 0)),
+        ("cumprod", lambda x: ops.cumprod(x, 0)),
+    ]:
         yield Case(op, "no axes", fn, normal(()))
         yield Case(op, "size 1", fn, normal((1, 1)))
         yield Case(op, "empty", fn, normal((0, 3)))
@@ -359,6 +363,8 @@ def _cumulative() -> Iterator[Case]:
     )
     for axis in (0, 1, -1):
         yield Case("cumsum", f"axis {axis}", lambda x, a=axis: x.cumsum(a), normal((2, 3, 4)))
+        yield Case("cumprod", f"axis {axis}", lambda x, a=axis: x.cumprod(a), normal((2, 3, 4)))
+    yield Case("cumprod", "zeros", lambda x: x.cumprod(1), lambda rng: (np.array([[2.0, 0, 3, 0], [0, 1, 2, 3]]),))
 
 
 def _einsum() -> Iterator[Case]:

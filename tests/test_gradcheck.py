@@ -554,6 +554,7 @@ DRAWN = {
     "minimum": two_apart(ops.minimum),
     "prod": reduction(ops.prod, positive),
     "cumsum": over_an_axis(ops.cumsum),
+    "cumprod": over_an_axis(ops.cumprod),
     "var": reduction(lambda x, axis, keep: ops.var(x, axis, correction=0, keepdim=keep)),
     "std": reduction(lambda x, axis, keep: ops.std(ops.concat([x, x + 1]), axis, correction=0, keepdim=keep)),
     "norm": reduction(lambda x, axis, keep: ops.norm(x, 3, axis, keep)),

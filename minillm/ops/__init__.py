@@ -16,11 +16,28 @@ from minillm.ops import index as _index
 from minillm.ops import order as _order
 from minillm.ops import rearrange as _rearrange
 from minillm.ops import shape as _shape
-from minillm.ops.arithmetic import add, clip, div, exp, log, mul, neg, pow, relu, sigmoid, sqrt, sub, tanh, where
+from minillm.ops.arithmetic import (
+    add,
+    clamp_max,
+    clamp_min,
+    clip,
+    div,
+    exp,
+    log,
+    mul,
+    neg,
+    pow,
+    relu,
+    sigmoid,
+    sqrt,
+    sub,
+    tanh,
+    where,
+)
 from minillm.ops.attention import ATTENTION, attention
 from minillm.ops.create import *  # noqa: F403
 from minillm.ops.cross_entropy import CROSS_ENTROPY, cross_entropy
-from minillm.ops.cumulative import CUMSUM, PROD, cumsum, prod
+from minillm.ops.cumulative import CUMPROD, CUMSUM, PROD, cumprod, cumsum, prod
 from minillm.ops.dropout import DROPOUT, dropout
 from minillm.ops.einsum import EINSUM, einsum
 from minillm.ops.elementwise import *  # noqa: F403
@@ -48,7 +65,7 @@ OPS: tuple[Op, ...] = (
     *(_a.ADD, _a.SUB, _a.MUL, _a.DIV, _a.POW, _a.NEG, _a.EXP, _a.LOG, _a.SQRT, _a.TANH, _a.SIGMOID, _a.RELU),
     *(_a.WHERE, _a.CLIP, SUM, MEAN, AMAX, AMIN, MATMUL),
     *(_e.ABS, _e.SIGN, _e.FLOOR, _e.CEIL, _e.ROUND, _e.TRUNC, _e.SIN, _e.COS, _e.LOG2, _e.LOG10, _e.LOG1P, _e.EXPM1),
-    *(_e.ERF, _e.SOFTPLUS, _e.MAXIMUM, _e.MINIMUM, CUMSUM, PROD, VAR, STD, NORM, LOGSUMEXP, EINSUM),
+    *(_e.ERF, _e.SOFTPLUS, _e.MAXIMUM, _e.MINIMUM, CUMSUM, CUMPROD, PROD, VAR, STD, NORM, LOGSUMEXP, EINSUM),
     *(_s.RESHAPE, _s.TRANSPOSE, _s.GETITEM, _s.INDEX_SELECT, _s.CONCAT, _s.STACK, _s.SPLIT, _s.BROADCAST),
     *(_i.GATHER, _i.SCATTER, _i.SCATTER_ADD, _r.CLONE, _r.ROLL, _r.PAD, _r.TRIL, _r.TRIU),
     *(GELU, SILU, SWIGLU, ROPE, LINEAR, EMBEDDING, SOFTMAX, LOG_SOFTMAX, LAYERNORM, ADD_LAYERNORM, RMSNORM),
@@ -68,10 +85,13 @@ __all__ = [
     "broadcast_to",
     "cat",
     "clamp",
+    "clamp_max",
+    "clamp_min",
     "clip",
     "concat",
     "concatenate",
     "cross_entropy",
+    "cumprod",
     "cumsum",
     "div",
     "dot",
@@ -166,13 +186,14 @@ Tensor.__getitem__ = getitem
 Tensor.__gt__, Tensor.__ge__ = _compare(np.greater), _compare(np.greater_equal)
 Tensor.__lt__, Tensor.__le__ = _compare(np.less), _compare(np.less_equal)
 _METHODS = """
-    exp log sqrt tanh sigmoid relu pow clip clamp abs absolute sign floor ceil round trunc sin cos log2 log10
-    log1p expm1 exp2 erf square reciprocal rsqrt maximum minimum lerp logit logaddexp sum mean max min amax amin
-    argmax argmin prod cumsum var std norm logsumexp count_nonzero sort argsort topk median matmul dot mv mm bmm
-    outer addmm baddbmm softmax log_softmax reshape view view_as reshape_as transpose swapaxes swapdims permute
-    movedim t flatten ravel unflatten squeeze unsqueeze split chunk unbind broadcast_to expand expand_as repeat tile
+    exp log sqrt tanh sigmoid relu pow clip clamp abs absolute sign floor ceil round trunc sin cos log2 log10 log1p
+    expm1 exp2 erf square reciprocal rsqrt maximum minimum lerp logit logaddexp sum mean max min amax amin argmax
+    argmin prod cumsum var std norm logsumexp count_nonzero sort argsort topk median matmul dot mv mm bmm outer
+    addmm baddbmm softmax log_softmax reshape view view_as reshape_as transpose swapaxes swapdims permute movedim t
+    flatten ravel unflatten squeeze unsqueeze split chunk unbind broadcast_to expand expand_as repeat tile
     repeat_interleave flip roll tril triu diagonal diag trace clone contiguous to take index_select gather scatter
-    scatter_add index_add take_along_dim select narrow masked_fill masked_select nonzero bernoulli multinomial
+    scatter_add index_add take_along_dim select narrow masked_fill masked_select nonzero bernoulli multinomial add
+    sub mul div neg tan clamp_min clamp_max cumprod moveaxis
 """
 for _name in _METHODS.split():
     setattr(Tensor, _name, globals()[_name])

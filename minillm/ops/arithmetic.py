@@ -424,3 +424,13 @@ def clip(x: Any, min: Any = None, max: Any = None) -> Tensor:
     x = x if isinstance(x, Tensor) else tensor(x)
     low, high = (None if limit is None else operands(x, limit)[1] for limit in (min, max))
     return CLIP(*in_one_dtype(x, low, high))
+
+
+def clamp_min(x: Any, min: Any) -> Tensor:
+    """x, but nowhere below min."""
+    return clip(x, min)
+
+
+def clamp_max(x: Any, max: Any) -> Tensor:
+    """x, but nowhere above max."""
+    return clip(x, None, max)

@@ -18,8 +18,8 @@ from minillm.errors import DtypeError, InputError, ShapeError, check_whole
 
 __all__ = [
     "arange", "as_tensor", "bernoulli", "empty", "empty_like", "eye", "from_numpy", "full", "full_like", "linspace",
-    "multinomial", "ones", "ones_like", "rand", "rand_like", "randint", "randn", "randn_like", "randperm", "zeros",
-    "zeros_like",
+    "multinomial", "ones", "ones_like", "rand", "rand_like", "randint", "randn", "randn_like", "randperm",
+    "tril_indices", "triu_indices", "zeros", "zeros_like",
 ]  # fmt: skip
 
 
@@ -103,6 +103,16 @@ def linspace(
     """So many numbers at equal distances from `start` to `end`, both included, float32 by default."""
     (count,) = _sizes("linspace", (steps,))
     return _made(np.linspace(start, end, count), dtype, device, requires_grad)
+
+
+def tril_indices(row: int, col: int, offset: int = 0, *, dtype: Any = None, device: str = "cpu") -> Tensor:
+    """Rows and columns, (2, N), of the lower triangle of a matrix (row, col), up to the diagonal `offset`; int64."""
+    return _made(np.stack(np.tril_indices(row, offset, col)), dtype, device, False, np.int64)
+
+
+def triu_indices(row: int, col: int, offset: int = 0, *, dtype: Any = None, device: str = "cpu") -> Tensor:
+    """Rows and columns, (2, N), of the upper triangle of a matrix (row, col), from the diagonal `offset` on; int64."""
+    return _made(np.stack(np.triu_indices(row, offset, col)), dtype, device, False, np.int64)
 
 
 # --- random --------------------------------------------------------------------------------------------------------

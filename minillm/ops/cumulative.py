@@ -1,4 +1,4 @@
-"""Products over an axis, and sums up to each element.
+"""Products over an axis, and sums and products up to each element.
 
 The derivative of a product with respect to one factor is the product of all others. Dividing the whole by the factor
 would fail where that is 0, so the others are multiplied from both sides:
@@ -8,6 +8,11 @@ would fail where that is 0, so the others are multiplied from both sides:
 A cumulative sum y_j = x_1 + ... + x_j uses x_i in every y_j with j >= i, so its gradient adds up from the other end:
 
     dx_i = dy_i + dy_(i+1) + ... + dy_n
+
+A cumulative product y_j = x_1 ... x_j uses x_i in the same places. Of y_j all factors before x_i can be taken out, and
+those after it be added up from the other end, by Horner's rule, again without a division:
+
+    dx_i = (x_1 ... x_(i-1)) s_i        s_i = dy_i + x_(i+1) (dy_(i+1) + x_(i+2) (...)) = dy_i + x_(i+1) s_(i+1)
 """
 
 from __future__ import annotations
@@ -18,8 +23,7 @@ import numpy as np
 
 from minillm.autograd import Op, Tensor
 from minillm.backend import Array
-from minillm.errors import ShapeError
-from minillm.ops.reduce import Axis, in_dtype, reduced_axis
+from minillm.ops.reduce import Axis, in_dtype, one_axis, reduced_axis
 
 
 class Factors(NamedTuple):
@@ -83,9 +87,38 @@ CUMSUM = Op("cumsum", cumsum_forward, cumsum_backward)
 
 
 def cumsum(x: Tensor, axis: int | None = None, *, dim: int | None = None, dtype: Any = None) -> Tensor:
-    """The sum of all elements up to each, along one axis (in no axis: of the number alone), of integers in int64."""
+    """The sum of all elements up to each, along one axis, of integers in int64."""
+    return _running(CUMSUM, x, axis, dim, dtype)
+
+
+def _running(op: Op, x: Any, axis: int | None, dim: int | None, dtype: Any) -> Tensor:
     x = in_dtype(x, dtype)
-    chosen = reduced_axis("cumsum", axis, dim, x.ndim)
-    if chosen is None and x.ndim:
-        raise ShapeError("cumsum: no axis was given; give the axis along which to add up")
-    return CUMSUM(x, axis=chosen) if x.ndim else CUMSUM(x.reshape(1), axis=0).reshape(())
+    chosen = one_axis(op.name, axis, x.ndim or 1, dim)
+    return op(x, axis=chosen) if x.ndim else op(x.reshape(1), axis=0).reshape(())
+
+
+class Multiplied(NamedTuple):
+    """The factors, and the axis along which they were multiplied."""
+
+    x: Array
+    axis: int
+
+
+def cumprod_forward(x, *, axis):
+    return np.cumprod(x, axis), Multiplied(x, axis)
+
+
+def cumprod_backward(dout, saved):
+    x, s = np.moveaxis(saved.x, saved.axis, 0), np.moveaxis(dout, saved.axis, 0).copy(order="C")
+    for i in range(len(x) - 2, -1, -1):
+        s[i] += x[i + 1] * s[i + 1]
+    before = np.cumprod(np.concatenate([np.ones_like(x[:1]), x[:-1]]), 0)  # the product of all factors before each
+    return (np.moveaxis(before * s, 0, saved.axis),)
+
+
+CUMPROD = Op("cumprod", cumprod_forward, cumprod_backward)
+
+
+def cumprod(x: Tensor, axis: int | None = None, *, dim: int | None = None, dtype: Any = None) -> Tensor:
+    """The product of all elements up to each, along one axis, of integers in int64; the gradient is right at 0, too."""
+    return _running(CUMPROD, x, axis, dim, dtype)

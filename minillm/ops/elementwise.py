@@ -38,7 +38,7 @@ from minillm.ops.gelu import erf as erf_of
 __all__ = [
     "abs", "absolute", "ceil", "cos", "erf", "exp2", "expm1", "floor", "leaky_relu", "lerp", "log1p", "log2", "log10",
     "logaddexp", "logit", "logsigmoid", "maximum", "minimum", "reciprocal", "round", "rsqrt", "sign", "sin",
-    "softplus", "square", "trunc",
+    "softplus", "square", "tan", "trunc",
 ]  # fmt: skip
 
 
@@ -337,6 +337,11 @@ def reciprocal(x: Any) -> Tensor:
 def rsqrt(x: Any) -> Tensor:
     """1 / sqrt(x), elementwise."""
     return 1 / sqrt(_floating(x))
+
+
+def tan(x: Any) -> Tensor:
+    """The tangent of x in radians, elementwise."""
+    return sin(x) / cos(x)
 
 
 def exp2(x: Any) -> Tensor:

@@ -33,9 +33,9 @@ from minillm.ops.shape import (
 )
 
 __all__ = [
-    "chunk", "clone", "contiguous", "diag", "diagonal", "expand", "expand_as", "flatten", "flip", "hstack", "movedim",
-    "pad", "ravel", "repeat", "repeat_interleave", "reshape_as", "roll", "squeeze", "t", "tile", "trace", "tril",
-    "triu", "unbind", "unflatten", "unsqueeze", "view", "view_as", "vstack",
+    "chunk", "clone", "contiguous", "diag", "diagonal", "expand", "expand_as", "flatten", "flip", "hstack",
+    "moveaxis", "movedim", "pad", "ravel", "repeat", "repeat_interleave", "reshape_as", "roll", "squeeze", "t",
+    "tile", "trace", "tril", "triu", "unbind", "unflatten", "unsqueeze", "view", "view_as", "vstack",
 ]  # fmt: skip
 
 
@@ -134,6 +134,9 @@ def movedim(x: Tensor, source: Axis, destination: Axis) -> Tensor:
     for place, axis in sorted(zip(end, start, strict=True)):
         order.insert(place, axis)
     return permute(x, order) if x.ndim else x
+
+
+moveaxis = movedim
 
 
 def t(x: Tensor) -> Tensor:

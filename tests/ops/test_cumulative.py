@@ -8,7 +8,7 @@ import pytest
 import minillm
 from minillm import ops
 from minillm.autograd import Tensor
-from minillm.errors import ShapeError
+from minillm.errors import DtypeError, ShapeError
 
 X = np.random.default_rng(0).normal(size=(2, 3, 4))
 
@@ -52,6 +52,25 @@ def test_cumsum_and_its_gradient(axis, rng):
     np.testing.assert_allclose(x.grad, expected, atol=1e-14)
 
 
+@pytest.mark.parametrize("axis", [0, 1, -1])
+def test_cumprod_and_its_gradient(axis, rng):
+    """Each y_j without x_i, one after the other, zeros among them."""
+    rows = X.copy()
+    rows[0, 1, 2] = rows[1, 1, 2] = rows[1, 2, 0] = rows[1, 2, 3] = 0
+    x = Tensor(rows, requires_grad=True)
+    y = x.cumprod(axis)
+    np.testing.assert_allclose(y.data, np.cumprod(rows, axis), rtol=1e-14)
+    u = rng.normal(size=X.shape)
+    y.backward(u)
+    expected = np.zeros(X.shape)
+    for i in range(X.shape[axis]):
+        others = np.moveaxis(rows.copy(), axis, 0)
+        others[i] = 1
+        slopes = np.cumprod(others, 0)[i:]
+        np.moveaxis(expected, axis, 0)[i] = (np.moveaxis(u, axis, 0)[i:] * slopes).sum(0)
+    np.testing.assert_allclose(x.grad, expected, atol=1e-14)
+
+
 def test_many_numbers_in_float32():
     count = 1_000_000
     x = minillm.full((count,), 0.1, requires_grad=True)
@@ -71,7 +90,7 @@ def test_whole_numbers_add_up_in_int64():
 
 
 def test_what_is_refused():
-    with pytest.raises(ShapeError, match="cumsum: no axis was given; give the axis along which to add up"):
+    with pytest.raises(DtypeError, match="cumsum: axis is None; give a whole number"):
         ops.cumsum(Tensor(X))
     with pytest.raises(ShapeError, match="cumsum: axis 3 is out of range for a tensor with 3 dimensions"):
         ops.cumsum(Tensor(X), 3)

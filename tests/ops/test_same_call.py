@@ -243,6 +243,11 @@ TABLE = [
     row("cumsum", lambda m, x: x.cumsum(1), (2, 3)),
     row("cumsum by name", lambda m, x: m.cumsum(x, dim=-2), (2, 3)),
     row("cumsum of a number", lambda m, x: x.cumsum(0), ()),
+    row("cumprod", lambda m, x: x.cumprod(-1), (2, 3)),
+    row("cumprod with zeros", lambda m, x: m.cumprod(x, dim=1), np.array([[2.0, 0, 3, 0, 4], [0, 1, 2, 3, 1]])),
+    row("clamp_min, clamp_max", lambda m, x: m.clamp_max(x.clamp_min(-0.5), 0.5), (3, 4)),
+    row("tan", lambda m, x: x.tan(), (3, 4)),
+    row("add, sub, mul, div, neg", lambda m, x, y: x.add(y).mul(2).sub(y).div(3).neg(), (3, 4), (4,)),
     row("cumsum of nothing", lambda m, x: x.cumsum(0), (0, 3)),
     row("sum in float64", lambda m, x: x.sum(dtype=m.tensor(0.0).double().dtype), (2, 3)),
     *(
@@ -458,6 +463,8 @@ NEW = [
     lambda m: m.one_hot(m.ids([[0, 2], [1, 1]])),
     lambda m: m.one_hot(m.ids([0, 2]), num_classes=4),
     lambda m: m.one_hot(m.ids(1), 2),
+    lambda m: m.tril_indices(3, 4, -1),
+    lambda m: m.triu_indices(3, 4, offset=1),
 ]
 
 
