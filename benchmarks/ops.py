@@ -32,7 +32,7 @@ SHAPES = {
     "relu": [ROWS],
     "sum": [ROWS],
     "mean": [ROWS],
-    "max": [ROWS],
+    "amax": [ROWS],
     "transpose": [HEADS],
     "concat": [ROWS, ROWS],
     "split": [(B, T, 3 * C)],
@@ -70,7 +70,7 @@ def ours(name):
     functions = {
         "sum": lambda x: x.sum(-1),
         "mean": lambda x: x.mean(-1),
-        "max": lambda x: x.max(-1),
+        "amax": lambda x: x.amax(-1),
         "transpose": lambda x: x.transpose(1, 2).reshape(B, T, C),
         "concat": lambda x, y: ops.concat([x, y], dim=-1),
         "split": lambda x: x.split(C, dim=-1),
@@ -107,7 +107,7 @@ def theirs(name):
     functions = {
         "sum": lambda x: x.sum(-1),
         "mean": lambda x: x.mean(-1),
-        "max": lambda x: x.amax(-1),
+        "amax": lambda x: x.amax(-1),
         "transpose": lambda x: x.transpose(1, 2).reshape(B, T, C),
         "concat": lambda x, y: torch.cat([x, y], -1),
         "split": lambda x: x.split(C, dim=-1),

@@ -4,11 +4,15 @@ import minillm
 x = minillm.tensor([[1.0, 2.0]], requires_grad=True)
 (x * x).sum().backward()
 x.grad                                              # [[2., 4.]]
+
+What minillm.ops has is here too, as in PyTorch: minillm.zeros, minillm.cat, minillm.einsum.
 """
 
 import importlib
 import importlib.util
 from typing import Any
+
+import numpy as np
 
 from minillm import ops
 from minillm.autograd import (
@@ -23,6 +27,7 @@ from minillm.autograd import (
 )
 from minillm.hints import missing_function
 from minillm.hub import load, load_tokenizer
+from minillm.ops import *  # noqa: F403
 from minillm.random import manual_seed
 
 __all__ = [
@@ -39,6 +44,9 @@ __all__ = [
     "set_grad_enabled",
     "tensor",
 ]
+float16, float32, float64 = np.dtype("float16"), np.dtype("float32"), np.dtype("float64")
+uint8, int32, int64, bool = np.dtype("uint8"), np.dtype("int32"), np.dtype("int64"), np.dtype("bool")
+float, half, double, int, long = float32, float16, float64, int32, int64  # PyTorch's other names for them
 __version__ = "0.1.0"
 
 

@@ -41,6 +41,7 @@ from minillm.grad_mode import (
     state,
 )
 from minillm.graph import FROZEN, Hook, Into, Node, Version, run_backward
+from minillm.methods import Methods
 
 __all__ = [
     "Hook",
@@ -201,7 +202,7 @@ def _result(data: Any, inputs: tuple) -> Tensor:
     return out
 
 
-class Tensor:
+class Tensor(Methods):
     """An array with a gradient: `data` (a NumPy array), and `grad` (an array of the same shape) after a backward.
 
     Made from data by `minillm.tensor`, or by an operation. Arithmetic follows NumPy in broadcasting and slicing and
@@ -213,7 +214,7 @@ class Tensor:
     __slots__ = ("__weakref__", "_requires_grad", "_version", "data", "grad", "hooks", "index", "node")
     __hash__ = object.__hash__  # by identity, though == compares elements: a set of tensors is a set of objects
 
-    # Attached by the table at the end of ops/__init__.py; declared here for type checkers and editors.
+    # Attached by the table at the end of ops/__init__.py; declared for type checkers and editors, names in methods.py.
     __add__: Callable[..., Tensor]
     __radd__: Callable[..., Tensor]
     __sub__: Callable[..., Tensor]
@@ -243,27 +244,6 @@ class Tensor:
     __le__: Callable[..., Tensor]
     __getitem__: Callable[..., Tensor]
     __setitem__: Callable[..., None]
-    exp: Callable[..., Tensor]
-    log: Callable[..., Tensor]
-    sqrt: Callable[..., Tensor]
-    tanh: Callable[..., Tensor]
-    sigmoid: Callable[..., Tensor]
-    relu: Callable[..., Tensor]
-    pow: Callable[..., Tensor]
-    clip: Callable[..., Tensor]
-    sum: Callable[..., Tensor]
-    mean: Callable[..., Tensor]
-    max: Callable[..., Tensor]
-    matmul: Callable[..., Tensor]
-    reshape: Callable[..., Tensor]
-    transpose: Callable[..., Tensor]
-    permute: Callable[..., Tensor]
-    split: Callable[..., tuple]
-    take: Callable[..., Tensor]
-    broadcast_to: Callable[..., Tensor]
-    to: Callable[..., Tensor]
-    softmax: Callable[..., Tensor]
-    log_softmax: Callable[..., Tensor]
 
     def __init__(self, data: Any, requires_grad: bool = False):
         self.data: Array = data if type(data) is np.ndarray else backend.as_array(data)

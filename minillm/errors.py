@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import functools
+import operator
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -107,6 +108,20 @@ def check_floating(function: str, **tensors: Any) -> None:
     for name, x in tensors.items():
         if x is not None and x.dtype.kind in "iub":
             raise DtypeError(f"{function}: {name} has dtype {x.dtype}; convert it to float32 or float64")
+
+
+def check_whole(function: str, name: str, value: Any) -> int:
+    """A size or a number of an axis as a Python int: from an int, NumPy's integers, or a Tensor of one integer.
+
+    Raises: DtypeError for anything else, such as `sum: axis is 1.0; give a whole number`.
+    """
+    number = value.item() if hasattr(value, "requires_grad") and value.numel() == 1 else value
+    if not isinstance(number, bool):  # which Python counts as a whole number; NumPy's is none
+        try:
+            return operator.index(number)
+        except TypeError:
+            pass
+    raise DtypeError(f"{function}: {name} is {value!r}; give a whole number")
 
 
 def check_index(function: str, ids: Any, size: int, what: str) -> None:

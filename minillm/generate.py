@@ -319,7 +319,7 @@ def fill_mask(model: Any, ids: Sequence[int] | Array, mask_id: int, top_k: int =
     if not len(hidden):
         raise InputError(f"fill_mask: none of the ids is the mask token, {mask_id}; put it where a word is wanted")
     with evaluating(model), no_grad():
-        features = model.features(ids[None], **given)[0].take(hidden)
+        features = model.features(ids[None], **given)[0].index_select(0, hidden)
         logits = to_host(model.head(features, model.wte.weight).data)
     guesses = []
     for row in logits:

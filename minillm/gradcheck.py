@@ -100,6 +100,18 @@ def apart(*shapes: tuple[int, ...]) -> Make:
     return make
 
 
+def apart_from_each_other(*shapes: tuple[int, ...]) -> Make:
+    """Numbers of which no two, in whichever array, are equal or near."""
+
+    def make(rng: np.random.Generator) -> tuple[Array, ...]:
+        sizes = [int(np.prod(shape)) for shape in shapes]
+        (numbers,) = apart((sum(sizes),))(rng)
+        pieces = np.split(numbers, np.cumsum(sizes)[:-1])
+        return tuple(piece.reshape(shape) for piece, shape in zip(pieces, shapes, strict=True))
+
+    return make
+
+
 def _transposed(x: Array) -> Array:
     return np.ascontiguousarray(x.T).T
 
@@ -141,6 +153,8 @@ SHAPES_OF_TWO = {
     "empty": ((0, 3), (3,)),
     "stretched to nothing": ((1, 3), (0, 3)),
 }
+TRIANGLES = ("tril", "triu")
+STEPS = ("sign", "floor", "ceil", "round", "trunc")
 SHAPES_OF_ONE = {"matrix": (3, 4), "no axes": (), "size 1": (1, 1), "empty": (2, 0), "four axes": (2, 1, 3, 2)}
 
 
@@ -161,6 +175,26 @@ def _two_operands() -> Iterator[Case]:
         yield Case(op, "array on the right", lambda x, fn=fn: fn(x, np.full((4, 1, 3), 1.5, x.dtype)), make((2, 3)))
         yield Case(op, "one tensor twice", lambda x, fn=fn: fn(x, x), make((2, 3)))
     yield from _remainder()
+    for op, fn in [("maximum", ops.maximum), ("minimum", ops.minimum)]:
+        for name, shapes in SHAPES_OF_TWO.items():
+            yield Case(op, name, fn, apart_from_each_other(*shapes))
+        yield from _in_views(op, fn, apart_from_each_other((3, 4), (3, 4)))
+        yield Case(op, "number on the left", lambda x, fn=fn: fn(0.0, x), apart((2, 3)))
+        yield Case(op, "number on the right", lambda x, fn=fn: fn(x, 0), apart((2, 3)))
+        yield Case(op, "ties", fn, lambda rng: (np.array([1.0, 2, 3]), np.array([1.0, 2, 4])))
+        yield Case(op, "one tensor twice", lambda x, fn=fn: fn(x, x), normal((2, 3)))
+    limits: dict[str, tuple[tuple[int, ...], ...]] = {
+        "one shape": ((3, 4), (3, 4), (3, 4)),
+        "limits stretched": ((2, 3, 4), (4,), (3, 1)),
+        "x stretched": ((4,), (3, 1), (3, 4)),
+        "no axes": ((), (), ()),
+        "empty": ((0, 3), (3,), ()),
+    }
+    for name, three in limits.items():
+        yield Case("clip", f"tensor limits, {name}", lambda x, a, b: x.clip(a, b), apart_from_each_other(*three))
+        crossed = apart_from_each_other(*three[:2])
+        yield Case("clip", f"limits crossed, {name}", lambda x, a: x.clip(a, a - 0.33), crossed)
+    yield from _in_views("clip", lambda x, a: x.clip(max=a), apart_from_each_other((3, 4), (3, 4)), "tensor limit, ")
     exponents = np.array([0, 1, 2, 3], np.int8)  # small enough for NumPy to leave float32 as it is
     for exponent in (0, 1, 2, 3, -1, 0.5):
         yield Case("pow", f"exponent {exponent}", lambda x, y=exponent: x**y, positive((3,)))
@@ -202,13 +236,29 @@ def _one_operand() -> Iterator[Case]:
         ("sigmoid", lambda x: x.sigmoid(), normal),
         ("relu", lambda x: x.relu(), apart),
         ("clip", lambda x: x.clip(-0.3, 0.2), apart),
+        ("abs", lambda x: x.abs(), apart),
+        ("sin", lambda x: x.sin(), normal),
+        ("cos", lambda x: x.cos(), normal),
+        ("log2", lambda x: x.log2(), positive),
+        ("log10", lambda x: x.log10(), positive),
+        ("log1p", lambda x: x.log1p(), positive),
+        ("expm1", lambda x: x.expm1(), normal),
+        ("erf", lambda x: x.erf(), normal),
+        ("softplus", lambda x: ops.softplus(x), normal),
         ("gelu", lambda x: ops.gelu(x), normal),
         ("silu", lambda x: ops.silu(x), normal),
+        *((name, lambda x, name=name: getattr(ops, name)(x), apart) for name in STEPS),
     ]:
         for name, shape in SHAPES_OF_ONE.items():
             yield Case(op, name, fn, make(shape))
         yield from _in_views(op, fn, make((3, 4)))
-    for op, fn in [("tanh", ops.tanh), ("sigmoid", ops.sigmoid), ("gelu", ops.gelu), ("silu", ops.silu)]:
+    for op, fn in [
+        ("tanh", ops.tanh),
+        ("sigmoid", ops.sigmoid),
+        ("softplus", ops.softplus),
+        ("gelu", ops.gelu),
+        ("silu", ops.silu),
+    ]:
         yield Case(op, "far from 0", fn, lambda rng: (np.array([-40.0, -8, -3, 3, 8, 40]),))
     yield Case("gelu", "tanh form", lambda x: ops.gelu(x, "tanh"), normal((3, 4)))
     yield Case("gelu", "tanh form, empty", lambda x: ops.gelu(x, "tanh"), normal((0, 4)))
@@ -224,6 +274,10 @@ def _one_operand() -> Iterator[Case]:
         yield Case(op, f"{what}, no columns", biased, normal((3, 0), (0,)))
         yield Case(op, f"{what}, one tensor twice", lambda x, fn=biased: fn(x, x), normal((4,)))
         yield from _in_views(op, biased, normal((3, 4), (4,)), f"{what}, ")
+    yield Case("abs", "at 0", lambda x: x.abs(), lambda rng: (np.array([0.0, 0, -1]),))
+    yield Case("softplus", "beta", lambda x: ops.softplus(x, 2.5), normal((3, 4)))
+    yield Case("softplus", "logsigmoid", lambda x: ops.logsigmoid(x), normal((3, 4)))
+    yield Case("round", "decimals", lambda x: ops.round(x, 1), lambda rng: (rng.permutation(9) / 10 + 0.02,))
     yield Case("clip", "below only", lambda x: x.clip(min=0.1), apart((5,)))
     yield Case("clip", "above only", lambda x: x.clip(max=0.1), apart((5,)))
     yield Case("clip", "no limits", lambda x: x.clip(), apart((5,)))
@@ -261,7 +315,7 @@ def _where() -> Iterator[Case]:
 
 
 def _reductions() -> Iterator[Case]:
-    for op, fn in [("sum", ops.sum), ("mean", ops.mean), ("max", ops.max)]:
+    for op, fn in [("sum", ops.sum), ("mean", ops.mean), ("amax", ops.amax), ("amin", ops.amin)]:
         for axis in (None, 0, 1, -1, (0, 2), (-1, 0), (0, 1, 2)):
             for keep in (False, True):
                 name = f"axis {axis}" + (", kept" if keep else "")
@@ -270,11 +324,105 @@ def _reductions() -> Iterator[Case]:
         yield Case(op, "no axes", fn, apart(()))
         yield Case(op, "size 1", lambda x, fn=fn: fn(x, axis=1), apart((3, 1, 2)))
         yield from _in_views(op, lambda x, fn=fn: fn(x, axis=0), apart((3, 4)))
+        yield Case(op, "two equal", lambda x, fn=fn: fn(x, axis=1), lambda rng: (np.array([[2.0, 2], [7, 7]]),))
+    spreads: list[tuple[str, Callable]] = [
+        ("var", ops.var),
+        ("std", ops.std),
+        ("norm", _norm),
+        ("logsumexp", ops.logsumexp),
+    ]
+    for op, fn in spreads:
+        for axis in (None, 0, -1, (0, 2), (-1, 0), (0, 1, 2)):
+            for keep in (False, True):
+                name = f"axis {axis}" + (", kept" if keep else "")
+                yield Case(op, name, lambda x, fn=fn, a=axis, k=keep: fn(x, dim=a, keepdim=k), normal((2, 3, 4)))
+        yield Case(op, "one row", lambda x, fn=fn: fn(x, dim=0), normal((5, 1)))
+        yield Case(op, "nothing left", lambda x, fn=fn: fn(x, dim=1), normal((0, 3)))
+        yield from _in_views(op, lambda x, fn=fn: fn(x, dim=0), normal((3, 4)))
+    for correction in (0, 1, 2.5):
+        for op in ("var", "std"):
+            yield Case(
+                op,
+                f"correction {correction}",
+                lambda x, op=op, c=correction: getattr(x, op)(1, correction=c),
+                normal((2, 4)),
+            )
+    for p in (2, 3, 1.5, 0.5, -1, -2):
+        yield Case("norm", f"p {p}", lambda x, p=p: x.norm(p, 1), apart((3, 4)))
+    yield Case("norm", "zeros among others", lambda x: x.norm(), lambda rng: (np.array([0.0, 3, -4]),))
+    yield Case("norm", "p 3, zeros among others", lambda x: x.norm(3), lambda rng: (np.array([0.0, 3, -4]),))
+    yield Case("norm", "no axes", lambda x: x.norm(), positive(()))
+    yield Case("logsumexp", "no axes", lambda x: x.logsumexp(), normal(()))
+    yield Case("logsumexp", "large", lambda x: x.logsumexp(-1), lambda rng: (1e3 + rng.normal(size=(3, 4)),))
     yield Case("sum", "empty", lambda x: x.sum(), normal((0, 3)))
     yield Case("sum", "empty axis", lambda x: x.sum(axis=0), normal((0, 3)))
     yield Case("sum", "over no axes", lambda x: x.sum(axis=()), normal((2, 3)))
     yield Case("mean", "used twice", lambda x: x * x.mean(axis=0), normal((3, 4)))
-    yield Case("max", "largest first", lambda x: x.max(axis=1), lambda rng: (np.array([[3.0, 1, 2], [9, 8, 7]]),))
+    yield Case("amax", "largest first", lambda x: x.amax(axis=1), lambda rng: (np.array([[3.0, 1, 2], [9, 8, 7]]),))
+
+
+def _norm(x, dim=None, keepdim=False):
+    return ops.norm(x, 2, dim, keepdim)
+
+
+def _cumulative() -> Iterator[Case]:
+    for axis in (None, 0, 1, -1, (0, 2), (0, 1, 2)):
+        for keep in (False, True):
+            name = f"axis {axis}" + (", kept" if keep else "")
+            yield Case("prod", name, lambda x, a=axis, k=keep: x.prod(a, k), normal((2, 3, 2)))
+    for op, fn in [
+        ("prod", lambda x: ops.prod(x, 0)),
+        ("cumsum", lambda x: ops.cumsum(x, 0)),
+        ("cumprod", lambda x: ops.cumprod(x, 0)),
+    ]:
+        yield Case(op, "no axes", fn, normal(()))
+        yield Case(op, "size 1", fn, normal((1, 1)))
+        yield Case(op, "empty", fn, normal((0, 3)))
+        yield Case(op, "nothing left", fn, normal((3, 0)))
+        yield from _in_views(op, fn, normal((3, 4)))
+    yield Case("prod", "one zero", lambda x: x.prod(), lambda rng: (np.array([2.0, 0, 3]),))
+    yield Case(
+        "prod", "zeros in rows", lambda x: x.prod(1), lambda rng: (np.array([[2.0, 0, 3], [0, 0, 1], [1, 2, 3]]),)
+    )
+    for axis in (0, 1, -1):
+        yield Case("cumsum", f"axis {axis}", lambda x, a=axis: x.cumsum(a), normal((2, 3, 4)))
+        yield Case("cumprod", f"axis {axis}", lambda x, a=axis: x.cumprod(a), normal((2, 3, 4)))
+    yield Case("cumprod", "zeros", lambda x: x.cumprod(1), lambda rng: (np.array([[2.0, 0, 3, 0], [0, 1, 2, 3]]),))
+
+
+def _einsum() -> Iterator[Case]:
+    equations: list[tuple[str, tuple[tuple[int, ...], ...]]] = [
+        ("ij,jk->ik", ((2, 3), (3, 4))),
+        ("ij,kj->ki", ((2, 3), (4, 3))),
+        ("bhqd,bhkd->bhqk", ((2, 2, 3, 2), (2, 2, 4, 2))),
+        ("bhqk,bkhd->bqhd", ((2, 2, 3, 4), (2, 4, 2, 2))),
+        ("ij,ij->ij", ((2, 3), (2, 3))),
+        ("ij,ij->", ((2, 3), (2, 3))),
+        ("ij,ij->i", ((2, 3), (2, 3))),
+        ("i,j->ji", ((2,), (3,))),
+        ("ij,jk,kl->il", ((2, 3), (3, 2), (2, 4))),
+        ("i,i,i->i", ((3,), (3,), (3,))),
+        ("ij,ik,il->jkl", ((2, 2), (2, 3), (2, 1))),
+        ("ijk->kij", ((2, 3, 4),)),
+        ("ijk->j", ((2, 3, 4),)),
+        ("ii->", ((3, 3),)),
+        ("ii->i", ((3, 3),)),
+        ("iji,j->i", ((2, 3, 2), (3,))),
+        ("ij,jk", ((2, 3), (3, 4))),
+        ("...ij,...jk->...ik", ((2, 1, 2, 3), (3, 3, 2))),
+        ("...i->...", ((2, 3, 4),)),
+        ("i...,i...->...", ((2, 3, 1), (2, 4))),
+        ("ij,ik->jk", ((1, 2), (3, 2))),
+        ("ij,k->ik", ((2, 3), (4,))),
+        ("ij,jk->ik", ((0, 3), (3, 2))),
+        ("ij,jk->ik", ((2, 0), (0, 2))),
+        (",i->i", ((), (3,))),
+    ]
+    for equation, shapes in equations:
+        name = f"{equation} {shapes}"
+        yield Case("einsum", name, lambda *xs, e=equation: ops.einsum(e, *xs), normal(*shapes))
+    yield Case("einsum", "one tensor twice", lambda x: ops.einsum("ij,kj->ik", x, x), normal((2, 3)))
+    yield from _in_views("einsum", lambda a, b: ops.einsum("ij,kj->ik", a, b), normal((3, 4), (2, 4)))
 
 
 def _matmul() -> Iterator[Case]:
@@ -369,9 +517,94 @@ def _index() -> Iterator[Case]:
         ("no index", np.array([], int), 0),
         ("list", [1, 1], 0),
     ]:
-        yield Case("take", name, lambda x, i=index, a=axis: x.take(i, axis=a), normal((3, 3, 4)))
-    yield Case("take", "dim", lambda x: ops.take(x, repeats, dim=1), normal((2, 3)))
-    yield from _in_views("take", lambda x: x.take(repeats, 1), normal((2, 3)))
+        yield Case("index_select", name, lambda x, i=index, a=axis: x.index_select(a, i), normal((3, 3, 4)))
+    yield Case("index_select", "dim", lambda x: ops.index_select(x, dim=1, index=repeats), normal((2, 3)))
+    yield from _in_views("index_select", lambda x: x.index_select(1, repeats), normal((2, 3)))
+
+
+def _pick_and_write() -> Iterator[Case]:
+    ids = np.array([[1, 0, 1], [2, 2, 0]])
+    for name, x, dim, index in [
+        ("rows", (3, 3), 0, ids),
+        ("columns", (2, 3), 1, ids),
+        ("last of three", (2, 3, 4), -1, np.array([[[3, 3], [0, 1], [1, 1]], [[0, 0], [2, 2], [3, 2]]])),
+        ("smaller than x", (3, 4), 1, ids[:1]),
+        ("nothing", (3, 4), 1, ids[:, :0]),
+        ("no axes", (), 0, np.array(0)),
+    ]:
+        yield Case("gather", name, lambda x, d=dim, i=index: x.gather(d, i), normal(x))
+        yield Case("scatter_add", name, lambda x, y, d=dim, i=index: x.scatter_add(d, i, y), normal(x, index.shape))
+    distinct = np.array([[1, 0], [2, 1], [0, 2]])
+    for name, fn, shapes in [
+        ("columns", lambda x, y: x.scatter(1, distinct, y), ((3, 4), (3, 2))),
+        ("rows", lambda x, y: x.scatter(0, distinct[:, :1], y), ((3, 3), (3, 1))),
+        ("larger source", lambda x, y: x.scatter(-1, distinct[:2], y), ((3, 3), (3, 4))),
+        ("nothing", lambda x, y: x.scatter(1, distinct[:, :0], y), ((3, 4), (3, 0))),
+        ("no axes", lambda x, y: x.scatter(0, 0, y), ((), ())),
+    ]:
+        yield Case("scatter", name, fn, normal(*shapes))
+    yield Case("scatter", "a number", lambda x: x.scatter(1, distinct, 0.5), normal((3, 4)))
+    yield Case("scatter_add", "a number for all", lambda x, y: x.scatter_add(1, ids, y), normal((2, 3), ()))
+    yield Case("scatter_add", "index_add", lambda x, y: x.index_add(0, [1, 1], y), normal((3, 4), (2, 4)))
+    yield Case("gather", "take_along_dim", lambda x: x.take_along_dim(np.array([[-1], [0]]), 1), normal((1, 4)))
+    yield Case("gather", "sort", lambda x: x.sort(0).values, apart((4, 3)))
+    yield Case("gather", "topk", lambda x: x.topk(2, 0)[0], apart((4, 3)))
+    yield Case("gather", "max", lambda x: x.max(1).values, apart((4, 3)))
+    yield from _in_views("gather", lambda x: x.gather(1, ids), normal((2, 3)))
+    yield from _in_views("scatter", lambda x, y: x.scatter(1, distinct, y), normal((3, 4), (3, 2)))
+    yield from _in_views("scatter_add", lambda x, y: x.scatter_add(1, ids, y), normal((2, 3), (2, 3)))
+    yield Case("getitem", "take", lambda x: x.take([[-1, 0], [0, 3]]), normal((2, 3)))
+    yield Case("getitem", "masked_select", lambda x: x.masked_select(np.array([True, False, True])), normal((2, 3)))
+    yield Case("getitem", "diagonal", lambda x: x.diagonal(1, 0, -1), normal((3, 2, 4)))
+    yield Case("getitem", "flip", lambda x: x.flip(0, -1), normal((2, 3)))
+    yield Case("where", "masked_fill", lambda x, v: x.masked_fill(np.array([True, False]), v), normal((3, 2), ()))
+
+
+def _move_and_repeat() -> Iterator[Case]:
+    for op, name, fn, shape in [
+        ("roll", "one axis", lambda x: x.roll(1, 0), (3, 4)),
+        ("roll", "two axes", lambda x: x.roll((1, -2), (0, 1)), (3, 4)),
+        ("roll", "further than there is", lambda x: x.roll(-7, -1), (2, 3)),
+        ("roll", "one axis twice", lambda x: x.roll((1, 1), (0, 0)), (4, 2)),
+        ("roll", "flattened", lambda x: x.roll(2), (2, 3)),
+        ("roll", "empty", lambda x: x.roll(1, 0), (0, 3)),
+        ("pad", "last axis", lambda x: ops.pad(x, (1, 2)), (2, 3)),
+        ("pad", "two axes", lambda x: ops.pad(x, (1, 0, 0, 2), value=3.5), (2, 3)),
+        ("pad", "cut", lambda x: ops.pad(x, (-1, 1, 1, -2)), (3, 3)),
+        ("pad", "cut to nothing", lambda x: ops.pad(x, (-1, -2)), (2, 3)),
+        ("pad", "first of three", lambda x: ops.pad(x, (0, 0, 0, 0, 1, 1)), (2, 3, 1)),
+        ("pad", "nothing", lambda x: ops.pad(x, (1, 1)), (2, 0)),
+        ("pad", "no axes", lambda x: ops.pad(x, ()), ()),
+        *(
+            (op, f"diagonal {k}", lambda x, op=op, k=k: getattr(x, op)(k), (3, 4))
+            for op in TRIANGLES
+            for k in (0, 1, -2)
+        ),
+        *((op, "stack", lambda x, op=op: getattr(x, op)(), (2, 3, 2)) for op in TRIANGLES),
+        *((op, "empty", lambda x, op=op: getattr(x, op)(), (2, 0)) for op in TRIANGLES),
+        ("clone", "matrix", lambda x: x.clone(), (2, 3)),
+        ("clone", "no axes", lambda x: x.clone(), ()),
+        ("clone", "empty", lambda x: x.clone(), (0, 2)),
+        ("clone", "contiguous", lambda x: x.transpose(0, 1).contiguous(), (2, 3)),
+        ("reshape", "flatten, unflatten", lambda x: x.flatten(0, 1).unflatten(0, (-1, 3)), (2, 3, 4)),
+        ("reshape", "squeeze, unsqueeze", lambda x: x.squeeze(1).unsqueeze(-1), (2, 1, 3)),
+        ("transpose", "movedim", lambda x: x.movedim((0, 1), (-1, 0)), (2, 3, 4)),
+        ("broadcast", "expand", lambda x: x.expand(2, -1, 4), (3, 1)),
+        ("broadcast", "repeat", lambda x: x.repeat(2, 1, 3), (3, 2)),
+        ("broadcast", "tile", lambda x: x.tile(2), (3, 2)),
+        ("index_select", "repeat_interleave", lambda x: x.repeat_interleave([2, 0, 1], 1), (2, 3)),
+        ("split", "chunk", lambda x: x.chunk(2, -1), (2, 5)),
+        ("split", "unbind", lambda x: x.unbind(1), (2, 3, 2)),
+    ]:
+        yield Case(op, name, fn, normal(shape))
+    for op, fn in [
+        ("roll", lambda x: x.roll(1, 0)),
+        ("pad", lambda x: ops.pad(x, (1, -1))),
+        ("tril", lambda x: x.tril(1)),
+        ("triu", lambda x: x.triu(1)),
+        ("clone", lambda x: x.clone()),
+    ]:
+        yield from _in_views(op, fn, normal((3, 4)))
 
 
 def _join_and_cut() -> Iterator[Case]:
@@ -666,9 +899,13 @@ CASES: tuple[Case, ...] = (
     *_one_operand(),
     *_where(),
     *_reductions(),
+    *_cumulative(),
+    *_einsum(),
     *_matmul(),
     *_rearrange(),
     *_index(),
+    *_pick_and_write(),
+    *_move_and_repeat(),
     *_join_and_cut(),
     *_softmax(),
     *_normalisation(),

@@ -16,7 +16,7 @@ import minillm
 from minillm import ops, random
 from minillm.autograd import Op, Tensor
 from minillm.errors import InputError
-from minillm.gradcheck import CASES, VIEWS, Case, apart, normal, positive, run_case, run_cases
+from minillm.gradcheck import CASES, VIEWS, Case, apart, apart_from_each_other, normal, positive, run_case, run_cases
 from minillm.testing import GradientError, check_gradients
 
 NAMES = [op.name for op in ops.OPS]
@@ -284,12 +284,12 @@ def some_axes(draw, ndim):
     return draw(st.sampled_from([None, axes, axes[0]] if axes else [None]))
 
 
-def reduction(fn):
+def reduction(fn, recipe=apart):
     @st.composite
     def strategy(draw):
         shape = draw(full_shapes)
         axis, keep = draw(some_axes(len(shape))), draw(st.booleans())
-        return lambda x: fn(x, axis, keep), draw(drawn([shape], apart))
+        return lambda x: fn(x, axis, keep), draw(drawn([shape], recipe))
 
     return strategy()
 
@@ -333,14 +333,79 @@ def getitem_inputs(draw):
 
 
 @st.composite
-def take_inputs(draw):
+def index_select_inputs(draw):
     shape = draw(full_shapes)
     axis = draw(st.integers(-len(shape), len(shape) - 1))
     ids = hnp.arrays(
         int, hnp.array_shapes(min_dims=0, max_dims=2, min_side=0), elements=st.integers(0, shape[axis] - 1)
     )
     index = draw(ids)
-    return lambda x: x.take(index, axis), draw(drawn([shape]))
+    return lambda x: x.index_select(axis, index), draw(drawn([shape]))
+
+
+@st.composite
+def placed_inputs(draw, fn, inputs, distinct=False):
+    """An axis and an index of x's number of axes, no larger than x but along that axis; `fn(x, axis, index, y)`."""
+    shape = draw(full_shapes)
+    axis = draw(st.integers(-len(shape), len(shape) - 1))
+    index_shape = [draw(st.integers(0, n)) for n in shape]
+    size = shape[axis]
+    index_shape[axis] = draw(st.integers(0, size if distinct else 4))
+    rng = np.random.default_rng(draw(seeds))
+    index = rng.integers(0, size, index_shape)
+    if distinct:
+        orders = np.argsort(
+            rng.random([size if i == axis % len(shape) else n for i, n in enumerate(index_shape)]), axis
+        )
+        index = np.take(orders, range(index_shape[axis]), axis)
+    return lambda x, *y: fn(x, axis, index, *y), draw(drawn([shape, index.shape][:inputs]))
+
+
+@st.composite
+def einsum_inputs(draw):
+    letters = "abcd"
+    count = draw(st.integers(1, 3))
+    terms = ["".join(draw(st.lists(st.sampled_from(letters), max_size=3))) for _ in range(count)]
+    used = sorted(set("".join(terms)))
+    out = "".join(draw(st.permutations(used))[: draw(st.integers(0, len(used)))])
+    size = {letter: draw(sizes) for letter in letters}
+    wanted = [tuple(size[letter] for letter in term) for term in terms]
+    return lambda *xs: ops.einsum(f"{','.join(terms)}->{out}", *xs), draw(drawn(wanted))
+
+
+@st.composite
+def clip_inputs(draw):
+    wanted = draw(hnp.mutually_broadcastable_shapes(num_shapes=3, min_side=0, max_dims=3, max_side=2)).input_shapes
+    return ops.clip, list(apart_from_each_other(*wanted)(np.random.default_rng(draw(seeds))))
+
+
+@st.composite
+def two_apart(draw, fn):
+    wanted = draw(hnp.mutually_broadcastable_shapes(num_shapes=2, min_side=0, max_dims=3, max_side=3)).input_shapes
+    recipe = apart_from_each_other(*wanted)
+    return fn, list(recipe(np.random.default_rng(draw(seeds))))
+
+
+@st.composite
+def roll_inputs(draw):
+    shape = draw(full_shapes)
+    axes = draw(st.lists(st.integers(-len(shape), len(shape) - 1), max_size=3))
+    shifts = [draw(st.integers(-5, 5)) for _ in axes]
+    return lambda x: x.roll(shifts, axes), draw(drawn([shape]))
+
+
+@st.composite
+def pad_inputs(draw):
+    shape = draw(full_shapes)
+    widths = [draw(st.integers(-(n // 2), 3)) for n in reversed(shape) for _ in range(2)]
+    widths = widths[: 2 * draw(st.integers(0, len(shape)))]
+    return lambda x: ops.pad(x, widths, value=1.5), draw(drawn([shape]))
+
+
+@st.composite
+def triangle_inputs(draw, fn):
+    shape, k = draw(hnp.array_shapes(min_dims=2, max_dims=3, min_side=0, max_side=3)), draw(st.integers(-3, 3))
+    return lambda x: fn(x, k), draw(drawn([shape]))
 
 
 @st.composite
@@ -481,15 +546,38 @@ DRAWN = {
     "sigmoid": one_operand(ops.sigmoid),
     "relu": one_operand(ops.relu, apart),
     "where": where_inputs(),
-    "clip": one_operand(lambda x: x.clip(-0.4, 0.3), apart),
+    "clip": st.one_of(one_operand(lambda x: x.clip(-0.4, 0.3), apart), clip_inputs()),
+    "abs": one_operand(ops.abs, apart),
+    **{name: one_operand(getattr(ops, name), apart) for name in ("sign", "floor", "ceil", "round", "trunc")},
+    **{name: one_operand(getattr(ops, name)) for name in ("sin", "cos", "expm1", "erf", "softplus")},
+    **{name: one_operand(getattr(ops, name), positive) for name in ("log2", "log10", "log1p")},
+    "maximum": two_apart(ops.maximum),
+    "minimum": two_apart(ops.minimum),
+    "prod": reduction(ops.prod, positive),
+    "cumsum": over_an_axis(ops.cumsum),
+    "cumprod": over_an_axis(ops.cumprod),
+    "var": reduction(lambda x, axis, keep: ops.var(x, axis, correction=0, keepdim=keep)),
+    "std": reduction(lambda x, axis, keep: ops.std(ops.concat([x, x + 1]), axis, correction=0, keepdim=keep)),
+    "norm": reduction(lambda x, axis, keep: ops.norm(x, 3, axis, keep)),
+    "logsumexp": reduction(ops.logsumexp),
+    "einsum": einsum_inputs(),
+    "gather": placed_inputs(ops.gather, 1),
+    "scatter": placed_inputs(ops.scatter, 2, distinct=True),
+    "scatter_add": placed_inputs(ops.scatter_add, 2),
+    "clone": one_operand(ops.clone),
+    "roll": roll_inputs(),
+    "pad": pad_inputs(),
+    "tril": triangle_inputs(ops.tril),
+    "triu": triangle_inputs(ops.triu),
     "sum": reduction(ops.sum),
     "mean": reduction(ops.mean),
-    "max": reduction(ops.max),
+    "amax": reduction(ops.amax),
+    "amin": reduction(ops.amin),
     "matmul": matmul_inputs(),
     "reshape": reshape_inputs(),
     "transpose": transpose_inputs(),
     "getitem": getitem_inputs(),
-    "take": take_inputs(),
+    "index_select": index_select_inputs(),
     "concat": concat_inputs(),
     "stack": stack_inputs(),
     "split": split_inputs(),

@@ -109,7 +109,6 @@ def test_asking_is_still_possible_and_cheap():
     ("name", "text"),
     [
         ("scaled_dot_product_attention", r"write minillm.ops.attention\(q, k, v, causal=...\)"),
-        ("float32", "write np.float32, or 'float32'"),
         ("nll_loss", "write minillm.ops.cross_entropy"),
         ("conv2d", "there are no convolutions"),
         ("lstm", "there are no recurrent layers"),

@@ -181,7 +181,7 @@ class MaskedLMHead(Module):
         sizes = check_shapes("loss", features=("B T C", x), labels=("B T", labels))
         labels = labels.reshape(-1)
         hidden = np.flatnonzero(labels != -100)
-        logits = self(x.reshape(labels.size, sizes["C"]).take(hidden), table)
+        logits = self(x.reshape(labels.size, sizes["C"]).index_select(0, hidden), table)
         return ops.cross_entropy(logits, labels[hidden], reduction=reduction, overwrite=True)
 
 

@@ -149,7 +149,7 @@ class RelativeAttention(Module):
         k, v = (self._by_head(part) for part in self.kv(seen).split(h.shape[-1], dim=-1))  # (B, H, Tk, D)
         r = self._by_head(self.r(sight.distances))  # (1 or 2, H, T + Tk, D)
         if sight.directions is not None:
-            r = r.take(sight.directions)  # (B, H, T + Tk, D)
+            r = r.index_select(0, sight.directions)  # (B, H, T + Tk, D)
         q = self._by_head(self.q(h))
         found = self._join(self._attend(q, k, v, r, sight.differs, sight.content))
         if g is None or sight.mapping is None:
@@ -417,7 +417,7 @@ class XLNetLMHeadModel(XLNetModel):
         sizes = check_shapes("loss", features=("B P C", x), labels=("B P", labels))
         labels = labels.reshape(-1)
         known = np.flatnonzero(labels != -100)
-        x = x.reshape(labels.size, sizes["C"]).take(known)
+        x = x.reshape(labels.size, sizes["C"]).index_select(0, known)
         loss = ops.cross_entropy(ops.linear(x, self.wte.weight, self.bias), labels[known], overwrite=True)
         return (loss, mems) if use_mems else loss
 

@@ -13,9 +13,31 @@ from minillm.autograd import Op, Tensor
 from minillm.hints import missing_function
 from minillm.ops import arithmetic as _arithmetic
 from minillm.ops import compare as _c
+from minillm.ops import create as _create
+from minillm.ops import elementwise as _elementwise
+from minillm.ops import index as _index
 from minillm.ops import inplace as _i
+from minillm.ops import order as _order
+from minillm.ops import rearrange as _rearrange
 from minillm.ops import shape as _shape
-from minillm.ops.arithmetic import add, clip, div, exp, log, mul, neg, pow, relu, sigmoid, sqrt, sub, tanh, where
+from minillm.ops.arithmetic import (
+    add,
+    clamp_max,
+    clamp_min,
+    clip,
+    div,
+    exp,
+    log,
+    mul,
+    neg,
+    pow,
+    relu,
+    sigmoid,
+    sqrt,
+    sub,
+    tanh,
+    where,
+)
 from minillm.ops.attention import ATTENTION, attention
 from minillm.ops.compare import (
     all,
@@ -37,29 +59,42 @@ from minillm.ops.compare import (
     lt,
     ne,
 )
+from minillm.ops.create import *  # noqa: F403
 from minillm.ops.cross_entropy import CROSS_ENTROPY, cross_entropy
+from minillm.ops.cumulative import CUMPROD, CUMSUM, PROD, cumprod, cumsum, prod
 from minillm.ops.dropout import DROPOUT, dropout
+from minillm.ops.einsum import EINSUM, einsum
+from minillm.ops.elementwise import *  # noqa: F403
 from minillm.ops.embedding import EMBEDDING, embedding
 from minillm.ops.gelu import GELU, gelu
+from minillm.ops.index import *  # noqa: F403
 from minillm.ops.layernorm import ADD_LAYERNORM, LAYERNORM, add_layer_norm, layer_norm
 from minillm.ops.linear import LINEAR, linear
-from minillm.ops.matmul import MATMUL, matmul
+from minillm.ops.matmul import MATMUL, addmm, baddbmm, bmm, dot, matmul, mm, mv, outer
 from minillm.ops.mse_loss import mse_loss
 from minillm.ops.numpy_protocol import array_function, array_ufunc
-from minillm.ops.reduce import MAX, MEAN, SUM, choose_axis, max, mean, sum
+from minillm.ops.order import *  # noqa: F403
+from minillm.ops.rearrange import *  # noqa: F403
+from minillm.ops.reduce import AMAX, AMIN, MEAN, SUM, amax, amin, choose_axis, mean, sum
 from minillm.ops.remainder import REMAINDER, floor_divide, remainder
 from minillm.ops.rmsnorm import RMSNORM, rms_norm
 from minillm.ops.rope import ROPE, half_to_interleaved, interleaved_to_half, rope, rope_table
-from minillm.ops.shape import broadcast_to, concat, getitem, permute, reshape, split, stack, take, to, transpose
+from minillm.ops.shape import broadcast_to, concat, getitem, index_select, permute, reshape, split, stack, to, transpose
 from minillm.ops.silu import SILU, SWIGLU, silu, swiglu
 from minillm.ops.softmax import LOG_SOFTMAX, SOFTMAX, log_softmax, softmax
+from minillm.ops.variance import LOGSUMEXP, NORM, STD, VAR, logsumexp, norm, std, var
 
-_a, _s = _arithmetic, _shape
+clamp, cat, concatenate, swapaxes, swapdims = clip, concat, concat, transpose, transpose
+
+_a, _s, _e, _r = _arithmetic, _shape, _elementwise, _rearrange
 # Every operation that computes; `to`, which only moves, has nothing that differences could check.
 OPS: tuple[Op, ...] = (
     *(_a.ADD, _a.SUB, _a.MUL, _a.DIV, _a.POW, _a.NEG, _a.EXP, _a.LOG, _a.SQRT, _a.TANH, _a.SIGMOID, _a.RELU),
-    *(_a.WHERE, _a.CLIP, REMAINDER, SUM, MEAN, MAX, MATMUL),
-    *(_s.RESHAPE, _s.TRANSPOSE, _s.GETITEM, _s.TAKE, _s.CONCAT, _s.STACK, _s.SPLIT, _s.BROADCAST),
+    *(_a.WHERE, _a.CLIP, REMAINDER, SUM, MEAN, AMAX, AMIN, MATMUL),
+    *(_e.ABS, _e.SIGN, _e.FLOOR, _e.CEIL, _e.ROUND, _e.TRUNC, _e.SIN, _e.COS, _e.LOG2, _e.LOG10, _e.LOG1P, _e.EXPM1),
+    *(_e.ERF, _e.SOFTPLUS, _e.MAXIMUM, _e.MINIMUM, CUMSUM, CUMPROD, PROD, VAR, STD, NORM, LOGSUMEXP, EINSUM),
+    *(_s.RESHAPE, _s.TRANSPOSE, _s.GETITEM, _s.INDEX_SELECT, _s.CONCAT, _s.STACK, _s.SPLIT, _s.BROADCAST),
+    *(_index.GATHER, _index.SCATTER, _index.SCATTER_ADD, _r.CLONE, _r.ROLL, _r.PAD, _r.TRIL, _r.TRIU),
     *(GELU, SILU, SWIGLU, ROPE, LINEAR, EMBEDDING, SOFTMAX, LOG_SOFTMAX, LAYERNORM, ADD_LAYERNORM, RMSNORM),
     *(DROPOUT, ATTENTION, CROSS_ENTROPY),
 )
@@ -68,16 +103,30 @@ __all__ = [
     "OPS",
     "add",
     "add_layer_norm",
+    "addmm",
     "all",
     "allclose",
+    "amax",
+    "amin",
     "any",
     "attention",
+    "baddbmm",
+    "bmm",
     "broadcast_to",
+    "cat",
+    "clamp",
+    "clamp_max",
+    "clamp_min",
     "clip",
     "concat",
+    "concatenate",
     "cross_entropy",
+    "cumprod",
+    "cumsum",
     "div",
+    "dot",
     "dropout",
+    "einsum",
     "embedding",
     "eq",
     "equal",
@@ -88,6 +137,7 @@ __all__ = [
     "getitem",
     "gt",
     "half_to_interleaved",
+    "index_select",
     "interleaved_to_half",
     "isclose",
     "isfinite",
@@ -102,16 +152,21 @@ __all__ = [
     "logical_not",
     "logical_or",
     "logical_xor",
+    "logsumexp",
     "lt",
     "matmul",
-    "max",
     "mean",
+    "mm",
     "mse_loss",
     "mul",
+    "mv",
     "ne",
     "neg",
+    "norm",
+    "outer",
     "permute",
     "pow",
+    "prod",
     "relu",
     "remainder",
     "reshape",
@@ -124,15 +179,23 @@ __all__ = [
     "split",
     "sqrt",
     "stack",
+    "std",
     "sub",
     "sum",
+    "swapaxes",
+    "swapdims",
     "swiglu",
-    "take",
     "tanh",
     "to",
     "transpose",
+    "var",
     "where",
 ]
+__all__ += _create.__all__
+__all__ += _elementwise.__all__
+__all__ += _index.__all__
+__all__ += _order.__all__
+__all__ += _rearrange.__all__
 
 
 def size(x: Tensor, dim: int | None = None) -> Any:
@@ -153,22 +216,32 @@ Tensor.__pow__, Tensor.__rpow__ = pow, _reflected(pow)
 Tensor.__matmul__, Tensor.__rmatmul__ = matmul, _reflected(matmul)
 Tensor.__neg__ = neg
 Tensor.__getitem__ = getitem
-Tensor.exp, Tensor.log, Tensor.sqrt = exp, log, sqrt
-Tensor.tanh, Tensor.sigmoid, Tensor.relu = tanh, sigmoid, relu
-Tensor.pow, Tensor.clip = pow, clip
-Tensor.sum, Tensor.mean, Tensor.max = sum, mean, max
-Tensor.matmul = matmul
-Tensor.reshape, Tensor.transpose, Tensor.permute = reshape, transpose, permute
-Tensor.split, Tensor.take, Tensor.broadcast_to, Tensor.to = split, take, broadcast_to, to
-Tensor.softmax, Tensor.log_softmax = softmax, log_softmax
 
-# What has no declaration in Tensor, because nothing here calls it by that name.
+# Operations that are methods too.
+for _name in """
+    exp log sqrt tanh sigmoid relu pow clip clamp abs absolute sign floor ceil round trunc sin cos log2 log10
+    log1p expm1 exp2 erf square reciprocal rsqrt maximum minimum lerp logit logaddexp sum mean max min amax amin
+    argmax argmin prod cumsum var std norm logsumexp count_nonzero sort argsort topk median matmul dot mv mm bmm
+    outer addmm baddbmm softmax log_softmax reshape view view_as reshape_as transpose swapaxes swapdims permute
+    movedim t flatten ravel unflatten squeeze unsqueeze split chunk unbind broadcast_to expand expand_as repeat
+    tile repeat_interleave flip roll tril triu diagonal diag trace clone contiguous to take index_select gather
+    scatter scatter_add index_add take_along_dim select narrow masked_fill masked_select nonzero bernoulli
+    multinomial tan clamp_min clamp_max cumprod moveaxis
+""".split():
+    setattr(Tensor, _name, globals()[_name])
+for _name, _dtype in {
+    **{"float": "float32", "double": "float64", "half": "float16", "bfloat16": "bfloat16"},
+    **{"long": "int64", "int": "int32", "bool": "bool"},
+}.items():
+    setattr(Tensor, _name, lambda x, dtype=_dtype: to(x, dtype))
+
+# Operators, and methods that differ from the function of their name.
 _METHODS: dict[str, Any] = {
     **{"add": _i.scaled(add), "sub": _i.scaled(sub), "mul": mul, "div": div, "neg": neg},
     **{"__floordiv__": floor_divide, "__rfloordiv__": _reflected(floor_divide), "floor_divide": floor_divide},
     **{"__mod__": remainder, "__rmod__": _reflected(remainder), "remainder": remainder},
     "__pos__": lambda x: x,
-    "__abs__": lambda x: x.abs(),
+    "__abs__": abs,
     "T": property(lambda x: x.permute(tuple(range(x.ndim))[::-1])),
     "mT": property(lambda x: x.transpose(-1, -2)),
     "size": size,
@@ -197,8 +270,7 @@ for _name in (
     "add sub mul div pow neg exp log sqrt tanh sigmoid relu clip clamp abs sign square rsqrt masked_fill tril triu "
     "floor_divide remainder eq ne gt ge lt le logical_and logical_or logical_xor logical_not"
 ).split():  # x.add_(y)
-    if hasattr(Tensor, _name):
-        setattr(Tensor, f"{_name}_", _i.in_place(f"{_name}_", getattr(Tensor, _name), f"x = x.{_name}(...)"))
+    setattr(Tensor, f"{_name}_", _i.in_place(f"{_name}_", getattr(Tensor, _name), f"x = x.{_name}(...)"))
 
 
 def __getattr__(name: str) -> Any:

@@ -426,22 +426,51 @@ def where(condition: Any, x: Any, y: Any) -> Tensor:
     return WHERE(condition.astype(bool, copy=False), x, y)
 
 
-def clip_forward(x, *, low, high):
-    inside = np.ones_like(x, bool) if low is None else x >= low
-    if high is not None:
-        inside &= x <= high
-    return np.clip(x, low, high), Choice(inside, x.shape, None)
+class Limited(NamedTuple):
+    """What was limited, and its limits: arrays, numbers, or None for no limit."""
+
+    x: Array
+    low: Any
+    high: Any
+
+
+def clip_forward(x, low, high):
+    return np.clip(x, low, high), Limited(x, low, high)
 
 
 def clip_backward(dout, saved):
-    return (dout * saved.chosen,)
+    """The gradient goes to whichever of the three is the output: x at its limits too, and the upper of two crossed."""
+    x, low, high = saved
+    within, below, above = np.ones_like(x, bool), np.zeros_like(x, bool), np.zeros_like(x, bool)
+    if low is not None:
+        within, below = within & (x >= low), x < low
+    if high is not None:
+        within, above = within & (x <= high), x > high
+    if low is not None and high is not None:
+        crossed = np.less(high, low)
+        below, above = below & np.less(low, high), above | crossed
+    reached = (within, x.shape), (below, shape_of(low)), (above, shape_of(high))
+    return tuple(None if shape is None else unbroadcast(np.where(where, dout, 0), shape) for where, shape in reached)
 
 
 CLIP = Op("clip", clip_forward, clip_backward)
 
 
-def clip(x: Any, min: float | None = None, max: float | None = None) -> Tensor:
-    """x limited to [min, max]; the gradient passes where x is within, the limits included."""
-    return CLIP(
-        operand(x), low=operand(min) if min is not None else None, high=operand(max) if max is not None else None
-    )
+def clip(x: Any, min: Any = None, max: Any = None) -> Tensor:
+    """x limited to [min, max], each a number, a tensor that broadcasts against x, or None for no limit.
+
+    The gradient goes to x where it is within, the limits included, else to the limit that it met.
+    """
+    x = x if isinstance(x, Tensor) else tensor(x)
+    low, high = (None if limit is None else operands(x, limit)[1] for limit in (min, max))
+    return CLIP(*in_one_dtype(x, low, high))
+
+
+def clamp_min(x: Any, min: Any) -> Tensor:
+    """x, but nowhere below min."""
+    return clip(x, min)
+
+
+def clamp_max(x: Any, max: Any) -> Tensor:
+    """x, but nowhere above max."""
+    return clip(x, None, max)

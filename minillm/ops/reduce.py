@@ -1,7 +1,7 @@
-"""Sums, means and maxima over axes.
+"""Sums, means, maxima and minima over axes.
 
 Each reduction stretches its gradient back over the axes that it removed: for a sum, every element that went in gets
-the gradient of the sum; for a mean, 1/n of it; for a maximum, only the elements that reach it.
+the gradient of the sum; for a mean, 1/n of it; for a maximum, only the elements that reach it, in equal shares.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from minillm.autograd import Op, Tensor
+from minillm.autograd import Op, Tensor, tensor
 from minillm.backend import Array
-from minillm.errors import ShapeError
+from minillm.errors import DtypeError, ShapeError, check_whole
 
 Axis = int | tuple[int, ...] | None
 
@@ -26,10 +26,10 @@ class Reduced(NamedTuple):
     keepdims: bool
 
 
-class Maximum(NamedTuple):
-    """Where the maximum is, shared out among ties."""
+class Extreme(NamedTuple):
+    """Which elements reach the maximum (or minimum): one byte each."""
 
-    share: Array
+    reached: Array
     axis: Axis
     keepdims: bool
 
@@ -40,10 +40,42 @@ def choose_axis(function: str, axis: Any, dim: Any, ndim: int) -> Any:
         if axis is not None:
             raise ShapeError(f"{function}: both axis={axis} and dim={dim} were given; give one of them")
         axis = dim
-    for one in axis if isinstance(axis, (tuple, list)) else [] if axis is None else [axis]:
+    if axis is None:
+        return None
+    several = isinstance(axis, (tuple, list))
+    chosen = tuple(check_whole(function, "axis", one) for one in (axis if several else [axis]))
+    for one in chosen:
         if not -ndim <= one < ndim:
             raise ShapeError(f"{function}: axis {one} is out of range for a tensor with {ndim} dimensions")
-    return tuple(axis) if isinstance(axis, list) else axis
+    if len({one % ndim for one in chosen}) < len(chosen):
+        raise ShapeError(f"{function}: axis {axis} names an axis twice")
+    return chosen if several else chosen[0]
+
+
+def one_axis(function: str, axis: Any, ndim: int, dim: Any = None) -> int:
+    """A single axis, counted from the front."""
+    return check_whole(function, "axis", choose_axis(function, axis, dim, ndim)) % ndim
+
+
+def reduced_axis(function: str, axis: Any, dim: Any, ndim: int) -> Any:
+    """`choose_axis` for a reduction, where a number without axes may be asked for its first or last, as in PyTorch."""
+    chosen = choose_axis(function, axis, dim, ndim or 1)
+    return chosen if ndim else None
+
+
+def refuse_nothing(function: str, shape: tuple[int, ...], axis: Axis, what: str) -> None:
+    """Raise ShapeError where no element is left to make a result of."""
+    axes = range(len(shape)) if axis is None else axis if isinstance(axis, tuple) else (axis,)
+    if any(shape[one] == 0 for one in axes):
+        raise ShapeError(f"{function}: the tensor has shape {shape}, and no elements have no {what}")
+
+
+def in_dtype(x: Any, dtype: Any) -> Tensor:
+    """What a sum or product adds up: x in `dtype`, and without one, integers and booleans in int64, as in PyTorch."""
+    x = x if isinstance(x, Tensor) else tensor(x)
+    if dtype is None:
+        dtype = np.int64 if x.dtype.kind in "iub" else x.dtype
+    return x.to(dtype)
 
 
 def restore_axes(reduced: Array, axis: Axis, keepdims: bool, ndim: int) -> Array:
@@ -64,9 +96,15 @@ def sum_backward(dout, saved):
 SUM = Op("sum", sum_forward, sum_backward, aliases=True)
 
 
-def sum(x: Tensor, axis: Axis = None, keepdims: bool = False, *, dim: Axis = None, keepdim: bool = False) -> Tensor:
-    """The sum over `axis` (an int, a tuple, or None for all); `dim` and `keepdim` are PyTorch's names for the same."""
-    return SUM(x, axis=choose_axis("sum", axis, dim, x.ndim), keepdims=keepdims or keepdim)
+def sum(
+    x: Tensor, axis: Axis = None, keepdims: bool = False, *, dim: Axis = None, keepdim: bool = False, dtype: Any = None
+) -> Tensor:
+    """The sum over `axis` (an int, a tuple, or None for all); `dim` and `keepdim` are PyTorch's names for the same.
+
+    `dtype` is what is added up and what comes out; integers and booleans are added up in int64.
+    """
+    x = in_dtype(x, dtype)
+    return SUM(x, axis=reduced_axis("sum", axis, dim, x.ndim), keepdims=keepdims or keepdim)
 
 
 def mean_forward(x, *, axis, keepdims):
@@ -75,38 +113,66 @@ def mean_forward(x, *, axis, keepdims):
 
 def mean_backward(dout, saved):
     share = restore_axes(dout, saved.axis, saved.keepdims, len(saved.shape))
-    share = share / (math.prod(saved.shape) // share.size)  # by how many elements went into each mean
+    share = share / (math.prod(saved.shape) // (share.size or 1))  # by how many elements went into each mean
     return (np.broadcast_to(share, saved.shape),)
 
 
 MEAN = Op("mean", mean_forward, mean_backward, aliases=True)
 
 
-def mean(x: Tensor, axis: Axis = None, keepdims: bool = False, *, dim: Axis = None, keepdim: bool = False) -> Tensor:
-    """The mean over `axis` (an int, a tuple, or None for all)."""
-    axis = choose_axis("mean", axis, dim, x.ndim)
-    if 0 in x.shape:
-        raise ShapeError(f"mean: the tensor has shape {x.shape}, and no elements have no mean")
+def mean(
+    x: Tensor, axis: Axis = None, keepdims: bool = False, *, dim: Axis = None, keepdim: bool = False, dtype: Any = None
+) -> Tensor:
+    """The mean over `axis` (an int, a tuple, or None for all), in `dtype`.
+
+    Raises: DtypeError for integers and booleans without a dtype, whose mean is no integer; ShapeError for no elements.
+    """
+    x = in_dtype(x, dtype)
+    if x.dtype.kind in "iub":
+        raise DtypeError(
+            "mean: x holds integers or booleans, whose mean is none; give dtype=np.float32, or convert x with .to"
+        )
+    axis = reduced_axis("mean", axis, dim, x.ndim)
+    refuse_nothing("mean", x.shape, axis, "mean")
     return MEAN(x, axis=axis, keepdims=keepdims or keepdim)
 
 
-def max_forward(x, *, axis, keepdims):
+# --- the largest and the smallest ----------------------------------------------------------------------------------
+
+
+def amax_forward(x, *, axis, keepdims):
     out = np.max(x, axis=axis, keepdims=keepdims)
-    share = (x == restore_axes(out, axis, keepdims, x.ndim)).astype(x.dtype)
-    share = share / share.sum(axis=axis, keepdims=True)
-    return out, Maximum(share, axis, keepdims)
+    return out, Extreme(x == restore_axes(out, axis, keepdims, x.ndim), axis, keepdims)
 
 
-def max_backward(dout, saved):
-    return (saved.share * restore_axes(dout, saved.axis, saved.keepdims, saved.share.ndim),)
+def amin_forward(x, *, axis, keepdims):
+    out = np.min(x, axis=axis, keepdims=keepdims)
+    return out, Extreme(x == restore_axes(out, axis, keepdims, x.ndim), axis, keepdims)
 
 
-MAX = Op("max", max_forward, max_backward)
+def extreme_backward(dout, saved):
+    reached, axis, keepdims = saved
+    ties = reached.sum(axis=axis, keepdims=True)
+    ties = np.where(ties == 0, np.nan, ties).astype(dout.dtype)  # nothing equals a NaN: its gradient is NaN too
+    return (reached * (restore_axes(dout, axis, keepdims, reached.ndim) / ties),)
 
 
-def max(x: Tensor, axis: Axis = None, keepdims: bool = False, *, dim: Axis = None, keepdim: bool = False) -> Tensor:
-    """The maximum over `axis`; equal maxima share its gradient evenly, as in torch.amax."""
-    axis = choose_axis("max", axis, dim, x.ndim)
-    if 0 in x.shape:
-        raise ShapeError(f"max: the tensor has shape {x.shape}, and no elements have no maximum")
-    return MAX(x, axis=axis, keepdims=keepdims or keepdim)
+AMAX = Op("amax", amax_forward, extreme_backward)
+AMIN = Op("amin", amin_forward, extreme_backward)
+
+
+def _extreme(op: Op, x: Any, axis: Axis, keepdims: bool, dim: Axis) -> Tensor:
+    x = x if isinstance(x, Tensor) else tensor(x)
+    axis = reduced_axis(op.name, axis, dim, x.ndim)
+    refuse_nothing(op.name, x.shape, axis, "maximum" if op is AMAX else "minimum")
+    return op(x, axis=axis, keepdims=keepdims)
+
+
+def amax(x: Tensor, axis: Axis = None, keepdims: bool = False, *, dim: Axis = None, keepdim: bool = False) -> Tensor:
+    """The maximum over `axis` (an int, a tuple, or None for all); equal maxima share its gradient evenly."""
+    return _extreme(AMAX, x, axis, keepdims or keepdim, dim)
+
+
+def amin(x: Tensor, axis: Axis = None, keepdims: bool = False, *, dim: Axis = None, keepdim: bool = False) -> Tensor:
+    """The minimum over `axis` (an int, a tuple, or None for all); equal minima share its gradient evenly."""
+    return _extreme(AMIN, x, axis, keepdims or keepdim, dim)

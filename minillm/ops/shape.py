@@ -1,23 +1,23 @@
 """Operations that move elements and compute nothing: reshape, transpose, index, join, cut, repeat, to.
 
 The output is a rearrangement of the input, so the gradient is rearranged back; where one input element appears
-several times in the output (take, broadcast), its gradients are summed.
+several times in the output (index_select, broadcast), its gradients are summed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from minillm.autograd import Op, Tensor, snapshot
+from minillm.autograd import Op, Tensor, snapshot, tensor
 from minillm.backend import Array, add_at, as_array, device_and_dtype
 from minillm.device import device_of, like, to_device
-from minillm.errors import DtypeError, ShapeError, check_index
+from minillm.errors import DtypeError, ShapeError, check_index, check_whole
 from minillm.ops.arithmetic import in_one_dtype, unbroadcast
-from minillm.ops.reduce import choose_axis
+from minillm.ops.reduce import choose_axis, one_axis
 
 
 class Shape(NamedTuple):
@@ -61,9 +61,15 @@ def reshape_backward(dout, saved):
 RESHAPE = Op("reshape", reshape_forward, reshape_backward, aliases=True)
 
 
+def whole_sizes(function: str, sizes: tuple, name: str = "a size") -> tuple[int, ...]:
+    """Sizes given one by one, or as one tuple or list, as Python ints; DtypeError for what are no whole numbers."""
+    given = sizes[0] if len(sizes) == 1 and isinstance(sizes[0], (tuple, list)) else sizes
+    return tuple(check_whole(function, name, size) for size in given)
+
+
 def reshape(x: Tensor, *shape: Any) -> Tensor:
     """The same elements in another shape: `x.reshape(2, -1)` or `x.reshape((2, -1))`."""
-    wanted = tuple(shape[0]) if len(shape) == 1 and isinstance(shape[0], (tuple, list)) else shape
+    wanted = whole_sizes("reshape", shape)
     known = int(np.prod([size for size in wanted if size != -1]))
     if (
         min(wanted, default=0) < -1
@@ -96,7 +102,7 @@ def transpose(x: Tensor, dim0: int, dim1: int) -> Tensor:
 
 def permute(x: Tensor, *axes: Any) -> Tensor:
     """Put the axes into the given order: `x.permute(0, 2, 1)`."""
-    order = tuple(axes[0]) if len(axes) == 1 and isinstance(axes[0], (tuple, list)) else axes
+    order = whole_sizes("permute", axes, "an axis")
     order = tuple(axis + x.ndim if axis < 0 else axis for axis in order)
     if sorted(order) != list(range(x.ndim)):
         raise ShapeError(f"permute: {axes} is no permutation of the {x.ndim} axes of shape {x.shape}")
@@ -142,11 +148,11 @@ def index_key(key: Any, array: Array) -> Any:
     return tuple(parts) if isinstance(key, tuple) else parts[0]
 
 
-def take_forward(x, *, index, axis):
+def index_select_forward(x, *, index, axis):
     return np.take(x, index, axis=axis), Indexed(x.shape, (index, axis))
 
 
-def take_backward(dout, saved):
+def index_select_backward(dout, saved):
     index, axis = saved.key
     dx = np.zeros_like(dout, shape=saved.shape, order="C")
     # With the axis in front, the rows of dout that came from row i of x are summed into row i of dx.
@@ -155,18 +161,34 @@ def take_backward(dout, saved):
     return (dx,)
 
 
-TAKE = Op("take", take_forward, take_backward)
+INDEX_SELECT = Op("index_select", index_select_forward, index_select_backward)
 
 
-def take(x: Tensor, index: Any, axis: int | None = None, *, dim: int | None = None) -> Tensor:
-    """The slices of x at `index` along one axis (default 0), repeats allowed.
+def index_select(x: Tensor, dim: int, index: Any) -> Tensor:
+    """The slices of x at `index` along one axis, repeats allowed.
 
-    Shapes: x (..., N, ...), index (...) of integers in [0, N); the axis of size N is replaced by the index's axes.
+    Shapes: x (..., N, ...), index (...) of integers in [0, N); the axis of size N is replaced by the index's axes, of
+    which there may be any number, where PyTorch takes one.
     """
-    chosen = _one_axis("take", axis, dim, x.ndim)
+    axis = _one_axis("index_select", dim, None, x.ndim)
+    ids = index_array("index_select", index)
+    check_index("index_select", ids, x.shape[axis], "index")
+    return INDEX_SELECT(x, index=like(ids, x.data), axis=axis)
+
+
+def index_array(function: str, index: Any) -> Array:
+    """A copy of an index, which may change before the backward: a Tensor, an array, a number or a list.
+
+    An empty list is of integers.
+
+    Raises: DtypeError for what are no integers.
+    """
     ids = index.data if isinstance(index, Tensor) else as_array(index)
-    check_index("take", ids, x.shape[chosen], "index")
-    return TAKE(x, index=like(snapshot(ids), x.data), axis=chosen)
+    if ids.size == 0 and isinstance(index, (list, tuple)):
+        ids = ids.astype(np.intp)
+    if ids.dtype.kind not in "iu":
+        raise DtypeError(f"{function}: index must be integers, but the array has dtype {ids.dtype}")
+    return snapshot(ids)
 
 
 # --- join, cut -----------------------------------------------------------------------------------------------------
@@ -184,20 +206,38 @@ def concat_backward(dout, saved):
 CONCAT = Op("concat", concat_forward, concat_backward, aliases=True)
 
 
-def concat(tensors: Sequence[Tensor], axis: int | None = None, *, dim: int | None = None) -> Tensor:
-    """Join tensors along an existing axis (default 0); all other sizes must agree."""
-    if not tensors:
-        raise ShapeError("concat: no tensors were given; give at least one")
-    first = tensors[0]
+def tensors_of(function: str, tensors: Any) -> list[Tensor]:
+    """What is to be joined as a list of Tensors of one dtype: from any iterable of Tensors, arrays and numbers.
+
+    Raises: DtypeError for a single Tensor or array, or what is no iterable; ShapeError for none.
+    """
+    if isinstance(tensors, Tensor) or hasattr(tensors, "dtype") or not hasattr(tensors, "__iter__"):
+        raise DtypeError(f"{function}: tensors is a {type(tensors).__name__}; give a list of tensors")
+    given = list(tensors)
+    device = next((x.device for x in given if isinstance(x, Tensor)), "cpu")  # where arrays and numbers go
+    given = [x if isinstance(x, Tensor) else tensor(x, device=device) for x in given]
+    if not given:
+        raise ShapeError(f"{function}: no tensors were given; give at least one")
+    return list(in_one_dtype(*given))
+
+
+def concat(tensors: Iterable[Any], axis: int | None = None, *, dim: int | None = None) -> Tensor:
+    """Join tensors along an existing axis (default 0); all other sizes must agree.
+
+    The result has the dtype that holds all of them. As in PyTorch, tensors of shape (0,) join anything.
+    """
+    given = tensors_of("concat", tensors)
+    given = [x for x in given if x.shape != (0,)] or given[:1]
+    first = given[0]
     chosen = _one_axis("concat", axis, dim, first.ndim)
-    for position, x in enumerate(tensors):
+    for position, x in enumerate(given):
         if x.ndim != first.ndim or any(
             a != b for i, (a, b) in enumerate(zip(x.shape, first.shape, strict=True)) if i != chosen
         ):
             raise ShapeError(
                 f"concat: tensor {position} has shape {x.shape}, which does not fit {first.shape} along axis {chosen}"
             )
-    return CONCAT(*in_one_dtype(*tensors), axis=chosen)
+    return CONCAT(*given, axis=chosen)
 
 
 def stack_forward(*arrays, axis):
@@ -211,13 +251,12 @@ def stack_backward(dout, saved):
 STACK = Op("stack", stack_forward, stack_backward, aliases=True)
 
 
-def stack(tensors: Sequence[Tensor], axis: int | None = None, *, dim: int | None = None) -> Tensor:
+def stack(tensors: Iterable[Any], axis: int | None = None, *, dim: int | None = None) -> Tensor:
     """Join tensors of one shape along a new axis (default 0)."""
-    if not tensors or any(x.shape != tensors[0].shape for x in tensors):
-        raise ShapeError(
-            f"stack: the tensors have shapes {[x.shape for x in tensors]}; give at least one, all of one shape"
-        )
-    return STACK(*in_one_dtype(*tensors), axis=_one_axis("stack", axis, dim, tensors[0].ndim + 1))
+    given = tensors_of("stack", tensors)
+    if any(x.shape != given[0].shape for x in given):
+        raise ShapeError(f"stack: the tensors have shapes {[x.shape for x in given]}; give all of one shape")
+    return STACK(*given, axis=_one_axis("stack", axis, dim, given[0].ndim + 1))
 
 
 def split_forward(x, *, bounds, axis):
@@ -237,19 +276,17 @@ def split_backward(douts, saved):
 SPLIT = Op("split", split_forward, split_backward)
 
 
-def split(
-    x: Tensor, split_size_or_sections: int | Sequence[int], axis: int | None = None, *, dim: int | None = None
-) -> tuple:
+def split(x: Tensor, split_size_or_sections: Any, axis: int | None = None, *, dim: int | None = None) -> tuple:
     """Cut an axis (default 0) into pieces: of one size (the last may be smaller), or of the listed sizes."""
     chosen = _one_axis("split", axis, dim, x.ndim)
     size = x.shape[chosen]
-    if isinstance(split_size_or_sections, int):
-        step = split_size_or_sections
+    if isinstance(split_size_or_sections, (Tensor, str)) or not hasattr(split_size_or_sections, "__iter__"):
+        step = check_whole("split", "the size of a piece", split_size_or_sections)
         if step < 1:
             raise ShapeError(f"split: the size of a piece is {step}; give 1 or more")
         sizes = [min(step, size - start) for start in range(0, size, step)] or [0]
     else:
-        sizes = list(split_size_or_sections)
+        sizes = [check_whole("split", "the size of a piece", section) for section in split_size_or_sections]
         if sum(sizes) != size or min(sizes, default=-1) < 0:
             raise ShapeError(f"split: the sections {sizes} sum to {sum(sizes)}, but axis {chosen} has size {size}")
     return SPLIT(x, bounds=np.cumsum([0, *sizes]).tolist(), axis=chosen)
@@ -257,7 +294,7 @@ def split(
 
 def _one_axis(function: str, axis: int | None, dim: int | None, ndim: int) -> int:
     """The axis that was chosen, counted from the front; the first where none was."""
-    return choose_axis(function, 0 if axis is None and dim is None else axis, dim, ndim) % ndim
+    return one_axis(function, 0 if axis is None and dim is None else axis, ndim, dim)
 
 
 def _pieces(x: Array, axis: int, bounds: list[int]) -> list[Array]:
@@ -281,9 +318,8 @@ BROADCAST = Op("broadcast", broadcast_forward, broadcast_backward, aliases=True)
 
 def broadcast_to(x: Tensor, *shape: Any) -> Tensor:
     """x stretched to `shape` by NumPy's rules; takes no memory."""
-    wanted = tuple(shape[0]) if len(shape) == 1 and isinstance(shape[0], (tuple, list)) else shape
+    wanted = whole_sizes("broadcast_to", shape)
     try:
-        np.broadcast_shapes(x.shape, wanted)
         fits = np.broadcast_shapes(x.shape, wanted) == wanted
     except ValueError:
         fits = False

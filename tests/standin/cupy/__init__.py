@@ -284,7 +284,7 @@ UFUNCS = frozenset(
     "add subtract multiply divide true_divide floor_divide remainder power matmul negative absolute sign "
     "exp exp2 expm1 log log2 log1p sqrt square tanh maximum minimum rint floor ceil isnan isinf isfinite invert "
     "greater greater_equal less less_equal equal not_equal logical_and logical_or logical_not "
-    "bitwise_and bitwise_or bitwise_xor logaddexp sin cos copysign".split()
+    "bitwise_and bitwise_or bitwise_xor logaddexp sin cos copysign log10 trunc".split()
 )
 
 
@@ -340,9 +340,16 @@ FUNCTIONS = {
     "amin": "a, axis=None, out=None, keepdims=False",
     "max": "a, axis=None, out=None, keepdims=False",
     "min": "a, axis=None, out=None, keepdims=False",
+    "prod": "a, axis=None, dtype=None, out=None, keepdims=False",
     "argmax": "a, axis=None, dtype=None, out=None, keepdims=False",
+    "argmin": "a, axis=None, dtype=None, out=None, keepdims=False",
     "count_nonzero": "a, axis=None",
     "cumsum": "a, axis=None, dtype=None, out=None",
+    "cumprod": "a, axis=None, dtype=None, out=None",
+    "round": "a, decimals=0, out=None",
+    "flip": "a, axis=None",
+    "roll": "a, shift, axis=None",
+    "squeeze": "a, axis=None",
     "dot": "a, b, out=None",
     "outer": "a, b, out=None",
     "einsum": "*operands, **kwargs",

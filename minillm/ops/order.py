@@ -1,0 +1,158 @@
+"""The order of elements: where the largest and the smallest are, the k largest, and sorting.
+
+Which element is at which place is found without a gradient; the values are then picked there by `gather`, so each
+gets the gradient of the place it went to. NaN counts as larger than any number, as in PyTorch.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from minillm.autograd import Tensor, tensor
+from minillm.backend import Array, stable_argsort
+from minillm.errors import ShapeError, check_whole
+from minillm.ops.elementwise import maximum, minimum
+from minillm.ops.index import gather
+from minillm.ops.rearrange import squeeze
+from minillm.ops.reduce import amax, amin, one_axis, refuse_nothing
+
+__all__ = [
+    "argmax", "argmin", "argsort", "max", "median", "min", "sort", "topk",
+]  # fmt: skip
+
+
+class ValuesAndIndices(NamedTuple):
+    """What was picked along an axis, and where it was."""
+
+    values: Tensor
+    indices: Tensor
+
+
+def _tensor(x: Any) -> Tensor:
+    return x if isinstance(x, Tensor) else tensor(x)
+
+
+def _one_axis(function: str, axis: Any, dim: Any, ndim: int) -> int:
+    """An axis from the front, the last where none was given; a number without axes counts as having one."""
+    return one_axis(function, -1 if axis is None and dim is None else axis, ndim or 1, dim)
+
+
+def _order(x: Array, axis: int, descending: bool) -> Array:
+    """The indices that sort x along an axis, equal elements in the order in which they came."""
+    if x.ndim == 0:
+        return np.zeros_like(x, np.intp)
+    if not descending:
+        return np.moveaxis(stable_argsort(np.moveaxis(x, axis, -1)), -1, axis)
+    # Counted and sorted from the end, an ascending order is a descending one in which equal elements keep theirs.
+    return x.shape[axis] - 1 - np.flip(_order(np.flip(x, axis), axis, False), axis)
+
+
+def _arg(function: str, x: Any, axis: Any, keepdims: bool, dim: Any) -> Tensor:
+    x = _tensor(x)
+    chosen = None if x.ndim == 0 or (axis is None and dim is None) else _one_axis(function, axis, dim, x.ndim)
+    refuse_nothing(function, x.shape, chosen, {"argmax": "maximum", "argmin": "minimum"}[function])
+    place = np.asarray(getattr(np, function)(x.data, axis=chosen), like=x.data)
+    if keepdims:
+        place = place.reshape((1,) * x.ndim) if chosen is None else np.expand_dims(place, chosen)
+    return Tensor(place)
+
+
+def argmax(
+    x: Tensor, axis: int | None = None, keepdims: bool = False, *, dim: int | None = None, keepdim: bool = False
+) -> Tensor:
+    """Where the largest element along `axis` is, the first of equal ones; without axis, counted through all of x."""
+    return _arg("argmax", x, axis, keepdims or keepdim, dim)
+
+
+def argmin(
+    x: Tensor, axis: int | None = None, keepdims: bool = False, *, dim: int | None = None, keepdim: bool = False
+) -> Tensor:
+    """Where the smallest element along `axis` is, the first of equal ones; without axis, counted through all of x."""
+    return _arg("argmin", x, axis, keepdims or keepdim, dim)
+
+
+def _picked(x: Tensor, index: Tensor, axis: int, keepdims: bool) -> ValuesAndIndices:
+    """The values at `index`, of size 1 along the axis."""
+    values = gather(x, axis, index)
+    return (
+        ValuesAndIndices(values, index) if keepdims else ValuesAndIndices(squeeze(values, axis), squeeze(index, axis))
+    )
+
+
+def max(x: Tensor, axis: Any = None, keepdims: bool = False, *, dim: Any = None, keepdim: bool = False) -> Any:
+    """As torch.max: the maximum of all; along one axis, a named tuple (values, indices); or that of two tensors.
+
+    Along an axis the gradient goes to the first of equal maxima, over all it is shared. `amax` has the maximum over
+    an axis, or several, as one tensor.
+    """
+    return _extreme("max", x, axis, keepdims or keepdim, dim)
+
+
+def min(x: Tensor, axis: Any = None, keepdims: bool = False, *, dim: Any = None, keepdim: bool = False) -> Any:
+    """As torch.min: the minimum of all; along one axis, a named tuple (values, indices); or that of two tensors.
+
+    Along an axis the gradient goes to the first of equal minima, over all it is shared. `amin` has the minimum over
+    an axis, or several, as one tensor.
+    """
+    return _extreme("min", x, axis, keepdims or keepdim, dim)
+
+
+def _extreme(function: str, x: Any, axis: Any, keepdims: bool, dim: Any) -> Any:
+    x = _tensor(x)
+    whole, of_two, place = {"max": (amax, maximum, argmax), "min": (amin, minimum, argmin)}[function]
+    if isinstance(axis, Tensor) and (axis.ndim or axis.dtype.kind not in "iu"):  # else an axis in a tensor
+        return of_two(x, axis)
+    if axis is None and dim is None:
+        refuse_nothing(function, x.shape, None, f"{function}imum")
+        return whole(x, None, keepdims)
+    if isinstance(axis, (tuple, list)) or isinstance(dim, (tuple, list)):
+        raise ShapeError(f"{function}: over several axes there is no one index; write a{function}(x, {axis or dim})")
+    chosen = _one_axis(function, axis, dim, x.ndim)
+    refuse_nothing(function, x.shape or (1,), chosen, f"{function}imum")
+    return _picked(x, place(x, chosen, True), chosen, keepdims)
+
+
+def topk(x: Tensor, k: int, dim: int = -1, largest: bool = True, sorted: bool = True) -> ValuesAndIndices:
+    """The k largest (or smallest) elements along an axis, best first, and where they are: (values, indices).
+
+    Equal elements come in their order in x. `sorted` is there for PyTorch's sake: they always are.
+    """
+    x = _tensor(x)
+    axis, count = _one_axis("topk", dim, None, x.ndim), check_whole("topk", "k", k)
+    size = (x.shape or (1,))[axis]
+    if not 0 <= count <= size:
+        raise ShapeError(f"topk: k is {count}, but axis {axis} has size {size}; give 0 to {size}")
+    order = _order(x.data, axis, largest)
+    index = Tensor(order[(slice(None),) * axis + (slice(count),)] if x.ndim else order)
+    return ValuesAndIndices(gather(x, axis, index), index)
+
+
+def sort(x: Tensor, dim: int = -1, descending: bool = False, stable: bool = True) -> ValuesAndIndices:
+    """x sorted along an axis, and where each element was: (values, indices). Equal elements keep their order."""
+    x = _tensor(x)
+    axis = _one_axis("sort", dim, None, x.ndim)
+    index = Tensor(_order(x.data, axis, descending))
+    return ValuesAndIndices(gather(x, axis, index), index)
+
+
+def argsort(x: Tensor, dim: int = -1, descending: bool = False, stable: bool = True) -> Tensor:
+    """The indices that sort x along an axis; equal elements keep their order."""
+    x = _tensor(x)
+    return Tensor(_order(x.data, _one_axis("argsort", dim, None, x.ndim), descending))
+
+
+def median(x: Tensor, dim: int | None = None, keepdim: bool = False) -> Any:
+    """The middle element, the lower of two, as torch.median: of all, or along an axis as (values, indices)."""
+    x = _tensor(x)
+    refuse_nothing("median", x.shape, dim if x.ndim else None, "median")
+    if dim is None:
+        return median(x.reshape(-1), 0).values
+    axis = _one_axis("median", dim, None, x.ndim)
+    order = _order(x.data, axis, False)
+    if not x.ndim:
+        return ValuesAndIndices(x, Tensor(order))
+    missing = np.isnan(x.data).any(axis, keepdims=True)
+    middle, last = (np.take(order, [place], axis) for place in ((x.shape[axis] - 1) // 2, -1))
+    return _picked(x, Tensor(np.where(missing, last, middle)), axis, keepdim)
