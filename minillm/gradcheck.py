@@ -42,6 +42,8 @@ class Result(NamedTuple):
     error: float
     seconds: float
     report: str | None
+    variants: int = 0  # other arguments that were tried, made from these
+    skipped: int = 0  # of them, where the operation is not defined
 
     @property
     def passed(self) -> bool:
@@ -58,21 +60,26 @@ def run_cases(names: Iterable[str] | None = None) -> list[Result]:
     for name in sorted(chosen - known):
         raise InputError(f"gradcheck: there is no operation {name!r}{did_you_mean(name, sorted(known))}")
     place = random.default.state()  # the dropout cases restart the stream
+    functions = {}  # the first case of each function; the others are variants of its arguments themselves
+    for case in CASES:
+        functions.setdefault((case.op, case.fn), case)
     try:
-        return [run_case(case) for case in CASES if case.op in chosen]
+        return [run_case(case, functions[case.op, case.fn] is case) for case in CASES if case.op in chosen]
     finally:
         random.default.set_state(place)
 
 
-def run_case(case: Case) -> Result:
-    """Check one case; an exception becomes the report."""
+def run_case(case: Case, variants: bool = True) -> Result:
+    """Check one case, at variants of its arguments too if so wished; an exception becomes the report."""
     start = time.perf_counter()
     try:
-        check = check_gradients(case.fn, *case.make_arrays(np.random.default_rng(0)))
+        check = check_gradients(case.fn, *case.make_arrays(np.random.default_rng(0)), variants=variants)
     except Exception as error:
         report = "\n".join([f"{type(error).__name__}: {error}", *getattr(error, "__notes__", [])])
         return Result(case.op, case.name, 0, float("inf"), time.perf_counter() - start, report)
-    return Result(case.op, case.name, check.elements, check.error, time.perf_counter() - start, None)
+    seconds = time.perf_counter() - start
+    tried = len(check.variants) + len(check.skipped)
+    return Result(case.op, case.name, check.elements, check.error, seconds, None, tried, len(check.skipped))
 
 
 # --- recipes for arrays --------------------------------------------------------------------------------------------

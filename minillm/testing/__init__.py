@@ -34,12 +34,13 @@ import numpy as np
 from minillm.autograd import Tensor
 from minillm.backend import Array
 from minillm.errors import ShapeError
-from minillm.testing import properties, variants
+from minillm.testing import properties
 from minillm.testing.audit import GradientError, WrongShape
 from minillm.testing.diagnosis import explain_shape
 from minillm.testing.measure import DIFFERENCES, SAMPLE, balanced, elements_to_explain, projection_error
 from minillm.testing.report import compare_elements
 from minillm.testing.subject import Subject, as_float64, difference_step, flat, is_float, weights
+from minillm.testing.variants import of_sizes, of_values
 
 __all__ = ["Check", "GradientError", "check_gradients", "hvp", "numeric_gradient"]
 
@@ -56,7 +57,7 @@ class Check(NamedTuple):
     skipped: tuple[str, ...] = ()  # variants where the function itself is not defined, each with the reason
 
 
-def check_gradients(fn: Callable, *arrays: Any, tolerance: float = 1e-6, seed: int = 0) -> Check:
+def check_gradients(fn: Callable, *arrays: Any, tolerance: float = 1e-6, seed: int = 0, variants: bool = True) -> Check:
     """Compare the gradients that `fn` returns with differences of its values, for a random cotangent in float64.
 
     `fn` takes one Tensor for each floating array (in float64, with the array's strides) and every other argument as
@@ -65,9 +66,9 @@ def check_gradients(fn: Callable, *arrays: Any, tolerance: float = 1e-6, seed: i
 
     Also checked, for every operation that `fn` runs: shape and dtype of each gradient, no missing or non-finite
     gradient, no backward that writes into `dout` or into what the forward saved, no memory shared against the rules
-    of `Op`, and no input changed. And, without further arguments:
+    of `Op`, and no input changed; further calls change nothing, and a gradient that is there already is added to.
+    And, unless `variants` is False:
 
-    - further calls, and calls in between, change nothing; a gradient that is there already is added to
     - the gradient is linear in the cotangent: three times, tiny, huge, with zeros, one output alone
     - it does not depend on the layout of arguments and cotangent: transposed, strided, backwards, stretched (0 strides)
     - nor on which arguments need a gradient, or are one tensor
@@ -83,7 +84,7 @@ def check_gradients(fn: Callable, *arrays: Any, tolerance: float = 1e-6, seed: i
     try:
         base = properties.check_repeats(subject)
         worst = _check_given(subject, base, tolerance)
-        if subject.cotangent.size and any(g is not None for g in base.gradients.values()):
+        if variants and subject.cotangent.size and any(g is not None for g in base.gradients.values()):
             with np.errstate(all="ignore"), warnings.catch_warnings():
                 warnings.simplefilter("ignore", RuntimeWarning)
                 _check_variants(base, tolerance, tried)
@@ -109,8 +110,8 @@ def _check_given(subject: Subject, base: properties.Base, tolerance: float) -> f
                 elements = elements_to_explain(subject, position, received, tolerance, SAMPLE)
                 compare_elements(subject, position, gradient, elements, tolerance)
                 raise GradientError(
-                    f"check_gradients: the gradient of {subject.describe(position)} is wrong by {error:.1e} of its size "
-                    "along a random direction, but no element was found to be; is the function smooth here?"
+                    f"check_gradients: the gradient of {subject.describe(position)} is wrong by {error:.1e} of its "
+                    "size along a random direction, but no element was found to be; is the function smooth here?"
                 )
             worst = max(worst, error)
     return worst
@@ -122,8 +123,8 @@ def _check_variants(base: properties.Base, tolerance: float, tried: properties.T
     properties.check_layouts(base, tried)
     properties.check_arguments(base)
     if sum(base.subject.values[i].size for i in base.subject.moved) <= LARGE:
-        properties.check_variants(base, variants.of_values(base.subject), tolerance, tried)
-        properties.check_variants(base, variants.of_sizes(base.subject), tolerance, tried)
+        properties.check_variants(base, of_values(base.subject), tolerance, tried)
+        properties.check_variants(base, of_sizes(base.subject), tolerance, tried)
     else:
         tried.skipped.append(f"other values and sizes: more than {LARGE} elements")
     properties.check_float32(base, tried)

@@ -12,7 +12,7 @@ from minillm.testing.subject import Gradients, Subject, difference_step, weights
 
 DIFFERENCES = 4_000_000  # numbers in the measured J that are held at once
 SAMPLE = 200  # elements that are measured to explain a failure in a large array
-SUSPECTS = 24  # elements of a variant that are measured with care
+SUSPECTS = 12  # elements of a variant that are measured with care
 OWN_SIZE = 1e-4  # what an element far smaller than the largest may be wrong by, of its own size
 
 
@@ -58,18 +58,18 @@ def wrong_at_first_sight(subject: Subject, measured: Measured, tolerance: float)
     return relative(float(distance.max()), size, noise, tolerance), distance > max(tolerance * size, noise)
 
 
-def wrong_for_their_size(measured: Measured, tolerance: float) -> Array:
+def wrong_for_their_size(measured: Measured, tolerance: float, least: float) -> Array:
     """Which elements are wrong by more than OWN_SIZE of themselves, and by more than rounding may explain."""
     distance = abs(measured.expected - measured.received)
     own = np.maximum(abs(measured.expected), abs(measured.received))
-    least = 1e-9 * own.max(initial=0)
+    least = max(least, 1e-9 * own.max(initial=0))
     return distance > max(tolerance, OWN_SIZE) * own + np.maximum(measured.doubts, least)
 
 
-def wrong_with_care(measured: Measured, gradient: Array, tolerance: float) -> Array:
+def wrong_with_care(measured: Measured, gradient: Array, tolerance: float, least: float) -> Array:
     """Which of the carefully measured elements are wrong beyond all doubt."""
     own = np.maximum(abs(measured.expected), abs(measured.received))
-    allowed = max(tolerance, 1e-5) * own + measured.doubts + 1e-9 * largest(gradient)
+    allowed = max(tolerance, 1e-5) * own + measured.doubts + max(least, 1e-9 * largest(gradient))
     with np.errstate(invalid="ignore"):
         wrong = abs(measured.expected - measured.received) > allowed
     certain = measured.doubts <= 1e-3 * abs(measured.expected) + 1e-9
@@ -94,13 +94,12 @@ def balanced(subject: Subject, gradients: Gradients) -> dict[int, Array]:
     return {i: v * max(1e-3, least / max(sizes[i], least)) for i, v in directions.items()}
 
 
-def projection_error(
-    subject: Subject, gradients: Gradients, directions: dict[int, Array], tolerance: float
-) -> float:
+def projection_error(subject: Subject, gradients: Gradients, directions: dict[int, Array], tolerance: float) -> float:
     """How far <u, J v> is from <g, v>, relative to the length of the part of g that v looks at."""
     if not directions:
         return 0.0
     change, noise = subject.difference(directions)
+    noise += subject.least()
     expected, received, length = float(subject.cotangent @ change), 0.0, 0.0
     for i, v in directions.items():
         gradient = gradients[i]

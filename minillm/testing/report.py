@@ -1,4 +1,4 @@
-"""The report of a wrong gradient: where it is wrong, by how much, which arguments showed it, and why if that is sure."""
+"""The report of a wrong gradient: where it is wrong, by how much, what showed it, and why, if that is sure."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from minillm.testing.measure import (
     wrong_for_their_size,
     wrong_with_care,
 )
-from minillm.testing.subject import Gradients, Subject
+from minillm.testing.subject import Gradients, Graph, Subject
 
 
 def report(
@@ -70,9 +70,9 @@ def compare_elements(
         raise report(
             subject, position, measured.expected, measured.received, elements, cause=cause, allowed=f"{tolerance:.0e}"
         )
-    suspects = elements[wrong_for_their_size(measured, tolerance)]
+    suspects = elements[wrong_for_their_size(measured, tolerance, subject.least(position))]
     if suspects.size:
-        confirm(subject, position, gradient, suspects[:SUSPECTS], tolerance, "")
+        confirm(subject, position, gradient, suspects[:SUSPECTS], tolerance, "", measured)
     return error
 
 
@@ -87,17 +87,26 @@ def _kink(subject: Subject, position: int, measured: Measured, wrong: Array) -> 
 
 
 def confirm(
-    subject: Subject, position: int, gradient: Array | None, elements: Array, tolerance: float, variant: str
+    subject: Subject,
+    position: int,
+    gradient: Array | None,
+    elements: Array,
+    tolerance: float,
+    variant: str,
+    whole: Measured | None = None,
 ) -> None:
-    """Measure elements that seem to be wrong with care; raise GradientError if one is, beyond doubt."""
+    """Measure elements that seem to be wrong with care; raise GradientError if one is, beyond doubt.
+
+    The cause is looked for among them, or among all that were measured already (`whole`).
+    """
     received = np.zeros(subject.values[position].shape) if gradient is None else gradient
     measured = measure(subject, position, received, elements, careful=True)
-    wrong = wrong_with_care(measured, received, tolerance)
+    wrong = wrong_with_care(measured, received, tolerance, subject.least(position))
     if not wrong.any():
         return
     certain = wrong | (measured.doubts <= 1e-4 * abs(measured.expected) + 1e-9)
     measured = Measured(*(part[certain] for part in measured))
-    cause = diagnose(subject, position, gradient, measured)
+    cause = diagnose(subject, position, gradient, whole or measured)
     raise report(
         subject, position, measured.expected, measured.received, measured.elements, cause=cause, variant=variant
     )
@@ -105,6 +114,13 @@ def confirm(
 
 def look_closer(subject: Subject, gradients: Gradients, tolerance: float, variant: str) -> None:
     """A direction through all arguments disagreed, or a number is not finite: find out which elements are wrong."""
+    for position, gradient in Graph(subject, strict=False).gradients(subject.cotangent).items():
+        first = gradients[position]
+        if gradient is not None and first is not None and not np.allclose(gradient, first, 1e-9, 1e-12, equal_nan=True):
+            raise GradientError(
+                f"check_gradients: {subject.describe(position)} gets another gradient when called again with "
+                f"{variant}; the forward or the backward keeps state from call to call, or draws random numbers"
+            )
     for position, gradient in gradients.items():
         x = subject.values[position]
         if not x.size:

@@ -37,6 +37,7 @@ class Subject:
         self.name = name or getattr(fn, "__name__", "fn").replace("<lambda>", "fn")
         self.out = self.cotangent = np.zeros(0)
         self.reach = 1.0  # of a step; less where the arguments are small and curves may be as sharp
+        self.usual: dict[int, float] = {}  # the largest element of each gradient at the arguments that were given
 
     @classmethod
     def of(cls, fn: Callable, arrays: Sequence[Any], seed: int) -> Subject:
@@ -78,6 +79,7 @@ class Subject:
         if not np.isfinite(other.out).all():
             raise Skipped("not finite")
         other.reach = math.sqrt(min(1.0, max([abs(values[i]).max(initial=0) for i in other.moved]) or 1.0))
+        other.usual = self.usual
         same = other.out.shape == self.out.shape
         other.cotangent = self.cotangent if same else weights(self.rng, other.out.shape)
         return other, graph
@@ -85,7 +87,7 @@ class Subject:
     def with_cotangent(self, cotangent: Array) -> Subject:
         """The same function at the same arguments, under another cotangent."""
         other = Subject(self.fn, self.values, self.rng, self.name)
-        other.out, other.cotangent, other.reach = self.out, cotangent, self.reach
+        other.out, other.cotangent, other.reach, other.usual = self.out, cotangent, self.reach, self.usual
         return other
 
     def rounding(self, step: float, changed: Array | slice = slice(None)) -> float:
@@ -95,6 +97,10 @@ class Subject:
         """
         moved = float(np.linalg.norm((self.cotangent * self.out)[changed]))
         return ROUNDING * moved / step + 4 * EPSILON * float(np.linalg.norm(self.cotangent[changed]))
+
+    def least(self, position: int = -1) -> float:
+        """Below this an element may be what is left of larger terms that cancel, by the rounding of the backward."""
+        return 64 * EPSILON * float(np.linalg.norm(self.cotangent)) + 1e-9 * self.usual.get(position, 0.0)
 
     def label(self, position: int) -> str:
         """`argument 1 (weight)`."""
@@ -218,7 +224,11 @@ class Graph:
         return [arrays_in(node.saved) for node in self.nodes]
 
     def gradients(
-        self, cotangent: Array, outputs: Collection[int] | None = None, arrange: Callable | None = None, add: bool = False
+        self,
+        cotangent: Array,
+        outputs: Collection[int] | None = None,
+        arrange: Callable | None = None,
+        add: bool = False,
     ) -> Gradients:
         """One backward: what each argument receives. Only the `outputs` (all by default) take part.
 
@@ -237,14 +247,16 @@ class Graph:
 
 
 def _project_forward(*outs, cotangents):
-    return np.sum([np.vdot(u, y) for u, y in zip(cotangents, outs, strict=True)]), cotangents
+    return np.zeros(()), cotangents  # nobody asks for the number itself
 
 
 def _project_backward(dout, saved):
     return tuple(saved)
 
 
-PROJECT = Op("project", _project_forward, _project_backward, aliases=True)  # <u, y>: one number to go back from
+PROJECT = Op(
+    "project", _project_forward, _project_backward, aliases=True
+)  # <u, y>: one number to go back from, to all outputs
 
 
 class Buffered(Parameter):

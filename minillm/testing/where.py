@@ -11,7 +11,9 @@ from minillm.testing.subject import Subject
 
 FEWEST = 3  # wrong elements, and right ones, below which what they share may be chance
 
-Part = tuple[Subject, int, Array, Array]  # a subject, the argument, the flat indices that were measured, which are wrong
+Part = tuple[
+    Subject, int, Array, Array
+]  # a subject, the argument, the flat indices that were measured, which are wrong
 
 
 def where_wrong(draws: list[Part]) -> str:
@@ -39,7 +41,7 @@ def _true_of(subject: Subject, position: int, elements: Array, wrong: Array) -> 
             if np.array_equal(mask, wrong):
                 yield f"where {label} is {text}"
         size = abs(x)
-        if (x < 0).any() and (x > 0).any() or not wrong.any():
+        if (x < 0).any() and (x > 0).any():
             yield from _beyond(size, wrong, f"where the size of {label} is")
 
 
