@@ -120,7 +120,7 @@ def _check_given(subject: Subject, base: properties.Base, tolerance: float) -> f
 def _check_variants(base: properties.Base, tolerance: float, tried: properties.Tried) -> None:
     properties.check_smoothness(base)
     properties.check_cotangents(base, tried)
-    properties.check_layouts(base, tried)
+    properties.check_layouts(base, tolerance, tried)
     properties.check_arguments(base)
     if sum(base.subject.values[i].size for i in base.subject.moved) <= LARGE:
         properties.check_variants(base, of_values(base.subject), tolerance, tried)

@@ -26,17 +26,18 @@ class WrongShape(GradientError):
         self.edges, self.gradients, self.position = edges, gradients, position
 
 
-def audit(roots: Sequence[Node], strict: bool) -> list[Node]:
+def audit(roots: Sequence[Node], strict: bool, double: bool) -> list[Node]:
     """Wrap the backward of these nodes and of all below them, so that each is watched when it runs; returns them.
 
-    Unless `strict`, gradients may be infinite or NaN: they are where the derivative is (a root at 0).
+    Unless `strict`, gradients may be infinite or NaN: they are where the derivative is (a root at 0). Where all
+    arguments are float64 (`double`), every gradient must be.
     """
     seen = dict.fromkeys(roots)
     stack = list(seen)
     while stack:
         node = stack.pop()
         edges = node.edges or ()
-        node.backward = functools.partial(_audited, node.op, edges, node.input_shapes, strict, node.backward)
+        node.backward = functools.partial(_audited, node.op, edges, node.input_shapes, strict, double, node.backward)
         for edge in edges:
             if edge is not None and isinstance(edge[0], Node) and edge[0] not in seen:
                 seen[edge[0]] = None
@@ -45,7 +46,15 @@ def audit(roots: Sequence[Node], strict: bool) -> list[Node]:
 
 
 def _audited(
-    op: Op, edges: tuple, shapes: tuple, strict: bool, backward: Callable, dout: Any, saved: Any, *into: Any
+    op: Op,
+    edges: tuple,
+    shapes: tuple,
+    strict: bool,
+    double: bool,
+    backward: Callable,
+    dout: Any,
+    saved: Any,
+    *into: Any,
 ) -> tuple:
     """Run a backward with a read-only dout, and look at what it returns."""
     several = isinstance(dout, tuple)
@@ -71,8 +80,7 @@ def _audited(
         if gradient.shape != shapes[i]:
             text = f"{what} has shape {gradient.shape}, but the input has shape {shapes[i]}"
             raise WrongShape(text, edges, gradients, i)
-        dtype = next(one.dtype for one in douts if one is not None)
-        if gradient.dtype != dtype and dtype == np.float64:
+        if double and gradient.dtype != np.float64:
             raise GradientError(f"{what} is {gradient.dtype}, but the input is float64")
         finite = all(one is None or np.isfinite(one).all() for one in douts)
         if strict and finite and not np.isfinite(gradient).all():
@@ -113,14 +121,16 @@ def repeats(x: Array) -> bool:
 def float32_stays() -> Iterator[None]:
     """Within, an operation that turns inputs that are all float32 into float64 is an error, forward or backward.
 
-    A setting that names a dtype asks for another one, and is left alone.
+    A setting that names a dtype asks for another one, and in an array or a function there may be float64 that is not
+    seen here: operations with such settings are left alone.
     """
     run = Op._run
 
     def watched(op: Op, arrays: list, settings: dict) -> tuple[tuple, Callable]:
         result, backward = run(op, arrays, settings)
         dtypes = [x.dtype if isinstance(x, np.ndarray) and x.dtype.kind == "f" else None for x in arrays]
-        if "dtype" in settings or {*dtypes} - {None} != {np.dtype(np.float32)}:
+        unseen = any(callable(one) or isinstance(one, np.ndarray) for one in settings.values())
+        if "dtype" in settings or unseen or {*dtypes} - {None} != {np.dtype(np.float32)}:
             return result, backward
         for out in result[0] if type(result[0]) is tuple else (result[0],):
             if out.dtype == np.float64:

@@ -216,12 +216,16 @@ class Graph:
         for i, j in (shared or {}).items():  # one tensor in two places
             self.leaves[j] = self.leaves[i]
         self.outs = subject.call([self.leaves.get(i, x) for i, x in enumerate(subject.values)])
-        self.nodes = audit([y.node for y in self.outs if y.node is not None], strict)
+        self.nodes = audit([y.node for y in self.outs if y.node is not None], strict, subject.dtype == np.float64)
         self.ops = {node.op for node in self.nodes}
 
     def saved(self) -> list[list[Array]]:
         """What each forward keeps for its backward."""
         return [arrays_in(node.saved) for node in self.nodes]
+
+    def overflows(self) -> bool:
+        """Whether a number on the way is infinite or NaN: then gradients may be, through no fault of a backward."""
+        return any(x.dtype.kind == "f" and not np.isfinite(x).all() for arrays in self.saved() for x in arrays)
 
     def gradients(
         self,
