@@ -60,7 +60,7 @@ def run_cases(names: Iterable[str] | None = None) -> list[Result]:
     for name in sorted(chosen - known):
         raise InputError(f"gradcheck: there is no operation {name!r}{did_you_mean(name, sorted(known))}")
     place = random.default.state()  # the dropout cases restart the stream
-    functions = {}  # the first case of each function; the others are variants of its arguments themselves
+    functions: dict[tuple, Case] = {}  # the first case of each function; the others are variants of its arguments themselves
     for case in CASES:
         functions.setdefault((case.op, case.fn), case)
     try:

@@ -34,8 +34,9 @@ import numpy as np
 from minillm.autograd import Tensor
 from minillm.backend import Array
 from minillm.errors import ShapeError
-from minillm.testing import properties
+from minillm.testing import precision, properties
 from minillm.testing.audit import GradientError, WrongShape
+from minillm.testing.calls import Base, Tried, check_repeats, check_state
 from minillm.testing.diagnosis import explain_shape
 from minillm.testing.measure import DIFFERENCES, SAMPLE, balanced, elements_to_explain, projection_error
 from minillm.testing.report import compare_elements
@@ -80,9 +81,9 @@ def check_gradients(fn: Callable, *arrays: Any, tolerance: float = 1e-6, seed: i
     received, the variant that showed it, and the likely cause where one is sure.
     """
     subject = Subject.of(fn, arrays, seed)
-    tried = properties.Tried([], [])
+    tried = Tried([], [])
     try:
-        base = properties.check_repeats(subject)
+        base = check_repeats(subject)
         worst = _check_given(subject, base, tolerance)
         if variants and subject.cotangent.size and any(g is not None for g in base.gradients.values()):
             with np.errstate(all="ignore"), warnings.catch_warnings():
@@ -93,7 +94,7 @@ def check_gradients(fn: Callable, *arrays: Any, tolerance: float = 1e-6, seed: i
     return Check(sum(subject.values[i].size for i in subject.moved), worst, tuple(tried.checked), tuple(tried.skipped))
 
 
-def _check_given(subject: Subject, base: properties.Base, tolerance: float) -> float:
+def _check_given(subject: Subject, base: Base, tolerance: float) -> float:
     """The arguments as they are: every element where that is possible, and directions through all."""
     small = sum(subject.values[i].size for i in subject.moved) <= ELEMENTS
     worst = 0.0
@@ -117,8 +118,8 @@ def _check_given(subject: Subject, base: properties.Base, tolerance: float) -> f
     return worst
 
 
-def _check_variants(base: properties.Base, tolerance: float, tried: properties.Tried) -> None:
-    properties.check_smoothness(base)
+def _check_variants(base: Base, tolerance: float, tried: Tried) -> None:
+    precision.check_smoothness(base)
     properties.check_cotangents(base, tried)
     properties.check_layouts(base, tolerance, tried)
     properties.check_arguments(base)
@@ -127,8 +128,8 @@ def _check_variants(base: properties.Base, tolerance: float, tried: properties.T
         properties.check_variants(base, of_sizes(base.subject), tolerance, tried)
     else:
         tried.skipped.append(f"other values and sizes: more than {LARGE} elements")
-    properties.check_float32(base, tried)
-    properties.check_state(base)
+    precision.check_float32(base, tried)
+    check_state(base)
 
 
 def numeric_gradient(fn: Callable, arrays: Sequence[Any], cotangent: Any) -> list[Array | None]:

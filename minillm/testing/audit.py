@@ -137,7 +137,7 @@ def float32_stays() -> Iterator[None]:
                 raise GradientError(f"forward of {op.name}: the output is float64, but every input is float32")
         return result, functools.partial(_float32_backward, op, dtypes, backward)
 
-    Op._run = watched  # type: ignore[method-assign]
+    Op._run = watched  # type: ignore[method-assign, assignment]
     try:
         yield
     finally:

@@ -6,6 +6,7 @@ import numpy as np
 
 from minillm.backend import Array
 from minillm.testing.audit import GradientError
+from minillm.testing.calls import raise_state
 from minillm.testing.diagnosis import diagnose
 from minillm.testing.measure import (
     SUSPECTS,
@@ -117,10 +118,7 @@ def look_closer(subject: Subject, gradients: Gradients, tolerance: float, varian
     for position, gradient in Graph(subject, strict=False).gradients(subject.cotangent).items():
         first = gradients[position]
         if gradient is not None and first is not None and not np.allclose(gradient, first, 1e-9, 1e-12, equal_nan=True):
-            raise GradientError(
-                f"check_gradients: {subject.describe(position)} gets another gradient when called again with "
-                f"{variant}; the forward or the backward keeps state from call to call, or draws random numbers"
-            )
+            raise_state(subject, position, variant)
     for position, gradient in gradients.items():
         x = subject.values[position]
         if not x.size:
