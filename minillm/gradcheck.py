@@ -9,6 +9,7 @@ numbers without axes, one tensor used twice, negative axes, and every setting of
 
 from __future__ import annotations
 
+import inspect
 import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
@@ -16,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 
 from minillm import ops, random
-from minillm.autograd import tensor
+from minillm.autograd import Op, tensor
 from minillm.backend import Array
 from minillm.errors import InputError, did_you_mean
 from minillm.testing import check_gradients
@@ -53,20 +54,36 @@ class Result(NamedTuple):
 def run_cases(names: Iterable[str] | None = None) -> list[Result]:
     """Check the cases of the named operations, or of all.
 
+    An operation without a row fails, and its report says what to write where.
     Raises: InputError for a name that no operation has.
     """
-    known = {case.op for case in CASES}
+    rows, operations = {case.op for case in CASES}, {op.name: op for op in ops.OPS}
+    known = rows | set(operations)
     chosen = known if names is None else set(names)
     for name in sorted(chosen - known):
         raise InputError(f"gradcheck: there is no operation {name!r}{did_you_mean(name, sorted(known))}")
     place = random.default.state()  # the dropout cases restart the stream
-    functions: dict[tuple, Case] = {}  # the first case of each function; the others are variants of its arguments themselves
+    functions: dict[tuple, Case] = {}  # the first case of each; its others are variants themselves
     for case in CASES:
         functions.setdefault((case.op, case.fn), case)
     try:
-        return [run_case(case, functions[case.op, case.fn] is case) for case in CASES if case.op in chosen]
+        results = [run_case(case, functions[case.op, case.fn] is case) for case in CASES if case.op in chosen]
     finally:
         random.default.set_state(place)
+    return results + [without_a_row(operations[name]) for name in sorted(chosen - rows)]
+
+
+def without_a_row(op: Op) -> Result:
+    """The result of an operation that is in no row: what to write, and in which file."""
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    parameters = [p.name for p in inspect.signature(op.forward).parameters.values() if p.kind in kinds]
+    names, shapes = ", ".join(parameters) or "*xs", ", ".join(["(3, 4)"] * max(1, len(parameters)))
+    report = (
+        f"gradcheck: the table has no row for {op.name}; write one in minillm/gradcheck.py, in one of the functions "
+        f"that CASES lists:\n"
+        f'    yield Case("{op.name}", "matrix", lambda {names}: ops.{op.name}({names}), normal({shapes}))'
+    )
+    return Result(op.name, "no row", 0, float("inf"), 0.0, report)
 
 
 def run_case(case: Case, variants: bool = True) -> Result:

@@ -16,9 +16,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 
-from minillm import random
+from minillm import ops
 from minillm.autograd import Op
-from minillm.testing import GradientError, check_gradients
+from minillm.testing import check_gradients
 
 
 class Fault(NamedTuple):
@@ -713,7 +713,9 @@ def forward_reads_in_the_order_of_memory():
 
 @fault("layout", X, ROW, causes="layout")
 def wrong_for_a_strided_vector():
-    return layer(right_dx, lambda x, weight, dout: right_dweight(x, weight, dout) * (1 if weight.strides[0] == 8 else 2))
+    return layer(
+        right_dx, lambda x, weight, dout: right_dweight(x, weight, dout) * (1 if weight.strides[0] == 8 else 2)
+    )
 
 
 # --- sizes ---------------------------------------------------------------------------------------------------------
@@ -722,8 +724,11 @@ def wrong_for_a_strided_vector():
 @fault("size", X)
 def squeezes_an_axis_of_size_1():
     def backward(dout, x):
-        return (np.ones_like(x) * np.squeeze(dout[..., None]).reshape(-1)[: len(x)].sum() if x.shape[-1] == 1 else
-                np.ones_like(x) * dout[..., None],)
+        return (
+            np.ones_like(x) * np.squeeze(dout[..., None]).reshape(-1)[: len(x)].sum()
+            if x.shape[-1] == 1
+            else np.ones_like(x) * dout[..., None],
+        )
 
     return wrong(lambda x: (x.sum(axis=-1), x), backward)
 
@@ -769,7 +774,9 @@ def beyond_a_block(axis: int, block: int) -> Callable:
 
 for size in (16, 64, 128, 256):
     for axis in (0, 1):
-        FAULTS[f"beyond {size} along axis {axis}"] = Fault("size", functools.partial(beyond_a_block, axis, size), (X,), ("places", "partly"))
+        FAULTS[f"beyond {size} along axis {axis}"] = Fault(
+            "size", functools.partial(beyond_a_block, axis, size), (X,), ("places", "partly")
+        )
 
 
 @fault("size", X, causes="partly places")
@@ -825,9 +832,7 @@ def small_values_get_nothing():
 
 @fault("values", X, X + 0.2, causes="nonfinite")
 def divides_by_x():
-    return wrong(
-        lambda x, y: (x * y, (x, y)), lambda dout, s: (dout * s[1], dout * (s[0] * s[1]) / s[1])
-    )
+    return wrong(lambda x, y: (x * y, (x, y)), lambda dout, s: (dout * s[1], dout * (s[0] * s[1]) / s[1]))
 
 
 @fault("values", X, causes="values nonfinite")
@@ -850,9 +855,7 @@ def eps_in_the_slope_of_a_root():
 
 @fault("values", X, causes="nonfinite")
 def sigmoid_that_overflows():
-    return elementwise(
-        lambda x: 0.5 * (1 + np.tanh(x / 2)), lambda x, dout: dout * np.exp(-x) / (1 + np.exp(-x)) ** 2
-    )
+    return elementwise(lambda x: 0.5 * (1 + np.tanh(x / 2)), lambda x, dout: dout * np.exp(-x) / (1 + np.exp(-x)) ** 2)
 
 
 @fault("values", X, causes="values")
@@ -894,9 +897,7 @@ def computed_in_float32_on_the_way():
 
 @fault("precision", X, causes="float32")
 def saves_float32():
-    return wrong(
-        lambda x: (np.exp(x), single(np.exp(x))), lambda dout, y: (dout * y.astype(dout.dtype),)
-    )
+    return wrong(lambda x: (np.exp(x), single(np.exp(x))), lambda dout, y: (dout * y.astype(dout.dtype),))
 
 
 @fault("precision", X, causes="half float32")
@@ -931,7 +932,9 @@ def forward_gives_float64_for_float32():
 
 @fault("precision", POSITIVE, causes="float32")
 def an_eps_that_is_0_in_float32():
-    return elementwise(lambda x: x * np.log1p(x), lambda x, dout: dout * (np.log1p(x) + x * x / (x * x + x + x.dtype.type(1e-60))))
+    return elementwise(
+        lambda x: x * np.log1p(x), lambda x, dout: dout * (np.log1p(x) + x * x / (x * x + x + x.dtype.type(1e-60)))
+    )
 
 
 # --- what is returned ----------------------------------------------------------------------------------------------
@@ -1157,8 +1160,9 @@ def adds_twice_to_a_gradient_that_is_there():
 @fault("wanted", X, ROW, causes="wanted")
 def right_only_if_the_weight_wants_a_gradient_too():
     def fn():
-        op = Op("planted", lambda x, weight: (x * weight, (x, weight)), lambda dout, s: (
-            dout * s[1], (dout * s[0]).sum(0)))
+        op = Op(
+            "planted", lambda x, weight: (x * weight, (x, weight)), lambda dout, s: (dout * s[1], (dout * s[0]).sum(0))
+        )
         lazy = Op("planted", lambda x, weight: (x * weight, (x, weight)), lambda dout, s: (2 * dout * s[1], None))
         return lambda x, weight: (op if weight.requires_grad else lazy)(x, weight)
 
@@ -1234,8 +1238,11 @@ def every_tie_of_a_maximum_gets_all():
 @fault("settings", X, into=OUT_OF_SIGHT)
 def wrong_along_another_axis():
     """The function that is handed over uses one setting; only another call can see another."""
-    op = Op("planted", lambda x, axis: (x.sum(axis=axis), (x, axis)), lambda dout, s: (
-        np.ones_like(s[0]) * np.expand_dims(dout, -1) if s[1] == -1 else 0 * s[0],))
+    op = Op(
+        "planted",
+        lambda x, axis: (x.sum(axis=axis), (x, axis)),
+        lambda dout, s: (np.ones_like(s[0]) * np.expand_dims(dout, -1) if s[1] == -1 else 0 * s[0],),
+    )
     return lambda x: op(x, axis=-1)
 
 
@@ -1243,3 +1250,138 @@ def wrong_along_another_axis():
 def ids_that_the_function_keeps_to_itself():
     """The ids are none of the arguments, and no id is there twice."""
     return wrong(lambda x: (x[IDS], (IDS, x.shape)), lambda dout, saved: (overwritten(dout, saved)[0],))
+
+
+# --- the checks ----------------------------------------------------------------------------------------------------
+
+
+def report_of(made: Fault) -> str:
+    """What a plain call says: "" if it says nothing."""
+    with warnings.catch_warnings(), np.errstate(all="ignore"):
+        warnings.simplefilter("ignore", RuntimeWarning)
+        try:
+            check_gradients(made.make(), *made.arrays)
+        except Exception as error:
+            return "\n".join([f"{type(error).__name__}: {error}", *getattr(error, "__notes__", [])])
+    return ""
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_a_plain_call_finds_it_and_names_no_false_cause(name):
+    made = FAULTS[name]
+    report = report_of(made)
+    assert report
+    _, _, cause = report.partition("likely cause: ")
+    if not cause.startswith("no simple cause"):
+        said = {kind for kind, pattern in CAUSES.items() if re.search(pattern, cause or report)}
+        assert said & set(made.causes), report
+
+
+def test_half_of_the_causes_are_named():
+    """Silence is never false; so that it is not the only answer, these many are named."""
+    causes = [report_of(made).partition("likely cause: ")[2] for made in FAULTS.values()]
+    unnamed = [cause for cause in causes if cause.startswith("no simple cause")]
+    assert len(unnamed) < 0.25 * len(FAULTS)
+
+
+@pytest.mark.parametrize("name", OUT_OF_SIGHT)
+def test_what_no_checker_can_see_is_what_it_says(name):
+    """If one of these is found one day, it moves to FAULTS."""
+    assert OUT_OF_SIGHT[name].make.__doc__ or name
+    assert report_of(OUT_OF_SIGHT[name]) == ""
+
+
+def test_there_are_many_of_every_kind():
+    assert len(FAULTS) > 150
+    assert len({made.kind for made in FAULTS.values()}) > 20
+
+
+# --- nothing cries wolf --------------------------------------------------------------------------------------------
+
+
+def slope(f: Callable, df: Callable) -> Callable:
+    return wrong(lambda x: (f(x), (x,)), lambda dout, saved: (df(saved[0]) * dout,))
+
+
+def sorted_rows() -> Callable:
+    def backward(dout, order):
+        return (np.take_along_axis(dout, np.argsort(order, axis=-1), axis=-1),)
+
+    return wrong(lambda x: (np.sort(x, axis=-1), np.argsort(x, axis=-1, kind="stable")), backward)
+
+
+def median_of_rows() -> Callable:
+    def forward(x):
+        order = np.argsort(x, axis=-1, kind="stable")
+        place = order[..., x.shape[-1] // 2, None]
+        return np.take_along_axis(x, place, axis=-1)[..., 0], (x.shape, place)
+
+    def backward(dout, saved):
+        dx = np.zeros(saved[0], dout.dtype)
+        np.put_along_axis(dx, saved[1], dout[..., None], axis=-1)
+        return (dx,)
+
+    return wrong(forward, backward)
+
+
+HALF = np.random.default_rng(9).normal(size=(4, 8))
+RIGHT: dict[str, tuple] = {
+    "a kink at 0": (slope(np.abs, np.sign), X),
+    "a kink that only other values have": (slope(lambda x: np.maximum(x, 0), lambda x: 1.0 * (x > 0)), POSITIVE),
+    "jumps": (slope(lambda x: x * np.floor(x), np.floor), X),
+    "kinks at whole numbers": (slope(lambda x: x.clip(-1, 1), lambda x: 1.0 * (abs(x) < 1)), X),
+    "not for negative numbers": (slope(np.log, lambda x: 1 / x), POSITIVE),
+    "an infinite slope at 0": (slope(np.sqrt, lambda x: 0.5 / np.sqrt(x)), POSITIVE),
+    "only between -1 and 1": (slope(np.arcsin, lambda x: 1 / np.sqrt(1 - x * x)), X / 4),
+    "a pole": (slope(lambda x: 1 / x, lambda x: -1 / x / x), X),
+    "it overflows": (slope(lambda x: np.exp(10 * x), lambda x: 10 * np.exp(10 * x)), X),
+    "it waves": (slope(lambda x: np.sin(1000 * x), lambda x: 1000 * np.cos(1000 * x)), X),
+    "it is steep": (slope(lambda x: np.tanh(1e4 * x), lambda x: 1e4 * (1 - np.tanh(1e4 * x) ** 2)), X),
+    "a narrow hill": (slope(lambda x: np.exp(-50 * x * x), lambda x: -100 * x * np.exp(-50 * x * x)), X),
+    "tiny": (slope(lambda x: x * 1e-12, lambda x: 1e-12), X),
+    "huge": (slope(lambda x: x * 1e12, lambda x: 1e12), X),
+    "a large constant": (slope(lambda x: np.tanh(x) + 1e6, lambda x: 1 - np.tanh(x) ** 2), X),
+    "large arguments": (slope(np.square, lambda x: 2 * x), 1e6 * X + 1e7),
+    "small arguments": (slope(np.square, lambda x: 2 * x), 1e-6 * X),
+    "ties": (lambda x: x.max(axis=1), np.array([[1.0, 2, 0], [2, 0, 1]])),
+    "an order": (sorted_rows(), X),
+    "a median": (median_of_rows(), X),
+    "matrices alone": (wrong(lambda a, b: (a @ b, (a, b)), lambda dout, s: (dout @ s[1].T, s[0].T @ dout)), X, MATRIX),
+    "rows alone": (layer(right_dx, lambda x, weight, dout: (dout * x).sum(axis=0)), X, ROW),
+    "a deviation of 0 where rows are constant": (lambda x: ((x - x.mean(1, keepdims=True)) ** 2).mean(1).sqrt(), X),
+    "constant rows": (ops.layer_norm, np.full((4, 8), 3.0), ROW, ROW),
+    "saturated": (lambda x: ops.softmax(50 * x), X),
+    "an inner overflow": (lambda x: (x.exp() + 1).log(), X),
+    "float64 that the function keeps": (lambda x: x * HALF + HALF.sum(0), X),
+    "a comparison": (lambda x, y: ops.where(x > y, 2 * x, y), X, Y),
+    "an unused argument": (lambda x, y: 2 * x, X, Y),
+    "an unused output": (lambda x: x.split(2, 1)[:2], X),
+    "three outputs": (lambda x: (x * x, x.exp(), x.sum()), X),
+    "places": (lambda x, ids: x[ids], X, np.array([2, 0, 3, 1])),
+    "a mask": (lambda x, mask: x[mask], X, X > 0),
+    "a list": (lambda x, ids: x[ids], X, [1, 1, 0]),
+    "classes": (lambda x, ids: ops.cross_entropy(x, ids), X, np.array([1, 7, 0, 2])),
+    "seeded": (lambda x: x * (np.random.default_rng(0).random(x.shape) < 0.5), X),
+    "no axes": (lambda x: x * x, np.array(2.0)),
+    "zeros": (lambda x: x * x, np.zeros((3, 3))),
+    "float32": (lambda x: x.tanh(), X.astype(np.float32)),
+    "many": (lambda x: x.tanh().sum(1), LARGE),
+}
+
+
+@pytest.mark.parametrize("name", RIGHT)
+def test_a_right_backward_raises_no_alarm(name):
+    fn, *arrays = RIGHT[name]
+    check = check_gradients(fn, *arrays)
+    assert check.error < 1e-6
+    assert check.variants
+
+
+def test_variants_that_are_skipped_are_counted_with_their_reason():
+    fn, *arrays = RIGHT["not for negative numbers"]
+    check = check_gradients(fn, *arrays)
+    assert "argument 0 (x) negated: not finite" in [
+        one.replace("argument 0", "argument 0 (x)") for one in check.skipped
+    ]
+    assert "argument 0 times 4" in check.variants
+    assert check_gradients(fn, *arrays, variants=False).variants == ()

@@ -106,7 +106,10 @@ def _check_given(subject: Subject, base: Base, tolerance: float) -> float:
         for direction in (weights(subject.rng, x.shape), balanced(subject, {position: received}).get(position)):
             if direction is None:
                 continue
-            error = projection_error(subject, {position: received}, {position: direction}, tolerance)
+            look = {position: received}, {position: direction}, tolerance
+            error = projection_error(subject, *look)
+            if not error <= tolerance:
+                error = projection_error(subject, *look, careful=True)
             if not error <= tolerance:
                 elements = elements_to_explain(subject, position, received, tolerance, SAMPLE)
                 compare_elements(subject, position, gradient, elements, tolerance)

@@ -18,6 +18,10 @@ class GradientError(MinillmError, AssertionError):
     """A backward that is not the derivative of its forward, or breaks a rule of the engine; the text is a report."""
 
 
+class InfiniteSlope(Exception):
+    """A derivative between two operations is infinite, as that of a root at 0: what comes of it tells nothing."""
+
+
 class WrongShape(GradientError):
     """A gradient of the wrong shape, with what is needed to find out why."""
 
@@ -62,6 +66,8 @@ def _audited(
     for one in douts:
         if one is not None:
             one.flags.writeable = False
+    if not strict and any(one is not None and np.isinf(one).any() for one in douts):
+        raise InfiniteSlope(f"a derivative on the way to {op.name} is infinite")
     try:
         gradients = backward(tuple(douts) if several else douts[0], saved, *into)
     except ValueError as error:
@@ -118,30 +124,35 @@ def repeats(x: Array) -> bool:
 
 
 @contextlib.contextmanager
-def float32_stays() -> Iterator[None]:
-    """Within, an operation that turns inputs that are all float32 into float64 is an error, forward or backward.
-
-    A setting that names a dtype asks for another one, and in an array or a function there may be float64 that is not
-    seen here: operations with such settings are left alone.
-    """
+def every_run(watch: Callable[[Op, list, dict, tuple, Callable], Callable]) -> Iterator[None]:
+    """Within, `watch(op, inputs, settings, outputs, backward)` sees every forward and gives the backward to use."""
     run = Op._run
 
     def watched(op: Op, arrays: list, settings: dict) -> tuple[tuple, Callable]:
         result, backward = run(op, arrays, settings)
-        dtypes = [x.dtype if isinstance(x, np.ndarray) and x.dtype.kind == "f" else None for x in arrays]
-        unseen = any(callable(one) or isinstance(one, np.ndarray) for one in settings.values())
-        if "dtype" in settings or unseen or {*dtypes} - {None} != {np.dtype(np.float32)}:
-            return result, backward
-        for out in result[0] if type(result[0]) is tuple else (result[0],):
-            if out.dtype == np.float64:
-                raise GradientError(f"forward of {op.name}: the output is float64, but every input is float32")
-        return result, functools.partial(_float32_backward, op, dtypes, backward)
+        outs = result[0] if type(result[0]) is tuple else (result[0],)
+        return result, watch(op, arrays, settings, outs, backward)
 
     Op._run = watched  # type: ignore[method-assign, assignment]
     try:
         yield
     finally:
         Op._run = run  # type: ignore[method-assign]
+
+
+def float32_stays(op: Op, arrays: list, settings: dict, outs: tuple, backward: Callable) -> Callable:
+    """For `every_run`: what turns inputs that are all float32 into float64 is an error, forward or backward.
+
+    A setting that names a dtype asks for another one, and in an array or a function there may be float64 that is not
+    seen here: operations with such settings are left alone.
+    """
+    dtypes = [x.dtype if isinstance(x, np.ndarray) and x.dtype.kind == "f" else None for x in arrays]
+    unseen = "dtype" in settings or any(callable(one) or isinstance(one, np.ndarray) for one in settings.values())
+    if unseen or {*dtypes} - {None} != {np.dtype(np.float32)}:
+        return backward
+    if any(out.dtype == np.float64 for out in outs):
+        raise GradientError(f"forward of {op.name}: the output is float64, but every input is float32")
+    return functools.partial(_float32_backward, op, dtypes, backward)
 
 
 def _float32_backward(op: Op, dtypes: list, backward: Callable, dout: Any, saved: Any, *into: Any) -> tuple:

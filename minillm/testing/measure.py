@@ -71,9 +71,23 @@ def wrong_with_care(measured: Measured, gradient: Array, tolerance: float, least
     own = np.maximum(abs(measured.expected), abs(measured.received))
     allowed = max(tolerance, 1e-5) * own + measured.doubts + max(least, 1e-9 * largest(gradient))
     with np.errstate(invalid="ignore"):
-        wrong = abs(measured.expected - measured.received) > allowed
+        right = abs(measured.expected - measured.received) <= allowed
     certain = measured.doubts <= 1e-3 * abs(measured.expected) + 1e-9
-    return np.where(np.isfinite(measured.received), wrong, certain)
+    return np.where(np.isfinite(measured.received), ~right & np.isfinite(measured.doubts), certain)
+
+
+def smooth_here(subject: Subject, position: int) -> bool:
+    """Whether the function moves along a direction as its elements say one by one: a median at ties does not."""
+    x = subject.values[position]
+    if x.size > SAMPLE:
+        return True
+    slopes = measure(subject, position, None, np.arange(x.size)).expected
+    for v in (np.ones(x.shape), weights(subject.rng, x.shape)):
+        change, noise = subject.difference({position: v})
+        together, apart = float(subject.cotangent @ change), float(slopes @ v.reshape(-1))
+        if not abs(together - apart) <= 1e-3 * max(abs(slopes).max(), abs(together)) * math.sqrt(x.size) + noise:
+            return False
+    return True
 
 
 def balanced(subject: Subject, gradients: Gradients) -> dict[int, Array]:
@@ -94,11 +108,16 @@ def balanced(subject: Subject, gradients: Gradients) -> dict[int, Array]:
     return {i: v * max(1e-3, least / max(sizes[i], least)) for i, v in directions.items()}
 
 
-def projection_error(subject: Subject, gradients: Gradients, directions: dict[int, Array], tolerance: float) -> float:
-    """How far <u, J v> is from <g, v>, relative to the length of the part of g that v looks at."""
+def projection_error(
+    subject: Subject, gradients: Gradients, directions: dict[int, Array], tolerance: float, careful: bool = False
+) -> float:
+    """How far <u, J v> is from <g, v>, relative to the length of the part of g that v looks at.
+
+    A careful difference allows for sharp curves; where it stays in doubt, because of a kink, the error does too.
+    """
     if not directions:
         return 0.0
-    change, noise = subject.difference(directions)
+    change, noise = subject.careful_difference(directions) if careful else subject.difference(directions)
     noise += subject.least()
     expected, received, length = float(subject.cotangent @ change), 0.0, 0.0
     for i, v in directions.items():
@@ -106,7 +125,9 @@ def projection_error(subject: Subject, gradients: Gradients, directions: dict[in
         if gradient is not None:
             received += float(np.vdot(gradient, v))
             length += float(np.sum((gradient * v) ** 2))
-    error = relative(abs(expected - received), max(abs(expected), math.sqrt(length)), noise, tolerance)
+    size = max(abs(expected), math.sqrt(length))
+    noise = 0.0 if careful and noise > 1e-3 * size + subject.least() else noise
+    error = relative(abs(expected - received), size, noise, tolerance)
     return error if math.isfinite(error) else math.inf
 
 

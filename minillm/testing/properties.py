@@ -131,12 +131,13 @@ def check_layouts(base: Base, tolerance: float, tried: Tried) -> None:
         )
         try:
             there, graph = subject.at(copied)
+            gradients = run_backward(base, f"the first slice {where} everywhere", graph, there.cotangent)
         except Skipped as reason:
             tried.skipped.append(f"stretched {where}: {reason}")
             continue
-        gradients = run_backward(base, f"the first slice {where} everywhere", graph, there.cotangent)
         check_place(base, there, gradients, f"the first slice {where} everywhere", tolerance)
-        _check_layout(base, there, repeated, gradients, f"every array stretched {where} (strides of 0)")
+        if all(g is None or np.isfinite(g).all() for g in gradients.values()):
+            _check_layout(base, there, repeated, gradients, f"every array stretched {where} (strides of 0)")
         tried.checked.append(f"stretched {where}")
 
 
@@ -176,15 +177,15 @@ def check_arguments(base: Base) -> None:
         if subject.values[i].shape != subject.values[j].shape:
             continue
         equal = [np.array(subject.values[i]) if k == j else x for k, x in enumerate(subject.values)]
+        variant = f"one tensor as arguments {i} and {j}"
         try:
             there, graph = subject.at(equal)
+            apart = run_backward(base, variant, graph, there.cotangent)
         except Skipped:
             continue
-        variant = f"one tensor as arguments {i} and {j}"
         rule = Rule(
             variant, "the sum for two equal tensors", "the gradient depends on whether two arguments are one tensor"
         )
-        apart = run_backward(base, variant, graph, there.cotangent)
         shared = Graph(there, strict=False, shared={i: j})
         run = functools.partial(run_backward, base, variant, shared, there.cotangent)
         _must_be(base, there, {i: _sum([{i: apart[i]}, {i: apart[j]}])[i]}, run, rule)
@@ -216,8 +217,13 @@ def _check_variant(base: Base, variant: Variant, tolerance: float, tried: Tried)
         for other in variant.otherwise:
             _check_variant(base, other, tolerance, tried)
         return
-    gradients = run_backward(base, variant.name, graph, there.cotangent)
-    if graph.overflows():
+    try:
+        gradients = run_backward(base, variant.name, graph, there.cotangent)
+    except Skipped as reason:
+        tried.skipped.append(f"{variant.name}: {reason}")
+        return
+    finite = all(g is None or np.isfinite(g).all() for g in gradients.values())
+    if not finite and there.overflows():
         tried.skipped.append(f"{variant.name}: overflow on the way")
         return
     check_place(base, there, gradients, variant.name, tolerance)

@@ -12,7 +12,7 @@ import numpy as np
 from minillm.autograd import Op, Parameter, Tensor, no_grad
 from minillm.backend import Array
 from minillm.errors import DtypeError
-from minillm.testing.audit import GradientError, arrays_in, audit, repeats
+from minillm.testing.audit import GradientError, arrays_in, audit, every_run, repeats
 
 EPSILON = float(np.finfo(np.float64).eps)
 ROUNDING = 32 * EPSILON  # of one output, relative: some tens of operations made it
@@ -138,6 +138,19 @@ class Subject:
         with no_grad():
             return [y.shape for y in self.call([Tensor(x) if is_float(x) else x for x in self.values])]
 
+    def overflows(self) -> bool:
+        """Whether a number between two operations is infinite or NaN: then a gradient may be, and no backward is to
+        blame."""
+        found: list[Array] = []
+
+        def watch(op: Op, arrays: list, settings: dict, outs: tuple, backward: Callable) -> Callable:
+            found.extend(out for out in outs if out.dtype.kind == "f" and not np.isfinite(out).all())
+            return backward
+
+        with every_run(watch):
+            self.value()
+        return bool(found)
+
     # --- differences -----------------------------------------------------------------------------------------------
 
     def moved_by(self, directions: dict[int, Array], distance: float) -> Array:
@@ -169,16 +182,21 @@ class Subject:
         """
         best: tuple[Array, float] = (np.zeros_like(self.out), math.inf)
         for step in (self.step(directions), self.step(directions) / 16):
-            rows, slopes, bends, noise = [], [], [], 0.0
+            rows: list[Array] = []
+            bends: list[Array] = []
+            slopes, noise = [], 0.0
             for part in STEPS:
                 h = part * step
                 above, below = self.moved_by(directions, h), self.moved_by(directions, -h)
                 rows.append((above - below) / (2 * h))
                 slopes.append(float(self.cotangent @ rows[-1]))
-                bends.append(float(self.cotangent @ ((above - self.out) + (below - self.out))) / h)
+                bends.append(((above - self.out) + (below - self.out)) / h)
                 noise = self.rounding(h, above != below)
             half = STEPS.index(0.5)
-            doubt = 4 * (max(slopes) - min(slopes)) + abs(2 * bends[half] - bends[0]) + noise
+            kink = float(abs(self.cotangent * (2 * bends[half] - bends[0])).sum())
+            doubt = 4 * (max(slopes) - min(slopes)) + kink + noise
+            if kink > 1e-3 * abs(slopes[half]) + 4 * ROUNDING * float(abs(self.cotangent * self.out).sum()) / (h or 1):
+                doubt = math.inf
             if doubt < best[1]:
                 best = (4 * rows[half] - rows[0]) / 3, doubt
             if best[1] <= 1e-7 * abs(slopes[half]):
@@ -222,10 +240,6 @@ class Graph:
     def saved(self) -> list[list[Array]]:
         """What each forward keeps for its backward."""
         return [arrays_in(node.saved) for node in self.nodes]
-
-    def overflows(self) -> bool:
-        """Whether a number on the way is infinite or NaN: then gradients may be, through no fault of a backward."""
-        return any(x.dtype.kind == "f" and not np.isfinite(x).all() for arrays in self.saved() for x in arrays)
 
     def gradients(
         self,
