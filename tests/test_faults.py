@@ -44,6 +44,7 @@ CAUSES = {
     "float32": r"float32 (arithmetic|number)|computed in float32|float32 precision",
     "half": r"float16",
     "partly": r"some elements are|elements are left at zero",
+    "unsure": r"differences do not settle",
     "output": r"cotangent of output",
     "twin": r"two arguments are one tensor",
     "wanted": r"which (ones|arguments) need",
@@ -878,6 +879,16 @@ def wrong_for_a_negative_second_argument():
     return wrong(lambda x, y: (x * y, (x, y)), lambda dout, s: (dout * abs(s[1]), dout * s[0]))
 
 
+@fault("ties", np.array([[1.0, 1.0, 0.5]]), causes="unsure")
+def every_tie_of_a_maximum_gets_all():
+    """At a tie the function has no derivative; a central difference is the mean of both sides, and this is not."""
+
+    def backward(dout, x):
+        return (np.where(x == x.max(axis=-1, keepdims=True), dout[..., None], 0),)
+
+    return wrong(lambda x: (x.max(axis=-1), x), backward)
+
+
 # --- precision -----------------------------------------------------------------------------------------------------
 
 
@@ -1225,16 +1236,6 @@ def ignored_rows_are_counted():
 # --- what no checker can see ---------------------------------------------------------------------------------------
 
 
-@fault("ties", np.array([[1.0, 1.0, 0.5]]), into=OUT_OF_SIGHT)
-def every_tie_of_a_maximum_gets_all():
-    """At a tie the function has no derivative, and nothing to compare with."""
-
-    def backward(dout, x):
-        return (np.where(x == x.max(axis=-1, keepdims=True), dout[..., None], 0),)
-
-    return wrong(lambda x: (x.max(axis=-1), x), backward)
-
-
 @fault("settings", X, into=OUT_OF_SIGHT)
 def wrong_along_another_axis():
     """The function that is handed over uses one setting; only another call can see another."""
@@ -1327,9 +1328,12 @@ def median_of_rows() -> Callable:
 HALF = np.random.default_rng(9).normal(size=(4, 8))
 RIGHT: dict[str, tuple] = {
     "a kink at 0": (slope(np.abs, np.sign), X),
-    "a kink that only other values have": (slope(lambda x: np.maximum(x, 0), lambda x: 1.0 * (x > 0)), POSITIVE),
+    "a kink that only other values have": (
+        slope(lambda x: np.maximum(x, 0), lambda x: (x > 0).astype(x.dtype)),
+        POSITIVE,
+    ),
     "jumps": (slope(lambda x: x * np.floor(x), np.floor), X),
-    "kinks at whole numbers": (slope(lambda x: x.clip(-1, 1), lambda x: 1.0 * (abs(x) < 1)), X),
+    "kinks at whole numbers": (slope(lambda x: x.clip(-1, 1), lambda x: (abs(x) < 1).astype(x.dtype)), X),
     "not for negative numbers": (slope(np.log, lambda x: 1 / x), POSITIVE),
     "an infinite slope at 0": (slope(np.sqrt, lambda x: 0.5 / np.sqrt(x)), POSITIVE),
     "only between -1 and 1": (slope(np.arcsin, lambda x: 1 / np.sqrt(1 - x * x)), X / 4),

@@ -28,6 +28,7 @@ class WrongShape(GradientError):
     def __init__(self, text: str, edges: tuple, gradients: tuple, position: int):
         super().__init__(text)
         self.edges, self.gradients, self.position = edges, gradients, position
+        self.subject: Any = None  # where it was found, if that is not where the check began
 
 
 def audit(roots: Sequence[Node], strict: bool, double: bool) -> list[Node]:

@@ -9,7 +9,6 @@ import numpy as np
 
 from minillm.backend import Array
 from minillm.testing.audit import GradientError, InfiniteSlope, WrongShape
-from minillm.testing.diagnosis import explain_shape
 from minillm.testing.measure import largest
 from minillm.testing.subject import Buffered, Gradients, Graph, Skipped, Subject, nearly_equal
 
@@ -136,7 +135,9 @@ def run_backward(base: Base, variant: str, graph: Graph, cotangent: Array, **opt
     try:
         return graph.gradients(cotangent, **options)
     except WrongShape as error:
-        raise explain_shape(graph.subject, error) from error
+        error.subject = graph.subject
+        error.add_note(f"check_gradients: with {variant}")
+        raise
     except InfiniteSlope as error:
         raise Skipped(str(error)) from error
     except Exception as error:

@@ -330,13 +330,20 @@ def _best_factor(expected: Array, received: Array) -> float:
 
 def explain_shape(subject: Subject, error: WrongShape) -> GradientError:
     """The same error, with a cause if differences bear it out: exchanged, transposed, or not summed."""
+    explained = GradientError(str(error) + _cause_of_shape(error.subject or subject, error))
+    for note in getattr(error, "__notes__", []):
+        explained.add_note(note)
+    return explained
+
+
+def _cause_of_shape(subject: Subject, error: WrongShape) -> str:
     gradient = error.gradients[error.position]
     position = _argument(subject, error.edges[error.position])
     if position is None or gradient.size > 2_000:
-        return GradientError(str(error))
-    found = ""
+        return ""
     if gradient.size == subject.values[position].size and _is_gradient(subject, position, gradient):
-        return GradientError(f"{error}; the values are right: reshape it")
+        return "; the values are right: reshape it"
+    found = ""
     for other in subject.moved:
         if (
             other != position
@@ -352,7 +359,7 @@ def explain_shape(subject: Subject, error: WrongShape) -> GradientError:
         axes = tuple(range(lead)) + tuple(lead + i for i, n in enumerate(shape) if n == 1)
         if _is_gradient(subject, position, gradient.sum(axis=axes).reshape(shape)):
             found = "a missing sum over the broadcast axes"
-    return GradientError(str(error) + (f"; the likely cause: {found}" if found else ""))
+    return f"; the likely cause: {found}" if found else ""
 
 
 def _argument(subject: Subject, edge: tuple) -> int | None:

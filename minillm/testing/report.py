@@ -69,7 +69,8 @@ def compare_elements(
     measured = measure(subject, position, gradient, elements)
     error, wrong = wrong_at_first_sight(subject, measured, tolerance)
     if not error <= tolerance:
-        worst = np.argsort(-abs(measured.expected - measured.received) * wrong)[:SUSPECTS]
+        order = np.argsort(-abs(measured.expected - measured.received))
+        worst = order[wrong[order]][:SUSPECTS]
         received = np.zeros(subject.values[position].shape) if gradient is None else gradient
         again = measure(subject, position, received, elements[worst], careful=True)
         distance = abs(again.expected - again.received)
