@@ -36,7 +36,7 @@ from minillm.backend import Array
 from minillm.errors import ShapeError
 from minillm.testing import precision, properties
 from minillm.testing.audit import GradientError, WrongShape
-from minillm.testing.calls import Base, Tried, check_repeats, check_state
+from minillm.testing.calls import Base, Tried, check_adding, check_repeats, check_state
 from minillm.testing.diagnosis import explain_shape
 from minillm.testing.measure import DIFFERENCES, SAMPLE, balanced, elements_to_explain, projection_error
 from minillm.testing.report import compare_elements
@@ -85,6 +85,7 @@ def check_gradients(fn: Callable, *arrays: Any, tolerance: float = 1e-6, seed: i
     try:
         base = check_repeats(subject)
         worst = _check_given(subject, base, tolerance)
+        check_adding(base)
         if variants and subject.cotangent.size and any(g is not None for g in base.gradients.values()):
             with np.errstate(all="ignore"), warnings.catch_warnings():
                 warnings.simplefilter("ignore", RuntimeWarning)

@@ -52,6 +52,14 @@ def check_repeats(subject: Subject) -> Base:
                 f"check_gradients: the gradient of {subject.describe(i)} changed after it was returned: a later "
                 "backward writes into the same memory; return a new array"
             )
+    for i, gradient in Graph(subject).gradients(subject.cotangent).items():
+        _compare_again(base, i, gradient, "a second forward and backward")
+    return base
+
+
+def check_adding(base: Base) -> None:
+    """A gradient that is there already is added to; memory that holds nothing is overwritten."""
+    subject, graph, first = base
     try:
         totals = graph.gradients(subject.cotangent, add=True)
     except ValueError as error:
@@ -64,12 +72,9 @@ def check_repeats(subject: Subject) -> Base:
     for i, total in totals.items():
         if total is not None:
             _compare_again(base, i, total - first[i], "a backward that adds to the gradient of the one before")
-    for i, gradient in Graph(subject).gradients(subject.cotangent).items():
-        _compare_again(base, i, gradient, "a second forward and backward")
     if any(op.writes_into for op in graph.ops):
         for i, gradient in Graph(subject, leaf=Buffered).gradients(subject.cotangent).items():
             _compare_again(base, i, gradient, "a backward into the memory that an optimiser keeps")
-    return base
 
 
 def _check_unchanged(subject: Subject, before: list[Any], what: str) -> None:

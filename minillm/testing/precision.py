@@ -133,7 +133,8 @@ def _compare_float32(base: Base, exact: Subject, expected: Gradients, received: 
 def _scale(exact: Subject, position: int) -> float:
     """The size of terms that may cancel in a gradient: |u| |y| / |x|, and no more than is usual."""
     u = largest(exact.cotangent)
-    natural = u * largest(exact.out) / (largest(exact.values[position]) or 1.0)
+    y, x = largest(exact.out), largest(exact.values[position])
+    natural = u * y / x if x and y > 1e-12 else u
     return min(natural, max(u, exact.usual.get(position, 0.0)))
 
 
