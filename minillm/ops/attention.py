@@ -442,8 +442,11 @@ def _launch_delta(dout: Array, out: Array, lse: Array) -> Array:
 
 
 def _rows_in_one_piece(x: Array) -> Array:
-    """x, or a copy if the numbers of a row of its last axis do not follow each other."""
-    return x if x.strides[-1] == x.itemsize and min(x.strides) >= 0 else backend.contiguous(x)
+    """x, or a copy if the numbers of a row of its last axis do not follow each other, or an axis is stretched.
+
+    What is made like a stretched array would have its axes in another order in memory.
+    """
+    return x if x.strides[-1] == x.itemsize and min(x.strides) > 0 else backend.contiguous(x)
 
 
 def _memory(x: Array) -> Array:
