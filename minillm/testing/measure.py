@@ -76,16 +76,18 @@ def wrong_with_care(measured: Measured, gradient: Array, tolerance: float, least
     return np.where(np.isfinite(measured.received), ~right & np.isfinite(measured.doubts), certain)
 
 
-def smooth_here(subject: Subject, position: int) -> bool:
-    """Whether the function moves along a direction as its elements say one by one: a median at ties does not."""
-    x = subject.values[position]
-    if x.size > SAMPLE:
+def smooth_here(subject: Subject) -> bool:
+    """Whether the function moves along directions as its elements say one by one: a median at ties does not."""
+    if sum(subject.values[i].size for i in subject.moved) > SAMPLE:
         return True
-    slopes = measure(subject, position, None, np.arange(x.size)).expected
-    for v in (np.ones(x.shape), weights(subject.rng, x.shape)):
-        change, noise = subject.difference({position: v})
-        together, apart = float(subject.cotangent @ change), float(slopes @ v.reshape(-1))
-        if not abs(together - apart) <= 1e-3 * max(abs(slopes).max(), abs(together)) * math.sqrt(x.size) + noise:
+    slopes = {i: measure(subject, i, None, np.arange(subject.values[i].size)).expected for i in subject.moved}
+    largest_slope = max(largest(one) for one in slopes.values())
+    for draw in (np.ones, lambda shape: weights(subject.rng, shape)):
+        directions = {i: draw(subject.values[i].shape) for i in subject.moved}
+        change, noise = subject.difference(directions)
+        together = float(subject.cotangent @ change)
+        apart = sum(float(slopes[i] @ v.reshape(-1)) for i, v in directions.items())
+        if not abs(together - apart) <= 1e-3 * max(largest_slope, abs(together)) + noise:
             return False
     return True
 

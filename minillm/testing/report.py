@@ -104,7 +104,7 @@ def confirm(
     received = np.zeros(subject.values[position].shape) if gradient is None else gradient
     measured = measure(subject, position, received, elements, careful=True)
     wrong = wrong_with_care(measured, received, tolerance, subject.least(position))
-    if not wrong.any() or (variant and not smooth_here(subject, position)):
+    if not wrong.any() or (variant and not smooth_here(subject)):
         return
     certain = wrong | (measured.doubts <= 1e-4 * abs(measured.expected) + 1e-9)
     measured = Measured(*(part[certain] for part in measured))

@@ -119,6 +119,8 @@ class Subject:
         """The outputs as a tuple of Tensors; float64 where the arguments are."""
         outs = self.fn(*arguments)
         outs = outs if isinstance(outs, tuple) else (outs,)
+        if not outs:
+            raise DtypeError(f"check_gradients: {self.name} returned nothing; return a Tensor or a tuple of them")
         for out in outs:
             if not isinstance(out, Tensor):
                 raise DtypeError(

@@ -20,29 +20,37 @@ def where_wrong(draws: list[Part]) -> str:
     """What holds of exactly the wrong elements in every draw, such as `where argument 0 (x) is below 0`; or ""."""
     if any(min(wrong.sum(), (~wrong).sum()) < FEWEST for *_, wrong in draws):
         return ""
-    found = [set(_true_of(*draw)) for draw in draws]
-    common = set.intersection(*found)
-    return " and ".join(text for text in _true_of(*draws[0]) if text in common)
+    for facts in (_places, _own_values, _other_values):
+        common = set.intersection(*(set(facts(*draw)) for draw in draws))
+        if common:
+            return " and ".join(text for text in facts(*draws[0]) if text in common)
+    return ""
 
 
-def _true_of(subject: Subject, position: int, elements: Array, wrong: Array) -> Iterator[str]:
-    shape = subject.values[position].shape
-    yield from _places(np.unravel_index(elements, shape), shape, wrong)
+def _own_values(subject: Subject, position: int, elements: Array, wrong: Array) -> Iterator[str]:
+    return _values(subject.values[position], subject.label(position), elements, wrong)
+
+
+def _other_values(subject: Subject, position: int, elements: Array, wrong: Array) -> Iterator[str]:
     for other in subject.moved:
-        if subject.values[other].shape != shape:
-            continue
-        x, label = subject.values[other].reshape(-1)[elements], subject.label(other)
-        for text, mask in {
-            "below 0": x < 0,
-            "above 0": x > 0,
-            "0": x == 0,
-            "a whole number": (x == np.round(x)) & (x != 0),
-        }.items():
-            if np.array_equal(mask, wrong):
-                yield f"where {label} is {text}"
-        size = abs(x)
-        if (x < 0).any() and (x > 0).any():
-            yield from _beyond(size, wrong, f"where the size of {label} is")
+        if other != position and subject.values[other].shape == subject.values[position].shape:
+            yield from _values(subject.values[other], subject.label(other), elements, wrong)
+
+
+def _values(array: Array, label: str, elements: Array, wrong: Array) -> Iterator[str]:
+    """The first of these that is true."""
+    x = array.reshape(-1)[elements]
+    for text, mask in {
+        "below 0": x < 0,
+        "above 0": x > 0,
+        "0": x == 0,
+        "a whole number": (x == np.round(x)) & (x != 0),
+    }.items():
+        if np.array_equal(mask, wrong):
+            yield f"where {label} is {text}"
+            return
+    if (x < 0).any() and (x > 0).any():
+        yield from _beyond(abs(x), wrong, f"where the size of {label} is")
 
 
 def _beyond(size: Array, wrong: Array, start: str) -> Iterator[str]:
@@ -53,7 +61,9 @@ def _beyond(size: Array, wrong: Array, start: str) -> Iterator[str]:
         yield f"{start} small"
 
 
-def _places(index: tuple[Array, ...], shape: tuple[int, ...], wrong: Array) -> Iterator[str]:
+def _places(subject: Subject, position: int, elements: Array, wrong: Array) -> Iterator[str]:
+    shape = subject.values[position].shape
+    index: tuple[Array, ...] = tuple(np.unravel_index(elements, shape)) if shape else ()  # type: ignore[arg-type]
     for axis, (i, n) in enumerate(zip(index, shape, strict=True)):
         if np.array_equal(i == n - 1, wrong):
             yield f"at the last index of axis {axis}"
