@@ -442,11 +442,12 @@ def _launch_delta(dout: Array, out: Array, lse: Array) -> Array:
 
 
 def _rows_in_one_piece(x: Array) -> Array:
-    """x, or a copy if the numbers of a row of its last axis do not follow each other, or an axis is stretched.
+    """x, or a copy if the numbers of a row of its last axis do not follow each other, or x is stretched.
 
-    What is made like a stretched array would have its axes in another order in memory.
+    An array made in the memory order of a stretched one would have its rows in pieces.
     """
-    return x if x.strides[-1] == x.itemsize and min(x.strides) > 0 else backend.contiguous(x)
+    strides = [stride for size, stride in zip(x.shape, x.strides, strict=True) if size > 1]
+    return x if min(strides, default=1) > 0 and x.strides[-1] == x.itemsize else x.copy(order="C")
 
 
 def _memory(x: Array) -> Array:
