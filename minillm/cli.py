@@ -121,7 +121,7 @@ class Profile(TrainConfig):
 
 @dataclass(frozen=True)
 class Gradcheck:
-    """Check every operation's backward against differences of its forward, in float64."""
+    """Check every operation's backward against differences of its forward, in float64, and at other inputs."""
 
     ops: Positional[tuple[str, ...]] = ()
     """Names of operations; all by default."""
@@ -468,13 +468,16 @@ def gradcheck(arguments: list[str]) -> None:
 
     given = parse(Gradcheck, "gradcheck", arguments)
     results = run_cases(given.ops or None)
-    table = Table("operation", "case", "elements", "worst error", "seconds", "")
+    caption = "variants: other layouts, values, sizes, and float32, of which some operations do not take all"
+    table = Table("operation", "case", "elements", "worst error", "variants", "seconds", "", caption=caption)
     for result in results:
+        tried = f"{result.variants - result.skipped} of {result.variants}" if result.variants else ""
         table.add_row(
             result.op,
             result.case,
             str(result.elements),
             f"{result.error:.1e}",
+            tried,
             f"{result.seconds:.2f}",
             "[green]ok[/green]" if result.passed else "[red]FAILED[/red]",
         )

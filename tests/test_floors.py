@@ -84,6 +84,7 @@ TOGETHER = {
     "minillm.data",
     "minillm.training",
     "minillm.parallel",
+    "minillm.testing",
 }  # one subject in several files
 TRAINERS = ("tokenizers.bpe", "tokenizers.unigram_train", "tokenizers.wordpiece")  # show how far they are
 # Packages that are not Python's own, and where each may be imported. All but numpy and regex only when they are needed.

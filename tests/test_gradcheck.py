@@ -36,8 +36,10 @@ def stream():
 
 @pytest.mark.parametrize("op", NAMES)
 def test_every_case_passes(op):
-    results = run_cases([op])
+    """With variants of the arguments in every case; `minillm gradcheck` tries them in some."""
+    results = [run_case(case) for case in CASES if case.op == op]
     assert results
+    assert sum(result.variants - result.skipped for result in results) > 20
     for result in results:
         assert result.passed, f"{result.case}: {result.report}"
         assert result.error <= 1e-6
@@ -105,6 +107,24 @@ def test_a_wrong_backward_fails_its_cases_and_no_other(monkeypatch):
     assert results["matrix"].error == math.inf
     assert results["empty"].passed
     assert all(result.passed for result in run_cases(["exp"]))
+
+
+def test_variants_are_tried_in_three_functions_of_each_operation():
+    results = run_cases(["exp", "rope"])
+    with_variants = [result.case for result in results if result.variants]
+    assert with_variants[:1] == ["matrix"]
+    assert len(with_variants) == 4  # exp is one function
+    assert all(0 <= result.skipped < result.variants for result in results if result.variants)
+
+
+def test_an_operation_without_a_row_fails_and_says_what_to_write(monkeypatch):
+    planted = Op("planted", lambda x, weight, *, axis=0: (x, None), lambda dout, saved: (dout,))
+    monkeypatch.setattr(ops, "OPS", (*ops.OPS, planted))
+    [result] = run_cases(["planted"])
+    assert not result.passed
+    assert "the table has no row for planted; write one in minillm/gradcheck.py" in result.report
+    line = '    yield Case("planted", "matrix", lambda x, weight: ops.planted(x, weight), normal((3, 4), (3, 4)))'
+    assert result.report.splitlines()[1] == line
 
 
 def test_an_exception_in_a_case_is_a_result():

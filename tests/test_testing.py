@@ -73,7 +73,7 @@ def test_float32_is_promoted_and_integers_and_objects_are_passed_on():
         return x[ids] * 2
 
     ids = np.array([0, 2, 0])
-    assert check_gradients(fn, np.ones(3, np.float32), ids, "a word").elements == 3
+    assert check_gradients(fn, np.ones(3, np.float32), ids, "a word", variants=False).elements == 3
     assert set(seen) == {(Tensor, np.dtype(np.float64), np.ndarray, ids.dtype, "a word")}
 
 
@@ -95,8 +95,10 @@ def test_views_keep_their_strides(view, dtype):
         seen.add(y.data.strides)
         return y * y
 
-    check_gradients(fn, x)
+    check_gradients(fn, x, variants=False)
     assert seen == {expected}
+    check_gradients(fn, x)
+    assert len(seen) > 3
 
 
 def test_what_lies_between_the_elements_of_a_view_is_nan():
@@ -104,8 +106,9 @@ def test_what_lies_between_the_elements_of_a_view_is_nan():
         second = np.lib.stride_tricks.as_strided(x.data, (2,), (8,))[1]
         return x * 2 + 0 * float(second)
 
-    check_gradients(reads_between, X[0])
+    check_gradients(reads_between, X[0], variants=False)
     assert "reads_between returned nan" in report_of(reads_between, X[:, 0])
+    assert "reads_between fails with every array in every other place of memory" in report_of(reads_between, X[0])
 
 
 def test_several_outputs_share_one_random_cotangent():
@@ -113,7 +116,7 @@ def test_several_outputs_share_one_random_cotangent():
 
 
 def test_empty_and_0d_inputs():
-    assert check_gradients(lambda x: x * x, np.zeros((0, 3))) == (0, 0.0)
+    assert check_gradients(lambda x: x * x, np.zeros((0, 3)))[:2] == (0, 0.0)
     assert check_gradients(lambda x: x * x, np.float64(3.0)).elements == 1
     assert check_gradients(lambda x: x * x, np.array(3.0)).elements == 1
 
@@ -174,8 +177,8 @@ def without(index):
     return change
 
 
-def offset_one(gradient):
-    gradient[1] += 1.0
+def one_too_large(gradient):
+    gradient[1] *= 1.7
     return gradient
 
 
@@ -192,9 +195,10 @@ def offset_one(gradient):
         (lambda g: g + 0.5, "the constant 0.5 is added to every element"),
         (lambda g: g[::-1].copy(), "the right values in the wrong order"),
         (lambda g: np.roll(g, 1), "the right values in the wrong order"),
-        (without(1), "elements are left at zero"),
-        (offset_one, "no simple cause"),
-        (lambda g: g * 1.000005, "right to five digits"),
+        (without(1), "some elements are left at zero, the others are right"),
+        (one_too_large, "no simple cause; received / expected is between 1 and 1.7"),
+        (lambda g: g * 1.000005, "off by the constant factor 1.000005"),
+        (lambda g: g.astype(np.float32).astype(float) * 1, "float32 arithmetic on the way"),
     ],
 )
 def test_likely_causes(change, cause):
@@ -442,17 +446,22 @@ def test_a_forward_that_loses_precision():
     assert "turned float64 inputs into a float32 output" in report_of(fn, X)
 
 
-def test_a_kink_that_only_directions_cross_is_named_as_one():
+@pytest.mark.parametrize("distance", [8e-6, 0.0])
+def test_a_kink_is_no_fault_nearby_and_named_where_it_is(distance):
     """|x - y| with x - y = 8e-6: a step of 6e-6 in x or in y stays on one side, opposite steps in both do not."""
     x = np.zeros((20, 2))
-    x[:, 0] = 8e-6
-    assert "no element was found to be; is the function smooth here?" in report_of(
-        planted(
-            lambda x: (abs(x[:, 0] - x[:, 1]), np.sign(x[:, 0] - x[:, 1])[:, None]),
-            lambda dout, sign: (dout[:, None] * sign * np.array([1.0, -1.0]),),
-        ),
-        x,
+    x[:, 0] = distance
+    fn = planted(
+        lambda x: (abs(x[:, 0] - x[:, 1]), np.where(x[:, 0] >= x[:, 1], 1, -1)[:, None].astype(x.dtype)),
+        lambda dout, sign: (dout[:, None] * sign * np.array([1, -1], dout.dtype),),
     )
+    if distance:
+        assert (
+            "every axis of size 2 made 67: the backward is made for the given sizes alone"
+            in check_gradients(fn, x).skipped
+        )
+    else:
+        assert "likely cause: differences do not settle here" in report_of(fn, x)
 
 
 def test_wrong_use():

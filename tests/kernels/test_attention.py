@@ -346,6 +346,27 @@ def test_gradients_of_the_double_kernels(rng, settings):
         check_gradients(attend, q, k, v)
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("which", ["q", "k", "v", "qkv"])
+@pytest.mark.parametrize("axis", [0, 1])
+def test_stretched_arguments(rng, which, axis, dtype):
+    """What `broadcast_to` gives has strides of 0, and everything that is made like it another order of axes."""
+    arrays = {name: rng.standard_normal((2, 2, 5, 3)).astype(dtype) for name in "qkv"}
+    arrays |= {name: np.broadcast_to(arrays[name].take([0], axis), (2, 2, 5, 3)) for name in which}
+    results = []
+    for copy in (np.asarray, np.ascontiguousarray):
+        with kernels.use_kernels("require"):
+            leaves = [Tensor(copy(x), requires_grad=True) for x in arrays.values()]
+            out = ops.attention(*leaves, causal=True)
+            out.backward(np.arange(out.numel(), dtype=dtype).reshape(out.shape))
+        results.append([out.data, *(leaf.grad for leaf in leaves)])
+    for stretched, contiguous in zip(*results, strict=True):
+        np.testing.assert_array_equal(stretched, contiguous)
+    with kernels.use_kernels("off"):
+        expected = ops.attention(*map(Tensor, arrays.values()), causal=True)
+    np.testing.assert_allclose(results[0][0], expected.data, rtol=0, atol=1e-5)
+
+
 def test_what_the_kernels_do_not_do(rng):
     q = Tensor(rng.standard_normal((1, 1, 4, 8)))
     with kernels.use_kernels("emulate"):
