@@ -73,6 +73,7 @@ TOGETHER = {
     "minillm.tokenizers",
     "minillm.kernels",
     "minillm.data",
+    "minillm.optim",
     "minillm.training",
     "minillm.parallel",
 }  # one subject in several files

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 
 import numpy as np
@@ -10,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import minillm
-from minillm import Parameter, backend, nn, optim
+from minillm import Parameter, backend, nn
 from minillm.errors import CheckpointError, GraphError, InputError, ShapeError
-from minillm.optim import SGD, AdamW, clip_grad_norm_, cosine_schedule, decay_groups, wsd_schedule
+from minillm.optim import SGD, Adam, AdamW, clip_grad_norm_, cosine_schedule, decay_groups, flat, wsd_schedule
 
 SHAPES = [(3, 5), (7,), (2, 2, 4), (), (1, 17), (16,), (33,)]
 
@@ -238,7 +239,7 @@ def test_chunks_and_threads_change_no_bit(
         return [*naive_values(members), *optimizer.state_dict().values()], norms
 
     expected, expected_norms = run()
-    monkeypatch.setattr(optim, "CHUNK", chunk)
+    monkeypatch.setattr(flat, "CHUNK", chunk)
     monkeypatch.setattr(backend, "PARALLEL_BYTES", parallel_bytes)
     monkeypatch.setattr(backend, "threads", 3)
     arrays, norms = run()
@@ -502,35 +503,69 @@ def test_parameters_may_come_from_a_generator(rng: np.random.Generator) -> None:
 
 
 def test_cosine_at_its_corners() -> None:
-    settings = {"peak": 2.0, "floor": 0.5, "warmup": 4, "total": 12}
+    settings = {"peak": 2.0, "floor": 0.5, "warmup": 4, "total": 13}
     rates = [cosine_schedule(step, **settings) for step in range(20)]
     assert rates[:5] == [0.5, 1.0, 1.5, 2.0, 2.0]  # step 3 is the last of the warmup, step 4 the top of the cosine
     assert rates[8] == pytest.approx(1.25)  # half way
     assert rates[6] == pytest.approx(0.5 + 0.75 * (1 + math.cos(math.pi / 4)))
-    assert rates[12:] == [pytest.approx(0.5)] * 8
+    assert rates[11] > 0.51
+    assert rates[12:] == [0.5] * 8  # step 12 is the last of 13
     assert rates[4:13] == sorted(rates[4:13], reverse=True)
-
-
-def test_cosine_without_warmup_or_room() -> None:
-    assert cosine_schedule(0, peak=2.0, floor=0.5, warmup=0, total=10) == 2.0
-    assert cosine_schedule(0, peak=2.0, floor=0.5, warmup=0, total=1) == 2.0
-    assert cosine_schedule(5, peak=2.0, floor=0.5, warmup=10, total=3) == pytest.approx(1.2)
-    assert cosine_schedule(10, peak=2.0, floor=0.5, warmup=10, total=10) == 2.0
-    assert cosine_schedule(11, peak=2.0, floor=0.5, warmup=10, total=10) == pytest.approx(0.5)
 
 
 def test_wsd_at_its_corners() -> None:
     settings = {"peak": 2.0, "floor": 0.5, "warmup": 4, "total": 20, "decay": 6}
     rates = [wsd_schedule(step, **settings) for step in range(25)]
     assert rates[:4] == [0.5, 1.0, 1.5, 2.0]
-    assert rates[3:15] == [2.0] * 12  # the decay starts at step 14, and still has the peak there
-    assert rates[15:20] == [pytest.approx(2.0 - 1.5 * n / 6) for n in range(1, 6)]
-    assert rates[20:] == [pytest.approx(0.5)] * 5
+    assert rates[3:14] == [2.0] * 11
+    assert rates[14:20] == [pytest.approx(2.0 - 1.5 * n / 6) for n in range(1, 7)]  # the last 6 of 20 steps
+    assert rates[19:] == [0.5] * 6
 
 
 def test_wsd_without_decay_keeps_the_peak() -> None:
     settings = {"peak": 2.0, "floor": 0.5, "warmup": 0, "total": 5, "decay": 0}
     assert [wsd_schedule(step, **settings) for step in range(5)] == [2.0] * 5
+
+
+@given(st.integers(1, 40), st.integers(0, 40), st.integers(0, 40), st.floats(0, 2), st.booleans())
+def test_a_schedule_that_is_not_refused_keeps_its_promises(total, warmup, decay, floor, wsd) -> None:
+    """Never above the peak nor, after the warmup, below the floor; the peak is reached, and the floor at the end."""
+    shape = {"peak": 1.0, "floor": floor, "warmup": warmup, "total": total}
+    rate = functools.partial(wsd_schedule if wsd else cosine_schedule, **shape, **({"decay": decay} if wsd else {}))
+    if floor > 1 or warmup >= total or (wsd and decay and max(warmup, 1) + decay > total):
+        with pytest.raises(InputError):
+            rate(0)
+        return
+    rates = [rate(step) for step in range(total)]
+    assert max(rates) == 1
+    assert rates[:warmup] == [pytest.approx((step + 1) / warmup) for step in range(warmup)]
+    assert min(rates[warmup:]) >= floor
+    assert rates[warmup:] == sorted(rates[warmup:], reverse=True)
+    if total > 1 and (decay or not wsd):
+        assert rates[-1] == pytest.approx(floor)
+    if wsd and decay:  # a line from the peak: no step falls further than the others
+        falls = -np.diff([1.0, *rates[total - decay :]])
+        np.testing.assert_allclose(falls, (1 - floor) / decay, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"floor": 3.0}, r"floor=3.0 is above peak=2.0, so the rate would rise"),
+        ({"warmup": 10}, r"warmup=10 leaves none of total=10 steps to reach floor=0.5"),
+        ({"total": 0}, r"total=0, warmup=2, decay=\d"),
+        ({"warmup": -1}, r"total=10, warmup=-1, decay=\d; give 1 or more"),
+        ({"decay": 9}, r"warmup=2 and decay=9 do not fit into total=10 steps; give a decay of 8 at most"),
+        ({"warmup": 0, "decay": 10}, r"warmup=0 and decay=10 do not fit into total=10 steps; give a decay of 9"),
+    ],
+)
+def test_a_schedule_that_makes_no_sense_is_refused(changes: dict, message: str) -> None:
+    settings = {"peak": 2.0, "floor": 0.5, "warmup": 2, "total": 10} | changes
+    with pytest.raises(InputError, match=f"^wsd_schedule: {message}"):
+        wsd_schedule(0, **{"decay": 3} | settings)
+    if "decay" not in settings:
+        with pytest.raises(InputError, match=f"^cosine_schedule: {message}"):
+            cosine_schedule(0, **settings)
 
 
 # Against torch
