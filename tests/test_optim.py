@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 import minillm
 from minillm import Parameter, backend, nn
 from minillm.errors import CheckpointError, GraphError, InputError, ShapeError
-from minillm.optim import SGD, Adam, AdamW, clip_grad_norm_, cosine_schedule, decay_groups, flat, wsd_schedule
+from minillm.optim import SGD, AdamW, clip_grad_norm_, cosine_schedule, decay_groups, flat, wsd_schedule
 
 SHAPES = [(3, 5), (7,), (2, 2, 4), (), (1, 17), (16,), (33,)]
 
