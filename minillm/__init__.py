@@ -6,10 +6,10 @@ x = minillm.tensor([[1.0, 2.0]], requires_grad=True)
 x.grad                                              # [[2., 4.]]
 """
 
-from minillm import ops
+from minillm import nn, ops, optim
 from minillm.autograd import Parameter, Tensor, no_grad, tensor
 from minillm.hub import load, load_tokenizer
 from minillm.random import manual_seed
 
-__all__ = ["Parameter", "Tensor", "load", "load_tokenizer", "manual_seed", "no_grad", "ops", "tensor"]
+__all__ = ["Parameter", "Tensor", "load", "load_tokenizer", "manual_seed", "nn", "no_grad", "ops", "optim", "tensor"]
 __version__ = "0.1.0"
