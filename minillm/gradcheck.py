@@ -408,6 +408,8 @@ def _normalisation() -> Iterator[Case]:
     )
     yield Case("layernorm", "no rows", norm, normal((0, 4), (4,), (4,)))
     yield Case("layernorm", "no bias", lambda x, weight: ops.layer_norm(x, weight), normal((3, 4), (4,)))
+    yield Case("layernorm", "no weight", lambda x: ops.layer_norm(x), normal((3, 4)))
+    yield Case("layernorm", "bias alone", lambda x, bias: ops.layer_norm(x, None, bias), normal((3, 4), (4,)))
     yield Case("layernorm", "large eps", lambda x, weight, bias: norm(x, weight, bias, 2.0), normal((3, 4), (4,), (4,)))
     yield Case(
         "layernorm",
@@ -448,6 +450,7 @@ def _normalisation() -> Iterator[Case]:
     yield Case("rmsnorm", "vector", rms, normal((4,), (4,)))
     yield Case("rmsnorm", "one channel", lambda x, weight: rms(x, weight, 0.5), normal((3, 1), (1,)))
     yield Case("rmsnorm", "no rows", rms, normal((0, 4), (4,)))
+    yield Case("rmsnorm", "no weight", lambda x: ops.rms_norm(x), normal((3, 4)))
     yield Case("rmsnorm", "large eps", lambda x, weight: rms(x, weight, 2.0), normal((3, 4), (4,)))
     yield Case("rmsnorm", "zeros", lambda x, weight: rms(x * 0, weight, 0.5), normal((3, 4), (4,)))
     yield from _in_views("rmsnorm", rms, normal((3, 4), (4,)))
@@ -561,6 +564,11 @@ def _attention() -> Iterator[Case]:
     yield row("no queries", qkv(tq=0, tk=3))
     yield row("no keys", qkv(tk=0))
     yield row("empty batch", qkv(b=0))
+    yield row("another value size", normal((2, 4, 3, 2), (2, 2, 5, 2), (2, 2, 5, 3)), causal=True)
+    yield row("one item for all", normal((2, 2, 3, 2), (1, 2, 4, 2), (2, 2, 4, 2)), mask=hidden)
+    yield row("one item of queries", normal((1, 4, 3, 2), (2, 2, 4, 2), (1, 2, 4, 2)), lengths=[4, 1])
+    yield row("three axes", normal((2, 3, 2), (2, 4, 2), (2, 4, 1)), mask=some[:, 0])
+    yield row("two axes", normal((3, 2), (4, 2), (4, 2)), causal=True)
     yield Case("attention", "one tensor for all", lambda x: ops.attention(x, x, x, causal=True), normal((1, 2, 3, 2)))
 
     def dropped(name: str, make: Make, **settings) -> Case:
@@ -609,6 +617,24 @@ def _cross_entropy() -> Iterator[Case]:
             yield Case("cross_entropy", f"{reduction}, smoothed{name}", loss(reduction, 0.2), make)
     yield Case("cross_entropy", "all smoothed", loss("mean", 1.0), targets(4))
     yield Case("cross_entropy", "other ignore_index", lambda x, t: ops.cross_entropy(x, t, ignore_index=2), targets(8))
+    factors = np.array([0.5, 2.0, 0.0, 1.5, 1.0])
+    for reduction in ("mean", "sum", "none"):
+        for smoothing in (0.0, 0.2):
+
+            def weighted(x, t, reduction=reduction, smoothing=smoothing):
+                return ops.cross_entropy(x, t, weight=factors, reduction=reduction, label_smoothing=smoothing)
+
+            name = f"class weights, {reduction}" + ", smoothed" * bool(smoothing)
+            yield Case("cross_entropy", name, weighted, targets(2, 4, ignored=2))
+
+    def second_axis(*shape: int) -> Make:
+        return lambda rng: (rng.normal(size=(shape[0], 5, *shape[1:])), rng.integers(0, 5, shape))
+
+    yield Case("cross_entropy", "classes on axis 1", lambda x, t: ops.cross_entropy(x, t), second_axis(2, 3))
+    yield Case("cross_entropy", "classes on axis 1 of 4", lambda x, t: ops.cross_entropy(x, t), second_axis(2, 3, 2))
+    square = second_axis(2, 5)
+    yield Case("cross_entropy", "dim 1", lambda x, t: ops.cross_entropy(x, t, dim=1), square)
+    yield Case("cross_entropy", "dim -1", lambda x, t: ops.cross_entropy(x, t, dim=-1), square)
     yield from _in_views("cross_entropy", lambda x, t: ops.cross_entropy(x, t), targets(2, 3))
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,7 @@ from minillm import autograd, backend, ops, random
 from minillm.autograd import Parameter, Tensor
 from minillm.backend import Array, device_and_dtype
 from minillm.device import like, to_device
-from minillm.errors import CheckpointError, GraphError, ShapeError
+from minillm.errors import CheckpointError, DtypeError, GraphError, ShapeError
 
 
 class Module:
@@ -95,10 +95,34 @@ class Module:
             parameter.grad = parameter.grad_buffer = None
         return self
 
-    def zero_grad(self) -> None:
-        """Forget all gradients."""
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Forget all gradients, or fill them with zeros."""
         for parameter in self.parameters():
-            parameter.grad = None
+            if set_to_none:
+                parameter.grad = None
+            elif parameter.grad is not None:
+                parameter.grad[...] = 0
+
+    def requires_grad_(self, requires_grad: bool = True) -> Any:
+        """Ask for the gradients of all parameters, or freeze them; returns the module."""
+        for parameter in self.parameters():
+            parameter.requires_grad_(requires_grad)
+        return self
+
+    def modules(self) -> Iterator[Module]:
+        """This module and all below."""
+        yield from (module for _, module in self.named_modules())
+
+    def children(self) -> Iterator[Module]:
+        """The modules directly below."""
+        yield from (child for _, child in self.named_children() if isinstance(child, Module))
+
+    def apply(self, function: Callable[[Module], Any]) -> Any:
+        """Call `function` on every module, those below first; returns the module."""
+        for child in self.children():
+            child.apply(function)
+        function(self)
+        return self
 
     def state_dict(self) -> dict[str, Array]:
         """Every parameter's array under its path: references, not copies."""
@@ -164,6 +188,64 @@ def uniform_(bound: float, *arrays: Array) -> None:
             array[...] = generator.uniform(-bound, bound, array.shape)
 
 
+class ModuleList(Module):
+    """A list of modules, whose places are their names. A plain list serves as well: a Module looks into its lists."""
+
+    def __init__(self, modules: Iterable[Module] = ()):
+        self.members = _checked_modules(type(self).__name__, modules)
+
+    def named_children(self) -> Iterator[tuple[str, Any]]:
+        yield from _find_children(enumerate(self.members))
+
+    def append(self, module: Module) -> ModuleList:
+        """Add a module at the end; returns the list."""
+        return self.extend([module])
+
+    def extend(self, modules: Iterable[Module]) -> ModuleList:
+        """Add modules at the end; returns the list."""
+        self.members += _checked_modules(type(self).__name__, modules)
+        return self
+
+    def __len__(self) -> int:
+        return len(self.members)
+
+    def __iter__(self) -> Iterator[Module]:
+        return iter(self.members)
+
+    def __getitem__(self, place: int | slice) -> Any:
+        return self.members[place]
+
+    def __setitem__(self, place: int, module: Module) -> None:
+        (self.members[place],) = _checked_modules(type(self).__name__, [module])
+
+
+class Sequential(ModuleList):
+    """Modules that run one after the other, each on the output of the one before.
+
+    The place of a module is its name, so the first one's weight has the path `0.weight`, as in PyTorch.
+    """
+
+    def __init__(self, *modules: Module):
+        super().__init__(modules)
+
+    def forward(self, x: Any) -> Any:
+        for module in self:
+            x = module(x)
+        return x
+
+
+def _checked_modules(owner: str, modules: Iterable[Any]) -> list[Module]:
+    """The modules as a list. Raises: DtypeError for what is no Module, such as a function."""
+    checked = list(modules)
+    for place, module in enumerate(checked):
+        if not isinstance(module, Module):
+            raise DtypeError(
+                f"{owner}: element {place} is {module!r}, which is not a Module; give layers such as "
+                "nn.Linear(4, 4) or nn.GELU()"
+            )
+    return checked
+
+
 class Linear(Module):
     """y = x W^T + b, with W (out, in) and b from U(-1/sqrt(in), 1/sqrt(in)), as in PyTorch."""
 
@@ -179,22 +261,31 @@ class Linear(Module):
 
 
 class Embedding(Module):
-    """One row of a (V, C) table for each id, the table from N(0, 1), as in PyTorch."""
+    """One row of a (V, C) table for each id, the table from N(0, 1), as in PyTorch.
 
-    def __init__(self, num_embeddings: int, embedding_dim: int):
+    padding_idx: an id whose row begins as zeros and gets no gradient.
+    """
+
+    def __init__(self, num_embeddings: int, embedding_dim: int, padding_idx: int | None = None):
         self.weight = Parameter(np.empty((num_embeddings, embedding_dim), np.float32))
+        self.padding_idx = padding_idx
         normal_(self.weight.data, 1.0)
+        if padding_idx is not None:
+            self.weight.data[padding_idx] = 0
 
     def forward(self, ids: Any) -> Tensor:
-        return ops.embedding(ids, self.weight)
+        return ops.embedding(ids, self.weight, self.padding_idx)
 
 
 class LayerNorm(Module):
-    """Layer normalisation over the last axis, weight 1 and bias 0 at the start."""
+    """Layer normalisation over the last axis, weight 1 and bias 0 at the start.
 
-    def __init__(self, channels: int, eps: float = 1e-5, bias: bool = True):
-        self.weight = Parameter(np.ones(channels, np.float32))
-        self.bias = Parameter(np.zeros(channels, np.float32)) if bias else None
+    elementwise_affine: without, there is neither weight nor bias.
+    """
+
+    def __init__(self, channels: int, eps: float = 1e-5, bias: bool = True, elementwise_affine: bool = True):
+        self.weight = Parameter(np.ones(channels, np.float32)) if elementwise_affine else None
+        self.bias = Parameter(np.zeros(channels, np.float32)) if bias and elementwise_affine else None
         self.eps = eps
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Any:
@@ -223,6 +314,90 @@ class Dropout(Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return ops.dropout(x, self.p, self.training)
+
+
+class ReLU(Module):
+    """max(x, 0); see ops.relu."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return ops.relu(x)
+
+
+class GELU(Module):
+    """x Phi(x), or its approximation by "tanh"; see ops.gelu."""
+
+    def __init__(self, approximate: str = "none"):
+        self.approximate = approximate
+
+    def forward(self, x: Tensor) -> Tensor:
+        return ops.gelu(x, self.approximate)
+
+
+class SiLU(Module):
+    """x sigmoid(x); see ops.silu."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return ops.silu(x)
+
+
+class Tanh(Module):
+    """The hyperbolic tangent."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return ops.tanh(x)
+
+
+class Sigmoid(Module):
+    """1 / (1 + e^-x)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return ops.sigmoid(x)
+
+
+class Softmax(Module):
+    """Probabilities along one axis; see ops.softmax."""
+
+    def __init__(self, dim: int = -1):
+        self.dim = dim
+
+    def forward(self, x: Tensor) -> Tensor:
+        return ops.softmax(x, dim=self.dim)
+
+
+class Identity(Module):
+    """x itself."""
+
+    def forward(self, x: Any) -> Any:
+        return x
+
+
+class CrossEntropyLoss(Module):
+    """-log p(target) of logits; see ops.cross_entropy for the layouts and for what the settings mean."""
+
+    def __init__(
+        self,
+        weight: Any = None,
+        ignore_index: int = -100,
+        reduction: str = "mean",
+        label_smoothing: float = 0.0,
+    ):
+        self.weight = weight
+        self.ignore_index, self.reduction, self.label_smoothing = ignore_index, reduction, label_smoothing
+
+    def forward(self, logits: Tensor, targets: Any) -> Tensor:
+        return ops.cross_entropy(
+            logits, targets, self.ignore_index, self.label_smoothing, self.reduction, weight=self.weight
+        )
+
+
+class MSELoss(Module):
+    """The mean of (x - target)^2; see ops.mse_loss."""
+
+    def __init__(self, reduction: str = "mean"):
+        self.reduction = reduction
+
+    def forward(self, x: Tensor, target: Any) -> Tensor:
+        return ops.mse_loss(x, target, self.reduction)
 
 
 class KVCache:
@@ -335,7 +510,7 @@ class Decoder(Module):
 
     def loss(self, ids: Any, targets: Any, reduction: str = "mean") -> Tensor:
         """Cross-entropy of the logits against targets (B, T), in nats per token; -100 is not counted."""
-        return ops.cross_entropy(self(ids), targets, reduction=reduction, overwrite=True)
+        return ops.cross_entropy(self(ids), targets, reduction=reduction, overwrite=True, dim=-1)
 
 
 class SelfAttention(Module):

@@ -8,6 +8,11 @@ from pathlib import Path
 # One BLAS thread, set before NumPy loads it: on a busy machine, two threads wait for each other in every small product.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
+# Programs that a test starts run the checkout too, as the tests do by pytest's `pythonpath`.
+os.environ["PYTHONPATH"] = os.pathsep.join(
+    [str(Path(__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
+)
+
 import numpy as np
 import pytest
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import os
 import subprocess
 import sys
 import tomllib
@@ -58,6 +57,8 @@ SHARED = {
     "minillm.ops.dropout",
     "minillm.ops.launch",
     "minillm.ops.reduce",
+    "minillm.ops.shape",
+    "minillm.ops.softmax",
     "minillm.checkpoint",
     "minillm.describe",
     "minillm.generate",
@@ -192,14 +193,20 @@ def test_every_public_module_starts_with_a_docstring() -> None:
 
 def test_importing_minillm_loads_nothing_but_numpy() -> None:
     code = "import sys; before = set(sys.modules); import minillm; print(*sorted(set(sys.modules) - before))"
-    path = os.pathsep.join([str(ROOT.parent), *filter(None, [os.environ.get("PYTHONPATH")])])
-    environment = {**os.environ, "PYTHONPATH": path}
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     packages = {name.partition(".")[0] for name in result.stdout.split()}
     assert {"minillm", "numpy"} <= packages
     assert packages - sys.stdlib_module_names == {"minillm", "numpy"}
     for heavy in ("minillm.training", "minillm.cli", "minillm.tokenizers", "pydoc_data", "asyncio", "multiprocessing"):
         assert heavy not in result.stdout.split()
+
+
+def test_the_tests_run_this_checkout(tmp_path) -> None:
+    checkout = Path(__file__).parents[1] / "minillm" / "__init__.py"
+    assert Path(minillm.__file__) == checkout
+    program = "import minillm; print(minillm.__file__)"
+    shown = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=tmp_path)
+    assert shown.stdout.strip() == str(checkout)
 
 
 def test_the_wheel_has_every_package() -> None:

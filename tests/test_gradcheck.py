@@ -463,7 +463,7 @@ def cross_entropy_inputs(draw):
         "label_smoothing": draw(st.sampled_from([0.0, 0.1, 1.0])),
         "reduction": draw(st.sampled_from(["mean", "sum", "none"])),
     }
-    return lambda logits: ops.cross_entropy(logits, targets, **settings), draw(drawn([(*lead, classes)]))
+    return lambda logits: ops.cross_entropy(logits, targets, **settings, dim=-1), draw(drawn([(*lead, classes)]))
 
 
 DRAWN = {

@@ -335,6 +335,7 @@ class Bart(BartModel):
             label_smoothing=label_smoothing,
             reduction=reduction,
             overwrite=True,
+            dim=-1,
         )
 
     def conditioned(self, source: Any, source_lengths: Any = None) -> Conditioned:

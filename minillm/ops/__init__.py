@@ -20,6 +20,7 @@ from minillm.ops.gelu import GELU, gelu
 from minillm.ops.layernorm import ADD_LAYERNORM, LAYERNORM, add_layer_norm, layer_norm
 from minillm.ops.linear import LINEAR, linear
 from minillm.ops.matmul import MATMUL, matmul
+from minillm.ops.mse_loss import mse_loss
 from minillm.ops.reduce import MAX, MEAN, SUM, max, mean, sum
 from minillm.ops.rmsnorm import RMSNORM, rms_norm
 from minillm.ops.rope import ROPE, half_to_interleaved, interleaved_to_half, rope, rope_table
@@ -61,6 +62,7 @@ __all__ = [
     "matmul",
     "max",
     "mean",
+    "mse_loss",
     "mul",
     "neg",
     "permute",

@@ -39,6 +39,7 @@ from minillm.device import compute_capability, is_on_gpu, like
 from minillm.errors import DtypeError, ShapeError, check_floating, check_index, check_shapes
 from minillm.kernels import get_kernel
 from minillm.ops.dropout import check_probability
+from minillm.ops.shape import broadcast_to
 
 QUERY_BLOCK = 64  # queries at a time
 SCORE_BYTES = 512 * 1024  # scores held at a time, on each thread
@@ -69,7 +70,8 @@ class Saved(NamedTuple):
 
 
 def attention_forward(q, k, v, mask, *, lengths, causal, scale, dropout):
-    out = np.empty_like(q)  # in the memory order of q, so that undoing a (B, T, H, D) transpose is free
+    # In the memory order of q, so that undoing a (B, T, H, D) transpose is free.
+    out = np.empty_like(q, shape=(*q.shape[:3], v.shape[3]))
     lse = np.empty_like(q, shape=q.shape[:3])
     saved = Saved(q, k, v, mask, lengths, out, lse, causal, scale, dropout)
     if q.size == 0 or k.size == 0:  # no query, or no key to see
@@ -146,7 +148,7 @@ def attention_backward(dout, saved):
 def attention_forward_cuda(q, k, v, mask, *, lengths, causal, scale, dropout):
     if mask is not None or scale <= 0 or q.size == 0 or k.size == 0 or q.shape[3] > 128:
         return NotImplemented
-    if not q.dtype == k.dtype == v.dtype or (dropout and dropout.counter >= 2**63):
+    if not q.dtype == k.dtype == v.dtype or k.shape != v.shape or (dropout and dropout.counter >= 2**63):
         return NotImplemented
     q, k, v = map(_rows_in_one_piece, (q, k, v))
     if lengths is None:
@@ -188,7 +190,8 @@ def attention(
 ) -> Tensor:
     """softmax(scale Q K^T + mask) V for every head.
 
-    Shapes: q (B, H, Tq, D), k and v (B, G, Tk, D) with G dividing H; result (B, H, Tq, D).
+    Shapes: q (B, H, Tq, D), k (B, G, Tk, D), v (B, G, Tk, E) with G dividing H; result (B, H, Tq, E). Where a batch
+        has size 1, it serves all items. Where all three are (B, T, D) or (T, D), there is one head.
     mask: broadcastable to (B, H, Tq, Tk). Boolean: True where a query may see a key. Floating: added to the scores;
         it gets no gradient.
     causal: query i sees keys up to i + Tk - Tq. scale: 1/sqrt(D) by default.
@@ -201,17 +204,25 @@ def attention(
         Tk counts as Tk), dropout_p outside [0, 1), or more items or heads than `random.part` tells of.
     Source: Vaswani et al. 2017, equation 1; Dao et al. 2022, algorithm 4 for the backward.
     """
+    if mask is not None:
+        mask = mask.data if isinstance(mask, Tensor) else backend.as_array(mask)
+    if q.ndim == k.ndim == v.ndim and q.ndim in (2, 3):  # one head
+        if mask is not None and mask.ndim == 3:
+            mask = mask[:, None]  # (B, 1, Tq, Tk)
+        q4, k4, v4 = (x.reshape(*x.shape[:-2], *(1,) * (4 - x.ndim), *x.shape[-2:]) for x in (q, k, v))
+        y = attention(q4, k4, v4, causal, mask, lengths=lengths, scale=scale, dropout_p=dropout_p)
+        return y.reshape(*y.shape[: q.ndim - 2], *y.shape[2:])
     if lengths is not None:
         lengths = lengths.data if isinstance(lengths, Tensor) else backend.as_array(lengths)
-    sizes = check_shapes("attention", q=("B H Tq D", q), k=("B G Tk D", k), v=("B G Tk D", v), lengths=("B", lengths))
+    q, k, v = _with_one_batch(q, k, v)
+    sizes = check_shapes("attention", q=("B H Tq D", q), k=("B G Tk D", k), v=("B G Tk E", v), lengths=("B", lengths))
     if sizes["G"] == 0 or sizes["H"] % sizes["G"]:
         raise ShapeError(f"attention: q has H={sizes['H']} heads, which {sizes['G']} key heads do not divide")
     check_floating("attention", q=q, k=k, v=v)
-    if sizes["D"] == 0:
-        raise ShapeError("attention: q has D=0 channels per head; give at least one")
-    mask = mask.data if isinstance(mask, Tensor) else mask
+    if sizes["D"] == 0 or sizes["E"] == 0:
+        raise ShapeError(f"attention: q has D={sizes['D']} and v E={sizes['E']} channels per head; give at least one")
     if mask is not None:
-        mask = like(backend.as_array(mask), q.data)
+        mask = like(mask, q.data)
         if mask.dtype.kind not in "bf":
             raise DtypeError(f"attention: mask has dtype {mask.dtype}; give bool (True = visible) or a float bias")
         wanted = tuple(sizes[name] for name in ("B", "H", "Tq", "Tk"))
@@ -228,6 +239,12 @@ def attention(
         dropout = _place_of_mask(q.shape, sizes["Tk"], dropout_p)
     scale = 1 / math.sqrt(sizes["D"]) if scale is None else float(scale)
     return ATTENTION(q, k, v, mask, lengths=lengths, causal=causal, scale=scale, dropout=dropout)
+
+
+def _with_one_batch(*tensors: Tensor) -> list[Tensor]:
+    """The tensors, those with a batch of 1 stretched to the batch of the others."""
+    batch = max((x.shape[0] for x in tensors if x.ndim == 4), default=1)
+    return [broadcast_to(x, batch, *x.shape[1:]) if x.ndim == 4 and x.shape[0] == 1 < batch else x for x in tensors]
 
 
 def _place_of_mask(shape: tuple[int, ...], keys: int, p: float) -> Dropout:
@@ -442,8 +459,12 @@ def _launch_delta(dout: Array, out: Array, lse: Array) -> Array:
 
 
 def _rows_in_one_piece(x: Array) -> Array:
-    """x, or a copy if the numbers of a row of its last axis do not follow each other."""
-    return x if x.strides[-1] == x.itemsize and min(x.strides) >= 0 else backend.contiguous(x)
+    """x, or a copy if the numbers of a row of its last axis do not follow each other, or x is stretched.
+
+    An array made in the memory order of a stretched one would have its rows in pieces.
+    """
+    strides = [stride for size, stride in zip(x.shape, x.strides, strict=True) if size > 1]
+    return x if min(strides, default=1) > 0 and x.strides[-1] == x.itemsize else x.copy(order="C")
 
 
 def _memory(x: Array) -> Array:

@@ -22,8 +22,11 @@ import numpy as np
 from minillm.autograd import Op, Tensor
 from minillm.backend import Array, as_array, as_rows, contiguous, row_blocks, row_max, row_sums
 from minillm.device import is_on_gpu, like
-from minillm.errors import DtypeError, GraphError, InputError, ShapeError, check_index
+from minillm.errors import DtypeError, GraphError, InputError, ShapeError, check_index, check_shapes
 from minillm.kernels import WARP, get_kernel
+from minillm.ops.arithmetic import where
+from minillm.ops.shape import permute
+from minillm.ops.softmax import log_softmax
 
 
 class Saved(NamedTuple):
@@ -38,7 +41,9 @@ class Saved(NamedTuple):
     overwritten: list  # of what the backward did: empty until it has written over the logits
 
 
-def cross_entropy_forward(logits, targets, *, ignore_index, label_smoothing, reduction, overwrite=False):
+def cross_entropy_forward(
+    logits, targets, *, ignore_index, label_smoothing, reduction, overwrite=False, class_weights=None
+):
     x, t = as_rows(logits), targets.reshape(-1)
     counted = t != ignore_index
     t = np.where(counted, t, 0)
@@ -56,9 +61,7 @@ def cross_entropy_forward(logits, targets, *, ignore_index, label_smoothing, red
         lse[rows] = log_sum + largest[:, 0]
 
     row_blocks(formula, x)
-    weight = counted.astype(x.dtype)
-    if reduction == "mean":
-        weight /= max(1, np.count_nonzero(counted))
+    weight = row_weights(counted, t, class_weights, reduction, x.dtype)
     np.copyto(loss, 0, where=~counted)  # not by the weight alone: an infinite loss times 0 is not a number
     loss *= weight
     result = loss.reshape(targets.shape) if reduction == "none" else loss.sum()
@@ -84,6 +87,17 @@ def cross_entropy_backward(dout, saved):
     return dlogits, None
 
 
+def row_weights(counted: Array, targets: Array, class_weights: Array | None, reduction: str, dtype: Any) -> Array:
+    """The factor of each row's loss: the weight of its class, or 0 if it is ignored; over their sum for a mean."""
+    weight = counted.astype(np.float64)  # a count of rows has more digits than bfloat16 or float16 can hold
+    if class_weights is not None:
+        weight *= class_weights[targets]
+    if reduction == "mean":
+        total = weight.sum()  # stays on a GPU, where a comparison by Python would wait for the number
+        weight /= np.where(total == 0, 1.0, total)
+    return weight.astype(dtype)
+
+
 def memory_for_gradient(saved: Saved) -> Array:
     """Their own memory if the logits may be overwritten: formula and kernel read a number before they write it."""
     if not saved.overwrite or not saved.logits.flags.c_contiguous:
@@ -94,7 +108,9 @@ def memory_for_gradient(saved: Saved) -> Array:
     return saved.logits
 
 
-def cross_entropy_forward_cuda(logits, targets, *, ignore_index, label_smoothing, reduction, overwrite=False):
+def cross_entropy_forward_cuda(
+    logits, targets, *, ignore_index, label_smoothing, reduction, overwrite=False, class_weights=None
+):
     if logits.size == 0:
         return NotImplemented
     logits, t = contiguous(logits), contiguous(targets.reshape(-1).astype(np.int64, copy=False))
@@ -102,9 +118,8 @@ def cross_entropy_forward_cuda(logits, targets, *, ignore_index, label_smoothing
     lse, loss = np.empty_like(logits, shape=(2, t.size), dtype=accumulator)
     smoothing = accumulator.type(label_smoothing)
     _launch("cross_entropy_forward", (as_rows(logits), t, loss, lse), np.int64(ignore_index), smoothing)
-    weight = (t != ignore_index).astype(accumulator)
-    if reduction == "mean":
-        weight /= np.maximum(weight.sum(), 1)  # stays on the device, where max() would wait for the number
+    counted = t != ignore_index
+    weight = row_weights(counted, np.where(counted, t, 0), class_weights, reduction, accumulator)
     loss *= weight
     result = loss.reshape(targets.shape) if reduction == "none" else loss.sum()
     return result, Saved(logits, t, lse, weight, label_smoothing, overwrite, [])
@@ -142,36 +157,84 @@ def cross_entropy(
     label_smoothing: float = 0.0,
     reduction: str = "mean",
     overwrite: bool = False,
+    *,
+    weight: Any = None,
+    dim: int | None = None,
 ) -> Tensor:
-    """-log p(target), where p = softmax(logits) over the last axis.
+    """-log p(target), where p = softmax(logits) over the classes.
 
-    Shapes: logits (..., V), targets (...) of integer ids in [0, V) or `ignore_index`. The classes are the last axis,
-        so (B, T, V) logits take (B, T) targets as they are.
+    Shapes: logits (..., V) with targets (...), or PyTorch's layout (N, V, ...) with targets (N, ...): integer ids in
+        [0, V) or `ignore_index`. Where the targets fit both, `dim` must say which axis has the classes.
     reduction: "mean" over the targets that are not ignored (0 if there are none), "sum", or "none" for (...).
     overwrite: let the backward write the gradient over the logits, which nothing else may use after it. They are the
         largest array of a step: 64k tokens of GPT-2 have 6.6 GB of them in bfloat16.
+    weight: (V,), a factor for the loss of each class; a mean is then divided by the sum of the targets' weights.
     Units: nats per token.
     Saves: a reference to the logits, and two numbers per row.
     Raises: ShapeError, InputError for an id out of range or an unknown reduction, DtypeError for targets of floats.
     """
     targets = targets.data if isinstance(targets, Tensor) else as_array(targets)
-    if logits.ndim == 0 or logits.shape[:-1] != targets.shape:
-        raise ShapeError(
-            f"cross_entropy: logits of shape {logits.shape} need targets {logits.shape[:-1]}, not {targets.shape}"
-        )
+    _check_settings(logits, ignore_index, label_smoothing, reduction)
+    axis = _class_axis(logits, targets, dim)
+    if axis != logits.ndim - 1:
+        logits = permute(logits, *(i for i in range(logits.ndim) if i != axis), axis)
+    used = targets[targets != ignore_index] if targets.dtype.kind in "iu" and not is_on_gpu(targets) else targets
+    check_index("cross_entropy", used, logits.shape[-1], "target")
+    settings: dict[str, Any] = dict(ignore_index=ignore_index, reduction=reduction)
+    targets = like(targets, logits.data)
+    if weight is not None:
+        weight = like(as_array(weight.data if isinstance(weight, Tensor) else weight), logits.data)
+        check_shapes("cross_entropy", logits=("... V", logits), weight=("V", weight))
+        settings["class_weights"] = weight.astype(logits.dtype, copy=False)
+        if label_smoothing:
+            return _smoothed_with_weights(logits, targets, label_smoothing, **settings)
+    return CROSS_ENTROPY(logits, targets, label_smoothing=float(label_smoothing), overwrite=overwrite, **settings)
+
+
+def _check_settings(logits: Tensor, ignore_index: Any, label_smoothing: float, reduction: str) -> None:
     if logits.dtype.kind in "iub":
         raise DtypeError(f"cross_entropy: logits have dtype {logits.dtype}; give floats")
+    if not isinstance(ignore_index, (int, np.integer)):
+        raise DtypeError(f"cross_entropy: ignore_index is {ignore_index!r}; give an id, and class weights as weight=")
     if reduction not in ("mean", "sum", "none"):
         raise InputError(f"cross_entropy: reduction is {reduction!r}; choose 'mean', 'sum' or 'none'")
     if not 0 <= label_smoothing <= 1:
         raise InputError(f"cross_entropy: label_smoothing is {label_smoothing}; give a number from 0 to 1")
-    used = targets[targets != ignore_index] if targets.dtype.kind in "iu" and not is_on_gpu(targets) else targets
-    check_index("cross_entropy", used, logits.shape[-1], "target")
-    return CROSS_ENTROPY(
-        logits,
-        like(targets, logits.data),
-        ignore_index=ignore_index,
-        label_smoothing=float(label_smoothing),
-        reduction=reduction,
-        overwrite=overwrite,
-    )
+
+
+def _class_axis(logits: Tensor, targets: Array, dim: int | None) -> int:
+    """The axis of the classes, which the shape of the targets tells."""
+    ndim = logits.ndim
+    if dim is not None and not -ndim <= dim < ndim:
+        raise ShapeError(f"cross_entropy: dim is {dim}, but logits have shape {logits.shape}")
+    possible = [ndim - 1, 1] if ndim > 2 else [ndim - 1]
+    axes = possible if dim is None else [dim % ndim]
+    fitting = [axis for axis in axes if logits.shape[:axis] + logits.shape[axis + 1 :] == targets.shape]
+    if ndim == 0 or not fitting:
+        wanted = " or ".join(str(logits.shape[:axis] + logits.shape[axis + 1 :]) for axis in axes if ndim)
+        raise ShapeError(
+            f"cross_entropy: logits of shape {logits.shape} need targets of shape {wanted}, not {targets.shape}"
+        )
+    if len(fitting) > 1 and logits.shape[1] > 1:
+        raise ShapeError(
+            f"cross_entropy: targets of shape {targets.shape} fit logits of shape {logits.shape} with the classes on "
+            "the last axis and on axis 1; say dim=-1 or dim=1"
+        )
+    if logits.shape[fitting[0]] == 0:
+        raise ShapeError(f"cross_entropy: logits of shape {logits.shape} have no classes; give at least one")
+    return fitting[0]
+
+
+def _smoothed_with_weights(
+    logits: Tensor, targets: Array, label_smoothing: float, *, class_weights: Array, ignore_index: int, reduction: str
+) -> Tensor:
+    """(1 - e) w_t (-log p_t) + e/V sum_i w_i (-log p_i), the mean over the sum of w_t, as PyTorch combines the two."""
+    counted = targets != ignore_index
+    settings: dict[str, Any] = dict(ignore_index=ignore_index, reduction="none")
+    of_target = cross_entropy(logits, targets, weight=class_weights, dim=-1, **settings)  # (...)
+    of_all = -(log_softmax(logits) * Tensor(class_weights)).mean(axis=-1)  # (...)
+    loss = (1 - label_smoothing) * of_target + where(counted, label_smoothing * of_all, 0.0)  # (...)
+    if reduction != "mean":
+        return loss if reduction == "none" else loss.sum()
+    total = (class_weights[np.where(counted, targets, 0)] * counted).sum()
+    return loss.sum() / Tensor(np.where(total == 0, 1, total).astype(logits.dtype))

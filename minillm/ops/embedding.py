@@ -17,7 +17,7 @@ from minillm import backend
 from minillm.autograd import Into, Op, Tensor
 from minillm.backend import Array, add_at, as_array, as_rows, contiguous
 from minillm.device import is_on_gpu, like
-from minillm.errors import check_index, check_shapes
+from minillm.errors import InputError, check_index, check_shapes
 from minillm.kernels import WARP, get_kernel
 
 LONG_ROW = 512  # channels from which one row at a time is faster; measured by benchmarks/ops.py
@@ -25,17 +25,26 @@ WARPS = 8  # of a block of the kernels: one for each id
 
 
 class Saved(NamedTuple):
-    """The ids, and the shape of the table."""
+    """The ids, the shape of the table, and the id whose row gets no gradient."""
 
     ids: Array
     shape: tuple[int, int]
+    padding_idx: int | None = None
 
 
-def embedding_forward(weight, ids):
-    return np.take(weight, ids, axis=0), Saved(ids, weight.shape)
+def embedding_forward(weight, ids, *, padding_idx=None):
+    return np.take(weight, ids, axis=0), Saved(ids, weight.shape, padding_idx)
+
+
+def without_padding(dout: Array, saved: Saved) -> Array:
+    """The gradient with zeros where the id is the one of padding."""
+    if saved.padding_idx is None:
+        return dout
+    return np.where((saved.ids == saved.padding_idx)[..., None], np.zeros_like(dout, shape=()), dout)
 
 
 def embedding_backward(dout, saved, into=(None, None)):
+    dout = without_padding(dout, saved)
     dweight = _gradient_so_far(dout, saved, into[0])
     ids, rows = saved.ids.reshape(-1), as_rows(dout)
     if is_on_gpu(rows):
@@ -80,7 +89,7 @@ def add_rows_sorted(table: Array, ids: Array, rows: Array) -> None:
         backend.parallel(columns, rows.shape[1])
 
 
-def embedding_forward_cuda(weight, ids):
+def embedding_forward_cuda(weight, ids, *, padding_idx=None):
     if ids.size == 0 or weight.size == 0:
         return NotImplemented
     weight, ids = contiguous(weight), contiguous(ids.astype(np.int64, copy=False))
@@ -89,10 +98,11 @@ def embedding_forward_cuda(weight, ids):
     kernel = get_kernel("embedding.cu", "embedding_forward", weight.dtype)
     numbers = (np.int64(len(weight)), np.int64(ids.size), np.int32(columns))
     kernel(-(-ids.size // WARPS), WARPS * WARP, (weight, ids, out, *numbers))
-    return out, Saved(ids, weight.shape)
+    return out, Saved(ids, weight.shape, padding_idx)
 
 
 def embedding_backward_cuda(dout, saved, into=(None, None)):
+    dout = without_padding(dout, saved)
     dweight = _gradient_so_far(dout, saved, into[0])
     table, ids, columns = contiguous(dweight), saved.ids.reshape(-1), saved.shape[1]
     order = backend.stable_argsort(ids)
@@ -114,14 +124,19 @@ EMBEDDING = Op(
 )
 
 
-def embedding(ids: Any, weight: Tensor) -> Tensor:
+def embedding(ids: Any, weight: Tensor, padding_idx: int | None = None) -> Tensor:
     """y = weight[ids], one row of the table for each id.
 
     Shapes: ids (...) of integers in [0, V), weight (V, C); result (..., C).
+    padding_idx: an id whose row gets no gradient; -1 is the last, as in PyTorch.
     Saves: the ids.
     Raises: InputError for an id outside the table, DtypeError for ids that are no integers.
     """
     ids = ids.data if isinstance(ids, Tensor) else as_array(ids)
     size = check_shapes("embedding", weight=("V C", weight))["V"]
     check_index("embedding", ids, size, "token id")
-    return EMBEDDING(weight, like(ids, weight.data))
+    if padding_idx is not None:
+        if not -size <= padding_idx < size:
+            raise InputError(f"embedding: padding_idx {padding_idx} is out of range; expected {-size} to {size - 1}")
+        padding_idx %= size
+    return EMBEDDING(weight, like(ids, weight.data), padding_idx=padding_idx)

@@ -161,10 +161,14 @@ ADD_LAYERNORM = Op(
 )
 
 
-def layer_norm(x: Tensor, weight: Tensor, bias: Tensor | None = None, eps: float = 1e-5) -> Tensor:
+def _weight_or_ones(weight: Tensor | None, x: Tensor) -> Tensor:
+    return Tensor(np.ones_like(x.data, shape=x.shape[-1:])) if weight is None else weight
+
+
+def layer_norm(x: Tensor, weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5) -> Tensor:
     """y = (x - mean(x)) / sqrt(var(x) + eps) * weight + bias, over the last axis.
 
-    Shapes: x (..., C), weight (C,), bias (C,) or None.
+    Shapes: x (..., C), weight (C,) or None for ones, bias (C,) or None.
     Units: eps is in units of x squared; the variance is that of the population (divided by C).
     Saves: a reference to x, and two numbers per row.
     Raises: ShapeError, such as `layer_norm: weight has C=512, but x has C=768`.
@@ -172,15 +176,15 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor | None = None, eps: float
     """
     check_shapes("layer_norm", x=("... C", x), weight=("C", weight), bias=("C", bias))
     check_floating("layer_norm", x=x, weight=weight, bias=bias)
-    return LAYERNORM(x, weight, bias, eps=eps)
+    return LAYERNORM(x, _weight_or_ones(weight, x), bias, eps=eps)
 
 
 def add_layer_norm(
-    x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor | None = None, eps: float = 1e-5
+    x: Tensor, residual: Tensor, weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5
 ) -> tuple[Tensor, Tensor]:
     """x + residual, and the layer norm of it: the step of a pre-norm block, in one pass over memory.
 
-    Shapes: x and residual (..., C), weight (C,), bias (C,) or None; both results (..., C).
+    Shapes: x and residual (..., C), weight (C,) or None for ones, bias (C,) or None; both results (..., C).
     Units: as in `layer_norm`.
     Saves: a reference to the sum, and two numbers per row.
     Raises: ShapeError where C differs, or the shapes of x and residual.
@@ -191,4 +195,4 @@ def add_layer_norm(
             f"add_layer_norm: x has shape {x.shape}, but residual has shape {residual.shape}; both must be the same"
         )
     check_floating("add_layer_norm", x=x, residual=residual, weight=weight, bias=bias)
-    return ADD_LAYERNORM(x, weight, bias, residual, eps=eps)
+    return ADD_LAYERNORM(x, _weight_or_ones(weight, x), bias, residual, eps=eps)

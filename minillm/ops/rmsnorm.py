@@ -91,10 +91,10 @@ def rmsnorm_backward_cuda(dout, saved):
 RMSNORM = Op("rmsnorm", rmsnorm_forward, rmsnorm_backward, cuda=(rmsnorm_forward_cuda, rmsnorm_backward_cuda))
 
 
-def rms_norm(x: Tensor, weight: Tensor, eps: float = 1e-6) -> Tensor:
+def rms_norm(x: Tensor, weight: Tensor | None = None, eps: float = 1e-6) -> Tensor:
     """y = x / sqrt(mean(x^2) + eps) * weight, over the last axis.
 
-    Shapes: x (..., C), weight (C,).
+    Shapes: x (..., C), weight (C,) or None for ones.
     Units: eps is in units of x squared.
     Saves: a reference to x, and one number per row.
     Raises: ShapeError where C differs.
@@ -102,4 +102,6 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float = 1e-6) -> Tensor:
     """
     check_shapes("rms_norm", x=("... C", x), weight=("C", weight))
     check_floating("rms_norm", x=x, weight=weight)
+    if weight is None:
+        weight = Tensor(np.ones_like(x.data, shape=x.shape[-1:]))
     return RMSNORM(x, weight, eps=eps)

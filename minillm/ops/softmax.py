@@ -160,7 +160,10 @@ def log_softmax(x: Tensor, axis: int | None = None, *, dim: int | None = None) -
 
 def _checked_axis(function: str, x: Tensor, axis: int | None, dim: int | None) -> int:
     check_floating(function, x=x)
-    axis = choose_axis(function, -1 if axis is None and dim is None else axis, dim, x.ndim) % x.ndim
-    if x.shape[axis] == 0:
-        raise ShapeError(f"{function}: axis {axis} of shape {x.shape} is empty, and nothing has no distribution")
-    return axis
+    chosen = choose_axis(function, -1 if axis is None and dim is None else axis, dim, x.ndim)
+    if not isinstance(chosen, (int, np.integer)):
+        raise ShapeError(f"{function}: axis is {chosen!r}; give one whole number")
+    place = int(chosen) % x.ndim
+    if x.shape[place] == 0:
+        raise ShapeError(f"{function}: axis {place} of shape {x.shape} has size 0; it needs at least one class")
+    return place

@@ -533,4 +533,5 @@ def _cut_vocabulary(model: Any, communicator: Communicator) -> None:
 
 
 def _whole_loss_of(model: Decoder, x: Tensor, targets: Any, reduction: str = "mean") -> Tensor:
-    return ops.cross_entropy(ops.linear(x, model.output_weight), targets, reduction=reduction, overwrite=True)
+    logits = ops.linear(x, model.output_weight)
+    return ops.cross_entropy(logits, targets, reduction=reduction, overwrite=True, dim=-1)

@@ -312,7 +312,7 @@ def test_dropout_differs_by_seed_call_batch_and_head(rng):
     ("shapes", "message"),
     [
         (((2, 3, 4), (2, 2, 3, 4), (2, 2, 3, 4)), r"attention: q has shape \(2, 3, 4\), expected \(B, H, Tq, D\)"),
-        (((2, 2, 3, 4), (1, 2, 3, 4), (1, 2, 3, 4)), "attention: k has B=1, but q has B=2"),
+        (((2, 2, 3, 4), (3, 2, 3, 4), (3, 2, 3, 4)), "attention: k has B=3, but q has B=2"),
         (((2, 2, 3, 4), (2, 2, 3, 5), (2, 2, 3, 5)), "attention: k has D=5, but q has D=4"),
         (((2, 2, 3, 4), (2, 2, 3, 4), (2, 2, 5, 4)), "attention: v has Tk=5, but k has Tk=3"),
         (((2, 2, 3, 4), (2, 2, 3, 4), (2, 1, 3, 4)), "attention: v has G=1, but k has G=2"),
