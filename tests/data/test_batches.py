@@ -125,9 +125,9 @@ def test_every_phase_occurs_and_no_other() -> None:
 @example((26, 3, 9, 0))
 def test_over_the_epochs_every_token_is_an_input_or_a_target(case: tuple[int, int, int, int]) -> None:
     count, _, context, seed = case
-    batches = Batches(np.arange(count), 1, context, seed)
+    windows = Batches(np.arange(count), 1, context, seed).windows_per_epoch
     epochs = 12 * 2 * context  # twelve times as many as there are phases: none is missed but once in 10^5
-    begin = starts(batches, range(epochs * batches.windows_per_epoch))
+    begin = starts(Batches(np.arange(count), windows, context, seed), range(epochs))  # an epoch a batch
     inputs, targets = np.zeros(count, int), np.zeros(count, int)
     np.add.at(inputs, begin[:, None] + np.arange(context), 1)
     np.add.at(targets, begin[:, None] + np.arange(1, context + 1), 1)
