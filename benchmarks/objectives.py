@@ -177,7 +177,7 @@ def learn(name: str, task: Task, steps: int) -> str:
     before, started = validate(task), time.perf_counter()
     for step, batch in zip(range(steps), task.batches(True), strict=False):
         optimizer.zero_grad()
-        optimizer.lr = cosine_schedule(step, peak=PEAK, floor=0, warmup=WARMUP, total=steps)
+        optimizer.lr = cosine_schedule(step, peak=PEAK, floor=0, warmup=min(WARMUP, steps - 1), total=steps)
         loss = task.model.loss(**batch)
         loss.backward()
         optimizer.clip_grad_norm(1.0)

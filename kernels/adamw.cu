@@ -5,7 +5,9 @@
 //   m += (1 - b1) (g - m)                                   v += (1 - b2) (g^2 - v)
 //   w  = w (1 - lr weight_decay) - step_size m / (sqrt(v) unbias + eps)
 //
-// with step_size = lr / (1 - b1^t) and unbias = 1 / sqrt(1 - b2^t) at step t. What all parameters share comes as the
+// with step_size = lr / (1 - b1^t) and unbias = 1 / sqrt(1 - b2^t), where t counts the gradients that a parameter has
+// had, this one included. One launch is for parameters of equal t that lie side by side: in the usual case all of a
+// buffer; where some had no gradient at some steps, optim/flat.py cuts it. What all parameters share comes as the
 // numbers that are multiplied by (rest1 = 1 - b1, rest2 = 1 - b2, keep = 1 - lr weight_decay), made in double on the
 // host: in float, 1 - 0.999 has lost three of its seven digits. The clip factor is read from device memory, where
 // global_norm.cu has put it.

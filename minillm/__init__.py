@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from minillm import ops
+from minillm import nn, ops, optim
 from minillm.autograd import (
     Parameter,
     Tensor,
@@ -39,8 +39,10 @@ __all__ = [
     "load",
     "load_tokenizer",
     "manual_seed",
+    "nn",
     "no_grad",
     "ops",
+    "optim",
     "set_grad_enabled",
     "tensor",
 ]
@@ -51,7 +53,7 @@ __version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> Any:
-    """`minillm.optim` and the other files, loaded when first named; what else to write for other names."""
+    """`minillm.testing` and the other files, loaded when first named; what else to write for other names."""
     if not name.startswith("_") and importlib.util.find_spec(f"minillm.{name}") is not None:
         return importlib.import_module(f"minillm.{name}")
     raise missing_function(name, "minillm", ops.__all__, Tensor)

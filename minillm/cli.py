@@ -24,7 +24,7 @@ from tyro.conf import Positional
 
 from minillm.backend import tuned_process
 from minillm.errors import InputError, MinillmError, did_you_mean
-from minillm.training.config import TrainConfig, preset
+from minillm.training.config import FORMAT, TrainConfig, preset
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,7 @@ class Train(TrainConfig):
     """Seconds that ranks wait for each other before they say which is missing; 300 by default."""
     trace: Path | None = None
     """Folder for a record of every message between ranks, messages-RANK.jsonl: who sent what to whom, and when."""
+    format: tyro.conf.Suppress[int] = FORMAT
 
 
 @dataclass(frozen=True)
@@ -117,6 +118,7 @@ class Profile(TrainConfig):
 
     repeats: int = 5
     """Number of steps to time, after some to warm up."""
+    format: tyro.conf.Suppress[int] = FORMAT
 
 
 @dataclass(frozen=True)

@@ -82,6 +82,7 @@ TOGETHER = {
     "minillm.tokenizers",
     "minillm.kernels",
     "minillm.data",
+    "minillm.optim",
     "minillm.training",
     "minillm.parallel",
     "minillm.testing",

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import math
+import re
 
 import numpy as np
 import pytest
@@ -12,7 +14,7 @@ from hypothesis import strategies as st
 import minillm
 from minillm import Parameter, backend, nn, optim
 from minillm.errors import CheckpointError, GraphError, InputError, ShapeError
-from minillm.optim import SGD, AdamW, clip_grad_norm_, cosine_schedule, decay_groups, wsd_schedule
+from minillm.optim import SGD, Adam, AdamW, clip_grad_norm_, cosine_schedule, decay_groups, flat, wsd_schedule
 
 SHAPES = [(3, 5), (7,), (2, 2, 4), (), (1, 17), (16,), (33,)]
 
@@ -30,21 +32,24 @@ def set_gradients(members: list[Parameter], rng: np.random.Generator, scale: flo
 
 
 class NaiveAdamW:
-    """The formula, one array at a time, in float64."""
+    """The formula, one array at a time, in float64; each array counts its own gradients, and None is none."""
 
     def __init__(self, values, lr, betas=(0.9, 0.999), eps=1e-8, decays=0.01):
         self.values = [np.array(value, np.float64) for value in values]
         self.decays = decays if isinstance(decays, list) else [decays] * len(values)
         self.m, self.v = ([np.zeros(value.shape) for value in values] for _ in range(2))
-        self.lr, self.betas, self.eps, self.t = lr, betas, eps, 0
+        self.lr, self.betas, self.eps, self.t = lr, betas, eps, [0] * len(values)
 
     def step(self, gradients) -> None:
-        self.t += 1
         b1, b2 = self.betas
-        for i, g in enumerate(np.asarray(gradient, np.float64) for gradient in gradients):
+        for i, gradient in enumerate(gradients):
+            if gradient is None:
+                continue
+            self.t[i] += 1
+            g = np.asarray(gradient, np.float64)
             self.m[i] = b1 * self.m[i] + (1 - b1) * g
             self.v[i] = b2 * self.v[i] + (1 - b2) * g**2
-            m_hat, v_hat = self.m[i] / (1 - b1**self.t), self.v[i] / (1 - b2**self.t)
+            m_hat, v_hat = self.m[i] / (1 - b1 ** self.t[i]), self.v[i] / (1 - b2 ** self.t[i])
             self.values[i] = self.values[i] - self.lr * self.decays[i] * self.values[i]
             self.values[i] = self.values[i] - self.lr * m_hat / (np.sqrt(v_hat) + self.eps)
 
@@ -53,12 +58,15 @@ class NaiveSGD:
     def __init__(self, values, lr, momentum=0.0, decays=0.0):
         self.values = [np.array(value, np.float64) for value in values]
         self.decays = decays if isinstance(decays, list) else [decays] * len(values)
-        self.b = [np.zeros(value.shape) for value in values]
+        self.b: list = [None] * len(values)
         self.lr, self.momentum = lr, momentum
 
     def step(self, gradients) -> None:
-        for i, g in enumerate(gradients):
-            self.b[i] = self.momentum * self.b[i] + g + self.decays[i] * self.values[i]
+        for i, gradient in enumerate(gradients):
+            if gradient is None:
+                continue
+            g = gradient + self.decays[i] * self.values[i]
+            self.b[i] = g if self.b[i] is None else self.momentum * self.b[i] + g
             self.values[i] = self.values[i] - self.lr * self.b[i]
 
 
@@ -155,6 +163,189 @@ def test_float32_stays_close_to_the_formula_over_many_steps(rng: np.random.Gener
     assert_equal_values(members, naive.values, rtol=2e-5)
 
 
+# Gradients that come late, and come and go
+
+
+def pattern(step: int, count: int) -> list[bool]:
+    """Which parameters have a gradient at a step: all but two at most, one from step 7 on, one at step 20 alone."""
+    return [(i != 1 or step >= 7) and (i != 3 or step == 20) and (step + i) % 5 > 0 for i in range(count)]
+
+
+def some_gradients(members: list[Parameter], step: int, rng: np.random.Generator) -> list[np.ndarray | None]:
+    active = pattern(step, len(members))
+    gradients = iter(set_gradients([p for p, is_active in zip(members, active, strict=True) if is_active], rng))
+    return [next(gradients) if is_active else None for is_active in active]
+
+
+@pytest.mark.parametrize("parallel_bytes", [0, 10**9])
+@pytest.mark.parametrize("kind", ["adamw", "sgd"])
+def test_each_parameter_counts_its_own_steps(monkeypatch, rng: np.random.Generator, kind: str, parallel_bytes) -> None:
+    monkeypatch.setattr(backend, "PARALLEL_BYTES", parallel_bytes)
+    monkeypatch.setattr(backend, "threads", 3)
+    monkeypatch.setattr(flat, "CHUNK", 24)
+    members = parameters(rng)
+    if kind == "adamw":
+        naive, optimizer = NaiveAdamW(naive_values(members), 0.1, decays=0.2), AdamW(members, 0.1, weight_decay=0.2)
+    else:
+        naive, optimizer = NaiveSGD(naive_values(members), 0.1, 0.9, 0.2), SGD(members, 0.1, 0.9, 0.2)
+    for step in range(50):
+        optimizer.zero_grad()
+        naive.step(some_gradients(members, step, rng))
+        optimizer.step()
+    assert optimizer.steps == 50
+    counts = [sum(pattern(step, len(members))[i] for step in range(50)) for i in range(len(members))]
+    assert optimizer.groups[0].steps == counts
+    assert len(set(counts)) > 2
+    assert_equal_values(members, naive.values)
+
+
+def test_the_first_gradient_of_a_parameter_moves_it_as_far_whenever_it_comes(rng: np.random.Generator) -> None:
+    """By one global count it would move 2.5 times as far at step 1000."""
+    for late in (1, 1000):
+        members = parameters(rng, [(3,), (3,)])
+        optimizer = AdamW(members, 0.01, weight_decay=0.0)
+        before = members[1].data.copy()
+        for step in range(1, late + 1):
+            optimizer.zero_grad()
+            set_gradients(members if step == late else members[:1], rng)
+            optimizer.step()
+        np.testing.assert_allclose(np.abs(members[1].data - before), 0.01, rtol=1e-6)
+
+
+def test_equal_counts_are_one_pass(rng: np.random.Generator) -> None:
+    members = parameters(rng)
+    optimizer = AdamW(members, 0.1)
+    set_gradients(members, rng)
+    [group] = optimizer.groups
+    assert group.spans() == [(slice(0, len(group.data)), 0)]
+    optimizer.step()
+    assert group.spans() == [(slice(0, len(group.data)), 1)]
+    optimizer.zero_grad()
+    set_gradients(members[:2], rng)
+    optimizer.step()
+    set_gradients(members, rng)
+    assert group.spans() == [(slice(0, group.starts[2]), 2), (slice(group.starts[2], len(group.data)), 1)]
+
+
+def test_counts_are_in_the_state_where_they_differ(rng: np.random.Generator) -> None:
+    members = parameters(rng, [(2, 3), (4,)])
+    optimizer = AdamW(members, 0.1)
+    for step in range(5):
+        optimizer.zero_grad()
+        set_gradients(members if step > 2 else members[:1], rng)
+        optimizer.step()
+    state = {name: array.copy() for name, array in optimizer.state_dict().items()}
+    assert {name: int(array) for name, array in state.items() if "step" in name} == {"steps": 5, "step.p1": 2}
+    values = naive_values(members)
+    others = parameters(rng, [(2, 3), (4,)])
+    other = AdamW(others, 0.1)
+    other.load_state_dict(state)
+    assert other.groups[0].steps == [5, 2]
+    for parameter, value in zip(others, values, strict=True):
+        parameter.data[...] = value
+    for one, same in ((optimizer, members), (other, others)):
+        one.zero_grad()
+        set_gradients(same, np.random.default_rng(5))
+        one.step()
+    for parameter, value in zip(others, naive_values(members), strict=True):
+        np.testing.assert_array_equal(parameter.data, value)
+    other.load_state_dict({name: array for name, array in state.items() if name != "step.p1"})  # as it once was saved
+    assert other.groups[0].steps == [5, 5]
+    with pytest.raises(CheckpointError, match=r"unexpected step\.p7"):
+        other.load_state_dict(state | {"step.p7": np.array(1)})
+
+
+# Groups, as in PyTorch
+
+
+def test_param_groups_hold_every_option_and_a_change_has_effect(rng: np.random.Generator) -> None:
+    a, b = parameters(rng, [(4,), (5,)])
+    first, second = NaiveAdamW([a.data], 0.5, decays=0.0), NaiveAdamW([b.data], 0.1)
+    optimizer = AdamW([{"params": [a], "lr": 0.5, "weight_decay": 0.0}, {"params": [b]}], 0.1)
+    assert [group["lr"] for group in optimizer.param_groups] == [0.5, 0.1]
+    assert [group["params"] for group in optimizer.param_groups] == [[a], [b]]
+    expected = {"params": [b], "lr": 0.1, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.01}
+    assert {name: optimizer.param_groups[1][name] for name in expected} == expected
+    with pytest.raises(InputError, match=r"^AdamW: the groups have learning rates 0\.1, 0\.5; read optimizer"):
+        _ = optimizer.lr
+    for step in range(6):
+        if step == 2:
+            optimizer.param_groups[0]["lr"] = first.lr = 0.02
+            optimizer.param_groups[1]["weight_decay"] = 0.3
+            second.decays = [0.3]
+        if step == 4:
+            optimizer.lr = first.lr = second.lr = 0.05
+            assert optimizer.lr == 0.05
+        optimizer.zero_grad()
+        gradients = set_gradients([a, b], rng)
+        first.step(gradients[:1])
+        second.step(gradients[1:])
+        optimizer.step()
+    assert_equal_values([a, b], first.values + second.values)
+
+
+def test_a_group_that_is_added_later(rng: np.random.Generator) -> None:
+    a, b = parameters(rng, [(4,), (5,)])
+    first, second = NaiveSGD([a.data], 0.1, 0.9), NaiveSGD([b.data], 0.5, 0.9)
+    optimizer = SGD([a], 0.1, 0.9)
+    for step in range(5):
+        if step == 2:
+            optimizer.add_param_group({"params": b, "lr": 0.5})
+        optimizer.zero_grad()
+        gradients = set_gradients([a, b], rng)
+        first.step(gradients[:1])
+        if step >= 2:
+            second.step(gradients[1:])
+        optimizer.step()
+        b.grad = None
+    assert_equal_values([a, b], first.values + second.values)
+    for group in ({"params": [b]}, {"params": [a, a]}):
+        with pytest.raises(InputError, match=r"^SGD: a parameter is given twice"):
+            optimizer.add_param_group(group)
+    assert len(optimizer.param_groups) == 2
+
+
+def test_zero_grad_keeps_the_arrays_where_it_is_asked_to(rng: np.random.Generator) -> None:
+    members = parameters(rng, [(4,), (5,)])
+    optimizer = SGD(members, 0.1, weight_decay=0.5)
+    set_gradients(members[:1], rng)
+    optimizer.zero_grad(set_to_none=False)
+    assert members[0].grad is not None
+    assert not members[0].grad.any()
+    assert members[1].grad is None
+    before = naive_values(members)
+    optimizer.step()  # decays what has a gradient of 0
+    assert_equal_values(members, [before[0] * 0.95, before[1]])
+    optimizer.zero_grad()
+    assert members[0].grad is None
+
+
+def test_a_leaf_that_is_no_parameter_is_moved_too(rng: np.random.Generator) -> None:
+    weight = minillm.tensor(rng.normal(size=(3,)), requires_grad=True)
+    naive = NaiveSGD([weight.data], 0.1, 0.9)
+    optimizer = SGD([weight], 0.1, 0.9)
+    for _ in range(3):
+        optimizer.zero_grad()
+        gradient = rng.normal(size=3)
+        for _ in range(2):
+            (weight * gradient).sum().backward()
+        naive.step([2 * gradient])
+        optimizer.step()
+    np.testing.assert_allclose(weight.data, naive.values[0], rtol=1e-12)
+
+
+def test_adam_decays_by_way_of_the_gradient(rng: np.random.Generator) -> None:
+    members = parameters(rng)
+    naive = NaiveAdamW(naive_values(members), 0.1, decays=0.0)
+    optimizer = Adam(members, 0.1, weight_decay=0.3)
+    for step in range(10):
+        optimizer.zero_grad()
+        gradients = some_gradients(members, step, rng)
+        naive.step([None if g is None else g + 0.3 * w for g, w in zip(gradients, naive.values, strict=True)])
+        optimizer.step()
+    assert_equal_values(members, naive.values)
+
+
 # Flat buffers
 
 
@@ -238,7 +429,7 @@ def test_chunks_and_threads_change_no_bit(
         return [*naive_values(members), *optimizer.state_dict().values()], norms
 
     expected, expected_norms = run()
-    monkeypatch.setattr(optim, "CHUNK", chunk)
+    monkeypatch.setattr(flat, "CHUNK", chunk)
     monkeypatch.setattr(backend, "PARALLEL_BYTES", parallel_bytes)
     monkeypatch.setattr(backend, "threads", 3)
     arrays, norms = run()
@@ -481,11 +672,43 @@ def test_bad_arguments(rng: np.random.Generator) -> None:
         SGD(members, math.nan)
     with pytest.raises(InputError, match=r"^AdamW: betas are \(0.9, 1.0\)"):
         AdamW(members, 0.1, (0.9, 1.0))
+    with pytest.raises(InputError, match=r"^Adam: eps is -1; give 0 or more"):
+        Adam(members, 0.1, eps=-1)
+    with pytest.raises(InputError, match=r"^SGD: momentum is -0.5; give 0 or more"):
+        SGD(members, 0.1, -0.5)
+    with pytest.raises(InputError, match=r"^SGD: weight_decay is -0.5; give 0 or more"):
+        SGD([{"params": members, "weight_decay": -0.5}], 0.1)
     for nothing in ([], [{"params": []}], iter(())):
         with pytest.raises(InputError, match=r"^SGD: there are no parameters to optimise"):
             SGD(nothing, 0.1)
     with pytest.raises(InputError, match=r"^AdamW: a group has no option 'weight_decai'; did you mean 'weight_decay'"):
         AdamW([{"params": members, "weight_decai": 0.1}], 0.1)
+
+
+def test_what_are_no_parameters_is_told_with_what_to_give() -> None:
+    model = nn.Linear(3, 2)
+    weight, number = model.weight, minillm.tensor([1, 2])
+    made = weight * 2
+    for parameters_, message in [
+        (model, "the parameters are a model; give a list of parameters, such as model.parameters()"),
+        (model.parameters, "the parameters are a method; give a list"),
+        (weight, "the parameters are one tensor; put it into a list"),
+        ({weight, model.bias}, "the parameters are a set, which has no order; give a list"),
+        ([{"params": {weight}}], "the parameters are a set, which has no order; give a list"),
+        (model.state_dict(), "the parameters are a dict; give a list"),
+        (None, "the parameters are a NoneType; give a list"),
+        ("weight", "the parameters are a str; give a list"),
+        (model.named_parameters(), "the parameters come with names; pass model.parameters()"),
+        ([weight.data], "a ndarray is among the parameters; give tensors alone"),
+        ([weight, made], r"the tensor of shape (2, 3) is no leaf, as it was made by mul"),
+        ([number], "a tensor of int64 has no gradient"),
+        ([weight, {"params": [model.bias]}], "a group is a Parameter; give each as"),
+        ([{"lr": 0.1}], "a group lacks 'params'; give each as"),
+        ([weight, weight], "a parameter is given twice; give each once, in one group"),
+        ([{"params": [weight]}, {"params": [weight]}], "a parameter is given twice; give each once"),
+    ]:
+        with pytest.raises(InputError, match="^AdamW: .*" + re.escape(message)):
+            AdamW(parameters_)
 
 
 def test_parameters_may_come_from_a_generator(rng: np.random.Generator) -> None:
@@ -502,35 +725,69 @@ def test_parameters_may_come_from_a_generator(rng: np.random.Generator) -> None:
 
 
 def test_cosine_at_its_corners() -> None:
-    settings = {"peak": 2.0, "floor": 0.5, "warmup": 4, "total": 12}
+    settings = {"peak": 2.0, "floor": 0.5, "warmup": 4, "total": 13}
     rates = [cosine_schedule(step, **settings) for step in range(20)]
     assert rates[:5] == [0.5, 1.0, 1.5, 2.0, 2.0]  # step 3 is the last of the warmup, step 4 the top of the cosine
     assert rates[8] == pytest.approx(1.25)  # half way
     assert rates[6] == pytest.approx(0.5 + 0.75 * (1 + math.cos(math.pi / 4)))
-    assert rates[12:] == [pytest.approx(0.5)] * 8
+    assert rates[11] > 0.51
+    assert rates[12:] == [0.5] * 8  # step 12 is the last of 13
     assert rates[4:13] == sorted(rates[4:13], reverse=True)
-
-
-def test_cosine_without_warmup_or_room() -> None:
-    assert cosine_schedule(0, peak=2.0, floor=0.5, warmup=0, total=10) == 2.0
-    assert cosine_schedule(0, peak=2.0, floor=0.5, warmup=0, total=1) == 2.0
-    assert cosine_schedule(5, peak=2.0, floor=0.5, warmup=10, total=3) == pytest.approx(1.2)
-    assert cosine_schedule(10, peak=2.0, floor=0.5, warmup=10, total=10) == 2.0
-    assert cosine_schedule(11, peak=2.0, floor=0.5, warmup=10, total=10) == pytest.approx(0.5)
 
 
 def test_wsd_at_its_corners() -> None:
     settings = {"peak": 2.0, "floor": 0.5, "warmup": 4, "total": 20, "decay": 6}
     rates = [wsd_schedule(step, **settings) for step in range(25)]
     assert rates[:4] == [0.5, 1.0, 1.5, 2.0]
-    assert rates[3:15] == [2.0] * 12  # the decay starts at step 14, and still has the peak there
-    assert rates[15:20] == [pytest.approx(2.0 - 1.5 * n / 6) for n in range(1, 6)]
-    assert rates[20:] == [pytest.approx(0.5)] * 5
+    assert rates[3:14] == [2.0] * 11
+    assert rates[14:20] == [pytest.approx(2.0 - 1.5 * n / 6) for n in range(1, 7)]  # the last 6 of 20 steps
+    assert rates[19:] == [0.5] * 6
 
 
 def test_wsd_without_decay_keeps_the_peak() -> None:
     settings = {"peak": 2.0, "floor": 0.5, "warmup": 0, "total": 5, "decay": 0}
     assert [wsd_schedule(step, **settings) for step in range(5)] == [2.0] * 5
+
+
+@given(st.integers(1, 40), st.integers(0, 40), st.integers(0, 40), st.floats(0, 2), st.booleans())
+def test_a_schedule_that_is_not_refused_keeps_its_promises(total, warmup, decay, floor, wsd) -> None:
+    """Never above the peak nor, after the warmup, below the floor; the peak is reached, and the floor at the end."""
+    shape = {"peak": 1.0, "floor": floor, "warmup": warmup, "total": total}
+    rate = functools.partial(wsd_schedule if wsd else cosine_schedule, **shape, **({"decay": decay} if wsd else {}))
+    if floor > 1 or warmup >= total or (wsd and decay and max(warmup, 1) + decay > total):
+        with pytest.raises(InputError):
+            rate(0)
+        return
+    rates = [rate(step) for step in range(total)]
+    assert max(rates) == 1
+    assert rates[:warmup] == [pytest.approx((step + 1) / warmup) for step in range(warmup)]
+    assert min(rates[warmup:]) >= floor
+    assert rates[warmup:] == sorted(rates[warmup:], reverse=True)
+    if total > 1 and (decay or not wsd):
+        assert rates[-1] == pytest.approx(floor)
+    if wsd and decay:  # a line from the peak: no step falls further than the others
+        falls = -np.diff([1.0, *rates[total - decay :]])
+        np.testing.assert_allclose(falls, (1 - floor) / decay, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"floor": 3.0}, r"floor=3.0 is above peak=2.0, so the rate would rise"),
+        ({"warmup": 10}, r"warmup=10 leaves none of total=10 steps to reach floor=0.5"),
+        ({"total": 0}, r"total=0, warmup=2, decay=\d"),
+        ({"warmup": -1}, r"total=10, warmup=-1, decay=\d; give 1 or more"),
+        ({"decay": 9}, r"warmup=2 and decay=9 do not fit into total=10 steps; give a decay of 8 at most"),
+        ({"warmup": 0, "decay": 10}, r"warmup=0 and decay=10 do not fit into total=10 steps; give a decay of 9"),
+    ],
+)
+def test_a_schedule_that_makes_no_sense_is_refused(changes: dict, message: str) -> None:
+    settings = {"peak": 2.0, "floor": 0.5, "warmup": 2, "total": 10} | changes
+    with pytest.raises(InputError, match=f"^wsd_schedule: {message}"):
+        wsd_schedule(0, **{"decay": 3} | settings)
+    if "decay" not in settings:
+        with pytest.raises(InputError, match=f"^cosine_schedule: {message}"):
+            cosine_schedule(0, **settings)
 
 
 # Against torch
@@ -585,7 +842,30 @@ def test_clip_grad_norm_equals_torch(rng: np.random.Generator) -> None:
         np.testing.assert_allclose(parameter.grad, their.grad.numpy(), rtol=1e-6)  # torch adds 1e-6 to the norm
 
 
-def test_a_parameter_given_twice_is_refused():
-    weight = Parameter(np.ones(3, np.float32))
-    with pytest.raises(InputError, match=r"^AdamW: a parameter is given twice; give each once"):
-        AdamW([{"params": [weight]}, {"params": [weight]}])
+@pytest.mark.oracle
+@pytest.mark.parametrize("kind", ["AdamW", "Adam", "SGD", "SGD without momentum"])
+def test_gradients_that_come_and_go_equal_torch(rng: np.random.Generator, kind: str) -> None:
+    """50 steps, with a rate of each group that changes on the way."""
+    torch = pytest.importorskip("torch")
+    members = parameters(rng)
+    theirs = [torch.nn.Parameter(torch.tensor(parameter.data)) for parameter in members]
+    name, _, without = kind.partition(" ")
+    options: dict = {"betas": (0.8, 0.95)} if "Adam" in kind else {"momentum": 0.0 if without else 0.9}
+    halves = (slice(0, 3), slice(3, None))
+    rates = ({"lr": 0.03, "weight_decay": 0.2}, {"weight_decay": 0.0})
+    ours = getattr(optim, name)(
+        [{"params": members[half], **rate} for half, rate in zip(halves, rates, strict=True)], 0.01, **options
+    )
+    reference = getattr(torch.optim, name)(
+        [{"params": theirs[half], **rate} for half, rate in zip(halves, rates, strict=True)], 0.01, **options
+    )
+    for step in range(50):
+        for optimizer in (ours, reference):
+            optimizer.zero_grad()
+            optimizer.param_groups[1]["lr"] = 0.01 / (1 + step % 7)
+        for their, gradient in zip(theirs, some_gradients(members, step, rng), strict=True):
+            their.grad = None if gradient is None else torch.tensor(gradient)
+        ours.step()
+        reference.step()
+    for parameter, their in zip(members, theirs, strict=True):
+        np.testing.assert_allclose(parameter.data, their.detach().numpy(), rtol=1e-12, atol=1e-12)

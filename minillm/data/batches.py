@@ -9,6 +9,11 @@ met forever at the same position with the same left context.
     phase   windows, T = 4, of the row 0 1 2 3 4 5 6 7 8 9 10 11 12
       0     0-4   4-8
       3                 3-7   7-11
+      4                 4-8   8-12
+
+All epochs have the same number of windows, one less than would fit, so that the phase has room to move. It is drawn
+from 0 to T - 1, each alike, and moved on by T, by the toss of a coin, where the windows still end within the row. So
+every token is read in some epoch, the first and the last too.
 
 Phase and order of an epoch come from a counter-based generator keyed by (seed, epoch). So batch number `index` is a
 function of the seed and `index` alone: a run that stopped after k batches resumes with `batch(k)` and needs no saved
@@ -34,19 +39,26 @@ class Batches:
 
     With N tokens, B = batch_size and T = context: where `shuffle` is true, each epoch draws a phase p and visits the
     windows that start at p, p + T, p + 2·T, ... in a random order. Every epoch has the same number of windows,
-    `windows_per_epoch` = max(1, N // T − 1): as many as fit after the largest phase, T − 1. So at most 2·T − 2 of the
-    N − 1 targets, at the two ends of the row, sit out an epoch. Where `shuffle` is false, the windows start at
-    0, T, 2·T, ... and come in this order, (N − 1) // T of them, over and over. A batch may take its first windows
-    from one epoch and the others from the next.
+    `windows_per_epoch` = max(1, N // T − 1), which fit after any phase. p is below T, or by a coin T more where that
+    leaves room. So at most 2·T − 2 of the N − 1 targets, at the two ends of the row, sit out an epoch, and none of them
+    all epochs. Where `shuffle` is false, the windows start at 0, T, 2·T, ... and come in this order, (N − 1) // T of
+    them, over and over. A batch may take its first windows from one epoch and the others from the next.
 
-    `tokens` is a Tokens or a one-dimensional array of integers.
+    `tokens` is a Tokens or a one-dimensional array of integers. `to_the_end` is false for runs that began when the coin
+    was not tossed yet: they go on without the last N mod T tokens.
 
     Raises: InputError where there are fewer than context + 1 tokens, or an argument is out of range; DtypeError and
     ShapeError where the array is not a row of integers.
     """
 
     def __init__(
-        self, tokens: Tokens | np.ndarray, batch_size: int, context: int, seed: int, shuffle: bool = True
+        self,
+        tokens: Tokens | np.ndarray,
+        batch_size: int,
+        context: int,
+        seed: int,
+        shuffle: bool = True,
+        to_the_end: bool = True,
     ) -> None:
         if isinstance(tokens, np.ndarray) and not np.issubdtype(tokens.dtype, np.integer):
             raise DtypeError(f"Batches: tokens have dtype {tokens.dtype}, expected integers; encode the text first")
@@ -67,6 +79,7 @@ class Batches:
         self.seed = seed
         self.shuffle = shuffle
         self.windows_per_epoch = max(1, len(tokens) // context - 1) if shuffle else (len(tokens) - 1) // context
+        self.to_the_end = to_the_end
         self._drawn: tuple[int, int, np.ndarray] | None = None  # (epoch, phase, order) of the epoch last used
 
     @property
@@ -109,7 +122,10 @@ class Batches:
             generator = np.random.Generator(np.random.Philox(key=np.array([self.seed, OWN_KEYS + epoch], np.uint64)))
             room = len(self.tokens) - 1 - self.windows_per_epoch * self.context  # tokens that the windows leave over
             phase = int(generator.integers(min(room + 1, self.context)))
-            cached = self._drawn = (epoch, phase, generator.permutation(self.windows_per_epoch))
+            order = generator.permutation(self.windows_per_epoch)
+            if self.to_the_end and phase + self.context <= room:
+                phase += self.context * int(generator.integers(2))
+            cached = self._drawn = (epoch, phase, order)
         _, phase, order = cached
         return phase + order[positions] * self.context
 

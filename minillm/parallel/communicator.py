@@ -23,6 +23,7 @@ import hashlib
 import json
 import math
 import time
+import zlib
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -286,3 +287,28 @@ def agree(communicator: Communicator, what: str, value: str, advice: str) -> Non
     differing = [rank for rank, row in zip(communicator.ranks, found, strict=True) if (row != found[0]).any()]
     if differing:
         raise ParallelError(f"rank {', '.join(map(str, differing))}: another {what} than rank 0; {advice}")
+
+
+def agree_on_weights(communicator: Communicator, function: str, arrays: Mapping[str, Array]) -> None:
+    """Raise ParallelError, on all ranks, unless these arrays, by name, are the same on all of them, bit for bit.
+
+    The error names the ranks that differ from the first, and the first array that does. Only checksums are sent.
+    """
+    if communicator.size == 1:
+        return
+    shapes = {name: [list(np.shape(array)), array.dtype.name] for name, array in arrays.items()}
+    agree(communicator, "model", json.dumps(shapes), "build the same model on all ranks")
+    hosts = (np.ascontiguousarray(to_host(array)).reshape(-1) for array in arrays.values())
+    mine = communicator.host_array(zlib.crc32(host.view(np.uint8).data) for host in hosts)
+    everyone = np.empty_like(mine, shape=(communicator.size, mine.size))
+    communicator.all_gather(mine, everyone, what="settings").wait()
+    found = to_host(everyone)
+    communicator.check()
+    differs = found != found[0]
+    if differs.any():
+        ranks = [rank for rank, row in zip(communicator.ranks, differs, strict=True) if row.any()]
+        first = list(arrays)[int(differs.any(axis=0).argmax())]
+        raise ParallelError(
+            f"{function}: {first} on rank {', '.join(map(str, ranks))} is not that of rank {communicator.ranks[0]}; "
+            "give all ranks the same seed, or load the same checkpoint, before the model is divided"
+        )

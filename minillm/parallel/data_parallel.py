@@ -14,10 +14,17 @@ complete, while the backward goes on below it:
 
 When is a unit complete? When the gradient of its input is: every path from a weight of the block to the loss has been
 walked by then. So a block's input passes through an operation that does nothing, but whose backward says so
-(`BOUNDARY`). Gradients of the root may come from both ends (a tied table), and are summed last.
+(`BOUNDARY`); a block that was computed several times is complete when the last of these has been walked. Sums start in
+the order of the blocks, also on a rank that has skipped one. Gradients of the root may come from both ends (a tied
+table), and are summed last. A parameter that several blocks share, or that is used beside its block too, belongs to it.
+
+A parameter that no rank has used in a step has no gradient, as in one process, and is neither moved nor decayed. With
+the loss ranks send which of their parameters have got one (`finish`); a rank waits for that only where one of its own
+has not.
 
 **Bytes** a rank sends in a step, for P bytes of gradients on n ranks: 2 (n - 1) / n P, those of an all_reduce; with
-micro-batches the same, because only the last of them is followed by sums (`synchronise`).
+micro-batches the same, because only the last of them is followed by sums (`synchronise`). And 8 bytes for the loss and
+for each parameter, times 2 (n - 1) / n.
 Source: Li et al. 2020, PyTorch Distributed, arXiv:2006.15704, section 3.2.
 """
 
@@ -31,10 +38,11 @@ import numpy as np
 
 from minillm.autograd import Op, Parameter, Tensor, is_grad_enabled
 from minillm.backend import Array
-from minillm.errors import DtypeError
+from minillm.device import to_host
+from minillm.errors import DtypeError, GraphError
 from minillm.nn import Module
 from minillm.optim import ALIGN
-from minillm.parallel.communicator import Communicator
+from minillm.parallel.communicator import Communicator, agree_on_weights
 
 
 def step_bytes(gradients: int, ranks: int) -> dict[str, int]:
@@ -60,11 +68,17 @@ def boundary(x: Tensor, passed: Callable[[], None]) -> Tensor:
 
 
 class Part(NamedTuple):
-    """What this rank keeps of a unit's parameters in one group of the optimiser."""
+    """What this rank keeps of a unit's parameters in one group of the optimiser.
+
+    start: in what is kept of the unit. data, grad: that part of the rows.
+    pieces: of each parameter that reaches into it, by its number in the unit, a vector in `data`, for the optimiser.
+    """
 
     group: int
-    start: int  # in what is kept of the unit
-    parameter: Parameter  # a vector, for the optimiser
+    start: int
+    data: Array
+    grad: Array
+    pieces: dict[int, Parameter]
 
 
 class Unit:
@@ -73,6 +87,8 @@ class Unit:
     data, grad: the row of the parameters and that of their gradients, (size,); None while there is none.
     kept_data, kept_grad: the part of each that this rank keeps, `mine` of the row; here all of it.
     parts: of each group, its part of what is kept, as the optimiser gets it.
+    reached: of each parameter, whether it has got a gradient on this rank since the last step.
+    calls: how often the unit's block was computed, and its backward not yet.
     """
 
     data: Array = None
@@ -99,9 +115,15 @@ class Unit:
                 self.size += -(-parameter.numel() // ALIGN) * ALIGN
             self.spans.append((first, self.size))
         self.size = -(-self.size // (ranks * ALIGN)) * ranks * ALIGN
+        ends = [start + parameter.numel() for start, parameter in zip(self.starts, self.parameters, strict=True)]
+        pairs = zip(ends, [*self.starts[1:], self.size], strict=True)
+        self.gaps = [slice(end, start) for end, start in pairs if end < start]
         self.mine = slice(0, self.size)
         self.work: Any = None  # what is under way with the gradients: a Work, or None
         self.summed = False  # whether it has been started since the last step
+        self.reached = [False] * len(self.parameters)
+        self.calls = 0
+        self.has_sum = False  # whether what is kept of the gradients is of this step, and not of one before
 
     def views(self, row: Array) -> list[Array]:
         """Of each parameter, its part of a row, in its shape."""
@@ -134,25 +156,68 @@ class Unit:
             parameter.grad, parameter.grad_buffer = None, view
 
     def complete_gradients(self) -> Array:
-        """The row of gradients, with zeros for a parameter that got none."""
-        for parameter in self.parameters:
-            assert parameter.grad_buffer is not None
+        """The row of gradients, with zeros for a parameter that got none and in the gaps, which the norm may be of too.
+
+        What comes later is not taken any more.
+        """
+        for gap in self.gaps:
+            self.grad[gap] = 0
+        for number, parameter in enumerate(self.parameters):
+            buffer = parameter.grad_buffer
+            assert buffer is not None
             if parameter.grad is None:
-                parameter.grad_buffer[...] = 0
-            elif parameter.grad is not parameter.grad_buffer:  # set by hand
-                parameter.grad_buffer[...] = parameter.grad
+                buffer[...] = 0
+            else:
+                self.reached[number] = True
+                if parameter.grad is not buffer:  # set by hand
+                    buffer[...] = parameter.grad
+            parameter.grad = parameter.grad_buffer = None
         return self.grad
+
+    def check_nothing_came_late(self) -> None:
+        """Raise GraphError for a gradient that came after, or before, the backward of the unit's block."""
+        for parameter in self.parameters:
+            if parameter.grad is not None:
+                raise GraphError(
+                    f"DataParallel: {parameter.name or 'a parameter'} got a gradient outside of the backward of "
+                    f"{self.name or 'the model'}, where it would not be summed over the ranks; use the weights of a "
+                    "block in its forward alone, and call backward once for each forward"
+                )
+
+    def settle(self, reached: list[bool]) -> None:
+        """Give gradients, now summed, to the parameters that any rank has reached, and make ready for the next step."""
+        self.check_nothing_came_late()
+        for part in self.parts:
+            for number, piece in part.pieces.items():
+                piece.grad = piece.grad_buffer if reached[number] else None
+        if self.grad is not None:
+            self.use_grad(self.grad)
+            for parameter, is_reached in zip(self.parameters, reached, strict=True):
+                parameter.grad = parameter.grad_buffer if is_reached else None
+        self.start_anew()
+
+    def start_anew(self) -> None:
+        """Forget what happened since the last step."""
+        self.summed, self.calls, self.has_sum, self.reached = False, 0, False, [False] * len(self.parameters)
 
     def keep(self, data: Array, grad: Array) -> None:
         """Settle what this rank keeps, and make the parameters of the optimiser from it."""
         self.kept_data, self.kept_grad, self.parts = data, grad, []
-        for number, (first, stop) in enumerate(self.spans):
+        for group, (first, stop) in enumerate(self.spans):
             start = max(first, self.mine.start) - self.mine.start
             stop = min(stop, self.mine.stop) - self.mine.start
             if start < stop:
-                part = Parameter(data[start:stop], f"{self.name or 'root'}[{number}]")
-                part.grad_buffer = grad[start:stop]
-                self.parts.append(Part(number, start, part))
+                self.parts.append(Part(group, start, data[start:stop], grad[start:stop], self._pieces(start, stop)))
+
+    def _pieces(self, start: int, stop: int) -> dict[int, Parameter]:
+        """Of each parameter that reaches into a part of what is kept, that piece."""
+        pieces = {}
+        for number, (parameter, first) in enumerate(zip(self.parameters, self.starts, strict=True)):
+            a = max(first - self.mine.start, start)
+            b = min(first - self.mine.start + parameter.numel(), stop)
+            if a < b:
+                pieces[number] = Parameter(self.kept_data[a:b], parameter.name)
+        return pieces
 
 
 class DataParallel:
@@ -164,24 +229,25 @@ class DataParallel:
         parallel.begin()                        # of each micro-batch
         (model.loss(...) / tokens).backward()   # of this rank's rows; tokens are those of the whole batch
         ...
-        parallel.finish()                       # once, before optimizer.step()
+        loss = parallel.finish(loss)            # once, before optimizer.step()
         optimizer.step()
         parallel.publish()                      # after it
 
     groups: as an optimiser takes them; frozen parameters stay out of both. Set `synchronise` to False for all
-    micro-batches but the last. The optimiser's groups are rows, so its state has the names of units: see mesh.py
-    for that by parameter.
-    Raises: DtypeError for a unit of several dtypes.
+    micro-batches but the last. The optimiser moves what this rank keeps of each parameter; see mesh.py for the state of
+    whole ones.
+    Raises: DtypeError for a unit of several dtypes; ParallelError where ranks begin with different weights.
     """
 
     synchronise = True
 
     def __init__(self, model: Module, communicator: Communicator, groups: Iterable[Mapping[str, Any]]):
         self.model, self.communicator = model, communicator
+        agree_on_weights(communicator, "DataParallel", model.state_dict())
         given = [{**group, "params": list(group["params"])} for group in groups]
         group_of = {id(p): number for number, group in enumerate(given) for p in group["params"] if p.requires_grad}
         modules = model_blocks(model)
-        unit_of = {id(p): path for path, block in modules.items() for p in block.parameters()}
+        unit_of = {key: owners.pop() for key, owners in parameter_owners(model, modules).items() if len(owners) == 1}
         members: dict[str, list[list[Parameter]]] = {path: [[] for _ in given] for path in (*modules, "")}
         for parameter in model.parameters():
             if id(parameter) in group_of:
@@ -193,11 +259,15 @@ class DataParallel:
         self.root = self.units.get("")
         for unit in self.units.values():
             self.lay_out(unit)
+            for parameter in unit.parameters:
+                parameter.grad = None
         self.groups: list[dict[str, Any]] = []
         for number, group in enumerate(given):
             options = {name: value for name, value in group.items() if name != "params"}
-            parts = [part.parameter for unit in self.units.values() for part in unit.parts if part.group == number]
-            self.groups += [{**options, "params": [part]} for part in parts]
+            parts = [part for unit in self.units.values() for part in unit.parts if part.group == number]
+            self.groups += [
+                {**options, "params": list(part.pieces.values()), "flat": (part.data, part.grad)} for part in parts
+            ]
         for path, block in modules.items():
             if path in self.units:
                 vars(block)["forward"] = functools.partial(self._forward, self.units[path], block.forward)
@@ -232,6 +302,8 @@ class DataParallel:
 
     def begin(self) -> None:
         """A micro-batch begins."""
+        for unit in self.units.values():
+            unit.calls = 0  # of forwards that no backward has followed
 
     def publish(self) -> None:
         """The optimiser has moved what this rank keeps: let the others have it."""
@@ -241,38 +313,73 @@ class DataParallel:
 
     # --- a step ------------------------------------------------------------------------------------------------------
 
-    def finish(self) -> None:
-        """Return when all gradients are summed; the optimiser may step."""
+    def finish(self, number: Any = 0.0) -> Any:
+        """Return when all gradients are summed, with the sum of a number over the ranks; the optimiser may step.
+
+        number: such as the loss. On a GPU it is an array without dimensions, for which nobody waits.
+        Raises: GraphError for a gradient that no sum has.
+        """
         for unit in self.order():  # what no hook has reached: the root; blocks whose input needs no gradient
             self._sum(unit)
         for unit in self.order():
             if unit.work is not None:
                 self.end_sum(unit)
-            unit.summed = False
-            for part in unit.parts:
-                part.parameter.grad = part.parameter.grad_buffer
+        reached = [one for unit in self.order() for one in unit.reached]
+        number, reached = self._known_to_all(number, reached)
+        for unit in self.order():
+            unit.settle([reached.pop(0) for _ in unit.parameters])
+        return number
+
+    def _known_to_all(self, number: Any, reached: list[bool]) -> tuple[Any, list[bool]]:
+        """The sum of a number over the ranks, and for each parameter, whether any rank has reached it."""
+        if self.communicator.size == 1:
+            return number, reached
+        numbers = self.communicator.host_array([0.0, *reached])
+        numbers[0] = number
+        self.communicator.all_reduce(numbers, what="numbers").wait()
+        if not all(reached):
+            found = to_host(numbers)
+            self.communicator.check()  # where a rank has failed, these are no numbers
+            reached = (found[1:] > 0).tolist()
+        return numbers[0], reached
 
     def zero_grad(self) -> None:
         """Forget all gradients."""
         for unit in self.units.values():
-            for parameter in [*unit.parameters, *(part.parameter for part in unit.parts)]:
+            unit.start_anew()
+            if unit.grad is not None and unit.work is None:
+                unit.use_grad(unit.grad)
+            for parameter in [*unit.parameters, *(piece for part in unit.parts for piece in part.pieces.values())]:
                 parameter.grad = None
 
     def _sum(self, unit: Unit) -> None:
         if not unit.summed:
-            unit.summed = True
             self.start_sum(unit)
+            unit.summed = True
 
     def _forward(self, unit: Unit, forward: Callable[..., Tensor], x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """A block's forward, between two boundaries."""
         self.before_forward(unit)
         if not is_grad_enabled():
             return forward(x, *args, **kwargs)
+        unit.calls += 1
         y = forward(boundary(x, functools.partial(self._passed, unit)), *args, **kwargs)
         return boundary(y, functools.partial(self.before_backward, unit))
 
     def _passed(self, unit: Unit) -> None:
+        """One of the computations of a unit's block has been walked back."""
+        unit.calls -= 1
         if self.synchronise:
+            self._sum_complete()
+
+    def _sum_complete(self) -> None:
+        """Start the sums of blocks to which nothing more comes, in an order that is the same on all ranks.
+
+        A block that this rank has not computed, as none of its rows needed it, is among them: others may have.
+        """
+        for unit in reversed(self.blocks):
+            if unit.calls > 0:  # its backward is still to come
+                return
             self._sum(unit)
 
     def memory(self) -> dict[str, int]:
@@ -291,4 +398,15 @@ def model_blocks(model: Module) -> dict[str, Module]:
     for path, module in model.named_modules():
         if path.rpartition(".")[2].isdigit() and not any(path.startswith(f"{other}.") for other in found):
             found[path] = module
+    return found
+
+
+def parameter_owners(model: Module, blocks: Mapping[str, Module]) -> dict[int, set[str]]:
+    """Of each parameter, by its id, the paths of the blocks that have it; "" for what is in none."""
+    found: dict[int, set[str]] = {}
+    for path, module in model.named_modules():
+        owner = next((block for block in blocks if path == block or path.startswith(f"{block}.")), "")
+        for _, child in module.named_children():
+            if isinstance(child, Parameter):
+                found.setdefault(id(child), set()).add(owner)
     return found

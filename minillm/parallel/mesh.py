@@ -29,7 +29,7 @@ from minillm.device import like, to_host
 from minillm.errors import CheckpointError, InputError
 from minillm.nn import Decoder
 from minillm.optim import FlatGroup, Optimizer, decay_groups
-from minillm.parallel.communicator import Alone, Communicator, bounds
+from minillm.parallel.communicator import Alone, Communicator, agree_on_weights, bounds
 from minillm.parallel.data_parallel import DataParallel, Part, Unit
 from minillm.parallel.pipeline import MicroBatch, cut
 from minillm.parallel.recompute import recompute
@@ -83,7 +83,8 @@ class ParallelModel:
 
     zero: 0 to 3, see zero.py; above 1 without a pipeline. layers: numbers of the blocks that are computed again in the
     backward (recompute.py).
-    Raises: InputError for a combination that there is not, or a model that cannot be cut so.
+    Raises: InputError for a combination that there is not, or a model that cannot be cut so; ParallelError where ranks
+    begin with different weights.
     """
 
     def __init__(
@@ -99,6 +100,8 @@ class ParallelModel:
             raise InputError(
                 f"zero: stage {zero} with --pp {mesh.pp.size}; choose 0 or 1, or without a pipeline 2 or 3"
             )
+        if mesh.tp.size * mesh.pp.size > 1:  # DataParallel, which sees parts then, does so otherwise
+            agree_on_weights(mesh.world, "ParallelModel", model.state_dict())
         self.model, self.mesh, self.zero = model, mesh, zero
         recompute(model, layers)
         self.cuts: dict[str, Cut | None] = {}
@@ -160,8 +163,7 @@ class ParallelModel:
                     self._synchronise()
                 loss.backward()
                 total = total + loss.data.astype(np.float64)
-        self.data.finish()
-        return self._summed(total, self.mesh.dp)
+        return self.data.finish(total)
 
     def publish(self) -> None:
         """After the optimiser's step: everybody gets what the others have moved."""
@@ -194,15 +196,6 @@ class ParallelModel:
             return MicroBatch(ids[first:stop], targets[first:stop], (first, len(ids)))
         return MicroBatch(ids[:1], np.full_like(targets[:1], -100), (0, len(ids)))
 
-    def _summed(self, number: Any, group: Communicator) -> Any:
-        """A number, summed over a group; on a GPU nobody waits for it."""
-        if group.size == 1:
-            return number
-        total = np.empty_like(number, shape=1) if hasattr(number, "__cuda_array_interface__") else np.empty(1)
-        total[...] = number
-        group.all_reduce(total, what="numbers").wait()
-        return total[0]
-
     # --- state, in the layout of one process -------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Array] | None:
@@ -218,6 +211,8 @@ class ParallelModel:
             found = self._at_rank_zero(rows)
             if found is not None:
                 state |= {f"{name}.{key}": array for key, array in found.items()}
+        counts = self._steps(optimizer).items()
+        state |= self._at_rank_zero((f"step.{key}", np.array(n)) for key, n in counts if n != optimizer.steps) or {}
         return state if self.mesh.world.rank == 0 else None
 
     def load_state_dict(self, state: Mapping[str, Array]) -> None:
@@ -241,6 +236,7 @@ class ParallelModel:
         parts = {name: self._parts(state, f"{name}.") for name in _moment_names(optimizer)}
         optimizer.steps = int(state["steps"])
         for unit, part, group in self._flat_groups(optimizer):
+            group.steps = [int(state.get(f"step.{piece.name}", optimizer.steps)) for piece in group.parameters]
             first = unit.mine.start + part.start
             for name, arrays in parts.items():
                 moment = _moment(group, name)
@@ -295,12 +291,21 @@ class ParallelModel:
                 kept[path] = np.zeros_like(unit.kept_data, dtype=np.promote_types(unit.dtype, np.float32))
         return kept
 
+    def _steps(self, optimizer: Optimizer) -> dict[str, int]:
+        """Of each parameter of this stage, how often it was moved; all ranks of a data-parallel group call this."""
+        counts = {parameter.name: 0 for unit in self.data.units.values() for parameter in unit.parameters}
+        for _, _, group in self._flat_groups(optimizer):
+            counts |= {piece.name: steps for piece, steps in zip(group.parameters, group.steps, strict=True)}
+        if self.zero and counts:  # a rank may have no piece of a parameter
+            counts = {name: int(n) for name, n in zip(counts, self.mesh.dp.max_of(*counts.values()), strict=True)}
+        return counts
+
     def _flat_groups(self, optimizer: Optimizer) -> Iterator[tuple[Unit, Part, FlatGroup]]:
         """The optimiser's groups, each with the part of a unit that it moves."""
         flat = {id(group.parameters[0]): group for group in optimizer.groups}
         for unit in self.data.units.values():
             for part in unit.parts:
-                yield unit, part, flat[id(part.parameter)]
+                yield unit, part, flat[id(next(iter(part.pieces.values())))]
 
     def _at_rank_zero(self, arrays: Iterator[tuple[str, Array]]) -> dict[str, Array] | None:
         """The whole arrays of all ranks' parts, on rank 0.
@@ -315,7 +320,7 @@ class ParallelModel:
         mine = {
             name: to_host(array)
             for name, array in given
-            if name not in copies and (mesh.tp.rank == 0 or self.cuts[name] is not None)
+            if name not in copies and (mesh.tp.rank == 0 or self.cuts.get(name) is not None)
         }
         header = {name: [list(array.shape), array.dtype.name, self.cuts.get(name)] for name, array in mine.items()}
         if mesh.world.rank > 0:

@@ -40,6 +40,7 @@ to; the order of each alone is that of the micro-batches.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -159,7 +160,8 @@ def cut(model: Decoder, communicator: Communicator, kind: str = "1f1b") -> Pipel
     """Leave of a model, in place, what this rank's stage has; ranks are stages, and layers are cut as evenly as can be.
 
     The names of parameters stay, so `h.3.attn.qkv.weight` is that of the whole model. Every rank gives the same model.
-    Raises: InputError for more stages than layers, or an unknown schedule.
+    Raises: InputError for more stages than layers, a parameter that layers of several stages share, or an unknown
+    schedule.
     """
     check_schedule(kind)
     blocks: list[Module] = vars(model)["h"]
@@ -171,6 +173,7 @@ def cut(model: Decoder, communicator: Communicator, kind: str = "1f1b") -> Pipel
     output = model.output_weight
     is_first, is_last = stage == 0, stage == stages - 1
     edges = bounds(len(blocks), stages)
+    _check_shared(blocks, edges)
     tied: list[Parameter] = []
     for number in range(len(blocks)):
         if not edges[stage] <= number < edges[stage + 1]:
@@ -190,6 +193,19 @@ def cut(model: Decoder, communicator: Communicator, kind: str = "1f1b") -> Pipel
         pair = communicator.split(0 if is_first or is_last else stage)
         tied = tied if is_first or is_last else []
     return Pipeline(model, communicator, kind, tied, pair)
+
+
+def _check_shared(blocks: list[Module], edges: list[int]) -> None:
+    """Raise InputError for a parameter of blocks of several stages, each of which would have a part of its gradient."""
+    stage_of: dict[int, int] = {}
+    for stage, (first, stop) in enumerate(itertools.pairwise(edges)):
+        for parameter in (parameter for block in blocks[first:stop] for parameter in block.parameters()):
+            other = stage_of.setdefault(id(parameter), stage)
+            if other != stage:
+                raise InputError(
+                    f"pipeline: stages {other} and {stage} share {parameter.name or 'a parameter'}, and each would "
+                    "move it on its own; take fewer stages, or a copy of it"
+                )
 
 
 def _given(x: Tensor, cache: Any = None) -> Tensor:

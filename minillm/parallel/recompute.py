@@ -63,7 +63,7 @@ def recompute(model: Module, layers: Iterable[int] | None = None) -> None:
     for number in chosen:
         if number not in blocks:
             raise InputError(f"recompute: there is no block {number}; the model has {len(blocks)}, counted from 0")
-        block = blocks[number]
+    for block in {id(blocks[number]): blocks[number] for number in chosen}.values():  # one used twice has one forward
         vars(block)["forward"] = functools.partial(_forward, block, block.forward)
 
 

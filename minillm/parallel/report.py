@@ -20,10 +20,10 @@ m in all; k is the bytes of a number. A rank sends in a step
                      gradients             N_i C k, but for the first; and the two stages with a tied table send it
                      loss                  8 (pp - 1), from the last
 
-and of numbers of 8 bytes: the loss, summed over dp, and the square of the norm, summed over tp, over pp, and with ZeRO
-over dp. Recomputation makes the sums of the forward again. The factor 2 (n - 1) / n is that of a ring, for numbers that
-n divides; otherwise part i of a sum, made by rank i, has a number more or less, and `all_reduce_bytes` is exact:
-N + (n - 2) N_i of them.
+and of numbers of 8 bytes: the loss, and for each of its parameters whether it has a gradient, summed over dp; and the
+square of the norm, summed over tp, over pp, and with ZeRO over dp. Recomputation makes the sums of the forward again.
+The factor 2 (n - 1) / n is that of a ring, for numbers that n divides; otherwise part i of a sum, made by rank i, has a
+number more or less, and `all_reduce_bytes` is exact: N + (n - 2) N_i of them.
 
 A rank keeps, with AdamW, the table of the ZeRO paper (Rajbhandari et al. 2020, arXiv:1910.02054, figure 1), in which P
 is (L_s U + R) k here, padding included, and a moment's bytes are those of float32 at least.
@@ -162,6 +162,7 @@ class Stage(NamedTuple):
     layers: int
     block: Row
     root: Row
+    parameters: int
     tied: int  # numbers of a table that another stage has too
     is_first: bool
     is_last: bool
@@ -188,6 +189,7 @@ def stage_of(shapes: Shapes, division: Division, at: Place) -> Stage:
         edges[at.stage + 1] - edges[at.stage],
         row_of(shapes.block, division, at.t),
         row_of(root, division, at.t),
+        (edges[at.stage + 1] - edges[at.stage]) * len(shapes.block) + len(root),
         sum(numbers_of(name, shape, division.tp, at.t) for name, shape in tied.items()) if shared else 0,
         is_first,
         is_last,
@@ -230,9 +232,9 @@ def step_bytes(
     if stage.is_last:
         sent["loss"] += ROUNDING * (division.pp - 1)
     sent["gradients"] += stage.tied * itemsize  # an all_reduce between two
-    summed = {"tp": (division.tp, at.t, 1), "pp": (division.pp, at.stage, 1)}
-    summed["dp"] = (division.dp, at.d, 2 if division.zero else 1)
-    sent["numbers"] += sum(times * all_reduce_bytes(1, ROUNDING, n, i) for n, i, times in summed.values())
+    norm = [(division.tp, at.t), (division.pp, at.stage)] + [(division.dp, at.d)] * bool(division.zero)
+    sent["numbers"] += sum(all_reduce_bytes(1, ROUNDING, n, i) for n, i in norm)
+    sent["numbers"] += all_reduce_bytes(1 + stage.parameters, ROUNDING, division.dp, at.d)
     return +sent
 
 

@@ -397,6 +397,8 @@ def _cut(layer: Module, cuts: Mapping[str, Cut]) -> None:
     vars(layer)["cuts"] = dict(cuts)
     for name, cut in cuts.items():
         parameter = vars(layer)[name]
+        if parameter.shape[cut.axis] == sum(stop - first for first, stop in cut.runs) != cut.size:
+            continue  # another layer has the same weight, and it was cut there
         parameter.data = take(cut, parameter.data)
         parameter.grad = parameter.grad_buffer = None
 
@@ -414,9 +416,8 @@ def _cut_rows(layer: Linear, communicator: Communicator, *parts: int) -> None:
     _cut(layer, {name: Cut(0, runs, sum(parts)) for name in ("weight", "bias") if vars(layer)[name] is not None})
 
 
-def _cut_columns(layer: Linear, communicator: Communicator) -> RowParallelLinear:
-    """Cut a linear layer by its inputs: columns of the weight."""
-    size = layer.weight.shape[1]
+def _cut_columns(layer: Linear, communicator: Communicator, size: int) -> RowParallelLinear:
+    """Cut a linear layer by its `size` inputs: columns of the weight."""
     return RowParallelLinear(layer, communicator, {"weight": Cut(1, (_share(size, communicator),), size)})
 
 
@@ -448,19 +449,20 @@ def tensor_parallel(model: Decoder, communicator: Communicator) -> Decoder:
     if communicator.size == 1:
         vars(model)["loss_of"] = functools.partial(_whole_loss_of, model)
         return model
-    for _, layer in list(model.named_modules()):
+    hidden = model.config.hidden if isinstance(model, llama.Llama) else 4 * model.config.channels
+    for layer in {id(module): module for _, module in model.named_modules()}.values():  # one used twice is cut once
         if isinstance(layer, SelfAttention):
             _cut_self_attention(layer, communicator)
         elif isinstance(layer, llama.Attention):
             _cut_grouped_attention(layer, communicator)
         elif isinstance(layer, MLP):
-            _cut_rows(layer.fc, communicator, len(layer.fc.weight.data))
-            vars(layer)["proj"] = _cut_columns(layer.proj, communicator)
+            _cut_rows(layer.fc, communicator, hidden)
+            vars(layer)["proj"] = _cut_columns(layer.proj, communicator, hidden)
             _begin_with_copy(layer, layer.forward, communicator)
         elif isinstance(layer, llama.GatedMLP):
             for linear in (layer.gate, layer.up):
-                _cut_rows(linear, communicator, len(linear.weight.data))
-            vars(layer)["down"] = _cut_columns(layer.down, communicator)
+                _cut_rows(linear, communicator, hidden)
+            vars(layer)["down"] = _cut_columns(layer.down, communicator, hidden)
             _begin_with_copy(layer, layer.forward, communicator)
     _cut_vocabulary(model, communicator)
     return model
@@ -484,14 +486,15 @@ def _check(model: Decoder, ranks: int) -> None:
 def _cut_self_attention(layer: SelfAttention, communicator: Communicator) -> None:
     channels, heads = layer.qkv.weight.shape[1], layer.heads
     _cut_rows(layer.qkv, communicator, channels, channels, channels)
-    vars(layer).update(proj=_cut_columns(layer.proj, communicator), heads=heads // communicator.size)
+    vars(layer).update(proj=_cut_columns(layer.proj, communicator, channels), heads=heads // communicator.size)
     _begin_with_copy(layer, layer.forward, communicator, heads)
 
 
 def _cut_grouped_attention(layer: llama.Attention, communicator: Communicator) -> None:
     heads, key_heads, n = layer.heads, layer.key_heads, communicator.size
     _cut_rows(layer.qkv, communicator, *(count * layer.head_size for count in (heads, key_heads, key_heads)))
-    vars(layer).update(proj=_cut_columns(layer.proj, communicator), heads=heads // n, key_heads=key_heads // n)
+    proj = _cut_columns(layer.proj, communicator, heads * layer.head_size)
+    vars(layer).update(proj=proj, heads=heads // n, key_heads=key_heads // n)
     _begin_with_copy(layer, layer.forward, communicator, heads)
 
 

@@ -31,7 +31,8 @@ root of R, and m micro-batches
     all_gather         (n - 1) / n (R + (min(L, 2) + 2 m max(0, L - 2)) B)
     reduce_scatter     (n - 1) / n (R + m L B)
 
-at most 3 (n - 1) / n P for m = 1, or 1.5 times data parallel, as the paper has it (section 7).
+at most 3 (n - 1) / n P for m = 1, or 1.5 times data parallel, as the paper has it (section 7). A block is gathered by
+all ranks together, so all must compute the same blocks; in the other stages one may skip what its rows do not need.
 """
 
 from __future__ import annotations
@@ -108,6 +109,7 @@ class ZeRO(DataParallel):
     # --- gradients ---------------------------------------------------------------------------------------------------
 
     def begin(self) -> None:
+        super().begin()
         if self.stage == 1:
             return
         for unit in reversed(self.blocks):
@@ -121,18 +123,44 @@ class ZeRO(DataParallel):
         if self.stage == 3:
             self._gather(unit, ahead=-1)
         if self.stage > 1:
+            for other in reversed(self.blocks[self.numbers[id(unit)] + 1 :]):
+                if other.calls == 0 and other.grad is None:  # this rank has skipped it, unlike others perhaps
+                    self._sum(other)
             self._lend_grad(unit)
 
+    def _sum_complete(self) -> None:
+        if self.stage == 1:
+            super()._sum_complete()
+
+    def _passed(self, unit: Unit) -> None:
+        super()._passed(unit)
+        if self.stage > 1 and unit.calls == 0:
+            self._sum(unit)
+
     def _lend_grad(self, unit: Unit) -> None:
+        """Give a block one of the two rows, from which the gradients of another are gone before.
+
+        A block that was computed several times gets a row of its own, until all of these have been walked back.
+        """
+        if unit.work is not None:  # of the micro-batch before
+            self.end_sum(unit)
+        if unit.grad is not None:
+            return
+        unit.check_nothing_came_late()
+        if unit.calls > 1:
+            unit.use_grad(np.empty_like(self.grad_rows.rows[0], shape=unit.size))
+            return
         turn = self.numbers[id(unit)] % 2
         before = self.grad_rows.users[turn]
-        if before is not None and before.work is not None:
+        if before is not None:
+            if before.work is None:
+                self._sum(before)
             self.end_sum(before)
         self.grad_rows.users[turn] = unit
         unit.use_grad(self.grad_rows.rows[turn])
 
     def start_sum(self, unit: Unit) -> None:
-        if unit.grad is None:  # a block that no gradient has reached
+        if unit.work is not None or unit.grad is None:  # a block that no gradient has reached in this micro-batch
             self._lend_grad(unit)
         row = unit.complete_gradients()
         unit.work = self.communicator.reduce_scatter(row, row[unit.mine], what="gradients")
@@ -143,15 +171,12 @@ class ZeRO(DataParallel):
         if self.stage == 1:
             return
         mine = unit.grad[unit.mine]
-        if unit.parts and unit.parts[0].parameter.grad is not None:  # a micro-batch before has been here
+        if unit.has_sum:  # a micro-batch before has been here
             unit.kept_grad += mine
         else:
             unit.kept_grad[...] = mine
-        for part in unit.parts:
-            part.parameter.grad = part.parameter.grad_buffer
-        unit.grad = None
-        for parameter in unit.parameters:
-            parameter.grad = parameter.grad_buffer = None
+        unit.grad, unit.has_sum = None, True
+        self.grad_rows.users = [None if user is unit else user for user in self.grad_rows.users]
 
     # --- parameters --------------------------------------------------------------------------------------------------
 

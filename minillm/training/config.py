@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -10,6 +12,20 @@ from typing import Any, Literal
 from minillm.device import is_device
 from minillm.errors import CheckpointError, InputError, did_you_mean
 from minillm.models.gpt2 import GPT2Config
+
+FORMAT = 2  # of the runs that begin now; see TrainConfig.format
+
+
+class Derived:
+    """Marks a number that nobody gave: it follows from other settings, and anew when these are replaced."""
+
+
+class DerivedFloat(Derived, float):
+    """Such a number of floating point."""
+
+
+class DerivedInt(Derived, int):
+    """Such a whole number."""
 
 
 @dataclass(frozen=True)
@@ -42,14 +58,14 @@ class TrainConfig:
     """AdamW, or stochastic gradient descent with momentum 0.9."""
     lr: float = 1e-3
     """Peak learning rate."""
-    min_lr: float = 1e-4
-    """Learning rate at the last step."""
-    warmup: int = 100
-    """Steps of linear warmup from 0 to lr."""
+    min_lr: float = DerivedFloat()
+    """Learning rate at the last step, not above lr; a tenth of lr unless it is given."""
+    warmup: int = DerivedInt()
+    """Steps of linear warmup from 0 to lr, fewer than steps; a tenth of steps, but at most 100, unless it is given."""
     schedule: Literal["cosine", "wsd"] = "cosine"
     """How the rate falls: half a cosine; or wsd (warmup, stable, decay): constant, then linear over decay_steps."""
-    decay_steps: int = 200
-    """Steps of decay at the end of a wsd schedule."""
+    decay_steps: int = DerivedInt()
+    """Steps of decay at the end of wsd, after the warmup; a tenth of steps unless given. With 0, lr stays."""
     beta1: float = 0.9
     """Decay rate of AdamW's mean of gradients."""
     beta2: float = 0.99
@@ -84,16 +100,25 @@ class TrainConfig:
     """Layers whose activations are computed again in the backward, to save memory: none, all, or such as `0,2-5`."""
     seed: int = 1337
     """Seed of the weights, the order of the data, and dropout."""
+    format: int = FORMAT
+    """Of the run: those of format 1 began with another schedule and order of data (see history.py), and keep them."""
 
     def __post_init__(self):
+        self._derive()
         whole = dict(steps=1, batch_size=1, micro_batches=1, warmup=0, decay_steps=0, eval_every=1, eval_batches=1)
         parallel = dict(dp=1, tp=1, pp=1, zero=0)
         for name, least in {**whole, **parallel, "sample_every": 0, "sample_tokens": 0, "seed": 0}.items():
             if getattr(self, name) is not None and getattr(self, name) < least:
                 raise InputError(f"train: {name} is {getattr(self, name)}; give {least} or more")
         for name in ("lr", "min_lr", "weight_decay"):
-            if not getattr(self, name) >= 0:
-                raise InputError(f"train: {name} is {getattr(self, name)}; give 0 or more")
+            if not 0 <= getattr(self, name) < math.inf:
+                raise InputError(f"train: {name} is {getattr(self, name)}; give 0 or more, and a finite number")
+        if self.format not in (1, FORMAT):
+            raise InputError(
+                f"train: the run has format {self.format}; this version knows 1 to {FORMAT}, use a later one"
+            )
+        if self.format > 1:
+            self._check_schedule()
         if not self.clip > 0:
             raise InputError(
                 f"train: clip is {self.clip}; give a norm above 0 (a large one, such as 1e9, to never clip)"
@@ -110,6 +135,36 @@ class TrainConfig:
             raise InputError(
                 f"train: micro_batches={self.micro_batches} parts of a batch of {self.batch_size} sequences would be "
                 f"empty; give {self.batch_size} or fewer"
+            )
+
+    def _derive(self) -> None:
+        """Fill in the numbers that nobody gave, each from the settings before it."""
+        rules: dict[str, Callable[[], Derived]] = {
+            "min_lr": lambda: DerivedFloat(self.lr / 10),
+            "warmup": lambda: DerivedInt(min(100, self.steps // 10)),
+            "decay_steps": lambda: DerivedInt(max(0, min(self.steps // 10, self.steps - max(1, self.warmup)))),
+        }
+        for name, rule in rules.items():
+            if isinstance(getattr(self, name), Derived):
+                object.__setattr__(self, name, rule())
+
+    def _check_schedule(self) -> None:
+        """Raise InputError for learning rates that would not do what their options promise."""
+        if self.min_lr > self.lr:
+            raise InputError(
+                f"train: min_lr={self.min_lr} is above lr={self.lr}, so the rate would rise; give --min-lr of "
+                f"{self.lr} at most, or leave it out for a tenth of --lr"
+            )
+        if self.warmup >= self.steps:
+            raise InputError(
+                f"train: warmup={self.warmup} leaves none of steps={self.steps} for the rate to reach min_lr; give a "
+                "smaller --warmup, or more --steps"
+            )
+        most = self.steps - max(1, self.warmup)  # a step before the decay has lr
+        if self.schedule == "wsd" and self.decay_steps > most:
+            raise InputError(
+                f"train: warmup={self.warmup} and decay_steps={self.decay_steps} do not fit into steps={self.steps}; "
+                f"give --decay-steps of {most} at most, a smaller --warmup, or more --steps"
             )
 
     def to_json(self) -> dict[str, Any]:
@@ -156,7 +211,6 @@ PRESETS = {
         model=GPT2Config.preset("nano"),
         steps=200,
         batch_size=8,
-        warmup=20,
         eval_every=50,
         eval_batches=10,
         sample_every=100,

@@ -71,6 +71,7 @@ class Run:
             raise CheckpointError(
                 f"{folder / 'config.json'} holds no JSON object; give a folder that `minillm train` made"
             )
+        content.setdefault("format", 1)  # the first wrote none
         return cls(folder, TrainConfig.from_json(content), Tokenizer.load(folder / "tokenizer"))
 
     def keep_settings(self, config: TrainConfig) -> None:

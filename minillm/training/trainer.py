@@ -41,6 +41,7 @@ from minillm.parallel.recompute import recompute
 from minillm.tokenizers import BPETokenizer, CharacterTokenizer, Tokenizer
 from minillm.training.config import TrainConfig
 from minillm.training.display import Display
+from minillm.training.history import learning_rate_of_format_1
 from minillm.training.run import Run, check_free
 
 
@@ -203,7 +204,9 @@ def evaluate(model: GPT2 | ParallelModel, batches: Batches, count: int) -> float
 
 
 def learning_rate(config: TrainConfig, step: int) -> float:
-    """The learning rate of a step, counted from 0."""
+    """The learning rate of a step, counted from 0: lr after the warmup, min_lr at the last, `steps` - 1."""
+    if config.format == 1:
+        return learning_rate_of_format_1(config, step)
     shape: dict[str, Any] = dict(peak=config.lr, floor=config.min_lr, warmup=config.warmup, total=config.steps)
     if config.schedule == "wsd":
         return wsd_schedule(step, **shape, decay=config.decay_steps)
@@ -275,7 +278,7 @@ def make_batches(corpus: Corpus, config: TrainConfig) -> tuple[Batches, Batches]
                 f"{context + 1}; give more text, or a smaller --context"
             )
     return (
-        Batches(corpus.train, config.batch_size, context, config.seed),
+        Batches(corpus.train, config.batch_size, context, config.seed, to_the_end=config.format > 1),
         Batches(corpus.validation, config.batch_size, context, config.seed, shuffle=False),
     )
 

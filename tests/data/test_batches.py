@@ -69,8 +69,10 @@ def test_the_order_is_the_same_everywhere() -> None:
     assert starts(Batches(np.arange(100), 6, 8, seed=1234), range(4)).tolist() == [
         77, 69, 21, 13, 45, 53, 85, 61, 29, 5, 37,
         77, 85, 37, 45, 29, 13, 53, 5, 69, 21, 61,
-        3, 11,
+        11, 19,
     ]  # fmt: skip
+    before = Batches(np.arange(100), 6, 8, seed=1234, to_the_end=False)  # as runs of format 1 go on
+    assert starts(before, range(6))[21:].tolist() == [61, 3, 11, 27, 59, 67, 75, 43, 83, 51, 35, 19, 5, 85, 69]
 
 
 def test_a_batch_belongs_to_the_caller() -> None:
@@ -102,7 +104,7 @@ def test_every_window_of_an_epoch_is_visited_once(case: tuple[int, int, int, int
     for epoch in visited:
         ordered = np.sort(epoch)
         phase = ordered[0]
-        assert 0 <= phase < context
+        assert 0 <= phase < 2 * context
         np.testing.assert_array_equal(ordered, phase + context * np.arange(windows))
         assert ordered[-1] + context < count
     targets_left_out = count - 1 - windows * context
@@ -111,11 +113,36 @@ def test_every_window_of_an_epoch_is_visited_once(case: tuple[int, int, int, int
 
 def test_every_phase_occurs_and_no_other() -> None:
     context = 7
-    for count, phases in ((15, 7), (14, 7), (13, 6), (8, 1), (100, 7)):
+    for count, phases in ((15, 8), (14, 7), (13, 6), (8, 1), (100, 9), (104, 13)):
         batches = Batches(np.arange(count), 1, context, seed=3)
         windows = batches.windows_per_epoch
-        smallest = starts(batches, range(100 * windows)).reshape(100, windows).min(axis=1)
+        smallest = starts(batches, range(200 * windows)).reshape(200, windows).min(axis=1)
         assert set(smallest) == set(range(phases)), count
+
+
+@given(cases())
+@example((20, 1, 9, 0))
+@example((26, 3, 9, 0))
+def test_over_the_epochs_every_token_is_an_input_or_a_target(case: tuple[int, int, int, int]) -> None:
+    count, _, context, seed = case
+    windows = Batches(np.arange(count), 1, context, seed).windows_per_epoch
+    epochs = 12 * 2 * context  # twelve times as many as there are phases: none is missed but once in 10^5
+    begin = starts(Batches(np.arange(count), windows, context, seed), range(epochs))  # an epoch a batch
+    inputs, targets = np.zeros(count, int), np.zeros(count, int)
+    np.add.at(inputs, begin[:, None] + np.arange(context), 1)
+    np.add.at(targets, begin[:, None] + np.arange(1, context + 1), 1)
+    assert (inputs[:-1] > 0).all()
+    assert (targets[1:] > 0).all()
+
+
+def test_a_token_is_met_at_every_position_alike() -> None:
+    """In the middle of a row, however its ends fall: alignments are drawn alike, not phases."""
+    context, epochs = 4, 4000
+    batches = Batches(np.arange(14), 1, context, seed=1)
+    begin = starts(batches, range(epochs * batches.windows_per_epoch))
+    positions = 7 - begin[(begin <= 7) & (begin + context > 7)]
+    counts = np.bincount(positions, minlength=context)
+    assert counts.min() > 0.9 * len(positions) / context
 
 
 def test_the_order_within_an_epoch_is_random() -> None:

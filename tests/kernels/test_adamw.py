@@ -42,7 +42,7 @@ class Buffers:
     def by_formula(self, steps: int, dtype: type, options: dict = OPTIONS) -> list[np.ndarray]:
         """Masters and moments after the step, computed in `dtype`."""
         w, g, m, v = (a.astype(dtype) for a in (self.masters, self.gradient, self.m, self.v))
-        AdamW.update(SimpleNamespace(lr=LR, steps=steps, clip_factor=CLIP), w, g, m, v, **options)
+        AdamW.update(SimpleNamespace(clip_factor=CLIP), w, g, m, v, steps=steps, lr=LR, **options)
         return [w, m, v]
 
     def by_kernel(self, steps, options=OPTIONS, blocks=2, threads=64, kernel: Kernel | None = None) -> list[np.ndarray]:
@@ -96,7 +96,7 @@ def test_many_steps_stay_with_the_formula(rng):
     buffers = Buffers(rng, 50, np.dtype(np.float64))
     w, m, v = (a.copy() for a in (buffers.masters, buffers.m, buffers.v))
     for steps in range(1, 40):
-        AdamW.update(SimpleNamespace(lr=LR, steps=steps, clip_factor=CLIP), w, buffers.gradient, m, v, **OPTIONS)
+        AdamW.update(SimpleNamespace(clip_factor=CLIP), w, buffers.gradient, m, v, steps=steps, lr=LR, **OPTIONS)
         buffers.by_kernel(steps)
         buffers.gradient = rng.standard_normal(50)
     np.testing.assert_allclose(buffers.masters, w, rtol=1e-13)

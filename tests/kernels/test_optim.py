@@ -56,6 +56,29 @@ def test_the_steps_of_the_formula(dtype, without):
         np.testing.assert_allclose(state, theirs[name], rtol=1e-5, atol=1e-7)
 
 
+def test_parameters_whose_gradients_come_and_go(dtype):
+    """Those of equal counts that lie side by side are one launch."""
+    launched = []
+    for policy in ("off", "require"):
+        rng = np.random.default_rng(0)
+        members = [Parameter(rng.standard_normal(shape).astype(dtype)) for shape in SHAPES]
+        optimizer = AdamW(members, lr=1e-2)
+        with use_kernels(policy):
+            for missing in ({1}, set(), {0, 1}, set()):
+                before = launch_counts()
+                for number, parameter in enumerate(members):
+                    gradient = rng.standard_normal(parameter.shape).astype(dtype)
+                    parameter.grad = None if number in missing else gradient
+                optimizer.step()
+                launched.append(sum((launch_counts() - before).values()))
+        launched.append([parameter.data.astype(float) for parameter in members])
+        assert optimizer.groups[0].steps == [3, 2, 4, 4]
+    assert launched[:4] == [0] * 4
+    assert launched[5:9] == [2, 3, 1, 3]
+    for ours, theirs in zip(launched[4], launched[9], strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=2**-8 if dtype.itemsize == 2 else 1e-5, atol=1e-7)
+
+
 def test_without_clipping(dtype):
     moved = []
     for policy in ("off", "require"):

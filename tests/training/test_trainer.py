@@ -173,6 +173,7 @@ def test_the_learning_rate_follows_the_chosen_schedule() -> None:
     for step in range(50):
         assert learning_rate(config, step) == cosine_schedule(step, **shape)
         assert learning_rate(wsd, step) == wsd_schedule(step, **shape, decay=20)
+    assert learning_rate(config, 49) == learning_rate(wsd, 49) == 0.1
 
 
 # What a run leaves behind
@@ -215,14 +216,14 @@ def test_metrics_hold_one_line_a_step_with_every_field(text: Path) -> None:
 
 
 def test_settings_reach_the_optimiser(text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = settings(text, "run", beta1=0.8, beta2=0.7, weight_decay=0.3, clip=0.25, lr=0.02, steps=2)
+    config = settings(text, "run", beta1=0.8, beta2=0.7, weight_decay=0.3, clip=0.25, lr=0.02, steps=2, warmup=1)
     model, optimizer = trainer.build(config, CharacterTokenizer.train("abc"))
     assert model.config == dataclasses.replace(TINY, vocab_size=3)
     assert [group.options["weight_decay"] for group in optimizer.groups] == [0.3, 0.0]
     assert all(group.options["betas"] == (0.8, 0.7) for group in optimizer.groups)
     assert all(parameter.ndim == 2 for parameter in optimizer.groups[0].parameters)
     _, sgd = trainer.build(dataclasses.replace(config, optimizer="sgd"), CharacterTokenizer.train("abc"))
-    assert [group.options for group in sgd.groups] == [{"momentum": 0.9, "weight_decay": d} for d in (0.3, 0.0)]
+    assert [(group["momentum"], group["weight_decay"]) for group in sgd.param_groups] == [(0.9, 0.3), (0.9, 0.0)]
     seen = []
     clip = AdamW.clip_grad_norm
 
@@ -281,7 +282,7 @@ def test_a_file_system_without_links_gets_copies(text: Path, monkeypatch: pytest
         raise OSError("not supported")
 
     monkeypatch.setattr(os, "link", no_links)
-    run = train(settings(text, "run", steps=3))
+    run = train(settings(text, "run", steps=4))
     last, best = run.checkpoint("last"), run.checkpoint("best")
     assert last.read_bytes() == best.read_bytes()
     assert not last.samefile(best)
@@ -414,6 +415,50 @@ def test_settings_that_change_on_resume_hold_when_it_is_resumed_again(
     assert Run.open(run.folder).config == dataclasses.replace(config, steps=17)
     main(["train", "--resume", str(run.folder)])
     assert_same_run(train(settings(text, "whole", schedule="wsd", decay_steps=0, steps=17)), run)
+
+
+def test_a_run_of_format_1_goes_on_with_its_schedule_and_data(text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its settings, which today would be refused, have no format; nor has its last checkpoint counts of parameters."""
+    changes = {"format": 1, "schedule": "wsd", "decay_steps": 200, "eval_every": 2}
+    whole = train(settings(text, "whole", **changes))
+    rates = [record["lr"] for record in whole.metrics()]
+    assert rates == [*(1e-3 * n / 3 for n in (1, 2, 3)), *(1e-4 + (1e-3 - 1e-4) * n / 200 for n in range(9, 0, -1))]
+    signal_at(monkeypatch, 7)
+    stopped = train(settings(text, "parts", **changes))
+    path = stopped.folder / "config.json"
+    content = json.loads(path.read_text())
+    assert content.pop("format") == 1
+    path.write_text(json.dumps(content))
+    config = Run.open(stopped.folder).config
+    assert make_batches(load_corpus(config), config)[0].to_the_end is False
+    main(["train", "--resume", str(stopped.folder)])
+    assert_same_run(whole, Run.open(stopped.folder))
+    assert Run.open(stopped.folder).config.format == 1
+
+
+def test_the_rates_of_format_1() -> None:
+    """A cosine that would reach min_lr at a step that does not run, and one that rises, as they were."""
+    config = TrainConfig(steps=12, warmup=2, lr=1.0, min_lr=0.5, format=1)
+    rates = [learning_rate(config, step) for step in range(12)]
+    assert rates[:3] == [0.5, 1.0, 1.0]
+    assert rates[7] == pytest.approx(0.75)
+    assert rates[11] == pytest.approx(0.5 + 0.25 * (1 + math.cos(0.9 * math.pi)))
+    rising = dataclasses.replace(config, lr=0.1)
+    assert learning_rate(rising, 7) == pytest.approx(0.3)
+
+
+def test_only_the_learning_rate_or_the_steps_on_the_command_line(text: Path) -> None:
+    for number, option in enumerate((["--lr", "1e-5"], ["--steps", "3"], ["--steps", "1"])):
+        out = text.parent / f"run-{number}"
+        shape = (
+            "--tokenizer char --context 8 --layers 1 --heads 1 --channels 8 --steps 4 --sample-every 0 --eval-batches 1"
+        )
+        main(["train", "--preset", "nano", "--data", str(text), "--out", str(out), *shape.split(), *option])
+        run = Run.open(out)
+        rates = [record["lr"] for record in run.metrics()]
+        assert len(rates) == run.config.steps
+        assert max(rates) == run.config.lr
+        assert rates[-1] == pytest.approx(run.config.lr / 10) or run.config.steps == 1
 
 
 KILLED = """

@@ -1,0 +1,25 @@
+"""Optimisers, gradient clipping, and learning-rate schedules, under PyTorch's names.
+
+optimizer.py has the optimisers, groups.py what they are given, flat.py the memory that they work on, and
+lr_scheduler.py the schedules: as plain functions of the step, and as objects that set the rates of an optimiser.
+"""
+
+from minillm.optim import lr_scheduler
+from minillm.optim.flat import ALIGN, FlatGroup
+from minillm.optim.groups import decay_groups
+from minillm.optim.lr_scheduler import cosine_schedule, wsd_schedule
+from minillm.optim.optimizer import SGD, Adam, AdamW, Optimizer, clip_grad_norm_
+
+__all__ = [
+    "ALIGN",
+    "SGD",
+    "Adam",
+    "AdamW",
+    "FlatGroup",
+    "Optimizer",
+    "clip_grad_norm_",
+    "cosine_schedule",
+    "decay_groups",
+    "lr_scheduler",
+    "wsd_schedule",
+]
