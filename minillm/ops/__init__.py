@@ -59,7 +59,7 @@ from minillm.ops.variance import LOGSUMEXP, NORM, STD, VAR, logsumexp, norm, std
 
 clamp, cat, concatenate, swapaxes, swapdims = clip, concat, concat, transpose, transpose
 
-_a, _s, _e, _i, _r = _arithmetic, _shape, _elementwise, _index, _rearrange
+_a, _s, _e, _r = _arithmetic, _shape, _elementwise, _rearrange
 # Every operation that computes; `to`, which only moves, has nothing that differences could check.
 OPS: tuple[Op, ...] = (
     *(_a.ADD, _a.SUB, _a.MUL, _a.DIV, _a.POW, _a.NEG, _a.EXP, _a.LOG, _a.SQRT, _a.TANH, _a.SIGMOID, _a.RELU),
@@ -67,7 +67,7 @@ OPS: tuple[Op, ...] = (
     *(_e.ABS, _e.SIGN, _e.FLOOR, _e.CEIL, _e.ROUND, _e.TRUNC, _e.SIN, _e.COS, _e.LOG2, _e.LOG10, _e.LOG1P, _e.EXPM1),
     *(_e.ERF, _e.SOFTPLUS, _e.MAXIMUM, _e.MINIMUM, CUMSUM, CUMPROD, PROD, VAR, STD, NORM, LOGSUMEXP, EINSUM),
     *(_s.RESHAPE, _s.TRANSPOSE, _s.GETITEM, _s.INDEX_SELECT, _s.CONCAT, _s.STACK, _s.SPLIT, _s.BROADCAST),
-    *(_i.GATHER, _i.SCATTER, _i.SCATTER_ADD, _r.CLONE, _r.ROLL, _r.PAD, _r.TRIL, _r.TRIU),
+    *(_index.GATHER, _index.SCATTER, _index.SCATTER_ADD, _r.CLONE, _r.ROLL, _r.PAD, _r.TRIL, _r.TRIU),
     *(GELU, SILU, SWIGLU, ROPE, LINEAR, EMBEDDING, SOFTMAX, LOG_SOFTMAX, LAYERNORM, ADD_LAYERNORM, RMSNORM),
     *(DROPOUT, ATTENTION, CROSS_ENTROPY),
 )
@@ -185,17 +185,18 @@ Tensor.__neg__ = neg
 Tensor.__getitem__ = getitem
 Tensor.__gt__, Tensor.__ge__ = _compare(np.greater), _compare(np.greater_equal)
 Tensor.__lt__, Tensor.__le__ = _compare(np.less), _compare(np.less_equal)
-_METHODS = """
+# Functions that are methods too, under the same name; each is declared in minillm/methods.py.
+_FUNCTIONS = """
     exp log sqrt tanh sigmoid relu pow clip clamp abs absolute sign floor ceil round trunc sin cos log2 log10 log1p
     expm1 exp2 erf square reciprocal rsqrt maximum minimum lerp logit logaddexp sum mean max min amax amin argmax
     argmin prod cumsum var std norm logsumexp count_nonzero sort argsort topk median matmul dot mv mm bmm outer
     addmm baddbmm softmax log_softmax reshape view view_as reshape_as transpose swapaxes swapdims permute movedim t
     flatten ravel unflatten squeeze unsqueeze split chunk unbind broadcast_to expand expand_as repeat tile
     repeat_interleave flip roll tril triu diagonal diag trace clone contiguous to take index_select gather scatter
-    scatter_add index_add take_along_dim select narrow masked_fill masked_select nonzero bernoulli multinomial add
-    sub mul div neg tan clamp_min clamp_max cumprod moveaxis
+    scatter_add index_add take_along_dim select narrow masked_fill masked_select nonzero bernoulli multinomial tan
+    clamp_min clamp_max cumprod moveaxis
 """
-for _name in _METHODS.split():
+for _name in _FUNCTIONS.split():
     setattr(Tensor, _name, globals()[_name])
 for _name, _dtype in {
     **{"float": "float32", "double": "float64", "half": "float16", "bfloat16": "bfloat16"},
