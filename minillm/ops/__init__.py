@@ -216,18 +216,18 @@ Tensor.__pow__, Tensor.__rpow__ = pow, _reflected(pow)
 Tensor.__matmul__, Tensor.__rmatmul__ = matmul, _reflected(matmul)
 Tensor.__neg__ = neg
 Tensor.__getitem__ = getitem
-
-# Operations that are methods too.
-for _name in """
-    exp log sqrt tanh sigmoid relu pow clip clamp abs absolute sign floor ceil round trunc sin cos log2 log10
-    log1p expm1 exp2 erf square reciprocal rsqrt maximum minimum lerp logit logaddexp sum mean max min amax amin
-    argmax argmin prod cumsum var std norm logsumexp count_nonzero sort argsort topk median matmul dot mv mm bmm
-    outer addmm baddbmm softmax log_softmax reshape view view_as reshape_as transpose swapaxes swapdims permute
-    movedim t flatten ravel unflatten squeeze unsqueeze split chunk unbind broadcast_to expand expand_as repeat
-    tile repeat_interleave flip roll tril triu diagonal diag trace clone contiguous to take index_select gather
-    scatter scatter_add index_add take_along_dim select narrow masked_fill masked_select nonzero bernoulli
-    multinomial tan clamp_min clamp_max cumprod moveaxis
-""".split():
+# Functions that are methods too, under the same name; each is declared in minillm/methods.py.
+_FUNCTIONS = """
+    exp log sqrt tanh sigmoid relu pow clip clamp abs absolute sign floor ceil round trunc sin cos log2 log10 log1p
+    expm1 exp2 erf square reciprocal rsqrt maximum minimum lerp logit logaddexp sum mean max min amax amin argmax
+    argmin prod cumsum var std norm logsumexp count_nonzero sort argsort topk median matmul dot mv mm bmm outer
+    addmm baddbmm softmax log_softmax reshape view view_as reshape_as transpose swapaxes swapdims permute movedim t
+    flatten ravel unflatten squeeze unsqueeze split chunk unbind broadcast_to expand expand_as repeat tile
+    repeat_interleave flip roll tril triu diagonal diag trace clone contiguous to take index_select gather scatter
+    scatter_add index_add take_along_dim select narrow masked_fill masked_select nonzero bernoulli multinomial tan
+    clamp_min clamp_max cumprod moveaxis
+"""
+for _name in _FUNCTIONS.split():
     setattr(Tensor, _name, globals()[_name])
 for _name, _dtype in {
     **{"float": "float32", "double": "float64", "half": "float16", "bfloat16": "bfloat16"},
