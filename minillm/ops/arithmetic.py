@@ -17,6 +17,7 @@ import numpy as np
 from minillm.autograd import Op, Tensor
 from minillm.backend import Array, as_array, elementwise
 from minillm.device import is_on_gpu, like
+from minillm.sums import sum_over
 
 
 class Shapes(NamedTuple):
@@ -56,7 +57,8 @@ def unbroadcast(gradient: Array, shape: tuple[int, ...] | None) -> Any:
         return None if shape is None else gradient
     leading = gradient.ndim - len(shape)
     stretched = tuple(leading + i for i, size in enumerate(shape) if size == 1 and gradient.shape[leading + i] != 1)
-    return gradient.sum(axis=(*range(leading), *stretched), keepdims=True).reshape(shape)
+    total = sum_over(gradient, (*range(leading), *stretched))
+    return total.astype(gradient.dtype, copy=False).reshape(shape)
 
 
 def operand(x: Any) -> Any:

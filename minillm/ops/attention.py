@@ -39,6 +39,7 @@ from minillm.device import compute_capability, is_on_gpu, like
 from minillm.errors import DtypeError, ShapeError, check_floating, check_index, check_shapes
 from minillm.kernels import get_kernel
 from minillm.ops.dropout import check_probability
+from minillm.sums import row_sums, vecdot
 
 QUERY_BLOCK = 64  # queries at a time
 SCORE_BYTES = 512 * 1024  # scores held at a time, on each thread
@@ -85,7 +86,7 @@ def attention_forward(q, k, v, mask, *, lengths, causal, scale, dropout):
             largest[largest == -np.inf] = 0
             scores -= largest
             weights = np.exp(scores, out=scores)
-            total = backend.row_sums(weights)
+            total = row_sums(weights)
             sees_none = total == 0
             total[sees_none] = 1
             log_sum = np.log(total) + largest
@@ -119,7 +120,7 @@ def attention_backward(dout, saved):
             p -= _group(log_sums[:, :, :, rows, None])
             np.exp(p, out=p)
             dy = _group(dys[:, :, :, rows])
-            delta = backend.vecdot(dy, _group(ys[:, :, :, rows]))[..., None]
+            delta = vecdot(dy, _group(ys[:, :, :, rows]))[..., None]
             ds = backend.matmul(dy, values[:, :, :visible].swapaxes(-1, -2))
             if dropout:
                 kept = _dropout_mask(saved, b, h, rows, visible)

@@ -20,10 +20,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from minillm.autograd import Op, Tensor
-from minillm.backend import Array, as_array, as_rows, contiguous, row_blocks, row_max, row_sums
+from minillm.backend import Array, as_array, as_rows, contiguous, row_blocks, row_max
 from minillm.device import is_on_gpu, like
 from minillm.errors import DtypeError, GraphError, InputError, ShapeError, check_index
 from minillm.kernels import WARP, get_kernel
+from minillm.sums import row_sums
 
 
 class Saved(NamedTuple):

@@ -14,6 +14,7 @@ import numpy as np
 from minillm.autograd import Op, Tensor
 from minillm.backend import Array
 from minillm.errors import ShapeError
+from minillm.sums import sum_over
 
 Axis = int | tuple[int, ...] | None
 
@@ -54,7 +55,10 @@ def restore_axes(reduced: Array, axis: Axis, keepdims: bool, ndim: int) -> Array
 
 
 def sum_forward(x, *, axis, keepdims):
-    return np.sum(x, axis=axis, keepdims=keepdims), Reduced(x.shape, axis, keepdims)
+    total = sum_over(x, axis, keepdims)
+    if x.dtype.kind not in "iub":  # the sum of booleans is a count
+        total = total.astype(x.dtype, copy=False)
+    return total, Reduced(x.shape, axis, keepdims)
 
 
 def sum_backward(dout, saved):
@@ -70,12 +74,15 @@ def sum(x: Tensor, axis: Axis = None, keepdims: bool = False, *, dim: Axis = Non
 
 
 def mean_forward(x, *, axis, keepdims):
-    return np.mean(x, axis=axis, keepdims=keepdims), Reduced(x.shape, axis, keepdims)
+    total = sum_over(x, axis, keepdims)
+    mean = total / (x.size // total.size)
+    return mean if x.dtype.kind in "iub" else mean.astype(x.dtype, copy=False), Reduced(x.shape, axis, keepdims)
 
 
 def mean_backward(dout, saved):
     share = restore_axes(dout, saved.axis, saved.keepdims, len(saved.shape))
-    share = share / (math.prod(saved.shape) // share.size)  # by how many elements went into each mean
+    count = math.prod(saved.shape) // share.size  # of elements that went into each mean: it may overflow 16 bits
+    share = np.divide(share, count, dtype=np.promote_types(share.dtype, np.float32)).astype(share.dtype, copy=False)
     return (np.broadcast_to(share, saved.shape),)
 
 
@@ -93,7 +100,7 @@ def mean(x: Tensor, axis: Axis = None, keepdims: bool = False, *, dim: Axis = No
 def max_forward(x, *, axis, keepdims):
     out = np.max(x, axis=axis, keepdims=keepdims)
     share = (x == restore_axes(out, axis, keepdims, x.ndim)).astype(x.dtype)
-    share = share / share.sum(axis=axis, keepdims=True)
+    share = (share / sum_over(share, axis, keepdims=True)).astype(x.dtype, copy=False)
     return out, Maximum(share, axis, keepdims)
 
 

@@ -17,10 +17,11 @@ from typing import NamedTuple
 import numpy as np
 
 from minillm.autograd import Op, Tensor
-from minillm.backend import Array, as_rows, column_sums, contiguous, row_blocks, sum_over_blocks, vecdot
+from minillm.backend import Array, as_rows, contiguous, row_blocks, sum_over_blocks
 from minillm.errors import check_floating, check_shapes
 from minillm.kernels import get_kernel
 from minillm.ops.launch import BLOCKS, SHARED_LIMIT, shared_bytes, sum_rows, threads_of_row
+from minillm.sums import column_sums, vecdot
 
 
 class Saved(NamedTuple):

@@ -6,6 +6,7 @@ several times in the output (take, broadcast), its gradients are summed.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple
@@ -13,11 +14,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from minillm.autograd import Op, Tensor
-from minillm.backend import Array, add_at, as_array, device_and_dtype
+from minillm.backend import Array, as_array, device_and_dtype
 from minillm.device import device_of, like, to_device
 from minillm.errors import ShapeError, check_index
 from minillm.ops.arithmetic import unbroadcast
 from minillm.ops.reduce import choose_axis
+from minillm.sums import add_at, add_rows
 
 
 class Shape(NamedTuple):
@@ -144,11 +146,12 @@ def take_forward(x, *, index, axis):
 
 def take_backward(dout, saved):
     index, axis = saved.key
-    dx = np.zeros_like(dout, shape=saved.shape, order="C")
     # With the axis in front, the rows of dout that came from row i of x are summed into row i of dx.
     rows = np.moveaxis(dout, range(axis, axis + index.ndim), range(index.ndim))
-    add_at(np.moveaxis(dx, axis, 0), index, rows)
-    return (dx,)
+    size, *others = saved.shape[axis], *saved.shape[:axis], *saved.shape[axis + 1 :]
+    dx = np.zeros_like(dout, shape=(size, math.prod(others)), order="C")
+    add_rows(dx, index.reshape(-1), rows.reshape(index.size, dx.shape[1]))
+    return (np.moveaxis(dx.reshape(size, *others), 0, axis),)
 
 
 TAKE = Op("take", take_forward, take_backward)

@@ -47,7 +47,7 @@ import numpy as np
 
 from minillm import ops, random
 from minillm.autograd import Op, Parameter, Tensor
-from minillm.backend import Array, as_array, as_rows, contiguous, row_blocks, row_max, row_sums
+from minillm.backend import Array, as_array, as_rows, contiguous, row_blocks, row_max
 from minillm.device import is_on_gpu, like
 from minillm.errors import DtypeError, InputError, ShapeError, check_index
 from minillm.models import llama
@@ -60,6 +60,7 @@ from minillm.ops.cross_entropy import (
     memory_for_gradient,
 )
 from minillm.parallel.communicator import Communicator, bounds
+from minillm.sums import row_sums
 
 
 def step_bytes(layers: int, tokens: int, channels: int, ranks: int, itemsize: int = 4) -> float:
