@@ -75,18 +75,22 @@ template <typename T>
 __device__ Summary<Accumulator<T>> summarise(const T* x, Cuts cuts, Accumulator<T> target_logit, bool want_shift) {
     using A = Accumulator<T>;
     const int thread = threadIdx.x, threads = blockDim.x;
-    A largest = lowest<A>(), sum = 0, shift = 0;
+    A largest = lowest<A>();
+    LongSum<A> sum, shift;
     auto take = [&](const auto& piece) {  // a larger x scales down the sum so far
         constexpr int COUNT = sizeof(piece) / sizeof(T);
         const A before = largest;
 #pragma unroll
         for (int k = 0; k < COUNT; k++) largest = max(largest, A(piece[k]));
         sum *= exp_for<T>(before - largest);
+        A of_piece = 0, shift_of_piece = 0;
 #pragma unroll
         for (int k = 0; k < COUNT; k++) {
-            sum += exp_for<T>(A(piece[k]) - largest);
-            shift += A(piece[k]) - target_logit;
+            of_piece += exp_for<T>(A(piece[k]) - largest);
+            shift_of_piece += A(piece[k]) - target_logit;
         }
+        sum += of_piece;
+        shift += shift_of_piece;
     };
     for (int i = thread; i < cuts.body; i += threads) take(load<1>(x + i));
     for (int i = cuts.body + thread * VECTOR<T>; i < cuts.tail; i += threads * VECTOR<T>) take(load<VECTOR<T>>(x + i));
@@ -94,7 +98,7 @@ __device__ Summary<Accumulator<T>> summarise(const T* x, Cuts cuts, Accumulator<
     Summary<A> row;
     row.largest = block_max(largest);
     row.sum = block_sum(sum * exp_for<T>(largest - row.largest));
-    row.shift = want_shift ? block_sum(shift) : A(0);
+    row.shift = want_shift ? block_sum(A(shift)) : A(0);
     return row;
 }
 

@@ -354,7 +354,8 @@ def _norm_and_factor_cuda(
 ) -> tuple[Array, Array]:
     """The norm of all gradients together and the factor that clips it, arrays of one number each, by kernels."""
     blocks = [min(1024, -(-gradient.size // 4096)) for gradient in gradients]  # of the size alone: the order of the sum
-    partials, (norm, factor) = np.empty_like(wide, shape=sum(blocks)), np.empty_like(wide, shape=(2, 1))
+    partials = np.empty_like(wide, shape=sum(blocks), dtype=np.float64)
+    norm, factor = np.empty_like(wide, shape=(2, 1))
     first = 0
     for gradient, count in zip(gradients, blocks, strict=True):
         sum_of_squares = get_kernel("global_norm.cu", "sum_of_squares", gradient.dtype)
@@ -363,8 +364,8 @@ def _norm_and_factor_cuda(
     if add_over_ranks is not None:
         partials = partials.sum(keepdims=True)
         add_over_ranks(partials)
-    clip_factor = get_kernel("global_norm.cu", "clip_factor", partials.dtype)
-    clip_factor(1, 512, (partials, np.int32(partials.size), partials.dtype.type(max_norm), norm, factor))
+    clip_factor = get_kernel("global_norm.cu", "clip_factor", norm.dtype)
+    clip_factor(1, 512, (partials, np.int32(partials.size), norm.dtype.type(max_norm), norm, factor))
     return norm, factor
 
 

@@ -39,7 +39,7 @@ from minillm.device import compute_capability, is_on_gpu, like
 from minillm.errors import DtypeError, ShapeError, check_floating, check_index, check_shapes
 from minillm.kernels import get_kernel
 from minillm.ops.dropout import check_probability
-from minillm.sums import row_sums, vecdot
+from minillm.sums import FEW, row_sums, vecdot
 
 QUERY_BLOCK = 64  # queries at a time
 SCORE_BYTES = 512 * 1024  # scores held at a time, on each thread
@@ -113,9 +113,13 @@ def attention_backward(dout, saved):
         queries, keys, values = _grouped(q, k)[b, h], k[b, h], v[b, h]
         dys, ys, dqueries = (_grouped(array, k)[b, h] for array in (dout, out, dq))
         log_sums = lse.reshape(*k.shape[:2], -1, q.shape[2])[b, h]
+        blocks = list(_query_blocks(q.shape[2], k.shape[2], causal))
+        dkeys, dvalues = dk[b, h], dv[b, h]
+        if len(blocks) > FEW:  # that many are added up in float64
+            dkeys, dvalues = (np.empty_like(x, dtype=np.promote_types(x.dtype, np.float64)) for x in (dkeys, dvalues))
         last = True
         # From the last block, which sees every key and so writes all of dK and dV, to the first; the others add.
-        for rows, visible in reversed(list(_query_blocks(q.shape[2], k.shape[2], causal))):
+        for rows, visible in reversed(blocks):
             p, q_scaled = _scores(queries, keys, rows, visible, saved, b, h)
             p -= _group(log_sums[:, :, :, rows, None])
             np.exp(p, out=p)
@@ -134,11 +138,13 @@ def attention_backward(dout, saved):
             dq_block *= scale
             dqueries[:, :, :, rows] = _ungroup(dq_block, dqueries)
             if last:
-                dk[b, h], dv[b, h] = dk_block, dv_block
+                dkeys[...], dvalues[...] = dk_block, dv_block
             else:
-                dk[b, h][:, :, :visible] += dk_block
-                dv[b, h][:, :, :visible] += dv_block
+                dkeys[:, :, :visible] += dk_block
+                dvalues[:, :, :visible] += dv_block
             last = False
+        if len(blocks) > FEW:
+            dk[b, h], dv[b, h] = dkeys, dvalues
 
     _for_parts(part, q, k)
     return dq, dk, dv, None

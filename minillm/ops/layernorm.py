@@ -34,7 +34,7 @@ from minillm.autograd import Op, Tensor
 from minillm.backend import Array, as_rows, contiguous, row_blocks, sum_over_blocks
 from minillm.errors import ShapeError, check_floating, check_shapes
 from minillm.kernels import get_kernel
-from minillm.ops.launch import BLOCKS, SHARED_LIMIT, shared_bytes, sum_rows, threads_of_row
+from minillm.ops.launch import BLOCKS, SHARED_LIMIT, blocks_that_sum, shared_bytes, sum_rows, threads_of_row
 from minillm.sums import column_sums, row_sums, vecdot
 
 
@@ -133,7 +133,7 @@ def layernorm_backward_cuda(dout, saved):
         return dsum, nothing, nothing if has_bias else None, dsum
     rows, columns = as_rows(x).shape
     dx = np.empty_like(x)
-    partial = np.empty_like(mean, shape=(min(rows, BLOCKS), 2 * columns))  # each block's sums over its rows
+    partial = np.empty_like(mean, shape=(blocks_that_sum(rows), 2 * columns))  # each block's sums over its rows
     arguments: tuple = (x, weight, mean, rstd, dx, partial, np.int64(rows), np.int32(columns))
     if dsum is None:
         name, arguments = "layernorm_backward", (contiguous(dy), *arguments)

@@ -210,7 +210,7 @@ FAULTS = {
     "the last of the run left out": (BACKWARD, "k < found; k++", "k < found - 1; k++"),
     "places for positions": (BACKWARD, "in_run ? order[p + lane] : 0", "in_run ? p + lane : 0"),
     "always the first of the batch": (BACKWARD, SHUFFLE, SHUFFLE.replace("k)", "0)")),
-    "what was there forgotten": (BACKWARD, "T(A(total[c]) + sum[c])", "T(sum[c])"),
+    "what was there forgotten": (BACKWARD, "T(A(total[c]) + A(of_run[c]))", "T(A(of_run[c]))"),
     "every block the first columns": (BACKWARD, "blockIdx.y * WARP_SIZE", "0 * WARP_SIZE"),
     "columns of the next row": (BACKWARD, "stop = min(first + WARP_SIZE * VECTOR<T>, columns)", "stop = first + 128"),
     "lanes without a column leave the shuffle": (BACKWARD, SUM, f"{SUM} if (column >= stop) return;"),

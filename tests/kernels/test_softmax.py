@@ -244,7 +244,11 @@ FAULTS = {
     "the largest of one thread": ("forward", "return {row_largest,", "return {largest,"),
     "a sum not scaled when a larger comes": ("forward", "sum *= exp(before - largest);", ""),
     "a sum not scaled to the row's largest": ("forward", "sum * exp(largest - row_largest)", "sum"),
-    "a sum of each thread alone": ("backward", "sum = block_sum(sum);", ""),
+    "a sum of each thread alone": (
+        "backward",
+        "block_sum(A(of_thread));\n    for (int i = threadIdx.x * COUNT; i < columns; i += blockDim.x * COUNT) {\n        Vector<T",
+        "A(of_thread);\n    for (int i = threadIdx.x * COUNT; i < columns; i += blockDim.x * COUNT) {\n        Vector<T",
+    ),
     "a logarithm taken for p": ("backward", "exp(A(log_p_i[k])) * sum", "A(log_p_i[k]) * sum"),
     "a sign": ("backward", "A(v[k]) - exp(", "A(v[k]) + exp("),
 }
