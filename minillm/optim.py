@@ -23,7 +23,9 @@ from minillm.backend import Array
 from minillm.device import like
 from minillm.errors import CheckpointError, GraphError, InputError, ShapeError, did_you_mean
 from minillm.kernels import get_kernel
+from minillm.sums import vecdot
 
+SMALLEST_SUM = 1e-25  # of squares: beside it, those that float32 does not have are nothing
 CHUNK = 65536  # elements updated at a time: four arrays of 256 KB
 ALIGN = 16  # every parameter starts on a 64-byte cache line
 
@@ -161,7 +163,8 @@ class Optimizer:
         """Have the next step scale all gradients by min(1, max_norm / norm); returns that norm.
 
         The scaling is part of the update, so it costs no pass of its own. The gradients themselves stay as they are.
-        On a GPU the norm is an array of one number, and nobody waits for it before `float(norm)`.
+        On a GPU the norm is an array of one number, and nobody waits for it before `float(norm)`. A norm that is not a
+        number makes the next step's weights NaN, as in PyTorch: look at it before the step.
         Source: Pascanu, Mikolov, Bengio 2013, arXiv:1211.5063, algorithm 1.
         """
         accumulators = {group.masters.dtype for group in self.groups}
@@ -176,7 +179,7 @@ class Optimizer:
             squares = like(squares, self.groups[0].grad)
             self.add_over_ranks(squares)
         norm = math.sqrt(squares[0])
-        self.clip_factor = min(1.0, max_norm / norm) if norm > 0 else 1.0
+        self.clip_factor = _clip_factor(norm, max_norm)
         return norm
 
     def step(self) -> None:
@@ -190,8 +193,9 @@ class Optimizer:
                 chunks = group.chunks()
 
                 def update(start, stop, group=group, chunks=chunks):
-                    for chunk in chunks[start:stop]:
-                        self._update_masters(*group.parts(chunk), **group.options)
+                    with np.errstate(over="ignore", invalid="ignore"):  # a gradient that is no number passes on
+                        for chunk in chunks[start:stop]:
+                            self._update_masters(*group.parts(chunk), **group.options)
 
                 if group.data.nbytes < backend.PARALLEL_BYTES:
                     update(0, len(chunks))
@@ -336,17 +340,28 @@ def decay_groups(parameters: Iterable[Parameter], weight_decay: float) -> list[d
     return [group for group in groups if group["params"]]
 
 
-def clip_grad_norm_(parameters: Iterable[Parameter], max_norm: float) -> float:
+def clip_grad_norm_(parameters: Iterable[Parameter], max_norm: float, *, error_if_nonfinite: bool = False) -> float:
     """Scale all gradients in place so that their global norm is at most max_norm; returns the norm before.
 
-    For use without an optimiser; `Optimizer.clip_grad_norm` does the same without a pass of its own.
+    For use without an optimiser; `Optimizer.clip_grad_norm` does the same without a pass of its own. As in PyTorch, one
+    gradient that is NaN makes all of them NaN, and an infinite one becomes NaN and the others 0.
+    Raises: InputError for such a norm, with `error_if_nonfinite`.
     """
     grads = [parameter.grad for parameter in parameters if parameter.grad is not None]
     norm = math.sqrt(_sum_of_squares([grad.reshape(-1) for grad in grads]))
-    if norm > max_norm:
-        for grad in grads:
-            grad *= max_norm / norm
+    if error_if_nonfinite and not math.isfinite(norm):
+        raise InputError(f"clip_grad_norm_: the norm of the gradients is {norm}; look for the operation that made it so")
+    factor = _clip_factor(norm, max_norm)
+    if factor != 1:
+        with np.errstate(invalid="ignore"):  # infinity times 0
+            for grad in grads:
+                grad *= factor
     return norm
+
+
+def _clip_factor(norm: float, max_norm: float) -> float:
+    """min(1, max_norm / norm), or NaN where the norm is."""
+    return 1.0 if norm <= max_norm else max_norm / norm
 
 
 def _norm_and_factor_cuda(
@@ -373,15 +388,25 @@ def _sum_of_squares(vectors: list[Array]) -> float:
     squares = [0.0] * len(vectors)  # summed in order afterwards, so that threads do not change the result
 
     def run(start, stop):
-        for i in range(start, stop):
-            wide = vectors[i].astype(np.promote_types(vectors[i].dtype, np.float32), copy=False)
-            squares[i] = float(np.dot(wide, wide))
+        with np.errstate(over="ignore", invalid="ignore"):
+            for i in range(start, stop):
+                squares[i] = _sum_of_squares_of_one(vectors[i])
 
     if sum(vector.nbytes for vector in vectors) < backend.PARALLEL_BYTES:
         run(0, len(vectors))
     else:
         backend.parallel(run, len(vectors))
     return math.fsum(squares)
+
+
+def _sum_of_squares_of_one(vector: Array) -> float:
+    """In float32 where the squares are numbers of float32: that of 1e20 is infinite there, and that of 1e-25 is 0."""
+    wide = vector.astype(np.promote_types(vector.dtype, np.float32), copy=False)
+    total = float(vecdot(wide, wide))
+    if wide.dtype == np.float32 and wide.size and not SMALLEST_SUM < total < math.inf and (wide.max() or wide.min()):
+        wide = wide.astype(np.float64)
+        total = float(vecdot(wide, wide))
+    return total
 
 
 # --- schedules: the learning rate of a step (from 0), as plain functions -------------------------------------------

@@ -13,7 +13,7 @@ from minillm import gradcheck, kernels
 from minillm.autograd import Into, Tensor
 from minillm.kernels import Kernel, get_kernel, launch_counts, use_kernels
 from minillm.kernels.source import C_TYPES
-from minillm.ops.embedding import EMBEDDING, Saved, add_rows_one_by_one, embedding
+from minillm.ops.embedding import EMBEDDING, Saved, embedding
 
 pytestmark = pytest.mark.usefixtures("_compiler")
 COLUMNS = (1, 17, 64, 257, 509, 1023)  # odd, prime, whole and broken 16 bytes, more than a warp takes at once
@@ -51,7 +51,7 @@ def backward(dy, ids, dtable, warps=8, kernel: Kernel | None = None) -> np.ndarr
 
 def summed(dy, ids, dtable, dtype) -> np.ndarray:
     result = dtable.astype(dtype)
-    add_rows_one_by_one(result, ids, dy.astype(dtype))
+    add_rows(result, ids, dy.astype(dtype))
     return result
 
 
