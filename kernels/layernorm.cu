@@ -51,7 +51,8 @@ __device__ void layernorm_forward_row(const T* x, const T* __restrict__ weight, 
 #pragma unroll
         for (int k = 0; k < COUNT; k++) squares += (A(x_i[k]) - mean) * (A(x_i[k]) - mean);
     }
-    const A rstd = 1 / sqrt(block_sum(squares) / columns + eps);
+    const A variance = block_sum(squares) / columns + eps;
+    const A rstd = sqrt(variance) / variance;  // NaN where the variance is infinite, and not 0
     for (int i = threadIdx.x * COUNT; i < columns; i += blockDim.x * COUNT) {
         const Vector<T, COUNT> x_i = load<COUNT>(x + i), w = load<COUNT>(weight + i), b = load<COUNT>(bias + i);
         Vector<T, COUNT> y_i;

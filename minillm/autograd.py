@@ -148,7 +148,8 @@ class Op:
                 arrays.append(x)
                 edges.append(None)
                 shapes.append(None)
-        (out, saved), backward = self._run(arrays, settings)
+        with np.errstate(all="ignore"):  # infinity and NaN are values here, as in PyTorch, and no warnings
+            (out, saved), backward = self._run(arrays, settings)
         several = type(out) is tuple
         if not (recorded and _state.grad_enabled):
             return tuple(map(Tensor, out)) if several else Tensor(out)
@@ -411,7 +412,8 @@ class Tensor:
         if self.node is None:
             _add_to_leaf(self, gradient, owned=False)
         else:
-            _run_backward(self.node, self.index, gradient, keep_graph)
+            with np.errstate(all="ignore"):
+                _run_backward(self.node, self.index, gradient, keep_graph)
 
 
 class Parameter(Tensor):

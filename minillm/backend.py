@@ -53,6 +53,7 @@ class _Worker(threading.Thread):
         self.start()
 
     def run(self) -> None:
+        np.seterr(all="ignore")  # as the engine has it on the thread that hands out the work
         while True:
             function, start, stop, done = self.tasks.get()
             try:

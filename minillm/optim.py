@@ -350,7 +350,9 @@ def clip_grad_norm_(parameters: Iterable[Parameter], max_norm: float, *, error_i
     grads = [parameter.grad for parameter in parameters if parameter.grad is not None]
     norm = math.sqrt(_sum_of_squares([grad.reshape(-1) for grad in grads]))
     if error_if_nonfinite and not math.isfinite(norm):
-        raise InputError(f"clip_grad_norm_: the norm of the gradients is {norm}; look for the operation that made it so")
+        raise InputError(
+            f"clip_grad_norm_: the norm of the gradients is {norm}; look for the operation that made it so"
+        )
     factor = _clip_factor(norm, max_norm)
     if factor != 1:
         with np.errstate(invalid="ignore"):  # infinity times 0

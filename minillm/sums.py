@@ -142,6 +142,14 @@ def vecdot(a: Array, b: Array) -> Array:
     return total.astype(np.result_type(a, b))
 
 
+def is_moderate(x: Array) -> bool:
+    """Whether every |x| is below 10^12, so that neither its cube nor any limit at infinity matters; no if in doubt.
+
+    On a GPU always in doubt: nobody waits for the answer.
+    """
+    return not is_on_gpu(x) and bool(vecdot(x, x).sum() < 1e24)
+
+
 # ---- sums that go to named places -----------------------------------------------------------------------------------
 
 LONG_ROW = 512  # channels from which single rows are added faster one at a time; measured by benchmarks/ops.py

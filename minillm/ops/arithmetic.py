@@ -160,10 +160,10 @@ def div_forward(x, y):
     return elementwise(np.divide, x, y), Operands(x, y)
 
 
-def div_backward(dout, saved):  # d(x/y) = dx / y - x dy / y^2
+def div_backward(dout, saved):  # d(x/y) = dx / y - x dy / y^2; y^2 may overflow, or be 0, where x/y/y is a number
     x, y = saved
     dx = None if shape_of(x) is None else unbroadcast(dout / y, x.shape)
-    dy = None if shape_of(y) is None else unbroadcast(-dout * x / (y * y), y.shape)
+    dy = None if shape_of(y) is None else unbroadcast(-dout * (x / y / y), y.shape)
     return dx, dy
 
 
@@ -183,16 +183,20 @@ def pow_forward(x, y):
 
 
 def pow_backward(dout, saved):
-    """dx = y x^(y-1) and dy = x^y ln x, with their limits at x = 0 instead of 0 times infinity."""
+    """dx = y x^(y-1) and dy = x^y ln x, but 0 where the power is constant: dx for y = 0, dy for x = 0 and y >= 0."""
     x, y = saved
     dx = dy = None
-    with np.errstate(divide="ignore", invalid="ignore"):  # inf and NaN where none is defined: often a constant's
+    with np.errstate(all="ignore"):  # inf and NaN where none is defined: often a constant's
         if shape_of(x) is not None:
-            less = np.where(np.equal(y, 0), 1, np.subtract(y, 1)) if shape_of(y) is not None else (y - 1 if y else 1)
-            dx = unbroadcast(dout * y * np.power(x, less), x.shape)
+            if shape_of(y) is None:
+                slope = y * np.power(x, y - 1) if y else np.zeros_like(x)
+            else:
+                slope = np.where(np.equal(y, 0), 0, y * np.power(x, np.subtract(y, 1, dtype=dout.dtype)))
+            dx = unbroadcast(dout * slope.astype(dout.dtype, copy=False), x.shape)
         if shape_of(y) is not None:
-            log = np.log(np.where(np.equal(x, 0), 1, x), dtype=dout.dtype)  # x^y ln x tends to 0 with x, for y > 0
-            dy = unbroadcast(dout * np.power(x, y) * log, y.shape)
+            constant = np.logical_and(np.equal(x, 0), np.greater_equal(y, 0))
+            slope = np.where(constant, 0, np.power(x, y) * np.log(x, dtype=dout.dtype))
+            dy = unbroadcast(dout * slope.astype(dout.dtype, copy=False), y.shape)
     return dx, dy
 
 
@@ -324,7 +328,11 @@ def relu_backward(dout, saved):
 
 
 def _where_positive(x: Array, dy: Array, out: Array | None = None) -> Array:
-    return np.multiply(dy, x > 0, out=out)
+    """dy, but 0 where x <= 0: not where x is NaN, which relu passes on, and 0 times an infinite dy would be NaN."""
+    out = np.empty_like(dy) if out is None else out
+    np.copyto(out, dy)
+    np.copyto(out, 0, where=x <= 0)
+    return out
 
 
 RELU = Op("relu", relu_forward, relu_backward)
@@ -377,7 +385,7 @@ def clip_forward(x, *, low, high):
 
 
 def clip_backward(dout, saved):
-    return (dout * saved.chosen,)
+    return (np.where(saved.chosen, dout, 0).astype(dout.dtype, copy=False),)
 
 
 CLIP = Op("clip", clip_forward, clip_backward)

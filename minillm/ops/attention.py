@@ -283,8 +283,8 @@ def _scores(queries, keys, rows, visible, saved: Saved, b: slice, h: slice) -> t
         # Only from the last key that the first query sees: a square, which NumPy adds faster than one column less.
         last = rows.start + keys.shape[2] - queries.shape[3]
         first = max(0, last)
-        hidden = _triangle(rows.stop - rows.start, visible - first, last - first, scores.dtype)
-        by_head[..., first:] += like(hidden, keys)
+        hidden = _triangle(rows.stop - rows.start, visible - first, last - first)
+        np.copyto(by_head[..., first:], -np.inf, where=like(hidden, keys))  # whatever a hidden key is: it may be NaN
     if saved.lengths is not None:
         padding = np.arange(visible, like=keys) >= saved.lengths[b, None]
         np.copyto(by_head, -np.inf, where=padding[:, None, None, None])
@@ -298,9 +298,9 @@ def _scores(queries, keys, rows, visible, saved: Saved, b: slice, h: slice) -> t
 
 
 @functools.lru_cache(maxsize=64)
-def _triangle(rows: int, columns: int, diagonal: int, dtype: np.dtype) -> Array:
-    """-inf above a diagonal (as in np.tri), 0 elsewhere."""
-    return np.where(np.tri(rows, columns, diagonal, bool), 0, -np.inf).astype(dtype)
+def _triangle(rows: int, columns: int, diagonal: int) -> Array:
+    """True above a diagonal (as in np.tri)."""
+    return ~np.tri(rows, columns, diagonal, bool)
 
 
 def _dropout_mask(saved: Saved, b: slice, h: slice, rows: slice, visible: int) -> Array:

@@ -61,8 +61,8 @@ def layernorm_forward(x, weight, bias, residual=None, *, eps):
             np.add(terms[0][rows], terms[1][rows], out=x_rows[rows])
         np.divide(row_sums(x_rows[rows]), x.shape[-1], out=mean[rows])
         norm = x_rows[rows] - mean[rows]
-        variance = vecdot(norm, norm)[:, None] / norm.shape[-1]
-        np.divide(1, np.sqrt(variance + eps), out=rstd[rows])
+        variance = vecdot(norm, norm)[:, None] / norm.shape[-1] + eps
+        np.divide(np.sqrt(variance), variance, out=rstd[rows])  # NaN where the variance is infinite, and not 0
         norm *= rstd[rows]
         np.multiply(norm, weight, out=y[rows])
         if bias is not None:

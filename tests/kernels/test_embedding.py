@@ -51,7 +51,8 @@ def backward(dy, ids, dtable, warps=8, kernel: Kernel | None = None) -> np.ndarr
 
 def summed(dy, ids, dtable, dtype) -> np.ndarray:
     result = dtable.astype(dtype)
-    add_rows(result, ids, dy.astype(dtype))
+    for i, row in zip(ids.reshape(-1).tolist(), dy.astype(dtype).reshape(-1, dy.shape[-1]), strict=True):
+        result[i] += row
     return result
 
 

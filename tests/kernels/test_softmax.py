@@ -244,11 +244,7 @@ FAULTS = {
     "the largest of one thread": ("forward", "return {row_largest,", "return {largest,"),
     "a sum not scaled when a larger comes": ("forward", "sum *= exp(before - largest);", ""),
     "a sum not scaled to the row's largest": ("forward", "sum * exp(largest - row_largest)", "sum"),
-    "a sum of each thread alone": (
-        "backward",
-        "block_sum(A(of_thread));\n    for (int i = threadIdx.x * COUNT; i < columns; i += blockDim.x * COUNT) {\n        Vector<T",
-        "A(of_thread);\n    for (int i = threadIdx.x * COUNT; i < columns; i += blockDim.x * COUNT) {\n        Vector<T",
-    ),
+    "a sum of each thread alone": ("backward", "const A sum = block_sum(A(of_thread));", "const A sum = of_thread;"),
     "a logarithm taken for p": ("backward", "exp(A(log_p_i[k])) * sum", "A(log_p_i[k]) * sum"),
     "a sign": ("backward", "A(v[k]) - exp(", "A(v[k]) + exp("),
 }
