@@ -3,15 +3,16 @@
 // With p = softmax(x) for a row x of V logits, target t and smoothing e, the target distribution is
 // q_i = (1 - e) [i = t] + e/V, and
 //
-//   loss = -sum_i q_i log p_i = log s + (1 - e) (m - x_t) + e (m - mean_i x_i)      m = max_i x_i,  s = sum_i e^(x_i - m)
+//   loss = -sum_i q_i log p_i = log s + (1 - e) (m - x_t) + e (m - mean_i x_i)
+//   m    = max_i x_i,           s = sum_i e^(x_i - m)
 //   p_i  = e^(x_i - m) / s
 //   dx_i = dloss (p_i - q_i)                                                   dloss: gradient of this row's loss
 //
 // Differences of logits, never the logits themselves, so that a loss near 0 keeps its digits where logits are large.
 // The row of an ignored target has loss 0 and gradient 0, and is not read. A target that is no class has a loss of NaN.
 //
-// Shapes: logits and dlogits (rows, classes); targets, loss, largest (m), total (s) and dloss (rows). All but targets and
-// logits are Accumulator<T>: float for bfloat16, in which log 50257 = 10.8 has steps of 0.06. m and s are kept apart:
+// Shapes: logits and dlogits (rows, classes); targets, loss, largest (m), total (s) and dloss (rows). loss, m, s and
+// dloss are Accumulator<T>: float for bfloat16, in which log 50257 = 10.8 has steps of 0.06. m and s are kept apart, as
 // m + log s has no digits left for s where m is large. Three kernels:
 //
 //   cross_entropy_forward        loss, m and s                           reads the logits
