@@ -2,9 +2,8 @@
 //
 //   norm = sqrt(sum_i g_i^2)          factor = min(1, max_norm / norm), or 1 where the norm is 0
 //
-// A norm of NaN gives a factor of NaN, and one of infinity 0 (times infinity, NaN), as in PyTorch: such gradients are no
-// numbers, and an update must not hide it. In double, because the square of a float need not be one: those of 10^20 and
-// of 10^-30 are not.
+// A norm of NaN gives a factor of NaN, and one of infinity 0 (times infinity, NaN), as in PyTorch: an update must not
+// hide them. In double, because the square of a float need not be one: those of 10^20 and of 10^-30 are not.
 //
 // Two stages, so that the result depends on the gradients alone and not on who comes first:
 //

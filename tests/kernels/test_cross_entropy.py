@@ -304,7 +304,7 @@ TO_THE_END = "i = cuts.tail + thread; i < cuts.columns; i += threads) take"
 TO_THE_BODY = "i = thread; i < cuts.body; i += threads) take"
 FAULTS = {
     "sum not scaled to a larger maximum": (FORWARD, "sum *= exp_for<T>(before - largest);", ""),
-    "sums of threads not brought to one maximum": (FORWARD, "sum * exp_for<T>(largest - row.largest)", "sum"),
+    "sums of threads not brought to one maximum": (FORWARD, "sum * exp_for<T>(largest - row.largest)", "A(sum)"),
     "sum of one thread": (FORWARD, "row.sum = block_sum(", "row.sum = ("),
     "maximum of one thread": (FORWARD, "row.largest = block_max(largest)", "row.largest = largest"),
     "target not subtracted": (FORWARD, "above_target = row.largest - target_logit", "above_target = row.largest"),
