@@ -22,6 +22,9 @@
 template <typename T>
 constexpr int TAKEN = sizeof(T) == 8 ? 1 : VECTOR<T>;
 
+// Where an activation has reached its limit, x on one side and 0 on the other: the formulas would be infinity times 0.
+constexpr int FAR = 1000;
+
 // 1 / x: for float in two instructions without a branch, to about one unit in the last place; 0 for x above 2^126.
 __device__ __forceinline__ float reciprocal(float x) { return __fdividef(1.0f, x); }
 __device__ __forceinline__ double reciprocal(double x) { return 1.0 / x; }

@@ -3,18 +3,20 @@
 // With p = softmax(x) for a row x of V logits, target t and smoothing e, the target distribution is
 // q_i = (1 - e) [i = t] + e/V, and
 //
-//   loss = -sum_i q_i log p_i = log s + (m - x_t) - e/V sum_i (x_i - x_t)      m = max_i x_i,  s = sum_i e^(x_i - m)
-//   lse  = m + log s,           p_i = e^(x_i - m) / s = e^(x_i - lse)
+//   loss = -sum_i q_i log p_i = log s + (1 - e) (m - x_t) + e (m - mean_i x_i)
+//   m    = max_i x_i,           s = sum_i e^(x_i - m)
+//   p_i  = e^(x_i - m) / s
 //   dx_i = dloss (p_i - q_i)                                                   dloss: gradient of this row's loss
 //
 // Differences of logits, never the logits themselves, so that a loss near 0 keeps its digits where logits are large.
 // The row of an ignored target has loss 0 and gradient 0, and is not read. A target that is no class has a loss of NaN.
 //
-// Shapes: logits and dlogits (rows, classes); targets, loss, lse and dloss (rows). loss, lse, dloss are Accumulator<T>:
-// float for bfloat16, in which log 50257 = 10.8 has steps of 0.06. Three kernels:
+// Shapes: logits and dlogits (rows, classes); targets, loss, largest (m), total (s) and dloss (rows). loss, m, s and
+// dloss are Accumulator<T>: float for bfloat16, in which log 50257 = 10.8 has steps of 0.06. m and s are kept apart, as
+// m + log s has no digits left for s where m is large. Three kernels:
 //
-//   cross_entropy_forward        loss and lse                            reads the logits
-//   cross_entropy_backward       dlogits from lse                        reads the logits, writes dlogits
+//   cross_entropy_forward        loss, m and s                           reads the logits
+//   cross_entropy_backward       dlogits from m and s                    reads the logits, writes dlogits
 //   cross_entropy_with_gradient  loss, and dlogits for a known dloss     reads the logits, writes dlogits
 //
 // dlogits may be the logits' own array: each thread writes the numbers that it alone reads, and a barrier lies between
@@ -68,25 +70,30 @@ template <typename A>
 struct Summary {
     A largest;  // m
     A sum;      // s
-    A shift;    // sum_i (x_i - x_t), only where it is asked for
+    A mean;     // mean_i (x_i - base), only where it is asked for
 };
 
 template <typename T>
-__device__ Summary<Accumulator<T>> summarise(const T* x, Cuts cuts, Accumulator<T> target_logit, bool want_shift) {
+__device__ Summary<Accumulator<T>> summarise(const T* x, Cuts cuts, Accumulator<T> base, bool want_mean) {
     using A = Accumulator<T>;
+    const A share = A(1) / A(cuts.columns);  // of one logit: their sum might overflow
     const int thread = threadIdx.x, threads = blockDim.x;
-    A largest = lowest<A>(), sum = 0, shift = 0;
+    A largest = lowest<A>();
+    LongSum<A> sum, mean;
     auto take = [&](const auto& piece) {  // a larger x scales down the sum so far
         constexpr int COUNT = sizeof(piece) / sizeof(T);
         const A before = largest;
 #pragma unroll
         for (int k = 0; k < COUNT; k++) largest = max(largest, A(piece[k]));
         sum *= exp_for<T>(before - largest);
+        A of_piece = 0, mean_of_piece = 0;
 #pragma unroll
         for (int k = 0; k < COUNT; k++) {
-            sum += exp_for<T>(A(piece[k]) - largest);
-            shift += A(piece[k]) - target_logit;
+            of_piece += exp_for<T>(A(piece[k]) - largest);
+            mean_of_piece += (A(piece[k]) - base) * share;
         }
+        sum += of_piece;
+        mean += mean_of_piece;
     };
     for (int i = thread; i < cuts.body; i += threads) take(load<1>(x + i));
     for (int i = cuts.body + thread * VECTOR<T>; i < cuts.tail; i += threads * VECTOR<T>) take(load<VECTOR<T>>(x + i));
@@ -94,14 +101,20 @@ __device__ Summary<Accumulator<T>> summarise(const T* x, Cuts cuts, Accumulator<
     Summary<A> row;
     row.largest = block_max(largest);
     row.sum = block_sum(sum * exp_for<T>(largest - row.largest));
-    row.shift = want_shift ? block_sum(shift) : A(0);
+    row.mean = want_mean ? block_sum(A(mean)) : A(0);
     return row;
 }
 
+// What the mean of the logits is taken of: differences from the target's logit, as far as it is a number.
 template <typename A>
-__device__ A loss_of(const Summary<A>& row, A target_logit, A smoothing, int classes) {
-    const A loss = log(row.sum) + (row.largest - target_logit);
-    return smoothing > 0 ? loss - smoothing / A(classes) * row.shift : loss;
+__device__ A base_of(A target_logit) {
+    return target_logit - target_logit == 0 ? target_logit : A(0);
+}
+
+template <typename A>
+__device__ A loss_of(const Summary<A>& row, A target_logit, A smoothing) {
+    const A above_target = row.largest - target_logit, above_mean = row.largest - base_of(target_logit) - row.mean;
+    return log(row.sum) + (smoothing > 0 ? (1 - smoothing) * above_target + smoothing * above_mean : above_target);
 }
 
 // dx_i = dloss (e^(x_i - base) scale - q_i), the last pieces of the row first.
@@ -139,21 +152,24 @@ __device__ void write_zeros(T* dx, int classes) {
 
 template <typename T>
 __global__ void __launch_bounds__(512, 2)
-    cross_entropy_forward(const T* logits, const long long* targets, Accumulator<T>* loss, Accumulator<T>* lse,
-                          long long rows, int classes, long long ignore_index, Accumulator<T> smoothing) {
+    cross_entropy_forward(const T* logits, const long long* targets, Accumulator<T>* loss, Accumulator<T>* largest,
+                          Accumulator<T>* total, long long rows, int classes, long long ignore_index,
+                          Accumulator<T> smoothing) {
     using A = Accumulator<T>;
     for (long long row = blockIdx.x; row < rows; row += gridDim.x) {
         const T* x = logits + row * classes;
         const bool ignored = targets[row] == ignore_index;
         if (!ignored) {
             const A target_logit = logit_of(x, targets[row], classes);
-            const Summary<A> summary = summarise(x, cut_row(x, classes), target_logit, smoothing > 0);
+            const Summary<A> summary = summarise(x, cut_row(x, classes), base_of(target_logit), smoothing > 0);
             if (threadIdx.x == 0) {
-                loss[row] = loss_of(summary, target_logit, smoothing, classes);
-                lse[row] = summary.largest + log(summary.sum);
+                loss[row] = loss_of(summary, target_logit, smoothing);
+                largest[row] = summary.largest;
+                total[row] = summary.sum;
             }
         } else if (threadIdx.x == 0) {
-            loss[row] = lse[row] = 0;
+            loss[row] = largest[row] = 0;
+            total[row] = 1;
         }
     }
 }
@@ -161,9 +177,9 @@ __global__ void __launch_bounds__(512, 2)
 // A row whose dloss is 0, as that of an ignored target is, gets zeros and is not read.
 template <typename T>
 __global__ void __launch_bounds__(512, 2)
-    cross_entropy_backward(const T* logits, const long long* targets, const Accumulator<T>* lse,
-                           const Accumulator<T>* dloss, T* dlogits, long long rows, int classes,
-                           Accumulator<T> smoothing) {
+    cross_entropy_backward(const T* logits, const long long* targets, const Accumulator<T>* largest,
+                           const Accumulator<T>* total, const Accumulator<T>* dloss, T* dlogits, long long rows,
+                           int classes, Accumulator<T> smoothing) {
     using A = Accumulator<T>;
     for (long long row = blockIdx.x; row < rows; row += gridDim.x) {
         const T* x = logits + row * classes;
@@ -171,7 +187,8 @@ __global__ void __launch_bounds__(512, 2)
         if (dloss[row] == 0)
             write_zeros(dx, classes);
         else
-            write_gradient(x, dx, cut_rows(x, dx, classes), targets[row], lse[row], A(1), dloss[row], smoothing);
+            write_gradient(x, dx, cut_rows(x, dx, classes), targets[row], largest[row], A(1) / total[row], dloss[row],
+                           smoothing);
     }
 }
 
@@ -192,8 +209,8 @@ __global__ void __launch_bounds__(512, 2)
         }
         const A target_logit = logit_of(x, target, classes);
         const Cuts cuts = cut_rows(x, dx, classes);
-        const Summary<A> summary = summarise(x, cuts, target_logit, smoothing > 0);
-        if (threadIdx.x == 0) loss[row] = loss_of(summary, target_logit, smoothing, classes);
+        const Summary<A> summary = summarise(x, cuts, base_of(target_logit), smoothing > 0);
+        if (threadIdx.x == 0) loss[row] = loss_of(summary, target_logit, smoothing);
         write_gradient(x, dx, cuts, target, summary.largest, A(1) / summary.sum, dloss[row], smoothing);
     }
 }

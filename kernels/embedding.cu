@@ -55,12 +55,13 @@ __device__ void add_run(const T* dy, const long long* sorted_ids, const long lon
     const int lane = threadIdx.x % WARP_SIZE;
     for (; first < stop; first += WARP_SIZE * COUNT) {  // once, where rows are aligned
         const int column = first + lane * COUNT;
-        A sum[COUNT] = {};
+        LongSum<A> of_run[COUNT];
         int found = WARP_SIZE;
         for (long long p = place; found == WARP_SIZE; p += WARP_SIZE) {  // each lane looks up one place
             const bool in_run = p + lane < count && sorted_ids[p + lane] == sorted_ids[place];
             const long long position = in_run ? order[p + lane] : 0;
             found = __popc(__ballot_sync(FULL_WARP, in_run));  // the lanes of the run are the first
+            A sum[COUNT] = {};
 #pragma unroll 4
             for (int k = 0; k < found; k++) {
                 const long long n = __shfl_sync(FULL_WARP, position, k);
@@ -69,11 +70,13 @@ __device__ void add_run(const T* dy, const long long* sorted_ids, const long lon
 #pragma unroll
                 for (int c = 0; c < COUNT; c++) sum[c] += A(piece[c]);
             }
+#pragma unroll
+            for (int c = 0; c < COUNT; c++) of_run[c] += sum[c];
         }
         if (column >= stop) continue;
         Vector<T, COUNT> total = load<COUNT>(row_of_table + column);
 #pragma unroll
-        for (int c = 0; c < COUNT; c++) total[c] = T(A(total[c]) + sum[c]);
+        for (int c = 0; c < COUNT; c++) total[c] = T(A(total[c]) + A(of_run[c]));
         store(row_of_table + column, total);
     }
 }

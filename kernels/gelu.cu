@@ -27,10 +27,11 @@ struct GeluTanh {
     }
     template <typename A>
     static __device__ __forceinline__ A value(A x) {
-        return x * reciprocal(1 + power(x, x * x));
+        return x < -FAR ? A(0) : x * reciprocal(1 + power(x, x * x));
     }
     template <typename A>
     static __device__ __forceinline__ A slope(A x) {
+        if (x > FAR || x < -FAR) return A(x > 0);
         const A square = x * x, e = power(x, square), s = reciprocal(1 + e);
         const A rest = x > 0 ? e * s : 1 - s;  // 1 - s: as a difference where s is small, where e may be infinite
         const A du = A(0.7978845608028654) + A(3 * 0.7978845608028654 * 0.044715) * square;
@@ -45,10 +46,11 @@ struct GeluErf {
     }
     template <typename A>
     static __device__ __forceinline__ A value(A x) {
-        return x * distribution(x);
+        return x < -FAR ? A(0) : x * distribution(x);
     }
     template <typename A>
     static __device__ __forceinline__ A slope(A x) {
+        if (x > FAR || x < -FAR) return A(x > 0);
         return distribution(x) + x * (A(0.3989422804014327) * exp(A(-0.5) * x * x));
     }
 };

@@ -18,8 +18,9 @@
 //
 // dweight and dbias take two stages, with no atomics, so that results repeat to the last bit. A thread meets the same
 // columns in every row of its block, and adds up their dweight and dbias in shared memory that it alone uses (so there
-// is no barrier, and it is laid out for no two lanes to meet in a bank). Each block then leaves its sums in a row of
-// partial (gridDim.x, 2, columns), whose rows column_sums.cu adds up. Dynamic shared memory of the backward, in bytes:
+// is no barrier, and it is laid out for no two lanes to meet in a bank). Every 32 rows, and in the end, it adds them to
+// its row of partial (gridDim.x, 2, columns), so that no long sum swallows the last digits of what is added; give a
+// block 512 rows at most. column_sums.cu adds up the rows of partial. Dynamic shared memory of the backward, in bytes:
 // 2 sizeof(Accumulator<T>) times the columns, rounded up to a multiple of blockDim.x 16 / sizeof(T).
 //
 // Memory, in numbers for each element: forward 2, with the residual 4; backward 3, with dout 4. For 65536 rows of 768
@@ -50,7 +51,8 @@ __device__ void layernorm_forward_row(const T* x, const T* __restrict__ weight, 
 #pragma unroll
         for (int k = 0; k < COUNT; k++) squares += (A(x_i[k]) - mean) * (A(x_i[k]) - mean);
     }
-    const A rstd = 1 / sqrt(block_sum(squares) / columns + eps);
+    const A variance = block_sum(squares) / columns + eps;
+    const A rstd = sqrt(variance) / variance;  // NaN where the variance is infinite, and not 0
     for (int i = threadIdx.x * COUNT; i < columns; i += blockDim.x * COUNT) {
         const Vector<T, COUNT> x_i = load<COUNT>(x + i), w = load<COUNT>(weight + i), b = load<COUNT>(bias + i);
         Vector<T, COUNT> y_i;
@@ -131,7 +133,21 @@ __device__ void layernorm_backward_rows(const T* __restrict__ dy, const T* dout,
     A* dbias = dweight + slots;
     for (int slot = threadIdx.x; slot < slots; slot += blockDim.x) dweight[slot] = dbias[slot] = 0;
 
-    for (long long row = blockIdx.x; row < rows; row += gridDim.x) {
+    A* of_block = partial + blockIdx.x * 2LL * columns;
+    const auto move_to_partial = [&](bool first_time) {  // by the threads that made the sums: no barrier
+        for (int i = threadIdx.x * COUNT, slot = threadIdx.x; i < columns; i += stride) {
+#pragma unroll
+            for (int k = 0; k < COUNT; k++, slot += blockDim.x) {
+                of_block[i + k] = dweight[slot] + (first_time ? A(0) : of_block[i + k]);
+                of_block[columns + i + k] = dbias[slot] + (first_time ? A(0) : of_block[columns + i + k]);
+                dweight[slot] = dbias[slot] = 0;
+            }
+        }
+    };
+
+    long long taken = 0;
+    for (long long row = blockIdx.x; row < rows; row += gridDim.x, taken++) {
+        if (taken > 0 && taken % ROWS_AT_A_TIME == 0) move_to_partial(taken == ROWS_AT_A_TIME);
         const A mean = means[row], rstd = rstds[row];
         const long long first = row * columns;
         A sum = 0, dot = 0;
@@ -162,15 +178,7 @@ __device__ void layernorm_backward_rows(const T* __restrict__ dy, const T* dout,
             store(dx + first + i, dx_i);
         }
     }
-
-    A* of_block = partial + blockIdx.x * 2LL * columns;
-    for (int i = threadIdx.x * COUNT, slot = threadIdx.x; i < columns; i += stride) {
-#pragma unroll
-        for (int k = 0; k < COUNT; k++, slot += blockDim.x) {
-            of_block[i + k] = dweight[slot];
-            of_block[columns + i + k] = dbias[slot];
-        }
-    }
+    move_to_partial(taken <= ROWS_AT_A_TIME);
 }
 
 template <typename T>

@@ -62,7 +62,20 @@ __device__ void rmsnorm_backward_rows(const T* __restrict__ dy, const T* __restr
     A* dweight = reinterpret_cast<A*>(dynamic_memory);
     for (int slot = threadIdx.x; slot < slots; slot += blockDim.x) dweight[slot] = 0;
 
-    for (long long row = blockIdx.x; row < rows; row += gridDim.x) {
+    A* of_block = partial + blockIdx.x * static_cast<long long>(columns);
+    const auto move_to_partial = [&](bool first_time) {  // by the threads that made the sums: no barrier
+        for (int i = threadIdx.x * COUNT, slot = threadIdx.x; i < columns; i += stride) {
+#pragma unroll
+            for (int k = 0; k < COUNT; k++, slot += blockDim.x) {
+                of_block[i + k] = dweight[slot] + (first_time ? A(0) : of_block[i + k]);
+                dweight[slot] = 0;
+            }
+        }
+    };
+
+    long long taken = 0;
+    for (long long row = blockIdx.x; row < rows; row += gridDim.x, taken++) {
+        if (taken > 0 && taken % ROWS_AT_A_TIME == 0) move_to_partial(taken == ROWS_AT_A_TIME);
         const A rstd = rstds[row];
         const long long first = row * columns;
         A dot = 0;
@@ -86,12 +99,7 @@ __device__ void rmsnorm_backward_rows(const T* __restrict__ dy, const T* __restr
             store(dx + first + i, dx_i);
         }
     }
-
-    for (int i = threadIdx.x * COUNT, slot = threadIdx.x; i < columns; i += stride) {
-#pragma unroll
-        for (int k = 0; k < COUNT; k++, slot += blockDim.x)
-            partial[blockIdx.x * static_cast<long long>(columns) + i + k] = dweight[slot];
-    }
+    move_to_partial(taken <= ROWS_AT_A_TIME);
 }
 
 template <typename T>

@@ -21,6 +21,9 @@ struct Chunk {
         : first(static_cast<long long>(blockIdx.y) * chunk_rows), last(min(first + chunk_rows, rows)) {}
 };
 
+// Of a block that adds up many rows: it moves its sums on after so many, lest they lose the digits of what is added.
+constexpr int ROWS_AT_A_TIME = 32;
+
 // ---- sums by column ----------------------------------------------------------------------------------------------
 // In a block of (32, up to 16), threads beside each other take columns that are, so that a warp reads whole lines of
 // memory; those with the same threadIdx.x take the rows of one set of columns in turn, and meet here to add up what

@@ -22,10 +22,11 @@ struct Silu {
     }
     template <typename A>
     static __device__ __forceinline__ A value(A x) {
-        return x * logistic(x);
+        return x < -FAR ? A(0) : x * logistic(x);
     }
     template <typename A>
     static __device__ __forceinline__ A slope(A x) {
+        if (x > FAR || x < -FAR) return A(x > 0);
         const A s = logistic(x);
         return s * (1 + x * (1 - s));
     }
@@ -63,9 +64,9 @@ __device__ void swiglu_backward_from(const T* __restrict__ dy, const T* __restri
         Vector<T, COUNT> dgate_i, dup_i;
 #pragma unroll
         for (int k = 0; k < COUNT; k++) {
-            const A dy_k = A(dy_i[k]), x = A(gate_i[k]), s = Silu::logistic(x);
-            dgate_i[k] = T(dy_k * A(up_i[k]) * (s * (1 + x * (1 - s))));
-            dup_i[k] = T(dy_k * (x * s));
+            const A dy_k = A(dy_i[k]), x = A(gate_i[k]);
+            dgate_i[k] = T(dy_k * A(up_i[k]) * Silu::slope(x));
+            dup_i[k] = T(dy_k * Silu::value(x));
         }
         store(dgate + i, dgate_i);
         store(dup + i, dup_i);

@@ -35,15 +35,18 @@ struct Summary {
 template <int COUNT, typename T>
 __device__ Summary<Accumulator<T>> summarise(const T* __restrict__ x, int columns) {
     using A = Accumulator<T>;
-    A largest = lowest<A>(), sum = 0;
+    A largest = lowest<A>();
+    LongSum<A> sum;
     for (int i = threadIdx.x * COUNT; i < columns; i += blockDim.x * COUNT) {
         const Vector<T, COUNT> v = load<COUNT>(x + i);
         A before = largest;
 #pragma unroll
         for (int k = 0; k < COUNT; k++) largest = max(largest, A(v[k]));
         sum *= exp(before - largest);
+        A piece = 0;
 #pragma unroll
-        for (int k = 0; k < COUNT; k++) sum += exp(A(v[k]) - largest);
+        for (int k = 0; k < COUNT; k++) piece += exp(A(v[k]) - largest);
+        sum += piece;
     }
     const A row_largest = block_max(largest);
     return {row_largest, block_sum(sum * exp(largest - row_largest))};
@@ -78,13 +81,15 @@ template <typename T, int COUNT>
 __device__ void softmax_backward_row(const T* __restrict__ dy, const T* __restrict__ y, T* __restrict__ dx,
                                      int columns) {
     using A = Accumulator<T>;
-    A dot = 0;
+    LongSum<A> of_thread;
     for (int i = threadIdx.x * COUNT; i < columns; i += blockDim.x * COUNT) {
         const Vector<T, COUNT> dy_i = load<COUNT>(dy + i), y_i = load<COUNT>(y + i);
+        A piece = 0;
 #pragma unroll
-        for (int k = 0; k < COUNT; k++) dot += A(dy_i[k]) * A(y_i[k]);
+        for (int k = 0; k < COUNT; k++) piece += A(dy_i[k]) * A(y_i[k]);
+        of_thread += piece;
     }
-    dot = block_sum(dot);
+    const A dot = block_sum(A(of_thread));
     for (int i = threadIdx.x * COUNT; i < columns; i += blockDim.x * COUNT) {
         const Vector<T, COUNT> dy_i = load<COUNT>(dy + i), y_i = load<COUNT>(y + i);
         Vector<T, COUNT> dx_i;
@@ -135,13 +140,15 @@ template <typename T, int COUNT>
 __device__ void log_softmax_backward_row(const T* __restrict__ dlog_p, const T* __restrict__ log_p, T* __restrict__ dx,
                                          int columns) {
     using A = Accumulator<T>;
-    A sum = 0;
+    LongSum<A> of_thread;
     for (int i = threadIdx.x * COUNT; i < columns; i += blockDim.x * COUNT) {
         const Vector<T, COUNT> v = load<COUNT>(dlog_p + i);
+        A piece = 0;
 #pragma unroll
-        for (int k = 0; k < COUNT; k++) sum += A(v[k]);
+        for (int k = 0; k < COUNT; k++) piece += A(v[k]);
+        of_thread += piece;
     }
-    sum = block_sum(sum);
+    const A sum = block_sum(A(of_thread));
     for (int i = threadIdx.x * COUNT; i < columns; i += blockDim.x * COUNT) {
         Vector<T, COUNT> v = load<COUNT>(dlog_p + i);
         const Vector<T, COUNT> log_p_i = load<COUNT>(log_p + i);

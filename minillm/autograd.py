@@ -125,7 +125,8 @@ class Op:
                 fixed |= hasattr(x, "shape")
         recorded = recorded and state.grad_enabled
         constants = _kept(inputs, arrays) if recorded and fixed else ()
-        (out, saved), backward = self._run(arrays, settings)
+        with np.errstate(all="ignore"):  # infinity and NaN are values here, as in PyTorch, and no warnings
+            (out, saved), backward = self._run(arrays, settings)
         several = type(out) is tuple
         if not recorded:
             return tuple(_result(y, inputs) for y in out) if several else _result(out, inputs)
@@ -490,9 +491,9 @@ class Tensor(Methods):
         """
         _refuse_second_order("backward", create_graph)
         self._check_needs_gradient("backward")
-        run_backward(
-            [(self, self._cotangent("backward", gradient))], keep_graph if retain_graph is None else retain_graph
-        )
+        keep_graph = keep_graph if retain_graph is None else retain_graph
+        with np.errstate(all="ignore"):
+            run_backward([(self, self._cotangent("backward", gradient))], keep_graph)
 
     def _cotangent(self, function: str, gradient: Any) -> Array:
         """The gradient that a backward from here begins with."""
@@ -543,9 +544,9 @@ def grad(
         x._check_needs_gradient("grad")
     keys = [id(x) if x.node is None else (x.node, x.index) for x in leaves]
     wanted: dict[Any, Array | None] = dict.fromkeys(keys)
-    run_backward(
-        [(y, y._cotangent("grad", dy)) for y, dy in zip(roots, given, strict=True)], bool(retain_graph), wanted
-    )
+    cotangents = [(y, y._cotangent("grad", dy)) for y, dy in zip(roots, given, strict=True)]
+    with np.errstate(all="ignore"):
+        run_backward(cotangents, bool(retain_graph), wanted)
     for position, key in enumerate(keys):
         if wanted[key] is None and not allow_unused:
             raise GraphError(

@@ -17,7 +17,6 @@ import contextlib
 import ctypes
 import os
 import queue
-import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterator
@@ -54,6 +53,7 @@ class _Worker(threading.Thread):
         self.start()
 
     def run(self) -> None:
+        np.seterr(all="ignore")  # as the engine has it on the thread that hands out the work
         while True:
             function, start, stop, done = self.tasks.get()
             try:
@@ -134,7 +134,10 @@ def row_blocks(formula: Callable[[slice], Any], array: Array) -> None:
 
 
 def sum_over_blocks(formula: Callable[[slice], tuple[Array, ...]], array: Array) -> tuple[Array, ...]:
-    """Like `row_blocks`, for a formula that returns sums over its rows: add the sums of all blocks, in row order."""
+    """Like `row_blocks`, for a formula that returns sums over its rows: add the sums of all blocks, in row order.
+
+    In float64: one after the other in float32, the sums of many blocks would lose their last digits (see sums.py).
+    """
     partial: dict[int, tuple[Array, ...]] = {}
 
     def run(block: slice) -> None:
@@ -143,11 +146,14 @@ def sum_over_blocks(formula: Callable[[slice], tuple[Array, ...]], array: Array)
     if len(array) == 0:
         return formula(slice(0, 0))
     row_blocks(run, array)
-    totals, *rest = (partial[start] for start in sorted(partial))
+    first, *rest = (partial[start] for start in sorted(partial))
+    if not rest:
+        return first
+    totals = [sums.astype(np.float64) for sums in first]
     for sums in rest:
         for total, addend in zip(totals, sums, strict=True):
             total += addend
-    return totals
+    return tuple(total.astype(sums.dtype) for total, sums in zip(totals, first, strict=True))
 
 
 def elementwise(function: Callable, *arrays: Any) -> Array:
@@ -216,13 +222,6 @@ def stable_argsort(x: Array) -> Array:
     return x.argsort() if is_on_gpu(x) else x.argsort(kind="stable")  # CuPy has no other, and no name for it
 
 
-def row_sums(x: Array) -> Array:
-    """The sum over the last axis, kept with size 1. As a product with ones it takes a quarter of np.sum's time."""
-    if is_on_gpu(x):
-        return x.sum(axis=-1, keepdims=True)
-    return np.vecdot(x, np.ones(x.shape[-1], x.dtype))[..., None]
-
-
 def row_max(x: Array) -> Array:
     """The largest of the last axis, kept with size 1. To find where it is takes a fifth of the time of np.max."""
     if is_on_gpu(x):
@@ -230,28 +229,6 @@ def row_max(x: Array) -> Array:
     place = x.argmax(axis=-1)
     place += np.arange(0, x.size, x.shape[-1]).reshape(place.shape)
     return x.take(place)[..., None]
-
-
-def column_sums(x: Array) -> Array:
-    """The sum over the rows of x (rows, columns)."""
-    return x.sum(axis=0) if is_on_gpu(x) else np.ones(len(x), x.dtype) @ x
-
-
-def vecdot(a: Array, b: Array) -> Array:
-    """The sum of a b over the last axis, which is not kept."""
-    return (a * b).sum(axis=-1) if is_on_gpu(a) else np.vecdot(a, b)  # CuPy has no vecdot
-
-
-def add_at(array: Array, index: Any, values: Array) -> None:
-    """array[index] += values, where the index may name an element several times: on a GPU, in no particular order."""
-    if not is_on_gpu(array):
-        np.add.at(array, index, values)
-        return
-    exact = np.promote_types(array.dtype, np.float32)
-    total = array.astype(exact, copy=False)  # CuPy adds up no 16-bit numbers
-    sys.modules["cupy"].add.at(total, index, values.astype(exact, copy=False))
-    if total is not array:
-        array[...] = total
 
 
 class Product(NamedTuple):

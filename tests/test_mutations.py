@@ -284,8 +284,6 @@ HELPERS = [
     (sys.modules["minillm.ops.arithmetic"]._tanh_slope, ["tanh"]),
     (sys.modules["minillm.ops.arithmetic"]._sigmoid_slope, ["sigmoid"]),
     (sys.modules["minillm.ops.arithmetic"]._where_positive, ["relu"]),
-    (sys.modules["minillm.ops.embedding"].add_rows_sorted, ["embedding"]),
-    (sys.modules["minillm.ops.embedding"].add_rows_one_by_one, ["embedding"]),
 ]
 
 

@@ -869,3 +869,72 @@ def test_gradients_that_come_and_go_equal_torch(rng: np.random.Generator, kind: 
         reference.step()
     for parameter, their in zip(members, theirs, strict=True):
         np.testing.assert_allclose(parameter.data, their.detach().numpy(), rtol=1e-12, atol=1e-12)
+
+
+def test_a_parameter_given_twice_is_refused():
+    weight = Parameter(np.ones(3, np.float32))
+    with pytest.raises(InputError, match=r"^AdamW: a parameter is given twice; give each once"):
+        AdamW([{"params": [weight]}, {"params": [weight]}])
+
+
+# --- norms that float32 cannot square, and those that are no numbers -------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("size", "value"), [(100, 1e20), (3, 1e-25), (70_000, 1e-30), (3, 3e38), (1_000_000, 1.1), (200_000, 0.0)]
+)
+def test_the_norm_of_any_float32_gradient(size, value) -> None:
+    """Also where its squares overflow or vanish, and where one sum of float32 would lose digits."""
+    right = float(np.float32(value)) * math.sqrt(size)
+    member = Parameter(np.zeros(size, np.float32), "p")
+    member.grad = np.full(size, value, np.float32)
+    assert AdamW([Parameter(np.zeros(1, np.float32), "other")]).clip_grad_norm(1.0) == 0
+    assert clip_grad_norm_([member], 1.0) == pytest.approx(right, rel=1e-6)
+    assert clip_grad_norm_([member], 1.0) == pytest.approx(min(1.0, right), rel=1e-6)
+    member.grad = np.full(size, value, np.float32)
+    optimizer = AdamW([member])
+    assert optimizer.clip_grad_norm(1.0) == pytest.approx(right, rel=1e-6)
+    assert optimizer.clip_factor == pytest.approx(1 / max(1.0, right), rel=1e-6)
+
+
+def test_a_norm_of_large_and_small_gradients() -> None:
+    members = [Parameter(np.zeros(2, np.float32), "a"), Parameter(np.zeros(2, np.float32), "b")]
+    members[0].grad, members[1].grad = np.array([1e-30, 0], np.float32), np.array([3e25, 4e25], np.float32)
+    assert clip_grad_norm_(members, 1.0) == pytest.approx(5e25, rel=1e-6)
+    np.testing.assert_allclose(members[1].grad, [0.6, 0.8], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("bad", "clipped"), [(np.nan, [np.nan, np.nan]), (np.inf, [np.nan, 0]), (-np.inf, [np.nan, 0])]
+)
+def test_a_norm_that_is_no_number_reaches_every_gradient(bad, clipped) -> None:
+    """As in PyTorch."""
+    member = Parameter(np.zeros(2, np.float32), "p")
+    member.grad = np.array([bad, 100], np.float32)
+    with pytest.raises(InputError, match=r"^clip_grad_norm_: the norm of the gradients is (nan|inf)"):
+        clip_grad_norm_([member], 1.0, error_if_nonfinite=True)
+    np.testing.assert_array_equal(member.grad, np.array([bad, 100], np.float32))
+    assert not math.isfinite(clip_grad_norm_([member], 1.0))
+    np.testing.assert_array_equal(member.grad, clipped)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_a_step_does_not_hide_a_norm_that_is_no_number(bad) -> None:
+    members = [Parameter(np.ones(2, np.float32), "a"), Parameter(np.ones(2, np.float32), "b")]
+    optimizer = SGD(members, 0.1)
+    members[0].grad, members[1].grad = np.array([bad, 1], np.float32), np.array([1, 1], np.float32)
+    assert not math.isfinite(optimizer.clip_grad_norm(1.0))
+    optimizer.step()
+    assert np.isnan(members[0].data[0])
+    assert np.isnan(members[1].data).all() == np.isnan(bad)  # the factor of an infinite norm is 0
+
+
+@pytest.mark.oracle
+@pytest.mark.parametrize("values", [[1.0, 2.0], [np.nan, 100], [np.inf, 100], [3e30, 4e30], [0, 0]])
+def test_clipping_as_in_torch(values) -> None:
+    torch = pytest.importorskip("torch")
+    member, twin = Parameter(np.zeros(2)), torch.zeros(2, dtype=torch.float64, requires_grad=True)
+    member.grad, twin.grad = np.array(values), torch.tensor(values, dtype=torch.float64)
+    norm, right = clip_grad_norm_([member], 1.0), torch.nn.utils.clip_grad_norm_([twin], 1.0)
+    np.testing.assert_allclose(norm, right.numpy(), rtol=1e-12)
+    np.testing.assert_allclose(member.grad, twin.grad.numpy(), rtol=1e-5)

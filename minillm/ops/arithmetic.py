@@ -18,6 +18,7 @@ from minillm.autograd import Op, Tensor, tensor
 from minillm.backend import Array, as_array, elementwise
 from minillm.device import is_on_gpu, like
 from minillm.errors import DtypeError
+from minillm.sums import sum_over
 
 
 class Shapes(NamedTuple):
@@ -57,7 +58,8 @@ def unbroadcast(gradient: Array, shape: tuple[int, ...] | None) -> Any:
         return None if shape is None else gradient
     leading = gradient.ndim - len(shape)
     stretched = tuple(leading + i for i, size in enumerate(shape) if size == 1 and gradient.shape[leading + i] != 1)
-    return gradient.sum(axis=(*range(leading), *stretched), keepdims=True).reshape(shape)
+    total = sum_over(gradient, (*range(leading), *stretched))
+    return total.astype(gradient.dtype, copy=False).reshape(shape)
 
 
 def operand(x: Any, function: str = "operand") -> Any:
@@ -214,10 +216,10 @@ def div_forward(x, y):
     return elementwise(np.divide, x, y), Operands(x, y)
 
 
-def div_backward(dout, saved):  # d(x/y) = dx / y - x dy / y^2
+def div_backward(dout, saved):  # d(x/y) = dx / y - x dy / y^2; y^2 may overflow, or be 0, where x/y/y is a number
     x, y = saved
     dx = None if shape_of(x) is None else unbroadcast(dout / y, x.shape)
-    dy = None if shape_of(y) is None else unbroadcast(-dout * x / (y * y), y.shape)
+    dy = None if shape_of(y) is None else unbroadcast(-dout * (x / y / y), y.shape)
     return dx, dy
 
 
@@ -240,16 +242,20 @@ def pow_forward(x, y):
 
 
 def pow_backward(dout, saved):
-    """dx = y x^(y-1) and dy = x^y ln x, with their limits at x = 0 instead of 0 times infinity."""
+    """dx = y x^(y-1) and dy = x^y ln x, but 0 where the power is constant: dx for y = 0, dy for x = 0 and y >= 0."""
     x, y = saved
     dx = dy = None
-    with np.errstate(divide="ignore", invalid="ignore"):  # inf and NaN where none is defined: often a constant's
+    with np.errstate(all="ignore"):  # inf and NaN where none is defined: often a constant's
         if shape_of(x) is not None:
-            less = np.where(np.equal(y, 0), 1, np.subtract(y, 1)) if shape_of(y) is not None else (y - 1 if y else 1)
-            dx = unbroadcast(dout * y * np.power(x, less), x.shape)
+            if shape_of(y) is None:
+                slope = y * np.power(x, y - 1) if y else np.zeros_like(x)
+            else:
+                slope = np.where(np.equal(y, 0), 0, y * np.power(x, np.subtract(y, 1, dtype=dout.dtype)))
+            dx = unbroadcast(dout * slope.astype(dout.dtype, copy=False), x.shape)
         if shape_of(y) is not None:
-            log = np.log(np.where(np.equal(x, 0), 1, x), dtype=dout.dtype)  # x^y ln x tends to 0 with x, for y > 0
-            dy = unbroadcast(dout * np.power(x, y) * log, y.shape)
+            constant = np.logical_and(np.equal(x, 0), np.greater_equal(y, 0))
+            slope = np.where(constant, 0, np.power(x, y) * np.log(x, dtype=dout.dtype))
+            dy = unbroadcast(dout * slope.astype(dout.dtype, copy=False), y.shape)
     return dx, dy
 
 
@@ -381,7 +387,11 @@ def relu_backward(dout, saved):
 
 
 def _where_positive(x: Array, dy: Array, out: Array | None = None) -> Array:
-    return np.multiply(dy, x > 0, out=out)
+    """dy, but 0 where x <= 0: not where x is NaN, which relu passes on, and 0 times an infinite dy would be NaN."""
+    out = np.empty_like(dy) if out is None else out
+    np.copyto(out, dy)
+    np.copyto(out, 0, where=x <= 0)
+    return out
 
 
 RELU = Op("relu", relu_forward, relu_backward)

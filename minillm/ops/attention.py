@@ -40,6 +40,7 @@ from minillm.errors import DtypeError, ShapeError, check_floating, check_index, 
 from minillm.kernels import get_kernel
 from minillm.ops.dropout import check_probability
 from minillm.ops.shape import broadcast_to
+from minillm.sums import FEW, row_sums, vecdot
 
 QUERY_BLOCK = 64  # queries at a time
 SCORE_BYTES = 512 * 1024  # scores held at a time, on each thread
@@ -87,7 +88,7 @@ def attention_forward(q, k, v, mask, *, lengths, causal, scale, dropout):
             largest[largest == -np.inf] = 0
             scores -= largest
             weights = np.exp(scores, out=scores)
-            total = backend.row_sums(weights)
+            total = row_sums(weights)
             sees_none = total == 0
             total[sees_none] = 1
             log_sum = np.log(total) + largest
@@ -114,14 +115,18 @@ def attention_backward(dout, saved):
         queries, keys, values = _grouped(q, k)[b, h], k[b, h], v[b, h]
         dys, ys, dqueries = (_grouped(array, k)[b, h] for array in (dout, out, dq))
         log_sums = lse.reshape(*k.shape[:2], -1, q.shape[2])[b, h]
+        blocks = list(_query_blocks(q.shape[2], k.shape[2], causal))
+        dkeys, dvalues = dk[b, h], dv[b, h]
+        if len(blocks) > FEW:  # that many are added up in float64
+            dkeys, dvalues = (np.empty_like(x, dtype=np.promote_types(x.dtype, np.float64)) for x in (dkeys, dvalues))
         last = True
         # From the last block, which sees every key and so writes all of dK and dV, to the first; the others add.
-        for rows, visible in reversed(list(_query_blocks(q.shape[2], k.shape[2], causal))):
+        for rows, visible in reversed(blocks):
             p, q_scaled = _scores(queries, keys, rows, visible, saved, b, h)
             p -= _group(log_sums[:, :, :, rows, None])
             np.exp(p, out=p)
             dy = _group(dys[:, :, :, rows])
-            delta = backend.vecdot(dy, _group(ys[:, :, :, rows]))[..., None]
+            delta = vecdot(dy, _group(ys[:, :, :, rows]))[..., None]
             ds = backend.matmul(dy, values[:, :, :visible].swapaxes(-1, -2))
             if dropout:
                 kept = _dropout_mask(saved, b, h, rows, visible)
@@ -135,11 +140,13 @@ def attention_backward(dout, saved):
             dq_block *= scale
             dqueries[:, :, :, rows] = _ungroup(dq_block, dqueries)
             if last:
-                dk[b, h], dv[b, h] = dk_block, dv_block
+                dkeys[...], dvalues[...] = dk_block, dv_block
             else:
-                dk[b, h][:, :, :visible] += dk_block
-                dv[b, h][:, :, :visible] += dv_block
+                dkeys[:, :, :visible] += dk_block
+                dvalues[:, :, :visible] += dv_block
             last = False
+        if len(blocks) > FEW:
+            dk[b, h], dv[b, h] = dkeys, dvalues
 
     _for_parts(part, q, k)
     return dq, dk, dv, None
@@ -293,8 +300,8 @@ def _scores(queries, keys, rows, visible, saved: Saved, b: slice, h: slice) -> t
         # Only from the last key that the first query sees: a square, which NumPy adds faster than one column less.
         last = rows.start + keys.shape[2] - queries.shape[3]
         first = max(0, last)
-        hidden = _triangle(rows.stop - rows.start, visible - first, last - first, scores.dtype)
-        by_head[..., first:] += like(hidden, keys)
+        hidden = _triangle(rows.stop - rows.start, visible - first, last - first)
+        np.copyto(by_head[..., first:], -np.inf, where=like(hidden, keys))  # whatever a hidden key is: it may be NaN
     if saved.lengths is not None:
         padding = np.arange(visible, like=keys) >= saved.lengths[b, None]
         np.copyto(by_head, -np.inf, where=padding[:, None, None, None])
@@ -308,9 +315,9 @@ def _scores(queries, keys, rows, visible, saved: Saved, b: slice, h: slice) -> t
 
 
 @functools.lru_cache(maxsize=64)
-def _triangle(rows: int, columns: int, diagonal: int, dtype: np.dtype) -> Array:
-    """-inf above a diagonal (as in np.tri), 0 elsewhere."""
-    return np.where(np.tri(rows, columns, diagonal, bool), 0, -np.inf).astype(dtype)
+def _triangle(rows: int, columns: int, diagonal: int) -> Array:
+    """True above a diagonal (as in np.tri)."""
+    return ~np.tri(rows, columns, diagonal, bool)
 
 
 def _dropout_mask(saved: Saved, b: slice, h: slice, rows: slice, visible: int) -> Array:

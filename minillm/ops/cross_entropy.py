@@ -9,8 +9,11 @@ because log p_i = x_i - lse and q sums to 1. As d lse / d x_i = p_i, with g the 
 
     dx_i = g (p_i - q_i)
 
-The forward saves lse, one number per row; the backward makes p from it in one pass. At the start of training p is
-nearly uniform, so the loss is nearly log V.
+With m the largest logit and s = sum_i e^(x_i - m), lse = m + log s and p_i = e^(x_i - m) / s. The forward saves m and s
+apart, because their sum has no digits left for s where m is large; the backward makes p from them in one pass. At the
+start of training p is nearly uniform, so the loss is nearly log V.
+
+A row that has no part in the loss, as one whose target is ignored, gets no gradient, whatever is in it.
 """
 
 from __future__ import annotations
@@ -20,21 +23,23 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from minillm.autograd import Op, Tensor
-from minillm.backend import Array, as_array, as_rows, contiguous, row_blocks, row_max, row_sums
+from minillm.backend import Array, as_array, as_rows, contiguous, row_blocks, row_max
 from minillm.device import is_on_gpu, like
 from minillm.errors import DtypeError, GraphError, InputError, ShapeError, check_index, check_shapes
 from minillm.kernels import WARP, get_kernel
 from minillm.ops.arithmetic import where
 from minillm.ops.shape import permute
 from minillm.ops.softmax import log_softmax
+from minillm.sums import row_sums, sum_over
 
 
 class Saved(NamedTuple):
-    """The logits and targets, two numbers per row: lse, and the weight of the row's loss in the result."""
+    """The logits and targets, three numbers per row: m, s, and the weight of the row's loss in the result."""
 
     logits: Array
     targets: Array
-    lse: Array
+    largest: Array
+    total: Array
     weight: Array
     smoothing: float
     overwrite: bool
@@ -47,41 +52,47 @@ def cross_entropy_forward(
     x, t = as_rows(logits), targets.reshape(-1)
     counted = t != ignore_index
     t = np.where(counted, t, 0)
-    lse, loss = np.empty_like(x, shape=(2, len(x)))
+    largest, total, loss = np.empty_like(x, shape=(3, len(x)))
 
     def formula(rows):
         z = x[rows]
-        largest = row_max(z)
-        shifted = z - largest
+        highest = row_max(z)
+        shifted = z - highest
         target_logit = shifted[np.arange(len(z), like=z), t[rows]] * (1 - label_smoothing)
         if label_smoothing:
             target_logit += shifted.mean(axis=-1) * label_smoothing
-        log_sum = np.log(row_sums(np.exp(shifted, out=shifted))[:, 0])
-        loss[rows] = log_sum - target_logit
-        lse[rows] = log_sum + largest[:, 0]
+        largest[rows] = highest[:, 0]
+        total[rows] = row_sums(np.exp(shifted, out=shifted))[:, 0]
+        loss[rows] = np.log(total[rows]) - target_logit
 
     row_blocks(formula, x)
     weight = row_weights(counted, t, class_weights, reduction, x.dtype)
     np.copyto(loss, 0, where=~counted)  # not by the weight alone: an infinite loss times 0 is not a number
     loss *= weight
-    result = loss.reshape(targets.shape) if reduction == "none" else loss.sum()
-    return result, Saved(logits, t, lse, weight, label_smoothing, overwrite, [])
+    return _result(loss, targets, reduction), Saved(logits, t, largest, total, weight, label_smoothing, overwrite, [])
+
+
+def _result(loss: Array, targets: Array, reduction: str) -> Array:
+    return loss.reshape(targets.shape) if reduction == "none" else sum_over(loss).astype(loss.dtype, copy=False)
 
 
 def cross_entropy_backward(dout, saved):
-    logits, targets, lse, weight, smoothing, *_ = saved
+    logits, targets, largest, total, weight, smoothing, *_ = saved
     dlogits = memory_for_gradient(saved)
     x, dx = as_rows(logits), as_rows(dlogits)
     g = weight * dout.reshape(-1)  # one gradient for each row, or one for all
-    classes = x.shape[-1]
+    classes, without = x.shape[-1], g == 0  # rows without a part in the loss
+    some = is_on_gpu(g) or without.any()
 
     def formula(rows):
-        p = np.subtract(x[rows], lse[rows, None], out=dx[rows])
-        np.exp(p, out=p)
-        p[np.arange(len(p), like=p), targets[rows]] -= 1 - smoothing
+        gp = np.subtract(x[rows], largest[rows, None], out=dx[rows])
+        np.exp(gp, out=gp)
+        gp *= (g[rows] / total[rows])[:, None]
+        gp[np.arange(len(gp), like=gp), targets[rows]] -= g[rows] * (1 - smoothing)
         if smoothing:
-            p -= smoothing / classes
-        p *= g[rows, None]
+            gp -= g[rows, None] * (smoothing / classes)
+        if some:
+            np.copyto(gp, 0, where=without[rows, None])
 
     row_blocks(formula, x)
     return dlogits, None
@@ -115,22 +126,21 @@ def cross_entropy_forward_cuda(
         return NotImplemented
     logits, t = contiguous(logits), contiguous(targets.reshape(-1).astype(np.int64, copy=False))
     accumulator = np.promote_types(logits.dtype, np.float32)  # bfloat16 has too few digits for lse and the loss
-    lse, loss = np.empty_like(logits, shape=(2, t.size), dtype=accumulator)
+    largest, total, loss = np.empty_like(logits, shape=(3, t.size), dtype=accumulator)
     smoothing = accumulator.type(label_smoothing)
-    _launch("cross_entropy_forward", (as_rows(logits), t, loss, lse), np.int64(ignore_index), smoothing)
+    _launch("cross_entropy_forward", (as_rows(logits), t, loss, largest, total), np.int64(ignore_index), smoothing)
     counted = t != ignore_index
     weight = row_weights(counted, np.where(counted, t, 0), class_weights, reduction, accumulator)
     loss *= weight
-    result = loss.reshape(targets.shape) if reduction == "none" else loss.sum()
-    return result, Saved(logits, t, lse, weight, label_smoothing, overwrite, [])
+    return _result(loss, targets, reduction), Saved(logits, t, largest, total, weight, label_smoothing, overwrite, [])
 
 
 def cross_entropy_backward_cuda(dout, saved):
-    logits, targets, lse, weight, smoothing, *_ = saved
+    logits, targets, largest, total, weight, smoothing, *_ = saved
     dlogits = memory_for_gradient(saved)
-    dloss = (weight * dout.reshape(-1)).astype(lse.dtype, copy=False)  # 0 where the target is ignored
-    arrays = (as_rows(logits), targets, lse, dloss, as_rows(dlogits))
-    _launch("cross_entropy_backward", arrays, lse.dtype.type(smoothing))
+    dloss = (weight * dout.reshape(-1)).astype(total.dtype, copy=False)  # 0 where the target is ignored
+    arrays = (as_rows(logits), targets, largest, total, dloss, as_rows(dlogits))
+    _launch("cross_entropy_backward", arrays, total.dtype.type(smoothing))
     return dlogits, None
 
 
@@ -170,7 +180,7 @@ def cross_entropy(
         largest array of a step: 64k tokens of GPT-2 have 6.6 GB of them in bfloat16.
     weight: (V,), a factor for the loss of each class; a mean is then divided by the sum of the targets' weights.
     Units: nats per token.
-    Saves: a reference to the logits, and two numbers per row.
+    Saves: a reference to the logits, and three numbers per row.
     Raises: ShapeError, InputError for an id out of range or an unknown reduction, DtypeError for targets of floats.
     """
     targets = targets.data if isinstance(targets, Tensor) else as_array(targets)

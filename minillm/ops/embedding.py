@@ -1,10 +1,8 @@
 """Look-up of one row of a table for each id.
 
-Forward: y_n = W[ids_n]. In reverse, row i of W gets the sum of all dy_n with ids_n = i. Two ways to add them up, equal
-but for the order of the sum, each the faster one somewhere (`np.add.at` is slower than both):
-
-- one row at a time, in the order of the ids: best for long rows;
-- sort the rows by id and sum each run at once: best for short rows and few distinct ids.
+Forward: y_n = W[ids_n]. In reverse, row i of W gets the sum of all dy_n with ids_n = i. The ids are sorted, so that the
+rows of one id follow each other and are summed at once (`np.add.at` is slower, and adds one after the other: see
+minillm/sums.py).
 """
 
 from __future__ import annotations
@@ -15,12 +13,12 @@ import numpy as np
 
 from minillm import backend
 from minillm.autograd import Into, Op, Tensor
-from minillm.backend import Array, add_at, as_array, as_rows, contiguous
-from minillm.device import is_on_gpu, like
+from minillm.backend import Array, as_array, as_rows, contiguous
+from minillm.device import like
 from minillm.errors import InputError, check_index, check_shapes
 from minillm.kernels import WARP, get_kernel
+from minillm.sums import add_rows
 
-LONG_ROW = 512  # channels from which one row at a time is faster; measured by benchmarks/ops.py
 WARPS = 8  # of a block of the kernels: one for each id
 
 
@@ -47,12 +45,7 @@ def embedding_backward(dout, saved, into=(None, None)):
     dout = without_padding(dout, saved)
     dweight = _gradient_so_far(dout, saved, into[0])
     ids, rows = saved.ids.reshape(-1), as_rows(dout)
-    if is_on_gpu(rows):
-        add_at(dweight, ids, rows)
-    elif saved.shape[1] >= LONG_ROW:
-        add_rows_one_by_one(dweight, ids, rows)
-    else:
-        add_rows_sorted(dweight, ids, rows)
+    add_rows(dweight, ids, rows)
     return dweight, None
 
 
@@ -63,30 +56,6 @@ def _gradient_so_far(dout: Array, saved: Saved, into: Into | None) -> Array:
     if not into.add:
         into.array[...] = 0
     return into.array
-
-
-def add_rows_one_by_one(table: Array, ids: Array, rows: Array) -> None:
-    """table[ids[n]] += rows[n], in order."""
-    for i, row in zip(ids.tolist(), rows, strict=True):
-        table[i] += row
-
-
-def add_rows_sorted(table: Array, ids: Array, rows: Array) -> None:
-    """The same, each table row once: the rows of one id are brought together and summed."""
-    if not ids.size:
-        return
-    order = backend.stable_argsort(ids)
-    ordered = ids[order]
-    starts = np.flatnonzero(np.diff(ordered, prepend=-1))
-    named = ordered[starts]
-
-    def columns(start: int, stop: int) -> None:
-        table[named, start:stop] += np.add.reduceat(rows[:, start:stop][order], starts, axis=0)
-
-    if rows.nbytes < backend.PARALLEL_BYTES:
-        columns(0, rows.shape[1])
-    else:
-        backend.parallel(columns, rows.shape[1])
 
 
 def embedding_forward_cuda(weight, ids, *, padding_idx=None):

@@ -24,9 +24,10 @@ from typing import NamedTuple
 import numpy as np
 
 from minillm.autograd import Op, Tensor, is_grad_enabled
-from minillm.backend import Array, as_rows, column_sums, contiguous, row_blocks, sum_over_blocks
+from minillm.backend import Array, as_rows, contiguous, row_blocks, sum_over_blocks
 from minillm.errors import InputError, check_floating, check_shapes
 from minillm.ops.launch import activation_backward, activation_fits, activation_forward
+from minillm.sums import column_sums, is_moderate
 
 SQRT_2_OVER_PI = math.sqrt(2 / math.pi)  # Python floats: a NumPy scalar would turn float32 into float64
 CUBIC = 0.044715
@@ -56,7 +57,10 @@ def gelu_forward(x, bias=None, *, approximate):
     value_and_slope = {"tanh": tanh_form, "none": erf}[approximate]
 
     def formula(rows):
-        value_and_slope(x_rows[rows] if bias is None else x_rows[rows] + bias, y[rows], slope_rows[rows])
+        z = x_rows[rows] if bias is None else x_rows[rows] + bias
+        value_and_slope(z, y[rows], slope_rows[rows])
+        if not is_moderate(z):
+            write_limits(z, y[rows], slope_rows[rows])
 
     row_blocks(formula, y)
     return out, Saved(slope, bias is not None)
@@ -73,6 +77,16 @@ def gelu_backward(dout, saved):
 
     sums = sum_over_blocks(formula, dy)
     return dx, sums[0] if has_bias else None
+
+
+def write_limits(x: Array, y: Array, slope: Array) -> None:
+    """Far out, where the formulas are infinity times 0: y = x and slope 1 above, both 0 below."""
+    above, below = x > 1000, x < -1000
+    np.copyto(y, x, where=above)
+    np.copyto(y, -0.0, where=below)
+    if slope.size:
+        np.copyto(slope, 1, where=above)
+        np.copyto(slope, 0, where=below)
 
 
 def tanh_form(x: Array, y: Array, slope: Array) -> None:

@@ -17,12 +17,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from minillm.autograd import Op, Tensor, tensor
-from minillm.backend import Array, add_at, as_array
+from minillm.backend import Array, as_array
 from minillm.device import like
 from minillm.errors import DtypeError, InputError, ShapeError, check_index, check_whole
 from minillm.ops.arithmetic import in_one_dtype, where
 from minillm.ops.reduce import Axis, choose_axis, one_axis
 from minillm.ops.shape import broadcast_to, getitem, index_array, reshape
+from minillm.sums import add_at
 
 __all__ = [
     "count_nonzero", "gather", "index_add", "masked_fill", "masked_select", "narrow", "nonzero", "one_hot", "scatter",

@@ -7,6 +7,7 @@ import numpy as np
 from minillm.backend import Array, as_rows
 from minillm.kernels import WARP, get_kernel
 
+SUMMED_ROWS = 512  # of a block that adds up its rows 32 at a time, at most
 THREADS = 256  # of a block that takes elements as they come
 BLOCKS = 2048  # that take rows in turn: they fill any GPU, and few are those whose sums are then added up
 SHARED_LIMIT = 64 * 1024  # bytes of shared memory that a block can have on every GPU
@@ -16,6 +17,11 @@ CHUNK = 64  # rows of a block that adds up columns
 def blocks_for(elements: int, of_a_thread: int) -> int:
     """How many blocks of THREADS take all elements, up to a number that fills any GPU several times over."""
     return min(1 << 13, -(-elements // (of_a_thread * THREADS)))
+
+
+def blocks_that_sum(rows: int) -> int:
+    """How many blocks take rows in turn and add them up: BLOCKS, or what leaves a block SUMMED_ROWS."""
+    return max(min(rows, BLOCKS), -(-rows // SUMMED_ROWS))
 
 
 def threads_of_row(x: Array) -> int:

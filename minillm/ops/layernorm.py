@@ -31,10 +31,11 @@ from typing import NamedTuple
 import numpy as np
 
 from minillm.autograd import Op, Tensor
-from minillm.backend import Array, as_rows, column_sums, contiguous, row_blocks, row_sums, sum_over_blocks, vecdot
+from minillm.backend import Array, as_rows, contiguous, row_blocks, sum_over_blocks
 from minillm.errors import ShapeError, check_floating, check_shapes
 from minillm.kernels import get_kernel
-from minillm.ops.launch import BLOCKS, SHARED_LIMIT, shared_bytes, sum_rows, threads_of_row
+from minillm.ops.launch import BLOCKS, SHARED_LIMIT, blocks_that_sum, shared_bytes, sum_rows, threads_of_row
+from minillm.sums import column_sums, row_sums, vecdot
 
 
 class Saved(NamedTuple):
@@ -60,8 +61,8 @@ def layernorm_forward(x, weight, bias, residual=None, *, eps):
             np.add(terms[0][rows], terms[1][rows], out=x_rows[rows])
         np.divide(row_sums(x_rows[rows]), x.shape[-1], out=mean[rows])
         norm = x_rows[rows] - mean[rows]
-        variance = vecdot(norm, norm)[:, None] / norm.shape[-1]
-        np.divide(1, np.sqrt(variance + eps), out=rstd[rows])
+        variance = vecdot(norm, norm)[:, None] / norm.shape[-1] + eps
+        np.divide(np.sqrt(variance), variance, out=rstd[rows])  # NaN where the variance is infinite, and not 0
         norm *= rstd[rows]
         np.multiply(norm, weight, out=y[rows])
         if bias is not None:
@@ -132,7 +133,7 @@ def layernorm_backward_cuda(dout, saved):
         return dsum, nothing, nothing if has_bias else None, dsum
     rows, columns = as_rows(x).shape
     dx = np.empty_like(x)
-    partial = np.empty_like(mean, shape=(min(rows, BLOCKS), 2 * columns))  # each block's sums over its rows
+    partial = np.empty_like(mean, shape=(blocks_that_sum(rows), 2 * columns))  # each block's sums over its rows
     arguments: tuple = (x, weight, mean, rstd, dx, partial, np.int64(rows), np.int32(columns))
     if dsum is None:
         name, arguments = "layernorm_backward", (contiguous(dy), *arguments)

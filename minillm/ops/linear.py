@@ -14,10 +14,11 @@ import numpy as np
 
 from minillm import backend
 from minillm.autograd import Op, Tensor
-from minillm.backend import Array, Product, as_rows, column_sums, contiguous
+from minillm.backend import Array, Product, as_rows, contiguous
 from minillm.errors import check_floating, check_shapes
 from minillm.kernels import get_kernel
 from minillm.ops.launch import sum_rows
+from minillm.sums import column_sums
 
 GEMV_ROWS = (1, 2, 4, 8)  # of x, for which decode.cu reads the weight once, as generating a token does
 

@@ -14,6 +14,7 @@ import numpy as np
 from minillm.autograd import Op, Tensor, tensor
 from minillm.backend import Array
 from minillm.errors import DtypeError, ShapeError, check_whole
+from minillm.sums import sum_over
 
 Axis = int | tuple[int, ...] | None
 
@@ -86,7 +87,10 @@ def restore_axes(reduced: Array, axis: Axis, keepdims: bool, ndim: int) -> Array
 
 
 def sum_forward(x, *, axis, keepdims):
-    return np.sum(x, axis=axis, keepdims=keepdims), Reduced(x.shape, axis, keepdims)
+    total = sum_over(x, axis, keepdims)
+    if x.dtype.kind not in "iub":  # the sum of booleans is a count
+        total = total.astype(x.dtype, copy=False)
+    return total, Reduced(x.shape, axis, keepdims)
 
 
 def sum_backward(dout, saved):
@@ -108,12 +112,15 @@ def sum(
 
 
 def mean_forward(x, *, axis, keepdims):
-    return np.mean(x, axis=axis, keepdims=keepdims), Reduced(x.shape, axis, keepdims)
+    total = sum_over(x, axis, keepdims)
+    mean = total / (x.size // total.size)
+    return mean if x.dtype.kind in "iub" else mean.astype(x.dtype, copy=False), Reduced(x.shape, axis, keepdims)
 
 
 def mean_backward(dout, saved):
     share = restore_axes(dout, saved.axis, saved.keepdims, len(saved.shape))
-    share = share / (math.prod(saved.shape) // (share.size or 1))  # by how many elements went into each mean
+    count = math.prod(saved.shape) // share.size  # of elements that went into each mean: it may overflow 16 bits
+    share = np.divide(share, count, dtype=np.promote_types(share.dtype, np.float32)).astype(share.dtype, copy=False)
     return (np.broadcast_to(share, saved.shape),)
 
 

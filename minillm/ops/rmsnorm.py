@@ -17,10 +17,11 @@ from typing import NamedTuple
 import numpy as np
 
 from minillm.autograd import Op, Tensor
-from minillm.backend import Array, as_rows, column_sums, contiguous, row_blocks, sum_over_blocks, vecdot
+from minillm.backend import Array, as_rows, contiguous, row_blocks, sum_over_blocks
 from minillm.errors import check_floating, check_shapes
 from minillm.kernels import get_kernel
-from minillm.ops.launch import BLOCKS, SHARED_LIMIT, shared_bytes, sum_rows, threads_of_row
+from minillm.ops.launch import BLOCKS, SHARED_LIMIT, blocks_that_sum, shared_bytes, sum_rows, threads_of_row
+from minillm.sums import column_sums, vecdot
 
 
 class Saved(NamedTuple):
@@ -81,7 +82,7 @@ def rmsnorm_backward_cuda(dout, saved):
     x, weight, rstd = saved
     rows, columns = as_rows(x).shape
     dx = np.empty_like(x)
-    partial = np.empty_like(rstd, shape=(min(rows, BLOCKS), columns))  # each block's sums over its rows
+    partial = np.empty_like(rstd, shape=(blocks_that_sum(rows), columns))  # each block's sums over its rows
     arguments = (contiguous(dout), x, weight, rstd, dx, partial, np.int64(rows), np.int32(columns))
     kernel = get_kernel("rmsnorm.cu", "rmsnorm_backward", x.dtype)
     kernel(len(partial), threads_of_row(x), arguments, shared_bytes(x, sums=1))

@@ -6,6 +6,7 @@ several times in the output (index_select, broadcast), its gradients are summed.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from itertools import pairwise
 from typing import Any, NamedTuple
@@ -13,11 +14,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from minillm.autograd import Op, Tensor, snapshot, tensor
-from minillm.backend import Array, add_at, as_array, device_and_dtype
+from minillm.backend import Array, as_array, device_and_dtype
 from minillm.device import device_of, like, to_device
 from minillm.errors import DtypeError, ShapeError, check_index, check_whole
 from minillm.ops.arithmetic import in_one_dtype, unbroadcast
 from minillm.ops.reduce import choose_axis, one_axis
+from minillm.sums import add_at, add_rows
 
 
 class Shape(NamedTuple):
@@ -154,11 +156,12 @@ def index_select_forward(x, *, index, axis):
 
 def index_select_backward(dout, saved):
     index, axis = saved.key
-    dx = np.zeros_like(dout, shape=saved.shape, order="C")
     # With the axis in front, the rows of dout that came from row i of x are summed into row i of dx.
     rows = np.moveaxis(dout, range(axis, axis + index.ndim), range(index.ndim))
-    add_at(np.moveaxis(dx, axis, 0), index, rows)
-    return (dx,)
+    size, others = saved.shape[axis], saved.shape[:axis] + saved.shape[axis + 1 :]
+    dx = np.zeros_like(dout, shape=(size, math.prod(others)), order="C")
+    add_rows(dx, index.reshape(-1), rows.reshape(index.size, dx.shape[1]))
+    return (np.moveaxis(dx.reshape(size, *others), 0, axis),)
 
 
 INDEX_SELECT = Op("index_select", index_select_forward, index_select_backward)

@@ -14,11 +14,12 @@ from typing import NamedTuple
 import numpy as np
 
 from minillm.autograd import Op, Tensor, is_grad_enabled
-from minillm.backend import Array, as_rows, column_sums, contiguous, elementwise, row_blocks, sum_over_blocks
+from minillm.backend import Array, as_rows, contiguous, elementwise, row_blocks, sum_over_blocks
 from minillm.errors import ShapeError, check_floating, check_shapes
 from minillm.kernels import get_kernel
 from minillm.ops.arithmetic import logistic
 from minillm.ops.launch import THREADS, activation_backward, activation_fits, activation_forward, blocks_for
+from minillm.sums import column_sums, is_moderate
 
 
 class Saved(NamedTuple):
@@ -60,6 +61,17 @@ def value_and_slope(x: Array, y: Array, slope: Array) -> None:
     np.multiply(x, s, out=y)
     if slope.size:
         write_slope(slope, s, y)
+    if not is_moderate(x):
+        write_limits(x, y, slope)
+
+
+def write_limits(x: Array, y: Array, slope: Array) -> None:
+    """Far out, where the formulas are infinity times 0: y = x and slope 1 above, both 0 below."""
+    above, below = x > 1000, x < -1000  # e^-1000 is 0 in double precision
+    np.copyto(y, -0.0, where=below)
+    if slope.size:
+        np.copyto(slope, 1, where=above)
+        np.copyto(slope, 0, where=below)
 
 
 def write_slope(slope: Array, s: Array, y: Array) -> None:

@@ -21,6 +21,7 @@ from minillm.backend import Array, as_rows
 from minillm.errors import ShapeError, check_floating
 from minillm.kernels import WARP, get_kernel
 from minillm.ops.reduce import choose_axis
+from minillm.sums import row_sums, vecdot
 
 
 class Saved(NamedTuple):
@@ -41,7 +42,7 @@ def softmax_forward(x, *, axis):
     def formula(rows):
         np.subtract(x_rows[rows], backend.row_max(x_rows[rows]), out=p[rows])
         np.exp(p[rows], out=p[rows])
-        p[rows] /= backend.row_sums(p[rows])
+        p[rows] /= row_sums(p[rows])
 
     backend.row_blocks(formula, p)
     return out, Saved(out, axis)
@@ -56,7 +57,7 @@ def softmax_backward(dout, saved):
     dp, p, dx_rows = as_rows(dout), as_rows(p), as_rows(dx)
 
     def formula(rows):
-        dot = backend.vecdot(dp[rows], p[rows])[:, None]
+        dot = vecdot(dp[rows], p[rows])[:, None]
         np.subtract(dp[rows], dot, out=dx_rows[rows])
         dx_rows[rows] *= p[rows]
 
@@ -107,7 +108,7 @@ def log_softmax_forward(x, *, axis):
 
     def formula(rows):
         np.subtract(x_rows[rows], backend.row_max(x_rows[rows]), out=log_p[rows])
-        log_p[rows] -= np.log(backend.row_sums(np.exp(log_p[rows])))
+        log_p[rows] -= np.log(row_sums(np.exp(log_p[rows])))
 
     backend.row_blocks(formula, log_p)
     return out, Saved(out, axis)
@@ -123,7 +124,7 @@ def log_softmax_backward(dout, saved):
 
     def formula(rows):
         p = np.exp(log_p[rows], out=dx_rows[rows])
-        p *= backend.row_sums(dlog_p[rows])
+        p *= row_sums(dlog_p[rows])
         np.subtract(dlog_p[rows], p, out=p)
 
     backend.row_blocks(formula, dx_rows)

@@ -5,10 +5,11 @@ lr_scheduler.py the schedules: as plain functions of the step, and as objects th
 """
 
 from minillm.optim import lr_scheduler
+from minillm.optim.clip import clip_grad_norm_
 from minillm.optim.flat import ALIGN, FlatGroup
 from minillm.optim.groups import decay_groups
 from minillm.optim.lr_scheduler import cosine_schedule, wsd_schedule
-from minillm.optim.optimizer import SGD, Adam, AdamW, Optimizer, clip_grad_norm_
+from minillm.optim.optimizer import SGD, Adam, AdamW, Optimizer
 
 __all__ = [
     "ALIGN",

@@ -1,4 +1,4 @@
-"""Optimisers and gradient clipping.
+"""Optimisers.
 
 An optimiser gathers its parameters into flat buffers (flat.py), and its rule runs over these in chunks. Where kernels
 are used (see `kernels.use_kernels`), an update is one launch for a whole buffer, and the clip factor goes from the
@@ -17,11 +17,12 @@ from typing import Any
 import numpy as np
 
 from minillm import backend, kernels
-from minillm.autograd import Parameter, Tensor
+from minillm.autograd import Tensor
 from minillm.backend import Array
 from minillm.device import like
 from minillm.errors import CheckpointError, InputError, did_you_mean
 from minillm.kernels import get_kernel
+from minillm.optim.clip import clip_factor_of, norm_and_factor_cuda, sum_of_squares_of
 from minillm.optim.flat import FlatGroup, chunks
 from minillm.optim.groups import check_member, listed
 
@@ -142,22 +143,23 @@ class Optimizer:
         """Have the next step scale all gradients by min(1, max_norm / norm); returns that norm.
 
         The scaling is part of the update, so it costs no pass of its own. The gradients themselves stay as they are.
-        On a GPU the norm is an array of one number, and nobody waits for it before `float(norm)`.
+        On a GPU the norm is an array of one number, and nobody waits for it before `float(norm)`. A norm that is not a
+        number makes the next step's weights NaN, as in PyTorch: look at it before the step.
         Source: Pascanu, Mikolov, Bengio 2013, arXiv:1211.5063, algorithm 1.
         """
         accumulators = {group.masters.dtype for group in self.groups}
         if len(accumulators) == 1 and all(kernels.chosen("global_norm", group.grad) for group in self.groups):
             gradients = [gradient for group in self.groups for gradient in group.counted_gradients(whole=True)]
-            norm, self.clip_factor = _norm_and_factor_cuda(
+            norm, self.clip_factor = norm_and_factor_cuda(
                 gradients, max_norm, self.groups[0].masters, self.add_over_ranks
             )
             return norm[0]
-        squares = np.array([sum(_sum_of_squares(group.counted_gradients()) for group in self.groups)])
+        squares = np.array([sum(sum_of_squares_of(group.counted_gradients()) for group in self.groups)])
         if self.add_over_ranks is not None:
             squares = like(squares, self.groups[0].grad)
             self.add_over_ranks(squares)
         norm = math.sqrt(squares[0])
-        self.clip_factor = min(1.0, max_norm / norm) if norm > 0 else 1.0
+        self.clip_factor = clip_factor_of(norm, max_norm)
         return norm
 
     def step(self) -> None:
@@ -173,8 +175,9 @@ class Optimizer:
                 pieces = [(chunk, steps + 1) for span, steps in spans for chunk in chunks(span)]
 
                 def update(start, stop, group=group, pieces=pieces, options=options):
-                    for chunk, steps in pieces[start:stop]:
-                        self._update_masters(*group.parts(chunk), steps=steps, **options)
+                    with np.errstate(over="ignore", invalid="ignore"):  # a gradient that is no number passes on
+                        for chunk, steps in pieces[start:stop]:
+                            self._update_masters(*group.parts(chunk), steps=steps, **options)
 
                 if group.data.nbytes < backend.PARALLEL_BYTES:
                     update(0, len(pieces))
@@ -355,50 +358,3 @@ class SGD(Optimizer):
         if weight_decay:
             buffer += weight_decay * data
         data -= lr * buffer
-
-
-def clip_grad_norm_(parameters: Iterable[Parameter], max_norm: float) -> float:
-    """Scale all gradients in place so that their global norm is at most max_norm; returns the norm before.
-
-    For use without an optimiser; `Optimizer.clip_grad_norm` does the same without a pass of its own.
-    """
-    grads = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    norm = math.sqrt(_sum_of_squares([grad.reshape(-1) for grad in grads]))
-    if norm > max_norm:
-        for grad in grads:
-            grad *= max_norm / norm
-    return norm
-
-
-def _norm_and_factor_cuda(
-    gradients: list[Array], max_norm: float, wide: Array, add_over_ranks: Callable[[Array], None] | None = None
-) -> tuple[Array, Array]:
-    """The norm of all gradients together and the factor that clips it, arrays of one number each, by kernels."""
-    blocks = [min(1024, -(-gradient.size // 4096)) for gradient in gradients]  # of the size alone: the order of the sum
-    partials, (norm, factor) = np.empty_like(wide, shape=sum(blocks)), np.empty_like(wide, shape=(2, 1))
-    first = 0
-    for gradient, count in zip(gradients, blocks, strict=True):
-        sum_of_squares = get_kernel("global_norm.cu", "sum_of_squares", gradient.dtype)
-        sum_of_squares(count, 512, (gradient, partials[first : first + count], np.int64(gradient.size)))
-        first += count
-    if add_over_ranks is not None:
-        partials = partials.sum(keepdims=True)
-        add_over_ranks(partials)
-    clip_factor = get_kernel("global_norm.cu", "clip_factor", partials.dtype)
-    clip_factor(1, 512, (partials, np.int32(partials.size), partials.dtype.type(max_norm), norm, factor))
-    return norm, factor
-
-
-def _sum_of_squares(vectors: list[Array]) -> float:
-    squares = [0.0] * len(vectors)  # summed in order afterwards, so that threads do not change the result
-
-    def run(start, stop):
-        for i in range(start, stop):
-            wide = vectors[i].astype(np.promote_types(vectors[i].dtype, np.float32), copy=False)
-            squares[i] = float(np.dot(wide, wide))
-
-    if sum(vector.nbytes for vector in vectors) < backend.PARALLEL_BYTES:
-        run(0, len(vectors))
-    else:
-        backend.parallel(run, len(vectors))
-    return math.fsum(squares)

@@ -47,7 +47,7 @@ import numpy as np
 
 from minillm import ops, random
 from minillm.autograd import Op, Parameter, Tensor
-from minillm.backend import Array, as_array, as_rows, contiguous, row_blocks, row_max, row_sums
+from minillm.backend import Array, as_array, as_rows, contiguous, row_blocks, row_max
 from minillm.device import is_on_gpu, like
 from minillm.errors import DtypeError, InputError, ShapeError, check_index
 from minillm.models import llama
@@ -60,6 +60,7 @@ from minillm.ops.cross_entropy import (
     memory_for_gradient,
 )
 from minillm.parallel.communicator import Communicator, bounds
+from minillm.sums import row_sums, sum_over
 
 
 def step_bytes(layers: int, tokens: int, channels: int, ranks: int, itemsize: int = 4) -> float:
@@ -220,12 +221,12 @@ def gather_from_ranks(x: Tensor, communicator: Communicator, size: int) -> Tenso
 #
 # Rank r has the logits x_i of its classes i. With the largest of all, m = max over r of m_r, m_r = max_i x_i,
 #
-#     s = sum over r of s_r e^(m_r - m),   s_r = sum_i e^(x_i - m_r),   lse = m + log s
+#     s = sum over r of s_r e^(m_r - m),   s_r = sum_i e^(x_i - m_r)
 #     loss = -log p_t = log s - (x_t - m)
 #
 # so the ranks need a maximum, m, and two sums: s, and x_t - m, to which the rank that has t gives it and the others 0.
-# The backward needs nothing: a rank knows lse, and dx_i = g (e^(x_i - lse) - 1[i = t]) for each of its classes, where
-# the 1 is never met on a rank that does not have t (Shoeybi et al. 2019, section 3, "output embedding").
+# The backward needs nothing: a rank knows m and s, and dx_i = g (e^(x_i - m) / s - 1[i = t]) for each of its classes,
+# where the 1 is never met on a rank that does not have t (Shoeybi et al. 2019, section 3, "output embedding").
 
 
 def vocabulary_cross_entropy_forward(logits, targets, **settings):
@@ -248,8 +249,7 @@ def vocabulary_cross_entropy_forward_cuda(logits, targets, **settings):
         return NotImplemented
     zeros = np.zeros_like(targets, dtype=np.int64)  # a class that there is; the kernel's loss is not used
     result = cross_entropy_forward_cuda(logits, zeros, ignore_index=-1, label_smoothing=0.0, reduction="none")
-    lse = result[1].lse
-    return _loss(contiguous(logits), targets, lse, np.ones_like(lse), **settings)
+    return _loss(contiguous(logits), targets, result[1].largest, result[1].total, **settings)
 
 
 def _two_rows(logits: Array) -> Array:
@@ -276,26 +276,28 @@ def _loss(logits, targets, largest, total, *, first, communicator, ignore_index,
     if reduction == "mean":
         weight /= np.maximum(weight.sum(), 1)
     loss *= weight
-    result = loss.reshape(targets.shape) if reduction == "none" else loss.sum()
-    return result, Saved(logits, local, log_sum + largest, weight, 0.0, overwrite, [])
+    result = loss.reshape(targets.shape) if reduction == "none" else sum_over(loss)
+    return result, Saved(logits, local, largest, sums[0], weight, 0.0, overwrite, [])
 
 
 def vocabulary_cross_entropy_backward(dout, saved):
-    logits, targets, lse, weight, *_ = saved
+    logits, targets, largest, total, weight, *_ = saved
     dlogits = memory_for_gradient(saved)
     x, dx, g = as_rows(logits), as_rows(dlogits), (weight * dout.reshape(-1))[:, None]
+    without = g == 0  # rows without a part in the loss
     columns = np.arange(x.shape[-1], like=x) if is_on_gpu(x) else None
 
     def formula(rows):
-        p = x[rows].astype(lse.dtype)  # a copy
-        p -= lse[rows, None]
+        p = x[rows].astype(total.dtype)  # a copy
+        p -= largest[rows, None]
         np.exp(p, out=p)
+        p *= g[rows] / total[rows, None]  # from here on, g p
         if columns is not None:
-            p -= columns == targets[rows, None]
+            p -= g[rows] * (columns == targets[rows, None])
         else:
             (here,) = np.nonzero(targets[rows] >= 0)
-            p[here, targets[rows][here]] -= 1
-        p *= g[rows]
+            p[here, targets[rows][here]] -= g[rows][here, 0]
+        np.copyto(p, 0, where=without[rows])
         dx[rows] = p
 
     row_blocks(formula, x)

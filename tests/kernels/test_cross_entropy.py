@@ -54,16 +54,16 @@ def sizes(x: np.ndarray) -> tuple:
 
 
 def forward(x, targets, smoothing=0.0, **options) -> tuple[np.ndarray, np.ndarray]:
-    """loss and lse"""
-    loss, lse = np.full((2, len(x)), np.nan, np.promote_types(x.dtype, np.float32))
-    arguments = (targets, loss, lse, *sizes(x), np.int64(IGNORED), loss.dtype.type(smoothing))
+    """loss, and lse as (largest, sum)"""
+    loss, *lse = np.full((3, len(x)), np.nan, np.promote_types(x.dtype, np.float32))
+    arguments = (targets, loss, *lse, *sizes(x), np.int64(IGNORED), loss.dtype.type(smoothing))
     launch("cross_entropy_forward", x, *arguments, **options)
-    return loss, lse
+    return loss, np.stack(lse)
 
 
 def backward(x, targets, lse, dloss, smoothing=0.0, dlogits=None, **options) -> np.ndarray:
     dlogits = np.full_like(x, np.nan) if dlogits is None else dlogits
-    launch("cross_entropy_backward", x, targets, lse, dloss, dlogits, *sizes(x), lse.dtype.type(smoothing), **options)
+    launch("cross_entropy_backward", x, targets, *lse, dloss, dlogits, *sizes(x), lse.dtype.type(smoothing), **options)
     return dlogits
 
 
@@ -83,7 +83,8 @@ def formula(x, targets, dloss, smoothing, dtype) -> list[np.ndarray]:
     """loss, lse and dlogits, computed in `dtype`"""
     settings = {"ignore_index": IGNORED, "label_smoothing": smoothing, "reduction": "none"}
     loss, saved = cross_entropy_forward(x.astype(dtype), targets, **settings)
-    return [loss, saved.lse, cross_entropy_backward(dloss.astype(dtype), saved)[0]]
+    lse = np.stack([saved.largest, saved.total])
+    return [loss, lse, cross_entropy_backward(dloss.astype(dtype), saved)[0]]
 
 
 def rms(x) -> float:
@@ -99,6 +100,8 @@ def check(x, targets, dloss, smoothing, *, loss=None, lse=None, dlogits=None) ->
     for name, received, right, allowed in zip(names, received_ones, expected, by_numpy, strict=True):
         if received is None:
             continue
+        if name == "lse":
+            received, right, allowed = (largest + np.log(total) for largest, total in (received, right, allowed))
         assert received.dtype == (x.dtype if name == "dlogits" else dloss.dtype)
         assert (received[~counted] == 0).all()  # lse as well
         scale, rounding = rms(right[counted]), ROUNDING[received.dtype.name]
@@ -148,7 +151,8 @@ def test_arrays_that_do_not_start_at_16_bytes(draw):
 def test_fewer_blocks_than_rows(warp_order, draw):
     x, targets, dloss = draw(11, 70)
     loss, lse = forward(x, targets)
-    np.testing.assert_array_equal(forward(x, targets, blocks=3), (loss, lse))
+    for one, other in zip(forward(x, targets, blocks=3), (loss, lse), strict=True):
+        np.testing.assert_array_equal(one, other)
     for one, other in zip(with_gradient(x, targets, dloss), with_gradient(x, targets, dloss, blocks=4), strict=True):
         np.testing.assert_array_equal(one, other)
     dlogits = backward(x, targets, lse, dloss)
@@ -197,7 +201,8 @@ def test_an_ignored_row_is_not_read(draw):
     x, targets, dloss = draw(ROWS, 33)
     x[targets == IGNORED] = np.nan
     loss, lse = forward(x, targets)
-    results = [loss, lse, backward(x, targets, lse, dloss), *with_gradient(x, targets, dloss)]
+    assert (lse[:, targets == IGNORED] == [[0], [1]]).all()
+    results = [loss, np.log(lse[1]), backward(x, targets, lse, dloss), *with_gradient(x, targets, dloss)]
     for result in results:
         assert (result[targets == IGNORED] == 0).all()
         assert np.isfinite(result.astype(float)).all()
@@ -299,12 +304,12 @@ TO_THE_END = "i = cuts.tail + thread; i < cuts.columns; i += threads) take"
 TO_THE_BODY = "i = thread; i < cuts.body; i += threads) take"
 FAULTS = {
     "sum not scaled to a larger maximum": (FORWARD, "sum *= exp_for<T>(before - largest);", ""),
-    "sums of threads not brought to one maximum": (FORWARD, "sum * exp_for<T>(largest - row.largest)", "sum"),
+    "sums of threads not brought to one maximum": (FORWARD, "sum * exp_for<T>(largest - row.largest)", "A(sum)"),
     "sum of one thread": (FORWARD, "row.sum = block_sum(", "row.sum = ("),
     "maximum of one thread": (FORWARD, "row.largest = block_max(largest)", "row.largest = largest"),
-    "target not subtracted": (FORWARD, "(row.largest - target_logit)", "row.largest"),
-    "shift from the maximum": (FORWARD, "A(piece[k]) - target_logit", "A(piece[k]) - largest"),
-    "smoothing not divided": (FORWARD, "smoothing / A(classes) * row.shift", "smoothing * row.shift"),
+    "target not subtracted": (FORWARD, "above_target = row.largest - target_logit", "above_target = row.largest"),
+    "shift from the maximum": (FORWARD, "A(piece[k]) - base", "A(piece[k]) - largest"),
+    "the mean not divided": (FORWARD, "share = A(1) / A(cuts.columns)", "share = A(1)"),
     "ends of rows forgotten": (FORWARD, TO_THE_END, "i = 1; i < 0; i++) take"),
     "beginnings of rows forgotten": (FORWARD, TO_THE_BODY, "i = 1; i < 0; i++) take"),
     "alignment of the beginning": (FORWARD, "(VECTOR<T> - ahead) % VECTOR<T>", "ahead"),
@@ -327,7 +332,7 @@ def test_a_planted_fault_is_caught(mutated, rng, fault):
     targets, dloss = rng.integers(0, 203, 6), rng.standard_normal(6).astype(np.float32)
     targets[4], dloss[4] = IGNORED, 0
     loss, lse, dlogits = (a.astype(np.float32) for a in formula(x, targets, dloss, 0.125, np.float64))
-    lse[4] = 0  # of an ignored row, as the kernel has it
+    lse[:, 4] = 0, 1  # of an ignored row, as the kernel has it
     elsewhere = np.full(x.size + 1, np.nan, np.float32)[1:].reshape(x.shape)  # not aligned as x is
     faulty: dict[str, Kernel] = {}
     if fault:
@@ -355,10 +360,10 @@ def test_a_target_that_is_no_class(rng, dtype):
     """Its loss is NaN, whatever lies where it points; the other rows are as they would be."""
     logits, targets = rng.standard_normal((4, 19)).astype(dtype), np.array([18, 19, -1, 2**40])
     wide = np.promote_types(dtype, np.float32)
-    loss, lse, dloss = np.zeros(4, wide), np.zeros(4, wide), np.ones(4, wide)
+    (loss, *lse), dloss = np.zeros((3, 4), wide), np.ones(4, wide)
     sizes = (np.int64(4), np.int32(19))
     kernel = get_kernel("cross_entropy.cu", "cross_entropy_forward", dtype)
-    kernel(4, 32, (logits, targets, loss, lse, *sizes, np.int64(-100), wide.type(0)))
+    kernel(4, 32, (logits, targets, loss, *lse, *sizes, np.int64(-100), wide.type(0)))
     assert np.isfinite(loss).tolist() == [True, False, False, False]
     assert np.isfinite(lse).all()
     kernel = get_kernel("cross_entropy.cu", "cross_entropy_with_gradient", dtype)

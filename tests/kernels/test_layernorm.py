@@ -282,7 +282,7 @@ FAULTS = {
         "_row<T, VECTOR<T>>(out + first, weight",
         "_row<T, VECTOR<T>>(x + first, weight",
     ),
-    "sums not cleared": (BACKWARD, "dweight[slot] = dbias[slot] = 0;", "dweight[slot] = 0;"),
+    "sums not cleared": (BACKWARD, "blockDim.x) dweight[slot] = dbias[slot] = 0;", "blockDim.x) dweight[slot] = 0;"),
     "sums cleared for the first rows of columns only": (BACKWARD, "slot < slots; slot", "slot < blockDim.x; slot"),
     "dweight and dbias overlap": (BACKWARD, "dbias = dweight + slots", "dbias = dweight + slots - 1"),
     "slots of a thread taken by its neighbour": (BACKWARD, "sum += dnorm;", "slot ^= 1, sum += dnorm;"),

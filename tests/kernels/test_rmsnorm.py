@@ -151,7 +151,7 @@ FAULTS = {
         "row < rows; row += gridDim.x) {\n        const long",
         "row < gridDim.x; row += gridDim.x) {\n        const long",
     ),
-    "sums not cleared": (BACKWARD, "dweight[slot] = 0;", ";"),
+    "sums not cleared": (BACKWARD, "blockDim.x) dweight[slot] = 0;", "blockDim.x) continue;"),
     "sums of two threads in one slot": (BACKWARD, "dweight[slot] += ", "dweight[slot / 2] += "),
     "rstd once too little": (BACKWARD, "A(x_i[k]) * rstd * mean_dot", "A(x_i[k]) * mean_dot"),
 }

@@ -146,7 +146,7 @@ FAULTS = {
         "store(dup + i, dgate_i), store(dgate + i, dup_i)",
     ),
     "up for the gate": ("A dy_k = A(dy_i[k]), x = A(gate_i[k])", "A dy_k = A(dy_i[k]), x = A(up_i[k])"),
-    "the slope's sign": ("(s * (1 + x * (1 - s)))", "(s * (1 - x * (1 - s)))"),
+    "the slope's sign": ("s * (1 + x * (1 - s))", "s * (1 - x * (1 - s))"),
     "the last numbers forgotten": ("swiglu_backward_from<1>(dy, gate, up, dgate, dup, in_vectors, count);", ""),
 }
 

@@ -244,8 +244,8 @@ FAULTS = {
     "the largest not taken off": ("forward", "A(v[k]) - row.largest - log_sum", "A(v[k]) - log_sum"),
     "the largest of one thread": ("forward", "return {row_largest,", "return {largest,"),
     "a sum not scaled when a larger comes": ("forward", "sum *= exp(before - largest);", ""),
-    "a sum not scaled to the row's largest": ("forward", "sum * exp(largest - row_largest)", "sum"),
-    "a sum of each thread alone": ("backward", "sum = block_sum(sum);", ""),
+    "a sum not scaled to the row's largest": ("forward", "sum * exp(largest - row_largest)", "A(sum)"),
+    "a sum of each thread alone": ("backward", "const A sum = block_sum(A(of_thread));", "const A sum = of_thread;"),
     "a logarithm taken for p": ("backward", "exp(A(log_p_i[k])) * sum", "A(log_p_i[k]) * sum"),
     "a sign": ("backward", "A(v[k]) - exp(", "A(v[k]) + exp("),
 }
