@@ -38,10 +38,12 @@ import regex
 from numpy.typing import NDArray
 
 from minillm.errors import InputError, did_you_mean
-from minillm.tokenizers.base import END_OF_TEXT, Tokenizer, check_special_tokens, read_texts, readable, stream
+from minillm.tokenizers.base import END_OF_TEXT, Tokenizer, check_special_tokens, check_strips, stream
 from minillm.tokenizers.bpe_train import Pair, learn_merges
+from minillm.tokenizers.components import model_type
+from minillm.tokenizers.files import read_texts, readable
 from minillm.tokenizers.gguf_fields import read_gguf_bpe
-from minillm.tokenizers.hugging_face import is_byte_level, model_type, read_bpe
+from minillm.tokenizers.hugging_face import is_byte_level, read_bpe
 from minillm.tokenizers.patterns import PATTERNS, Splitter
 from minillm.tokenizers.vocab_files import read_gpt2_files, read_merge, spell, unspell, write_gpt2_files
 
@@ -122,6 +124,7 @@ class BPETokenizer(Tokenizer):
         self.ignore_merges, self.drop_bytes = ignore_merges, drop_bytes
         self.splitter = Splitter(pattern, normalizer, prefix_space)
         self.strips = dict(strips or {})
+        check_strips("BPETokenizer", self.strips, self.special_tokens)
         self._ids_of_pretoken = PretokenIds(vocab, merges, whole=ignore_merges)
 
     # Training
@@ -202,6 +205,10 @@ class BPETokenizer(Tokenizer):
     def _encode_settled(self, text: str, more: bool) -> tuple[list[int], int]:
         stretches, end = settled_by(self.splitter, text, more)
         return self._ids_of_pretoken.encode(stretches), end
+
+    def _spelling(self, i: int) -> str:
+        token = self._token_bytes[i]
+        return token.decode() if i in self.special_tokens.values() else spell(token)
 
     # Files
 

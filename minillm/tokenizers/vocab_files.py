@@ -14,7 +14,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from minillm.errors import InputError
-from minillm.tokenizers.base import read_chunks, read_json, write_text
+from minillm.tokenizers.files import read_chunks, read_json, write_text
 
 Merge = tuple[bytes, bytes]
 
