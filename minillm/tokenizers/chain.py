@@ -77,6 +77,7 @@ class ChainTokenizer(Tokenizer):
                         f"{where}: nothing is left of the added token {token['content']!r} when normalised"
                     )
                 self.late.setdefault(form, token["content"])
+                self._tokens[specials[token["content"]]] = form  # as it is found, it is decoded
         self.build_inputs_with_special_tokens([])  # is it known?
         self._guarded: Model | None = None
         self._late_of_all: SpecialTokens | None = None
