@@ -385,7 +385,7 @@ class Tokenizer:
 
     @classmethod
     def _of_its_kind(cls, where: str, path: Path, content: Mapping[str, Any]) -> Self:
-        """The tokenizer of the first kind that can follow a Hugging Face tokenizer.json; the general kind comes last."""
+        """The tokenizer of the first kind that can follow a tokenizer.json; the general kind comes last."""
         kinds = [kind for kind in (cls, *cls.__subclasses__()) if kind._reads_hugging_face(content)]
         for kind in sorted(kinds, key=lambda kind: kind.general):
             try:

@@ -27,6 +27,7 @@ from dataclasses import asdict, dataclass
 from functools import cached_property
 
 from minillm.errors import DtypeError
+from minillm.tokenizers.normal_form import normalise
 from minillm.tokenizers.special import WHITE
 
 BERT_TOKENS = PAD, UNK, CLS, SEP, MASK = "[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"
@@ -56,14 +57,14 @@ class BasicTokenizer:
         """The words of `text`; each sign of punctuation is one."""
         text = text.translate(self._cleaned)
         if self._strips:
-            text = unicodedata.normalize("NFD", text)
+            text = normalise("NFD", text)
         return [word for word in text.translate(self._folded).split(" ") if word]
 
     def normalise(self, text: str) -> str:
         """`text` with all that `tokenize` changes, but not yet cut at punctuation."""
         text = text.translate(self._cleaned)
         if self._strips:
-            text = unicodedata.normalize("NFD", text)
+            text = normalise("NFD", text)
             text = "".join([c for c in text if unicodedata.category(c) != "Mn"])
         return "".join([c.lower() for c in text]) if self.lowercase else text
 

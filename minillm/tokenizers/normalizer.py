@@ -22,6 +22,7 @@ import regex
 
 from minillm.errors import InputError, did_you_mean
 from minillm.tokenizers.basic import BasicTokenizer
+from minillm.tokenizers.normal_form import normalise
 from minillm.tokenizers.patterns import ForeignPattern
 from minillm.tokenizers.special import WHITE
 from minillm.tokenizers.vocab_files import CHARACTER_OF_BYTE
@@ -61,10 +62,10 @@ NMT: dict[int, str | None] = {
 }
 
 NORMALISERS: dict[str, Callable[[str], str]] = {
-    "NFC": partial(unicodedata.normalize, "NFC"),
-    "NFD": partial(unicodedata.normalize, "NFD"),
-    "NFKC": partial(unicodedata.normalize, "NFKC"),
-    "NFKD": partial(unicodedata.normalize, "NFKD"),
+    "NFC": partial(normalise, "NFC"),
+    "NFD": partial(normalise, "NFD"),
+    "NFKC": partial(normalise, "NFKC"),
+    "NFKD": partial(normalise, "NFKD"),
     "Lowercase": lambda text: "".join([c.lower() for c in text]),  # by character: a final sigma is like any other
     "StripAccents": strip_accents,
     "Nmt": lambda text: text.translate(NMT),

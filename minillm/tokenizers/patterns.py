@@ -30,6 +30,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import regex
 
 from minillm.errors import InputError, did_you_mean
+from minillm.tokenizers.normal_form import normalise
 from minillm.tokenizers.oniguruma import translate
 
 GPT2 = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
@@ -95,7 +96,7 @@ class Splitter:
 
     def pretokens(self, text: str) -> list[str]:
         if self.normalizer is not None:
-            text = unicodedata.normalize("NFC", text)
+            text = normalise("NFC", text)
         if self.prefix_space and text and not text.startswith(" "):
             text = f" {text}"
         pieces = [text] if text else []
