@@ -424,7 +424,7 @@ class Tokenizer:
                 "read it with the minillm that wrote it"
             )
         kinds = {kind.kind: kind for kind in (cls, *cls.__subclasses__()) if hasattr(kind, "kind")}
-        if (name := content.get("kind")) not in kinds:
+        if not isinstance(name := content.get("kind"), str) or name not in kinds:
             raise InputError(
                 f"{where}: {path} holds a tokenizer of kind {name!r}, expected {' or '.join(map(repr, kinds))}; "
                 "load it with Tokenizer.load from the minillm that wrote it"

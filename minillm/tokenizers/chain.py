@@ -53,6 +53,7 @@ class ChainTokenizer(Tokenizer):
     def __init__(self, content: Mapping[str, Any]):
         where = "ChainTokenizer"
         self.content = {part: content.get(part) for part in PARTS}
+        json.dumps(self.content, ensure_ascii=False).encode()  # half of a surrogate pair is no text
         self.model_vocab = read_vocab(where, content["model"])
         added = [dict(token) for token in content.get("added_tokens") or []]
         specials = added_ids(self.model_vocab, [token["content"] for token in added])
@@ -213,7 +214,7 @@ class ChainTokenizer(Tokenizer):
         """
         where = f"{cls.__name__}.from_hugging_face"
         with readable(where, "this is no whole tokenizer.json", "get the file again"):
-            return cls(json.loads(json.dumps(content)))
+            return cls(content)
 
 
 def put_around(step: Component, texts: list[list[int]]) -> list[list[int]]:

@@ -33,6 +33,30 @@ def flatten(component: Component | None, key: str) -> list[Component]:
     return [step for part in component[key] for step in flatten(part, key)]
 
 
+def text_option(where: str, component: Component, name: str, default: str | None = None) -> str:
+    """An option of a component that is a text; where it is absent or null, `default`.
+
+    Raises: InputError for another value, or none where there is no default.
+    """
+    value = component.get(name)
+    value = default if value is None else value
+    if not isinstance(value, str):
+        raise InputError(f"{where}: {component.get('type', 'model')} has {name} {value!r}, expected a text; mend it")
+    return value
+
+
+def number_option(where: str, component: Component, name: str) -> int:
+    """An option of a component that is a number, 0 or more.
+
+    Raises: InputError for another value.
+    """
+    value = component.get(name)
+    if type(value) is not int or value < 0:
+        kind = component.get("type", "model")
+        raise InputError(f"{where}: {kind} has {name} {value!r}, expected a number from 0 on; mend it")
+    return value
+
+
 def expect_defaults(where: str, name: str, component: Component, defaults: Mapping[str, Any]) -> None:
     """Refuse a component with options that are set, other than to `defaults`; an empty text is not set."""
     for option, value in defaults.items():

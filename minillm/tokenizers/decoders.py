@@ -15,12 +15,11 @@ from __future__ import annotations
 
 import codecs
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import groupby
-from typing import Any
 
 from minillm.errors import InputError, did_you_mean
-from minillm.tokenizers.components import Component, flatten
+from minillm.tokenizers.components import Component, flatten, number_option, text_option
 from minillm.tokenizers.normalizer import SPACE
 from minillm.tokenizers.patterns import ForeignPattern
 from minillm.tokenizers.vocab_files import BYTE_OF_CHARACTER
@@ -103,10 +102,10 @@ class Decoder:
 def read_step(where: str, step: Component) -> Step:
     """The function of one step."""
     name = step["type"]
-    makers: dict[str, Callable[[Component], Step]] = {
-        "ByteLevel": lambda _: lambda parts: [bytes_of(parts).decode("utf-8", "replace")],
-        "ByteFallback": lambda _: join_bytes,
-        "Fuse": lambda _: lambda parts: ["".join(parts)],
+    makers: dict[str, Callable[[str, Component], Step]] = {
+        "ByteLevel": lambda *_: lambda parts: [bytes_of(parts).decode("utf-8", "replace")],
+        "ByteFallback": lambda *_: join_bytes,
+        "Fuse": lambda *_: lambda parts: ["".join(parts)],
         "Strip": strip,
         "WordPiece": wordpiece,
         "Metaspace": metaspace,
@@ -114,13 +113,13 @@ def read_step(where: str, step: Component) -> Step:
         "CTC": collapse,
     }
     if name == "Replace":
-        found, content = ForeignPattern(where, step["pattern"]), step["content"]
+        found, content = ForeignPattern(where, step["pattern"]), text_option(where, step, "content")
         return lambda parts: [found.replace(part, content) for part in parts]
     if name not in makers:
         raise InputError(
             f"{where}: decoder {name!r} is not known here{did_you_mean(str(name), [*makers, 'Replace', 'Sequence'])}"
         )
-    return makers[name](step)
+    return makers[name](where, step)
 
 
 def bytes_of(parts: Iterable[str]) -> bytes:
@@ -146,12 +145,12 @@ def join_bytes(parts: list[str]) -> list[str]:
     return joined
 
 
-def strip(step: Mapping[str, Any]) -> Step:
+def strip(where: str, step: Component) -> Step:
     """Up to `start` of one character dropped from the start of each part, and up to `stop` from its end."""
-    content, start, stop = re.escape(step["content"]), int(step["start"]), int(step["stop"])
-    pattern = re.compile(rf"(?s)\A{content}{{0,{start}}}(.*?){content}{{0,{stop}}}\Z")
-    if not stop:
-        pattern = re.compile(rf"(?s)\A{content}{{0,{start}}}(.*)\Z")
+    content = f"(?:{re.escape(text_option(where, step, 'content'))})"
+    start, stop = (min(number_option(where, step, side), 1 << 16) for side in ("start", "stop"))
+    ends = f"(.*?){content}{{0,{stop}}}" if stop else "(.*)"
+    pattern = re.compile(rf"(?s)\A{content}{{0,{start}}}{ends}\Z")
 
     def strip_one(part: str) -> str:
         match = pattern.match(part)
@@ -160,9 +159,9 @@ def strip(step: Mapping[str, Any]) -> Step:
     return lambda parts: list(map(strip_one, parts))
 
 
-def wordpiece(step: Mapping[str, Any]) -> Step:
+def wordpiece(where: str, step: Component) -> Step:
     """Before each part but the first a space, or, where it begins with the prefix, nothing and no prefix."""
-    prefix, cleanup = step["prefix"], step["cleanup"]
+    prefix, cleanup = text_option(where, step, "prefix"), step["cleanup"]
 
     def join(parts: list[str]) -> list[str]:
         spaced = [part[len(prefix) :] if part.startswith(prefix) else f" {part}" for part in parts[1:]]
@@ -171,25 +170,26 @@ def wordpiece(step: Mapping[str, Any]) -> Step:
     return join
 
 
-def metaspace(step: Mapping[str, Any]) -> Step:
+def metaspace(where: str, step: Component) -> Step:
     """Spaces for "▁"; none in the first part, unless none was put in front."""
-    mark = step.get("replacement", SPACE)
+    mark = text_option(where, step, "replacement", SPACE)
     old = "always" if step.get("add_prefix_space", True) else "never"
     first = " " if step.get("prepend_scheme", old) == "never" else ""
     return lambda parts: [part.replace(mark, " " if number else first) for number, part in enumerate(parts)]
 
 
-def end_of_words(step: Mapping[str, Any]) -> Step:
+def end_of_words(where: str, step: Component) -> Step:
     """A space for the suffix that ends words, but of the last part nothing."""
-    suffix = step["suffix"]
+    suffix = text_option(where, step, "suffix")
     return lambda parts: [
         part.replace(suffix, " " if number < len(parts) - 1 else "") for number, part in enumerate(parts)
     ]
 
 
-def collapse(step: Mapping[str, Any]) -> Step:
+def collapse(where: str, step: Component) -> Step:
     """Equal neighbours become one, padding nothing, and the mark between words a space."""
-    padding, mark, cleanup = step["pad_token"], step["word_delimiter_token"], step["cleanup"]
+    padding, mark = (text_option(where, step, name) for name in ("pad_token", "word_delimiter_token"))
+    cleanup = step["cleanup"]
 
     def join(parts: list[str]) -> list[str]:
         once = [part.replace(padding, "") for part, _ in groupby(parts)]

@@ -17,7 +17,7 @@ from typing import Any
 
 from minillm.errors import InputError, did_you_mean
 from minillm.tokenizers.bpe import merge_pairs
-from minillm.tokenizers.components import Component, model_type
+from minillm.tokenizers.components import Component, model_type, number_option, text_option
 from minillm.tokenizers.normalizer import BYTE_PIECES
 from minillm.tokenizers.sentencepiece import Cuts
 from minillm.tokenizers.unigram import UnigramTokenizer
@@ -72,9 +72,9 @@ class BPE:
         self.where = where
         self.all = read_vocab(where, model)
         self.vocab = {token: i for token, i in self.all.items() if token not in hidden}
-        self.unk_token, self.fuse_unk = model.get("unk_token"), bool(model.get("fuse_unk"))
-        self.prefix = model.get("continuing_subword_prefix") or ""
-        self.suffix = model.get("end_of_word_suffix") or ""
+        self.unk_token, self.fuse_unk = read_unk_token(where, model), bool(model.get("fuse_unk"))
+        self.prefix = text_option(where, model, "continuing_subword_prefix", "")
+        self.suffix = text_option(where, model, "end_of_word_suffix", "")
         self.whole = self.vocab if model.get("ignore_merges") else {}
         self.ranks: dict[tuple[int, int], int] = {}
         self.made: dict[tuple[int, int], int] = {}
@@ -124,12 +124,17 @@ class BPE:
         return ids + waiting
 
 
-def unknown_id(where: str, vocab: Mapping[str, int], unk_token: Any) -> int:
+def read_unk_token(where: str, model: Component) -> str | None:
+    """The token of unknown text, or None."""
+    return None if model.get("unk_token") is None else text_option(where, model, "unk_token")
+
+
+def unknown_id(where: str, vocab: Mapping[str, int], unk_token: str | None) -> int:
     """The id of unknown text.
 
     Raises: InputError where there is none.
     """
-    if unk_token not in vocab:
+    if unk_token is None or unk_token not in vocab:
         raise InputError(
             f"{where}: the text has what is no token, and unk_token {unk_token!r} is no token either; "
             "give text of the vocabulary's characters"
@@ -141,9 +146,10 @@ class WordPiece:
     """The longest tokens from left to right; one unknown token for a piece that they do not fill, or a long one."""
 
     def __init__(self, where: str, model: Component, hidden: Collection[str]):
-        self.where, self.all, self.unk_token = where, read_vocab(where, model), model.get("unk_token", "[UNK]")
+        self.where, self.all, self.unk_token = where, read_vocab(where, model), read_unk_token(where, model)
         self.vocab = {token: i for token, i in self.all.items() if token not in hidden}
-        self.prefix, self.most = model.get("continuing_subword_prefix", "##"), model["max_input_chars_per_word"]
+        self.prefix = text_option(where, model, "continuing_subword_prefix", "##")
+        self.most = number_option(where, model, "max_input_chars_per_word")
         self.longest = max(map(len, self.vocab), default=0)
 
     def __call__(self, piece: str) -> list[int]:
@@ -165,7 +171,7 @@ class WordLevel:
     """A piece is a token, or unknown."""
 
     def __init__(self, where: str, model: Component, hidden: Collection[str]):
-        self.where, self.all, self.unk_token = where, read_vocab(where, model), model.get("unk_token", "<unk>")
+        self.where, self.all, self.unk_token = where, read_vocab(where, model), read_unk_token(where, model)
         self.vocab = {token: i for token, i in self.all.items() if token not in hidden}
 
     def __call__(self, piece: str) -> list[int]:

@@ -22,6 +22,7 @@ import regex
 
 from minillm.errors import InputError, did_you_mean
 from minillm.tokenizers.basic import BasicTokenizer
+from minillm.tokenizers.components import text_option
 from minillm.tokenizers.normal_form import normalise
 from minillm.tokenizers.patterns import ForeignPattern
 from minillm.tokenizers.special import WHITE
@@ -92,9 +93,11 @@ def normalise_with(step: Step) -> Callable[[str], str]:
     if name == "Strip":
         return partial(strip_ends, left=step.get("strip_left", True), right=step.get("strip_right", True))
     if name == "Replace":
-        return partial(ForeignPattern("normalizer Replace", step["pattern"]).replace, content=step["content"])
+        content = text_option("normalizer", step, "content")
+        return partial(ForeignPattern("normalizer Replace", step["pattern"]).replace, content=content)
     if name == "Prepend":
-        return lambda text: step["prepend"] + text if text else text
+        prepend = text_option("normalizer", step, "prepend")
+        return lambda text: prepend + text if text else text
     if name == "BertNormalizer":
         return BasicTokenizer(**{option: step[option] for option in asdict(BasicTokenizer())}).normalise
     if name == "Precompiled":

@@ -15,7 +15,7 @@ import regex
 
 from minillm.errors import InputError, did_you_mean
 from minillm.tokenizers.basic import is_punctuation
-from minillm.tokenizers.components import Component, flatten
+from minillm.tokenizers.components import Component, flatten, number_option, text_option
 from minillm.tokenizers.normalizer import SPACE, spell_bytes
 from minillm.tokenizers.patterns import GPT2, ForeignPattern
 from minillm.tokenizers.special import WHITE
@@ -71,7 +71,7 @@ def read_step(where: str, step: Component) -> Step:
         words, signs = cutting(of_pattern(f"[{WHITE}]"), "Removed"), cutting(punctuation, "Isolated")
         return lambda pieces, lead: signs(words(pieces, lead), lead)
     if name == "CharDelimiterSplit":
-        return cutting(of_pattern(regex.escape(step["delimiter"])), "Removed")
+        return cutting(of_pattern(regex.escape(text_option(where, step, "delimiter"))), "Removed")
     if name == "Punctuation":
         return cutting(punctuation, read_behavior(where, step))
     if name == "Digits":
@@ -80,9 +80,10 @@ def read_step(where: str, step: Component) -> Step:
         found = ForeignPattern(where, step["pattern"])
         return cutting(found.spans, read_behavior(where, step), invert=step.get("invert", False))
     if name == "FixedLength":
-        return cutting(of_pattern(f"(?s:.{{1,{int(step['length'])}}})"), "Isolated")
+        length = max(1, number_option(where, step, "length"))
+        return cutting(lambda text: ((i, i + length) for i in range(0, len(text), length)), "Isolated")
     if name == "Metaspace":
-        return metaspace(step)
+        return metaspace(where, step)
     if name == "ByteLevel":
         return byte_level(step)
     known = [
@@ -167,9 +168,9 @@ def cut(spans: Sequence[Span], behavior: str) -> Iterable[tuple[int, int]]:
     return parts
 
 
-def metaspace(step: Component) -> Step:
+def metaspace(where: str, step: Component) -> Step:
     """Writes spaces as "▁", puts one in front, and cuts before each."""
-    mark = step.get("replacement", SPACE)
+    mark = text_option(where, step, "replacement", SPACE)
     old = "always" if step.get("add_prefix_space", True) else "never"  # before there were schemes
     scheme = step.get("prepend_scheme", old)
     split = cutting(of_pattern(regex.escape(mark)), "MergedWithNext") if step.get("split", True) else None
