@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from itertools import pairwise
 
 import pytest
 
@@ -73,7 +74,7 @@ def test_pieces_are_the_text_at_every_cut(name):
         assert "".join(pieces_of(tokenizer, [], ids)) == text
         settled = [tokenizer.decode_settled(ids[:cut]) for cut in range(len(ids) + 1)]
         assert all(text.startswith(part) for part in settled)
-        assert all(later.startswith(part) for part, later in zip(settled, settled[1:], strict=False))
+        assert all(later.startswith(part) for part, later in pairwise(settled))
 
 
 def test_settled_text_is_given_as_soon_as_it_is_certain():

@@ -91,7 +91,7 @@ class ChainTokenizer(Tokenizer):
     @property
     def unk_id(self) -> int | None:
         """The id of unknown text, or None. (The base's is a special token; here any token may be it.)"""
-        model = self.content["model"]
+        model: Mapping[str, Any] = self.content["model"] or {}
         if model_type(self.content) == "Unigram":
             found = model.get("unk_id")
             return None if found is None else int(found)

@@ -126,7 +126,7 @@ def expect_ids(where: str, model: Component, specials: Mapping[str, int]) -> Non
     ids = added_ids({piece: i for i, (piece, _) in enumerate(vocab)} if isinstance(vocab, list) else vocab, specials)
     if token := next((token for token, i in specials.items() if ids[token] != i), None):
         raise NotThisKind(
-            f"{where}: added token {token!r} has id {specials[token]}, expected {ids[token]}; give it that"
+            f"{where}: added token {token!r} has id {specials[token]}, expected {ids[token]}; give it that id"
         )
 
 

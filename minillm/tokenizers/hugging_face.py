@@ -16,7 +16,6 @@ from dataclasses import asdict
 from typing import Any
 
 from minillm.errors import InputError
-from minillm.tokenizers.base import Parts
 from minillm.tokenizers.basic import BERT_TOKENS, CLS, SEP, UNK, BasicTokenizer, is_punctuation
 from minillm.tokenizers.components import (
     Component,
@@ -31,7 +30,8 @@ from minillm.tokenizers.components import (
     refuse_made,
 )
 from minillm.tokenizers.normalizer import BYTE_PIECES, SPACE
-from minillm.tokenizers.patterns import DIGIT, GPT2, ForeignPattern
+from minillm.tokenizers.patterns import DIGIT, GPT2, ForeignPattern, Splitter
+from minillm.tokenizers.saved import Parts
 from minillm.tokenizers.vocab_files import BYTE_OF_CHARACTER, read_merge, unspell
 from minillm.tokenizers.wordpiece_train import PREFIX
 
@@ -61,7 +61,13 @@ def read_bpe(where: str, content: Mapping[str, Any]) -> Parts:
     merges = [read_merge(merge if isinstance(merge, str) else " ".join(merge)) for merge in model["merges"]]
     made = {left + right for left, right in merges}
     in_bytes = {token: unspell(token) for token in special_tokens if BYTE_OF_CHARACTER.keys() >= {*token}}
-    whole = model["vocab"].keys() if model.get("ignore_merges") else ()
+    # A pretoken that is a token as a whole stays one where merges are ignored; but these patterns cut some tokens.
+    splitter = Splitter(patterns, prefix_space=False)
+    whole = {
+        token
+        for token in in_bytes
+        if model.get("ignore_merges") and not (splitter.known and len(splitter.pretokens(token)) > 1)
+    }
     refuse_made(where, in_bytes, lambda token: len(token) == 1 or in_bytes[token] in made or token in whole)
     if token := next((token for token, content in in_bytes.items() if token.encode() != content), None):
         raise NotThisKind(f"{where}: the added token {token!r} is decoded as {in_bytes[token]!r}; only ASCII is known")
@@ -309,7 +315,8 @@ def check_post_processor(where: str, processor: Any, ids: Mapping[str, int]) -> 
     single = [template(CLS, 0), template("A", 0), template(SEP, 0)]
     expect(where, "post_processor", processor, single=single, pair=[*single, template("B", 1), template(SEP, 1)])
     for token in (CLS, SEP):
-        expect(where, f"post_processor's {token}", processor["special_tokens"][token], ids=[ids.get(token)])
+        given = (processor.get("special_tokens") or {}).get(token, {"ids": [ids.get(token)]})
+        expect(where, f"post_processor's {token}", given, ids=[ids.get(token)])
 
 
 def template(name: str, type_id: int) -> dict[str, Any]:

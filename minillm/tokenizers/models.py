@@ -35,6 +35,8 @@ def read_vocab(where: str, model: Component) -> dict[str, int]:
         if not all(isinstance(pair, (list, tuple)) and len(pair) == 2 for pair in vocab):
             raise InputError(f"{where}: vocab is no list of pieces with their scores; get the file again")
         vocab = {piece: i for i, (piece, _) in enumerate(vocab)}
+    if vocab in ({}, []):
+        raise InputError(f"{where}: vocab has no tokens; get the file again")
     if not isinstance(vocab, dict):
         raise InputError(f"{where}: vocab is a {type(vocab).__name__}, expected a table of tokens; get the file again")
     token_of: dict[int, str] = {}

@@ -283,7 +283,7 @@ def test_a_lone_carriage_return_ends_a_line_of_json_and_is_a_character_of_text(t
     with pytest.raises(InputError, match="byte 0xff at offset 30"):
         list(read_texts(path))
     path.write_bytes(b'{"text": "a"}\r\n\rhello')
-    with pytest.raises(InputError, match="line 3 of .* is not JSON"):
+    with pytest.raises(InputError, match=r"line 3 of .* is not JSON"):
         list(read_texts(path))
     (tmp_path / "old.txt").write_bytes(b"a\rb\r\nc\r")
     assert read_text(tmp_path / "old.txt") == "a\rb\nc\r"

@@ -1,4 +1,6 @@
-"""Files of the makes that people publish, small ones, made with Hugging Face's `tokenizers`; and texts that are hard."""
+"""Small tokenizers of the makes that people publish, by Hugging Face's `tokenizers`; and texts that are hard."""
+
+# ruff: noqa: RUF001
 
 from __future__ import annotations
 
@@ -17,11 +19,103 @@ CORPUS = [
 ]
 
 PARTS = [
-    *["the", " cat", "don't", "DON'T", "ab", "a", "x1", "1234567", "٣٤", "½", "²", "Ⅷ", "é", "e\u0301", "ß", "ﬁ", "İ", "ς"],
-    *[" ", "  ", "   ", "\n", "\r\n", "\r", "\t", "\x0b", "\x1c", "\x85", "\xa0", "\u2028", "\u3000", "\u200b", "\ufeff"],
-    *["\0", "\x01", "\x7f", "\xad", "\u200d", "👩\u200d👧", "👍🏽", "🇩🇪", "中", "文字", "、", "。", "한국", "हिन्दी", "ไทย", "العربية", "עִברית"],
-    *["<s>", "</s>", "<s", "<|x|>", "<|x", "[MASK]", "[mask]", "<mask>", "MASK", "<new>", "<new><new>", "word", "wordy", "<0x41>"],
-    *["▁", "_", ".", ",", "!", "?", "'s", "'", "-", "##a", "$", "+", "^", "`", "¿", "…", "―", "￿", "�", "𐍈", "A", "The", "don't"],
+    *[
+        "the",
+        " cat",
+        "don't",
+        "DON'T",
+        "ab",
+        "a",
+        "x1",
+        "1234567",
+        "٣٤",
+        "½",
+        "²",
+        "Ⅷ",
+        "é",
+        "e\u0301",
+        "ß",
+        "ﬁ",
+        "İ",
+        "ς",
+    ],
+    *[
+        " ",
+        "  ",
+        "   ",
+        "\n",
+        "\r\n",
+        "\r",
+        "\t",
+        "\x0b",
+        "\x1c",
+        "\x85",
+        "\xa0",
+        "\u2028",
+        "\u3000",
+        "\u200b",
+        "\ufeff",
+    ],
+    *[
+        "\0",
+        "\x01",
+        "\x7f",
+        "\xad",
+        "\u200d",
+        "👩\u200d👧",
+        "👍🏽",
+        "🇩🇪",
+        "中",
+        "文字",
+        "、",
+        "。",
+        "한국",
+        "हिन्दी",
+        "ไทย",
+        "العربية",
+        "עִברית",
+    ],
+    *[
+        "<s>",
+        "</s>",
+        "<s",
+        "<|x|>",
+        "<|x",
+        "[MASK]",
+        "[mask]",
+        "<mask>",
+        "MASK",
+        "<new>",
+        "<new><new>",
+        "word",
+        "wordy",
+        "<0x41>",
+    ],
+    *[
+        "▁",
+        "_",
+        ".",
+        ",",
+        "!",
+        "?",
+        "'s",
+        "'",
+        "-",
+        "##a",
+        "$",
+        "+",
+        "^",
+        "`",
+        "¿",
+        "…",
+        "―",
+        "￿",
+        "�",
+        "𐍈",
+        "A",
+        "The",
+        "don't",
+    ],
 ]
 
 
@@ -68,12 +162,23 @@ def charsmap() -> str:
 
 def makers() -> dict[str, Callable[[], Any]]:
     """A tokenizer of each make, as an object of `tokenizers`."""
-    from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+    from tokenizers import (
+        AddedToken,
+        Regex,
+        Tokenizer,
+        decoders,
+        models,
+        normalizers,
+        pre_tokenizers,
+        processors,
+        trainers,
+    )
 
     P, N, D, R = pre_tokenizers, normalizers, decoders, processors
     metaspace_decoder = D.Sequence([D.Replace("▁", " "), D.ByteFallback(), D.Fuse(), D.Strip(" ", 1, 0)])
     llama3 = (
-        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
+        r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
     )
 
     def trained(model, trainer, specials=("<s>", "</s>", "<|x|>"), **parts):
@@ -97,7 +202,12 @@ def makers() -> dict[str, Callable[[], Any]]:
         chain = P.Sequence([*steps, level]) if steps else level
         rest = {"normalizer": normalizer} if normalizer else {}
         return trained(
-            model or models.BPE(), bpe(), pre_tokenizer=chain, decoder=parts.pop("decoder", D.ByteLevel()), **rest, **parts
+            model or models.BPE(),
+            bpe(),
+            pre_tokenizer=chain,
+            decoder=parts.pop("decoder", D.ByteLevel()),
+            **rest,
+            **parts,
         )
 
     def around(tokenizer):
@@ -191,7 +301,9 @@ def makers() -> dict[str, Callable[[], Any]]:
                 "x1",
             ]
         )
-        tokenizer.add_special_tokens([AddedToken("[MASK]", lstrip=True), AddedToken("<mask>", rstrip=True, normalized=True)])
+        tokenizer.add_special_tokens(
+            [AddedToken("[MASK]", lstrip=True), AddedToken("<mask>", rstrip=True, normalized=True)]
+        )
 
     deepseek = P.Sequence(
         [
@@ -204,7 +316,14 @@ def makers() -> dict[str, Callable[[], Any]]:
             P.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )
-    falcon = P.Sequence([P.Punctuation("contiguous"), P.ByteLevel(add_prefix_space=False), P.Digits(False), P.Split(Regex("[0-9][0-9][0-9]"), "isolated")])
+    falcon = P.Sequence(
+        [
+            P.Punctuation("contiguous"),
+            P.ByteLevel(add_prefix_space=False),
+            P.Digits(False),
+            P.Split(Regex("[0-9][0-9][0-9]"), "isolated"),
+        ]
+    )
     clip_split = P.Sequence(
         [
             P.Split(Regex(r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"), "removed", invert=True),
@@ -278,12 +397,23 @@ def makers() -> dict[str, Callable[[], Any]]:
             decoder=D.WordPiece(cleanup=False),
         ),
         "llama2": lambda: llama(),
-        "llama2 legacy": lambda: llama(normalizer=None, pre_tokenizer={"type": "Metaspace", "replacement": "▁", "prepend_scheme": "first", "split": False}),
+        "llama2 legacy": lambda: llama(
+            normalizer=None,
+            pre_tokenizer={"type": "Metaspace", "replacement": "▁", "prepend_scheme": "first", "split": False},
+        ),
         "gemma": gemma,
         "metaspace bpe": lambda: trained(
-            models.BPE(unk_token="<s>"), bpe(200, alphabet=False, special_tokens=SPECIALS), pre_tokenizer=P.Metaspace(), decoder=D.Metaspace()
+            models.BPE(unk_token="<s>"),
+            bpe(200, alphabet=False, special_tokens=SPECIALS),
+            pre_tokenizer=P.Metaspace(),
+            decoder=D.Metaspace(),
         ),
-        "t5": lambda: unigram(normalizer=N.Sequence([N.Precompiled(base64.b64decode(charsmap())), N.Strip(False, True), N.Replace(Regex(" {2,}"), "▁")]), after=around),
+        "t5": lambda: unigram(
+            normalizer=N.Sequence(
+                [N.Precompiled(base64.b64decode(charsmap())), N.Strip(False, True), N.Replace(Regex(" {2,}"), "▁")]
+            ),
+            after=around,
+        ),
         "albert": lambda: unigram(
             normalizer=N.Sequence([N.Replace("``", '"'), N.NFKD(), N.StripAccents(), N.Lowercase()]), after=around
         ),
@@ -304,10 +434,20 @@ def makers() -> dict[str, Callable[[], Any]]:
         "electra": lambda: wordpiece(N.Sequence([N.NFKC(), N.BertNormalizer()]), decoder=D.WordPiece(cleanup=False)),
         "words": lambda: word_level(P.Whitespace()),
         "words, removed": lambda: word_level(
-            P.Sequence([P.CharDelimiterSplit("t"), P.Split(Regex(r"\d+"), "merged_with_next"), P.Split("e", "merged_with_previous"), P.FixedLength(4)]), after=many_tokens
+            P.Sequence(
+                [
+                    P.CharDelimiterSplit("t"),
+                    P.Split(Regex(r"\d+"), "merged_with_next"),
+                    P.Split("e", "merged_with_previous"),
+                    P.FixedLength(4),
+                ]
+            ),
+            after=many_tokens,
         ),
         "words, first": lambda: word_level(
-            P.Sequence([P.WhitespaceSplit(), P.Metaspace(prepend_scheme="first"), P.Split(Regex("[aeiou]"), "contiguous")]),
+            P.Sequence(
+                [P.WhitespaceSplit(), P.Metaspace(prepend_scheme="first"), P.Split(Regex("[aeiou]"), "contiguous")]
+            ),
             normalizer=N.Sequence([N.NFKC(), N.Strip(), N.StripAccents(), N.Replace("x", "")]),
             decoder=D.CTC("<s>", "|"),
         ),
