@@ -82,7 +82,7 @@ class Tokenizer(TokenizerFiles):
         self.around: tuple[Sequence[str], Sequence[str]] = (), ()
         self.strips: dict[str, str] = {}
         self.decoder: Decoder | None = None
-        self._finder: SpecialTokens | None = None
+        self._finders: dict[str, SpecialTokens] = {}  # of all special tokens; copies of a tokenizer share it
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(vocab_size={self.vocab_size}, special_tokens={self.special_tokens})"
@@ -186,9 +186,9 @@ class Tokenizer(TokenizerFiles):
         """What finds some special tokens; of all of them it is made once, since there may be thousands."""
         if tokens is not self.special_tokens:
             return self._make_finder(tokens)
-        if self._finder is None:
-            self._finder = self._make_finder(tokens)
-        return self._finder
+        if "early" not in self._finders:
+            self._finders["early"] = self._make_finder(tokens)
+        return self._finders["early"]
 
     def _make_finder(self, tokens: Collection[str]) -> SpecialTokens:
         return SpecialTokens(tokens, self.strips)

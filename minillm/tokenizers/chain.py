@@ -81,7 +81,6 @@ class ChainTokenizer(Tokenizer):
                 self._tokens[specials[token["content"]]] = form  # as it is found, it is decoded
         self.build_inputs_with_special_tokens([])  # is it known?
         self._guarded: Model | None = None
-        self._late_of_all: SpecialTokens | None = None
         # Of a reader, see _encode_blocks.
         self._begun = False
         self._allowed: Collection[str] = ()
@@ -109,9 +108,9 @@ class ChainTokenizer(Tokenizer):
         reader = copy.copy(self)
         reader._begun, reader._allowed = False, allowed
         if allowed is every or refused is every:
-            if self._late_of_all is None:
-                self._late_of_all = self._make_late_finder(every)
-            reader._find_late = self._late_of_all
+            if "late" not in self._finders:
+                self._finders["late"] = self._make_late_finder(every)
+            reader._find_late = self._finders["late"]
         else:
             reader._find_late = self._make_late_finder({*allowed, *refused})
         if self.hidden and allowed is not every:

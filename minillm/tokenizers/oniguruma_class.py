@@ -83,6 +83,8 @@ class ClassReader:
                 unions[-1] += [expression] if expression else []
             elif reader.taken("["):
                 unions[-1].append(ClassReader(reader, "i" if self.fold else "").read())
+            elif reader.place == len(reader.pattern):
+                reader.refuse("an end that comes too early")
             else:
                 items, expression = self.add(items)
                 unions[-1] += [expression] if expression else []

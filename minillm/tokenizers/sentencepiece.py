@@ -109,7 +109,6 @@ class SentencePieceBPE(Tokenizer):
         # Of a reader, see _encode_blocks: whether the text has begun, and a stretch of it; what it finds and allows.
         self._begun = self._within = False
         self._token_of_form = {self._normalise(token): token for token in self.normalized}
-        self._late_of_all: SpecialTokens | None = None
         self._late = SpecialTokens(())
         self._allowed: Collection[str] = ()
 
@@ -168,11 +167,11 @@ class SentencePieceBPE(Tokenizer):
 
     def _find_late(self, tokens: Collection[str]) -> SpecialTokens:
         """What finds the tokens of `normalized` among these, in text that has been changed as they have."""
-        if tokens is self.special_tokens and self._late_of_all is not None:
-            return self._late_of_all
+        if tokens is self.special_tokens and "late" in self._finders:
+            return self._finders["late"]
         late = SpecialTokens([form for form, token in self._token_of_form.items() if token in tokens])
         if tokens is self.special_tokens:
-            self._late_of_all = late
+            self._finders["late"] = late
         return late
 
     def _encode_settled(self, text: str, more: bool) -> tuple[list[int], int]:

@@ -88,6 +88,7 @@ class SpecialTokens:
         """
         found: list[Found] = []
         taken = 0  # where the token before has ended, with its white space
+        passed = (0, 0)  # the last place where a token stands that counts for none: nothing begins within it
         # What begins before here is whole, as is any longer token that it begins, and the character behind it is known.
         settled = max(0, len(text) - self.longest + (not self.whole_words)) if more else len(text)
         for start, end, token in self.find(text):
@@ -96,12 +97,13 @@ class SpecialTokens:
             if token in self.whole_words:
                 previous, following = text[start - 1 : start] or before, text[end : end + 1]
                 if (previous and WORD.match(previous)) or (following and WORD.match(following)):
+                    passed = start, end
                     continue
             if token in self.left:
                 start = min(start, taken) + len(text[taken:start].rstrip(WHITE))
             if token in self.right:
                 end = white_end(text, end)
-                if more and end == len(text):  # the white space may go on
+                if more and (end > settled or end == len(text)):  # it may go on, and tokens may be found in it
                     settled = start
                     break
             found.append(Found(start, end, token))
@@ -109,7 +111,7 @@ class SpecialTokens:
         settled = max(settled, taken)
         if more and self.left:  # a token may follow that takes the white space before it
             settled = taken + len(text[taken:settled].rstrip(WHITE))
-        return found, settled
+        return found, passed[0] if passed[0] < settled < passed[1] else settled
 
 
 NOT_WHITE = re.compile(f"[^{WHITE}]")
