@@ -1,7 +1,7 @@
 """What every tokenizer does, whatever its rule for cutting text: special tokens, streams, padding, files.
 
-A tokenizer is a table between token ids and byte strings. Decoding is the same for all of them: look up the bytes of
-each id, join them, read the result as UTF-8. Encoding differs, but only for *ordinary* text; special tokens such as
+A tokenizer is a table between token ids and byte strings. Decoding is the same for nearly all of them: look up the
+bytes of each id, join them, read the result as UTF-8. Encoding differs, but only for *ordinary* text; special tokens such as
 `<|endoftext|>` are found first and cut the text into ordinary stretches:
 
     "one<|endoftext|>two"   ->   encode("one") + [50256] + encode("two")
@@ -33,6 +33,7 @@ from minillm.tokenizers.saved import TokenizerFiles
 from minillm.tokenizers.special import SIDES, SpecialTokens
 
 END_OF_TEXT, PADDING, UNKNOWN = "<|endoftext|>", "<|pad|>", "<|unk|>"
+NO_SPECIAL_TOKENS = SpecialTokens(())
 BLOCK = 1 << 20  # characters that are looked at in one go
 
 Item = TypeVar("Item")
@@ -63,9 +64,11 @@ class Tokenizer(TokenizerFiles):
     def __init__(self, vocab: Mapping[bytes, int], special_tokens: Mapping[str, int]):
         name = type(self).__name__
         check_special_tokens(name, special_tokens)
-        by_id = sorted(
-            (i, token) for token, i in [*vocab.items(), *((t.encode(), i) for t, i in special_tokens.items())]
-        )
+        tokens = [*vocab.items(), *((token.encode(), i) for token, i in special_tokens.items())]
+        for token, i in tokens:
+            if not isinstance(i, (int, np.integer)) or isinstance(i, bool):
+                raise InputError(f"{name}: token {token!r} has id {i!r}, expected a number; give each token its own")
+        by_id = sorted((i, token) for token, i in tokens)
         for expected, (i, token) in enumerate(by_id):
             if i != expected:
                 raise InputError(
@@ -184,6 +187,8 @@ class Tokenizer(TokenizerFiles):
 
     def _find(self, tokens: Collection[str]) -> SpecialTokens:
         """What finds some special tokens; of all of them it is made once, since there may be thousands."""
+        if not tokens:
+            return NO_SPECIAL_TOKENS
         if tokens is not self.special_tokens:
             return self._make_finder(tokens)
         if "early" not in self._finders:
