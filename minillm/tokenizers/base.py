@@ -1,8 +1,8 @@
 """What every tokenizer does, whatever its rule for cutting text: special tokens, streams, padding, files.
 
 A tokenizer is a table between token ids and byte strings. Decoding is the same for nearly all of them: look up the
-bytes of each id, join them, read the result as UTF-8. Encoding differs, but only for *ordinary* text; special tokens such as
-`<|endoftext|>` are found first and cut the text into ordinary stretches:
+bytes of each id, join them, read the result as UTF-8. Encoding differs, but only for *ordinary* text; special tokens
+such as `<|endoftext|>` are found first and cut the text into ordinary stretches:
 
     "one<|endoftext|>two"   ->   encode("one") + [50256] + encode("two")
 

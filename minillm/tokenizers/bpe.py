@@ -244,8 +244,8 @@ class BPETokenizer(Tokenizer):
 
         Its added tokens become special tokens: `encode(text, "all")` gives the ids of Hugging Face's
         `encode(text, add_special_tokens=False)`, and `build_inputs_with_special_tokens` adds what its post-processor
-        would. Known are the normalizer NFC, and Split (isolated) and Digits before the pre-tokenizer ByteLevel; what has
-        other parts `Tokenizer.from_file` reads as a `ChainTokenizer`.
+        would. Known are the normalizer NFC, and Split (isolated) and Digits before the pre-tokenizer ByteLevel; a file
+        with other parts is read by `Tokenizer.from_file`, as a `ChainTokenizer`.
 
         Raises: InputError that names a component, or an option of one, that is not known here.
         """
