@@ -27,7 +27,8 @@ from typing import Any, NamedTuple
 from minillm.errors import InputError, did_you_mean
 from minillm.generate import TextStream, generate
 from minillm.nn import Decoder
-from minillm.tokenizers.base import Tokenizer, special_pattern
+from minillm.tokenizers.base import Tokenizer
+from minillm.tokenizers.special import SpecialTokens
 
 
 class Message(NamedTuple):
@@ -84,15 +85,15 @@ class ChatTemplate:
                     f"ChatTemplate.encode: the template {self.name!r} needs the special token {token!r}, which the "
                     "tokenizer does not have; give the model's own tokenizer, or another template"
                 )
-        find = special_pattern(self.special_tokens)
+        special = SpecialTokens(self.special_tokens)
         ids: list[int] = []
         ordinary = ""
         for part in self._checked_parts(messages, add_generation_prompt):
             start = 0
-            for match in find.finditer(part.text) if find and part.own else ():
-                ids += tokenizer.encode(ordinary + part.text[start : match.start()])
-                ids.append(tokenizer.special_tokens[match.group()])
-                ordinary, start = "", match.end()
+            for begin, end, token in special.find(part.text) if part.own else ():
+                ids += tokenizer.encode(ordinary + part.text[start:begin])
+                ids.append(tokenizer.special_tokens[token])
+                ordinary, start = "", end
             ordinary += part.text[start:]
         return ids + tokenizer.encode(ordinary)
 

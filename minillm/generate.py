@@ -202,7 +202,7 @@ def generate_batch(
 
 
 class TextCoder(Protocol):
-    """What a tokenizer does here."""
+    """What a tokenizer does here. One that has `decode_settled` too says itself what of a text nothing can change."""
 
     def encode(self, text: str) -> list[int]: ...
 
@@ -222,8 +222,9 @@ def generate_text(
     """Yield pieces of the text that follows `prompt`, as soon as they are certain, up to `max_tokens` tokens.
 
     It ends before a token in `stop`, and before the first of `stop_strings`, even one that spreads over several tokens.
-    A character of several tokens comes when it is complete. The prompt is text, or token ids; the other settings are
-    those of `generate`.
+    A character of several tokens comes when it is complete, also one that the prompt has begun. What was begun and
+    never completed comes at the end, as U+FFFD. The prompt is text, or token ids; the other settings are those of
+    `generate`.
     """
     ids = tokenizer.encode(prompt) if isinstance(prompt, str) else [int(i) for i in prompt]
     stream = TextStream(tokenizer, ids, stop_strings)
@@ -248,8 +249,10 @@ class TextStream:
         if not all(stop_strings):
             raise InputError("generate_text: a stop string is empty; give at least one character")
         self.tokenizer, self.ids, self.stop_strings = tokenizer, list(ids), stop_strings
-        self.start = len(tokenizer.decode(self.ids))
-        self.text, self.shown, self.ended = "", 0, False
+        text = tokenizer.decode(self.ids)
+        # Where the text that follows begins: before a character that the prompt has begun, of which all is to come.
+        self.start = max(len(self._settled()), len(text.rstrip("\ufffd")))
+        self.text, self.shown, self.ended = text[self.start :], 0, False
 
     def add(self, token: int) -> str:
         """The text that one more token made certain."""
@@ -258,8 +261,13 @@ class TextStream:
         if (end := _first_of(self.stop_strings, self.text, self.shown)) is not None:
             self.text, self.ended = self.text[:end], True
             return self.rest()
-        complete = self.text.rstrip("\ufffd")  # the rest of a character may follow
+        complete = self._settled()[self.start :]
         return self._show(len(complete) - _possible_beginning(self.stop_strings, complete))
+
+    def _settled(self) -> str:
+        """The text of all tokens without what tokens that may follow can change, such as a character that has begun."""
+        settled = getattr(self.tokenizer, "decode_settled", None)
+        return settled(self.ids) if settled else self.tokenizer.decode(self.ids).rstrip("\ufffd")
 
     def rest(self) -> str:
         """What was held back, when nothing more comes."""

@@ -11,8 +11,9 @@ A source is a string or a path, and what it names decides how it is read:
 | a glob pattern | those of every file that matches, such as `"books/**/*.txt"`, in sorted order          |
 
 Each of these files may also be compressed with gzip (`book.txt.gz`). Text must be UTF-8; a byte order mark is dropped
-and the line ends of Windows become "\\n", as Python's own text mode does. Documents that hold nothing but whitespace
-are passed over. To read a file whose name is `builtin`, write `./builtin`.
+and the line ends of Windows become "\\n". A lone "\\r" stays in text, as a character like others; in a .jsonl file,
+whose strings cannot hold one, it ends a line. Documents that hold nothing but whitespace are passed over. To read a
+file whose name is `builtin`, write `./builtin`.
 """
 
 from __future__ import annotations
@@ -165,13 +166,16 @@ def _whole_file(path: Path) -> Iterator[str]:
 
 
 def _json_lines(path: Path, field: str) -> Iterator[str]:
-    offset = 0
+    offset = number = 0
     with _open(path) as file:
-        for number, line in enumerate(file, start=1):
-            text = _decode(line, path, offset)
-            offset += len(line)
-            if text.strip():
-                yield _field_of(text, field, f"line {number} of {path}")
+        for lines in file:
+            for line in lines.removesuffix(b"\n").removesuffix(b"\r").split(b"\r"):
+                number += 1
+                text = _decode(line, path, offset)
+                if text.strip():
+                    yield _field_of(text, field, f"line {number} of {path}")
+                offset += len(line) + 1
+            offset += lines.endswith(b"\r\n")
 
 
 def _decode(data: bytes, path: Path, offset: int = 0) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from minillm.tokenizers.base import Tokenizer
 from minillm.tokenizers.bpe import BPETokenizer
+from minillm.tokenizers.chain import ChainTokenizer
 from minillm.tokenizers.character import CharacterTokenizer
 from minillm.tokenizers.sentencepiece import SentencePieceBPE
 from minillm.tokenizers.unigram import UnigramTokenizer
@@ -11,6 +12,7 @@ from minillm.tokenizers.wordpiece import WordPieceTokenizer
 
 __all__ = [
     "BPETokenizer",
+    "ChainTokenizer",
     "CharacterTokenizer",
     "SentencePieceBPE",
     "Tokenizer",

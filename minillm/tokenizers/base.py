@@ -1,8 +1,8 @@
 """What every tokenizer does, whatever its rule for cutting text: special tokens, streams, padding, files.
 
-A tokenizer is a table between token ids and byte strings. Decoding is the same for all of them: look up the bytes of
-each id, join them, read the result as UTF-8. Encoding differs, but only for *ordinary* text; special tokens such as
-`<|endoftext|>` are found first and cut the text into ordinary stretches:
+A tokenizer is a table between token ids and byte strings. Decoding is the same for nearly all of them: look up the
+bytes of each id, join them, read the result as UTF-8. Encoding differs, but only for *ordinary* text; special tokens
+such as `<|endoftext|>` are found first and cut the text into ordinary stretches:
 
     "one<|endoftext|>two"   ->   encode("one") + [50256] + encode("two")
 
@@ -17,41 +17,30 @@ made here names its own; one read from a file is told by the files beside it.
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
-import re
+import codecs
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from functools import partial
 from itertools import chain
-from pathlib import Path
-from typing import Any, ClassVar, Literal, NamedTuple, Self, TypeVar
+from typing import ClassVar, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from minillm.errors import DtypeError, InputError, did_you_mean
+from minillm.tokenizers.decoders import Decoder
+from minillm.tokenizers.files import ROLES
+from minillm.tokenizers.saved import TokenizerFiles
+from minillm.tokenizers.special import SIDES, SpecialTokens
 
 END_OF_TEXT, PADDING, UNKNOWN = "<|endoftext|>", "<|pad|>", "<|unk|>"
+NO_SPECIAL_TOKENS = SpecialTokens(())
 BLOCK = 1 << 20  # characters that are looked at in one go
-FILE, FORMAT, VERSION = "tokenizer.json", "minillm-tokenizer", 1
-NAMED_BESIDE = "special_tokens_map.json", "tokenizer_config.json"  # where Hugging Face names special tokens
-ROLES = "bos_token", "eos_token", "pad_token", "unk_token", "cls_token", "sep_token", "mask_token"
 
 Item = TypeVar("Item")
 Specials = Literal["none", "all"] | Collection[str]
 
 
-class Parts(NamedTuple):
-    """What a reader of another program's file found: a tokenizer's arguments, what goes around a text, and names."""
-
-    arguments: dict[str, Any]
-    around: tuple[Sequence[str], Sequence[str]] = ((), ())
-    names: dict[str, str] = {}  # noqa: RUF012, never changed
-
-
-class Tokenizer:
+class Tokenizer(TokenizerFiles):
     """Text to token ids and back; the base of every kind of tokenizer.
 
     A kind of tokenizer gives `kind`, `_encode_settled`, `_to_json` and `_from_json`; all else is here.
@@ -62,7 +51,7 @@ class Tokenizer:
 
     `names` says what special tokens are for, where it is not what `NAMES` says (see `name_special_tokens`); `around`
     holds those that belong before and after a text; `strips` those that take the white space beside them with them,
-    on the "left", the "right" or "both".
+    on the "left", the "right" or "both"; `decoder`, where there is one, makes the text of tokens (decoders.py).
 
     Raises: InputError for ids with gaps or repeats, or a special token that is empty or cannot be written as UTF-8.
     """
@@ -75,21 +64,28 @@ class Tokenizer:
     def __init__(self, vocab: Mapping[bytes, int], special_tokens: Mapping[str, int]):
         name = type(self).__name__
         check_special_tokens(name, special_tokens)
-        by_id = sorted(
-            (i, token) for token, i in [*vocab.items(), *((t.encode(), i) for t, i in special_tokens.items())]
-        )
+        tokens = [*vocab.items(), *((token.encode(), i) for token, i in special_tokens.items())]
+        for token, i in tokens:
+            if not isinstance(i, (int, np.integer)) or isinstance(i, bool):
+                raise InputError(f"{name}: token {token!r} has id {i!r}, expected a number; give each token its own")
+        by_id = sorted((i, token) for token, i in tokens)
         for expected, (i, token) in enumerate(by_id):
             if i != expected:
                 raise InputError(
                     f"{name}: token {token!r} has id {i} where {expected} is next; "
                     f"give the {len(by_id)} tokens the ids 0 to {len(by_id) - 1}, each once"
                 )
+        self._start(special_tokens, [token for _, token in by_id])
+
+    def _start(self, special_tokens: Mapping[str, int], token_bytes: list[bytes]) -> None:
+        """The state that all kinds have."""
         self.special_tokens = dict(special_tokens)
-        self.vocab_size = len(by_id)
-        self._token_bytes = [token for _, token in by_id]
+        self.vocab_size, self._token_bytes = len(token_bytes), token_bytes
         self.names: dict[str, str] = {}
         self.around: tuple[Sequence[str], Sequence[str]] = (), ()
         self.strips: dict[str, str] = {}
+        self.decoder: Decoder | None = None
+        self._finders: dict[str, SpecialTokens] = {}  # of all special tokens; copies of a tokenizer share it
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(vocab_size={self.vocab_size}, special_tokens={self.special_tokens})"
@@ -183,14 +179,27 @@ class Tokenizer:
         self, chunks: Iterable[str], allowed_special: Specials, disallowed_special: Specials
     ) -> Iterator[list[int]]:
         allowed = self._choose("allowed_special", allowed_special)
-        if stripping := allowed & self.strips.keys():  # rare, and white space has no limit: hold the whole text
-            chunks = [strip_beside("".join(chunks), {token: self.strips[token] for token in stripping})]
-        refused = self._choose("disallowed_special", disallowed_special) - allowed
-        special = partial(self._special_ids, refused=refused)
-        return stream(f"{type(self).__name__}.encode", chunks, self._encode_settled, allowed | refused, special)
+        refused = self._choose("disallowed_special", disallowed_special)
+        every = self.special_tokens
+        finder = self._find(every if allowed is every or refused is every else {*allowed, *refused})
+        special = partial(self._special_ids, allowed=allowed)
+        return stream(f"{type(self).__name__}.encode", chunks, self._encode_settled, finder, special)
 
-    def _special_ids(self, token: str, refused: Collection[str]) -> list[int]:
-        if token in refused:
+    def _find(self, tokens: Collection[str]) -> SpecialTokens:
+        """What finds some special tokens; of all of them it is made once, since there may be thousands."""
+        if not tokens:
+            return NO_SPECIAL_TOKENS
+        if tokens is not self.special_tokens:
+            return self._make_finder(tokens)
+        if "early" not in self._finders:
+            self._finders["early"] = self._make_finder(tokens)
+        return self._finders["early"]
+
+    def _make_finder(self, tokens: Collection[str]) -> SpecialTokens:
+        return SpecialTokens(tokens, self.strips)
+
+    def _special_ids(self, token: str, allowed: Collection[str]) -> list[int]:
+        if token not in allowed:
             raise InputError(
                 f"{type(self).__name__}.encode: the text holds the special token {token!r}, which is refused; "
                 f"name it in allowed_special, or not in disallowed_special to encode it as ordinary text"
@@ -204,12 +213,12 @@ class Tokenizer:
         """
         raise NotImplementedError
 
-    def _choose(self, argument: str, value: Specials) -> set[str]:
-        """The special tokens that an argument of `encode` stands for."""
+    def _choose(self, argument: str, value: Specials) -> Collection[str]:
+        """The special tokens that an argument of `encode` stands for; where it is all, `self.special_tokens`."""
         if value == "none":
-            return set()
+            return ()
         if value == "all":
-            return set(self.special_tokens)
+            return self.special_tokens
         if isinstance(value, str):
             raise InputError(
                 f"{type(self).__name__}.encode: {argument} is {value!r}, expected 'none', 'all' or a collection; "
@@ -234,7 +243,29 @@ class Tokenizer:
 
         Raises: InputError for an id out of range; DtypeError for anything that is not an integer.
         """
-        return b"".join([self._token_bytes[i] for i in self._checked("decode", ids)]).decode("utf-8", errors)
+        return self._text(self._checked("decode", ids), errors)
+
+    def decode_settled(self, ids: Iterable[int] | NDArray[np.integer]) -> str:
+        """The text of a sequence of token ids as far as no id that may follow can change it.
+
+        `decode` begins with it, whatever follows. The bytes of a character that has only begun are left out, so that
+        text can be shown as it comes.
+
+        Raises: as `decode`.
+        """
+        return self._text(self._checked("decode_settled", ids), "replace", more=True)
+
+    def _text(self, ids: list[int], errors: str, more: bool = False) -> str:
+        """The text of ids that are known to be right; with `more`, what `decode_settled` gives."""
+        if self.decoder is not None:
+            words = list(map(self._spelling, ids))
+            return self.decoder.settled(words) if more else self.decoder(words)
+        decoder = codecs.getincrementaldecoder("utf-8")(errors)
+        return decoder.decode(b"".join([self._token_bytes[i] for i in ids]), not more)
+
+    def _spelling(self, i: int) -> str:
+        """A token as its vocabulary spells it, for `decoder`."""
+        return self._token_bytes[i].decode()
 
     def _checked(self, method: str, ids: Iterable[int] | NDArray[np.integer]) -> list[int]:
         ids = ids.tolist() if isinstance(ids, np.ndarray) else ids
@@ -280,124 +311,6 @@ class Tokenizer:
             mask[b, : len(row)] = True
         return ids, mask
 
-    # Files
-
-    def fingerprint(self) -> str:
-        """A short hash of the vocabulary (16 hexadecimal digits): equal where two tokenizers give the same ids.
-
-        Token shards and checkpoints record it, so that ids are never read with another tokenizer.
-        """
-        content = json.dumps({"kind": self.kind, **self._to_json()}, sort_keys=True)
-        return hashlib.sha256(content.encode()).hexdigest()[:16]
-
-    def save(self, folder: str | Path) -> None:
-        """Write `tokenizer.json` into `folder`, which is made if it is not there; a reader never sees half a file."""
-        write_text(f"{type(self).__name__}.save", Path(folder) / FILE, json.dumps(self.to_json(), indent=0))
-
-    def to_json(self) -> dict[str, Any]:
-        """The JSON object that `save` writes."""
-        content = {"format": FORMAT, "version": VERSION, "kind": self.kind, **self._to_json()}
-        content |= {"names": self.names} if self.names else {}
-        return content | ({"around": self.around} if any(self.around) else {})
-
-    @classmethod
-    def from_json(cls, content: dict[str, Any]) -> Self:
-        """The inverse of to_json."""
-        return cls._from_content(f"{cls.__name__}.from_json", Path(FILE), content)
-
-    @classmethod
-    def load(cls, folder: str | Path) -> Self:
-        """Read what `save` wrote; `Tokenizer.load` reads every kind, a subclass only its own.
-
-        Raises: InputError for a file that is missing, damaged, made by another program, or of another kind.
-        """
-        where, path = f"{cls.__name__}.load", Path(folder) / FILE
-        return cls._from_content(where, path, read_json(where, path))
-
-    @classmethod
-    def from_file(cls, path: str | Path) -> Self:
-        """Read a `tokenizer.json`, ours or Hugging Face's; `path` is the file, or a folder that holds it.
-
-        `Tokenizer.from_file` reads every kind, a subclass only its own. Of Hugging Face's, `encode(text, "all")` gives
-        the ids of `encode(text, add_special_tokens=False)`. What its special tokens are for is read from
-        `tokenizer_config.json` and `special_tokens_map.json` where they lie beside it.
-
-        Raises: InputError for a file that is missing or damaged, or that has a part which is not known here.
-        """
-        where, path = f"{cls.__name__}.from_file", Path(path)
-        path = path / FILE if path.is_dir() else path
-        content = read_json(where, path)
-        if isinstance(content, dict) and content.get("format") == FORMAT:
-            return cls._from_content(where, path, content)
-        if not isinstance(content, dict) or not isinstance(content.get("model"), dict):
-            raise InputError(f"{where}: {path} is no tokenizer.json (it has no 'model'); give one, or its folder")
-        for kind in (cls, *cls.__subclasses__()):
-            if kind._reads_hugging_face(content):
-                tokenizer = kind.from_hugging_face(content)
-                named = names_beside(where, path.parent)
-                known = {role: token for role, token in named.items() if token in tokenizer.special_tokens}
-                tokenizer.name_special_tokens(**known)
-                return tokenizer
-        raise InputError(
-            f"{where}: {path} has a model of type {content['model'].get('type')!r} that {cls.__name__} does not read; "
-            "there are byte-level BPE (a pre_tokenizer that ends with ByteLevel), SentencePiece's BPE (spaces written "
-            "as ▁), WordPiece and Unigram"
-        )
-
-    @classmethod
-    def _reads_hugging_face(cls, content: Mapping[str, Any]) -> bool:
-        """Whether the content of a Hugging Face tokenizer.json is for this class."""
-        return False
-
-    @classmethod
-    def from_hugging_face(cls, content: dict[str, Any]) -> Self:
-        """Read the content of a Hugging Face `tokenizer.json`, as `json.load` gives it.
-
-        Raises: InputError that names a component that is not known.
-        """
-        raise NotImplementedError
-
-    @classmethod
-    def _from_content(cls, where: str, path: Path, content: Any) -> Self:
-        if not isinstance(content, dict) or content.get("format") != FORMAT:
-            raise InputError(
-                f'{where}: {path} is no minillm tokenizer (it lacks "format": "{FORMAT}"); '
-                "give a folder that Tokenizer.save wrote"
-            )
-        if content.get("version") != VERSION:
-            raise InputError(
-                f"{where}: {path} has version {content.get('version')!r}, this minillm reads version {VERSION}; "
-                "read it with the minillm that wrote it"
-            )
-        kinds = {kind.kind: kind for kind in (cls, *cls.__subclasses__()) if hasattr(kind, "kind")}
-        if (name := content.get("kind")) not in kinds:
-            raise InputError(
-                f"{where}: {path} holds a tokenizer of kind {name!r}, expected {' or '.join(map(repr, kinds))}; "
-                "load it with Tokenizer.load from the minillm that wrote it"
-            )
-        with readable(where, f"{path} is damaged", "save the tokenizer again", None):
-            tokenizer = kinds[name]._from_json(content)
-            tokenizer.name_special_tokens(**content.get("names", {}))
-            before, after = content.get("around", ((), ()))
-            tokenizer.around = before, after
-            tokenizer.build_inputs_with_special_tokens([])  # are they there?
-        return tokenizer
-
-    @classmethod
-    def _from_parts(cls, parts: Parts) -> Self:
-        tokenizer = cls(**parts.arguments)
-        tokenizer.around = parts.around
-        tokenizer.name_special_tokens(**parts.names)
-        return tokenizer
-
-    def _to_json(self) -> dict[str, Any]:
-        """All that makes this tokenizer what it is, for `_from_json`."""
-        raise NotImplementedError
-
-    @classmethod
-    def _from_json(cls, content: dict[str, Any]) -> Self:
-        raise NotImplementedError
-
 
 # Text in, block by block
 
@@ -406,7 +319,7 @@ def stream(
     where: str,
     chunks: Iterable[str],
     ordinary: Callable[[str, bool], tuple[list[Item], int]],
-    special_tokens: Collection[str],
+    special_tokens: Collection[str] | SpecialTokens,
     special: Callable[[str], list[Item]],
 ) -> Iterator[list[Item]]:
     """Pass the text that `chunks` make when joined through `ordinary` and `special`, a block at a time.
@@ -415,17 +328,17 @@ def stream(
     and where that is (see `Tokenizer._encode_settled`). `special(token)` returns the items of a special token.
     """
 
-    def cut() -> Iterator[str]:
+    def pieces_of_a_block() -> Iterator[str]:
         for chunk in chunks:
             if not isinstance(chunk, str):
                 raise DtypeError(f"{where}: got {type(chunk).__name__}, expected str; decode bytes to text first")
             for i in range(0, len(chunk), BLOCK):
                 yield chunk[i : i + BLOCK]
 
-    pattern = special_pattern(special_tokens)
-    longest = max(map(len, special_tokens), default=1)
-    pieces = cut()
+    finder = special_tokens if isinstance(special_tokens, SpecialTokens) else SpecialTokens(special_tokens)
+    pieces = pieces_of_a_block()
     pending, more = "", True  # pending: text whose items may still depend on what follows
+    before = ""  # the character before it
     while more:
         # Read at least as much as is pending, so that one endless word is not looked at again for every block of it.
         fresh, size = [pending], 0
@@ -438,33 +351,16 @@ def stream(
 
         items: list[Item] = []
         start = 0
-        # A special token that starts before this point is here in full, and so is any longer one that it begins.
-        decided = max(0, len(text) - longest + 1) if more else len(text)
-        for match in pattern.finditer(text) if pattern else ():
-            if match.start() >= decided:
-                break
-            items += ordinary(text[start : match.start()], False)[0]
-            items += special(match.group())
-            start = match.end()
+        found, decided = finder.cut(text, before, more)
+        for one in found:
+            items += ordinary(text[start : one.start], False)[0]
+            items += special(one.token)
+            start = one.end
         settled, end = ordinary(text[start:decided], more)
         yield items + settled
-        pending = text[start + end :] + half
-
-
-def special_pattern(special_tokens: Collection[str]) -> re.Pattern[str] | None:
-    """A pattern that finds special tokens, the longest where several fit; None where there are none to find."""
-    return (
-        re.compile("|".join(map(re.escape, sorted(special_tokens, key=len, reverse=True)))) if special_tokens else None
-    )
-
-
-def strip_beside(text: str, strips: Mapping[str, str]) -> str:
-    """`text` without the white space on the given side of some special tokens."""
-    white = r"[^\S\x1c-\x1f]*"  # Unicode's white space; Python's has four more
-    for token, side in strips.items():
-        before, after = (white if side in (this, "both") else "" for this in ("left", "right"))
-        text = re.sub(before + re.escape(token) + after, token.replace("\\", r"\\"), text)
-    return text
+        end += start
+        before = text[end - 1 : end] or before
+        pending = text[end:] + half
 
 
 def join_surrogates(text: str) -> str:
@@ -474,37 +370,6 @@ def join_surrogates(text: str) -> str:
     except UnicodeEncodeError:
         return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     return text
-
-
-def read_texts(where: str, text_or_files: str | Path | Iterable[str | Path]) -> Iterator[Iterable[str]]:
-    """Each text to train on, as chunks: a str is a text, a Path a file with one, an iterable holds any number."""
-    if isinstance(text_or_files, str):
-        yield [text_or_files]
-    elif isinstance(text_or_files, Path):
-        yield read_chunks(where, text_or_files)
-    elif isinstance(text_or_files, Iterable):
-        for item in text_or_files:
-            yield from read_texts(where, item)
-    else:
-        raise DtypeError(
-            f"{where}: got {text_or_files!r} ({type(text_or_files).__name__}), expected text; "
-            "give a str, a pathlib.Path, or an iterable of them"
-        )
-
-
-def read_chunks(where: str, path: Path) -> Iterator[str]:
-    """The text of a UTF-8 file, a block at a time, its line ends as they are."""
-    try:
-        with path.open(encoding="utf-8", newline="") as file:
-            while chunk := file.read(BLOCK):
-                yield chunk
-    except OSError as error:
-        raise InputError(f"{where}: cannot read {path} ({error.strerror}); give the path of a text file") from error
-    except UnicodeDecodeError as error:
-        raise InputError(
-            f"{where}: {path} is no UTF-8 text ({error.reason} 0x{error.object[error.start]:02x}); "
-            "give a text file, saved as UTF-8"
-        ) from error
 
 
 def check_special_tokens(where: str, special_tokens: Collection[str]) -> None:
@@ -520,54 +385,8 @@ def check_special_tokens(where: str, special_tokens: Collection[str]) -> None:
         raise InputError(f"{where}: special_tokens is {tuple(special_tokens)}; give each token once")
 
 
-# Whole files
-
-
-@contextmanager
-def readable(where: str, what: str, advice: str, passing: str | None = "") -> Iterator[None]:
-    """Whatever is raised inside becomes one InputError; but those that begin with `passing` stay as they are."""
-    try:
-        yield
-    except (KeyError, IndexError, TypeError, AttributeError, ValueError) as error:
-        if isinstance(error, InputError) and passing is not None and str(error).startswith(passing):
-            raise
-        reason = f"no {error}" if isinstance(error, KeyError) else str(error)
-        raise InputError(f"{where}: {what} ({reason}); {advice}") from error
-
-
-def read_json(where: str, path: Path) -> Any:
-    """The value in a JSON file; an InputError that begins with `where` if it cannot be read."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(
-            f"{where}: cannot read {path} ({error.strerror}); give the place where it was saved"
-        ) from error
-    except ValueError as error:  # no UTF-8, or no JSON
-        raise InputError(f"{where}: {path} is no JSON ({error}); it is damaged, or another file") from error
-
-
-def names_beside(where: str, folder: Path) -> dict[str, str]:
-    """What special tokens are for, by role, as the files of Hugging Face say that lie beside a tokenizer.json."""
-    names: dict[str, str] = {}
-    for name in NAMED_BESIDE:
-        content = read_json(where, folder / name) if (folder / name).is_file() else {}
-        for role in ROLES:
-            token = content.get(role) if isinstance(content, dict) else None
-            token = token.get("content") if isinstance(token, dict) else token  # with its flags
-            if isinstance(token, str):
-                names[role] = token
-    return names
-
-
-def write_text(where: str, path: Path, text: str) -> None:
-    """Write a file in one step: to another name first, then renamed, so that it is there in full or not at all."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = path.with_name(path.name + ".tmp")
-        unfinished.write_text(text, encoding="utf-8", newline="\n")
-        os.replace(unfinished, path)
-    except OSError as error:
-        raise InputError(
-            f"{where}: cannot write {path} ({error.strerror}); choose a folder that can be written"
-        ) from error
+def check_strips(where: str, strips: Mapping[str, str], special_tokens: Collection[str]) -> None:
+    """Refuse sides that are none, and tokens that are not special."""
+    for token, side in strips.items():
+        if token not in special_tokens or side not in SIDES:
+            raise InputError(f"{where}: strips has {token!r}: {side!r}; give special tokens with left, right or both")

@@ -27,6 +27,8 @@ from dataclasses import asdict, dataclass
 from functools import cached_property
 
 from minillm.errors import DtypeError
+from minillm.tokenizers.normal_form import normalise
+from minillm.tokenizers.special import WHITE
 
 BERT_TOKENS = PAD, UNK, CLS, SEP, MASK = "[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"
 
@@ -55,8 +57,16 @@ class BasicTokenizer:
         """The words of `text`; each sign of punctuation is one."""
         text = text.translate(self._cleaned)
         if self._strips:
-            text = unicodedata.normalize("NFD", text)
+            text = normalise("NFD", text)
         return [word for word in text.translate(self._folded).split(" ") if word]
+
+    def normalise(self, text: str) -> str:
+        """`text` with all that `tokenize` changes, but not yet cut at punctuation."""
+        text = text.translate(self._cleaned)
+        if self._strips:
+            text = normalise("NFD", text)
+            text = "".join([c for c in text if unicodedata.category(c) != "Mn"])
+        return "".join([c.lower() for c in text]) if self.lowercase else text
 
     @property
     def _strips(self) -> bool:
@@ -128,9 +138,7 @@ def is_punctuation(character: str) -> bool:
 # Unicode's White_Space. Of these, VT, FF and NEL are control characters too, and `clean_text` removes them: words may
 # go on behind them. The others end a word under any option.
 BREAKS = "\t\n\r \xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"
-WHITE_SPACE = frozenset("\t\n\v\f\r \x85\xa0\u1680\u2028\u2029\u202f\u205f\u3000") | frozenset(
-    map(chr, range(0x2000, 0x200B))
-)
+WHITE_SPACE = frozenset(WHITE)
 CHUNK = re.compile(f"[^{BREAKS}]+")
 ALSO_SPLIT = re.compile("[\v\f\x1c-\x1f\x85]")  # where `str.split` cuts too
 # Up to the last sign that ends a word whatever follows: a break or a sign of ASCII, or those of Chinese and Japanese

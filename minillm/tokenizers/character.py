@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any, Self
 
 from minillm.errors import InputError
-from minillm.tokenizers.base import UNKNOWN, Tokenizer, check_special_tokens, read_texts, stream
+from minillm.tokenizers.base import UNKNOWN, Tokenizer, check_special_tokens, stream
+from minillm.tokenizers.files import read_texts
 
 
 class CharacterTokenizer(Tokenizer):

@@ -13,7 +13,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from minillm.errors import InputError, did_you_mean
-from minillm.tokenizers.base import Parts
+from minillm.tokenizers.saved import Parts
 from minillm.tokenizers.vocab_files import BYTE_OF_CHARACTER, read_merge, unspell
 
 UNKNOWN, CONTROL, USER_DEFINED, BYTE = 2, 3, 4, 6

@@ -13,6 +13,7 @@ from __future__ import annotations
 import base64
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from functools import partial
 from typing import Any, Literal, get_args
 
@@ -20,6 +21,12 @@ import numpy as np
 import regex
 
 from minillm.errors import InputError, did_you_mean
+from minillm.tokenizers.basic import BasicTokenizer
+from minillm.tokenizers.components import text_option
+from minillm.tokenizers.normal_form import normalise
+from minillm.tokenizers.patterns import ForeignPattern
+from minillm.tokenizers.special import WHITE
+from minillm.tokenizers.vocab_files import CHARACTER_OF_BYTE
 
 SPACE = "\u2581"  # "▁": how a piece writes a space
 BYTE_PIECES = [f"<0x{byte:02X}>" for byte in range(256)]  # how pieces write single bytes
@@ -28,8 +35,7 @@ PrependScheme = Literal["always", "first", "never"]
 CACHED_GRAPHEMES = 1 << 17  # a table that remembers more graphemes begins again
 
 PRETOKEN = regex.compile(f"{SPACE}[^{SPACE}]*|[^{SPACE}]+")
-WHITE, GRAPHEME = regex.compile(r"\s+"), regex.compile(r"\X")
-LEADING, TRAILING = regex.compile(r"\A\s+"), regex.compile(r"\s+\Z")
+GRAPHEME, NOT_WHITE, ANY = regex.compile(r"\X"), regex.compile(f"[^{WHITE}]+"), regex.compile("(?s:.)+")
 
 Step = Mapping[str, Any]
 
@@ -41,27 +47,43 @@ def strip_accents(text: str) -> str:
 
 def strip_ends(text: str, left: bool, right: bool) -> str:
     """The text without white space at its start, its end, or both."""
-    text = LEADING.sub("", text) if left else text
-    return TRAILING.sub("", text) if right else text
+    text = text.lstrip(WHITE) if left else text
+    return text.rstrip(WHITE) if right else text
 
+
+def spell_bytes(text: str) -> str:
+    """The bytes of the text, each as GPT-2 spells it."""
+    return "".join([CHARACTER_OF_BYTE[byte] for byte in text.encode()])
+
+
+# What SentencePiece's "nmt" drops, and what it makes a space.
+NMT: dict[int, str | None] = {
+    **dict.fromkeys([*range(1, 9), 0xB, *range(0xE, 0x20), 0x7F, 0x8F, 0x9F]),
+    **dict.fromkeys([9, 10, 12, 13, 0x1680, *range(0x200B, 0x2010), 0x2028, 0x2029, 0x2581, 0xFEFF, 0xFFFD], " "),
+}
 
 NORMALISERS: dict[str, Callable[[str], str]] = {
-    "NFC": partial(unicodedata.normalize, "NFC"),
-    "NFD": partial(unicodedata.normalize, "NFD"),
-    "NFKC": partial(unicodedata.normalize, "NFKC"),
-    "NFKD": partial(unicodedata.normalize, "NFKD"),
+    "NFC": partial(normalise, "NFC"),
+    "NFD": partial(normalise, "NFD"),
+    "NFKC": partial(normalise, "NFKC"),
+    "NFKD": partial(normalise, "NFKD"),
     "Lowercase": lambda text: "".join([c.lower() for c in text]),  # by character: a final sigma is like any other
     "StripAccents": strip_accents,
+    "Nmt": lambda text: text.translate(NMT),
+    "ByteLevel": spell_bytes,
 }
+LOCAL = NORMALISERS.keys() - {"Nmt", "ByteLevel"}  # those that make no space of what is none
 
 
 def normalise_with(step: Step) -> Callable[[str], str]:
     """The function of a normalisation step, which is written as in Hugging Face's tokenizer.json.
 
-    A step is `{"type": name}` with NFC, NFD, NFKC, NFKD, Lowercase or StripAccents (which drops combining marks);
+    A step is `{"type": name}` with NFC, NFD, NFKC, NFKD, Lowercase, StripAccents (which drops combining marks), Nmt
+    (which drops control characters) or ByteLevel (which spells bytes as GPT-2 does);
     `{"type": "Strip", "strip_left": True, "strip_right": True}`, of white space; or
-    `{"type": "Replace", "pattern": {"String": "``"}, "content": '"'}`, where "Regex" may stand for "String"; or
-    `{"type": "Precompiled", "precompiled_charsmap": text}`, see `CharacterTable`.
+    `{"type": "Replace", "pattern": {"String": "``"}, "content": '"'}`, where "Regex", of Oniguruma, may stand for
+    "String"; `{"type": "Prepend", "prepend": text}`; or `{"type": "BertNormalizer"}` with the options of
+    `BasicTokenizer`; or `{"type": "Precompiled", "precompiled_charsmap": text}`, see `CharacterTable`.
 
     Raises: InputError for a step that is not known, or cannot be read.
     """
@@ -71,16 +93,49 @@ def normalise_with(step: Step) -> Callable[[str], str]:
     if name == "Strip":
         return partial(strip_ends, left=step.get("strip_left", True), right=step.get("strip_right", True))
     if name == "Replace":
-        pattern, content = step["pattern"], step["content"]
-        try:
-            found = regex.compile(pattern["Regex"] if "Regex" in pattern else regex.escape(pattern["String"]))
-        except regex.error as error:
-            raise InputError(f"UnigramTokenizer: Replace has the pattern {pattern} ({error}); mend it") from error
-        return lambda text: found.sub(lambda _: content, text)
+        content = text_option("normalizer", step, "content")
+        return partial(ForeignPattern("normalizer Replace", step["pattern"]).replace, content=content)
+    if name == "Prepend":
+        prepend = text_option("normalizer", step, "prepend")
+        return lambda text: prepend + text if text else text
+    if name == "BertNormalizer":
+        return BasicTokenizer(**{option: step[option] for option in asdict(BasicTokenizer())}).normalise
     if name == "Precompiled":
         return CharacterTable(step["precompiled_charsmap"])
-    known = [*NORMALISERS, "Strip", "Replace", "Precompiled"]
+    known = [*NORMALISERS, "Strip", "Replace", "Prepend", "BertNormalizer", "Precompiled"]
     raise InputError(f"UnigramTokenizer: normalizer {name!r} is not known here{did_you_mean(str(name), known)}")
+
+
+class Normaliser:
+    """A chain of steps over a text; the arguments are those of `UnigramTokenizer`."""
+
+    def __init__(self, normalizer: str | Sequence[Step]):
+        self.steps = ({"type": normalizer},) if isinstance(normalizer, str) else tuple(normalizer)
+        self.functions = [normalise_with(step) for step in self.steps]
+
+    def __call__(self, text: str) -> str:
+        for function in self.functions:
+            text = function(text)
+        return text
+
+    def lead(self, text: str) -> int:
+        """How many characters at the start of what the steps make of `text` come from its first one."""
+        first = text[:1]
+        for step, function in zip(self.steps, self.functions, strict=True):
+            name, begins = step["type"], text[:1]
+            if name == "Precompiled":
+                begins = GRAPHEME.match(text).group() if text else ""  # type: ignore[union-attr]
+            if name == "Strip":
+                dropped = step.get("strip_left", True) and begins in WHITE
+            elif name == "Replace":
+                start, end = next(ForeignPattern("normalizer Replace", step["pattern"]).spans(text), (1, 1))
+                dropped = not step["content"] and start == 0 < end
+            else:
+                dropped = not function(begins)
+            if dropped:
+                return 0
+            text = function(text)
+        return max(1, len(self(first)))
 
 
 class CharacterTable:
@@ -156,11 +211,10 @@ class Metaspace:
         if prepend_scheme not in (schemes := get_args(PrependScheme)):
             hint = did_you_mean(str(prepend_scheme), schemes)
             raise InputError(f"UnigramTokenizer: prepend_scheme is {prepend_scheme!r}{hint}")
-        self.steps = ({"type": normalizer},) if isinstance(normalizer, str) else tuple(normalizer)
-        self.functions = [normalise_with(step) for step in self.steps]
+        self.normalise = Normaliser(normalizer)
         self.prepend_scheme, self.split, self.whitespace_split = prepend_scheme, split, by_white
         # A normal form joins and reorders nothing across a space; Strip, Replace and a table may look beyond it.
-        self.local = (split or by_white) and all(step["type"] in NORMALISERS for step in self.steps)
+        self.local = (split or by_white) and all(step["type"] in LOCAL for step in self.normalise.steps)
 
     def settled(self, text: str) -> int:
         """Where the last cut is that nothing can change that may follow `text`: before a space; 0 where there is none.
@@ -171,15 +225,13 @@ class Metaspace:
 
     def pretokens(self, text: str, first: bool) -> list[str]:
         """The pretokens of `text`, a stretch without special tokens; `first`: it is the start of all text."""
-        for function in self.functions:
-            text = function(text)
-        stretches = WHITE.split(text) if self.whitespace_split else [text]
+        lead = self.normalise.lead(text) if first and self.prepend_scheme == "first" else 0
+        text = self.normalise(text)
+        matches = NOT_WHITE.finditer(text) if self.whitespace_split else ANY.finditer(text)
         pretokens: list[str] = []
-        for number, stretch in enumerate(stretches):
-            if not stretch:
-                continue
-            stretch = stretch.replace(" ", SPACE)
-            prepend = self.prepend_scheme == "always" or (self.prepend_scheme == "first" and first and number == 0)
+        for match in matches:
+            stretch = match.group().replace(" ", SPACE)
+            prepend = self.prepend_scheme == "always" or match.start() < lead
             if prepend and not stretch.startswith(SPACE):
                 stretch = SPACE + stretch
             pretokens += PRETOKEN.findall(stretch) if self.split else [stretch]

@@ -25,11 +25,13 @@ for cl100k and o200k; the tokenizer.json of SmolLM2, Llama 3 and Qwen2.
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import regex
 
 from minillm.errors import InputError, did_you_mean
+from minillm.tokenizers.normal_form import normalise
+from minillm.tokenizers.oniguruma import translate
 
 GPT2 = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 DIGIT = r"\p{N}"
@@ -50,9 +52,8 @@ CUT = regex.compile(r"(?r)(?<=[\p{L}\p{N}])[^\p{L}\p{M}\p{N}']")
 # The patterns above as files spell them.
 SPELLINGS = {
     r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+": GPT2,
+    **{one: one for several in PATTERNS.values() for one in several},
 }
-# What means another thing in Oniguruma, the engine of Hugging Face's tokenizers, or looks back.
-FOREIGN = regex.compile(r"(?<!\\)\$|(?<![\[\\])\^|\\[bBAGhHKRwWXzZ]|&&|\(\?<|\(\?[a-z]*[ams]|\{\d*,?\d*\}\+")
 
 
 class Splitter:
@@ -95,7 +96,7 @@ class Splitter:
 
     def pretokens(self, text: str) -> list[str]:
         if self.normalizer is not None:
-            text = unicodedata.normalize("NFC", text)
+            text = normalise("NFC", text)
         if self.prefix_space and text and not text.startswith(" "):
             text = f" {text}"
         pieces = [text] if text else []
@@ -107,13 +108,53 @@ class Splitter:
 def check_foreign(where: str, pattern: str) -> str:
     """A regular expression of a tokenizer.json in our spelling.
 
-    Raises: InputError where it would not mean the same here.
+    Raises: InputError where it has what has no equal here.
     """
-    if found := FOREIGN.search(pattern):
-        raise InputError(
-            f"{where}: the pattern {pattern!r} has {found.group()!r}, whose meaning is another here; write it without"
-        )
-    return SPELLINGS.get(pattern, pattern)
+    return SPELLINGS[pattern] if pattern in SPELLINGS else translate(where, pattern)[0]
+
+
+class ForeignPattern:
+    """A pattern of a tokenizer.json, `{"String": text}` or `{"Regex": pattern of Oniguruma}`, ready for use.
+
+    Raises: InputError for one that is neither, or has no equal here.
+    """
+
+    def __init__(self, where: str, component: Mapping[str, str]):
+        if len(component) != 1 or not component.keys() <= {"String", "Regex"}:
+            raise InputError(f"{where}: {dict(component)} is no pattern; give a String or a Regex")
+        if "String" in component:
+            self.pattern, self.may_be_empty = f"(?:{regex.escape(component['String'])})", not component["String"]
+        elif component["Regex"] in SPELLINGS:
+            self.pattern, self.may_be_empty = SPELLINGS[component["Regex"]], False
+        else:
+            self.pattern, self.may_be_empty = translate(where, component["Regex"])
+        self.found = regex.compile(self.pattern)
+
+    def spans(self, text: str) -> Iterator[tuple[int, int]]:
+        """Start and end of each match, from left to right.
+
+        As in Oniguruma's binding for Rust, an empty match is passed over where the one before has ended, and what may
+        begin there too.
+        """
+        if not self.may_be_empty:
+            yield from (match.span() for match in self.found.finditer(text))
+            return
+        place, last = 0, -1
+        while place <= len(text) and (match := self.found.search(text, place)):
+            start, end = match.span()
+            if start == end == last:
+                place += 1
+                continue
+            yield start, end
+            place = last = end
+
+    def replace(self, text: str, content: str) -> str:
+        """The text with `content` in the place of each match."""
+        parts, place = [], 0
+        for start, end in self.spans(text):
+            parts += [text[place:start], content]
+            place = end
+        return "".join([*parts, text[place:]])
 
 
 def compiled(pattern: str) -> regex.Pattern[str]:

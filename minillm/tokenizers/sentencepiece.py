@@ -27,23 +27,24 @@ from __future__ import annotations
 import copy
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import groupby, pairwise
 from typing import Any, Literal, Self, get_args
 
-import numpy as np
 import regex
-from numpy.typing import NDArray
 
 from minillm.errors import InputError, did_you_mean
-from minillm.tokenizers.base import Specials, Tokenizer, readable, special_pattern
+from minillm.tokenizers.base import Specials, Tokenizer, check_strips
 from minillm.tokenizers.bpe import CACHED_PRETOKENS, LONG_WORD, Pair, merge_pairs
+from minillm.tokenizers.components import model_type
+from minillm.tokenizers.decoders import BYTE_PIECE
+from minillm.tokenizers.files import readable
 from minillm.tokenizers.gguf_fields import read_gguf_sentencepiece
-from minillm.tokenizers.hugging_face import model_type, read_sentencepiece, writes_spaces
+from minillm.tokenizers.hugging_face import read_sentencepiece, writes_spaces
 from minillm.tokenizers.normalizer import BYTE_PIECES, SPACE
+from minillm.tokenizers.special import SpecialTokens
 
 PrependScheme = Literal["stretch", "always", "first", "never"]
-BYTE_PIECE = re.compile("<0x([0-9A-Fa-f]{2})>")
 
 
 class SentencePieceBPE(Tokenizer):
@@ -105,10 +106,11 @@ class SentencePieceBPE(Tokenizer):
         self._cuts = Cuts(self.vocab, split)
         self._set_token_bytes()
         self._ids_of_word: dict[str, list[int]] = {}
-        # Of a reader, see _encode_blocks: whether the text has begun, and a stretch of it; what it finds and refuses.
+        # Of a reader, see _encode_blocks: whether the text has begun, and a stretch of it; what it finds and allows.
         self._begun = self._within = False
-        self._late: dict[str, str] = {}
-        self._refused: set[str] = set()
+        self._token_of_form = {self._normalise(token): token for token in self.normalized}
+        self._late = SpecialTokens(())
+        self._allowed: Collection[str] = ()
 
     def _check_options(self) -> None:
         if self.prepend_scheme not in (schemes := get_args(PrependScheme)):
@@ -124,13 +126,9 @@ class SentencePieceBPE(Tokenizer):
                 f"SentencePieceBPE: unk_token {self.unk_token!r} is no token, so unknown characters could not be "
                 "written; give one, or all bytes and byte_fallback"
             )
-        for token in (*self.strips, *self.normalized):
-            side = self.strips.get(token, "both")
-            if token not in self.special_tokens or side not in ("left", "right", "both"):
-                raise InputError(
-                    f"SentencePieceBPE: strips and normalized have {token!r}, {side!r}; give special tokens with "
-                    "left, right or both"
-                )
+        check_strips("SentencePieceBPE", self.strips, self.special_tokens)
+        if unknown := next((token for token in self.normalized if token not in self.special_tokens), None):
+            raise InputError(f"SentencePieceBPE: normalized has {unknown!r}; give special tokens")
         if both := self.strips.keys() & {*self.normalized}:
             raise InputError(f"SentencePieceBPE: {both} cannot be both in strips and in normalized; leave one out")
 
@@ -155,15 +153,26 @@ class SentencePieceBPE(Tokenizer):
         self, chunks: Iterable[str], allowed_special: Specials, disallowed_special: Specials
     ) -> Iterator[list[int]]:
         """As the base's, by a copy of this tokenizer that knows where in the text it is, and finds tokens late."""
+        allowed = self._choose("allowed_special", allowed_special)
+        refused = self._choose("disallowed_special", disallowed_special)
+        every = self.special_tokens
+        late = self._find_late(every if allowed is every or refused is every else {*allowed, *refused})
         reader = copy.copy(self)
         reader._begun = reader._within = False
-        allowed = self._choose("allowed_special", allowed_special)
-        refused = self._choose("disallowed_special", disallowed_special) - allowed
-        reader._late = {self._normalise(token): token for token in self.normalized if token in allowed | refused}
-        reader._refused = refused
-        return super(SentencePieceBPE, reader)._encode_blocks(
-            chunks, allowed.difference(self.normalized), refused.difference(self.normalized)
-        )
+        reader._late, reader._allowed = late, allowed
+        return super(SentencePieceBPE, reader)._encode_blocks(chunks, allowed_special, disallowed_special)
+
+    def _make_finder(self, tokens: Collection[str]) -> SpecialTokens:
+        return SpecialTokens([token for token in tokens if token not in self.normalized], self.strips)
+
+    def _find_late(self, tokens: Collection[str]) -> SpecialTokens:
+        """What finds the tokens of `normalized` among these, in text that has been changed as they have."""
+        if tokens is self.special_tokens and "late" in self._finders:
+            return self._finders["late"]
+        late = SpecialTokens([form for form, token in self._token_of_form.items() if token in tokens])
+        if tokens is self.special_tokens:
+            self._finders["late"] = late
+        return late
 
     def _encode_settled(self, text: str, more: bool) -> tuple[list[int], int]:
         end = self._settled(text) if more else len(text)
@@ -174,17 +183,16 @@ class SentencePieceBPE(Tokenizer):
         self._begun |= not more
         ids: list[int] = []
         start = 0
-        for match in pattern.finditer(stretch) if (pattern := special_pattern(self._late)) else ():
-            ids += self._ids_of(stretch[start : match.start()])
-            ids += self._special_ids(self._late[match.group()], self._refused)
-            start = match.end()
+        for begin, stop, form in self._late.find(stretch):
+            ids += self._ids_of(stretch[start:begin])
+            ids += self._special_ids(self._token_of_form[form], self._allowed)
+            start = stop
         return ids + self._ids_of(stretch[start:]), end
 
     def _settled(self, text: str) -> int:
         """Where the last cut is that nothing can change that may follow `text`."""
         fuses = self.fuse_unk and not self.byte_fallback
-        spaced = any(SPACE in form[1:] or "\n" in form for form in self._late)
-        return 0 if fuses or spaced else self._cuts.last(text)
+        return 0 if fuses or self._late.spaced else self._cuts.last(text)
 
     def _prepends(self, stretch: str) -> bool:
         if self.prepend_scheme == "stretch":
@@ -226,16 +234,17 @@ class SentencePieceBPE(Tokenizer):
 
     # Ids to text
 
-    def decode(self, ids: Iterable[int] | NDArray[np.integer], errors: str = "replace") -> str:
-        """The text of a sequence of token ids, without the space that was put in front.
+    def _text(self, ids: list[int], errors: str, more: bool = False) -> str:
+        """The text of ids, without the space that was put in front.
 
         With "replace", neighbouring bytes that together are no UTF-8 become U+FFFD, each of them, as in Hugging Face's
-        `tokenizers`: one wrong byte takes all of its run with it. Other `errors` are those of `bytes.decode`.
-
-        Raises: InputError for an id out of range; DtypeError for anything that is not an integer.
+        `tokenizers`: one wrong byte takes all of its run with it. Other `errors` are those of `bytes.decode`. Where
+        more is to follow, a run of bytes that may go on is left out.
         """
-        known = self._checked("decode", ids)
-        runs = groupby(known, self._byte_of_id.__contains__)
+        end = len(ids)
+        while more and end and ids[end - 1] in self._byte_of_id:
+            end -= 1
+        runs = groupby(ids[:end], self._byte_of_id.__contains__)
         parts = [(b"".join([self._token_bytes[i] for i in run]), are_bytes) for are_bytes, run in runs]
         if errors == "replace":
             text = "".join([whole_or_nothing(part) if are_bytes else part.decode() for part, are_bytes in parts])

@@ -46,11 +46,12 @@ from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
-from numpy.typing import NDArray
 
 from minillm.errors import InputError
-from minillm.tokenizers.base import Specials, Tokenizer, check_special_tokens, readable
-from minillm.tokenizers.hugging_face import model_type, read_unigram
+from minillm.tokenizers.base import Specials, Tokenizer, check_special_tokens, check_strips
+from minillm.tokenizers.components import model_type
+from minillm.tokenizers.files import readable
+from minillm.tokenizers.hugging_face import read_unigram
 from minillm.tokenizers.normalizer import BYTE_PIECES, SPACE, Metaspace, PrependScheme, Step
 from minillm.tokenizers.unigram_train import ProgressBar, count_pretokens, learn_pieces
 
@@ -109,20 +110,23 @@ class UnigramTokenizer(Tokenizer):
         self.byte_fallback = byte_fallback
         self.text_steps = Metaspace(normalizer, prepend_scheme, split, whitespace_split)
         self.strips = dict(strips or {})
-        for token, side in self.strips.items():
-            if token not in specials or side not in ("left", "right", "both"):
-                raise InputError(
-                    f"UnigramTokenizer: strips has {token!r}: {side!r}; give special tokens with left, right or both"
-                )
+        check_strips("UnigramTokenizer", self.strips, specials)
         self._unk_id = unk_id
         self._unk_score = min((score for _, score in self.pieces), default=0.0) - UNKNOWN_PENALTY
-        self._vocab = {piece: i for piece, i in ids.items() if piece not in specials}
-        self._byte_ids = [self._vocab.get(piece) for piece in BYTE_PIECES] if byte_fallback else [None] * 256
+        self._use_pieces({piece: i for piece, i in ids.items() if piece not in specials})
         for piece, i in self._vocab.items():
             self._token_bytes[i] = piece.replace(SPACE, " ").encode()
         for byte, byte_id in enumerate(self._byte_ids):
             if byte_id is not None:
                 self._token_bytes[byte_id] = bytes([byte])
+        self._begun = False  # of a reader, see _encode_blocks
+        self._draw: Callable[[str], Segmentation] | None = None  # of a reader that samples
+        self._with_specials: UnigramTokenizer | None = None
+
+    def _use_pieces(self, vocab: dict[str, int]) -> None:
+        """Cut text into these pieces."""
+        self._vocab = vocab
+        self._byte_ids = [self._vocab.get(piece) for piece in BYTE_PIECES] if self.byte_fallback else [None] * 256
         # Every piece with its id and score, and every beginning of one: a search for longer pieces ends where it fails.
         self._trie: dict[str, tuple[int, float] | None] = {}
         for piece, i in self._vocab.items():
@@ -130,8 +134,17 @@ class UnigramTokenizer(Tokenizer):
                 self._trie.setdefault(piece[:end], None)
             self._trie[piece] = (i, self.pieces[i][1])
         self._ids_of_pretoken: dict[str, list[int]] = {}
-        self._begun = False  # of a reader, see _encode_blocks
-        self._draw: Callable[[str], Segmentation] | None = None  # of a reader that samples
+
+    def _among_all_pieces(self) -> UnigramTokenizer:
+        """This tokenizer, but that the pieces that are special tokens may be found in ordinary text too.
+
+        Where all special tokens are allowed, a text that only its normal form spells as one is cut as in Hugging Face's
+        `tokenizers`: "＜/s＞" becomes "</s>" by NFKC, which is a piece like others there.
+        """
+        if self._with_specials is None:
+            self._with_specials = copy.copy(self)
+            self._with_specials._use_pieces({piece: i for i, (piece, _) in enumerate(self.pieces)})
+        return self._with_specials
 
     @property
     def unk_id(self) -> int | None:
@@ -144,8 +157,10 @@ class UnigramTokenizer(Tokenizer):
         self, chunks: Iterable[str], allowed_special: Specials, disallowed_special: Specials
     ) -> Iterator[list[int]]:
         """As the base's, by a copy of this tokenizer that knows whether the text has begun."""
-        reader = copy.copy(self)
-        reader._begun = False
+        allowed = self._choose("allowed_special", allowed_special)
+        every = allowed is self.special_tokens and any(piece in allowed for piece, _ in self.pieces)
+        reader = copy.copy(self._among_all_pieces() if every else self)
+        reader._begun, reader._draw = False, self._draw
         return super(UnigramTokenizer, reader)._encode_blocks(chunks, allowed_special, disallowed_special)
 
     def _encode_settled(self, text: str, more: bool) -> tuple[list[int], int]:
@@ -155,10 +170,11 @@ class UnigramTokenizer(Tokenizer):
         self._begun |= end > 0 or not more
         ids: list[int] = []
         for pretoken in pretokens:
-            ids += self._ids_of(pretoken)
+            ids += self.ids_of(pretoken)
         return ids, end
 
-    def _ids_of(self, pretoken: str) -> list[int]:
+    def ids_of(self, pretoken: str) -> list[int]:
+        """The ids of a piece of text that is normalised and cut already."""
         if self._draw is not None:
             return self._name(pretoken, self._draw(pretoken))
         ids = self._ids_of_pretoken.get(pretoken)
@@ -270,15 +286,15 @@ class UnigramTokenizer(Tokenizer):
 
     # Ids to text
 
-    def decode(self, ids: Iterable[int] | NDArray[np.integer], errors: str = "replace") -> str:
-        """The text of a sequence of token ids, as the base's; without the space that was put in front.
+    def _text(self, ids: list[int], errors: str, more: bool = False) -> str:
+        """As the base's; without the space that was put in front."""
+        text = super()._text(ids, errors, more)
+        begins = ids[:1] and ids[0] < len(self.pieces) and self.pieces[ids[0]][0] in self._vocab
+        drops = begins and self.text_steps.prepend_scheme != "never" and self.decoder is None
+        return text.removeprefix(" ") if drops else text
 
-        Raises: InputError for an id out of range; DtypeError for anything that is not an integer.
-        """
-        known = self._checked("decode", ids)
-        text = super().decode(known, errors)
-        begins = known[:1] and known[0] < len(self.pieces) and self.pieces[known[0]][0] in self._vocab
-        return text.removeprefix(" ") if begins and self.text_steps.prepend_scheme != "never" else text
+    def _spelling(self, i: int) -> str:
+        return self.pieces[i][0] if i < len(self.pieces) else super()._spelling(i)
 
     # Training
 
@@ -368,7 +384,7 @@ class UnigramTokenizer(Tokenizer):
             "pieces": self.pieces,
             "unk_id": self._unk_id,
             "byte_fallback": self.byte_fallback,
-            "normalizer": list(self.text_steps.steps),
+            "normalizer": list(self.text_steps.normalise.steps),
             "prepend_scheme": self.text_steps.prepend_scheme,
             "split": self.text_steps.split,
             "whitespace_split": self.text_steps.whitespace_split,
@@ -399,7 +415,7 @@ class UnigramTokenizer(Tokenizer):
 
         Its added tokens become special tokens: `encode(text, "all")` gives the ids of Hugging Face's
         `encode(text, add_special_tokens=False)`. What its post-processor would put around a text (such as `</s>`) is
-        what `build_inputs_with_special_tokens` puts. `decode` is ours: its decoder is not read.
+        what `build_inputs_with_special_tokens` puts, and `decode` gives the text that its decoder would.
 
         Raises: InputError that names a component, or an option of one, that is not known here.
         """

@@ -20,7 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from minillm.errors import InputError
-from minillm.tokenizers.base import read_texts, stream
+from minillm.tokenizers.base import stream
+from minillm.tokenizers.files import read_texts
 from minillm.tokenizers.normalizer import Metaspace
 
 LONGEST_TRAINED = 512  # characters: of a longer pretoken, training sees stretches of this length

@@ -3,6 +3,7 @@
 GPT-2 spells each byte as a character that can be seen. Those of Latin-1 that can be seen stand for themselves; the
 others, in order, are the characters from U+0100 on. A space is "\\u0120": b" the" is "Ġthe". A merge is a line with two
 tokens and a space between. BERT's file has one token a line, the first with id 0.
+Neither has tokens with line ends in them, so that a line may end in any way: "\\n", "\\r\\n" or "\\r" alone.
 
 Sources: `encoder.py` of GPT-2's code; `tokenization.py` of BERT's.
 """
@@ -14,7 +15,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from minillm.errors import InputError
-from minillm.tokenizers.base import read_chunks, read_json, write_text
+from minillm.tokenizers.files import read_chunks, read_json, write_text
 
 Merge = tuple[bytes, bytes]
 
@@ -51,6 +52,12 @@ def read_merge(line: str) -> tuple[bytes, bytes]:
     return unspell(left), unspell(right)
 
 
+def read_lines(where: str, path: Path) -> list[str]:
+    """The lines of a text file without their ends."""
+    text = "".join(read_chunks(where, path)).replace("\r\n", "\n").replace("\r", "\n")
+    return text.removesuffix("\n").split("\n") if text else []
+
+
 def read_gpt2_files(
     where: str, vocab_json: Path, merges_txt: Path
 ) -> tuple[dict[bytes, int], list[Merge], dict[str, int]]:
@@ -59,8 +66,7 @@ def read_gpt2_files(
     if not isinstance(spelled, dict):
         raise InputError(f"{where}: {vocab_json} holds no table of tokens and ids; give GPT-2's vocab.json")
     merges = []
-    lines = "".join(read_chunks(where, merges_txt)).replace("\r\n", "\n").split("\n")
-    for number, line in enumerate(lines, start=1):
+    for number, line in enumerate(read_lines(where, merges_txt), start=1):
         if line and not (number == 1 and line.startswith("#version")):
             try:
                 merges.append(read_merge(line))
@@ -87,9 +93,8 @@ def write_gpt2_files(
 
 def read_vocab_txt(where: str, path: Path) -> dict[str, int]:
     """The tokens of BERT's file with their ids."""
-    text = "".join(read_chunks(where, path)).replace("\r\n", "\n")
     ids: dict[str, int] = {}
-    for i, token in enumerate(text.removesuffix("\n").split("\n") if text else []):
+    for i, token in enumerate(read_lines(where, path)):
         if ids.setdefault(token, i) != i:
             raise InputError(
                 f"{where}: {path} has {token!r} in line {ids[token] + 1} and again in line {i + 1}; "
@@ -103,7 +108,7 @@ def write_vocab_txt(
 ) -> None:
     """Write BERT's file: every token in the order of its id."""
     for token in tokens:
-        if "\n" in token or token.endswith("\r"):
+        if "\n" in token or "\r" in token:
             raise InputError(f"{where}: token {token!r} has a line end, which the file cannot hold; use save")
     check_apart(where, ordinary, special_tokens)
     write_text(where, path, "".join([f"{token}\n" for token in tokens]))

@@ -20,7 +20,7 @@ for Language Understanding" (2019), with `tokenization.py` of its code.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from itertools import chain, islice
 from pathlib import Path
@@ -30,9 +30,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from minillm.errors import InputError, did_you_mean
-from minillm.tokenizers.base import Specials, Tokenizer, check_special_tokens, join_surrogates, readable
+from minillm.tokenizers.base import Specials, Tokenizer, check_special_tokens, join_surrogates
 from minillm.tokenizers.basic import BERT_TOKENS, CLS, MASK, PAD, SEP, UNK, BasicTokenizer, chunks_of, settled_end
-from minillm.tokenizers.hugging_face import model_type, read_wordpiece
+from minillm.tokenizers.components import model_type
+from minillm.tokenizers.decoders import clean_up
+from minillm.tokenizers.files import readable
+from minillm.tokenizers.hugging_face import read_wordpiece
+from minillm.tokenizers.special import SpecialTokens
 from minillm.tokenizers.vocab_files import read_vocab_txt, write_vocab_txt
 from minillm.tokenizers.wordpiece_train import PREFIX, count_words, first_symbols, learn_pieces
 
@@ -53,6 +57,8 @@ class WordPieceTokenizer(Tokenizer):
         special_tokens: the text of every special token, with its id; None takes those of `[PAD]`, `[UNK]`, `[CLS]`,
             `[SEP]` and `[MASK]` that `vocab` has.
         max_input_chars_per_word: longer words become `[UNK]`.
+        wraps: whether `[CLS]` and `[SEP]` go around a text.
+        unsought: special tokens that are never looked for in a text, whatever `allowed_special` says.
         basic: the options of `BasicTokenizer`.
 
     Raises: InputError for ids with gaps or repeats, or a token that cannot be written as UTF-8.
@@ -72,6 +78,8 @@ class WordPieceTokenizer(Tokenizer):
         vocab: Mapping[str, int],
         special_tokens: Mapping[str, int] | None = None,
         max_input_chars_per_word: int = 100,
+        wraps: bool = True,
+        unsought: Sequence[str] = (),
         **basic: Any,
     ):
         if special_tokens is None:
@@ -88,6 +96,7 @@ class WordPieceTokenizer(Tokenizer):
         self.vocab = dict(vocab)
         self.basic = BasicTokenizer(**basic)
         self.max_input_chars_per_word = max_input_chars_per_word
+        self.wraps, self.unsought = wraps, tuple(unsought)
         self._first = {token: i for token, i in vocab.items() if not token.startswith(PREFIX)}
         self._later = {token[len(PREFIX) :]: i for token, i in vocab.items() if token.startswith(PREFIX)}
         self._longest = max(map(len, vocab), default=0)
@@ -175,8 +184,8 @@ class WordPieceTokenizer(Tokenizer):
         """The tokens of `text` as they are spelled: `["un", "##aff", "##able"]`."""
         return [self._spelling(i) for i in self.encode(text, allowed_special)]
 
-    def _spelling(self, i: int) -> str:
-        return self._token_bytes[i].decode()
+    def _make_finder(self, tokens: Collection[str]) -> SpecialTokens:
+        return SpecialTokens([token for token in tokens if token not in self.unsought], self.strips)
 
     def _encode_settled(self, text: str, more: bool) -> tuple[list[int], int]:
         end = settled_end(text) if more else len(text)
@@ -250,10 +259,12 @@ class WordPieceTokenizer(Tokenizer):
     def build_inputs_with_special_tokens(
         self, token_ids_0: Sequence[int], token_ids_1: Sequence[int] | None = None
     ) -> list[int]:
-        """`[CLS] a [SEP]`, or `[CLS] a [SEP] b [SEP]`.
+        """`[CLS] a [SEP]`, or `[CLS] a [SEP] b [SEP]`; just `a` or `a b` in a tokenizer that does not wrap.
 
         Raises: InputError where there is no `[CLS]` or `[SEP]`.
         """
+        if not self.wraps:
+            return [*token_ids_0, *(token_ids_1 or ())]
         if self.cls_id is None or self.sep_id is None:
             missing = CLS if self.cls_id is None else SEP
             raise InputError(
@@ -267,7 +278,8 @@ class WordPieceTokenizer(Tokenizer):
         self, token_ids_0: Sequence[int], token_ids_1: Sequence[int] | None = None
     ) -> list[int]:
         """Which text each id of `build_inputs_with_special_tokens` belongs to: 0, or 1 for the second."""
-        return [0] * (len(token_ids_0) + 2) + [1] * (0 if token_ids_1 is None else len(token_ids_1) + 1)
+        second = [] if token_ids_1 is None else [*token_ids_1, *([0] if self.wraps else [])]
+        return [0] * (len(token_ids_0) + 2 * self.wraps) + [1] * len(second)
 
     # Ids to text
 
@@ -289,11 +301,14 @@ class WordPieceTokenizer(Tokenizer):
         Raises: InputError for an id out of range; DtypeError for anything that is not an integer.
         """
         left_out = set(self.special_tokens.values()) if skip_special_tokens else set()
+        kept = [i for i in self._checked("decode", ids) if i not in left_out]
+        return self._text(kept, errors, clean_up_tokenization_spaces=clean_up_tokenization_spaces)
+
+    def _text(self, ids: list[int], errors: str, more: bool = False, clean_up_tokenization_spaces: bool = True) -> str:
+        if self.decoder is not None:
+            return super()._text(ids, errors, more)
         parts: list[str] = []
-        for i in self._checked("decode", ids):
-            if i in left_out:
-                continue
-            part = self._spelling(i)
+        for part in map(self._spelling, ids):
             if parts:
                 part = part[len(PREFIX) :] if part.startswith(PREFIX) else f" {part}"
             parts.append(clean_up(part) if clean_up_tokenization_spaces else part)
@@ -306,13 +321,16 @@ class WordPieceTokenizer(Tokenizer):
             "special_tokens": self.special_tokens,
             "vocab": self.vocab,
             "max_input_chars_per_word": self.max_input_chars_per_word,
+            **({} if self.wraps else {"wraps": False}),
+            **({"unsought": list(self.unsought)} if self.unsought else {}),
             **asdict(self.basic),
         }
 
     @classmethod
     def _from_json(cls, content: dict[str, Any]) -> Self:
-        basic = {option: content[option] for option in asdict(BasicTokenizer())}
-        return cls(content["vocab"], dict(content["special_tokens"]), content["max_input_chars_per_word"], **basic)
+        options = {option: content[option] for option in (*asdict(BasicTokenizer()), "max_input_chars_per_word")}
+        options |= {option: content[option] for option in ("wraps", "unsought") if option in content}
+        return cls(content["vocab"], dict(content["special_tokens"]), **options)
 
     @classmethod
     def from_vocab_txt(cls, vocab_txt: str | Path, special_tokens: Sequence[str] = BERT_TOKENS, **basic: Any) -> Self:
@@ -410,25 +428,3 @@ def truncate(
         f"{where}: the input has {excess} tokens more than max_length, and truncation={truncation!r} "
         "cannot cut so many; raise max_length, or give truncation='longest_first'"
     )
-
-
-CLEAN_UP = (  # in this order, as Hugging Face's decoder; token by token, so those of two words never fit
-    (" .", "."),
-    (" ?", "?"),
-    (" !", "!"),
-    (" ,", ","),
-    (" ' ", "'"),
-    (" n't", "n't"),
-    (" 'm", "'m"),
-    (" do not", " don't"),
-    (" 's", "'s"),
-    (" 've", "'ve"),
-    (" 're", "'re"),
-)
-
-
-def clean_up(part: str) -> str:
-    """The text without the spaces that joining left before punctuation and in contractions."""
-    for spaced, joined in CLEAN_UP:
-        part = part.replace(spaced, joined)
-    return part

@@ -14,9 +14,10 @@ from itertools import chain
 from pathlib import Path
 from typing import cast
 
-from minillm.tokenizers.base import read_texts, stream
+from minillm.tokenizers.base import stream
 from minillm.tokenizers.basic import BasicTokenizer, chunks_of, settled_end
 from minillm.tokenizers.bpe_train import PairIndex
+from minillm.tokenizers.files import read_texts
 
 PREFIX = "##"  # begins every piece that goes on with a word
 

@@ -60,7 +60,7 @@ class Run:
         Raises: CheckpointError for a folder that is not one.
         """
         try:
-            content = json.loads((folder / "config.json").read_text())
+            content = json.loads((folder / "config.json").read_text(encoding="utf-8-sig"))
         except (FileNotFoundError, NotADirectoryError):
             raise CheckpointError(
                 f"{folder} is no run directory, as it has no config.json; give a folder that `minillm train` made"

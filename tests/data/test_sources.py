@@ -273,3 +273,17 @@ def test_split_refuses_a_fraction(fraction: float) -> None:
         split_text("some text", fraction)
     with pytest.raises(InputError, match=r"^split_tokens: the validation fraction is"):
         split_tokens([1, 2, 3], fraction)
+
+
+def test_a_lone_carriage_return_ends_a_line_of_json_and_is_a_character_of_text(tmp_path):
+    path = tmp_path / "old.jsonl"
+    path.write_bytes(b'{"text": "a\\rb"}\r{"text": "c"}\r\r\n{"text": "d"}\n\r{"text": "e"}')
+    assert list(read_texts(path)) == ["a\rb", "c", "d", "e"]
+    path.write_bytes(b'{"text": "a"}\r\r\n{"text": "b"}\r\xff')
+    with pytest.raises(InputError, match="byte 0xff at offset 30"):
+        list(read_texts(path))
+    path.write_bytes(b'{"text": "a"}\r\n\rhello')
+    with pytest.raises(InputError, match=r"line 3 of .* is not JSON"):
+        list(read_texts(path))
+    (tmp_path / "old.txt").write_bytes(b"a\rb\r\nc\r")
+    assert read_text(tmp_path / "old.txt") == "a\rb\nc\r"

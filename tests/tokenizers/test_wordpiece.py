@@ -686,7 +686,7 @@ def test_from_hugging_face(google):
         (["model", "type"], "BPE", "model has type 'BPE', expected 'WordPiece'"),
         (["model", "unk_token"], "<unk>", r"model has unk_token '<unk>', expected '\[UNK\]'"),
         (["model", "continuing_subword_prefix"], "@@", "model has continuing_subword_prefix '@@'"),
-        (["model", "vocab"], {"a": 1}, "no whole tokenizer.json .*token b'a' has id 1 where 2 is next"),
+        (["model", "vocab"], {"a": 1}, r"added token '\[UNK\]' has id 0, expected 1; give"),
         (["model", "vocab"], None, "no whole tokenizer.json"),
         (["model", "max_input_chars_per_word"], "x", "no whole tokenizer.json .*max_input_chars_per_word is 'x'"),
         (["model"], None, "there is no 'model' in it"),
@@ -699,8 +699,8 @@ def test_from_hugging_face(google):
         (["normalizer", "lowercase"], 1, "no whole tokenizer.json .BasicTokenizer: lowercase is 1"),
         (["pre_tokenizer"], None, "pre_tokenizer has type None, expected 'BertPreTokenizer'"),
         (["pre_tokenizer", "type"], "Whitespace", "pre_tokenizer has type 'Whitespace'"),
-        (["decoder", "type"], "BPEDecoder", "decoder has type 'BPEDecoder'"),
-        (["decoder", "prefix"], "", "decoder has prefix ''"),
+        (["decoder", "type"], "Strange", "decoder 'Strange' is not known here"),
+        (["decoder", "prefix"], 1, "WordPiece has prefix 1, expected a text"),
         (["post_processor", "type"], "RobertaProcessing", "post_processor has type 'RobertaProcessing'"),
         (["post_processor", "pair"], [], r"post_processor has pair \[\]"),
         (["post_processor"], {"type": "BertProcessing", "cls": ["<s>", 1], "sep": ["[SEP]", 2]}, "has cls '<s>'"),
@@ -709,7 +709,7 @@ def test_from_hugging_face(google):
         (["added_tokens", 0, "lstrip"], True, r"added token '\[UNK\]' has lstrip True, expected False"),
         (["added_tokens", 0, "normalized"], True, "has normalized True"),
         (["added_tokens"], [{}], "no whole tokenizer.json .no 'content'"),
-        (["added_tokens", 0, "id"], 99, "no whole tokenizer.json"),
+        (["added_tokens", 0, "id"], 99, r"added token '\[UNK\]' has id 99, expected 0"),
     ],
 )
 def test_from_hugging_face_refuses(path, value, message):

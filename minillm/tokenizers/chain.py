@@ -1,0 +1,244 @@
+"""A tokenizer.json followed step by step, whatever it is made of.
+
+The other tokenizers here are each one way to cut text, written to be read, and fast. Many files combine the parts in
+another way: CLIP's words end in "</w>", Gemma's bytes are pieces of a BPE without words, a word may be an id. This one
+takes the parts as they are:
+
+    text -> added tokens -> normalizer -> added tokens in normalised text -> pre-tokenizer -> model -> ids
+    ids -> tokens -> decoder -> text
+
+and so gives the ids and the text of Hugging Face's `tokenizers`. `Tokenizer.from_file` falls back on it.
+
+The price is that a text is held as a whole, since any step may look to its end, and that it is slower on text whose
+words are new.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from typing import Any, Self
+
+from minillm.errors import InputError
+from minillm.tokenizers.base import Specials, Tokenizer, check_special_tokens
+from minillm.tokenizers.components import Component, added_ids, flatten, model_type, stripped_side
+from minillm.tokenizers.decoders import Decoder
+from minillm.tokenizers.files import readable
+from minillm.tokenizers.models import Model, read_model, read_vocab
+from minillm.tokenizers.normalizer import Normaliser
+from minillm.tokenizers.pre_tokenizers import PreTokenizer
+from minillm.tokenizers.special import SpecialTokens
+
+PARTS = "added_tokens", "normalizer", "pre_tokenizer", "post_processor", "decoder", "model"
+CACHED_PIECES = 1 << 17  # a tokenizer that remembers the ids of more pieces begins again
+LONG_PIECE = 128  # characters: a longer piece is hardly met twice
+
+
+class ChainTokenizer(Tokenizer):
+    """Any tokenizer.json whose parts are known; made by `from_file`, `from_hugging_face` or `load`.
+
+    Its added tokens are its special tokens. Ordinary text never becomes one that the file calls special; but where all
+    are allowed, as in Hugging Face's `tokenizers`, a piece of text that is one to the model does.
+
+    Args:
+        content: the content of a tokenizer.json, as `json.load` gives it.
+
+    Raises: InputError that names a part, or an option of one, that is not known.
+    """
+
+    kind = "chain"
+    general = True
+
+    def __init__(self, content: Mapping[str, Any]):
+        where = "ChainTokenizer"
+        self.content = {part: content.get(part) for part in PARTS}
+        json.dumps(self.content, ensure_ascii=False).encode()  # half of a surrogate pair is no text
+        self.model_vocab = read_vocab(where, content["model"])
+        added = [dict(token) for token in content.get("added_tokens") or []]
+        specials = added_ids(self.model_vocab, [token["content"] for token in added])
+        check_special_tokens(where, [token["content"] for token in added])
+        self._start(specials, [])
+        self._tokens = {i: token for token, i in self.model_vocab.items()} | {i: t for t, i in specials.items()}
+        self.vocab_size = max(self._tokens, default=-1) + 1
+        self.normalizer = Normaliser(flatten(content.get("normalizer"), "normalizers"))
+        self.pre_tokenizer = PreTokenizer(where, content.get("pre_tokenizer"))
+        self.model = read_model(where, content)
+        self.hidden = {token["content"] for token in added if token.get("special")} & self.model_vocab.keys()
+        self.post_processor = flatten(content.get("post_processor"), "processors")
+        self.decoder = Decoder(where, content.get("decoder"))
+        self.strips = {token["content"]: side for token in added if (side := stripped_side(token))}
+        self.whole_words = {token["content"] for token in added if token.get("single_word")}
+        self.late: dict[str, str] = {}  # the normal form of each token that is found in normalised text, with the token
+        for token in sorted(added, key=lambda token: not token.get("special")):
+            if token.get("normalized"):
+                form = self.normalizer(token["content"])
+                if not form:
+                    raise InputError(
+                        f"{where}: nothing is left of the added token {token['content']!r} when normalised"
+                    )
+                self.late.setdefault(form, token["content"])
+                self._tokens[specials[token["content"]]] = form  # as it is found, it is decoded
+        self.build_inputs_with_special_tokens([])  # is it known?
+        self._guarded: Model | None = None
+        # Of a reader, see _encode_blocks.
+        self._begun = False
+        self._allowed: Collection[str] = ()
+        self._find_late, self._run, self._ids_of_piece = SpecialTokens(()), self.model, dict[str, Sequence[int]]()
+        self._caches: tuple[dict[str, Sequence[int]], dict[str, Sequence[int]]] = {}, {}
+
+    @property
+    def unk_id(self) -> int | None:
+        """The id of unknown text, or None. (The base's is a special token; here any token may be it.)"""
+        model: Mapping[str, Any] = self.content["model"] or {}
+        if model_type(self.content) == "Unigram":
+            found = model.get("unk_id")
+            return None if found is None else int(found)
+        return self.model_vocab.get(model.get("unk_token") or "")
+
+    # Text to ids
+
+    def _encode_blocks(
+        self, chunks: Iterable[str], allowed_special: Specials, disallowed_special: Specials
+    ) -> Iterator[list[int]]:
+        """As the base's, by a copy of this tokenizer that knows whether the text has begun, and what it finds late."""
+        allowed = self._choose("allowed_special", allowed_special)
+        refused = self._choose("disallowed_special", disallowed_special)
+        every = self.special_tokens
+        reader = copy.copy(self)
+        reader._begun, reader._allowed = False, allowed
+        if allowed is every or refused is every:
+            if "late" not in self._finders:
+                self._finders["late"] = self._make_late_finder(every)
+            reader._find_late = self._finders["late"]
+        else:
+            reader._find_late = self._make_late_finder({*allowed, *refused})
+        if self.hidden and allowed is not every:
+            if self._guarded is None:
+                self._guarded = read_model("ChainTokenizer", self.content, self.hidden)
+            reader._run, reader._ids_of_piece = self._guarded, self._caches[1]
+        else:
+            reader._run, reader._ids_of_piece = self.model, self._caches[0]
+        return super(ChainTokenizer, reader)._encode_blocks(chunks, allowed_special, disallowed_special)
+
+    def _make_finder(self, tokens: Collection[str]) -> SpecialTokens:
+        late = {*self.late.values()}
+        return SpecialTokens([token for token in tokens if token not in late], self.strips, self.whole_words)
+
+    def _make_late_finder(self, tokens: Collection[str]) -> SpecialTokens:
+        forms = {form: token for form, token in self.late.items() if token in tokens}
+        return SpecialTokens(
+            forms,
+            {form: self.strips[token] for form, token in forms.items() if token in self.strips},
+            {form for form, token in forms.items() if token in self.whole_words},
+        )
+
+    def _encode_settled(self, text: str, more: bool) -> tuple[list[int], int]:
+        if more:
+            return [], 0
+        lead = 0 if self._begun else self.normalizer.lead(text)
+        self._begun = True
+        text = self.normalizer(text)
+        ids: list[int] = []
+        start = 0
+        for found in self._find_late.cut(text)[0]:
+            ids += self._ids_of(text[start : found.start], lead - start)
+            ids += self._special_ids(self.late[found.token], self._allowed)
+            start = found.end
+        return ids + self._ids_of(text[start:], lead - start), len(text)
+
+    def _ids_of(self, stretch: str, lead: int) -> list[int]:
+        """The ids of a stretch of normalised text without added tokens."""
+        ids: list[int] = []
+        cache = self._ids_of_piece
+        for piece in self.pre_tokenizer(stretch, lead):
+            known = cache.get(piece)
+            if known is None:
+                known = self._run(piece)
+                if len(cache) >= CACHED_PIECES:
+                    cache.clear()
+                if len(piece) <= LONG_PIECE:
+                    cache[piece] = known
+            ids += known
+        return ids
+
+    def build_inputs_with_special_tokens(
+        self, token_ids_0: Sequence[int], token_ids_1: Sequence[int] | None = None
+    ) -> list[int]:
+        """The ids of one text or two, with what the post-processor puts around them.
+
+        Raises: InputError for a post-processor that has no place for as many texts.
+        """
+        texts = [list(token_ids_0)] if token_ids_1 is None else [list(token_ids_0), list(token_ids_1)]
+        for step in self.post_processor:
+            texts = put_around(step, texts)
+        return [i for text in texts for i in text]
+
+    # Ids to text
+
+    def _text(self, ids: list[int], errors: str, more: bool = False) -> str:
+        """As the base's; an id without a token, where ids have gaps, is passed over."""
+        return super()._text([i for i in ids if i in self._tokens], errors, more)
+
+    def _spelling(self, i: int) -> str:
+        return self._tokens[i]
+
+    # Files
+
+    def _to_json(self) -> dict[str, Any]:
+        return {"content": self.content}
+
+    def to_json(self) -> dict[str, Any]:
+        """The JSON object that `save` writes."""
+        return {key: value for key, value in super().to_json().items() if key != "decoder"}  # it is in the content
+
+    @classmethod
+    def _from_json(cls, content: dict[str, Any]) -> Self:
+        return cls(content["content"])
+
+    @classmethod
+    def _reads_hugging_face(cls, content: Mapping[str, Any]) -> bool:
+        return True
+
+    @classmethod
+    def from_hugging_face(cls, content: Mapping[str, Any]) -> Self:
+        """Read the content of a Hugging Face `tokenizer.json`, as `json.load` gives it.
+
+        `encode(text, "all")` gives the ids of Hugging Face's `encode(text, add_special_tokens=False)`;
+        `build_inputs_with_special_tokens` adds what its post-processor would, and `decode` gives the text of its
+        decoder. Added tokens have the ids that `tokenizers` gives them: those of the model's own tokens where they are
+        such, and else the next that are free, whatever the file says.
+
+        Raises: InputError that names a part, or an option of one, that is not known here.
+        """
+        where = f"{cls.__name__}.from_hugging_face"
+        with readable(where, "this is no whole tokenizer.json", "get the file again"):
+            return cls(content)
+
+
+def put_around(step: Component, texts: list[list[int]]) -> list[list[int]]:
+    """What one step of a post-processor makes of one text or two, each a list of ids."""
+    name = step["type"]
+    if name == "ByteLevel":  # it moves offsets
+        return texts
+    if name in ("RobertaProcessing", "BertProcessing"):
+        cls, sep = int(step["cls"][1]), int(step["sep"][1])
+        between = [sep] if name == "RobertaProcessing" else []
+        return [[*(between if number else [cls]), *ids, sep] for number, ids in enumerate(texts)]
+    if name != "TemplateProcessing":
+        raise InputError(
+            f"ChainTokenizer: post_processor is {name!r}, which is not known here; there are TemplateProcessing, "
+            "RobertaProcessing, BertProcessing and ByteLevel"
+        )
+    if len(texts) > 2:
+        raise InputError("ChainTokenizer: post_processor has a template for more than two texts; give one template")
+    made: list[list[int]] = []
+    for piece in step["single" if len(texts) == 1 else "pair"]:
+        [(kind, part)] = piece.items()
+        if kind == "SpecialToken":
+            made.append([int(i) for i in step["special_tokens"][part["id"]]["ids"]])
+        elif (place := "AB".index(part["id"])) < len(texts):
+            made.append(texts[place])
+        else:
+            raise InputError("ChainTokenizer: post_processor puts a second text where there is one; mend its template")
+    return made

@@ -1,0 +1,63 @@
+"""Letters without regard to case, by Unicode's folding, for regular expressions that spell each way out.
+
+Most letters fold to one: "K", "k" and the sign of Kelvin are the same. Some fold to several: "ß" to "ss".
+
+Source: Unicode's CaseFolding.txt, as Python's `str.casefold` and `str.lower` have it.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+
+import regex
+
+
+def in_class(character: str) -> str:
+    """A character as it stands within "[...]"."""
+    return regex.escape(character) if character in "[]\\^-&|~" or character.isspace() else character
+
+
+@cache
+def same_but_for_case() -> tuple[frozenset[str], ...]:
+    """The characters that are one but for case, by Unicode's simple folding: {"k", "K", "K"}, ..."""
+    groups: dict[str, set[str]] = {}
+    for code in (*range(0xD800), *range(0xE000, 0x20000)):
+        character = chr(code)
+        simple = simple_fold(character)
+        if simple != character:
+            groups.setdefault(simple, {simple}).add(character)
+    return tuple(map(frozenset, groups.values()))
+
+
+def simple_fold(character: str) -> str:
+    folded_once = character.casefold()
+    if len(folded_once) == 1:
+        return folded_once
+    lower = character.lower()
+    return lower if len(lower) == 1 else character
+
+
+@cache
+def group_of() -> dict[str, frozenset[str]]:
+    return {character: group for group in same_but_for_case() for character in group}
+
+
+@cache
+def long_folds() -> dict[str, str]:
+    """The characters that fold to several, with these: "ß" to "ss"."""
+    everything = (chr(code) for code in (*range(0xD800), *range(0xE000, 0x20000)))
+    return {character: fold for character in everything if len(fold := character.casefold()) > 1}
+
+
+@cache
+def characters_of_long_fold() -> dict[str, str]:
+    """The characters that fold to a text of several: "ss" to "ßẞ"."""
+    found: dict[str, str] = {}
+    for character, fold in long_folds().items():
+        found[fold] = found.get(fold, "") + character
+    return found
+
+
+def any_case(character: str) -> str:
+    group = sorted(group_of().get(character, {character}))
+    return regex.escape(group[0]) if len(group) == 1 else f"[{''.join(map(in_class, group))}]"
