@@ -17,7 +17,7 @@ class TrainConfig:
     """Settings of a training run; each can be set on the command line."""
 
     preset: str = "default"
-    """Named settings to start from; other options change single ones."""
+    """Named settings to start from: default, shakespeare-char-cpu or nano; other options change single ones."""
     data: str = "builtin"
     """Text to train on: a file, a folder, a glob pattern, a .jsonl, or `builtin` (the help texts of Python itself)."""
     field: str | None = None

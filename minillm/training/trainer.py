@@ -100,8 +100,8 @@ def train(config: TrainConfig, resume: Path | None = None, communicator: Communi
             run.forget_metrics_after(state.step)
     elif leads:
         run = Run.create(config, corpus.tokenizer)
-    folder = broadcast_bytes(world, str(run.folder).encode() if run else b"").decode()
-    run = run or Run(Path(folder), config, corpus.tokenizer)
+    folder = broadcast_bytes(world, os.fsencode(run.folder) if run else b"")
+    run = run or Run(Path(os.fsdecode(folder)), config, corpus.tokenizer)
 
     uploads = Uploads(config.device)
     shown = Display(run, weights, corpus, state, config) if leads else contextlib.nullcontext()
