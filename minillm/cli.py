@@ -1,9 +1,8 @@
 """The command line: `minillm train`, `sample`, `chat`, `tokenizer`, `profile`, `gradcheck`, `kernels`, `convert`,
 `diff`, `describe`, `pipeline-picture`, `parallel-report`.
 
-Options come from dataclasses (options.py reads their fields, and tyro prints the texts below them). An error that
-minillm raises on purpose is printed as its one sentence, with exit status 2; any other is a defect and shows its
-traceback.
+Options come from dataclasses (options.py reads their fields and the texts below them). An error that minillm raises on
+purpose is printed as its one sentence, with exit status 2; any other is a defect and shows its traceback.
 """
 
 from __future__ import annotations
@@ -19,7 +18,6 @@ from typing import Any, Literal
 import numpy as np
 from rich.console import Console
 from rich.table import Column, Table
-from tyro.conf import Positional
 
 from minillm import __version__
 from minillm.backend import tuned_process
@@ -33,7 +31,7 @@ from minillm.console import (
 )
 from minillm.errors import InputError, MinillmError, did_you_mean
 from minillm.models.gpt2 import GPT2Config
-from minillm.options import filled, read, scan
+from minillm.options import Positional, filled, read, scan
 from minillm.training.config import TrainConfig, preset
 
 
@@ -305,11 +303,14 @@ def train(arguments: list[str]) -> None:
                 )
     settings = {field.name: getattr(given, field.name) for field in dataclasses.fields(TrainConfig)}
     config = TrainConfig(**settings)
+    size = rendezvous.world_size()
+    for name in ("timeout", "trace"):
+        if getattr(given, name) is not None and max(size, given.nproc) == 1:
+            raise InputError(f"train: --{name} is about ranks that wait for each other; start several with --nproc")
     if given.timeout is not None:
         if not 0 < given.timeout < 1e7:
             raise InputError(f"train: timeout is {given.timeout}; give a number of seconds above 0")
         os.environ["MINILLM_TIMEOUT"] = str(given.timeout)
-    size = rendezvous.world_size()
     if max(size, given.nproc) > 1 and given.device.startswith("cuda:"):
         raise InputError(f"train: {given.device} is one GPU; give --device cuda, and each rank takes its own")
     if given.nproc != 1 and "WORLD_SIZE" not in os.environ:
@@ -401,7 +402,6 @@ def tokenizer_encode(arguments: list[str]) -> None:
     from minillm.tokenizers import Tokenizer
 
     given = read(TokenizerEncode, "tokenizer encode", arguments)
-    tokenizer = Tokenizer.load(given.tokenizer)
     if given.text is not None and given.data is None:
         if given.field is not None:
             raise InputError("tokenizer encode: --field is for --data, of which it names a field; leave it out")
@@ -410,6 +410,7 @@ def tokenizer_encode(arguments: list[str]) -> None:
         text = read_text(given.data, given.field)
     else:
         raise InputError("tokenizer encode: give a text, or --data with where the text is; one of the two")
+    tokenizer = Tokenizer.load(given.tokenizer)
     if given.out is None:
         print(*tokenizer.encode(text))
         return

@@ -3,27 +3,33 @@
     read(Sample, "sample", ["runs/mine", "--top-k", "5"])  ->  Sample(run=Path("runs/mine"), top_k=5)
 
 The field `top_k` is the option --top-k (or --top_k), and a field that is `Positional` has its place instead of a name.
+What `--help` says of a field is the text below it, or the comment behind it.
 A field that is a dataclass, such as the shape of a model, is its fields, beside the others. What follows an option is
 its value, even if it begins with "-", unless it is itself the name of an option; `--data=--steps` gives it all the
-same. What follows `--` is never an option. `--help` is printed by tyro, with the texts that stand below the fields.
+same. What follows `--` is never an option.
 """
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import difflib
+import functools
+import inspect
+import shlex
+import shutil
+import textwrap
 import types
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, NoReturn, TypeVar, Union, get_args, get_origin, get_type_hints
 
-import tyro
-
 from minillm.errors import InputError
 
 T = TypeVar("T")
+Positional = Annotated[T, "positional"]
 HELP = ("help",)  # the key of --help among the values
-LARGEST = 1 << 64  # whole numbers are below: seeds have 64 bits, and nothing has more
+LARGEST = {"seed": 1 << 64, "max_shard_bytes": 1 << 63}  # whole numbers are below; all others below 2^31
 # What other tools call an option: names to suggest ours for.
 SYNONYMS = {
     "--lr": "learning-rate max-lr eta",
@@ -70,7 +76,8 @@ class Option(NamedTuple):
     can_be_none: bool
     many: bool  # a positional that takes all that is left
     positional: bool
-    required: bool
+    default: Any  # dataclasses.MISSING where one must be given
+    text: str  # what it is for
 
     @property
     def name(self) -> str:
@@ -130,11 +137,10 @@ def filled(kind: type[T], command: str, values: dict[tuple[str, ...], Any], defa
     Raises: InputError where one is missing, and what the dataclass itself raises.
     """
     if HELP in values:
-        options: dict[str, Any] = {} if default is None else {"default": default}
-        shown = tyro.conf.configure(tyro.conf.OmitArgPrefixes)(kind)
-        tyro.cli(shown, prog=f"minillm {command}", args=["--help"], description=kind.__doc__, **options)
+        print(*help_lines(kind, command, default), sep="\n", flush=True)
+        raise SystemExit(0)
     for option in options_of(kind):
-        if default is None and option.required and option.path not in values:
+        if default is None and option.default is dataclasses.MISSING and option.path not in values:
             raise InputError(f"{command}: {option.name} is missing; {_hint(command)}")
     given: dict[str, Any] = {path[0]: value for path, value in values.items() if len(path) == 1}
     for outer in {path[0] for path in values if len(path) == 2}:
@@ -145,10 +151,9 @@ def filled(kind: type[T], command: str, values: dict[tuple[str, ...], Any], defa
 
 def options_of(kind: type, path: tuple[str, ...] = ()) -> Iterator[Option]:
     """The fields of a dataclass, and of the dataclasses among them."""
-    hints = get_type_hints(kind, include_extras=True)
+    hints, texts = get_type_hints(kind, include_extras=True), _texts(kind)
     for field in dataclasses.fields(kind):
         hint, here = hints[field.name], (*path, field.name)
-        required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
         positional = get_origin(hint) is Annotated
         if positional:
             hint = get_args(hint)[0]
@@ -160,7 +165,52 @@ def options_of(kind: type, path: tuple[str, ...] = ()) -> Iterator[Option]:
         many = get_origin(one) is tuple
         choices = get_args(one) if get_origin(one) is Literal else ()
         single = get_args(one)[0] if many else str if choices else one
-        yield Option(here, single, choices, len(parts) > 1, many, positional, required)
+        yield Option(here, single, choices, len(parts) > 1, many, positional, field.default, texts[field.name])
+
+
+def _texts(kind: type) -> dict[str, str]:
+    """What is written of each field: the text below it, or the comment behind it."""
+    texts: dict[str, str] = {}
+    for base in reversed(kind.__mro__):
+        if not dataclasses.is_dataclass(base):
+            continue
+        source = textwrap.dedent(inspect.getsource(base))
+        [body] = [node.body for node in ast.parse(source).body if isinstance(node, ast.ClassDef)]
+        for node, following in zip(body, [*body[1:], None], strict=True):
+            if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+                below = following.value if isinstance(following, ast.Expr) else None
+                comment = source.splitlines()[node.lineno - 1].partition("  # ")[2]
+                texts[node.target.id] = str(below.value) if isinstance(below, ast.Constant) else comment
+    return texts
+
+
+def help_lines(kind: type, command: str, default: Any = None) -> Iterator[str]:
+    """How a command is used, and its options with what holds where they are not given."""
+    options = list(options_of(kind))
+    rows = [("-h, --help", "Show this text.")]
+    for option in options:
+        value = option.default
+        for name in option.path if default is not None else ():
+            value = getattr(default if name == option.path[0] else value, name)
+        shown = "" if value in (None, (), dataclasses.MISSING) else f" (default: {shlex.quote(str(value))})"
+        sign = f", --no-{option.name[2:]}" if option.kind is bool else f" {_example(option)}"
+        text = option.text[:1].upper() + option.text[1:] + shown
+        rows.append((option.name + ("" if option.positional else sign), text))
+    usage = f"usage: minillm {command} [-h] [OPTIONS]"
+    for option in options:
+        if option.positional:
+            place = option.name + " ..." * option.many
+            usage += f" {place}" if option.default is dataclasses.MISSING else f" [{place}]"
+    yield usage
+    columns = min(max(shutil.get_terminal_size().columns, 20), 110)
+    margin = 28 if columns >= 60 else 6
+    wrap = functools.partial(textwrap.wrap, break_on_hyphens=False)
+    yield from ("", *wrap(kind.__doc__ or "", columns), "")
+    for name, text in rows:
+        lines = wrap(text, columns - margin)
+        beside = len(name) + 4 <= margin
+        yield f"  {name:<{margin - 4}}  {lines[0]}" if beside else f"  {name}"
+        yield from (" " * margin + line for line in lines[beside:])
 
 
 def _placed(kind: type, command: str, free: list[str]) -> dict[tuple[str, ...], Any]:
@@ -189,8 +239,11 @@ def _value(command: str, written: str, option: Option, value: str) -> Any:
         found = option.kind(value)
     except ValueError:
         raise InputError(f"{command}: {written} is {value!r}; give {_KINDS[option.kind]}") from None
-    if option.kind is int and not -LARGEST < found < LARGEST:
-        raise InputError(f"{command}: {written} is {value[:30]}; give a whole number below 2^64")
+    largest = LARGEST.get(option.path[-1], 1 << 31)
+    if option.kind is int and not -largest < found < largest:
+        raise InputError(
+            f"{command}: {written} is {value[:30]}; give a whole number below 2^{largest.bit_length() - 1}"
+        )
     return found
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -92,8 +93,8 @@ class TrainConfig:
             if getattr(self, name) is not None and getattr(self, name) < least:
                 raise InputError(f"train: {name} is {getattr(self, name)}; give {least} or more")
         for name in ("lr", "min_lr", "weight_decay"):
-            if not getattr(self, name) >= 0:
-                raise InputError(f"train: {name} is {getattr(self, name)}; give 0 or more")
+            if not 0 <= getattr(self, name) < math.inf:
+                raise InputError(f"train: {name} is {getattr(self, name)}; give 0 or more, but a finite number")
         if not self.clip > 0:
             raise InputError(
                 f"train: clip is {self.clip}; give a norm above 0 (a large one, such as 1e9, to never clip)"
