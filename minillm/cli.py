@@ -522,6 +522,10 @@ def opened(path: Path) -> Any:
 def convert(arguments: list[str]) -> None:
     """Write a model as Hugging Face's files."""
     given = read(Convert, "convert", arguments)
+    if given.max_shard_bytes < 1:
+        raise InputError(f"convert: max_shard_bytes is {given.max_shard_bytes}; give 1 or more")
+    if (given.out / "metrics.jsonl").exists():  # its config.json would be written over
+        raise InputError(f"convert: {given.out} is a run directory and is never written over; choose another folder")
     model = opened(given.model)
     if given.dtype != "float32":
         model.to(given.dtype)
@@ -586,6 +590,8 @@ def pipeline_picture(arguments: list[str]) -> None:
     from minillm.parallel.picture import draw, measure
 
     given = read(PipelinePicture, "pipeline-picture", arguments)
+    if given.out.suffix.lower() != ".png" or (given.out.exists() and not given.out.is_file()):
+        raise InputError(f"pipeline-picture: --out is {given.out}; give the name of a file that ends in .png")
     if not given.out.parent.is_dir():
         raise InputError(f"pipeline-picture: there is no folder {given.out.parent}; make it, or choose another --out")
     measured = measure(given.stages, given.micro_batches, given.schedule)
