@@ -576,6 +576,10 @@ def parallel_report(arguments: list[str]) -> None:
     from minillm.parallel import projection as projected
 
     given = read(ParallelReport, "parallel-report", arguments)
+    if given.small_batch_size < 1:
+        raise InputError(f"parallel-report: the small batch has {given.small_batch_size} sequences; give 1 or more")
+    if given.nproc < 0:
+        raise InputError(f"parallel-report: {given.nproc} ranks cannot be started; give 0 or more")
     machine = projected.gpu_machine(**{name: getattr(given, name) for name in projected.GPU_SETTINGS})
     tables = list(projected.projection_tables(given.model, machine, given.gpus, given.batch_size, given.context))
     if given.nproc:

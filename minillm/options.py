@@ -77,7 +77,6 @@ class Option(NamedTuple):
     many: bool  # a positional that takes all that is left
     positional: bool
     default: Any  # dataclasses.MISSING where one must be given
-    text: str  # what it is for
 
     @property
     def name(self) -> str:
@@ -151,7 +150,7 @@ def filled(kind: type[T], command: str, values: dict[tuple[str, ...], Any], defa
 
 def options_of(kind: type, path: tuple[str, ...] = ()) -> Iterator[Option]:
     """The fields of a dataclass, and of the dataclasses among them."""
-    hints, texts = get_type_hints(kind, include_extras=True), _texts(kind)
+    hints = get_type_hints(kind, include_extras=True)
     for field in dataclasses.fields(kind):
         hint, here = hints[field.name], (*path, field.name)
         positional = get_origin(hint) is Annotated
@@ -165,11 +164,11 @@ def options_of(kind: type, path: tuple[str, ...] = ()) -> Iterator[Option]:
         many = get_origin(one) is tuple
         choices = get_args(one) if get_origin(one) is Literal else ()
         single = get_args(one)[0] if many else str if choices else one
-        yield Option(here, single, choices, len(parts) > 1, many, positional, field.default, texts[field.name])
+        yield Option(here, single, choices, len(parts) > 1, many, positional, field.default)
 
 
-def _texts(kind: type) -> dict[str, str]:
-    """What is written of each field: the text below it, or the comment behind it."""
+def texts_of(kind: type) -> dict[str, str]:
+    """What is written of each field, by its name: the text below it, or the comment behind it."""
     texts: dict[str, str] = {}
     for base in reversed(kind.__mro__):
         if not dataclasses.is_dataclass(base):
@@ -181,12 +180,15 @@ def _texts(kind: type) -> dict[str, str]:
                 below = following.value if isinstance(following, ast.Expr) else None
                 comment = source.splitlines()[node.lineno - 1].partition("  # ")[2]
                 texts[node.target.id] = str(below.value) if isinstance(below, ast.Constant) else comment
+    for hint in get_type_hints(kind).values():
+        if dataclasses.is_dataclass(hint):
+            texts |= texts_of(hint)  # type: ignore[arg-type]
     return texts
 
 
 def help_lines(kind: type, command: str, default: Any = None) -> Iterator[str]:
     """How a command is used, and its options with what holds where they are not given."""
-    options = list(options_of(kind))
+    options, texts = list(options_of(kind)), texts_of(kind)
     rows = [("-h, --help", "Show this text.")]
     for option in options:
         value = option.default
@@ -194,7 +196,8 @@ def help_lines(kind: type, command: str, default: Any = None) -> Iterator[str]:
             value = getattr(default if name == option.path[0] else value, name)
         shown = "" if value in (None, (), dataclasses.MISSING) else f" (default: {shlex.quote(str(value))})"
         sign = f", --no-{option.name[2:]}" if option.kind is bool else f" {_example(option)}"
-        text = option.text[:1].upper() + option.text[1:] + shown
+        text = texts[option.path[-1]]
+        text = text[:1].upper() + text[1:] + shown
         rows.append((option.name + ("" if option.positional else sign), text))
     usage = f"usage: minillm {command} [-h] [OPTIONS]"
     for option in options:
@@ -204,7 +207,7 @@ def help_lines(kind: type, command: str, default: Any = None) -> Iterator[str]:
     yield usage
     columns = min(max(shutil.get_terminal_size().columns, 20), 110)
     margin = 28 if columns >= 60 else 6
-    wrap = functools.partial(textwrap.wrap, break_on_hyphens=False)
+    wrap = functools.partial(textwrap.wrap, break_on_hyphens=False, break_long_words=False)
     yield from ("", *wrap(kind.__doc__ or "", columns), "")
     for name, text in rows:
         lines = wrap(text, columns - margin)

@@ -15,7 +15,7 @@ from minillm import cli, options
 from minillm.checkpoint import load_checkpoint, save_checkpoint
 from minillm.cli import main
 from minillm.errors import CheckpointError, InputError
-from minillm.options import LARGEST, help_lines, options_of, read
+from minillm.options import LARGEST, help_lines, options_of, read, texts_of
 from minillm.training import Run
 from minillm.training.config import PRESETS, TrainConfig, preset
 from minillm.training.display import Display
@@ -165,10 +165,10 @@ def test_help_has_every_option_its_text_and_what_holds_without_it(capsys, monkey
                 main([*command.split(), "--help"])
             assert raised.value.code == 0
             shown = capsys.readouterr().out
+            texts = texts_of(kind)
             for option in options_of(kind):
                 assert option.name in shown
-                assert option.text
-                assert option.text[1:].split()[-1] in shown
+                assert texts[option.path[-1]][1:].split()[-1] in shown
             if columns != "20":
                 assert max(map(len, shown.splitlines())) <= int(columns)
     nano = list(help_lines(cli.Train, "train", cli.Train(**vars(preset("nano")))))
@@ -227,7 +227,6 @@ SMALL = {  # with which every command is done at once
     "diff": "RUN RUN",
     "describe": "gpt2",
     "convert": "RUN new",
-    "parallel-report": "gpt2 --nproc 0",
 }
 
 
@@ -251,6 +250,15 @@ def test_numbers_of_every_size_work_or_are_a_sentence(here: Path, trained: Path,
                 shutil.rmtree("new", ignore_errors=True)
     finally:
         resource.setrlimit(resource.RLIMIT_AS, limits)
+
+
+def test_numbers_that_no_cluster_has_are_refused(capsys) -> None:
+    for option in options_of(cli.ParallelReport):
+        for value in {int: ("-1", "0", "2147483648"), float: ("-1", "0", "nan")}.get(option.kind, ()):
+            if (option.name, value) != ("--nproc", "0"):
+                place = [] if option.name == "--nproc" else ["--nproc", "0"]
+                error = fails(capsys, "parallel-report", "gpt2", *place, f"{option.name}={value}")
+                assert "; give" in error, (option.name, value)
 
 
 SLOW = {"max_tokens", "repeats", "layers", "nproc"}  # a large number is much to do, and no fault
