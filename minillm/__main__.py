@@ -1,5 +1,18 @@
 """`python -m minillm` is the same as `minillm`."""
 
-from minillm.cli import main
+import signal
 
-main()
+
+def main() -> None:
+    """Load the command line, and do what it says; Ctrl-C before it is there ends without a word."""
+    before = signal.getsignal(signal.SIGINT)
+    if before is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    from minillm import cli
+
+    signal.signal(signal.SIGINT, before)
+    cli.main()
+
+
+if __name__ == "__main__":
+    main()

@@ -14,6 +14,7 @@ Cutting changes no result but the last bits of sums over rows, which are added b
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import ctypes
 import os
 import queue
@@ -55,9 +56,9 @@ class _Worker(threading.Thread):
     def run(self) -> None:
         np.seterr(all="ignore")  # as the engine has it on the thread that hands out the work
         while True:
-            function, start, stop, done = self.tasks.get()
+            context, function, start, stop, done = self.tasks.get()
             try:
-                function(start, stop)
+                context.run(function, start, stop)
                 result = None
             except BaseException as error:  # handed to the caller, who raises it
                 result = error
@@ -96,7 +97,8 @@ def parallel(function: Callable[[int, int], Any], count: int) -> None:
         workers = _pool()[: parts - 1]
         done: queue.SimpleQueue = queue.SimpleQueue()  # of this call alone: an interrupted wait leaves nothing behind
         for worker, start, stop in zip(workers, bounds[1:-1], bounds[2:], strict=True):
-            worker.tasks.put((function, start, stop, done))
+            context = contextvars.copy_context()  # so that the caller's np.errstate holds there too
+            worker.tasks.put((context, function, start, stop, done))
         errors: list[BaseException | None] = []
         try:
             function(0, bounds[1])

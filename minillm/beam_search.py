@@ -17,6 +17,8 @@ better than the worst of them. Source: Wu et al. 2016 (arXiv:1609.08144), sectio
 
 from __future__ import annotations
 
+import math
+import numbers
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -24,7 +26,7 @@ import numpy as np
 
 from minillm.backend import Array
 from minillm.errors import InputError
-from minillm.generate import Texts, evaluating
+from minillm.generate import Texts, evaluating, stop_ids, whole_number
 from minillm.nn import Decoder
 
 
@@ -54,15 +56,20 @@ def beam_search(
 ) -> list[list[Hypothesis]]:
     """For each prompt, the best `beams` continuations that were found, best first.
 
-    A continuation ends after a token in `stop`, or with `max_tokens` tokens. Prompts may differ in length.
+    A continuation ends after a token in `stop`, or with `max_tokens` tokens. Prompts may differ in length. Tokens
+    with a logit of -inf are never taken, so there may be fewer than `beams`.
+    Raises: InputError or DtypeError for arguments that cannot be used, and for logits that are NaN or inf.
     """
-    for name, value in {"beams": beams, "max_tokens": max_tokens}.items():
-        if value < 1:
-            raise InputError(f"beam_search: {name} is {value}; give 1 or more")
+    beams = whole_number("beam_search", "beams", beams, 1)
+    max_tokens = whole_number("beam_search", "max_tokens", max_tokens, 1)
+    if not isinstance(length_penalty, numbers.Real) or not math.isfinite(length_penalty):
+        raise InputError(f"beam_search: length_penalty is {length_penalty!r}; give a finite number, such as 1.0")
+    ends = stop_ids("beam_search", stop)
     finished: list[list[Hypothesis]] = [[] for _ in prompts]
     if not len(prompts):
         return finished
-    texts, starts = Texts(model, prompts), [len(prompt) for prompt in prompts]
+    texts = Texts("beam_search", model, prompts)
+    starts = [len(prompt) for prompt in texts.ids]
     sums = {prompt: np.zeros(1) for prompt in range(len(prompts))}  # log probabilities of the texts that go on
     with evaluating(model):
         for length in range(1, max_tokens + 1):
@@ -71,14 +78,14 @@ def beam_search(
             first = 0  # row of the prompt's first text
             for prompt, before in sums.items():
                 rows = slice(first, first + len(before))
-                candidates = _likeliest(before[:, None] + logs[rows], max(2, 1 + len(stop)) * beams, first)
+                candidates = _likeliest(before[:, None] + logs[rows], max(2, 1 + len(ends)) * beams, first)
                 running: list[Continuation] = []
                 for rank, one in enumerate(candidates):
-                    ends = one.token in stop or length == max_tokens
-                    if ends and rank < beams:
+                    is_end = one.token in ends or length == max_tokens
+                    if is_end and rank < beams:
                         ids = [*texts.ids[one.row][starts[prompt] :], one.token]
                         finished[prompt].append(Hypothesis(ids, one.log_probability / length**length_penalty))
-                    elif not ends and len(running) < beams:
+                    elif not is_end and len(running) < beams:
                         running.append(one)
                 finished[prompt] = sorted(finished[prompt], key=lambda found: -found.score)[:beams]
                 is_full = len(finished[prompt]) == beams
@@ -96,9 +103,9 @@ def beam_search(
 
 
 def _likeliest(totals: Array, count: int, first: int) -> list[Continuation]:
-    """The largest of (texts, V), the largest first, of equal ones the first; rows count from `first`."""
+    """The largest of (texts, V), the largest first, of equal ones the first, none of -inf; rows count from `first`."""
     flat = totals.reshape(-1)
-    count = min(count, len(flat))
+    count = min(count, int((flat > -np.inf).sum()))
     least = np.partition(flat, -count)[-count]
     chosen = np.flatnonzero(flat >= least)
     chosen = chosen[np.argsort(-flat[chosen], kind="stable")][:count]

@@ -30,7 +30,9 @@ def save_checkpoint(path: Path, model: Any, optimizer: Any, state: dict[str, Any
     """Write a checkpoint to `path`, replacing the one there at once or not at all.
 
     model, optimizer: each what has a `state_dict`, or such a dict.
+    Raises: CheckpointError or OSError where it cannot be written, as on a full disk; the old one is then still there.
     """
+    from safetensors import SafetensorError
     from safetensors.numpy import save_file
 
     arrays = {
@@ -44,6 +46,8 @@ def save_checkpoint(path: Path, model: Any, optimizer: Any, state: dict[str, Any
         with open(unfinished, "rb+") as file:
             os.fsync(file.fileno())  # the name must not reach the disk before the bytes do
         os.replace(unfinished, path)
+    except SafetensorError as error:  # what save_file makes of an error of the system
+        raise CheckpointError(f"save_checkpoint: cannot write {path} ({error}); make room") from None
     finally:
         unfinished.unlink(missing_ok=True)
 

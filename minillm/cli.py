@@ -1,14 +1,13 @@
 """The command line: `minillm train`, `sample`, `chat`, `tokenizer`, `profile`, `gradcheck`, `kernels`, `convert`,
 `diff`, `describe`, `pipeline-picture`, `parallel-report`.
 
-Options come from dataclasses (tyro reads their fields and the texts below them). An error that minillm raises on
+Options come from dataclasses (options.py reads their fields and the texts below them). An error that minillm raises on
 purpose is printed as its one sentence, with exit status 2; any other is a defect and shows its traceback.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import os
 import sys
 from collections.abc import Callable, Iterable
@@ -17,14 +16,23 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import tyro
 from rich.console import Console
 from rich.table import Column, Table
-from tyro.conf import Positional
 
+from minillm import __version__
 from minillm.backend import tuned_process
+from minillm.console import (
+    PIPE_CLOSED,
+    abandon_output,
+    flush,
+    lines_of_input,
+    print_as_it_comes,
+    replace_what_cannot_be_shown,
+)
 from minillm.errors import InputError, MinillmError, did_you_mean
-from minillm.training.config import FORMAT, TrainConfig, preset
+from minillm.models.gpt2 import GPT2Config
+from minillm.options import Positional, filled, read, scan
+from minillm.training.config import TrainConfig, preset
 
 
 @dataclass(frozen=True)
@@ -39,7 +47,6 @@ class Train(TrainConfig):
     """Seconds that ranks wait for each other before they say which is missing; 300 by default."""
     trace: Path | None = None
     """Folder for a record of every message between ranks, messages-RANK.jsonl: who sent what to whom, and when."""
-    format: tyro.conf.Suppress[int] = FORMAT
 
 
 @dataclass(frozen=True)
@@ -113,12 +120,17 @@ class TokenizerDecode:
 
 
 @dataclass(frozen=True)
-class Profile(TrainConfig):
+class Profile:
     """Show where the time of a training step goes, operation by operation, on a CPU."""
 
+    preset: str
+    """Named settings to start from: default, shakespeare-char-cpu or nano; other options change single ones."""
+    model: GPT2Config
+    """Shape of the model."""
+    batch_size: int
+    """Sequences per step, each of `context` tokens."""
     repeats: int = 5
     """Number of steps to time, after some to warm up."""
-    format: tyro.conf.Suppress[int] = FORMAT
 
 
 @dataclass(frozen=True)
@@ -270,23 +282,6 @@ class Chat:
     """The same seed, and the same messages, give the same answers."""
 
 
-def parse(kind: Any, command: str, arguments: list[str], default: Any = None) -> Any:
-    """Read a command's options into its dataclass; an unknown option ends with status 2 and a suggestion."""
-    options = {} if default is None else {"default": default}
-    kind = tyro.conf.configure(tyro.conf.OmitArgPrefixes)(kind)
-    return tyro.cli(kind, prog=f"minillm {command}", args=arguments, description=kind.__doc__, **options)
-
-
-def option(arguments: list[str], name: str) -> str | None:
-    """The value of one option, read ahead of the others because it decides their defaults."""
-    for argument, following in itertools.pairwise([*arguments, ""]):
-        if argument == name:
-            return following
-        if argument.startswith(f"{name}="):
-            return argument.partition("=")[2]
-    return None
-
-
 def train(arguments: list[str]) -> None:
     """Train, or go on with a run: in this process, as one of several ranks, or by starting them."""
     from minillm.parallel import launch, rendezvous
@@ -294,10 +289,11 @@ def train(arguments: list[str]) -> None:
     from minillm.training.run import Run
     from minillm.training.trainer import train as run_training
 
-    resume = option(arguments, "--resume")
-    before = Run.open(Path(resume)).config if resume else preset(option(arguments, "--preset") or "default")
+    values = scan(Train, "train", arguments)
+    resume = values.get(("resume",))  # it, or the preset, decides what holds where nothing was given
+    before = Run.open(resume).config if resume else preset(values.get(("preset",), "default"))
     before = Train(**{field.name: getattr(before, field.name) for field in dataclasses.fields(before)})
-    given = parse(Train, "train", arguments, before)
+    given = filled(Train, "train", values, before)
     if resume:
         for field in dataclasses.fields(given):
             if field.name not in CHANGEABLE_ON_RESUME and getattr(given, field.name) != getattr(before, field.name):
@@ -307,11 +303,14 @@ def train(arguments: list[str]) -> None:
                 )
     settings = {field.name: getattr(given, field.name) for field in dataclasses.fields(TrainConfig)}
     config = TrainConfig(**settings)
+    size = rendezvous.world_size()
+    for name in ("timeout", "trace"):
+        if getattr(given, name) is not None and max(size, given.nproc) == 1:
+            raise InputError(f"train: --{name} is about ranks that wait for each other; start several with --nproc")
     if given.timeout is not None:
         if not 0 < given.timeout < 1e7:
             raise InputError(f"train: timeout is {given.timeout}; give a number of seconds above 0")
         os.environ["MINILLM_TIMEOUT"] = str(given.timeout)
-    size = rendezvous.world_size()
     if max(size, given.nproc) > 1 and given.device.startswith("cuda:"):
         raise InputError(f"train: {given.device} is one GPU; give --device cuda, and each rank takes its own")
     if given.nproc != 1 and "WORLD_SIZE" not in os.environ:
@@ -338,14 +337,13 @@ def sample(arguments: list[str]) -> None:
     from minillm.training.run import Run
     from minillm.training.trainer import build
 
-    given = parse(Sample, "sample", arguments)
+    given = read(Sample, "sample", arguments)
     run = Run.open(given.run)
     dtype = "float32" if given.device == "cpu" else run.config.dtype
     model, _ = build(dataclasses.replace(run.config, device=given.device, dtype=dtype), run.tokenizer)
     model.load_state_dict(load_checkpoint(run.checkpoint("best")).model)
     ids = run.tokenizer.encode(given.prompt)
-    print(run.tokenizer.decode(ids), end="", flush=True)
-    for piece in generate_text(
+    pieces = generate_text(
         model,
         run.tokenizer,
         ids,
@@ -357,9 +355,8 @@ def sample(arguments: list[str]) -> None:
         top_p=given.top_p,
         min_p=given.min_p,
         repetition_penalty=given.repetition_penalty,
-    ):
-        print(piece, end="", flush=True)
-    print()
+    )
+    print_as_it_comes(pieces, begin=run.tokenizer.decode(ids))
 
 
 def chat(arguments: list[str]) -> None:
@@ -367,7 +364,7 @@ def chat(arguments: list[str]) -> None:
     from minillm import hub
     from minillm.chat import Conversation, chat_template
 
-    given = parse(Chat, "chat", arguments)
+    given = read(Chat, "chat", arguments)
     tokenizer = hub.load_tokenizer(given.model)
     template = chat_template(given.template or tokenizer)
     conversation = Conversation(hub.load(given.model), tokenizer, template, given.system)
@@ -375,15 +372,8 @@ def chat(arguments: list[str]) -> None:
     settings = {name: getattr(given, name) for name in names}
     with tuned_process():
         print(f"{type(conversation.model).__name__}, {template.name}; end with Ctrl-D")
-        for number in itertools.count():
-            try:
-                message = input("> ")
-            except EOFError:
-                print()
-                return
-            for piece in conversation.say(message, seed=given.seed + number, **settings):
-                print(piece, end="", flush=True)
-            print()
+        for number, message in enumerate(lines_of_input("> ")):
+            print_as_it_comes(conversation.say(message, seed=given.seed + number, **settings))
 
 
 def tokenizer_train(arguments: list[str]) -> None:
@@ -391,7 +381,7 @@ def tokenizer_train(arguments: list[str]) -> None:
     from minillm.data import read_text
     from minillm.tokenizers import BPETokenizer, CharacterTokenizer, UnigramTokenizer, WordPieceTokenizer
 
-    given = parse(TokenizerTrain, "tokenizer train", arguments)
+    given = read(TokenizerTrain, "tokenizer train", arguments)
     if given.out.exists() and any(given.out.iterdir() if given.out.is_dir() else [given.out]):
         raise InputError(
             f"tokenizer train: {given.out} exists already and is never written over; choose another folder"
@@ -411,11 +401,16 @@ def tokenizer_encode(arguments: list[str]) -> None:
     from minillm.data import read_text, split_text, write_shards
     from minillm.tokenizers import Tokenizer
 
-    given = parse(TokenizerEncode, "tokenizer encode", arguments)
-    tokenizer = Tokenizer.load(given.tokenizer)
-    if (given.text is None) == (given.data is None):
+    given = read(TokenizerEncode, "tokenizer encode", arguments)
+    if given.text is not None and given.data is None:
+        if given.field is not None:
+            raise InputError("tokenizer encode: --field is for --data, of which it names a field; leave it out")
+        text = given.text
+    elif given.text is None and given.data is not None:
+        text = read_text(given.data, given.field)
+    else:
         raise InputError("tokenizer encode: give a text, or --data with where the text is; one of the two")
-    text = given.text if given.data is None else read_text(given.data, given.field)
+    tokenizer = Tokenizer.load(given.tokenizer)
     if given.out is None:
         print(*tokenizer.encode(text))
         return
@@ -436,7 +431,7 @@ def tokenizer_decode(arguments: list[str]) -> None:
     """Print the text of ids."""
     from minillm.tokenizers import Tokenizer
 
-    given = parse(TokenizerDecode, "tokenizer decode", arguments)
+    given = read(TokenizerDecode, "tokenizer decode", arguments)
     print(Tokenizer.load(given.tokenizer).decode(given.ids))
 
 
@@ -444,11 +439,12 @@ def profile(arguments: list[str]) -> None:
     """Print a step's time by operation, and the share of matrix products."""
     from minillm.profile import profile_training
 
-    before = preset(option(arguments, "--preset") or "default")
-    before = Profile(**{field.name: getattr(before, field.name) for field in dataclasses.fields(before)})
-    given = parse(Profile, "profile", arguments, before)
-    if given.device != "cpu" or given.repeats < 1:
-        raise InputError(f"profile: device={given.device} and repeats={given.repeats}; give cpu, and 1 or more")
+    values = scan(Profile, "profile", arguments)
+    before = preset(values.get(("preset",), "default"))
+    given = filled(Profile, "profile", values, Profile(before.preset, before.model, before.batch_size))
+    for name in ("batch_size", "repeats"):
+        if getattr(given, name) < 1:
+            raise InputError(f"profile: {name} is {getattr(given, name)}; give 1 or more")
     with tuned_process():
         measured = profile_training(given.model, given.batch_size, given.repeats)
         floor = measured.products_alone()
@@ -468,7 +464,7 @@ def gradcheck(arguments: list[str]) -> None:
     """Check the gradients of all operations, or of those named."""
     from minillm.gradcheck import run_cases
 
-    given = parse(Gradcheck, "gradcheck", arguments)
+    given = read(Gradcheck, "gradcheck", arguments)
     results = run_cases(given.ops or None)
     caption = "variants: other layouts, values, sizes, and float32, of which some operations do not take all"
     table = Table("operation", "case", "elements", "worst error", "variants", "seconds", "", caption=caption)
@@ -497,7 +493,7 @@ def kernels(arguments: list[str]) -> None:
     """Compile all kernels, or those named, and print what they take."""
     from minillm.kernels.nvrtc import ARCHITECTURES, compile_table
 
-    given = parse(Kernels, "kernels", arguments)
+    given = read(Kernels, "kernels", arguments)
     rows = compile_table(given.files or None)
     found = {(row.kernel, row.architecture): row for row in rows}
     name = Column("kernel", no_wrap=True)
@@ -528,7 +524,11 @@ def opened(path: Path) -> Any:
 
 def convert(arguments: list[str]) -> None:
     """Write a model as Hugging Face's files."""
-    given = parse(Convert, "convert", arguments)
+    given = read(Convert, "convert", arguments)
+    if given.max_shard_bytes < 1:
+        raise InputError(f"convert: max_shard_bytes is {given.max_shard_bytes}; give 1 or more")
+    if (given.out / "metrics.jsonl").exists():  # its config.json would be written over
+        raise InputError(f"convert: {given.out} is a run directory and is never written over; choose another folder")
     model = opened(given.model)
     if given.dtype != "float32":
         model.to(given.dtype)
@@ -540,7 +540,7 @@ def diff(arguments: list[str]) -> None:
     """Print the layers of two models up to the first that differs; exit status 1 if one does."""
     from minillm.debug import differences
 
-    given = parse(Diff, "diff", arguments)
+    given = read(Diff, "diff", arguments)
     a, b = opened(given.a), opened(given.b)
     tokens = min(given.tokens, a.config.context, b.config.context)
     ids = np.random.default_rng(0).integers(0, min(a.config.vocab_size, b.config.vocab_size), (1, max(1, tokens)))
@@ -559,7 +559,7 @@ def describe(arguments: list[str]) -> None:
     from minillm.describe import describe as described
     from minillm.describe import rules, tables
 
-    given = parse(Describe, "describe", arguments)
+    given = read(Describe, "describe", arguments)
     found = described(given.model, given.batch_size, given.context, given.dtype)
     show(tables(found))
     print(*rules(found), sep="\n")
@@ -571,14 +571,18 @@ def show(tables: Iterable[Any], width: int = 100) -> None:
         table = Table(columns[0], *(Column(name, justify="right") for name in columns[1:]), title=title)
         for row in rows:
             table.add_row(*row)
-        Console(width=max(Console().width, width)).print(table)
+        Console(width=max(Console().width, width), markup=False, emoji=False).print(table)  # names may have brackets
 
 
 def parallel_report(arguments: list[str]) -> None:
     """Print bytes, memory and time of each way of dividing a training, here and on a cluster."""
     from minillm.parallel import projection as projected
 
-    given = parse(ParallelReport, "parallel-report", arguments)
+    given = read(ParallelReport, "parallel-report", arguments)
+    if given.small_batch_size < 1:
+        raise InputError(f"parallel-report: the small batch has {given.small_batch_size} sequences; give 1 or more")
+    if given.nproc < 0:
+        raise InputError(f"parallel-report: {given.nproc} ranks cannot be started; give 0 or more")
     machine = projected.gpu_machine(**{name: getattr(given, name) for name in projected.GPU_SETTINGS})
     tables = list(projected.projection_tables(given.model, machine, given.gpus, given.batch_size, given.context))
     if given.nproc:
@@ -592,7 +596,9 @@ def pipeline_picture(arguments: list[str]) -> None:
     """Measure and draw a pipeline's schedule."""
     from minillm.parallel.picture import draw, measure
 
-    given = parse(PipelinePicture, "pipeline-picture", arguments)
+    given = read(PipelinePicture, "pipeline-picture", arguments)
+    if given.out.suffix.lower() != ".png" or (given.out.exists() and not given.out.is_file()):
+        raise InputError(f"pipeline-picture: --out is {given.out}; give the name of a file that ends in .png")
     if not given.out.parent.is_dir():
         raise InputError(f"pipeline-picture: there is no folder {given.out.parent}; make it, or choose another --out")
     measured = measure(given.stages, given.micro_batches, given.schedule)
@@ -618,8 +624,8 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
 }
 
 
-def usage() -> str:
-    """The list of commands."""
+def usage(group: str = "") -> str:
+    """The list of commands, or of those that begin with a word."""
     kinds = (
         Train,
         Sample,
@@ -636,31 +642,59 @@ def usage() -> str:
         PipelinePicture,
         ParallelReport,
     )
-    lines = [f"  minillm {name:<18} {kind.__doc__}" for name, kind in zip(COMMANDS, kinds, strict=True)]
-    return "\n".join(["usage: minillm COMMAND [options]; minillm COMMAND --help lists the options", "", *lines])
+    rows = zip(COMMANDS, kinds, strict=True)
+    lines = [f"  minillm {name:<18} {kind.__doc__}" for name, kind in rows if name.startswith(group)]
+    of = f"minillm {group} COMMAND" if group else "minillm COMMAND"
+    return "\n".join([f"usage: {of} [options]; {of} --help lists the options", "", *lines])
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Entry point of the `minillm` command."""
+    replace_what_cannot_be_shown()
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    if not arguments or arguments[0] in ("-h", "--help"):
-        print(usage())
-        raise SystemExit(0 if arguments else 2)
-    words = 2 if arguments[0] == "tokenizer" else 1
+    if arguments[:1] == ["help"]:
+        arguments = [*arguments[1:], "--help"]
+    words = 2 if arguments[:1] == ["tokenizer"] else 1
     command = " ".join(arguments[:words])
     try:
-        if command not in COMMANDS:
-            raise InputError(f"minillm: there is no command {command!r}{did_you_mean(command, COMMANDS)}")
-        COMMANDS[command](arguments[words:])
+        run_command(command, arguments[words:])
+        flush()
     except MinillmError as error:
         print(error, file=sys.stderr)
         raise SystemExit(2) from None
+    except BrokenPipeError:  # whoever read what is printed has seen enough, as `head` does
+        abandon_output()
+        raise SystemExit(PIPE_CLOSED) from None
     except OSError as error:  # a name that cannot be a file's, a folder that is not ours, a full disk
         print(f"minillm {command}: {error}; give another path, or make room", file=sys.stderr)
+        abandon_output()
+        raise SystemExit(2) from None
+    except MemoryError as error:
+        print(f"minillm {command}: memory is not enough ({error}); take a smaller model or batch", file=sys.stderr)
         raise SystemExit(2) from None
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         raise SystemExit(130) from None
+
+
+def run_command(command: str, arguments: list[str]) -> None:
+    """Do what a command says, or print what there is."""
+    if command in ("", "-h", "--help"):
+        print(usage())
+        flush()
+        raise SystemExit(0 if command else 2)
+    if command in ("tokenizer -h", "tokenizer --help"):
+        print(usage("tokenizer"))
+        return
+    if command in ("-V", "--version"):
+        print(f"minillm {__version__}")
+        return
+    if command == "tokenizer":
+        names = ", ".join(name for name in COMMANDS if name.startswith("tokenizer "))
+        raise InputError(f"minillm: tokenizer is not told what to do; choose one of: {names}")
+    if command not in COMMANDS:
+        raise InputError(f"minillm: there is no command {command!r}{did_you_mean(command, COMMANDS)}")
+    COMMANDS[command](arguments)
 
 
 if __name__ == "__main__":

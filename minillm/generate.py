@@ -13,16 +13,19 @@ so each row gets what it would get alone.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+import math
+import numbers
+import operator
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, fields
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from minillm.autograd import no_grad
+from minillm.autograd import Tensor, no_grad
 from minillm.backend import Array
 from minillm.device import to_host
-from minillm.errors import InputError
+from minillm.errors import DtypeError, InputError
 from minillm.nn import Decoder, KVCache, Module
 
 
@@ -40,15 +43,19 @@ class Sampling:
     repetition_penalty: float = 1.0  # see `probabilities` (Keskar et al. 2019, arXiv:1909.05858, section 4.1)
 
     def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if not isinstance(value, numbers.Real) and (value is not None or field.default is not None):
+                raise DtypeError(f"generate: {field.name} is {value!r}; give a number")
         if not self.temperature >= 0:
             raise InputError(f"generate: temperature is {self.temperature}; give 0 (the likeliest token) or more")
-        if self.top_k is not None and self.top_k < 1:
+        if self.top_k is not None and (not isinstance(self.top_k, numbers.Integral) or self.top_k < 1):
             raise InputError(f"generate: top_k is {self.top_k}; give the number of tokens to choose from, 1 or more")
         if self.top_p is not None and not 0 < self.top_p <= 1:
             raise InputError(f"generate: top_p is {self.top_p}; give a probability above 0, at most 1")
         if self.min_p is not None and not 0 <= self.min_p <= 1:
             raise InputError(f"generate: min_p is {self.min_p}; give a share of the likeliest token's, from 0 to 1")
-        if not self.repetition_penalty > 0:
+        if not 0 < self.repetition_penalty < math.inf:
             raise InputError(
                 f"generate: repetition_penalty is {self.repetition_penalty}; give more than 0 (1 changes nothing)"
             )
@@ -58,13 +65,20 @@ class Sampling:
 
         Before all else, the logits of tokens in `seen` are divided by `repetition_penalty` where they are positive, and
         multiplied by it where they are negative.
+        A logit of -inf keeps its token from being drawn.
         Shapes: logits (V,); result (V,) in float64.
+        Raises: InputError as `check_logits`.
         """
         logits = np.array(logits, np.float64)
+        check_logits("generate", logits)
         if self.repetition_penalty != 1 and len(seen):
             again = np.unique(np.asarray(seen))
-            logits[again] *= np.where(logits[again] > 0, 1 / self.repetition_penalty, self.repetition_penalty)
+            factors = np.where(logits[again] > 0, 1 / self.repetition_penalty, self.repetition_penalty)
+            with np.errstate(over="ignore"):  # what leaves the range of float64 stays the largest, or smallest, in it
+                changed = np.nan_to_num(logits[again] * factors)
+            logits[again] = np.where(np.isfinite(logits[again]), changed, logits[again])
         order = np.argsort(-logits, kind="stable")  # likeliest first; equal ones by id
+        order = order[: np.count_nonzero(np.isfinite(logits))]
         probabilities = np.zeros(len(logits))
         if self.temperature == 0:
             probabilities[order[0]] = 1
@@ -89,17 +103,30 @@ class Texts:
 
     The model sees as much of each as its context holds. When one is longer, positions shift with every token, and each
     costs the whole window.
+    function: who asks, for errors.
     cache: of an earlier call, in which each of the prompts began as it does now; what it holds is not computed again.
     """
 
-    def __init__(self, model: Decoder, prompts: Sequence[Sequence[int] | Array], cache: list[KVCache] | None = None):
-        self.model, self.ids = model, [[int(i) for i in prompt] for prompt in prompts]
+    def __init__(
+        self,
+        function: str,
+        model: Decoder,
+        prompts: Sequence[Sequence[int] | Array],
+        cache: list[KVCache] | None = None,
+    ):
+        self.function, self.model = function, model
+        self.ids = [token_ids(function, "the prompt", prompt, model.config.vocab_size) for prompt in prompts]
         if not all(self.ids):
-            raise InputError("generate: the prompt has no tokens; give at least one character of text")
+            raise InputError(f"{function}: the prompt has no tokens; give at least one character of text")
+        self.prompts = list(range(len(self.ids)))  # which of them each text continues
+        self.steps = 0  # tokens that each got
         self.cache = model.new_cache(len(self.ids)) if cache is None else cache
 
     def next_logits(self) -> Array:
-        """Of what follows each text, (B, V), on the host."""
+        """Of what follows each text, (B, V), on the host.
+
+        Raises: InputError as `check_logits`.
+        """
         context, cached, padding = self.model.config.context, self.cache[0].length, self.cache[0].padding
         starts = np.zeros(len(self.ids), int) + cached - (0 if padding is None else padding)
         new = [text[start:] for text, start in zip(self.ids, starts.tolist(), strict=True)]
@@ -109,11 +136,15 @@ class Texts:
             for one in self.cache:
                 one.restart(padding if padding.any() else None)
             new = [[0] * pad + window for pad, window in zip(padding.tolist(), new, strict=True)]
-        with no_grad():
-            return to_host(self.model.next_logits(np.array(new), self.cache).data)
+        with no_grad(), quiet():
+            logits = to_host(self.model.next_logits(np.array(new), self.cache).data)
+        for row, prompt in zip(logits, self.prompts, strict=True):
+            check_logits(self.function, row, f" of new token {self.steps} of prompt {prompt}")
+        return logits
 
     def append(self, tokens: Sequence[int]) -> None:
         """One token to each text."""
+        self.steps += 1
         for text, token in zip(self.ids, tokens, strict=True):
             text.append(token)
 
@@ -121,8 +152,14 @@ class Texts:
         """Keep these texts, in this order; one may be there twice."""
         if list(rows) != list(range(len(self.ids))):
             self.ids = [list(self.ids[row]) for row in rows]
+            self.prompts = [self.prompts[row] for row in rows]
             for one in self.cache:
                 one.select(np.array(rows, np.int64))
+
+
+def quiet() -> np.errstate:
+    """Within, NumPy says nothing of NaN and inf, which are looked for in what comes out."""
+    return np.errstate(over="ignore", invalid="ignore", divide="ignore")
 
 
 @contextlib.contextmanager
@@ -151,12 +188,18 @@ def generate(
     The same seed gives the same tokens. The other settings are those of Sampling, such as `temperature=0`.
     cache: a `model.new_cache()` that is kept from call to call, where every call's ids begin with all of those before,
         as in a conversation: only what is new is computed.
+    Raises: InputError or DtypeError for arguments that cannot be used, at the call; later, InputError for logits that
+        are NaN or inf.
     """
     draw = _Draw(Sampling(**sampling), seed)
-    texts = Texts(model, [ids], cache)
-    _check_max_tokens("generate", max_tokens)
-    with evaluating(model):
-        for _ in range(max_tokens):
+    texts = Texts("generate", model, [ids], cache)
+    count = whole_number("generate", "max_tokens", max_tokens)
+    return _tokens(texts, draw, count, stop_ids("generate", stop))
+
+
+def _tokens(texts: Texts, draw: _Draw, count: int, stop: Collection[int]) -> Iterator[int]:
+    with evaluating(texts.model):
+        for _ in range(count):
             [logits] = texts.next_logits()
             token = draw(logits, texts.ids[0])
             texts.append([token])
@@ -178,26 +221,26 @@ def generate_batch(
 
     Prompt i is continued as `generate(model, prompts[i], max_tokens, seed=seed + i, ...)` does it, but for rounding.
     A text that has ended costs nothing more.
+    Raises: as `generate`.
     """
     settings = Sampling(**sampling)
-    draws = [_Draw(settings, seed + number) for number in range(len(prompts))]
-    _check_max_tokens("generate_batch", max_tokens)
+    draws = [_Draw(settings, whole_number("generate_batch", "seed", seed) + i) for i in range(len(prompts))]
+    count, ends = whole_number("generate_batch", "max_tokens", max_tokens), stop_ids("generate_batch", stop)
     results: list[list[int]] = [[] for _ in prompts]
     if not len(prompts):
         return results
-    texts, alive = Texts(model, prompts), list(range(len(prompts)))
+    texts = Texts("generate_batch", model, prompts)
     with evaluating(model):
-        for _ in range(max_tokens):
+        for _ in range(count):
             logits = texts.next_logits()
-            tokens = [draws[i](row, text) for i, row, text in zip(alive, logits, texts.ids, strict=True)]
+            tokens = [draws[i](row, text) for i, row, text in zip(texts.prompts, logits, texts.ids, strict=True)]
             texts.append(tokens)
-            for i, token in zip(alive, tokens, strict=True):
+            for i, token in zip(texts.prompts, tokens, strict=True):
                 results[i].append(token)
-            going = [row for row, token in enumerate(tokens) if token not in stop]
+            going = [row for row, token in enumerate(tokens) if token not in ends]
             if not going:
                 break
             texts.select(going)
-            alive = [alive[row] for row in going]
     return results
 
 
@@ -225,11 +268,17 @@ def generate_text(
     A character of several tokens comes when it is complete, also one that the prompt has begun. What was begun and
     never completed comes at the end, as U+FFFD. The prompt is text, or token ids; the other settings are those of
     `generate`.
+    Raises: as `generate`.
     """
-    ids = tokenizer.encode(prompt) if isinstance(prompt, str) else [int(i) for i in prompt]
-    stream = TextStream(tokenizer, ids, stop_strings)
-    for token in generate(model, ids, max_tokens, stop=stop, **settings):
-        if token in stop:
+    ends = stop_ids("generate_text", stop)
+    ids = tokenizer.encode(prompt) if isinstance(prompt, str) else token_ids("generate_text", "the prompt", prompt)
+    tokens = generate(model, ids, max_tokens, stop=stop, **settings)
+    return _pieces(TextStream(tokenizer, ids, stop_strings), tokens, ends)
+
+
+def _pieces(stream: TextStream, tokens: Iterator[int], ends: Collection[int]) -> Iterator[str]:
+    for token in tokens:
+        if token in ends:
             break
         if piece := stream.add(token):
             yield piece
@@ -246,6 +295,8 @@ class TextStream:
     """
 
     def __init__(self, tokenizer: TextCoder, ids: Sequence[int], stop_strings: Sequence[str] = ()):
+        if isinstance(stop_strings, str) or not all(isinstance(string, str) for string in stop_strings):
+            raise InputError(f"generate_text: stop_strings is {stop_strings!r}; give a list of texts, such as ['END']")
         if not all(stop_strings):
             raise InputError("generate_text: a stop string is empty; give at least one character")
         self.tokenizer, self.ids, self.stop_strings = tokenizer, list(ids), stop_strings
@@ -294,7 +345,7 @@ class _Draw:
     """Draws tokens with a stream of its own."""
 
     def __init__(self, sampling: Sampling, seed: int):
-        if not 0 <= seed < 1 << 64:
+        if not 0 <= whole_number("generate", "seed", seed) < 1 << 64:
             raise InputError(f"generate: seed is {seed}; give 0 or more, below 2**64")
         self.sampling, self.rng = sampling, np.random.Generator(np.random.Philox(key=seed))
 
@@ -303,9 +354,62 @@ class _Draw:
         return int(self.rng.choice(len(probabilities), p=probabilities))
 
 
-def _check_max_tokens(where: str, max_tokens: int) -> None:
-    if max_tokens < 0:
-        raise InputError(f"{where}: max_tokens is {max_tokens}; give 0 or more")
+def whole_number(function: str, name: str, value: Any, least: int = 0) -> int:
+    """The value as an integer of Python; DtypeError for what is none, InputError where it is below `least`."""
+    try:
+        number = operator.index(value)
+    except TypeError:
+        raise DtypeError(f"{function}: {name} is {value!r}; give a whole number, {least} or more") from None
+    if number < least:
+        raise InputError(f"{function}: {name} is {number}; give {least} or more")
+    return number
+
+
+def stop_ids(function: str, stop: Any) -> frozenset[int]:
+    """The ids of `stop`; one that no model has is let pass, for it never comes."""
+    if isinstance(stop, str | bytes) or not hasattr(stop, "__iter__"):
+        such = f", such as [{stop}]" if isinstance(stop, numbers.Integral) else "; stop strings are for generate_text"
+        raise InputError(f"{function}: stop is {stop!r}; give a list of token ids{such}")
+    return frozenset(token_ids(function, "stop", stop))
+
+
+def token_ids(function: str, what: str, ids: Any, vocab_size: int | None = None) -> list[int]:
+    """Token ids as a list of Python's integers, below `vocab_size`; a number such as 1.5 is never cut off to be one.
+
+    Raises: DtypeError for what is not a sequence of integers, InputError for an id that is out of range.
+    """
+    try:
+        found = [operator.index(i) for i in (ids.data if isinstance(ids, Tensor) else ids)]
+    except TypeError:
+        given = f"{ids!r:.60}"
+        raise DtypeError(
+            f"{function}: {what} is {given}; give a sequence of whole numbers, such as tokenizer.encode returns"
+        ) from None
+    for i in found:
+        if vocab_size is not None and not 0 <= i < vocab_size:
+            raise InputError(
+                f"{function}: token id {i} is out of range; expected 0 to {vocab_size - 1}, the model's vocabulary"
+            )
+    return found
+
+
+def check_logits(function: str, logits: Array, where: str = "") -> None:
+    """Raise InputError for logits (V,) from which no token can be chosen: one is NaN or inf, or all are -inf.
+
+    Single ones may be -inf: such a token has probability 0.
+    """
+    finite = np.isfinite(logits)
+    if finite.all():
+        return
+    bad = np.flatnonzero(~finite & ~(logits == -np.inf))
+    fix = "look at the model's weights, which a training that diverged or a damaged file leaves so"
+    if len(bad):
+        raise InputError(
+            f"{function}: {len(bad)} of the {len(logits)} logits{where} are no finite numbers, the first of them, of "
+            f"token id {bad[0]}, is {logits[bad[0]]}; {fix}"
+        )
+    if not finite.any():
+        raise InputError(f"{function}: all {len(logits)} logits{where} are -inf, so no token is left to choose; {fix}")
 
 
 class Guess(NamedTuple):
@@ -320,18 +424,20 @@ def fill_mask(model: Any, ids: Sequence[int] | Array, mask_id: int, top_k: int =
 
     model: such as BertForMaskedLM or RobertaForMaskedLM; ids: (T,), with the tokens that the model expects around a
     text, such as [CLS] and [SEP]; given: other inputs of `model.features`, such as token_types (1, T).
-    Raises: InputError where no token is hidden.
+    Raises: InputError where no token is hidden, or where logits are NaN or inf; DtypeError for ids of floats.
     """
-    ids = np.asarray(ids)
+    ids = np.array(token_ids("fill_mask", "ids", ids, model.config.vocab_size))
+    count = whole_number("fill_mask", "top_k", top_k, 1)
     hidden = np.flatnonzero(ids == mask_id)
     if not len(hidden):
         raise InputError(f"fill_mask: none of the ids is the mask token, {mask_id}; put it where a word is wanted")
-    with evaluating(model), no_grad():
+    with evaluating(model), no_grad(), quiet():
         features = model.features(ids[None], **given)[0].index_select(0, hidden)
         logits = to_host(model.head(features, model.wte.weight).data)
     guesses = []
-    for row in logits:
+    for place, row in zip(hidden, logits, strict=True):
+        check_logits("fill_mask", row, f" at position {place}")
         probabilities = Sampling().probabilities(row)
-        likeliest = np.argsort(-probabilities, kind="stable")[:top_k]
+        likeliest = np.argsort(-probabilities, kind="stable")[:count]
         guesses.append([Guess(int(i), float(probabilities[i])) for i in likeliest])
     return guesses

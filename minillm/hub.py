@@ -113,8 +113,9 @@ def save_pretrained(model: Any, folder: str | Path, max_shard_bytes: int = 5 * 1
     """Write config.json and model.safetensors, which transformers' from_pretrained reads.
 
     Weights of more than `max_shard_bytes` go to several files with an index. A file appears whole or not at all.
-    Raises: InputError for a model that has no form there.
+    Raises: InputError for a model that has no form there, CheckpointError where a file cannot be written.
     """
+    from safetensors import SafetensorError
     from safetensors.numpy import save_file
 
     module = importlib.import_module(type(model).__module__)
@@ -146,6 +147,8 @@ def save_pretrained(model: Any, folder: str | Path, max_shard_bytes: int = 5 * 1
         try:
             save_file(shard, unfinished, metadata={"format": "pt"})
             os.replace(unfinished, folder / file)
+        except SafetensorError as error:  # what save_file makes of an error of the system
+            raise CheckpointError(f"save_pretrained: cannot write {folder / file} ({error}); make room") from None
         finally:
             unfinished.unlink(missing_ok=True)
     if len(shards) > 1:

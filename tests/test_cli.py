@@ -198,7 +198,7 @@ BAD = [
     ("describe good.txt", r"good\.txt is damaged"),
     # commands
     ("trian", r"^minillm: there is no command 'trian'; did you mean 'train'\?"),
-    ("tokenizer", r"^minillm: there is no command 'tokenizer'; did you mean 'tokenizer train'\?"),
+    ("tokenizer", r"^minillm: tokenizer is not told what to do; choose one of: tokenizer train, tokenizer encode, "),
     ("tokenizer encoed x", r"^minillm: there is no command 'tokenizer encoed'; did you mean 'tokenizer encode'\?"),
     ("--steps 3", r"^minillm: there is no command '--steps'; choose one of: train, sample"),
 ]
@@ -227,13 +227,13 @@ def test_a_character_without_a_token_late_in_a_corpus_leaves_no_shards(
 
 
 OPTIONS = [
-    ("train --stepz 3", "--steps INT"),
-    ("train --batchsize 3", "--batch-size INT"),
+    ("train --stepz 3", "--steps"),
+    ("train --batchsize 3", "--batch-size"),
     ("train --resum x", "--resume"),
-    ("train --chanels 32", "--channels INT"),
-    ("sample x --temprature 1", "--temperature FLOAT"),
+    ("train --chanels 32", "--channels"),
+    ("sample x --temprature 1", "--temperature"),
     ("sample x --topk 1", "--top-k"),
-    ("tokenizer train x --vocabsize 300", "--vocab-size INT"),
+    ("tokenizer train x --vocabsize 300", "--vocab-size"),
     ("tokenizer encode x --fields body", "--field"),
 ]
 
@@ -243,21 +243,34 @@ def test_an_unknown_option_suggests_the_nearest(
     here: Path, capsys: pytest.CaptureFixture[str], command: str, suggestion: str
 ) -> None:
     error = fails(capsys, *command.split())
-    assert f"Unrecognized options: {command.split()[-2]}" in error
-    assert "Perhaps you meant" in error
-    assert suggestion in error
-    assert "Traceback" not in error
+    assert_one_sentence(error)
+    assert f"there is no option {command.split()[-2]}; did you mean {suggestion}?" in error
     assert list(here.iterdir()) == []
 
 
 @pytest.mark.parametrize(
     ("command", "message"),
     [
-        ("train --steps three", "Error parsing --steps: invalid literal for int"),
-        ("train --optimizer adam", "invalid choice 'adam' for argument '--optimizer'"),
-        ("train --steps", "--steps"),
-        ("sample", "Missing from minillm sample"),
-        ("tokenizer decode x one", "Error parsing"),
+        ("train --steps three", "train: --steps is 'three'; give a whole number"),
+        ("train --optimizer adam", "train: --optimizer is 'adam'; choose one of: adamw, sgd"),
+        ("train --steps", "train: --steps has no value; write --steps NUMBER"),
+        ("train --steps --lr 1", "train: --steps has no value; write --steps NUMBER"),
+        ("sample", "sample: RUN is missing; `minillm sample --help` lists what there is"),
+        ("tokenizer decode x", "tokenizer decode: IDS is missing; "),
+        ("tokenizer decode x one", "tokenizer decode: IDS is 'one'; give a whole number"),
+        ("train --steps 1e3", "train: --steps is '1e3'; give a whole number"),
+        (
+            "train --steps 99999999999999999999",
+            "train: --steps is 99999999999999999999; give a whole number below 2^31",
+        ),
+        ("train --no-bias=1", "train: --no-bias takes no value; write --bias or --no-bias"),
+        ("train --lr inf", "train: lr is inf; give 0 or more, but a finite number"),
+        ("train extra", "train: 'extra' is more than was expected; "),
+        ("train --timeout 3", "train: --timeout is about ranks that wait for each other; start several with --nproc"),
+        ("train --trace x", "train: --trace is about ranks that wait for each other; start several with --nproc"),
+        ("train --field x", "read_texts: field='x' is for .jsonl files, but 'builtin' is none; leave it out"),
+        ("tokenizer train x --field x", "read_texts: field='x' is for .jsonl files, but 'builtin' is none"),
+        ("tokenizer encode x text --field x", "tokenizer encode: --field is for --data, of which it names a field"),
         ("train --steps 0", "train: steps is 0; give 1 or more"),
         ("train --lr -1", "train: lr is -1.0; give 0 or more"),
         ("train --lr nan", "train: lr is nan; give 0 or more"),
@@ -276,9 +289,9 @@ def test_an_unknown_option_suggests_the_nearest(
 def test_a_value_that_an_option_cannot_have(
     here: Path, capsys: pytest.CaptureFixture[str], command: str, message: str
 ) -> None:
-    error = re.sub("[│╭╮╰╯─]", "", fails(capsys, *command.split()))  # tyro draws a frame around it
-    assert message in " ".join(error.split())
-    assert "Traceback" not in error
+    error = fails(capsys, *command.split())
+    assert_one_sentence(error)
+    assert error.startswith(message) or message in error.partition(": ")[2]
     assert list(here.iterdir()) == []
 
 
@@ -331,8 +344,8 @@ def test_bad_input_to_a_process(tmp_path: Path, command: str) -> None:
 def test_an_unknown_option_to_a_process(tmp_path: Path) -> None:
     result = process("train", "--stepz", "3", cwd=tmp_path)
     assert (result.returncode, result.stdout) == (2, "")
-    assert "--steps INT" in result.stderr
-    assert "Traceback" not in result.stderr
+    assert_one_sentence(result.stderr)
+    assert "did you mean --steps?" in result.stderr
     assert list(tmp_path.iterdir()) == []
 
 

@@ -50,6 +50,8 @@ FLOORS = {  # the longest name that fits counts
     "minillm": 8,  # the public names
     "minillm.training": 7,
     "minillm.study": 8,
+    "minillm.console": 0,
+    "minillm.options": 1,
     "minillm.cli": 9,
     "minillm.__main__": 10,
 }
@@ -95,7 +97,6 @@ FOREIGN = {
     "numpy": {"minillm"},
     "regex": {"minillm.tokenizers"},
     "rich": {f"minillm.{name}" for name in ("cli", "training.display", *TRAINERS)},
-    "tyro": {"minillm.cli"},
     "matplotlib": {"minillm.training.run", "minillm.parallel.picture"},
     "safetensors": {"minillm.checkpoint", "minillm.hub"},
     "threadpoolctl": {"minillm.backend"},

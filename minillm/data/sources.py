@@ -49,6 +49,8 @@ def read_texts(source: str | Path, field: str | None = None) -> Iterator[str]:
     where a .jsonl line is no JSON object or has no such field (with the number of the line).
     """
     if source == "builtin":
+        if field is not None:
+            raise InputError(f"read_texts: field={field!r} is for .jsonl files, but 'builtin' is none; leave it out")
         return iter([_builtin_text()])
     files = _find_files(source)
     if field is not None and not any(_is_jsonl(file) for file in files):

@@ -48,11 +48,13 @@ def _compiled(source: Source, names: list[str], architecture: str) -> list[Resou
         from cupy_backends.cuda.libs import nvrtc
 
         include = assemble_cupy_compiler_options(())  # raises where the CUDA headers are missing
+        version = str(nvrtc.getVersion())  # raises where the library is missing
     except (ImportError, RuntimeError) as error:
-        raise KernelError(f"compile_table: no NVRTC ({error}); pip install 'minillm[kernels]'") from None
+        reason = str(error).partition("\n")[0]
+        raise KernelError(f"compile_table: no NVRTC ({reason}); pip install 'minillm[kernels]'") from None
     added_by_cupy = ("-ftz=true", "-default-device", f"-arch={architecture}")
     options = (*include, *CUDA_OPTIONS, *added_by_cupy, "--ptxas-options=-v")
-    table = cache_file(f"{source.path.stem}.json", source.text, *names, *options, str(nvrtc.getVersion()))
+    table = cache_file(f"{source.path.stem}.json", source.text, *names, *options, version)
     if not table.is_file():
         log, symbols = _nvrtc_log(nvrtc, source, names, options)
         rows = [_resources(log, name, symbol, architecture) for name, symbol in zip(names, symbols, strict=True)]

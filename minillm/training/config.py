@@ -33,7 +33,7 @@ class TrainConfig:
     """Settings of a training run; each can be set on the command line."""
 
     preset: str = "default"
-    """Named settings to start from; other options change single ones."""
+    """Named settings to start from: default, shakespeare-char-cpu or nano; other options change single ones."""
     data: str = "builtin"
     """Text to train on: a file, a folder, a glob pattern, a .jsonl, or `builtin` (the help texts of Python itself)."""
     field: str | None = None
@@ -100,7 +100,7 @@ class TrainConfig:
     """Layers whose activations are computed again in the backward, to save memory: none, all, or such as `0,2-5`."""
     seed: int = 1337
     """Seed of the weights, the order of the data, and dropout."""
-    format: int = FORMAT
+    format: int = dataclasses.field(default=FORMAT, metadata={"option": False})
     """Of the run: those of format 1 began with another schedule and order of data (see history.py), and keep them."""
 
     def __post_init__(self):
@@ -112,7 +112,7 @@ class TrainConfig:
                 raise InputError(f"train: {name} is {getattr(self, name)}; give {least} or more")
         for name in ("lr", "min_lr", "weight_decay"):
             if not 0 <= getattr(self, name) < math.inf:
-                raise InputError(f"train: {name} is {getattr(self, name)}; give 0 or more, and a finite number")
+                raise InputError(f"train: {name} is {getattr(self, name)}; give 0 or more, but a finite number")
         if self.format not in (1, FORMAT):
             raise InputError(
                 f"train: the run has format {self.format}; this version knows 1 to {FORMAT}, use a later one"

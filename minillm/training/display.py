@@ -10,6 +10,7 @@ import numpy as np
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.text import Text
 
 from minillm.errors import InputError
 
@@ -70,13 +71,14 @@ class Display:
 
     def sample(self, prompt: str, continuation: str) -> None:
         """Some generated text."""
-        self.console.print(f"[dim]{escape(prompt)}[/dim]{escape(continuation)}")
-        self.console.print("[dim]" + "-" * 40 + "[/dim]")
+        self.console.print(Text.assemble((prompt, "dim"), continuation))
+        self.console.print("-" * 40, style="dim")
 
     def finish(self, state: State, interrupted: bool) -> None:
         """The end of the loop: the results, and the command that comes next."""
         self.progress.stop()
-        folder = escape(shlex.quote(str(self.run.folder)))
+        name = str(self.run.folder)
+        folder = escape(shlex.quote(f"./{name}" if name.startswith("-") else name))  # or it would be an option
         validated = [record for record in self.run.metrics() if record["val_loss"] is not None]
         if validated:
             self.console.print(

@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,7 @@ class Run:
         unfinished = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
         try:
             (unfinished / "checkpoints").mkdir(parents=True)
-            (unfinished / "config.json").write_text(json.dumps(config.to_json(), indent=2) + "\n")
+            (unfinished / "config.json").write_text(json.dumps(config.to_json(), indent=2) + "\n", encoding="utf-8")
             tokenizer.save(unfinished / "tokenizer")
             os.rename(unfinished, folder)
         except OSError as error:
@@ -77,7 +78,7 @@ class Run:
     def keep_settings(self, config: TrainConfig) -> None:
         """Write config.json again: those of a resumed run may have changed, and hold when it is resumed once more."""
         unfinished = self.folder / "config.json.tmp"
-        unfinished.write_text(json.dumps(config.to_json(), indent=2) + "\n")
+        unfinished.write_text(json.dumps(config.to_json(), indent=2) + "\n", encoding="utf-8")
         os.replace(unfinished, self.folder / "config.json")
         self.config = config
 
@@ -87,14 +88,14 @@ class Run:
 
     def add_metrics(self, record: dict[str, Any]) -> None:
         """Append one line to metrics.jsonl."""
-        with open(self.folder / "metrics.jsonl", "a") as file:
+        with open(self.folder / "metrics.jsonl", "a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
 
     def metrics(self) -> list[dict[str, Any]]:
         """Every complete line of metrics.jsonl; a line cut off by a kill is passed over."""
         records = []
         path = self.folder / "metrics.jsonl"
-        for line in path.read_text().splitlines() if path.is_file() else ():
+        for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else ():
             try:
                 records.append(json.loads(line))
             except json.JSONDecodeError:
@@ -106,7 +107,7 @@ class Run:
         kept = [record for record in self.metrics() if record["step"] <= step]
         path = self.folder / "metrics.jsonl"
         unfinished = path.with_suffix(".tmp")
-        unfinished.write_text("".join(json.dumps(record) + "\n" for record in kept))
+        unfinished.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
         os.replace(unfinished, path)
 
     def plot(self) -> Path:
@@ -127,12 +128,16 @@ class Run:
             markersize=3.5,
             label="validation",
         )
-        axes.set(xlabel="step", ylabel="loss (nats per token)", title=self.folder.name)
+        axes.set(xlabel="step", ylabel="loss (nats per token)")
+        name = os.fsencode(self.folder.name).decode("utf-8", "replace")
+        axes.set_title(name, parse_math=False)  # as it is: a "$" begins no formula
         axes.grid(alpha=0.25)
         axes.legend()
         path = self.folder / "loss.png"
         unfinished = path.with_name(".loss.tmp.png")
-        figure.savefig(unfinished)
+        with warnings.catch_warnings():  # a letter that the font lacks is drawn as a box
+            warnings.filterwarnings("ignore", "Glyph .* missing from")
+            figure.savefig(unfinished)
         os.replace(unfinished, path)
         return path
 

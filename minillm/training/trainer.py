@@ -31,7 +31,7 @@ from minillm.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from minillm.data import Batches, Tokens, open_tokens, read_text, split_text
 from minillm.device import Uploads, check_device
 from minillm.errors import CheckpointError, InputError
-from minillm.generate import generate
+from minillm.generate import generate, quiet
 from minillm.models.gpt2 import GPT2
 from minillm.nn import uninitialized
 from minillm.optim import SGD, AdamW, Optimizer, cosine_schedule, decay_groups, wsd_schedule
@@ -101,12 +101,12 @@ def train(config: TrainConfig, resume: Path | None = None, communicator: Communi
             run.forget_metrics_after(state.step)
     elif leads:
         run = Run.create(config, corpus.tokenizer)
-    folder = broadcast_bytes(world, str(run.folder).encode() if run else b"").decode()
-    run = run or Run(Path(folder), config, corpus.tokenizer)
+    folder = broadcast_bytes(world, os.fsencode(run.folder) if run else b"")
+    run = run or Run(Path(os.fsdecode(folder)), config, corpus.tokenizer)
 
     uploads = Uploads(config.device)
     shown = Display(run, weights, corpus, state, config) if leads else contextlib.nullcontext()
-    with backend.tuned_process(), StopRequest() as stop, shown as display:
+    with backend.tuned_process(), StopRequest() as stop, quiet(), shown as display:
         last = state.step >= config.steps
         while not last:
             started = time.perf_counter()
@@ -238,6 +238,10 @@ def load_corpus(config: TrainConfig, tokenizer: Tokenizer | None = None) -> Corp
         if not validation_shards:
             raise InputError(
                 f"train: {folder} has train_*.bin, but no validation_*.bin; make both with `minillm tokenizer encode`"
+            )
+        if config.field is not None:
+            raise InputError(
+                f"train: field={config.field!r} is for .jsonl files, but {folder} holds tokens; leave it out"
             )
         fingerprint = tokenizer.fingerprint()
         return Corpus(tokenizer, open_tokens(shards, fingerprint), open_tokens(validation_shards, fingerprint))

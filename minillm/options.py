@@ -1,0 +1,280 @@
+"""Options of the command line, from dataclasses: each field is one, and what cannot be read is refused in a sentence.
+
+    read(Sample, "sample", ["runs/mine", "--top-k", "5"])  ->  Sample(run=Path("runs/mine"), top_k=5)
+
+The field `top_k` is the option --top-k (or --top_k), and a field that is `Positional` has its place instead of a name.
+What `--help` says of a field is the text below it, or the comment behind it.
+A field that is a dataclass, such as the shape of a model, is its fields, beside the others. What follows an option is
+its value, even if it begins with "-", unless it is itself the name of an option; `--data=--steps` gives it all the
+same. What follows `--` is never an option.
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import difflib
+import functools
+import inspect
+import shlex
+import shutil
+import textwrap
+import types
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple, NoReturn, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from minillm.errors import InputError
+
+T = TypeVar("T")
+Positional = Annotated[T, "positional"]
+HELP = ("help",)  # the key of --help among the values
+LARGEST = {"seed": 1 << 64, "max_shard_bytes": 1 << 63}  # whole numbers are below; all others below 2^31
+# What other tools call an option: names to suggest ours for.
+SYNONYMS = {
+    "--lr": "learning-rate max-lr eta",
+    "--min-lr": "min-learning-rate lr-min end-learning-rate",
+    "--steps": "max-steps max-iters iters iterations num-steps train-steps epochs num-epochs num-train-epochs",
+    "--batch-size": "batch bs per-device-train-batch-size train-batch-size",
+    "--micro-batches": "gradient-accumulation-steps grad-accum accumulate",
+    "--layers": "n-layer n-layers num-layers num-hidden-layers depth",
+    "--heads": "n-head n-heads num-heads num-attention-heads",
+    "--channels": "n-embd n-embed d-model dim hidden-size embedding-size width",
+    "--context": "block-size context-length context-size ctx-size n-ctx seq-len seq-length sequence-length max-length",
+    "--warmup": "warmup-steps warmup-iters num-warmup-steps",
+    "--schedule": "lr-scheduler lr-schedule scheduler lr-scheduler-type",
+    "--clip": "grad-clip clip-grad max-grad-norm gradient-clip",
+    "--weight-decay": "wd",
+    "--beta1": "adam-beta1 beta-1",
+    "--beta2": "adam-beta2 beta-2",
+    "--eval-every": "eval-interval eval-steps",
+    "--eval-batches": "eval-iters",
+    "--data": "dataset input file corpus text train-data train-file data-dir",
+    "--out": "output output-dir out-dir save-dir",
+    "--resume": "init-from checkpoint ckpt resume-from-checkpoint continue",
+    "--nproc": "nproc-per-node num-processes gpus ranks world-size",
+    "--device": "gpu cuda",
+    "--dtype": "precision torch-dtype bf16 fp16",
+    "--recompute": "gradient-checkpointing activation-checkpointing",
+    "--seed": "random-seed manual-seed",
+    "--prompt": "start text input",
+    "--max-tokens": "max-new-tokens max-length n-predict num-tokens length",
+    "--temperature": "temp",
+    "--top-k": "k",
+    "--top-p": "nucleus",
+    "--repetition-penalty": "repeat-penalty",
+    "--vocab-size": "vocabulary-size n-vocab",
+}
+
+
+class Option(NamedTuple):
+    """A field as an option."""
+
+    path: tuple[str, ...]  # of field names, two where it is a field of a field
+    kind: type  # int, float, str, bool or Path, of one value
+    choices: tuple[str, ...]  # of which it is one, where there are any
+    can_be_none: bool
+    many: bool  # a positional that takes all that is left
+    positional: bool
+    default: Any  # dataclasses.MISSING where one must be given
+
+    @property
+    def name(self) -> str:
+        """As it is written: --top-k, or RUN."""
+        return self.path[-1].upper() if self.positional else "--" + self.path[-1].replace("_", "-")
+
+
+def read(kind: type[T], command: str, arguments: list[str]) -> T:
+    """A command's options as its dataclass.
+
+    Raises: InputError for what cannot be read; SystemExit after `--help`.
+    """
+    return filled(kind, command, scan(kind, command, arguments))
+
+
+def scan(kind: type, command: str, arguments: list[str]) -> dict[tuple[str, ...], Any]:
+    """The values that were given, by the path of their field; the last one where an option is given twice.
+
+    Raises: InputError for an option or a value that cannot be used.
+    """
+    options = {option.name: option for option in options_of(kind) if not option.positional}
+    flags = {f"--no-{name[2:]}": option for name, option in options.items() if option.kind is bool}
+    known = {*options, *flags, "--help", "-h"}
+    found: dict[tuple[str, ...], Any] = {}
+    free: list[str] = []
+    waiting = list(reversed(arguments))
+    while waiting:
+        argument = waiting.pop()
+        if argument == "--":
+            free += reversed(waiting)
+            break
+        if not argument.startswith("-") or argument == "-" or _is_number(argument):
+            free.append(argument)
+            continue
+        written, equals, value = argument.partition("=")
+        name = "--" + written[2:].replace("_", "-") if written.startswith("--") else written
+        if name not in known:
+            _refuse_unknown(command, written, known)
+        if name in ("--help", "-h"):
+            found[HELP] = True
+        elif (flag := flags.get(name) or options[name]).kind is bool:
+            if equals:
+                raise InputError(f"{command}: {written} takes no value; write {flag.name} or --no-{flag.name[2:]}")
+            found[flag.path] = name not in flags
+        else:
+            if not equals:
+                if not waiting or waiting[-1].partition("=")[0].replace("_", "-") in known:
+                    raise InputError(f"{command}: {written} has no value; write {written} {_example(options[name])}")
+                value = waiting.pop()
+            found[options[name].path] = _value(command, written, options[name], value)
+    return found | _placed(kind, command, free)
+
+
+def filled(kind: type[T], command: str, values: dict[tuple[str, ...], Any], default: T | None = None) -> T:
+    """The dataclass with these values, and those of `default` where none was given; prints the help if that was asked.
+
+    Raises: InputError where one is missing, and what the dataclass itself raises.
+    """
+    if HELP in values:
+        print(*help_lines(kind, command, default), sep="\n", flush=True)
+        raise SystemExit(0)
+    for option in options_of(kind):
+        if default is None and option.default is dataclasses.MISSING and option.path not in values:
+            raise InputError(f"{command}: {option.name} is missing; {_hint(command)}")
+    given: dict[str, Any] = {path[0]: value for path, value in values.items() if len(path) == 1}
+    for outer in {path[0] for path in values if len(path) == 2}:
+        inner = {path[1]: value for path, value in values.items() if path[0] == outer}
+        given[outer] = dataclasses.replace(getattr(default, outer), **inner)
+    return kind(**given) if default is None else dataclasses.replace(default, **given)  # type: ignore[type-var]
+
+
+def options_of(kind: type, path: tuple[str, ...] = ()) -> Iterator[Option]:
+    """The fields of a dataclass, and of the dataclasses among them."""
+    hints = get_type_hints(kind, include_extras=True)
+    for field in dataclasses.fields(kind):
+        if not field.metadata.get("option", True):
+            continue
+        hint, here = hints[field.name], (*path, field.name)
+        positional = get_origin(hint) is Annotated
+        if positional:
+            hint = get_args(hint)[0]
+        if dataclasses.is_dataclass(hint):
+            yield from options_of(hint, here)  # type: ignore[arg-type]
+            continue
+        parts = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
+        [one] = [part for part in parts if part is not type(None)]
+        many = get_origin(one) is tuple
+        choices = get_args(one) if get_origin(one) is Literal else ()
+        single = get_args(one)[0] if many else str if choices else one
+        yield Option(here, single, choices, len(parts) > 1, many, positional, field.default)
+
+
+def texts_of(kind: type) -> dict[str, str]:
+    """What is written of each field, by its name: the text below it, or the comment behind it."""
+    texts: dict[str, str] = {}
+    for base in reversed(kind.__mro__):
+        if not dataclasses.is_dataclass(base):
+            continue
+        source = textwrap.dedent(inspect.getsource(base))
+        [body] = [node.body for node in ast.parse(source).body if isinstance(node, ast.ClassDef)]
+        for node, following in zip(body, [*body[1:], None], strict=True):
+            if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+                below = following.value if isinstance(following, ast.Expr) else None
+                comment = source.splitlines()[node.lineno - 1].partition("  # ")[2]
+                texts[node.target.id] = str(below.value) if isinstance(below, ast.Constant) else comment
+    for hint in get_type_hints(kind).values():
+        if dataclasses.is_dataclass(hint):
+            texts |= texts_of(hint)  # type: ignore[arg-type]
+    return texts
+
+
+def help_lines(kind: type, command: str, default: Any = None) -> Iterator[str]:
+    """How a command is used, and its options with what holds where they are not given."""
+    options, texts = list(options_of(kind)), texts_of(kind)
+    rows = [("-h, --help", "Show this text.")]
+    for option in options:
+        value = option.default
+        for name in option.path if default is not None else ():
+            value = getattr(default if name == option.path[0] else value, name)
+        shown = "" if value in (None, (), dataclasses.MISSING) else f" (default: {shlex.quote(str(value))})"
+        sign = f", --no-{option.name[2:]}" if option.kind is bool else f" {_example(option)}"
+        text = texts[option.path[-1]]
+        text = text[:1].upper() + text[1:] + shown
+        rows.append((option.name + ("" if option.positional else sign), text))
+    usage = f"usage: minillm {command} [-h] [OPTIONS]"
+    for option in options:
+        if option.positional:
+            place = option.name + " ..." * option.many
+            usage += f" {place}" if option.default is dataclasses.MISSING else f" [{place}]"
+    yield usage
+    columns = min(max(shutil.get_terminal_size().columns, 20), 110)
+    margin = 28 if columns >= 60 else 6
+    wrap = functools.partial(textwrap.wrap, break_on_hyphens=False, break_long_words=False)
+    yield from ("", *wrap(kind.__doc__ or "", columns), "")
+    for name, text in rows:
+        lines = wrap(text, columns - margin)
+        beside = len(name) + 4 <= margin
+        yield f"  {name:<{margin - 4}}  {lines[0]}" if beside else f"  {name}"
+        yield from (" " * margin + line for line in lines[beside:])
+
+
+def _placed(kind: type, command: str, free: list[str]) -> dict[tuple[str, ...], Any]:
+    """Values of the positional fields, in their order."""
+    found: dict[tuple[str, ...], Any] = {}
+    for option in options_of(kind):
+        if option.positional and free:
+            taken, free = (free, []) if option.many else (free[:1], free[1:])
+            values = [_value(command, option.name, option, one) for one in taken]
+            found[option.path] = tuple(values) if option.many else values[0]
+    if free:
+        raise InputError(f"{command}: {free[0]!r} is more than was expected; {_hint(command)}")
+    return found
+
+
+def _value(command: str, written: str, option: Option, value: str) -> Any:
+    if option.can_be_none and not option.positional and value == "None":
+        return None
+    if option.choices:
+        if value not in option.choices:
+            raise InputError(f"{command}: {written} is {value!r}; choose one of: {', '.join(option.choices)}")
+        return value
+    if option.kind is Path and not value:
+        raise InputError(f"{command}: {written} is empty; give a path")
+    try:
+        found = option.kind(value)
+    except ValueError:
+        raise InputError(f"{command}: {written} is {value!r}; give {_KINDS[option.kind]}") from None
+    largest = LARGEST.get(option.path[-1], 1 << 31)
+    if option.kind is int and not -largest < found < largest:
+        raise InputError(
+            f"{command}: {written} is {value[:30]}; give a whole number below 2^{largest.bit_length() - 1}"
+        )
+    return found
+
+
+_KINDS = {int: "a whole number", float: "a number", str: "a text", Path: "a path"}
+
+
+def _example(option: Option) -> str:
+    return "|".join(option.choices) or {int: "NUMBER", float: "NUMBER", str: "TEXT", Path: "PATH"}[option.kind]
+
+
+def _hint(command: str) -> str:
+    return f"`minillm {command} --help` lists what there is"
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return text[-1:].isdigit() or text[-1:] == "."  # not -inf or -nan
+
+
+def _refuse_unknown(command: str, written: str, known: set[str]) -> NoReturn:
+    """Raise, with the option that is nearest, or that is meant by a name of another tool."""
+    ours = {other: name for name, others in SYNONYMS.items() if name in known for other in others.split()}
+    ours |= {name.lstrip("-"): name for name in sorted(known)}
+    near = difflib.get_close_matches(written.lower().lstrip("-").replace("_", "-"), ours, n=1, cutoff=0.7)
+    hint = f"did you mean {ours[near[0]]}?" if near else f"{_hint(command)}, and what follows -- is no option"
+    raise InputError(f"{command}: there is no option {written}; {hint}")
