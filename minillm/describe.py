@@ -256,8 +256,8 @@ def opened(name: str | Path) -> tuple[type[Module], Any, dict[str, Any]]:
         return Llama, gguf.read_config(path), {}
     values = hub.read_config(path)
     if "model_type" in values:
-        module, kind = hub.family(values)
-        return getattr(module, kind), module.config_from_hugging_face(values), {}
+        found = hub.described(path)
+        return found.kind, found.config, {}
     run = Run.open(path if path.is_dir() else path.parent)
     config = replace(run.config.model, vocab_size=run.tokenizer.vocab_size)
     part_of_batch = -(-run.config.batch_size // run.config.micro_batches)

@@ -499,6 +499,10 @@ def _names_of_side(side: str, names: dict[str, str]) -> dict[str, str | tuple[st
 PREFIX = "model."
 # The token table again; numbers that count versions, in old files.
 IGNORED = ("coder.embed_tokens.weight", "lm_head.weight", "coder.version")
+TIED = {
+    **{f"model.{side}.embed_tokens.weight": "model.shared.weight" for side in ("encoder", "decoder")},
+    "lm_head.weight": "model.shared.weight",
+}
 HUGGING_FACE: dict[str, str | tuple[str, ...]] = {
     "wte.weight": "model.shared.weight",
     **_names_of_side("encoder", {"ln_2": "final_layer_norm"}),

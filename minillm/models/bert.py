@@ -89,7 +89,7 @@ class Block(Module):
     def __init__(self, config: BertConfig):
         self.attn = SelfAttention(config.channels, config.heads, config.dropout, config.attention_dropout)
         self.ln_1 = LayerNorm(config.channels, config.norm_eps)
-        self.mlp = MLP(config.channels, config.hidden, config.dropout, approximate="none")
+        self.mlp = MLP(config.channels, config.hidden, config.dropout, activation="gelu")
         self.ln_2 = LayerNorm(config.channels, config.norm_eps)
 
     def forward(self, x: Tensor, lengths: Any = None, mask: Array | None = None) -> Tensor:
@@ -319,6 +319,10 @@ IGNORED = (
     *("position_ids", "predictions.decoder.weight", "predictions.decoder.bias"),
     *(f"{layer}.{kind}" for layer in ("pooler.dense", "seq_relationship") for kind in ("weight", "bias")),
 )
+TIED = {
+    "cls.predictions.decoder.weight": "bert.embeddings.word_embeddings.weight",
+    "cls.predictions.decoder.bias": "cls.predictions.bias",
+}
 HUGGING_FACE: dict[str, str | tuple[str, ...]] = {
     **names_of_encoder("bert"),
     **weight_and_bias(

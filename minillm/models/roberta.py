@@ -95,6 +95,7 @@ class RobertaForMaskedLM(MaskedLM, RobertaModel):
 PREFIX = "roberta."
 # Numbers 0, 1, ...; tied copies; a layer that some files have, and that nothing trained.
 IGNORED = ("position_ids", "lm_head.decoder.weight", "lm_head.decoder.bias", "pooler.dense.weight", "pooler.dense.bias")
+TIED = {"lm_head.decoder.weight": "roberta.embeddings.word_embeddings.weight", "lm_head.decoder.bias": "lm_head.bias"}
 HUGGING_FACE: dict[str, str | tuple[str, ...]] = {
     **names_of_encoder("roberta"),
     **weight_and_bias({"head.fc": "lm_head.dense", "head.ln": "lm_head.layer_norm"}),

@@ -427,6 +427,7 @@ class XLNetLMHeadModel(XLNetModel):
 PREFIX = "transformer."
 IGNORED = ("lm_loss.weight",)  # a tied copy
 LAYER = "transformer.layer.{i}"
+TIED = {"lm_loss.weight": "transformer.word_embedding.weight"}
 HUGGING_FACE: dict[str, str | tuple[str, ...]] = {
     "wte.weight": "transformer.word_embedding.weight",
     "mask_emb": "transformer.mask_emb",
