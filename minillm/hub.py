@@ -44,10 +44,15 @@ from minillm.nn import Decoder, Module, uninitialized
 if TYPE_CHECKING:
     from minillm.tokenizers import Tokenizer
 
+HEADS = ("ForSequenceClassification", "ForTokenClassification", "ForQuestionAnswering")
 # Of each model type in a config.json: the file in minillm/models and the class for an architecture.
 FAMILIES = {
     "bart": ("bart", {"BartForConditionalGeneration": "Bart", "BartModel": "BartModel"}),
-    "bert": ("bert", {name: name for name in ("BertForPreTraining", "BertForMaskedLM", "BertModel")}),
+    "bert": ("bert", {f"Bert{name}": f"Bert{name}" for name in ("ForPreTraining", "ForMaskedLM", "Model", *HEADS)}),
+    "distilbert": (
+        "distilbert",
+        {f"DistilBert{name}": f"DistilBert{name}" for name in ("ForMaskedLM", "Model", *HEADS)},
+    ),
     "gemma2": ("gemma", {"Gemma2ForCausalLM": "Gemma"}),
     "gemma3_text": ("gemma", {"Gemma3ForCausalLM": "Gemma"}),
     "gpt2": ("gpt2", {"GPT2LMHeadModel": "GPT2"}),
@@ -56,7 +61,8 @@ FAMILIES = {
     "phi3": ("llama", {"Phi3ForCausalLM": "Llama"}),
     "qwen2": ("llama", {"Qwen2ForCausalLM": "Llama"}),
     "qwen3": ("llama", {"Qwen3ForCausalLM": "Llama"}),
-    "roberta": ("roberta", {"RobertaForMaskedLM": "RobertaForMaskedLM", "RobertaModel": "RobertaModel"}),
+    "roberta": ("roberta", {f"Roberta{name}": f"Roberta{name}" for name in ("ForMaskedLM", "Model", *HEADS)}),
+    "xlm-roberta": ("roberta", {f"XLMRoberta{name}": f"Roberta{name}" for name in ("ForMaskedLM", "Model", *HEADS)}),
     "xlnet": ("xlnet", {"XLNetLMHeadModel": "XLNetLMHeadModel", "XLNetModel": "XLNetModel"}),
 }
 DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}

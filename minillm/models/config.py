@@ -89,7 +89,7 @@ WANTED: dict[Any, str] = {
 @functools.cache
 def _types_of(kind: type) -> dict[str, tuple[Any, ...]]:
     """Of each field the types that its value may have."""
-    found = typing.get_type_hints(kind, vars(sys.modules[kind.__module__]))
+    found = typing.get_type_hints(kind)
     return {
         name: typing.get_args(hint) if NoneType in typing.get_args(hint) else (hint,) for name, hint in found.items()
     }
@@ -107,7 +107,7 @@ def _is(value: Any, kind: Any) -> bool:
 # --- from a config.json --------------------------------------------------------------------------------------------
 
 
-def config_from(kind: type[Config], keys: Keys, values: Mapping[str, Any], **computed: Any) -> Any:
+def config_from(kind: type[Config], keys: Keys, values: Mapping[str, Any], /, **computed: Any) -> Any:
     """The configuration of this class that the values of a config.json describe.
 
     A key that is null has its default, unless the field may be None. computed: fields that follow from more than their
