@@ -309,6 +309,10 @@ class Decoder(Module):
         """
         raise TypeError(f"{type(self).__name__}: a Decoder needs a new_cache method")
 
+    def keeps_cache(self, start: int, stop: int) -> bool:
+        """Whether what is cached of `start` tokens holds when there are `stop`; if not, all is computed anew."""
+        return True
+
     def checked_positions(self, ids: Any, cache: list[KVCache] | None) -> tuple[Array, int, int]:
         """The ids as an array (B, T), their first position, and the one after the last.
 

@@ -46,25 +46,17 @@ class Attention(Module):
         self.proj = Linear(self.heads * self.head_size, config.channels, config.proj_bias)
         self.q_norm = RMSNorm(self.head_size, config.norm_eps) if config.qk_norm else None
         self.k_norm = RMSNorm(self.head_size, config.norm_eps) if config.qk_norm else None
-        scaling = config.rope_scaling
-        self.cached_unturned = scaling is not None and scaling.by_length  # for their angles change as the text grows
 
     def forward(self, x: Tensor, turn: tuple[Array, Array], visible: Array | None, cache: KVCache | None) -> Tensor:
-        """Shapes: x and the result (B, T, C); turn: of the T positions, or, by length, of all since the first."""
         H, G, D = self.heads, self.key_heads, self.head_size
         parts = self.qkv(x).split([H * D, G * D, G * D], dim=-1)
         q, k, v = (split_heads(part, heads) for part, heads in zip(parts, (H, G, G), strict=True))
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
-        new = (turn[0][-x.shape[1] :], turn[1][-x.shape[1] :])
-        if cache is None:
-            k = turned(k, *new)
-        elif self.cached_unturned:
+        q, k = turned(q, *turn), turned(k, *turn)
+        if cache is not None:
             k, v = cache.extend(k, v)
-            k = turned(k, *turn)
-        else:
-            k, v = cache.extend(turned(k, *new), v)
-        return self.proj(join_heads(self.attend(turned(q, *new), k, v, visible)))
+        return self.proj(join_heads(self.attend(q, k, v, visible)))
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, visible: Array | None) -> Tensor:
         """What each query (B, H, T, D) finds."""
@@ -148,30 +140,41 @@ class Llama(Decoder):
     def blocks(self, x: Tensor, cache: list[KVCache] | None = None) -> Tensor:
         """What the last norm gets, (B, T, C).
 
-        Raises: InputError for texts of different lengths that are longer than angles by length allow together.
+        Raises: InputError for a cache that does not keep (see `keeps_cache`), and for texts of different lengths that
+            are longer than the angles were made for, where the angles depend on the length.
         """
         start = cache[0].length if cache else 0
         stop = start + x.shape[1]
         # Padding shifts the positions of a sequence, all alike; rotated keys and queries meet by distance alone.
         visible = cache[0].visible(stop) if cache else None
+        if not self.keeps_cache(start, stop):
+            raise InputError(
+                f"{type(self).__name__}: the angles of {stop} tokens are not those of the {start} that are cached; "
+                "restart the cache, and give the whole text"
+            )
         scaling = self.config.rope_scaling
-        if scaling is not None and scaling.by_length:
-            start = 0
-            if visible is not None and stop > scaling.original_context:
-                raise InputError(
-                    f"{type(self).__name__}: texts of different lengths have different angles beyond "
-                    f"{scaling.original_context} tokens; generate from one at a time"
-                )
+        if visible is not None and scaling is not None and scaling.by_length and stop > scaling.original_context:
+            raise InputError(
+                f"{type(self).__name__}: texts of different lengths have different angles beyond "
+                f"{scaling.original_context} tokens; generate from one at a time"
+            )
         views = {False: (self._turn(False, start, stop, x), visible)}
         if self.config.window is not None:
             near = visible
             if stop > self.config.window:
-                near = in_window(stop - x.shape[1], stop, self.config.window)
+                near = in_window(start, stop, self.config.window)
                 near = near if visible is None else visible & like(near, visible)
             views[True] = (self._turn(True, start, stop, x), near)
         for number, block in enumerate(self.h):
             x = block(x, *views[self.config.has_window(number)], cache[number] if cache else None)
         return x
+
+    def keeps_cache(self, start: int, stop: int) -> bool:
+        """Whether what is cached of `start` tokens holds when there are `stop`: not where all angles change."""
+        scaling = self.config.rope_scaling
+        if not start or scaling is None or not scaling.by_length or stop <= scaling.original_context:
+            return True
+        return scaling.kind == "longrope" and start > scaling.original_context
 
     def _turn(self, windowed: bool, start: int, stop: int, x: Tensor) -> tuple[Array, Array]:
         """The tables of positions start to stop, on the device of x."""
