@@ -92,7 +92,7 @@ class GemmaConfig(LlamaConfig):
 
 ACTIVATIONS = {"gelu_tanh": "tanh", "gelu": "none"}  # and the form of ops.gelu
 PRESETS = {
-    # for tests: 42 thousand weights, with all that Gemma 3 has
+    # for tests: 43 thousand weights, with all that Gemma 3 has
     "nano": GemmaConfig(
         *(256, 32, 3, 4, 2, 32, 88, 8, 1e6),
         scale=8.0,
