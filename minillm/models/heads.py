@@ -28,13 +28,10 @@ UNKNOWN = -100  # label of what is not counted
 
 
 class Head(Module):
-    """What has features: an encoder is the other base."""
+    """What has features (B, T, C) of ids: an encoder is the other base."""
 
     config: Any
-
-    def features(self, ids: Any, token_types: Any = None, lengths: Any = None, attention_mask: Any = None) -> Tensor:
-        """One vector for each token, (B, T, C)."""
-        raise TypeError(f"{type(self).__name__}: a head needs an encoder beside it")
+    features: Any
 
     def class_logits(self, features: Tensor) -> Any:
         """What the head makes of features (B, T, C)."""
@@ -108,6 +105,10 @@ class QuestionAnswering(Head):
 
     def add_head(self, dropout: float = 0.0) -> None:
         """The layers of the head."""
+        if self.config.labels != 2:
+            raise InputError(
+                f"{type(self).__name__}: labels is {self.config.labels}; give 2: an answer starts, and an answer ends"
+            )
         self.drop_features = Dropout(dropout)
         self.qa_outputs = Linear(self.config.channels, 2)
 

@@ -115,7 +115,8 @@ def check_parameters(
     floor: share of the largest number there up to which all is rounding error, of what has no effect.
     unused: how the names of parameters begin that may have no gradient here; there it must then be 0.
     """
-    theirs = {name: getattr(parameter, kind) for name, parameter in reference.named_parameters()}
+    names = reference.named_parameters(remove_duplicate=False)
+    theirs = {name: getattr(parameter, kind) for name, parameter in names}
     theirs = {name: reference.get_parameter(name) * 0 if x is None else x for name, x in theirs.items()}
     least = floor * max(float(array.detach().abs().max()) for array in theirs.values())
     for name, parameter in model.named_parameters():
