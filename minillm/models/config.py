@@ -13,7 +13,7 @@ import numbers
 import re
 import sys
 import typing
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import fields, replace
 from types import NoneType
 from typing import Any, Self
@@ -107,16 +107,18 @@ def _is(value: Any, kind: Any) -> bool:
 # --- from a config.json --------------------------------------------------------------------------------------------
 
 
-def config_from(kind: type[Config], keys: Keys, values: Mapping[str, Any], /, **computed: Any) -> Any:
+def config_from(
+    kind: type[Config], keys: Keys, values: Mapping[str, Any], /, nulls: Collection[str] = (), **computed: Any
+) -> Any:
     """The configuration of this class that the values of a config.json describe.
 
-    A key that is null has its default, unless the field may be None. computed: fields that follow from more than their
-    key. Raises: InputError that names the keys and their values.
+    A key that is null has its default, but for the fields in `nulls`, where it means None. computed: fields that follow
+    from more than their key. Raises: InputError that names the keys and their values.
     """
-    given, types = {}, _types_of(kind)  # type: ignore[arg-type]
+    given = {}
     for field, (key, missing) in keys.items():
         value = values.get(key, missing)
-        given[field] = missing if value is None and NoneType not in types[field] else value
+        given[field] = missing if value is None and field not in nulls else value
     try:
         return kind(**(given | computed))
     except InputError as error:

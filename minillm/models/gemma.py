@@ -272,6 +272,7 @@ def config_from_hugging_face(values: Mapping[str, Any]) -> GemmaConfig:
         GemmaConfig,
         {field: (key, missing.get(key)) for field, key in KEYS.items()},
         values,
+        nulls=("attention_cap", "logit_cap"),
         context=stretched_context(context, scaling),
         rope_base=base,
         rope_scaling=scaling,

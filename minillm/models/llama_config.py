@@ -152,6 +152,7 @@ FIXED = {
     "embd_pdrop": (0,),
     "use_bidirectional_attention": (False,),
 }
+MOST_LAYERS = 100_000
 SLIDING, FULL = "sliding_attention", "full_attention"  # a layer with the window, and one without
 NO_IDS = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))  # a model alone knows of none
 
@@ -254,15 +255,19 @@ def windows_from(
             window = None
         first = whole_number(values, "max_window_layers", 28, least=0)
         full_at = lambda block: block < first  # noqa: E731
+    if layers > MOST_LAYERS:
+        raise InputError(f"load: config.json has num_hidden_layers={layers}; give {MOST_LAYERS} at most")
     types = values.get("layer_types")
     if types is None:
         types = [SLIDING if window is not None and not (full_at and full_at(i)) else FULL for i in range(layers)]
     if not isinstance(types, list) or len(types) != layers or not all(one in (SLIDING, FULL) for one in types):
         raise InputError(
-            f"load: config.json has layer_types={types!r}; give {FULL!r} or {SLIDING!r} for each of {layers} layers"
+            f"load: config.json has layer_types={types!r} and num_hidden_layers={layers}; give {FULL!r} or {SLIDING!r} "
+            "for each layer"
         )
     if SLIDING in types and window is None:
-        raise InputError(f"load: config.json has layer_types={types!r}, but no window for {SLIDING!r}")
+        given = {key: values[key] for key in ("sliding_window", "use_sliding_window") if key in values}
+        raise InputError(f"load: config.json has layer_types={types!r}, but no window for {SLIDING!r}: {given}")
     if FULL in types and window is not None and full_at is None:  # transformers goes by the window alone
         raise InputError(f"load: config.json has layer_types={types!r}, but a {kind} has its window in every layer")
     full_blocks = tuple(i for i, one in enumerate(types) if one == FULL)

@@ -183,8 +183,13 @@ def config_from_hugging_face(values: Mapping[str, Any]) -> RobertaConfig:
     kind = values.get("model_type") or "roberta"
     keys = {field: (key, MISSING[kind].get(key, missing)) for field, (key, missing) in bert.KEYS.items()}
     padding_id = whole_number(values, "pad_token_id", 1, least=0)
-    positions = whole_number(values, "max_position_embeddings", 512, least=padding_id + 2)  # theirs is the table's size
+    positions = whole_number(values, "max_position_embeddings", 512)  # the size of the table
     context = positions - padding_id - 1
+    if context < 1:
+        raise InputError(
+            f"load: config.json has max_position_embeddings={positions}; give more, for the first {padding_id + 1} "
+            f"places, up to pad_token_id={padding_id}, are of no token"
+        )
     return config_from(RobertaConfig, keys, values, context=context, labels=labels_from(values), kind=kind)
 
 

@@ -485,8 +485,13 @@ def config_from_hugging_face(values: Mapping[str, Any]) -> XLNetConfig:
     """
     check_fixed(values, {key: (only,) for key, only in FIXED.items()})
     no_limit = {field: None for field in ("mem_len", "reuse_len") if values.get(KEYS[field][0]) == 0}  # 0 is that there
-    config = config_from(XLNetConfig, KEYS, values, **no_limit)
-    check_fixed(values, {"d_head": (config.channels // config.heads,)})
+    config = config_from(XLNetConfig, KEYS, values, nulls=("mem_len", "reuse_len"), **no_limit)
+    head_size = config.channels // config.heads
+    if values.get("d_head") not in (None, head_size):
+        raise InputError(
+            f"load: config.json has d_head={values['d_head']!r}; here it can only be {head_size}, which is "
+            f" d_model={config.channels} by n_head={config.heads}"
+        )
     return config
 
 

@@ -239,7 +239,11 @@ def test_what_a_config_leaves_out(kind, values, expected) -> None:
             "rope_parameters with stretched angles for sliding_attention",
         ),
         ("gemma2", {"query_pre_attn_scalar": -3}, "query_pre_attn_scalar=-3: GemmaConfig: scale is -3; give a number"),
-        ("gemma2", {"layer_types": ["full_attention"]}, "layer_types=.*for each of 26 layers"),
+        (
+            "gemma2",
+            {"layer_types": ["full_attention"]},
+            "layer_types=.* and num_hidden_layers=26; give .* for each layer",
+        ),
         ("gemma2", {"sliding_window": "4096"}, "sliding_window='4096'; give a whole number, 1 or more"),
     ],
 )
