@@ -76,6 +76,7 @@ LONGEST = 2048  # tokens of a sequence, unless more are asked for
 UNLIMITED = 512  # the same for a model without a longest one
 LABELLED = 0.15  # share of the tokens that an encoder is asked for (Devlin et al. 2018, section 3.1)
 DTYPES = {"float32": np.float32, "float64": np.float64, "bfloat16": np.float16}  # the last stands in, of the same size
+OF_TEXTS = ("classes", "starts", "ends")  # arguments of losses that have one number for each text
 TABLES = {"wte": "token table", "wpe": "position table", "wse": "sentence table"}
 PARTS = {**TABLES, "attn": "attention", "cross": "attention", "mlp": "MLP", "lm_head": "output layer"}
 
@@ -243,7 +244,7 @@ def presets() -> dict[str, tuple[type[Module], Any]]:
     }
 
 
-def opened(name: str | Path) -> tuple[type[Module], Any, dict[str, Any]]:
+def opened(name: str | Path) -> tuple[Callable[[Any], Any], Any, dict[str, Any]]:
     """The class and the configuration of a model; of a run also its batch size and dtype."""
     known, path = presets(), Path(name)
     if str(name) in known:
@@ -256,8 +257,8 @@ def opened(name: str | Path) -> tuple[type[Module], Any, dict[str, Any]]:
         return Llama, gguf.read_config(path), {}
     values = hub.read_config(path)
     if "model_type" in values:
-        module, kind = hub.family(values)
-        return getattr(module, kind), module.config_from_hugging_face(values), {}
+        found = hub.described(path)
+        return found.kind, found.config, {}
     run = Run.open(path if path.is_dir() else path.parent)
     config = replace(run.config.model, vocab_size=run.tokenizer.vocab_size)
     part_of_batch = -(-run.config.batch_size // run.config.micro_batches)
@@ -296,7 +297,7 @@ def training_batch(model: Any, batch_size: int, context: int) -> dict[str, Array
     if "labels" in names and "target_mapping" in parameters:
         drawn = permute_tokens(ids, reuse_len=model.config.reuse_len, generator=random.Generator())
         return drawn._asdict()
-    arrays = {name: np.zeros_like(ids) for name in names}
+    arrays = {name: np.zeros_like(ids[:, 0] if name in OF_TEXTS else ids) for name in names}
     if "labels" in names:
         arrays["labels"].reshape(-1)[max(1, round(LABELLED * ids.size)) :] = -100
     return arrays

@@ -130,7 +130,8 @@ class Texts:
         context, cached, padding = self.model.config.context, self.cache[0].length, self.cache[0].padding
         starts = np.zeros(len(self.ids), int) + cached - (0 if padding is None else padding)
         new = [text[start:] for text, start in zip(self.ids, starts.tolist(), strict=True)]
-        if not cached or cached + len(new[0]) > context:
+        stop = cached + len(new[0])
+        if not cached or stop > context or not self.model.keeps_cache(cached, stop):
             new = [text[-context:] for text in self.ids]
             padding = max(map(len, new)) - np.array([len(window) for window in new])
             for one in self.cache:

@@ -194,7 +194,7 @@ def _scaling(
     original = given.pop("original_context_length", context)
     given.pop("finetuned", None)  # how the model was trained
     refused = [] if way in ("none", "linear", "yarn") else [f"{prefix}type {way}"]
-    settings = {}
+    settings: dict[str, Any] = {}
     if way == "yarn":
         settings = {ours: _as_written(given.pop(theirs)) for theirs, ours in YARN.items() if theirs in given}
         more = _as_written(given.pop("attn_factor", 1.0))

@@ -7,8 +7,13 @@ transformers reads. Neither needs torch. Each model file says how its parameters
 - `TRANSPOSED`: our names whose matrix is (in, out) there (GPT-2's Conv1D);
 - `PREFIX`: what precedes the names of the body, and may be missing in a file;
 - `IGNORED`: endings of names that hold no weights (masks, rotary tables, a second copy of a tied matrix);
-- `config_from_hugging_face`, `config_to_hugging_face`, `rows_in_hugging_face` where joined rows are not alike, and
-  `shape_in_hugging_face` where the same numbers in the same order have another shape there (XLNet's heads).
+- `TIED`: of each such copy the name whose numbers it has, if the files are those of a tied model;
+- `config_from_hugging_face`, `config_to_hugging_face`, `rows_in_hugging_face` where joined rows are not alike,
+  `joined_in_hugging_face` where an array there is several of those names (Phi-3), and `shape_in_hugging_face` where the
+  same numbers in the same order have another shape there (XLNet's heads).
+
+What files say beside the model, such as the ids that begin and end a text, stays with it as `model.saved_with`, and is
+written again; `model.eos_ids` of a model of the next token are those that end one.
 
 A safetensors file is eight bytes with the length of a JSON header, the header (of each array its dtype, shape and
 place), and the arrays one after the other. Weights are read from their place into the parameter's memory, a piece at
@@ -18,11 +23,13 @@ them is read: a model is loaded whole or not at all.
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
+import itertools
 import json
 import math
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -32,25 +39,39 @@ import numpy as np
 from minillm.backend import Array, as_dtype
 from minillm.device import to_host
 from minillm.errors import CheckpointError, InputError
-from minillm.nn import Module, uninitialized
+from minillm.nn import Decoder, Module, uninitialized
 
 if TYPE_CHECKING:
     from minillm.tokenizers import Tokenizer
 
+HEADS = ("ForSequenceClassification", "ForTokenClassification", "ForQuestionAnswering")
 # Of each model type in a config.json: the file in minillm/models and the class for an architecture.
 FAMILIES = {
     "bart": ("bart", {"BartForConditionalGeneration": "Bart", "BartModel": "BartModel"}),
-    "bert": ("bert", {name: name for name in ("BertForPreTraining", "BertForMaskedLM", "BertModel")}),
+    "bert": ("bert", {f"Bert{name}": f"Bert{name}" for name in ("ForPreTraining", "ForMaskedLM", "Model", *HEADS)}),
+    "distilbert": (
+        "distilbert",
+        {f"DistilBert{name}": f"DistilBert{name}" for name in ("ForMaskedLM", "Model", *HEADS)},
+    ),
+    "gemma2": ("gemma", {"Gemma2ForCausalLM": "Gemma"}),
+    "gemma3_text": ("gemma", {"Gemma3ForCausalLM": "Gemma"}),
     "gpt2": ("gpt2", {"GPT2LMHeadModel": "GPT2"}),
     "llama": ("llama", {"LlamaForCausalLM": "Llama"}),
     "mistral": ("llama", {"MistralForCausalLM": "Llama"}),
+    "phi3": ("llama", {"Phi3ForCausalLM": "Llama"}),
     "qwen2": ("llama", {"Qwen2ForCausalLM": "Llama"}),
-    "roberta": ("roberta", {"RobertaForMaskedLM": "RobertaForMaskedLM", "RobertaModel": "RobertaModel"}),
+    "qwen3": ("llama", {"Qwen3ForCausalLM": "Llama"}),
+    "roberta": ("roberta", {f"Roberta{name}": f"Roberta{name}" for name in ("ForMaskedLM", "Model", *HEADS)}),
+    "xlm-roberta": ("roberta", {f"XLMRoberta{name}": f"Roberta{name}" for name in ("ForMaskedLM", "Model", *HEADS)}),
     "xlnet": ("xlnet", {"XLNetLMHeadModel": "XLNetLMHeadModel", "XLNetModel": "XLNetModel"}),
 }
 DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 OLD_NAMES = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"}  # in BERT's first files
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
+GENERATION = "generation_config.json"
+FORCED_EOS = "forced_eos_token_id"
+# Of a config.json, what is said anew when it is written, under this name or another.
+SAID_ANEW = ("architectures", "dtype", "torch_dtype", "rope_theta", "rope_scaling", "rope_local_base_freq")
 PIECE = 1 << 22  # bytes read at a time, where they are converted
 
 
@@ -61,6 +82,34 @@ class Stored(NamedTuple):
     offset: int  # in bytes, from the file's start
     dtype: np.dtype
     shape: tuple[int, ...]
+
+    def rows(self, start: int, stop: int) -> Stored:
+        """Some of its rows."""
+        offset = self.offset + start * math.prod(self.shape[1:]) * self.dtype.itemsize
+        return self._replace(offset=offset, shape=(stop - start, *self.shape[1:]))
+
+
+class SavedWith(NamedTuple):
+    """What files say beside the model's weights and configuration."""
+
+    config: dict[str, Any]  # the values of config.json
+    generation: dict[str, Any]  # those of generation_config.json, empty where there is none
+
+    @property
+    def eos_ids(self) -> tuple[int, ...]:
+        """The tokens that end a text: one, several or none."""
+        found = self.generation.get("eos_token_id", self.config.get("eos_token_id"))
+        found = [] if found is None else found if isinstance(found, list) else [found]
+        return tuple(one for one in found if isinstance(one, int))
+
+
+class Described(NamedTuple):
+    """What a config.json describes."""
+
+    module: ModuleType  # the model's file
+    kind: Callable[[Any], Any]  # its class there
+    config: Any
+    values: dict[str, Any]
 
 
 def load(path: str | Path, dtype: Any = "float32") -> Any:
@@ -77,21 +126,53 @@ def load(path: str | Path, dtype: Any = "float32") -> Any:
 
         return load_gguf(path, dtype)
     folder = path.parent if path.suffix == ".safetensors" else path
-    values = read_config(folder / CONFIG)
-    module, name = family(values)
-    config = module.config_from_hugging_face(values)
+    module, kind, config, values = described(folder)
+    generation = _read_json(folder / GENERATION) if (folder / GENERATION).exists() else {}
     stored = _stored_arrays(path)
+    config, stored = _untied(path, module, config, stored)
     with uninitialized():
-        model = getattr(module, name)(config)
+        model = kind(config)
         if as_dtype(dtype) != np.float32:
             with np.errstate(all="ignore"):  # of what the memory happens to hold
                 model.to(dtype)
-    shapes = {name: array.shape for name, array in stored.items()}
-    check_weights(path, CONFIG, dict(_expected(model, module, stored)), shapes, getattr(module, "IGNORED", ()))
+    expected, joined = dict(_expected(model, module, stored)), _joined(module, config)
+    parts = {part: expected.pop(part) for names in joined.values() for part in names}
+    for whole, names in joined.items():
+        expected[whole] = (sum(parts[name][0] for name in names), *parts[names[0]][1:])
+    found = {name: array.shape for name, array in stored.items()}
+    check_weights(path, CONFIG, expected, found, getattr(module, "IGNORED", ()))
+    for whole, names in joined.items():
+        edges = itertools.pairwise(itertools.accumulate((parts[name][0] for name in names), initial=0))
+        stored |= {name: stored[whole].rows(*edge) for name, edge in zip(names, edges, strict=True)}
     for target, sources in _pairs(model, module, stored):
         for rows, source in sources:
             _read(source, target.parameter[rows], target.transposed)
+    keep(model, SavedWith(values, generation))
     return model.eval()
+
+
+def described(path: str | Path) -> Described:
+    """What the config.json in a folder describes, or such a file; no weight is read.
+
+    Raises: CheckpointError for a file that is missing or damaged; InputError for an architecture that is not here, and
+    for values that cannot be, with the file's name.
+    """
+    values, path = read_config(path), Path(path)
+    file = path / CONFIG if path.is_dir() else path
+    try:
+        module, name = family(values)
+        if values.get("quantization_config"):
+            raise InputError("load: config.json has a quantization_config; get the weights as floats")
+        return Described(module, getattr(module, name), module.config_from_hugging_face(values), values)
+    except InputError as error:
+        raise InputError(str(error).replace("load: config.json", f"load: {file}", 1)) from None
+
+
+def keep(model: Any, saved_with: SavedWith) -> None:
+    """Have a model remember what its files say beside it; `save_pretrained` writes it again."""
+    vars(model)["saved_with"] = saved_with
+    if isinstance(model, Decoder) or hasattr(model, "conditioned"):
+        vars(model)["eos_ids"] = saved_with.eos_ids
 
 
 def load_tokenizer(path: str | Path) -> Tokenizer:
@@ -132,6 +213,8 @@ def save_pretrained(model: Any, folder: str | Path, max_shard_bytes: int = 5 * 1
             piece = np.ascontiguousarray(piece.T if _is_transposed(module, name) else piece)
             arrays[theirs] = piece.reshape(_shape_there(module, model.config, name, piece.shape))
             start += rows
+    for whole, parts in _joined(module, model.config).items():
+        arrays[whole] = np.concatenate([arrays.pop(part) for part in parts])
     shards: list[dict[str, Array]] = [{}]
     for name, array in arrays.items():
         if shards[-1] and sum(a.nbytes for a in shards[-1].values()) + array.nbytes > max_shard_bytes:
@@ -155,13 +238,22 @@ def save_pretrained(model: Any, folder: str | Path, max_shard_bytes: int = 5 * 1
         weight_map = {name: file for file, shard in zip(files, shards, strict=True) for name in shard}
         total = sum(array.nbytes for array in arrays.values())
         _write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
-    values = module.config_to_hugging_face(model.config)
+    ours = module.config_to_hugging_face(model.config)
+    read, generation = vars(model).get("saved_with") or SavedWith({}, {})
+    values = ours | {
+        key: value
+        for key, value in read.items()
+        if key not in SAID_ANEW and (ours.get(key) is None or key == FORCED_EOS)  # of the last one, ours is a guess
+    }
     classes = FAMILIES[values["model_type"]][1]
-    architectures = [theirs for theirs, ours in classes.items() if ours == type(model).__name__]
+    architectures = [theirs for theirs, name in classes.items() if name == type(model).__name__]
     dtype = next(iter(arrays.values())).dtype.name
     _write_json(folder / CONFIG, values | {"architectures": architectures, "dtype": dtype})
-    for stale in (INDEX if len(shards) == 1 else WEIGHTS,):  # of a model that was here before
-        (folder / stale).unlink(missing_ok=True)
+    if generation:
+        _write_json(folder / GENERATION, generation)
+    stale = [INDEX if len(shards) == 1 else WEIGHTS, *([] if generation else [GENERATION])]
+    for file in stale:  # of a model that was here before
+        (folder / file).unlink(missing_ok=True)
 
 
 Module.save_pretrained = save_pretrained  # type: ignore[attr-defined]  # here, because layers know of no files
@@ -176,6 +268,10 @@ def family(values: dict[str, Any]) -> tuple[ModuleType, str]:
     Raises: InputError for an architecture that is not here, with those that are.
     """
     kind, architectures = values.get("model_type"), values.get("architectures") or []
+    if not isinstance(architectures, list) or not all(isinstance(name, str) for name in architectures):
+        raise InputError(f"load: config.json has architectures={architectures!r}; give a list of names")
+    if not isinstance(kind, str | None):
+        raise InputError(f"load: config.json has model_type={kind!r}; give a name, such as 'llama'")
     if kind in FAMILIES:
         file, classes = FAMILIES[kind]
         for architecture in architectures or [next(iter(classes))]:
@@ -219,6 +315,62 @@ def _is_transposed(module: ModuleType, name: str) -> bool:
 def _shape_there(module: ModuleType, config: Any, name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
     """The shape in the file of a parameter, or of its rows there; `shape` is what it would be with our axes."""
     return module.shape_in_hugging_face(config, name, shape) if hasattr(module, "shape_in_hugging_face") else shape
+
+
+def _joined(module: ModuleType, config: Any) -> dict[str, tuple[str, ...]]:
+    """Of each array in a file that is several of Hugging Face's names, below each other, which ones."""
+    patterns = module.joined_in_hugging_face(config) if hasattr(module, "joined_in_hugging_face") else {}
+    return {
+        whole.format(i=i): tuple(part.format(i=i) for part in parts)
+        for whole, parts in patterns.items()
+        for i in range(config.layers)
+    }
+
+
+def _untied(path: Path, module: ModuleType, config: Any, stored: dict[str, Stored]) -> tuple[Any, dict[str, Stored]]:
+    """The configuration that the weights have, and the arrays: of a tied model a file may hold both, which may differ.
+
+    As in transformers, numbers that differ are not tied, whatever the configuration says; and if only the copy is
+    there, it is what both have.
+    Raises: CheckpointError where they differ and the model here can only be tied.
+    """
+    if not getattr(config, "tied", True):
+        return config, stored
+    for copy, original in module.TIED.items():
+        copy, original = _found(copy, module, stored), _found(original, module, stored)
+        if copy not in stored or original == copy:
+            continue
+        if original not in stored:
+            stored = {original if name == copy else name: array for name, array in stored.items()}
+        elif not _are_same(stored[copy], stored[original]):
+            if not hasattr(config, "tied"):
+                raise CheckpointError(
+                    f"load: {path} holds other numbers in {copy} than in {original}, which its config.json says are "
+                    f"one (tie_word_embeddings), and a {type(config).__name__} can only be so; get the files again"
+                )
+            config = dataclasses.replace(config, tied=False)
+    return config, stored
+
+
+def _are_same(a: Stored, b: Stored) -> bool:
+    """Whether two arrays in files hold the same numbers; some rows are looked at at a time."""
+    if a.shape != b.shape:
+        return False
+    rows = a.shape[0] if a.shape else 1
+    step = max(1, PIECE // max(1, math.prod(a.shape[1:]) * 4))
+    for start in range(0, rows, step):
+        first, second = (_rows(one, start, min(start + step, rows)) for one in (a, b))
+        if not np.array_equal(first, second, equal_nan=True):
+            return False
+    return True
+
+
+def _rows(source: Stored, start: int, stop: int) -> Array:
+    """Some rows of an array in a file, in float64 where it has that, else in float32."""
+    piece = source.rows(start, stop)
+    array = np.empty(piece.shape, np.float64 if source.dtype == np.float64 else np.float32)
+    _read(piece, array, False)
+    return array
 
 
 class Target(NamedTuple):
@@ -295,13 +447,13 @@ def read_config(path: str | Path) -> dict[str, Any]:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        values = json.loads(path.read_text(encoding="utf-8-sig"))
+        values = json.loads(path.read_text(encoding="utf-8-sig"))  # some editors put a byte order mark in front
     except FileNotFoundError:
         raise CheckpointError(f"load: {path} is not there; give a folder with {CONFIG} and {WEIGHTS}") from None
     except (OSError, ValueError) as error:
         raise CheckpointError(f"load: {path} is damaged ({error}); get it again") from None
     if not isinstance(values, dict):
-        raise CheckpointError(f"load: {path} holds no object; get it again")
+        raise CheckpointError(f"load: {path} holds a {type(values).__name__}, but an object is wanted; get it again")
     return values
 
 

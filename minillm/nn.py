@@ -455,10 +455,12 @@ class Decoder(Module):
     """What models of the next token share; one gives `config`, `embed`, `blocks`, `ln_f`, `output_weight`, `new_cache`.
 
     With the data: ids, `embed`, `blocks`, the last norm `ln_f`, the product with `output_weight`, logits.
+    eos_ids: the tokens that end a text, where the model's files say so; generation stops there, unless told otherwise.
     """
 
     config: Any
     ln_f: Module
+    eos_ids: tuple[int, ...] = ()
 
     def embed(self, ids: Any, cache: list[KVCache] | None = None) -> Tensor:
         """What the first block gets, (B, T, C), of ids (B, T) that follow what the cache has seen."""
@@ -485,6 +487,10 @@ class Decoder(Module):
         """
         raise TypeError(f"{type(self).__name__}: a Decoder needs a new_cache method")
 
+    def keeps_cache(self, start: int, stop: int) -> bool:
+        """Whether what is cached of `start` tokens holds when there are `stop`; if not, all is computed anew."""
+        return True
+
     def checked_positions(self, ids: Any, cache: list[KVCache] | None) -> tuple[Array, int, int]:
         """The ids as an array (B, T), their first position, and the one after the last.
 
@@ -504,12 +510,16 @@ class Decoder(Module):
             )
         return ids, start, stop
 
+    def logits(self, features: Tensor) -> Tensor:
+        """Of features (..., C), the logits (..., V)."""
+        return ops.linear(features, self.output_weight)
+
     def forward(self, ids: Any) -> Tensor:
-        return ops.linear(self.features(ids), self.output_weight)  # (B, T, V)
+        return self.logits(self.features(ids))  # (B, T, V)
 
     def next_logits(self, ids: Any, cache: list[KVCache]) -> Tensor:
         """The logits (B, V) of what follows ids (B, T), which follow what the cache has seen, and enter it."""
-        return ops.linear(self.features(ids, cache)[:, -1], self.output_weight)
+        return self.logits(self.features(ids, cache)[:, -1])
 
     def loss(self, ids: Any, targets: Any, reduction: str = "mean") -> Tensor:
         """Cross-entropy of the logits against targets (B, T), in nats per token; -100 is not counted."""
@@ -595,18 +605,28 @@ def join_heads(x: Tensor) -> Tensor:
     return x.transpose(1, 2).reshape(B, T, H * D)
 
 
-class MLP(Module):
-    """Two linear layers with a GELU between: channels to hidden and back.
+ACTIVATIONS: dict[str, Any] = {
+    "gelu_tanh": lambda x, bias: ops.gelu(x, "tanh", bias),
+    "gelu": lambda x, bias: ops.gelu(x, "none", bias),
+    "relu": lambda x, bias: ops.relu(x if bias is None else x + bias),
+    "silu": lambda x, bias: ops.silu(x, bias),
+}
 
-    approximate: "tanh" (GPT-2) or "none", as in ops.gelu.
+
+class MLP(Module):
+    """Two linear layers with an activation between: channels to hidden and back.
+
+    activation: "gelu_tanh" (GPT-2), "gelu" (the exact one), "relu" or "silu".
     """
 
-    def __init__(self, channels: int, hidden: int, dropout: float = 0.0, bias: bool = True, approximate: str = "tanh"):
+    def __init__(
+        self, channels: int, hidden: int, dropout: float = 0.0, bias: bool = True, activation: str = "gelu_tanh"
+    ):
         self.fc = Linear(channels, hidden, bias)
         self.proj = Linear(hidden, channels, bias)
         self.dropout = Dropout(dropout)
-        self.approximate = approximate
+        self.activation = activation
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.fc(x, add_bias=False)  # gelu adds it, where it costs no pass over memory
-        return self.dropout(self.proj(ops.gelu(x, self.approximate, self.fc.bias)))
+        x = self.fc(x, add_bias=False)  # the activation adds it, GELU where it costs no pass over memory
+        return self.dropout(self.proj(ACTIVATIONS[self.activation](x, self.fc.bias)))

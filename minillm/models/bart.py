@@ -35,7 +35,7 @@ from minillm.backend import Array, as_array
 from minillm.device import like
 from minillm.errors import InputError, ShapeError, check_shapes
 from minillm.models.bert import weight_and_bias
-from minillm.models.config import Config
+from minillm.models.config import Config, check_fixed, config_from
 from minillm.nn import (
     CrossAttention,
     Decoder,
@@ -79,23 +79,12 @@ class BartConfig(Config):
     decoder_start_id: int = 2  # token id that the decoder sees first
 
     def __post_init__(self):
-        sizes = ("layers", "heads", "hidden")
-        for field in (
-            *("vocab_size", "context", "channels"),
-            *(f"{side}_{size}" for side in ("encoder", "decoder") for size in sizes),
-        ):
-            if getattr(self, field) < 1:
-                raise InputError(f"BartConfig: {field} is {getattr(self, field)}; give 1 or more")
-        for field in ("encoder_heads", "decoder_heads"):
-            if self.channels % getattr(self, field):
-                raise InputError(
-                    f"BartConfig: channels={self.channels} is not a multiple of {field}={getattr(self, field)}"
-                )
-        for field in ("dropout", "attention_dropout", "activation_dropout"):
-            if not 0 <= getattr(self, field) < 1:
-                raise InputError(
-                    f"BartConfig: {field} is {getattr(self, field)}; give a probability of at least 0 and below 1"
-                )
+        super().__post_init__()
+        sizes = [f"{side}_{size}" for side in ("encoder", "decoder") for size in ("layers", "heads", "hidden")]
+        self.check_least(1, "vocab_size", "context", "channels", *sizes)
+        self.check_divides("encoder_heads", "channels")
+        self.check_divides("decoder_heads", "channels")
+        self.check_probabilities("dropout", "attention_dropout", "activation_dropout")
         if self.activation not in ACTIVATIONS:
             raise InputError(f"BartConfig: activation is {self.activation!r}; give 'gelu' or 'relu'")
         if not self.init_std >= 0:
@@ -500,6 +489,10 @@ def _names_of_side(side: str, names: dict[str, str]) -> dict[str, str | tuple[st
 PREFIX = "model."
 # The token table again; numbers that count versions, in old files.
 IGNORED = ("coder.embed_tokens.weight", "lm_head.weight", "coder.version")
+TIED = {
+    **{f"model.{side}.embed_tokens.weight": "model.shared.weight" for side in ("encoder", "decoder")},
+    "lm_head.weight": "model.shared.weight",
+}
 HUGGING_FACE: dict[str, str | tuple[str, ...]] = {
     "wte.weight": "model.shared.weight",
     **_names_of_side("encoder", {"ln_2": "final_layer_norm"}),
@@ -555,20 +548,15 @@ OLD_FIXED = {  # what old files could ask for, under the name of bart
 def config_from_hugging_face(values: Mapping[str, Any]) -> BartConfig:
     """From the values of a config.json of model type bart.
 
-    Raises: InputError for what this model cannot do, by name.
+    Raises: InputError for what this model cannot do, and for keys that have another type or do not fit, by name.
     """
-    for key, only in {"model_type": "bart", **FIXED, **OLD_FIXED}.items():
-        if values.get(key, only) != only:
-            raise InputError(f"load: config.json has {key}={values[key]!r}; here it can only be {only!r}")
-    found = {field: (values.get(key), missing) for field, (key, missing) in KEYS.items()}
-    given = {field: missing if value is None else value for field, (value, missing) in found.items()}
-    if given["activation"] not in ACTIVATIONS:
+    check_fixed(values, {key: (only,) for key, only in {"model_type": "bart", **FIXED, **OLD_FIXED}.items()})
+    check_fixed(values, {"activation_function": ACTIVATIONS})
+    if isinstance(values.get("eos_token_id"), list):
         raise InputError(
-            f"load: config.json has activation_function={given['activation']!r}; here it can only be 'gelu' or 'relu'"
+            f"load: config.json has eos_token_id={values['eos_token_id']}; here it can only be one token id"
         )
-    if isinstance(given["eos_id"], list):
-        raise InputError(f"load: config.json has eos_token_id={given['eos_id']}; here it can only be one token id")
-    return BartConfig(**given)
+    return config_from(BartConfig, KEYS, values)
 
 
 def config_to_hugging_face(config: BartConfig) -> dict[str, Any]:

@@ -15,16 +15,17 @@ GPT-2, with ids (B, T):
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import numpy as np
 
 from minillm import ops
 from minillm.autograd import Parameter, Tensor
 from minillm.backend import Array, as_array
-from minillm.errors import DtypeError, InputError, ShapeError, check_index, check_shapes
-from minillm.models.config import Config
+from minillm.errors import DtypeError, InputError, ShapeError, check_index, check_shapes, did_you_mean
+from minillm.models.config import Config, check_fixed, config_from, table, whole_number
+from minillm.models.heads import PROBLEMS, QuestionAnswering, SequenceClassification, TokenClassification
 from minillm.nn import MLP, Dropout, Embedding, LayerNorm, Linear, Module, SelfAttention, normal_, uninitialized
 
 
@@ -38,28 +39,37 @@ class BertConfig(Config):
     heads: int = 12  # H, attention heads per block; must divide channels
     channels: int = 768  # C, width of the residual stream
     hidden: int = 3072  # width of the MLP
-    token_types: int = 2  # kinds of sentence: the first and the second
+    token_types: int = 2  # kinds of sentence: the first and the second; 0: nothing is added for them
     dropout: float = 0.1  # probability, after the embedding and on each residual branch
     attention_dropout: float = 0.1  # probability, of each weight in attention
     norm_eps: float = 1e-12  # added to the variance
     padding_id: int = 0  # token id that fills short sequences
+    labels: int = 2  # classes of a text, or of each token, for the heads that tell them apart
+    classifier_dropout: float | None = None  # probability, before such a head; None: dropout
+    problem_type: str | None = None  # what such a head of texts is asked (heads.py); None: its labels tell
+
+    LEAST_TOKEN_TYPES: ClassVar[int] = 1
 
     def __post_init__(self):
-        name = type(self).__name__
-        for field in ("vocab_size", "context", "layers", "heads", "channels", "hidden", "token_types"):
-            if getattr(self, field) < 1:
-                raise InputError(f"{name}: {field} is {getattr(self, field)}; give 1 or more")
-        if self.channels % self.heads:
-            raise InputError(f"{name}: channels={self.channels} is not a multiple of heads={self.heads}")
-        for field in ("dropout", "attention_dropout"):
-            if not 0 <= getattr(self, field) < 1:
-                raise InputError(
-                    f"{name}: {field} is {getattr(self, field)}; give a probability of at least 0 and below 1"
-                )
-        if not self.norm_eps > 0:
-            raise InputError(f"{name}: norm_eps is {self.norm_eps}; give a number above 0")
+        super().__post_init__()
+        self.check_least(1, "vocab_size", "context", "layers", "heads", "channels", "hidden")
+        self.check_least(self.LEAST_TOKEN_TYPES, "token_types")
+        self.check_least(1, "labels")
+        self.check_divides("heads", "channels")
+        self.check_probabilities("dropout", "attention_dropout", "classifier_dropout")
+        self.check_above_zero("norm_eps")
         if not 0 <= self.padding_id < self.vocab_size:
-            raise InputError(f"{name}: padding_id is {self.padding_id}; give a token id, 0 to {self.vocab_size - 1}")
+            raise InputError(
+                f"{type(self).__name__}: padding_id is {self.padding_id}; give a token id, 0 to {self.vocab_size - 1}"
+            )
+        if self.problem_type is not None and self.problem_type not in PROBLEMS:
+            hint = did_you_mean(self.problem_type, PROBLEMS)
+            raise InputError(f"{type(self).__name__}: problem_type is {self.problem_type!r}{hint}")
+
+    @property
+    def head_dropout(self) -> float:
+        """Probability, before a head that tells texts or tokens apart."""
+        return self.dropout if self.classifier_dropout is None else self.classifier_dropout
 
     @property
     def positions(self) -> int:
@@ -89,7 +99,7 @@ class Block(Module):
     def __init__(self, config: BertConfig):
         self.attn = SelfAttention(config.channels, config.heads, config.dropout, config.attention_dropout)
         self.ln_1 = LayerNorm(config.channels, config.norm_eps)
-        self.mlp = MLP(config.channels, config.hidden, config.dropout, approximate="none")
+        self.mlp = MLP(config.channels, config.hidden, config.dropout, activation="gelu")
         self.ln_2 = LayerNorm(config.channels, config.norm_eps)
 
     def forward(self, x: Tensor, lengths: Any = None, mask: Array | None = None) -> Tensor:
@@ -105,7 +115,8 @@ class Encoder(Module):
         self.config = config
         self.wte = Embedding(config.vocab_size, config.channels)  # tokens; also the output layer
         self.wpe = Embedding(config.positions, config.channels)  # positions
-        self.wse = Embedding(config.token_types, config.channels)  # first or second sentence
+        # first or second sentence; DistilBERT has no such table
+        self.wse = Embedding(config.token_types, config.channels) if config.token_types else None
         self.ln = LayerNorm(config.channels, config.norm_eps)
         self.drop = Dropout(config.dropout)
         self.h = [Block(config) for _ in range(config.layers)]
@@ -150,13 +161,16 @@ class Encoder(Module):
         if mask is not None and mask.dtype.kind not in "biu":
             raise DtypeError(f"{name}: attention_mask has dtype {mask.dtype}; give bool, True where a token is real")
 
-        x = self.wte(ids)  # (B, T, C)
-        if token_types is None:
-            kinds = self.wse.weight[0]
+        x, places = self.wte(ids), self.wpe(self.position_ids(ids))  # (B, T, C)
+        if self.wse is None:
+            if token_types is not None:
+                raise InputError(f"{name}: token_types are given, but this model has none; leave them out")
+        elif token_types is None:
+            places = places + self.wse.weight[0]
         else:
             check_index(name, token_types, self.config.token_types, "token type")
-            kinds = self.wse(token_types)
-        x = self.drop(self.ln(x + (self.wpe(self.position_ids(ids)) + kinds)))
+            places = places + self.wse(token_types)
+        x = self.drop(self.ln(x + places))
         mask = None if mask is None else (mask != 0)[:, None, None]  # (B, 1, 1, T), for every head and query
         for block in self.h:
             x = block(x, lengths, mask)
@@ -278,6 +292,43 @@ class BertForPreTraining(BertModel):
         return loss
 
 
+class BertForSequenceClassification(SequenceClassification, BertModel):
+    """A BERT that tells texts apart, by what its pooler makes of [CLS]."""
+
+    def __init__(self, config: BertConfig):
+        with uninitialized():  # numbers are drawn below, for all
+            super().__init__(config)
+        self.drop_features = Dropout(config.head_dropout)
+        self.classifier = Linear(config.channels, config.labels)
+        self.assign_names()
+        self._init_weights()
+
+    def class_logits(self, features: Tensor) -> Tensor:
+        return self.classifier(self.drop_features(self.pool(features)))
+
+
+class BertForTokenClassification(TokenClassification, Encoder):
+    """A BERT that tells tokens apart, such as names of people from all else."""
+
+    def __init__(self, config: BertConfig):
+        with uninitialized():
+            super().__init__(config)
+        self.add_head(config.head_dropout)
+        self.assign_names()
+        self._init_weights()
+
+
+class BertForQuestionAnswering(QuestionAnswering, Encoder):
+    """A BERT that finds the answer to a question in a text."""
+
+    def __init__(self, config: BertConfig):
+        with uninitialized():
+            super().__init__(config)
+        self.add_head()
+        self.assign_names()
+        self._init_weights()
+
+
 # --- Hugging Face's names ------------------------------------------------------------------------------------------
 
 
@@ -319,6 +370,10 @@ IGNORED = (
     *("position_ids", "predictions.decoder.weight", "predictions.decoder.bias"),
     *(f"{layer}.{kind}" for layer in ("pooler.dense", "seq_relationship") for kind in ("weight", "bias")),
 )
+TIED = {
+    "cls.predictions.decoder.weight": "bert.embeddings.word_embeddings.weight",
+    "cls.predictions.decoder.bias": "cls.predictions.bias",
+}
 HUGGING_FACE: dict[str, str | tuple[str, ...]] = {
     **names_of_encoder("bert"),
     **weight_and_bias(
@@ -327,6 +382,8 @@ HUGGING_FACE: dict[str, str | tuple[str, ...]] = {
             "head.fc": "cls.predictions.transform.dense",
             "head.ln": "cls.predictions.transform.LayerNorm",
             "next_sentence": "cls.seq_relationship",
+            "classifier": "classifier",
+            "qa_outputs": "qa_outputs",
         }
     ),
     "head.bias": "cls.predictions.bias",
@@ -344,6 +401,8 @@ KEYS: dict[str, tuple[str, Any]] = {
     "attention_dropout": ("attention_probs_dropout_prob", 0.1),
     "norm_eps": ("layer_norm_eps", 1e-12),
     "padding_id": ("pad_token_id", 0),
+    "classifier_dropout": ("classifier_dropout", None),
+    "problem_type": ("problem_type", None),
 }
 FIXED = {
     "hidden_act": "gelu",
@@ -354,21 +413,27 @@ FIXED = {
 }
 
 
-def fields_from_hugging_face(model_type: str, values: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of the configuration, by our names. Raises: InputError for what these models cannot do, by name."""
-    for key, only in {"model_type": model_type, **FIXED}.items():
-        if values.get(key, only) != only:
-            raise InputError(f"load: config.json has {key}={values[key]!r}; here it can only be {only!r}")
-    found = {field: (values.get(key), missing) for field, (key, missing) in KEYS.items()}
-    return {field: missing if value is None else value for field, (value, missing) in found.items()}
+def labels_from(values: Mapping[str, Any], missing: int = 2) -> int:
+    """How many classes a config.json names in `id2label`, or counts; InputError where it does neither."""
+    names = table(values, "id2label")
+    return len(names) if names else whole_number(values, "num_labels", missing)
+
+
+def labels_to(config: BertConfig) -> dict[str, Any]:
+    """The classes of a config.json, where there are not two, which is what a missing key means."""
+    if config.labels == 2:
+        return {}
+    names = {str(number): f"LABEL_{number}" for number in range(config.labels)}
+    return {"id2label": names, "label2id": {name: int(number) for number, name in names.items()}}
 
 
 def config_from_hugging_face(values: Mapping[str, Any]) -> BertConfig:
     """From the values of a config.json of model type bert.
 
-    Raises: InputError for what this model cannot do, by name.
+    Raises: InputError for what this model cannot do, and for keys that have another type or do not fit, by name.
     """
-    return BertConfig(**fields_from_hugging_face("bert", values))
+    check_fixed(values, {key: (only,) for key, only in {"model_type": "bert", **FIXED}.items()})
+    return config_from(BertConfig, KEYS, values, labels=labels_from(values))
 
 
 def config_to_hugging_face(config: BertConfig) -> dict[str, Any]:
@@ -376,6 +441,7 @@ def config_to_hugging_face(config: BertConfig) -> dict[str, Any]:
     return {
         "architectures": ["BertForPreTraining"],
         "model_type": "bert",
-        **{KEYS[field.name][0]: getattr(config, field.name) for field in fields(config)},
+        **{key: getattr(config, field) for field, (key, _) in KEYS.items()},
         **FIXED,
+        **labels_to(config),
     }

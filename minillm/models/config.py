@@ -1,16 +1,38 @@
-"""What the configurations of all models share: sizes that have a name."""
+"""What the configurations of all models share: fields that are checked, sizes with a name, values from a config.json.
+
+A config.json comes from anywhere: a key may be missing, null, a text where a number belongs, or NaN. A missing key has
+the default of its family in transformers. The rest is checked where any configuration is, by the types of its fields
+(`Config.__post_init__`), and the error then says which keys of the file it was (`config_from`).
+"""
 
 from __future__ import annotations
 
+import functools
+import math
+import numbers
+import re
 import sys
-from dataclasses import replace
+import typing
+from collections.abc import Collection, Mapping
+from dataclasses import fields, replace
+from types import NoneType
 from typing import Any, Self
 
 from minillm.errors import InputError, did_you_mean
 
+Keys = Mapping[str, tuple[str, Any]]  # of each field the key in a config.json, and what holds where it is missing
+
 
 class Config:
     """The base of frozen dataclasses whose file has named sizes, `PRESETS`."""
+
+    def __post_init__(self) -> None:
+        """Every field has the type that it is declared with. Raises: InputError that names the first that has not."""
+        for field in fields(self):  # type: ignore[arg-type]
+            value, kinds = getattr(self, field.name), _types_of(type(self))[field.name]  # type: ignore[arg-type]
+            if not any(_is(value, kind) for kind in kinds):
+                wanted = " or ".join(WANTED.get(kind, f"a {getattr(kind, '__name__', kind)}") for kind in kinds)
+                raise InputError(f"{type(self).__name__}: {field.name} is {value!r}; give {wanted}")
 
     @classmethod
     def preset(cls, name: str, **changes: Any) -> Self:
@@ -23,3 +45,118 @@ class Config:
         if name not in presets:
             raise InputError(f"{cls.__name__}: no preset is called {name!r}{did_you_mean(name, presets)}")
         return replace(presets[name], **changes)
+
+    def check_least(self, least: float, *names: str) -> None:
+        """Raise InputError for the first of these fields that is below; None is passed over."""
+        for name in names:
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise InputError(f"{type(self).__name__}: {name} is {value}; give {least} or more")
+
+    def check_above_zero(self, *names: str) -> None:
+        """Raise InputError for the first of these fields that is 0 or below; None is passed over."""
+        for name in names:
+            value = getattr(self, name)
+            if value is not None and value <= 0:
+                raise InputError(f"{type(self).__name__}: {name} is {value}; give a number above 0")
+
+    def check_probabilities(self, *names: str) -> None:
+        """Raise InputError for the first of these fields that is no probability below 1; None is passed over."""
+        for name in names:
+            value = getattr(self, name)
+            if value is not None and not 0 <= value < 1:
+                raise InputError(
+                    f"{type(self).__name__}: {name} is {value}; give a probability of at least 0 and below 1"
+                )
+
+    def check_divides(self, part: str, whole: str) -> None:
+        """Raise InputError where the field `part` does not divide the field `whole`."""
+        parts, size = getattr(self, part), getattr(self, whole)
+        if size % parts:
+            raise InputError(f"{type(self).__name__}: {whole}={size} is not a multiple of {part}={parts}")
+
+
+WANTED: dict[Any, str] = {
+    int: "a whole number",
+    float: "a finite number",
+    bool: "True or False",
+    str: "a text",
+    NoneType: "None",
+    tuple[int, ...]: "a tuple of whole numbers",
+}
+
+
+@functools.cache
+def _types_of(kind: type) -> dict[str, tuple[Any, ...]]:
+    """Of each field the types that its value may have."""
+    found = typing.get_type_hints(kind)
+    return {
+        name: typing.get_args(hint) if NoneType in typing.get_args(hint) else (hint,) for name, hint in found.items()
+    }
+
+
+def _is(value: Any, kind: Any) -> bool:
+    if kind == tuple[int, ...]:
+        return isinstance(value, tuple) and all(_is(one, int) for one in value)
+    if kind in (int, float):
+        number = numbers.Integral if kind is int else numbers.Real
+        return isinstance(value, number) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, kind)
+
+
+# --- from a config.json --------------------------------------------------------------------------------------------
+
+
+def config_from(
+    kind: type[Config], keys: Keys, values: Mapping[str, Any], /, nulls: Collection[str] = (), **computed: Any
+) -> Any:
+    """The configuration of this class that the values of a config.json describe.
+
+    A key that is null has its default, but for the fields in `nulls`, where it means None. computed: fields that follow
+    from more than their key. Raises: InputError that names the keys and their values.
+    """
+    given = {}
+    for field, (key, missing) in keys.items():
+        value = values.get(key, missing)
+        given[field] = missing if value is None and field not in nulls else value
+    try:
+        return kind(**(given | computed))
+    except InputError as error:
+        named = [field for field in keys if re.search(rf"\b{field}\b", str(error))]
+        shown = [
+            f"{keys[field][0]}={values[keys[field][0]]!r}"
+            if keys[field][0] in values
+            else f"{keys[field][0]}={given[field]!r} by default"
+            for field in named
+        ]
+        raise InputError(f"load: config.json has {' and '.join(shown) or 'what cannot be'}: {error}") from None
+
+
+def check_fixed(values: Mapping[str, Any], fixed: Mapping[str, tuple[Any, ...]]) -> None:
+    """Refuse what a model cannot do. fixed: of each key all values that it may have; a null is as a missing key.
+
+    Raises: InputError that names the key.
+    """
+    for key, only in fixed.items():
+        value = values.get(key)
+        if value is not None and value not in only:
+            raise InputError(
+                f"load: config.json has {key}={value!r}; here it can only be {' or '.join(map(repr, only))}"
+            )
+
+
+def whole_number(values: Mapping[str, Any], key: str, missing: int | None, least: int = 1) -> Any:
+    """A whole number of a config.json that others are computed from; InputError that names the key otherwise."""
+    value = values.get(key)
+    value = missing if value is None else value
+    if value is not None and (not _is(value, int) or value < least):
+        raise InputError(f"load: config.json has {key}={value!r}; give a whole number, {least} or more")
+    return value
+
+
+def table(values: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    """An object within a config.json, empty where there is none; InputError that names the key otherwise."""
+    value = values.get(key)
+    if value is not None and not isinstance(value, dict):
+        raise InputError(f"load: config.json has {key}={value!r}; give an object with names and values")
+    return value or {}

@@ -8,16 +8,28 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from minillm.autograd import Tensor
 from minillm.backend import Array
-from minillm.errors import InputError
-from minillm.models.config import Config
-from minillm.nn import MLP, Decoder, Dropout, Embedding, KVCache, LayerNorm, Module, SelfAttention, normal_
+from minillm.errors import InputError, did_you_mean
+from minillm.models.config import Config, check_fixed, config_from
+from minillm.nn import (
+    ACTIVATIONS,
+    MLP,
+    Decoder,
+    Dropout,
+    Embedding,
+    KVCache,
+    LayerNorm,
+    Linear,
+    Module,
+    SelfAttention,
+    normal_,
+)
 
 
 @dataclass(frozen=True)
@@ -31,15 +43,28 @@ class GPT2Config(Config):
     channels: int = 768  # C, width of the residual stream
     dropout: float = 0.0  # probability, after the embedding, in attention and on each residual branch
     bias: bool = True  # whether linear layers and layer norms have a bias
+    hidden: int | None = None  # width of the MLP; None: 4 channels
+    activation: str = "gelu_tanh"  # of the MLP: "gelu_tanh", "gelu" (the exact one), "relu" or "silu"
+    tied: bool = True  # whether the output layer is the token table
+    norm_eps: float = 1e-5  # added to the variance
+    embedding_dropout: float | None = None  # probability, after the embedding; None: dropout
+    attention_dropout: float | None = None  # probability, of each weight in attention; None: dropout
 
     def __post_init__(self):
-        for field in ("vocab_size", "context", "layers", "heads", "channels"):
-            if getattr(self, field) < 1:
-                raise InputError(f"GPT2Config: {field} is {getattr(self, field)}; give 1 or more")
-        if self.channels % self.heads:
-            raise InputError(f"GPT2Config: channels={self.channels} is not a multiple of heads={self.heads}")
-        if not 0 <= self.dropout < 1:
-            raise InputError(f"GPT2Config: dropout is {self.dropout}; give a probability of at least 0 and below 1")
+        super().__post_init__()
+        self.check_least(1, "vocab_size", "context", "layers", "heads", "channels", "hidden")
+        self.check_divides("heads", "channels")
+        self.check_probabilities("dropout", "embedding_dropout", "attention_dropout")
+        self.check_above_zero("norm_eps")
+        if self.activation not in ACTIVATIONS:
+            raise InputError(
+                f"GPT2Config: activation is {self.activation!r}{did_you_mean(self.activation, ACTIVATIONS)}"
+            )
+
+    @property
+    def size_of_mlp(self) -> int:
+        """Channels within the MLP."""
+        return 4 * self.channels if self.hidden is None else self.hidden
 
 
 PRESETS = {
@@ -60,12 +85,12 @@ class Block(Module):
     """x + attention(norm(x)), then x + mlp(norm(x))."""
 
     def __init__(self, config: GPT2Config):
-        self.ln_1 = LayerNorm(config.channels, bias=config.bias)
-        self.attn = SelfAttention(
-            config.channels, config.heads, config.dropout, config.dropout, config.bias, causal=True
-        )
-        self.ln_2 = LayerNorm(config.channels, bias=config.bias)
-        self.mlp = MLP(config.channels, 4 * config.channels, config.dropout, config.bias)
+        channels, eps, bias = config.channels, config.norm_eps, config.bias
+        p = config.dropout if config.attention_dropout is None else config.attention_dropout
+        self.ln_1 = LayerNorm(channels, eps, bias)
+        self.attn = SelfAttention(channels, config.heads, config.dropout, p, bias, causal=True)
+        self.ln_2 = LayerNorm(channels, eps, bias)
+        self.mlp = MLP(channels, config.size_of_mlp, config.dropout, bias, config.activation)
 
     def forward(self, x: Tensor, cache: KVCache | None = None, visible: Array | None = None) -> Tensor:
         x, normed = self.ln_2(x, self.attn(self.ln_1(x), cache, visible))  # the sum, and the norm of it
@@ -77,11 +102,13 @@ class GPT2(Decoder):
 
     def __init__(self, config: GPT2Config):
         self.config = config
-        self.wte = Embedding(config.vocab_size, config.channels)  # tokens; also the output layer
+        self.wte = Embedding(config.vocab_size, config.channels)  # tokens; also the output layer, unless it has its own
         self.wpe = Embedding(config.context, config.channels)  # positions
-        self.drop = Dropout(config.dropout)
+        self.drop = Dropout(config.dropout if config.embedding_dropout is None else config.embedding_dropout)
         self.h = [Block(config) for _ in range(config.layers)]
-        self.ln_f = LayerNorm(config.channels, bias=config.bias)
+        self.ln_f = LayerNorm(config.channels, config.norm_eps, config.bias)
+        if not config.tied:
+            self.lm_head = Linear(config.channels, config.vocab_size, bias=False)
         self.assign_names()
         self._init_weights()
 
@@ -99,8 +126,8 @@ class GPT2(Decoder):
 
     @property
     def output_weight(self) -> Tensor:
-        """Of the output layer, (V, C): the token table."""
-        return self.wte.weight
+        """Of the output layer, (V, C): the token table, where they are tied."""
+        return self.wte.weight if self.config.tied else self.lm_head.weight
 
     def new_cache(self, batch: int = 1, padding: Array | None = None) -> list[KVCache]:
         """An empty cache for `next_logits`, one for each block, with room for the whole context."""
@@ -127,6 +154,7 @@ class GPT2(Decoder):
 # --- Hugging Face's names ------------------------------------------------------------------------------------------
 
 PREFIX = "transformer."
+TIED = {"lm_head.weight": "transformer.wte.weight"}
 HUGGING_FACE = {
     "wte.weight": "transformer.wte.weight",
     "wpe.weight": "transformer.wpe.weight",
@@ -143,52 +171,66 @@ HUGGING_FACE = {
         }.items()
         for kind in ("weight", "bias")
     },
+    "lm_head.weight": "lm_head.weight",
 }
 TRANSPOSED = {f"h.{{i}}.{part}.weight" for part in ("attn.qkv", "attn.proj", "mlp.fc", "mlp.proj")}  # Conv1D
 IGNORED = ("attn.bias", "attn.masked_bias", "lm_head.weight")  # masks; the token table again
 
 
+# Of each field of the configuration the key there, and what it is where the key is missing.
+KEYS: dict[str, tuple[str, Any]] = {
+    "vocab_size": ("vocab_size", 50257),
+    "context": ("n_positions", 1024),
+    "layers": ("n_layer", 12),
+    "heads": ("n_head", 12),
+    "channels": ("n_embd", 768),
+    "dropout": ("resid_pdrop", 0.1),
+    "embedding_dropout": ("embd_pdrop", 0.1),
+    "attention_dropout": ("attn_pdrop", 0.1),
+    "hidden": ("n_inner", None),
+    "activation": ("activation_function", "gelu_new"),
+    "norm_eps": ("layer_norm_epsilon", 1e-5),
+    "tied": ("tie_word_embeddings", True),
+}
+# Activations by their names there; of several for one function the first is written.
+ACTIVATIONS_IN_FILES = {"gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "gelu_fast": "gelu_tanh"}
+ACTIVATIONS_IN_FILES |= {"gelu": "gelu", "relu": "relu", "silu": "silu", "swish": "silu"}
+DROPOUTS = ("embedding_dropout", "attention_dropout")  # fields that are None where all dropout is the same
+FIXED = {
+    "model_type": ("gpt2",),
+    "activation_function": tuple(ACTIVATIONS_IN_FILES),
+    "scale_attn_weights": (True,),
+    "scale_attn_by_inverse_layer_idx": (False,),
+    "add_cross_attention": (False,),
+}
+
+
 def config_from_hugging_face(values: Mapping[str, Any]) -> GPT2Config:
     """From the values of a config.json of model type gpt2.
 
-    Raises: InputError for what this model cannot do, by name.
+    Raises: InputError for what this model cannot do, and for keys that have another type or do not fit, by name.
     """
-    expected = {
-        "activation_function": ("gelu_new", "gelu_pytorch_tanh"),
-        "layer_norm_epsilon": (1e-5,),
-        "n_inner": (None, 4 * values["n_embd"]),
-        "scale_attn_weights": (True,),
-        "scale_attn_by_inverse_layer_idx": (False,),
-        "add_cross_attention": (False,),
-        "tie_word_embeddings": (True,),
-    }
-    for name, choices in expected.items():
-        if values.get(name, choices[0]) not in choices:
-            raise InputError(f"load: config.json has {name}={values[name]!r}, which GPT2 here does not do")
-    return GPT2Config(
-        vocab_size=values["vocab_size"],
-        context=values["n_positions"],
-        layers=values["n_layer"],
-        heads=values["n_head"],
-        channels=values["n_embd"],
-        dropout=values.get("resid_pdrop", 0.1),
+    check_fixed(values, FIXED)
+    config = config_from(
+        GPT2Config, KEYS, values, activation=ACTIVATIONS_IN_FILES[values.get("activation_function") or "gelu_new"]
     )
+    same = {name: None for name in DROPOUTS if getattr(config, name) == config.dropout}
+    if config.hidden == 4 * config.channels:
+        same["hidden"] = None
+    return replace(config, **same)
 
 
 def config_to_hugging_face(config: GPT2Config) -> dict[str, Any]:
     """The values of a config.json. Raises: InputError without biases, which GPT-2 has."""
     if not config.bias:
         raise InputError("save_pretrained: a GPT2 with bias=False has no form in Hugging Face's format")
-    dropout = dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), config.dropout)
+    values = {key: getattr(config, field) for field, (key, _) in KEYS.items()}
+    activation = next(name for name, ours in ACTIVATIONS_IN_FILES.items() if ours == config.activation)
     return {
         "architectures": ["GPT2LMHeadModel"],
         "model_type": "gpt2",
-        "vocab_size": config.vocab_size,
-        "n_positions": config.context,
-        "n_layer": config.layers,
-        "n_head": config.heads,
-        "n_embd": config.channels,
-        "activation_function": "gelu_new",
-        "layer_norm_epsilon": 1e-5,
-        **dropout,
+        **values,
+        **{KEYS[name][0]: config.dropout for name in DROPOUTS if getattr(config, name) is None},
+        "activation_function": activation,
+        **dict.fromkeys(("bos_token_id", "eos_token_id")),  # a model alone knows of none
     }

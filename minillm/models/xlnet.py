@@ -47,7 +47,7 @@ from minillm.autograd import Parameter, Tensor
 from minillm.backend import Array, as_array
 from minillm.device import like
 from minillm.errors import DtypeError, InputError, ShapeError, check_index, check_shapes
-from minillm.models.config import Config
+from minillm.models.config import Config, check_fixed, config_from
 from minillm.nn import Dropout, Embedding, LayerNorm, Linear, Module, normal_, uninitialized
 
 
@@ -68,17 +68,13 @@ class XLNetConfig(Config):
     bi_data: bool = False  # whether the second half of each batch is written backwards
 
     def __post_init__(self):
-        for field in ("vocab_size", "layers", "heads", "channels", "hidden"):
-            if getattr(self, field) < 1:
-                raise InputError(f"XLNetConfig: {field} is {getattr(self, field)}; give 1 or more")
-        if self.channels % self.heads:
-            raise InputError(f"XLNetConfig: channels={self.channels} is not a multiple of heads={self.heads}")
+        super().__post_init__()
+        self.check_least(1, "vocab_size", "layers", "heads", "channels", "hidden")
+        self.check_divides("heads", "channels")
         if self.channels % 2:
             raise InputError(f"XLNetConfig: channels={self.channels} is odd; sines and cosines need an even number")
-        if not 0 <= self.dropout < 1:
-            raise InputError(f"XLNetConfig: dropout is {self.dropout}; give a probability of at least 0 and below 1")
-        if not self.norm_eps > 0:
-            raise InputError(f"XLNetConfig: norm_eps is {self.norm_eps}; give a number above 0")
+        self.check_probabilities("dropout")
+        self.check_above_zero("norm_eps")
         for field in ("mem_len", "reuse_len"):
             if getattr(self, field) is not None and getattr(self, field) < 1:
                 raise InputError(f"XLNetConfig: {field} is {getattr(self, field)}; give 1 or more, or None for all")
@@ -427,6 +423,7 @@ class XLNetLMHeadModel(XLNetModel):
 PREFIX = "transformer."
 IGNORED = ("lm_loss.weight",)  # a tied copy
 LAYER = "transformer.layer.{i}"
+TIED = {"lm_loss.weight": "transformer.word_embedding.weight"}
 HUGGING_FACE: dict[str, str | tuple[str, ...]] = {
     "wte.weight": "transformer.word_embedding.weight",
     "mask_emb": "transformer.mask_emb",
@@ -484,17 +481,17 @@ def shape_in_hugging_face(config: XLNetConfig, name: str, shape: tuple[int, ...]
 def config_from_hugging_face(values: Mapping[str, Any]) -> XLNetConfig:
     """From the values of a config.json of model type xlnet.
 
-    Raises: InputError for what this model cannot do, by name.
+    Raises: InputError for what this model cannot do, and for keys that have another type or do not fit, by name.
     """
-    for key, only in FIXED.items():
-        if values.get(key, only) != only:
-            raise InputError(f"load: config.json has {key}={values[key]!r}; here it can only be {only!r}")
-    found = {field: values.get(key, missing) for field, (key, missing) in KEYS.items()}
-    found |= {field: found[field] or None for field in ("mem_len", "reuse_len")}  # there, 0 is no limit too
-    config = XLNetConfig(**found)
+    check_fixed(values, {key: (only,) for key, only in FIXED.items()})
+    no_limit = {field: None for field in ("mem_len", "reuse_len") if values.get(KEYS[field][0]) == 0}  # 0 is that there
+    config = config_from(XLNetConfig, KEYS, values, nulls=("mem_len", "reuse_len"), **no_limit)
     head_size = config.channels // config.heads
     if values.get("d_head") not in (None, head_size):
-        raise InputError(f"load: config.json has d_head={values['d_head']!r}; here it can only be {head_size}")
+        raise InputError(
+            f"load: config.json has d_head={values['d_head']!r}; here it can only be {head_size}, which is "
+            f" d_model={config.channels} by n_head={config.heads}"
+        )
     return config
 
 

@@ -109,18 +109,23 @@ def rope(x: Tensor, cos: Array, sin: Array, layout: str = "half") -> Tensor:
     return ROPE(x, cos=cos, sin=sin, layout=layout)
 
 
-SCALINGS = ("linear", "llama3", "yarn")
+SCALINGS = ("linear", "dynamic", "llama3", "yarn", "longrope")
 
 
 class RopeScaling(NamedTuple):
     """How the angles of a model trained on `original_context` positions are stretched to `factor` times as many.
 
     - "linear": all frequencies divided by the factor (Chen et al. 2023, arXiv:2306.15595).
+    - "dynamic": nothing up to the original context; for a longer text of T tokens the base is multiplied by
+      (factor T / original - (factor - 1))^(D / (D - 2)), so that the slowest pair turns as far as it did before.
     - "llama3": frequencies that turn less than `low_frequency_factor` times in the original context are divided by the
       factor, those that turn more than `high_frequency_factor` times stay, and between the two are mixed linearly.
     - "yarn": the same idea with the bounds `beta_slow` and `beta_fast`, mixed linearly by the number of the pair, and
       cos and sin are multiplied by `attention_factor`, 0.1 log(factor) + 1 where it is None (Peng et al. 2023,
       arXiv:2309.00071, section 3).
+    - "longrope": each frequency is divided by its own number, one of `short` up to the original context and one of
+      `long` for a longer text, and cos and sin are multiplied by `attention_factor`,
+      sqrt(1 + log(factor) / log(original)) where it is None (Ding et al. 2024, arXiv:2402.13753).
     """
 
     kind: str
@@ -131,14 +136,33 @@ class RopeScaling(NamedTuple):
     beta_fast: float = 32.0
     beta_slow: float = 1.0
     attention_factor: float | None = None
+    short: tuple[float, ...] = ()
+    long: tuple[float, ...] = ()
 
-    def applied(self, frequency: Array, base: float) -> tuple[Array, float]:
-        """The stretched frequencies (D/2,), in radians a position, and the factor of cos and sin."""
+    @property
+    def by_length(self) -> bool:
+        """Whether the angles of all positions change when a text grows beyond the original context."""
+        return self.kind in ("dynamic", "longrope")
+
+    def applied(self, frequency: Array, base: float, length: int = 0) -> tuple[Array, float]:
+        """The stretched frequencies (D/2,), in radians a position, and the factor of cos and sin.
+
+        length: of the whole text, in tokens.
+        """
         if self.kind not in SCALINGS:
             raise InputError(f"rope_table: the scaling is {self.kind!r}; choose one of {', '.join(SCALINGS)}")
         stretched = frequency / self.factor
         if self.kind == "linear":
             return stretched, 1.0
+        if self.kind == "dynamic":
+            # Pair i turns by base^(-2i/D) a position: a factor of the base is a power of it for each.
+            longer = max(1.0, self.factor * length / self.original_context - (self.factor - 1))
+            return frequency * longer ** (-np.arange(len(frequency)) / (len(frequency) - 1)), 1.0
+        if self.kind == "longrope":
+            factor = self.attention_factor
+            if factor is None:
+                factor = float(np.sqrt(1 + np.log(max(1.0, self.factor)) / np.log(self.original_context)))
+            return frequency / (self.long if length > self.original_context else self.short), factor
         turns = self.original_context * frequency / (2 * np.pi)  # in the original context
         if self.kind == "llama3":
             low, high = self.low_frequency_factor, self.high_frequency_factor
@@ -166,7 +190,7 @@ def rope_table(
     """cos and sin (length, head_size / 2) of the angles t base^(-2i/D), for positions from `start` on, in float64."""
     frequency, factor = base ** (-np.arange(0, head_size, 2) / head_size), 1.0
     if scaling is not None:
-        frequency, factor = scaling.applied(frequency, base)
+        frequency, factor = scaling.applied(frequency, base, start + length)
     angle = np.outer(np.arange(start, start + length), frequency)
     return factor * np.cos(angle), factor * np.sin(angle)
 

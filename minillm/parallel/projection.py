@@ -358,7 +358,11 @@ def projection_tables(name: str, machine: Machine, gpus: int, batch: int, contex
     kind, config, _ = opened(name)
     shapes_of(kind, config)  # raises for a model that cannot be divided
     work = work_of(name, min(config.context, 4096) if context is None else context)
-    heads = (config.heads, getattr(config, "key_heads", config.heads), getattr(config, "hidden", 4 * config.channels))
+    heads = (
+        config.heads,
+        getattr(config, "key_heads", config.heads),
+        getattr(config, "size_of_mlp", 0) or config.hidden,
+    )
     found = settings(work, machine, gpus, batch, heads)
     if not found:
         raise InputError(

@@ -51,6 +51,7 @@ from minillm.backend import Array, as_array, as_rows, contiguous, row_blocks, ro
 from minillm.device import is_on_gpu, like
 from minillm.errors import DtypeError, InputError, ShapeError, check_index
 from minillm.models import llama
+from minillm.models.gemma import Gemma
 from minillm.models.gpt2 import GPT2
 from minillm.nn import MLP, Decoder, Embedding, KVCache, Linear, Module, SelfAttention
 from minillm.ops.cross_entropy import (
@@ -471,12 +472,14 @@ def tensor_parallel(model: Decoder, communicator: Communicator) -> Decoder:
 
 
 def _check(model: Decoder, ranks: int) -> None:
-    if not isinstance(model, (GPT2, llama.Llama)):
+    if not isinstance(model, (GPT2, llama.Llama)) or isinstance(model, Gemma):
         raise InputError(f"tensor_parallel: a {type(model).__name__} cannot be cut; give a GPT2 or a Llama")
     if any(slices(model).values()):
         raise InputError("tensor_parallel: the model is cut already; build it anew")
     config = model.config
-    hidden = config.hidden if isinstance(model, llama.Llama) else 4 * config.channels
+    if getattr(config, "qk_norm", False):
+        raise InputError("tensor_parallel: qk_norm=True cannot be cut, for each rank would know a part of its gradient")
+    hidden = config.hidden if isinstance(model, llama.Llama) else config.size_of_mlp
     sizes = {"heads": config.heads, "key_heads": getattr(config, "key_heads", config.heads), "hidden": hidden}
     for name, size in sizes.items():
         if size % ranks:
@@ -535,5 +538,4 @@ def _cut_vocabulary(model: Any, communicator: Communicator) -> None:
 
 
 def _whole_loss_of(model: Decoder, x: Tensor, targets: Any, reduction: str = "mean") -> Tensor:
-    logits = ops.linear(x, model.output_weight)
-    return ops.cross_entropy(logits, targets, reduction=reduction, overwrite=True, dim=-1)
+    return ops.cross_entropy(model.logits(x), targets, reduction=reduction, overwrite=True, dim=-1)

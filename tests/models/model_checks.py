@@ -69,6 +69,7 @@ def check_slopes(model: Module, loss: Callable[[], Tensor], rng: np.random.Gener
 def joined(model: Any, name: str, theirs: dict[str, Any]) -> np.ndarray:
     """What one of our parameters, or its gradient, is there: tensors by their name, in our shape."""
     module = sys.modules[type(model).__module__]
+    theirs = taken_apart(module, model.config, theirs)
     count, *rest = dict(model.named_parameters())[name].shape
     parts = []
     for one, rows in hub._names(module, model.config, name, count):
@@ -76,6 +77,17 @@ def joined(model: Any, name: str, theirs: dict[str, Any]) -> np.ndarray:
         is_transposed = hub._is_transposed(module, name)
         parts.append(array.reshape(*rest, rows).T if is_transposed else array.reshape(rows, *rest))
     return np.concatenate(parts)
+
+
+def taken_apart(module: Any, config: Any, theirs: dict[str, Any]) -> dict[str, Any]:
+    """The tensors there by the names of their parts, where one is several."""
+    split = dict(theirs)
+    for whole, parts in hub._joined(module, config).items():
+        tensor = split.pop(whole)
+        is_qkv = len(parts) == 3
+        rows = module.rows_in_hugging_face(config, "") if is_qkv else len(tensor) // len(parts)
+        split |= dict(zip(parts, tensor.split(rows), strict=True))
+    return split
 
 
 def twin(model: Any, reference: Any) -> Any:
@@ -103,7 +115,8 @@ def check_parameters(
     floor: share of the largest number there up to which all is rounding error, of what has no effect.
     unused: how the names of parameters begin that may have no gradient here; there it must then be 0.
     """
-    theirs = {name: getattr(parameter, kind) for name, parameter in reference.named_parameters()}
+    names = reference.named_parameters(remove_duplicate=False)
+    theirs = {name: getattr(parameter, kind) for name, parameter in names}
     theirs = {name: reference.get_parameter(name) * 0 if x is None else x for name, x in theirs.items()}
     least = floor * max(float(array.detach().abs().max()) for array in theirs.values())
     for name, parameter in model.named_parameters():
@@ -127,3 +140,22 @@ def optimizers(model: Any, reference: Any) -> tuple[AdamW, Any]:
     settings = 1e-2, (0.8, 0.9), 1e-3
     theirs = torch.optim.AdamW(reference.parameters(), *settings, weight_decay=0.1)
     return AdamW(model.parameters(), *settings, weight_decay=0.1), theirs
+
+
+def check_language_model(model: Any, reference: Any, ids: np.ndarray, targets: np.ndarray, tolerance: float) -> None:
+    """Logits, loss, every gradient and every weight after a step of AdamW are those of the other."""
+    import torch
+
+    check_parameters("data", model, reference, 1e-30)
+    expected = reference(torch.tensor(ids)).logits
+    assert relative_error(model(ids).numpy(), expected.detach().numpy()) < tolerance
+    loss = model.loss(ids, targets)
+    loss.backward()
+    expected_loss = torch.nn.functional.cross_entropy(expected.flatten(0, 1), torch.tensor(targets).flatten())
+    expected_loss.backward()
+    assert loss.item() == pytest.approx(expected_loss.item(), rel=tolerance)
+    check_parameters("grad", model, reference, tolerance)
+    optimizer, theirs_optimizer = optimizers(model, reference)
+    optimizer.step()
+    theirs_optimizer.step()
+    check_parameters("data", model, reference, tolerance)

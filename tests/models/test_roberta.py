@@ -51,6 +51,8 @@ def test_the_presets_have_the_published_numbers_of_weights() -> None:
         "distilroberta-base": 82_170_201,
         "roberta-base": 124_697_433,
         "roberta-large": 355_412_057,
+        "xlm-roberta-base": 278_295_186,
+        "xlm-roberta-large": 560_142_482,
     }
 
 
