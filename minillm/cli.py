@@ -467,7 +467,8 @@ def gradcheck(arguments: list[str]) -> None:
     given = read(Gradcheck, "gradcheck", arguments)
     results = run_cases(given.ops or None)
     caption = "variants: other layouts, values, sizes, and float32, of which some operations do not take all"
-    table = Table("operation", "case", "elements", "worst error", "variants", "seconds", "", caption=caption)
+    name = Column("operation", no_wrap=True)
+    table = Table(name, "case", "elements", "worst error", "variants", "seconds", "", caption=caption)
     for result in results:
         tried = f"{result.variants - result.skipped} of {result.variants}" if result.variants else ""
         table.add_row(

@@ -9,7 +9,7 @@ import warnings
 import hypothesis.extra.numpy as hnp
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 import minillm
@@ -648,7 +648,7 @@ def test_drawn_inputs_find_a_planted_fault(op, monkeypatch):
 
     monkeypatch.setattr(BY_NAME[op], "backward", wrong)
 
-    @settings(max_examples=50, deadline=None, database=None)
+    @settings(max_examples=50, deadline=None, database=None, phases=[Phase.generate])
     @given(DRAWN[op])
     def check(drawn):
         check_gradients(drawn[0], *drawn[1])
