@@ -97,7 +97,7 @@ class TokenClassification(Head):
         Shapes: labels (B, T), classes from 0 on, and -100 where there is nothing to say.
         """
         logits = self(ids, token_types, lengths, attention_mask)
-        return ops.cross_entropy(logits, array_of(labels, logits.data), ignore_index=UNKNOWN, overwrite=True)
+        return ops.cross_entropy(logits, array_of(labels, logits.data), ignore_index=UNKNOWN, overwrite=True, dim=-1)
 
 
 class QuestionAnswering(Head):
