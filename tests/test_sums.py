@@ -175,7 +175,7 @@ def test_one_id_for_all_rows(rows, channels, kind, rng):
     for pick in (
         lambda w: ops.embedding(ids, w),
         lambda w: w[ids],
-        lambda w: ops.take(w, ids, axis=0),
+        lambda w: ops.index_select(w, 0, ids),
         lambda w: w[None, ids][0],
     ):
         table = tensor(np.zeros((4, channels), np.float32), requires_grad=True)

@@ -113,13 +113,13 @@ def sum(
 
 def mean_forward(x, *, axis, keepdims):
     total = sum_over(x, axis, keepdims)
-    mean = total / (x.size // total.size)
+    mean = total / (x.size // (total.size or 1))
     return mean if x.dtype.kind in "iub" else mean.astype(x.dtype, copy=False), Reduced(x.shape, axis, keepdims)
 
 
 def mean_backward(dout, saved):
     share = restore_axes(dout, saved.axis, saved.keepdims, len(saved.shape))
-    count = math.prod(saved.shape) // share.size  # of elements that went into each mean: it may overflow 16 bits
+    count = math.prod(saved.shape) // (share.size or 1)  # of elements that went into each mean: it may overflow 16 bits
     share = np.divide(share, count, dtype=np.promote_types(share.dtype, np.float32)).astype(share.dtype, copy=False)
     return (np.broadcast_to(share, saved.shape),)
 
