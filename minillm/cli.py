@@ -304,12 +304,12 @@ def train(arguments: list[str]) -> None:
     settings = {field.name: getattr(given, field.name) for field in dataclasses.fields(TrainConfig)}
     config = TrainConfig(**settings)
     size = rendezvous.world_size()
+    if given.timeout is not None and not 0 < given.timeout < 1e7:
+        raise InputError(f"train: timeout is {given.timeout}; give a number of seconds above 0")
     for name in ("timeout", "trace"):
-        if getattr(given, name) is not None and max(size, given.nproc) == 1:
+        if getattr(given, name) is not None and max(size, given.nproc) == 1 and "WORLD_SIZE" not in os.environ:
             raise InputError(f"train: --{name} is about ranks that wait for each other; start several with --nproc")
     if given.timeout is not None:
-        if not 0 < given.timeout < 1e7:
-            raise InputError(f"train: timeout is {given.timeout}; give a number of seconds above 0")
         os.environ["MINILLM_TIMEOUT"] = str(given.timeout)
     if max(size, given.nproc) > 1 and given.device.startswith("cuda:"):
         raise InputError(f"train: {given.device} is one GPU; give --device cuda, and each rank takes its own")

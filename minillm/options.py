@@ -243,7 +243,7 @@ def _value(command: str, written: str, option: Option, value: str) -> Any:
     try:
         found = option.kind(value)
     except ValueError:
-        raise InputError(f"{command}: {written} is {value!r}; give {_KINDS[option.kind]}") from None
+        raise InputError(f"{command}: {written} has the invalid value {value!r}; give {_KINDS[option.kind]}") from None
     largest = LARGEST.get(option.path[-1], 1 << 31)
     if option.kind is int and not -largest < found < largest:
         raise InputError(

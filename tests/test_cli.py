@@ -251,14 +251,14 @@ def test_an_unknown_option_suggests_the_nearest(
 @pytest.mark.parametrize(
     ("command", "message"),
     [
-        ("train --steps three", "train: --steps is 'three'; give a whole number"),
+        ("train --steps three", "train: --steps has the invalid value 'three'; give a whole number"),
         ("train --optimizer adam", "train: --optimizer is 'adam'; choose one of: adamw, sgd"),
         ("train --steps", "train: --steps has no value; write --steps NUMBER"),
         ("train --steps --lr 1", "train: --steps has no value; write --steps NUMBER"),
         ("sample", "sample: RUN is missing; `minillm sample --help` lists what there is"),
         ("tokenizer decode x", "tokenizer decode: IDS is missing; "),
-        ("tokenizer decode x one", "tokenizer decode: IDS is 'one'; give a whole number"),
-        ("train --steps 1e3", "train: --steps is '1e3'; give a whole number"),
+        ("tokenizer decode x one", "tokenizer decode: IDS has the invalid value 'one'; give a whole number"),
+        ("train --steps 1e3", "train: --steps has the invalid value '1e3'; give a whole number"),
         (
             "train --steps 99999999999999999999",
             "train: --steps is 99999999999999999999; give a whole number below 2^31",
