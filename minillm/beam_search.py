@@ -50,12 +50,14 @@ def beam_search(
     *,
     beams: int = 4,
     length_penalty: float = 1.0,
-    stop: Sequence[int] = (),
+    stop: Sequence[int] | None = None,
 ) -> list[list[Hypothesis]]:
     """For each prompt, the best `beams` continuations that were found, best first.
 
     A continuation ends after a token in `stop`, or with `max_tokens` tokens. Prompts may differ in length.
+    stop: by default the model's own end tokens, `model.eos_ids`; give () for none.
     """
+    stop = model.eos_ids if stop is None else stop
     for name, value in {"beams": beams, "max_tokens": max_tokens}.items():
         if value < 1:
             raise InputError(f"beam_search: {name} is {value}; give 1 or more")

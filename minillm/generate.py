@@ -143,17 +143,19 @@ def generate(
     max_tokens: int,
     *,
     seed: int = 0,
-    stop: Sequence[int] = (),
+    stop: Sequence[int] | None = None,
     cache: list[KVCache] | None = None,
     **sampling: Any,
 ) -> Iterator[int]:
     """Yield up to `max_tokens` new token ids that continue `ids`, ending early after an id in `stop`.
 
+    stop: by default the model's own end tokens, `model.eos_ids`; give () for none.
     The same seed gives the same tokens. The other settings are those of Sampling, such as `temperature=0`.
     cache: a `model.new_cache()` that is kept from call to call, where every call's ids begin with all of those before,
         as in a conversation: only what is new is computed.
     """
     draw = _Draw(Sampling(**sampling), seed)
+    stop = model.eos_ids if stop is None else stop
     texts = Texts(model, [ids], cache)
     _check_max_tokens("generate", max_tokens)
     with evaluating(model):
@@ -172,7 +174,7 @@ def generate_batch(
     max_tokens: int,
     *,
     seed: int = 0,
-    stop: Sequence[int] = (),
+    stop: Sequence[int] | None = None,
     **sampling: Any,
 ) -> list[list[int]]:
     """The new token ids of several prompts, of any lengths, computed together.
@@ -180,7 +182,7 @@ def generate_batch(
     Prompt i is continued as `generate(model, prompts[i], max_tokens, seed=seed + i, ...)` does it, but for rounding.
     A text that has ended costs nothing more.
     """
-    settings = Sampling(**sampling)
+    settings, stop = Sampling(**sampling), model.eos_ids if stop is None else stop
     draws = [_Draw(settings, seed + number) for number in range(len(prompts))]
     _check_max_tokens("generate_batch", max_tokens)
     results: list[list[int]] = [[] for _ in prompts]
@@ -216,7 +218,7 @@ def generate_text(
     prompt: str | Sequence[int],
     max_tokens: int,
     *,
-    stop: Sequence[int] = (),
+    stop: Sequence[int] | None = None,
     stop_strings: Sequence[str] = (),
     **settings: Any,
 ) -> Iterator[str]:
@@ -226,6 +228,7 @@ def generate_text(
     A character of several tokens comes when it is complete. The prompt is text, or token ids; the other settings are
     those of `generate`.
     """
+    stop = model.eos_ids if stop is None else stop
     ids = tokenizer.encode(prompt) if isinstance(prompt, str) else [int(i) for i in prompt]
     stream = TextStream(tokenizer, ids, stop_strings)
     for token in generate(model, ids, max_tokens, stop=stop, **settings):
