@@ -52,19 +52,20 @@ def beam_search(
     *,
     beams: int = 4,
     length_penalty: float = 1.0,
-    stop: Sequence[int] = (),
+    stop: Sequence[int] | None = None,
 ) -> list[list[Hypothesis]]:
     """For each prompt, the best `beams` continuations that were found, best first.
 
     A continuation ends after a token in `stop`, or with `max_tokens` tokens. Prompts may differ in length. Tokens
     with a logit of -inf are never taken, so there may be fewer than `beams`.
+    stop: by default the model's own end tokens, `model.eos_ids`; give () for none.
     Raises: InputError or DtypeError for arguments that cannot be used, and for logits that are NaN or inf.
     """
     beams = whole_number("beam_search", "beams", beams, 1)
     max_tokens = whole_number("beam_search", "max_tokens", max_tokens, 1)
     if not isinstance(length_penalty, numbers.Real) or not math.isfinite(length_penalty):
         raise InputError(f"beam_search: length_penalty is {length_penalty!r}; give a finite number, such as 1.0")
-    ends = stop_ids("beam_search", stop)
+    ends = stop_ids("beam_search", stop, model)
     finished: list[list[Hypothesis]] = [[] for _ in prompts]
     if not len(prompts):
         return finished

@@ -276,7 +276,7 @@ class Conversation:
         for one in self.cache:
             one.length = min(one.length, kept)
         self.cached_ids = ids[:kept]
-        stop = self.template.stop_ids(self.tokenizer)
+        stop = [*self.template.stop_ids(self.tokenizer), *self.model.eos_ids]
         stream = TextStream(self.tokenizer, ids, self.template.stop_strings)
         answer = ""
         for token in generate(self.model, ids, max_tokens, stop=stop, cache=self.cache, **settings):

@@ -519,6 +519,8 @@ def opened(path: Path) -> Any:
         run = Run.open(path)
         model, _ = build(dataclasses.replace(run.config, device="cpu", dtype="float32"), run.tokenizer)
         model.load_state_dict(load_checkpoint(run.checkpoint("best")).model)
+        if run.tokenizer.eot_id is not None:
+            hub.keep(model, hub.SavedWith(dict.fromkeys(("bos_token_id", "eos_token_id"), run.tokenizer.eot_id), {}))
         return model
     return hub.load(path)
 

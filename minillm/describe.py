@@ -194,7 +194,7 @@ def describe(
     if dtype not in DTYPES:
         raise InputError(f"describe: dtype is {dtype!r}; choose one of {', '.join(DTYPES)}")
     stacks = Stacks({name: number for name, number in vars(config).items() if name.endswith("layers")})
-    model = empty_model(kind, replace(config, **stacks.cut), DTYPES[dtype])
+    model = hub.built(name, lambda config: empty_model(kind, config, DTYPES[dtype]), replace(config, **stacks.cut))
     step = hollow_step(model, batch_size, context)
     kept = stacks.gathered((row(*key), key[0], size) for key, size in step.kept.items())
     return Description(

@@ -180,12 +180,13 @@ def generate(
     max_tokens: int,
     *,
     seed: int = 0,
-    stop: Sequence[int] = (),
+    stop: Sequence[int] | None = None,
     cache: list[KVCache] | None = None,
     **sampling: Any,
 ) -> Iterator[int]:
     """Yield up to `max_tokens` new token ids that continue `ids`, ending early after an id in `stop`.
 
+    stop: by default the model's own end tokens, `model.eos_ids`; give () for none.
     The same seed gives the same tokens. The other settings are those of Sampling, such as `temperature=0`.
     cache: a `model.new_cache()` that is kept from call to call, where every call's ids begin with all of those before,
         as in a conversation: only what is new is computed.
@@ -195,7 +196,7 @@ def generate(
     draw = _Draw(Sampling(**sampling), seed)
     texts = Texts("generate", model, [ids], cache)
     count = whole_number("generate", "max_tokens", max_tokens)
-    return _tokens(texts, draw, count, stop_ids("generate", stop))
+    return _tokens(texts, draw, count, stop_ids("generate", stop, model))
 
 
 def _tokens(texts: Texts, draw: _Draw, count: int, stop: Collection[int]) -> Iterator[int]:
@@ -215,7 +216,7 @@ def generate_batch(
     max_tokens: int,
     *,
     seed: int = 0,
-    stop: Sequence[int] = (),
+    stop: Sequence[int] | None = None,
     **sampling: Any,
 ) -> list[list[int]]:
     """The new token ids of several prompts, of any lengths, computed together.
@@ -226,7 +227,10 @@ def generate_batch(
     """
     settings = Sampling(**sampling)
     draws = [_Draw(settings, whole_number("generate_batch", "seed", seed) + i) for i in range(len(prompts))]
-    count, ends = whole_number("generate_batch", "max_tokens", max_tokens), stop_ids("generate_batch", stop)
+    count, ends = (
+        whole_number("generate_batch", "max_tokens", max_tokens),
+        stop_ids("generate_batch", stop, model),
+    )
     results: list[list[int]] = [[] for _ in prompts]
     if not len(prompts):
         return results
@@ -259,7 +263,7 @@ def generate_text(
     prompt: str | Sequence[int],
     max_tokens: int,
     *,
-    stop: Sequence[int] = (),
+    stop: Sequence[int] | None = None,
     stop_strings: Sequence[str] = (),
     **settings: Any,
 ) -> Iterator[str]:
@@ -271,7 +275,7 @@ def generate_text(
     `generate`.
     Raises: as `generate`.
     """
-    ends = stop_ids("generate_text", stop)
+    ends = stop_ids("generate_text", stop, model)
     ids = tokenizer.encode(prompt) if isinstance(prompt, str) else token_ids("generate_text", "the prompt", prompt)
     tokens = generate(model, ids, max_tokens, stop=stop, **settings)
     return _pieces(TextStream(tokenizer, ids, stop_strings), tokens, ends)
@@ -366,8 +370,10 @@ def whole_number(function: str, name: str, value: Any, least: int = 0) -> int:
     return number
 
 
-def stop_ids(function: str, stop: Any) -> frozenset[int]:
-    """The ids of `stop`; one that no model has is let pass, for it never comes."""
+def stop_ids(function: str, stop: Any, model: Any) -> frozenset[int]:
+    """The ids of `stop`, or the model's own for None; one that no model has is let pass, for it never comes."""
+    if stop is None:
+        return frozenset(model.eos_ids)
     if isinstance(stop, str | bytes) or not hasattr(stop, "__iter__"):
         such = f", such as [{stop}]" if isinstance(stop, numbers.Integral) else "; stop strings are for generate_text"
         raise InputError(f"{function}: stop is {stop!r}; give a list of token ids{such}")

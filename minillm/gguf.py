@@ -22,7 +22,7 @@ import numpy as np
 
 from minillm.backend import as_dtype
 from minillm.errors import CheckpointError, InputError
-from minillm.hub import check_weights, names_in_file
+from minillm.hub import SavedWith, built, check_weights, keep, names_in_file
 from minillm.models.llama import Llama, LlamaConfig, rows_in_hugging_face
 from minillm.nn import uninitialized
 from minillm.ops.rope import RopeScaling, interleaved_to_half
@@ -34,7 +34,10 @@ NAMES: dict[str, tuple[str, ...]] = {
     "h.{i}.ln_1.weight": ("blk.{i}.attn_norm.weight",),
     "h.{i}.attn.qkv.weight": ("blk.{i}.attn_q.weight", "blk.{i}.attn_k.weight", "blk.{i}.attn_v.weight"),
     "h.{i}.attn.qkv.bias": ("blk.{i}.attn_q.bias", "blk.{i}.attn_k.bias", "blk.{i}.attn_v.bias"),
+    "h.{i}.attn.q_norm.weight": ("blk.{i}.attn_q_norm.weight",),
+    "h.{i}.attn.k_norm.weight": ("blk.{i}.attn_k_norm.weight",),
     "h.{i}.attn.proj.weight": ("blk.{i}.attn_output.weight",),
+    "h.{i}.attn.proj.bias": ("blk.{i}.attn_output.bias",),
     "h.{i}.ln_2.weight": ("blk.{i}.ffn_norm.weight",),
     "h.{i}.mlp.gate.weight": ("blk.{i}.ffn_gate.weight",),
     "h.{i}.mlp.up.weight": ("blk.{i}.ffn_up.weight",),
@@ -42,7 +45,7 @@ NAMES: dict[str, tuple[str, ...]] = {
     "ln_f.weight": ("output_norm.weight",),
     "lm_head.weight": ("output.weight",),
 }
-ARCHITECTURES = ("llama", "qwen2")  # the first with queries and keys in the other layout
+ARCHITECTURES = ("llama", "qwen2", "qwen3")  # the first with queries and keys in the other layout
 PIECE = 1 << 20  # numbers written out at a time
 DIVISORS = "rope_freqs.weight"  # of the frequencies of rotary angles, (D/2,)
 YARN = {"yarn_beta_fast": "beta_fast", "yarn_beta_slow": "beta_slow", "yarn_attn_factor": "attention_factor"}
@@ -60,7 +63,7 @@ def load_gguf(path: str | Path, dtype: Any = "float32") -> Llama:
     tensors, fields = _contents(Path(path))
     config = _config(fields, tensors)
     with uninitialized():
-        model = Llama(config)
+        model = built(path, Llama, config)
     sources = {
         name: names_in_file(NAMES, name, len(parameter.data), rows_in_hugging_face(config, name))
         for name, parameter in model.named_parameters()
@@ -83,6 +86,7 @@ def load_gguf(path: str | Path, dtype: Any = "float32") -> Llama:
             start += rows
     if as_dtype(dtype) != np.float32:
         model.to(dtype)
+    keep(model, SavedWith(_token_ids(fields), {}))
     return model.eval()
 
 
@@ -127,11 +131,15 @@ def _opened(path: Path) -> Any:
 
 
 def _contents(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The tensors and the short fields of a file, by name."""
+    """The tensors and the fields of a file, by name; without the tokenizer's lists."""
     reader = _opened(path)
     try:
         tensors = {tensor.name: tensor for tensor in reader.tensors}
-        fields = {key: field.contents() for key, field in reader.fields.items() if len(field.data) == 1}
+        fields = {
+            key: field.contents()
+            for key, field in reader.fields.items()
+            if len(field.data) == 1 or not key.startswith("tokenizer.")  # whose lists are long
+        }
     except Exception as error:
         raise CheckpointError(f"load: {path} is cut short or no .gguf file ({error}); get it again") from None
     return tensors, fields
@@ -146,30 +154,55 @@ def _config(fields: dict[str, Any], tensors: dict[str, Any]) -> LlamaConfig:
 
     def field(name: str, default: Any = None) -> Any:
         value = fields.get(f"{kind}.{name}", default)
+        if isinstance(value, list) and value and all(one == value[0] for one in value):  # of each block
+            value = value[0]
+        if isinstance(value, list):
+            raise InputError(
+                f"load: the file has {kind}.{name}={value}, other numbers in other blocks; here all are alike"
+            )
         if value is None:
             raise CheckpointError(f"load: the file has no field {kind}.{name}; get it again")
         return value
 
-    heads, channels = field("attention.head_count"), field("embedding_length")
-    head_size = field("attention.key_length", channels // heads)
+    def count(name: str, default: Any = None) -> int:
+        value = field(name, default)
+        if not isinstance(value, int) or value < 1:
+            raise CheckpointError(f"load: the file has {kind}.{name}={value!r}; it is to be a whole number, 1 or more")
+        return value
+
+    heads, channels = count("attention.head_count"), count("embedding_length")
+    head_size = count("attention.key_length", channels // heads)
     if field("attention.value_length", head_size) != head_size or field("rope.dimension_count", head_size) != head_size:
         raise InputError("load: keys, values and rotary angles of different sizes are not done here")
-    table, context, base = tensors.get("token_embd.weight"), field("context_length"), field("rope.freq_base", 10000.0)
+    table, context, base = tensors.get("token_embd.weight"), count("context_length"), field("rope.freq_base", 10000.0)
     return LlamaConfig(
-        vocab_size=field("vocab_size") if table is None else int(table.shape[1]),
+        vocab_size=count("vocab_size") if table is None else int(table.shape[1]),
         context=context,
-        layers=field("block_count"),
+        layers=count("block_count"),
         heads=heads,
-        key_heads=field("attention.head_count_kv", heads),
+        key_heads=count("attention.head_count_kv", heads),
         channels=channels,
-        hidden=field("feed_forward_length"),
+        hidden=count("feed_forward_length"),
         head_size=None if head_size * heads == channels else head_size,
         rope_base=_as_written(base),
         rope_scaling=_scaling(kind, fields, tensors, context, _as_written(base), head_size),
         norm_eps=_as_written(field("attention.layer_norm_rms_epsilon")),
         qkv_bias="blk.0.attn_q.bias" in tensors,
         tied="output.weight" not in tensors,
+        proj_bias="blk.0.attn_output.bias" in tensors,
+        qk_norm="blk.0.attn_q_norm.weight" in tensors,
     )
+
+
+def _token_ids(fields: dict[str, Any]) -> dict[str, Any]:
+    """The ids that begin, end and fill up a text, by their names in a config.json; a turn may end with another."""
+    found = {
+        f"{theirs}_token_id": fields.get(f"tokenizer.ggml.{ours}_token_id")
+        for theirs, ours in {"bos": "bos", "eos": "eos", "pad": "padding", "eot": "eot"}.items()
+    }
+    ends = list(dict.fromkeys(one for one in (found["eos_token_id"], found.pop("eot_token_id")) if one is not None))
+    found["eos_token_id"] = ends if len(ends) > 1 else ends[0] if ends else None
+    return {key: value for key, value in found.items() if value is not None}
 
 
 def _as_written(value: float) -> float:

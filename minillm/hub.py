@@ -38,8 +38,8 @@ import numpy as np
 
 from minillm.backend import Array, as_dtype
 from minillm.device import to_host
-from minillm.errors import CheckpointError, InputError
-from minillm.nn import Decoder, Module, uninitialized
+from minillm.errors import CheckpointError, InputError, MinillmError
+from minillm.nn import Module, uninitialized
 
 if TYPE_CHECKING:
     from minillm.tokenizers import Tokenizer
@@ -130,8 +130,9 @@ def load(path: str | Path, dtype: Any = "float32") -> Any:
     generation = _read_json(folder / GENERATION) if (folder / GENERATION).exists() else {}
     stored = _stored_arrays(path)
     config, stored = _untied(path, module, config, stored)
+    _check_layers(path, config, stored)
     with uninitialized():
-        model = kind(config)
+        model = built(path, kind, config)
         if as_dtype(dtype) != np.float32:
             with np.errstate(all="ignore"):  # of what the memory happens to hold
                 model.to(dtype)
@@ -168,10 +169,35 @@ def described(path: str | Path) -> Described:
         raise InputError(str(error).replace("load: config.json", f"load: {file}", 1)) from None
 
 
+def built(path: str | Path, kind: Callable[[Any], Any], config: Any) -> Any:
+    """A model of such a configuration, which came from a file.
+
+    Raises: InputError for sizes that no memory has room for.
+    """
+    try:
+        return kind(config)
+    except MinillmError:
+        raise
+    except (MemoryError, OverflowError, ValueError) as error:
+        raise InputError(
+            f"load: a model as the configuration of {path} says does not fit into memory ({error}); look at its sizes"
+        ) from None
+
+
+def _check_layers(path: Path, config: Any, stored: Mapping[str, Any]) -> None:
+    """Raise CheckpointError for more layers than arrays, before each of them is built."""
+    for name, number in vars(config).items():
+        if name.endswith("layers") and number > len(stored):
+            raise CheckpointError(
+                f"load: by its {CONFIG} {path} has {name}={number}, but there are {len(stored)} arrays; get the files "
+                "again, or those of one model"
+            )
+
+
 def keep(model: Any, saved_with: SavedWith) -> None:
     """Have a model remember what its files say beside it; `save_pretrained` writes it again."""
     vars(model)["saved_with"] = saved_with
-    if isinstance(model, Decoder) or hasattr(model, "conditioned"):
+    if hasattr(model, "eos_ids"):
         vars(model)["eos_ids"] = saved_with.eos_ids
 
 

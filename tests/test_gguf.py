@@ -11,6 +11,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 import minillm
+from minillm import hub
 from minillm.errors import CheckpointError, InputError
 from minillm.gguf import DIVISORS, NAMES, _scaling_of, read_config
 from minillm.models import llama
@@ -24,6 +25,8 @@ CONFIGS = {
     "llama": LlamaConfig(19, 16, 2, 4, 2, 64, 96, rope_base=1e3),
     "tied": LlamaConfig(19, 16, 2, 4, 1, 64, 32, head_size=32, tied=True),
     "qwen2": LlamaConfig(19, 16, 2, 2, 2, 64, 96, qkv_bias=True, norm_eps=1e-6),
+    "qwen3": LlamaConfig(19, 16, 2, 4, 2, 64, 96, 32, qk_norm=True, norm_eps=1e-6),
+    "biases": LlamaConfig(19, 16, 2, 4, 2, 64, 96, qkv_bias=True, proj_bias=True),
     "odd numbers": LlamaConfig(19, 16, 1, 2, 2, 64, 96, rope_base=123456.7, norm_eps=3e-6),
 }
 STRETCHED = {
@@ -68,14 +71,14 @@ def random_model(config: LlamaConfig) -> Llama:
 def write(path: Path, model: Llama, kind: str = "F32", change=lambda tensors: None, **fields) -> None:
     """The file that llama.cpp's converter would write, matrices in the given type."""
     config = model.config
-    architecture = "qwen2" if config.qkv_bias else "llama"
+    architecture = "qwen3" if config.qk_norm else "qwen2" if config.qkv_bias and not config.proj_bias else "llama"
     writer = gguf.GGUFWriter(path, fields.get("architecture", architecture))
     writer.add_context_length(config.context)
     writer.add_block_count(config.layers)
     writer.add_embedding_length(config.channels)
     writer.add_feed_forward_length(config.hidden)
     writer.add_head_count(config.heads)
-    writer.add_head_count_kv(config.key_heads)
+    writer.add_head_count_kv(fields.pop("key_heads", config.key_heads))
     writer.add_rope_freq_base(config.rope_base)
     writer.add_layer_norm_rms_eps(config.norm_eps)
     if config.head_size is not None:
@@ -94,6 +97,8 @@ def write(path: Path, model: Llama, kind: str = "F32", change=lambda tensors: No
             writer.add_rope_scaling_yarn_attn_factor(scaling.attention_factor)
             writer.add_rope_scaling_yarn_beta_fast(scaling.beta_fast)
             writer.add_rope_scaling_yarn_beta_slow(scaling.beta_slow)
+    for key, value in fields.pop("tokens", {}).items():
+        writer.add_uint32(f"tokenizer.ggml.{key}_token_id", value)
     for key, value in fields.items():
         if key.startswith("rope."):
             add = writer.add_string if isinstance(value, str) else writer.add_float32
@@ -130,6 +135,43 @@ def test_a_model_comes_back(name, tmp_path) -> None:
     for (key, ours), theirs in zip(model.named_parameters(), loaded.parameters(), strict=True):
         np.testing.assert_array_equal(ours.data, theirs.data, err_msg=key)
     assert minillm.load(tmp_path / "model.gguf", "float64").wte.weight.dtype == np.float64
+
+
+def test_numbers_of_each_block(tmp_path) -> None:
+    """A field may have a number for each block: one that is the same in all, as here it must be."""
+    model, path = random_model(CONFIGS["llama"]), tmp_path / "model.gguf"
+    write(path, model, key_heads=[2, 2])
+    assert minillm.load(path).config == model.config == read_config(path)
+    for wrong in ([2, 4], [2, 2, 1]):
+        write(path, model, key_heads=wrong)
+        with pytest.raises(
+            InputError, match=r"has llama.attention.head_count_kv=\[2, .*\], other numbers in other blocks"
+        ):
+            minillm.load(path)
+    for wrong in (0, [0, 0]):
+        write(path, model, key_heads=wrong)
+        with pytest.raises(CheckpointError, match="head_count_kv=0; it is to be a whole number, 1 or more"):
+            read_config(path)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "config", "ends"),
+    [
+        ({"bos": 1, "eos": 2, "padding": 3}, {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 3}, (2,)),
+        ({"eos": 2, "eot": 5}, {"eos_token_id": [2, 5]}, (2, 5)),
+        ({"eos": 5, "eot": 5}, {"eos_token_id": 5}, (5,)),
+        ({}, {}, ()),
+    ],
+)
+def test_ids_that_begin_and_end_a_text_are_kept(tokens, config, ends, tmp_path) -> None:
+    write(tmp_path / "model.gguf", random_model(CONFIGS["llama"]), tokens=tokens)
+    model = minillm.load(tmp_path / "model.gguf")
+    assert model.eos_ids == ends
+    model.save_pretrained(tmp_path / "hf")
+    values = hub.read_config(tmp_path / "hf")
+    keys = ("bos_token_id", "eos_token_id", "pad_token_id")
+    assert {key: values[key] for key in keys} == dict.fromkeys(keys) | config
+    assert minillm.load(tmp_path / "hf").eos_ids == ends
 
 
 @pytest.mark.parametrize(("kind", "error"), [("F16", 1e-3), ("BF16", 1e-2), ("Q8_0", 2e-2), ("Q4_1", 0.2)])
@@ -200,7 +242,8 @@ def test_logits_with_stretched_angles_equal_those_of_transformers(name, tmp_path
     received = loaded(ids).data
     assert np.abs(received - expected).max() / np.abs(expected).max() < 5e-5
     atol = 1.3 * 96 * 2 * 2.0**-24  # of 96 radians, whose frequency and product are rounded to float32 there
-    for ours, theirs in zip(llama._turn(loaded.config, 0, 96), tables, strict=True):
+    ours_tables = llama._turn(loaded.config.size_of_head, *loaded.config.rope(False), 0, 96)
+    for ours, theirs in zip(ours_tables, tables, strict=True):
         np.testing.assert_allclose(ours, theirs[0, :, : ours.shape[1]].numpy(), rtol=1e-6, atol=atol)
 
 

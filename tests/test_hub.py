@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import re
 import subprocess
 import sys
 import textwrap
@@ -12,10 +14,15 @@ import pytest
 
 import minillm
 from minillm import hub
+from minillm.beam_search import beam_search
+from minillm.describe import describe
 from minillm.errors import CheckpointError, InputError
+from minillm.generate import generate, generate_batch
 from minillm.models import bert
 from minillm.models.bart import Bart, BartConfig, BartModel
 from minillm.models.bert import BertConfig, BertForMaskedLM, BertForPreTraining, BertModel
+from minillm.models.distilbert import DistilBertConfig, DistilBertForMaskedLM
+from minillm.models.gemma import Gemma, GemmaConfig
 from minillm.models.gpt2 import GPT2, GPT2Config
 from minillm.models.llama import Llama, LlamaConfig
 from minillm.models.roberta import RobertaConfig, RobertaForMaskedLM, RobertaModel
@@ -37,6 +44,9 @@ BART_SMALL = BartConfig(19, 16, 2, 3, 2, 3, 12, 24, 20)
 BERT_SMALL = BertConfig(vocab_size=19, context=16, layers=2, heads=2, channels=12, hidden=24)
 ROBERTA_SMALL = RobertaConfig(vocab_size=19, context=16, layers=2, heads=2, channels=12, hidden=24)
 NAMES = ["gpt2", "llama", "bart", "bart body", "bert", "bert tokens", "bert body", "roberta", "roberta body"]
+NAMES += ["phi3", "gemma", "distilbert"]
+GEMMA_SMALL = GemmaConfig(19, 16, 2, 4, 2, 16, 24, 6, window=5, full_blocks=(1,), attention_cap=3.0, logit_cap=4.0)
+DISTILLED = {"token_types": 0, "classifier_dropout": 0.1}
 XLNET_SMALL = XLNetConfig(vocab_size=19, layers=2, heads=2, channels=12, hidden=24, mem_len=5)
 NAMES += ["xlnet", "xlnet body"]
 
@@ -50,6 +60,9 @@ def models():
         "bert": randomized(BertForPreTraining(BERT_SMALL)),
         "bert tokens": randomized(BertForMaskedLM(BERT_SMALL)),
         "bert body": randomized(BertModel(BERT_SMALL)),
+        "phi3": randomized(Llama(LlamaConfig(19, 16, 2, 4, 2, 16, 24, window=5, kind="phi3"))),
+        "gemma": randomized(Gemma(GEMMA_SMALL)),
+        "distilbert": randomized(DistilBertForMaskedLM(DistilBertConfig(**dataclasses.asdict(BERT_SMALL) | DISTILLED))),
         "roberta": randomized(RobertaForMaskedLM(ROBERTA_SMALL)),
         "roberta body": randomized(RobertaModel(ROBERTA_SMALL)),
         "xlnet": randomized(XLNetLMHeadModel(XLNET_SMALL)),
@@ -169,11 +182,224 @@ def test_an_architecture_that_is_not_here(tmp_path) -> None:
         (tmp_path / "config.json").write_text(json.dumps(config | change))
         with pytest.raises(InputError, match=rf"there is no {change['architectures'][0]} here.*GPT2LMHeadModel.*Llama"):
             minillm.load(tmp_path)
-    (tmp_path / "config.json").write_text(json.dumps(config | {"activation_function": "relu"}))
-    with pytest.raises(InputError, match=r"config.json has activation_function='relu', which GPT2 here does not do"):
+    (tmp_path / "config.json").write_text(json.dumps(config | {"activation_function": "mish"}))
+    with pytest.raises(InputError, match=r"config.json has activation_function='mish'; here it can only be 'gelu_new'"):
+        minillm.load(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps(config | {"quantization_config": {"bits": 8}}))
+    with pytest.raises(InputError, match=r"config.json has a quantization_config; get the weights as floats"):
         minillm.load(tmp_path)
     with pytest.raises(InputError, match="Only has no form in Hugging Face's format"):
         type("Only", (Module,), {"__init__": lambda self: setattr(self, "x", Linear(2, 2))})().save_pretrained(tmp_path)
+
+
+# Configurations that are damaged
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"n_embd": "12"}, r"has n_embd='12': GPT2Config: channels is '12'; give a whole number"),
+        ({"n_head": 5}, r"has n_head=5 and n_embd=12: GPT2Config: channels=12 is not a multiple of heads=5"),
+        ({"n_layer": -1}, r"has n_layer=-1: GPT2Config: layers is -1; give 1 or more"),
+        ({"resid_pdrop": float("nan")}, r"has resid_pdrop=nan: GPT2Config: dropout is nan; give a finite number"),
+        ({"layer_norm_epsilon": 0}, r"has layer_norm_epsilon=0: GPT2Config: norm_eps is 0; give a number above 0"),
+        ({"architectures": "GPT2LMHeadModel"}, r"has architectures='GPT2LMHeadModel'; give a list of names"),
+        ({"architectures": [1]}, r"has architectures=\[1\]; give a list of names"),
+        ({"model_type": ["gpt2"]}, r"has model_type=\['gpt2'\]; give a name, such as 'llama'"),
+    ],
+)
+def test_an_error_names_file_key_and_value(change, message, tmp_path) -> None:
+    """In load and in describe alike."""
+    models()["gpt2"].save_pretrained(tmp_path)
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    for function in (minillm.load, describe, hub.described):
+        with pytest.raises(InputError, match=f"^load: {re.escape(str(path))} {message}"):
+            function(tmp_path)
+
+
+def test_sizes_that_no_memory_holds(tmp_path) -> None:
+    models()["gpt2"].save_pretrained(tmp_path)
+    path = tmp_path / "config.json"
+    values = json.loads(path.read_text())
+    for change in ({"vocab_size": 10**15}, {"n_positions": 10**30}, {"n_inner": 10**14}):
+        path.write_text(json.dumps(values | change))
+        for function in (minillm.load, describe):
+            with pytest.raises(
+                InputError, match=r"load: a model as the configuration of .* says does not fit into mem"
+            ):
+                function(tmp_path)
+    path.write_text(json.dumps(values | {"n_layer": 10**9}))
+    with pytest.raises(CheckpointError, match=r"has layers=1000000000, but there are 28 arrays; get the files again"):
+        minillm.load(tmp_path)
+    assert describe(tmp_path).config.layers == 10**9
+
+
+def test_a_byte_order_mark_and_what_is_no_object(tmp_path) -> None:
+    model = models()["llama"]
+    model.save_pretrained(tmp_path)
+    path = tmp_path / "config.json"
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert minillm.load(tmp_path).config == model.config
+    for text, name in (("[1, 2]", "list"), ('"gpt2"', "str"), ("7", "int")):
+        path.write_text(text)
+        for function in (minillm.load, describe):
+            with pytest.raises(CheckpointError, match=f"config.json holds a {name}, but an object is wanted"):
+                function(tmp_path)
+
+
+# What files say beside the model
+
+
+def test_ids_and_settings_of_generation_are_kept(tmp_path) -> None:
+    model = models()["llama"]
+    model.save_pretrained(tmp_path / "a")
+    assert not (tmp_path / "a" / "generation_config.json").exists()
+    assert minillm.load(tmp_path / "a").eos_ids == ()
+    path = tmp_path / "a" / "config.json"
+    said = {"bos_token_id": 1, "eos_token_id": [2, 7], "pad_token_id": 0, "forced_bos_token_id": 3, "mine": {"a": [1]}}
+    path.write_text(json.dumps(json.loads(path.read_text()) | said | {"torch_dtype": "float16"}))
+    loaded = minillm.load(tmp_path / "a")
+    assert loaded.eos_ids == (2, 7)
+    loaded.save_pretrained(tmp_path / "b")
+    values = json.loads((tmp_path / "b" / "config.json").read_text())
+    assert {key: values[key] for key in said} == said
+    assert "torch_dtype" not in values
+    assert values["dtype"] == "float32"
+    generation = {"eos_token_id": [5], "temperature": 0.6, "do_sample": True}
+    (tmp_path / "a" / "generation_config.json").write_text(json.dumps(generation))
+    again = minillm.load(tmp_path / "a")
+    assert again.eos_ids == (5,)
+    again.save_pretrained(tmp_path / "b")
+    assert json.loads((tmp_path / "b" / "generation_config.json").read_text()) == generation
+    loaded.save_pretrained(tmp_path / "b")  # which has no such file
+    assert not (tmp_path / "b" / "generation_config.json").exists()
+    (tmp_path / "a" / "generation_config.json").write_text("[]")
+    with pytest.raises(CheckpointError, match=r"generation_config.json holds a list, but an object is wanted"):
+        minillm.load(tmp_path / "a")
+
+
+def test_generation_ends_where_the_files_say(tmp_path) -> None:
+    model = models()["llama"].eval()
+    tokens = list(generate(model, [1, 2], 10, temperature=0))
+    end = next(token for token in tokens[1:] if token != tokens[0])
+    expected = tokens[: tokens.index(end) + 1]
+    assert len(expected) < 10
+    model.save_pretrained(tmp_path)
+    (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": [end, 18]}))
+    loaded = minillm.load(tmp_path)
+    assert list(generate(loaded, [1, 2], 10, temperature=0)) == expected
+    assert generate_batch(loaded, [[1, 2]], 10, temperature=0) == [expected]
+    assert list(generate(loaded, [1, 2], 10, temperature=0, stop=())) == tokens
+    assert list(generate(loaded, [1, 2], 10, temperature=0, stop=[tokens[0]])) == tokens[:1]
+    [[best, *_]] = beam_search(loaded, [[1, 2]], 10, beams=1)
+    assert best.ids == expected
+
+
+def test_bart_keeps_what_it_is_forced_to_say(tmp_path) -> None:
+    model = models()["bart"]
+    model.save_pretrained(tmp_path)
+    path = tmp_path / "config.json"
+    for forced in (None, 5, [5, 6]):
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"forced_eos_token_id": forced, "num_beams": 4}))
+        loaded = minillm.load(tmp_path)
+        assert loaded.eos_ids == loaded.conditioned(np.array([[1, 2]])).eos_ids == (2,)
+        loaded.save_pretrained(tmp_path)
+        values = json.loads(path.read_text())
+        assert values["forced_eos_token_id"] == forced
+        assert (values["num_beams"], values["decoder_start_token_id"]) == (4, 2)
+
+
+# Two copies of one matrix
+
+COPIES = [
+    ("gpt2", "lm_head.weight", "transformer.wte.weight"),
+    ("llama", "lm_head.weight", "model.embed_tokens.weight"),
+    ("gemma", "lm_head.weight", "model.embed_tokens.weight"),
+    ("bert", "cls.predictions.decoder.weight", "bert.embeddings.word_embeddings.weight"),
+    ("bert", "cls.predictions.decoder.bias", "cls.predictions.bias"),
+    ("roberta", "lm_head.decoder.weight", "roberta.embeddings.word_embeddings.weight"),
+    ("distilbert", "vocab_projector.weight", "distilbert.embeddings.word_embeddings.weight"),
+    ("bart", "lm_head.weight", "model.shared.weight"),
+    ("bart", "model.decoder.embed_tokens.weight", "model.shared.weight"),
+    ("xlnet", "lm_loss.weight", "transformer.word_embedding.weight"),
+]
+
+
+@pytest.mark.parametrize(("name", "copy", "original"), COPIES)
+def test_a_tied_copy_is_that_or_is_taken_or_refused(name, copy, original, tmp_path, rng, monkeypatch) -> None:
+    from safetensors.numpy import load_file, save_file
+
+    monkeypatch.setattr(hub, "PIECE", 100)  # so that several pieces are compared
+    model = models()[name].eval()
+    if name in ("llama", "gemma"):
+        model = randomized(type(model)(dataclasses.replace(model.config, tied=True))).eval()
+    model.save_pretrained(tmp_path)
+    path = tmp_path / "model.safetensors"
+    arrays = load_file(path)
+    ids = rng.integers(0, 19, (2, 6))
+
+    def logits(of):
+        found = of(ids, ids) if name == "bart" else of(ids)
+        return (found[0] if isinstance(found, tuple) else found).numpy()
+
+    save_file(arrays | {copy: arrays[original]}, path)
+    np.testing.assert_array_equal(logits(minillm.load(tmp_path)), logits(model))
+    save_file({copy if key == original else key: array for key, array in arrays.items()}, path)
+    np.testing.assert_array_equal(logits(minillm.load(tmp_path)), logits(model))
+    other = arrays[original].copy()
+    other[-1] += 1
+    save_file(arrays | {copy: other}, path)
+    if name not in ("gpt2", "llama", "gemma"):
+        with pytest.raises(
+            CheckpointError, match=rf"holds other numbers in {copy} than in {original}, which its config"
+        ):
+            minillm.load(tmp_path)
+        return
+    untied = minillm.load(tmp_path)
+    assert not untied.config.tied
+    np.testing.assert_array_equal(untied.lm_head.weight.data, other)
+    np.testing.assert_array_equal(logits(untied)[..., :-1], logits(model)[..., :-1])
+    assert (logits(untied)[..., -1] != logits(model)[..., -1]).all()
+    untied.save_pretrained(tmp_path / "again")
+    assert json.loads((tmp_path / "again" / "config.json").read_text())["tie_word_embeddings"] is False
+
+
+@pytest.mark.oracle
+@pytest.mark.parametrize("name", ["gpt2", "llama", "gemma"])
+def test_a_copy_that_differs_is_taken_as_transformers_takes_it(name, tmp_path, rng) -> None:
+    torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
+    from safetensors.numpy import load_file, save_file
+
+    model = models()[name]
+    model = randomized(type(model)(dataclasses.replace(model.config, tied=True)))
+    model.save_pretrained(tmp_path)
+    path = tmp_path / "model.safetensors"
+    save_file(
+        load_file(path) | {"lm_head.weight": rng.normal(size=(19, 16 if name != "gpt2" else 12)).astype("f4")}, path
+    )
+    reference = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, attn_implementation="eager")
+    ids = rng.integers(0, 19, (2, 9))
+    with torch.no_grad():
+        expected = reference(torch.tensor(ids)).logits.numpy()
+    received = minillm.load(tmp_path)(ids).numpy()
+    assert np.abs(received - expected).max() / np.abs(expected).max() < 1e-5
+
+
+@pytest.mark.oracle
+def test_transformers_reads_the_settings_of_generation_that_are_kept(tmp_path) -> None:
+    transformers = pytest.importorskip("transformers")
+    models()["llama"].save_pretrained(tmp_path / "a")
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "a")
+    theirs.config.pad_token_id, theirs.config.bos_token_id = 3, 1
+    settings = {"eos_token_id": [2, 7], "bos_token_id": 1, "pad_token_id": 3, "do_sample": True, "top_k": 7}
+    theirs.generation_config = transformers.GenerationConfig(**settings)
+    theirs.save_pretrained(tmp_path / "b")
+    minillm.load(tmp_path / "b").save_pretrained(tmp_path / "c")
+    back = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "c")
+    assert back.generation_config == theirs.generation_config
+    for key in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        assert getattr(back.config, key) == getattr(theirs.config, key)
 
 
 @pytest.mark.parametrize("part", [0.0, 0.001, 0.01, 0.5, 0.9, 0.999])

@@ -285,7 +285,12 @@ class BartModel(Module):
 
 
 class Bart(BartModel):
-    """A BART that writes: called with a source and a target's beginning, it returns logits (B, T, V)."""
+    """A BART that writes: called with a source and a target's beginning, it returns logits (B, T, V).
+
+    eos_ids: the tokens that end a text, where the model's files say so.
+    """
+
+    eos_ids: tuple[int, ...] = ()
 
     def __init__(self, config: BartConfig):
         super().__init__(config)
@@ -421,6 +426,11 @@ class Conditioned(Decoder):
     def output_weight(self) -> Tensor:
         """Of the output layer, (V, C): the token table."""
         return self.model.wte.weight
+
+    @property
+    def eos_ids(self) -> tuple[int, ...]:  # type: ignore[override]
+        """The tokens that end a text: the model's."""
+        return self.model.eos_ids
 
     def new_cache(self, batch: int = 1, padding: Array | None = None) -> list[KVCache]:
         """An empty cache for `next_logits`, one for each block, with room for the whole context.

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from model_checks import (
     all_nodes,
+    check_language_model,
     check_parameters,
     check_slopes,
     enlarge,
@@ -340,3 +341,49 @@ def test_cached_logits_are_those_without_a_cache(dtype, tolerance, pieces, rng):
             model.next_logits(ids[:, :1], cache)
     with pytest.raises(GraphError, match=r"KVCache: cached keys have no gradient; compute within minillm.no_grad\(\)"):
         model.next_logits(ids[:, :1], model.new_cache(batch=3))
+
+
+VARIANTS = {
+    "untied": GPT2Config(19, 16, 2, 2, 16, tied=False),
+    "narrow": GPT2Config(19, 16, 2, 2, 16, hidden=10, norm_eps=1e-3),
+    **{name: GPT2Config(19, 16, 2, 2, 16, hidden=40, activation=name) for name in ("gelu", "relu", "silu")},
+    "dropouts": GPT2Config(19, 16, 2, 2, 16, 0.3, embedding_dropout=0.2, attention_dropout=0.1),
+}
+
+
+@pytest.mark.oracle
+@pytest.mark.parametrize(("dtype", "tolerance"), [(np.float32, 1e-5), (np.float64, 1e-10)])
+@pytest.mark.parametrize("name", VARIANTS)
+def test_variants_equal_hugging_faces(name, dtype, tolerance, rng, tmp_path) -> None:
+    torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
+    model = random_model(VARIANTS[name], dtype=dtype).eval()
+    model.save_pretrained(tmp_path)
+    reference = transformers.AutoModelForCausalLM.from_pretrained(
+        tmp_path, dtype=getattr(torch, np.dtype(dtype).name), attn_implementation="eager"
+    )
+    assert reference.num_parameters() == model.num_parameters()
+    assert reference.config.embd_pdrop == (0.2 if name == "dropouts" else 0.0)
+    ids, targets = rng.integers(0, 19, (2, 3, 16))
+    check_language_model(model, reference, ids, targets, tolerance)
+    assert minillm.load(tmp_path).config == model.config
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_variants_have_their_gradients_and_caches(name, rng) -> None:
+    model = random_model(VARIANTS[name], dtype=np.float64).eval()
+    ids, targets = rng.integers(0, 19, (2, 2, 9))
+    check_slopes(model, lambda: model.loss(ids, targets), rng)
+    with no_grad():
+        cache = model.new_cache(batch=2)
+        for t in range(9):
+            logits = model.next_logits(ids[:, t : t + 1], cache).data
+            np.testing.assert_allclose(logits, model(ids[:, : t + 1]).data[:, -1], rtol=1e-9, atol=1e-12)
+
+
+def test_each_dropout_has_its_place() -> None:
+    model = GPT2(VARIANTS["dropouts"])
+    assert (model.drop.p, model.h[0].attn.dropout.p, model.h[0].mlp.dropout.p) == (0.2, 0.3, 0.3)
+    assert model.h[0].attn.attention_dropout == 0.1
+    assert GPT2(GPT2Config(19, 16, 1, 2, 16, 0.3)).h[0].attn.attention_dropout == 0.3
+    with pytest.raises(InputError, match=r"GPT2Config: activation is 'gelo'; did you mean 'gelu'\?"):
+        GPT2Config(activation="gelo")
