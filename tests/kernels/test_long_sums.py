@@ -1,4 +1,4 @@
-"""Kernels that add up many rows, or long ones, stay right to seven digits: constants, whose roundings all go one way."""
+"""Kernels that add up many rows, or long rows, stay right to seven digits: of constants, which all round one way."""
 
 from __future__ import annotations
 
