@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import math
 import sys
+from collections.abc import Callable
 from itertools import groupby
 from typing import Any
 
@@ -49,8 +50,12 @@ def sum_over(x: Array, axis: Any = None, keepdims: bool = False) -> Array:
     if x.flags.c_contiguous and (axis is None or axis == -1 or axis == x.ndim - 1):
         return np.sum(x, axis=axis, keepdims=keepdims)  # in pairs
     axes = range(x.ndim) if axis is None else [a % x.ndim for a in (axis if isinstance(axis, tuple) else (axis,))]
-    if math.prod(x.shape[a] for a in axes) <= FEW or x.size == 0:
+    terms = math.prod(x.shape[a] for a in axes)
+    if terms <= FEW or x.size == 0:
         return np.sum(x, axis=axis, keepdims=keepdims)
+    if x.flags.c_contiguous and set(axes) == set(range(len(axes))):  # the first axes: the rows of a matrix
+        total = _sum_of_rows(x.reshape(1, terms, x.size // terms))
+        return total.reshape((1,) * len(axes) * keepdims + x.shape[len(axes) :])
     return _sum_in_memory_order(x, set(axes), keepdims)
 
 
@@ -136,9 +141,10 @@ def vecdot(a: Array, b: Array) -> Array:
     if size <= ROW:
         return np.vecdot(a, b)
     whole = size - size % ROW
-    parts = (x[..., :whole].reshape(*x.shape[:-1], -1, ROW) for x in (a, b))
+    parts = [x[..., :whole].reshape(*x.shape[:-1], -1, ROW) for x in (a, b)]
     total = np.vecdot(*parts).sum(axis=-1, dtype=np.float64)
-    total += np.vecdot(a[..., whole:], b[..., whole:])
+    if whole < size:
+        total += np.vecdot(a[..., whole:], b[..., whole:])
     return total.astype(np.result_type(a, b))
 
 
@@ -147,7 +153,10 @@ def is_moderate(x: Array) -> bool:
 
     On a GPU always in doubt: nobody waits for the answer.
     """
-    return not is_on_gpu(x) and bool(vecdot(x, x).sum() < 1e24)
+    if is_on_gpu(x):
+        return False
+    numbers = x.reshape(-1)
+    return float(np.dot(numbers, numbers)) < 1e24
 
 
 # ---- sums that go to named places -----------------------------------------------------------------------------------
@@ -166,60 +175,68 @@ def add_rows(table: Array, ids: Array, rows: Array) -> None:
     elif len(ids):
         order = backend.stable_argsort(ids)
         ordered = ids[order]
-        starts = np.flatnonzero(np.concatenate(([True], ordered[1:] != ordered[:-1])))  # of the runs of one id
-        add_runs = _add_short_runs if rows.shape[1] <= SHORT_ROW else _add_runs
-        add_runs(table, ordered[starts], rows, order, starts)
+        begins = np.ones(len(ids), bool)
+        np.not_equal(ordered[1:], ordered[:-1], out=begins[1:])
+        starts = np.flatnonzero(begins)  # of the runs of one id
+        add_runs = _add_short_rows if rows.shape[1] <= SHORT_ROW else _add_long_rows
+        add_runs(table, ordered[starts], rows, order, starts, np.diff(starts, append=len(ids)))
 
 
-def _add_runs(table: Array, named: Array, rows: Array, order: Array, starts: Array) -> None:
+def _add_long_rows(table: Array, named: Array, rows: Array, order: Array, starts: Array, lengths: Array) -> None:
     """Ids that come often one by one, as column sums; the others, of at most FEW rows each, together."""
-    lengths = np.diff(starts, append=len(order))
-    often = lengths > FEW
-    runs = [order[a : a + n] for a, n in zip(starts[often].tolist(), lengths[often].tolist(), strict=True)]
-    seldom, lengths, places = named[~often], lengths[~often], order[np.repeat(~often, lengths)]
-    starts = np.cumsum(lengths) - lengths
+    often: list[int] = []
+    runs: list[Array] = []
+    seldom, places = named, order
+    if lengths.max() > FEW:
+        many = lengths > FEW
+        often = named[many].tolist()
+        runs = [order[a : a + n] for a, n in zip(starts[many].tolist(), lengths[many].tolist(), strict=True)]
+        seldom, places, lengths = named[~many], order[np.repeat(~many, lengths)], lengths[~many]
+        starts = np.cumsum(lengths) - lengths
     one_by_one = rows.shape[1] >= LONG_ROW and rows.dtype.itemsize >= 4
 
     def columns(start: int, stop: int) -> None:
         part, into = rows[:, start:stop], table[:, start:stop]
-        for i, run in zip(named[often].tolist(), runs, strict=True):
+        for i, run in zip(often, runs, strict=True):
             pieces = (run[first : first + GATHERED] for first in range(0, len(run), GATHERED))
             into[i] += sum(column_sums(part[piece]).astype(np.float64) for piece in pieces)
         if len(seldom) and not one_by_one:
             into[seldom] += _reduceat(part[places], starts)
 
-    if rows.nbytes < backend.PARALLEL_BYTES or (one_by_one and not runs):
-        columns(0, rows.shape[1])
-    else:
-        backend.parallel(columns, rows.shape[1])
+    if not one_by_one or runs:
+        _over_columns(columns, rows)
     if one_by_one:
         for i, place in zip(np.repeat(seldom, lengths).tolist(), places.tolist(), strict=True):
             table[i] += rows[place]
 
 
-def _add_short_runs(table: Array, named: Array, rows: Array, order: Array, starts: Array) -> None:
+def _add_short_rows(table: Array, named: Array, rows: Array, order: Array, starts: Array, lengths: Array) -> None:
     """All ids together: FEW rows of an id at a time, and then these sums."""
-    lengths = np.diff(starts, append=len(order))
-    pieces = -(-lengths // FEW)  # of each run
-    first = np.cumsum(pieces) - pieces
-    piece_starts = np.repeat(starts - FEW * first, pieces) + FEW * np.arange(pieces.sum())
+    first = None
+    if lengths.max() > FEW:
+        pieces = -(-lengths // FEW)  # of each run
+        first = np.cumsum(pieces) - pieces
+        starts = np.repeat(starts - FEW * first, pieces) + FEW * np.arange(pieces.sum())
 
     def columns(start: int, stop: int) -> None:
-        sums = _reduceat(rows[:, start:stop][order], piece_starts)
-        if len(first) < len(sums):
+        sums = _reduceat(rows[:, start:stop][order], starts)
+        if first is not None:
             sums = np.add.reduceat(sums, first, axis=0, dtype=np.float64)
         table[named, start:stop] += sums
 
+    _over_columns(columns, rows)
+
+
+def _over_columns(function: Callable[[int, int], None], rows: Array) -> None:
     if rows.nbytes < backend.PARALLEL_BYTES:
-        columns(0, rows.shape[1])
+        function(0, rows.shape[1])
     else:
-        backend.parallel(columns, rows.shape[1])
+        backend.parallel(function, rows.shape[1])
 
 
 def _reduceat(rows: Array, starts: Array) -> Array:
     """The sums of runs of rows, in float32 at least."""
-    wide = None if rows.dtype.itemsize >= 4 else np.float32
-    return np.add.reduceat(rows, starts, axis=0, dtype=wide)
+    return np.add.reduceat(rows, starts, axis=0, dtype=None if rows.dtype.itemsize >= 4 else np.float32)
 
 
 def add_at(array: Array, index: Any, values: Array) -> None:

@@ -297,11 +297,12 @@ def _scores(queries, keys, rows, visible, saved: Saved, b: slice, h: slice) -> t
     scores = backend.matmul(q_scaled, keys[:, :, :visible].swapaxes(-1, -2))
     by_head = _ungroup(scores, queries)
     if saved.causal:
-        # Only from the last key that the first query sees: a square, which NumPy adds faster than one column less.
+        # Only from the last key that the first query sees: a square, which is faster than one column less.
         last = rows.start + keys.shape[2] - queries.shape[3]
         first = max(0, last)
-        hidden = _triangle(rows.stop - rows.start, visible - first, last - first)
-        np.copyto(by_head[..., first:], -np.inf, where=like(hidden, keys))  # whatever a hidden key is: it may be NaN
+        hidden = _triangle(rows.stop - rows.start, visible - first, last - first, scores.dtype)
+        square = by_head[..., first:]
+        np.fmin(square, like(hidden, keys), out=square)  # also where a hidden key made NaN, which fmin passes over
     if saved.lengths is not None:
         padding = np.arange(visible, like=keys) >= saved.lengths[b, None]
         np.copyto(by_head, -np.inf, where=padding[:, None, None, None])
@@ -315,9 +316,9 @@ def _scores(queries, keys, rows, visible, saved: Saved, b: slice, h: slice) -> t
 
 
 @functools.lru_cache(maxsize=64)
-def _triangle(rows: int, columns: int, diagonal: int) -> Array:
-    """True above a diagonal (as in np.tri)."""
-    return ~np.tri(rows, columns, diagonal, bool)
+def _triangle(rows: int, columns: int, diagonal: int, dtype: np.dtype) -> Array:
+    """-inf above a diagonal (as in np.tri), inf elsewhere: what scores may be at most."""
+    return np.where(np.tri(rows, columns, diagonal, bool), np.inf, -np.inf).astype(dtype)
 
 
 def _dropout_mask(saved: Saved, b: slice, h: slice, rows: slice, visible: int) -> Array:

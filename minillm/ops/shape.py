@@ -159,7 +159,7 @@ def index_select_backward(dout, saved):
     # With the axis in front, the rows of dout that came from row i of x are summed into row i of dx.
     rows = np.moveaxis(dout, range(axis, axis + index.ndim), range(index.ndim))
     size, others = saved.shape[axis], saved.shape[:axis] + saved.shape[axis + 1 :]
-    dx = np.zeros_like(dout, shape=(size, math.prod(others)), order="C")
+    dx: Array = np.zeros_like(dout, shape=(size, math.prod(others)), order="C")
     add_rows(dx, index.reshape(-1), rows.reshape(index.size, dx.shape[1]))
     return (np.moveaxis(dx.reshape(size, *others), 0, axis),)
 

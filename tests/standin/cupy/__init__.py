@@ -284,7 +284,7 @@ UFUNCS = frozenset(
     "add subtract multiply divide true_divide floor_divide remainder power matmul negative absolute sign "
     "exp exp2 expm1 log log2 log1p sqrt square tanh maximum minimum rint floor ceil isnan isinf isfinite invert "
     "greater greater_equal less less_equal equal not_equal logical_and logical_or logical_not "
-    "bitwise_and bitwise_or bitwise_xor logaddexp sin cos copysign log10 trunc".split()
+    "bitwise_and bitwise_or bitwise_xor logaddexp sin cos copysign log10 trunc fmin".split()
 )
 
 
