@@ -23,6 +23,7 @@ import copy
 import sys
 import weakref
 from collections.abc import Callable, Iterator, Sequence
+from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -114,26 +115,36 @@ class Op:
         for x in inputs:
             if isinstance(x, Tensor):
                 arrays.append(x.data)
-                edges.append(x._edge() if x._requires_grad else None)
                 shapes.append(x.data.shape)
-                recorded |= x._requires_grad
-                fixed |= not x._requires_grad
+                if x._requires_grad:
+                    recorded = True
+                    edges.append(x._edge())
+                else:
+                    fixed = True
+                    edges.append(None)
             else:
                 arrays.append(x)
                 edges.append(None)
                 shapes.append(None)
-                fixed |= hasattr(x, "shape")
+                fixed = fixed or type(x) not in _NO_ARRAYS
         recorded = recorded and state.grad_enabled
         constants = _kept(inputs, arrays) if recorded and fixed else ()
         with np.errstate(all="ignore"):  # infinity and NaN are values here, as in PyTorch, and no warnings
             (out, saved), backward = self._run(arrays, settings)
         several = type(out) is tuple
         if not recorded:
-            return tuple(_result(y, inputs) for y in out) if several else _result(out, inputs)
-        outputs = out if several else (out,)
-        node = Node(self, backward, saved, tuple(edges), tuple(shapes), constants, outputs, several, _caller())
-        made = tuple([Tensor._made_by(node, index, y) for index, y in enumerate(outputs)])
-        return made if several else made[0]
+            return tuple([_result(y, inputs) for y in out]) if several else _result(out, inputs)
+        try:
+            frame = sys._getframe(2)  # of whoever called the public function
+        except ValueError:
+            frame = sys._getframe(1)  # a module that calls the Op itself
+        if frame.f_globals.get("__name__", "")[:11] in ("minillm.ops", "importlib._"):
+            frame = _caller(sys._getframe(1))
+        where = frame.f_code, frame.f_lasti  # only the code and the position: a kept frame would pin its arrays
+        node = Node(self, backward, saved, tuple(edges), tuple(shapes), constants, out, several, where)
+        if several:
+            return tuple([Tensor._made_by(node, index, y) for index, y in enumerate(out)])
+        return Tensor._made_by(node, 0, out)
 
     def _run(self, arrays: list, settings: dict) -> tuple[tuple, Callable]:
         """The forward's result, by kernel or by formula, and the backward that belongs to it."""
@@ -158,14 +169,16 @@ class Op:
             raise ShapeError(f"{self.name}: the shapes {shapes} do not broadcast") from None
 
 
-def _caller() -> tuple[Any, int]:
-    """The line that called the public function of an op: its code and position, as a kept frame would pin arrays."""
-    frame = sys._getframe(2)  # of the public function, or of whoever called the Op itself
-    if frame.f_code.co_name != "<module>":
-        frame = frame.f_back or frame
-        while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith("minillm.ops"):
-            frame = frame.f_back
-    return frame.f_code, frame.f_lasti
+def _caller(frame: FrameType) -> FrameType:
+    """The first frame outside of the operations, from the public function's on; a module's own, if it is one."""
+    while frame.f_back is not None and frame.f_code.co_name != "<module>":
+        frame = frame.f_back
+        if not frame.f_globals.get("__name__", "").startswith("minillm.ops"):
+            break
+    return frame
+
+
+_NO_ARRAYS = (float, int, type(None))  # what an operation may be given besides tensors and arrays
 
 
 def snapshot(array: Array) -> Array:
@@ -256,13 +269,16 @@ class Tensor(Methods):
         self._requires_grad = False
         if requires_grad:
             self._check_floating("tensor")
-            self._requires_grad = True
+            self._requires_grad, self._version = True, Version()
 
     @classmethod
     def _made_by(cls, node: Node, index: int, data: Any) -> Tensor:
-        tensor = Tensor(data)
-        if tensor.data.dtype.kind not in "iub":  # bfloat16's kind is V, for void
-            tensor.node, tensor.index, tensor._requires_grad = node, index, True
+        tensor = object.__new__(Tensor)  # without __init__, which checks what is right here
+        tensor.data = data if type(data) is np.ndarray else backend.as_array(data)
+        tensor.grad = tensor.hooks = tensor._version = tensor.node = None
+        tensor.index, tensor._requires_grad = index, tensor.data.dtype.kind not in "iub"  # bfloat16's is V, for void
+        if tensor._requires_grad:
+            tensor.node = node
         return tensor
 
     def __getattr__(self, name: str) -> Any:
@@ -275,7 +291,7 @@ class Tensor(Methods):
     def _edge(self) -> tuple | None:
         if self.node is not None:
             return (self.node, self.index)
-        return (self, self.version) if self._requires_grad else None
+        return (self, self._shared_version().number) if self._requires_grad else None
 
     @property
     def version(self) -> int:
@@ -284,7 +300,7 @@ class Tensor(Methods):
 
     @version.setter
     def version(self, number: int) -> None:
-        self._shared_version().number = number
+        (self._version or self._shared_version()).number = number
 
     def _shared_version(self) -> Version:
         """The version of the array, which those who share the array share too."""
@@ -414,7 +430,7 @@ class Tensor(Methods):
         for kind in type(self).__mro__:
             for name in set(kind.__dict__.get("__slots__", ())) - {"__weakref__", "_version", "hooks"}:
                 object.__setattr__(twin, name, copy.deepcopy(getattr(self, name), memo))
-        twin._version, twin.hooks = None, None
+        twin._version, twin.hooks = Version(), None
         return twin
 
     # --- gradients -------------------------------------------------------------------------------------------------
@@ -435,6 +451,7 @@ class Tensor(Methods):
         if requires_grad:
             self._check_floating("requires_grad_")
         self._requires_grad = bool(requires_grad)
+        self._shared_version()
         return self
 
     @property
@@ -450,8 +467,10 @@ class Tensor(Methods):
     def retain_grad(self) -> Tensor:
         """Keep the gradient of this intermediate tensor in `.grad` too; returns the tensor."""
         self._check_needs_gradient("retain_grad")
-        if self.node is not None and not any(reference() is self for _, reference in self.node.watchers):
-            self.node.watchers.append((self.index, weakref.ref(self)))
+        if self.node is not None:
+            self.node.watchers = watchers = self.node.watchers or []
+            if not any(reference() is self for _, reference in watchers):
+                watchers.append((self.index, weakref.ref(self)))
         return self
 
     def register_hook(self, hook: Callable[[Array], Any]) -> Hook:
@@ -460,11 +479,10 @@ class Tensor(Methods):
         The gradient is an array (a copy), as `grad` is; None leaves it as it was. `remove()` of the result ends it.
         """
         self._check_needs_gradient("register_hook")
-        if self.node is not None:
-            return Hook(self.node.hooks, (self.index, hook))
-        if self.hooks is None:
-            self.hooks = []
-        return Hook(self.hooks, (0, hook))
+        owner: Any = self.node or self
+        if owner.hooks is None:
+            owner.hooks = []
+        return Hook(owner.hooks, (self.index, hook))
 
     def _check_needs_gradient(self, function: str) -> None:
         if not self._requires_grad:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable
+from threading import get_ident
 from types import CodeType
 from typing import Any, NamedTuple
 
@@ -65,7 +66,6 @@ class Node:
         "hooks",
         "input_shapes",
         "op",
-        "output_dtypes",
         "output_shapes",
         "saved",
         "scope",
@@ -81,13 +81,12 @@ class Node:
         self.edges: Any = edges  # None once a backward has used and released the node
         self.input_shapes: tuple = input_shapes
         self.constants: list = constants
-        self.output_shapes: tuple = tuple([y.shape for y in outputs])
-        self.output_dtypes: tuple = tuple([y.dtype for y in outputs])
+        self.output_shapes: tuple = tuple([y.shape for y in outputs]) if several else (outputs.shape,)
         self.several: bool = several
         self.where: tuple[CodeType, int] = where
         self.scope: str = state.scope
-        self.watchers: list = []  # (output index, weak reference to a tensor with retain_grad)
-        self.hooks: list = []  # (output index, function of the gradient)
+        self.watchers: list | None = None  # (output index, weak reference to a tensor with retain_grad)
+        self.hooks: list | None = None  # (output index, function of the gradient)
 
     def location(self) -> str:
         """`file.py:76`, the line that called the operation; worked out only when asked for."""
@@ -139,10 +138,12 @@ def run_backward(roots: list[tuple[Tensor, Array]], keep_graph: bool, wanted: di
     ready = [node for node in arrived if waiting[node] == 0]
     while ready:
         node = ready.pop()
-        douts = _whole_gradients(node, arrived.pop(node, ()), wanted)
+        douts = [None if slot is None else slot[0] for slot in arrived.pop(node, ())]
+        if douts and (node.hooks is not None or node.watchers is not None or wanted is not None):
+            _shown(node, douts, wanted)
         if needed is not None and node not in needed:
             continue
-        dinputs = _node_backward(node, douts, late, wanted)
+        dinputs = _node_backward(node, douts, wanted)
         owned = not node.op.aliases
         for edge, dinput in zip(node.edges, dinputs, strict=True):
             if edge is None:
@@ -212,25 +213,19 @@ def _leading_to(wanted: dict, counts: dict[Node, int], roots: Iterable[Node]) ->
     return needed
 
 
-def _whole_gradients(node: Node, slots: Iterable, wanted: dict | None) -> list:
-    """What arrived for each output, in the output's dtype: hooks have seen it, and those who keep it have it."""
-    douts = [None if slot is None else slot[0] for slot in slots]
-    for index, dout in enumerate(douts):
-        if dout is not None and dout.dtype != node.output_dtypes[index]:  # of an operation that mixed two dtypes
-            douts[index] = dout.astype(node.output_dtypes[index])
-    for index, hook in node.hooks:
-        if douts and douts[index] is not None:
+def _shown(node: Node, douts: list, wanted: dict | None) -> None:
+    """Show the whole gradients of a node's outputs to hooks, which may replace them, and to those who keep them."""
+    for index, hook in node.hooks or ():
+        if douts[index] is not None:
             douts[index] = _hooked(hook, douts[index])
-    for index, reference in node.watchers:
+    for index, reference in node.watchers or ():
         watched = reference()
-        if watched is not None and douts and douts[index] is not None:
-            with _leaves:
+        if watched is not None and douts[index] is not None:
+            with _lock:
                 watched.grad = douts[index].copy() if watched.grad is None else watched.grad + douts[index]
-    if wanted is not None:
-        for index, dout in enumerate(douts):
-            if dout is not None and (node, index) in wanted:
-                wanted[node, index] = backend.as_array(dout).copy()
-    return douts
+    for index, dout in enumerate(douts):
+        if dout is not None and wanted is not None and (node, index) in wanted:
+            wanted[node, index] = backend.as_array(dout).copy()
 
 
 def _hooked(hook: Callable, gradient: Array) -> Array:
@@ -247,49 +242,60 @@ def _hooked(hook: Callable, gradient: Array) -> Array:
     return result.astype(gradient.dtype, copy=False)
 
 
-def _node_backward(node: Node, douts: list, late: dict, wanted: dict | None) -> list:
+def _node_backward(node: Node, douts: list, wanted: dict | None) -> Any:
     """The gradients of a node's inputs, checked; an error says which operation of the forward it belongs to.
 
     Gradients that the operation wrote into leaves are there when this returns, and None in the list.
     """
     edges = node.edges
-    if all(dout is None for dout in douts):  # nothing reached this node, but its parents still wait for its word
+    for dout in douts:
+        if dout is not None:
+            break
+    else:  # nothing reached this node, but its parents still wait for its word
         return [None] * len(edges)
     _check_versions(node)
     dout = tuple(douts) if node.several else douts[0]
-    claimed: dict[int, Tensor] = {}  # by input
+    claimed: list[int] = []  # inputs
     try:
         if node.op.writes_into:
             into: list[Into | None] = [None] * len(edges)
-            leaves: list[Any] = [None if edge is None or isinstance(edge[0], Node) else edge[0] for edge in edges]
-            for i, leaf in enumerate(leaves):
-                # A leaf that is two inputs of one op gets its gradients added by the engine: it has only one buffer.
-                alone = leaf is not None and sum(other is leaf for other in leaves) == 1
-                if alone and wanted is None and not leaf.hooks and _claim(leaf):
-                    claimed[i] = leaf
-                    into[i] = leaf._grad_destination()
+            if wanted is None:
+                _claim(edges, claimed, into)
             dinputs = node.backward(dout, node.saved, tuple(into))
         else:
             dinputs = node.backward(dout, node.saved)
-        _check_gradients(node, dinputs)
+        if type(dinputs) is not tuple or len(dinputs) != len(edges):
+            raise GraphError(
+                f"backward of {node.op.name}: returned {dinputs if type(dinputs) is not tuple else len(dinputs)} for "
+                f"{len(edges)} inputs; return a tuple with one gradient (or None) per input of its forward"
+            )
+        for position, (edge, shape, dinput) in enumerate(zip(edges, node.input_shapes, dinputs, strict=True)):
+            if edge is not None and dinput is not None and dinput.shape != shape:
+                raise ShapeError(
+                    f"backward of {node.op.name}: the gradient of input {position} has shape {dinput.shape}, but the "
+                    f"input has shape {shape}; sum over the broadcast axes"
+                )
+        if not claimed:
+            return dinputs
         dinputs = list(dinputs)
-        for i, leaf in claimed.items():
-            if dinputs[i] is not None:
-                _add_to_leaf(leaf, dinputs[i], owned=not node.op.aliases)
-                dinputs[i] = None
+        with _lock:
+            for i in claimed:
+                if into[i] is not None and dinputs[i] is not None:
+                    _store(edges[i][0], dinputs[i], not node.op.aliases)
+                    dinputs[i] = None
+        return dinputs
     except Exception as error:
         error.add_note(f"in the backward of {node.describe()}")
         raise
     finally:
         if claimed:
-            _release(claimed.values())
-    return dinputs
+            _release(edges, claimed)
 
 
 def _check_versions(node: Node) -> None:
     """Raise GraphError if an array that the node's backward reads was written to in place since the forward."""
     for edge in node.edges:
-        if edge is not None and not isinstance(edge[0], Node) and edge[0].version != edge[1]:
+        if edge is not None and not isinstance(edge[0], Node) and edge[0]._version.number != edge[1]:
             raise GraphError(
                 f"backward: {edge[0]!r} was moved by the optimiser after {node.describe()} used it, or was changed in "
                 "place; call backward before step, or run the forward again"
@@ -299,21 +305,6 @@ def _check_versions(node: Node) -> None:
             raise GraphError(
                 f"backward: input {position} of {node.describe()} was changed in place after it was used; call "
                 "backward before that, or write x = x + ... for x += ..."
-            )
-
-
-def _check_gradients(node: Node, dinputs: Any) -> None:
-    """Raise unless a backward returned one gradient, of the right shape, for each input."""
-    if type(dinputs) is not tuple or len(dinputs) != len(node.edges):
-        raise GraphError(
-            f"backward of {node.op.name}: returned {dinputs if type(dinputs) is not tuple else len(dinputs)} for "
-            f"{len(node.edges)} inputs; return a tuple with one gradient (or None) per input of its forward"
-        )
-    for position, (edge, shape, dinput) in enumerate(zip(node.edges, node.input_shapes, dinputs, strict=True)):
-        if edge is not None and dinput is not None and dinput.shape != shape:
-            raise ShapeError(
-                f"backward of {node.op.name}: the gradient of input {position} has shape {dinput.shape}, but the "
-                f"input has shape {shape}; sum over the broadcast axes"
             )
 
 
@@ -336,29 +327,43 @@ def _accumulate(slot: tuple | None, gradient: Array, owned: bool) -> tuple:
 
 # --- leaves --------------------------------------------------------------------------------------------------------
 
-_leaves = threading.Condition()  # held while a leaf's grad changes
+_lock = threading.Lock()  # held while a leaf's grad changes
+_free = threading.Condition(_lock)  # told when leaves are released
+_waiting = 0  # threads that wait for a leaf
 _claims: dict[int, int] = {}  # id of a leaf whose gradient an operation is writing -> the thread that runs it
 
 
-def _claim(leaf: Tensor) -> bool:
-    """Reserve a leaf's gradient for this thread; False if another operation is writing it."""
-    with _leaves:
-        if id(leaf) in _claims:
-            return False
-        _claims[id(leaf)] = threading.get_ident()
-        return True
+def _claim(edges: tuple, claimed: list[int], into: list) -> None:
+    """Reserve for this thread those leaves among a node's inputs that nobody writes to, and say where they are written.
+
+    A leaf that is two inputs gets its gradients added by the engine, as it has only one buffer; so does one with hooks.
+    """
+    with _lock:
+        for i, edge in enumerate(edges):
+            if edge is None or isinstance(edge[0], Node):
+                continue
+            leaf = edge[0]
+            if leaf.hooks is None and id(leaf) not in _claims:
+                _claims[id(leaf)] = get_ident()
+                claimed.append(i)
+                into[i] = leaf._grad_destination()
+            elif leaf.hooks is None:  # another thread's, or this one's as another input
+                for other in claimed:
+                    if edges[other][0] is leaf:
+                        into[other] = None
 
 
-def _release(leaves: Iterable[Tensor]) -> None:
-    with _leaves:
-        for leaf in leaves:
-            del _claims[id(leaf)]
-        _leaves.notify_all()
+def _release(edges: tuple, claimed: list[int]) -> None:
+    with _lock:
+        for i in claimed:
+            del _claims[id(edges[i][0])]
+        if _waiting:
+            _free.notify_all()
 
 
 def _deliver(leaf: Tensor, gradient: Array, owned: bool, late: dict, wanted: dict | None) -> None:
     """Add a gradient to a leaf now, or later, when all have come: for hooks, and for those who asked for it alone."""
-    if wanted is None and not leaf.hooks:
+    if wanted is None and leaf.hooks is None:
         _add_to_leaf(leaf, gradient, owned)
     elif wanted is None or id(leaf) in wanted:
         slot = late[id(leaf)][1] if id(leaf) in late else None
@@ -366,19 +371,27 @@ def _deliver(leaf: Tensor, gradient: Array, owned: bool, late: dict, wanted: dic
 
 
 def _add_to_leaf(leaf: Tensor, gradient: Array, owned: bool) -> None:
+    """Add a gradient to a leaf, as soon as no other thread writes there."""
+    global _waiting
+    with _lock:
+        while _claims and _claims.get(id(leaf), get_ident()) != get_ident():
+            _waiting += 1
+            _free.wait()
+            _waiting -= 1
+        _store(leaf, gradient, owned)
+
+
+def _store(leaf: Tensor, gradient: Array, owned: bool) -> None:
     """Leaf gradients are the user's: they are never shared with another array."""
-    with _leaves:
-        while _claims.get(id(leaf), threading.get_ident()) != threading.get_ident():
-            _leaves.wait()
-        if gradient is leaf.grad:  # the op wrote it there already
-            return
-        destination = leaf._grad_destination()
-        if destination is None:
-            gradient = backend.as_array(gradient)  # NumPy's results without dimensions are numbers, not arrays
-            leaf.grad = gradient.astype(leaf.dtype, copy=not owned)
-        elif destination.add:
-            np.add(destination.array, gradient, out=destination.array)
-        else:
-            if gradient is not destination.array:
-                destination.array[...] = gradient
-            leaf.grad = destination.array
+    if gradient is leaf.grad:  # the op wrote it there already
+        return
+    destination = leaf._grad_destination()
+    if destination is None:
+        gradient = backend.as_array(gradient)  # NumPy's results without dimensions are numbers, not arrays
+        leaf.grad = gradient.astype(leaf.dtype, copy=not owned)
+    elif destination.add:
+        np.add(destination.array, gradient, out=destination.array)
+    else:
+        if gradient is not destination.array:
+            destination.array[...] = gradient
+        leaf.grad = destination.array

@@ -244,7 +244,7 @@ def test_stop_is_a_list_of_ids(model: GPT2, way) -> None:
         generate_text: (Letters(), "b", 3),
         beam_search: ([[1]], 3),
     }[way]
-    for stop, fix in ((5, r"such as \[5\]"), ("", "stop strings"), ("END", "stop strings"), (None, ""), (1.5, "")):
+    for stop, fix in ((5, r"such as \[5\]"), ("", "stop strings"), ("END", "stop strings"), (1.5, "")):
         with pytest.raises(InputError, match=rf"^{way.__name__}: stop is {stop!r}; give a list of token ids.*{fix}"):
             way(model, *arguments, stop=stop)
     with pytest.raises(DtypeError, match=rf"^{way.__name__}: stop is \['END'\]"):

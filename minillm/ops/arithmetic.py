@@ -79,6 +79,11 @@ def operand(x: Any, function: str = "operand") -> Any:
 
 def operands(x: Any, y: Any, function: str = "operand") -> tuple[Any, Any]:
     """Two operands in one dtype, of which one that is an array and no Tensor goes to where the other is."""
+    if isinstance(x, Tensor):  # the two usual cases first
+        if isinstance(y, Tensor):
+            return (x, y) if x.data.dtype is y.data.dtype else in_one_dtype(x, y)
+        if type(y) in (float, int) and x.data.dtype.kind == "f":
+            return x, y
     x, y = operand(x, function), operand(y, function)
     if isinstance(x, Tensor) and isinstance(y, np.ndarray):
         y = like(y, x.data)
