@@ -179,7 +179,10 @@ def add_rows(table: Array, ids: Array, rows: Array) -> None:
         np.not_equal(ordered[1:], ordered[:-1], out=begins[1:])
         starts = np.flatnonzero(begins)  # of the runs of one id
         add_runs = _add_short_rows if rows.shape[1] <= SHORT_ROW else _add_long_rows
-        add_runs(table, ordered[starts], rows, order, starts, np.diff(starts, append=len(ids)))
+        lengths = np.empty_like(starts)
+        np.subtract(starts[1:], starts[:-1], out=lengths[:-1])
+        lengths[-1] = len(ids) - starts[-1]
+        add_runs(table, ordered[starts], rows, order, starts, lengths)
 
 
 def _add_long_rows(table: Array, named: Array, rows: Array, order: Array, starts: Array, lengths: Array) -> None:
