@@ -38,6 +38,7 @@ from minillm.grad_mode import (
     inference_mode,
     is_grad_enabled,
     no_grad,
+    quiet,
     set_grad_enabled,
     state,
 )
@@ -129,8 +130,11 @@ class Op:
                 fixed = fixed or type(x) not in _NO_ARRAYS
         recorded = recorded and state.grad_enabled
         constants = _kept(inputs, arrays) if recorded and fixed else ()
-        with np.errstate(all="ignore"):  # infinity and NaN are values here, as in PyTorch, and no warnings
+        if state.quiet:
             (out, saved), backward = self._run(arrays, settings)
+        else:
+            with quiet():
+                (out, saved), backward = self._run(arrays, settings)
         several = type(out) is tuple
         if not recorded:
             return tuple([_result(y, inputs) for y in out]) if several else _result(out, inputs)
@@ -510,7 +514,7 @@ class Tensor(Methods):
         _refuse_second_order("backward", create_graph)
         self._check_needs_gradient("backward")
         keep_graph = keep_graph if retain_graph is None else retain_graph
-        with np.errstate(all="ignore"):
+        with quiet():
             run_backward([(self, self._cotangent("backward", gradient))], keep_graph)
 
     def _cotangent(self, function: str, gradient: Any) -> Array:
@@ -563,7 +567,7 @@ def grad(
     keys = [id(x) if x.node is None else (x.node, x.index) for x in leaves]
     wanted: dict[Any, Array | None] = dict.fromkeys(keys)
     cotangents = [(y, y._cotangent("grad", dy)) for y, dy in zip(roots, given, strict=True)]
-    with np.errstate(all="ignore"):
+    with quiet():
         run_backward(cotangents, bool(retain_graph), wanted)
     for position, key in enumerate(keys):
         if wanted[key] is None and not allow_unused:

@@ -18,6 +18,7 @@ from minillm.autograd import Parameter, Tensor
 from minillm.backend import Array, device_and_dtype
 from minillm.device import like, to_device
 from minillm.errors import CheckpointError, DtypeError, GraphError, ShapeError
+from minillm.grad_mode import quiet, state
 
 
 class Module:
@@ -33,7 +34,10 @@ class Module:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         before = autograd.enter_scope(self.name)
         try:
-            return self.forward(*args, **kwargs)
+            if state.quiet:
+                return self.forward(*args, **kwargs)
+            with quiet():
+                return self.forward(*args, **kwargs)
         finally:
             autograd.enter_scope(before)
 
