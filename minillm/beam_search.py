@@ -24,7 +24,7 @@ import numpy as np
 
 from minillm.backend import Array
 from minillm.errors import InputError
-from minillm.generate import Texts, evaluating
+from minillm.generate import Texts, end_tokens, evaluating
 from minillm.nn import Decoder
 
 
@@ -57,7 +57,7 @@ def beam_search(
     A continuation ends after a token in `stop`, or with `max_tokens` tokens. Prompts may differ in length.
     stop: by default the model's own end tokens, `model.eos_ids`; give () for none.
     """
-    stop = model.eos_ids if stop is None else stop
+    stop = end_tokens(model) if stop is None else stop
     for name, value in {"beams": beams, "max_tokens": max_tokens}.items():
         if value < 1:
             raise InputError(f"beam_search: {name} is {value}; give 1 or more")

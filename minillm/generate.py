@@ -104,7 +104,7 @@ class Texts:
         starts = np.zeros(len(self.ids), int) + cached - (0 if padding is None else padding)
         new = [text[start:] for text, start in zip(self.ids, starts.tolist(), strict=True)]
         stop = cached + len(new[0])
-        if not cached or stop > context or not self.model.keeps_cache(cached, stop):
+        if not cached or stop > context or not _keeps_cache(self.model, cached, stop):
             new = [text[-context:] for text in self.ids]
             padding = max(map(len, new)) - np.array([len(window) for window in new])
             for one in self.cache:
@@ -124,6 +124,16 @@ class Texts:
             self.ids = [list(self.ids[row]) for row in rows]
             for one in self.cache:
                 one.select(np.array(rows, np.int64))
+
+
+def end_tokens(model: Any) -> Sequence[int]:
+    """Those that end a text, where the model's files say so; a model may also be no Decoder, and say nothing."""
+    return getattr(model, "eos_ids", ())
+
+
+def _keeps_cache(model: Any, start: int, stop: int) -> bool:
+    """As `Decoder.keeps_cache`, which a model that is no Decoder may lack."""
+    return not hasattr(model, "keeps_cache") or model.keeps_cache(start, stop)
 
 
 @contextlib.contextmanager
@@ -155,7 +165,7 @@ def generate(
         as in a conversation: only what is new is computed.
     """
     draw = _Draw(Sampling(**sampling), seed)
-    stop = model.eos_ids if stop is None else stop
+    stop = end_tokens(model) if stop is None else stop
     texts = Texts(model, [ids], cache)
     _check_max_tokens("generate", max_tokens)
     with evaluating(model):
@@ -182,7 +192,7 @@ def generate_batch(
     Prompt i is continued as `generate(model, prompts[i], max_tokens, seed=seed + i, ...)` does it, but for rounding.
     A text that has ended costs nothing more.
     """
-    settings, stop = Sampling(**sampling), model.eos_ids if stop is None else stop
+    settings, stop = Sampling(**sampling), end_tokens(model) if stop is None else stop
     draws = [_Draw(settings, seed + number) for number in range(len(prompts))]
     _check_max_tokens("generate_batch", max_tokens)
     results: list[list[int]] = [[] for _ in prompts]
@@ -228,7 +238,7 @@ def generate_text(
     A character of several tokens comes when it is complete. The prompt is text, or token ids; the other settings are
     those of `generate`.
     """
-    stop = model.eos_ids if stop is None else stop
+    stop = end_tokens(model) if stop is None else stop
     ids = tokenizer.encode(prompt) if isinstance(prompt, str) else [int(i) for i in prompt]
     stream = TextStream(tokenizer, ids, stop_strings)
     for token in generate(model, ids, max_tokens, stop=stop, **settings):
