@@ -25,7 +25,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from minillm.errors import InputError, did_you_mean
-from minillm.generate import TextStream, generate
+from minillm.generate import TextStream, end_tokens, generate
 from minillm.nn import Decoder
 from minillm.tokenizers.base import Tokenizer
 from minillm.tokenizers.special import SpecialTokens
@@ -276,7 +276,7 @@ class Conversation:
         for one in self.cache:
             one.length = min(one.length, kept)
         self.cached_ids = ids[:kept]
-        stop = [*self.template.stop_ids(self.tokenizer), *self.model.eos_ids]
+        stop = [*self.template.stop_ids(self.tokenizer), *end_tokens(self.model)]
         stream = TextStream(self.tokenizer, ids, self.template.stop_strings)
         answer = ""
         for token in generate(self.model, ids, max_tokens, stop=stop, cache=self.cache, **settings):

@@ -131,7 +131,7 @@ class Texts:
         starts = np.zeros(len(self.ids), int) + cached - (0 if padding is None else padding)
         new = [text[start:] for text, start in zip(self.ids, starts.tolist(), strict=True)]
         stop = cached + len(new[0])
-        if not cached or stop > context or not self.model.keeps_cache(cached, stop):
+        if not cached or stop > context or not _keeps_cache(self.model, cached, stop):
             new = [text[-context:] for text in self.ids]
             padding = max(map(len, new)) - np.array([len(window) for window in new])
             for one in self.cache:
@@ -161,6 +161,16 @@ class Texts:
 def quiet() -> np.errstate:
     """Within, NumPy says nothing of NaN and inf, which are looked for in what comes out."""
     return np.errstate(over="ignore", invalid="ignore", divide="ignore")
+
+
+def end_tokens(model: Any) -> Sequence[int]:
+    """Those that end a text, where the model's files say so; a model may also be no Decoder, and say nothing."""
+    return getattr(model, "eos_ids", ())
+
+
+def _keeps_cache(model: Any, start: int, stop: int) -> bool:
+    """As `Decoder.keeps_cache`, which a model that is no Decoder may lack."""
+    return not hasattr(model, "keeps_cache") or model.keeps_cache(start, stop)
 
 
 @contextlib.contextmanager
@@ -373,7 +383,7 @@ def whole_number(function: str, name: str, value: Any, least: int = 0) -> int:
 def stop_ids(function: str, stop: Any, model: Any) -> frozenset[int]:
     """The ids of `stop`, or the model's own for None; one that no model has is let pass, for it never comes."""
     if stop is None:
-        return frozenset(model.eos_ids)
+        return frozenset(end_tokens(model))
     if isinstance(stop, str | bytes) or not hasattr(stop, "__iter__"):
         such = f", such as [{stop}]" if isinstance(stop, numbers.Integral) else "; stop strings are for generate_text"
         raise InputError(f"{function}: stop is {stop!r}; give a list of token ids{such}")

@@ -126,7 +126,7 @@ def load(path: str | Path, dtype: Any = "float32") -> Any:
 
         return load_gguf(path, dtype)
     folder = path.parent if path.suffix == ".safetensors" else path
-    module, kind, config, values = described(folder)
+    module, kind, config, values = described(folder / CONFIG)
     generation = _read_json(folder / GENERATION) if (folder / GENERATION).exists() else {}
     stored = _stored_arrays(path)
     config, stored = _untied(path, module, config, stored)

@@ -26,8 +26,13 @@ from minillm.autograd import Op
 from minillm.data.permutation import permute_tokens
 from minillm.describe import Amount, Description, describe, hollow_step, presets, rules, tables
 from minillm.errors import InputError
+from minillm.models import bert as bert_file
+from minillm.models import distilbert as distilbert_file
+from minillm.models import roberta as roberta_file
 from minillm.models.bart import Bart, BartConfig, BartModel
 from minillm.models.bert import BertConfig, BertForPreTraining, BertModel
+from minillm.models.distilbert import DistilBertConfig, DistilBertForMaskedLM
+from minillm.models.gemma import Gemma, GemmaConfig
 from minillm.models.gpt2 import GPT2, GPT2Config
 from minillm.models.llama import Llama, LlamaConfig
 from minillm.models.xlnet import XLNetConfig, XLNetLMHeadModel, XLNetModel
@@ -38,11 +43,13 @@ from minillm.random import Generator
 from minillm.training import Run, TrainConfig
 
 gpt2, llama, bert = GPT2Config.preset, LlamaConfig.preset, BertConfig.preset
-bart, xlnet = BartConfig.preset, XLNetConfig.preset
+bart, xlnet, gemma = BartConfig.preset, XLNetConfig.preset, GemmaConfig.preset
 SMALL = dict(channels=192, hidden=520, heads=6, layers=5, context=160, vocab_size=300)
 BART = dict(channels=128, encoder_layers=4, decoder_layers=3, encoder_hidden=400, decoder_hidden=500, vocab_size=700)
 BART |= dict(encoder_heads=4, decoder_heads=2, context=100)
 XLNET = dict(channels=128, heads=4, hidden=500, layers=4, vocab_size=700)
+GEMMA = SMALL | dict(key_heads=2, head_size=32, window=40, full_blocks=(1,))
+DISTILLED = dict(vocab_size=999, layers=4, channels=192, heads=4, hidden=500)
 MODELS = {  # class, configuration, batch size, context
     "nano": (GPT2, gpt2("nano"), 64, 32),
     "nano with dropout": (GPT2, gpt2("nano", dropout=0.1), 64, 32),
@@ -56,6 +63,13 @@ MODELS = {  # class, configuration, batch size, context
     "grouped heads": (Llama, llama("nano", **SMALL, key_heads=2, tied=True), 5, 160),
     "not tied": (Llama, llama("nano", **SMALL, key_heads=6, tied=False), 4, 130),
     "window, biases": (Llama, llama("nano", **SMALL, key_heads=3, window=40, qkv_bias=True), 4, 150),
+    "windows in some blocks": (Llama, llama("nano", **SMALL, key_heads=3, window=40, full_blocks=(1,)), 4, 150),
+    "norms of queries and keys": (Llama, llama("nano", **SMALL, key_heads=2, qk_norm=True, head_size=24), 4, 150),
+    "heads that turn in part": (Llama, llama("nano", **SMALL, key_heads=2, rotary=24, mlp_bias=True), 4, 150),
+    "gemma 2": (Gemma, gemma("nano", **GEMMA, qk_norm=False, attention_cap=50.0, logit_cap=30.0), 4, 150),
+    "gemma 3": (Gemma, gemma("nano", **GEMMA), 4, 150),
+    "gpt2 with relu": (GPT2, gpt2("tiny", hidden=400, activation="relu", tied=False), 12, 64),
+    "distilbert": (DistilBertForMaskedLM, DistilBertConfig.preset("distilbert-base-cased", **DISTILLED), 4, 128),
     "bert": (BertForPreTraining, bert("bert-mini", vocab_size=999), 4, 128),
     "bert without dropout": (
         BertForPreTraining,
@@ -214,6 +228,18 @@ def test_bodies_without_a_loss(tmp_path: Path) -> None:
         assert found.num_parameters == model.num_parameters()
         assert found.activation_bytes > 0
         assert found.cache_token == found.cache_source == 0
+
+
+def test_heads_from_their_files(tmp_path: Path) -> None:
+    """Each with its own loss."""
+    for file, prefix in ((bert_file, "Bert"), (roberta_file, "Roberta"), (distilbert_file, "DistilBert")):
+        for head in ("ForSequenceClassification", "ForTokenClassification", "ForQuestionAnswering"):
+            model = getattr(file, prefix + head)(file.PRESETS["nano"])
+            model.save_pretrained(tmp_path)
+            found = describe(tmp_path, 2, 8)
+            assert found.num_parameters == model.num_parameters()
+            assert found.activation_bytes > 0
+            assert found.cache_token == 0
 
 
 def test_parts_add_up_and_are_told_apart() -> None:
