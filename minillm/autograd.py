@@ -28,7 +28,7 @@ from typing import Any
 
 import numpy as np
 
-from minillm import backend, hints, kernels
+from minillm import backend, hints, kernels, module_hints
 from minillm.backend import Array
 from minillm.device import check_device, device_of, is_on_gpu, like, to_device, to_host
 from minillm.errors import DeviceError, DtypeError, GraphError, MinillmError, ShapeError
@@ -618,9 +618,18 @@ def tensor(data: Any, requires_grad: bool = False, dtype: Any = None, device: st
     if is_on_gpu(data):
         copy = data.astype(data.dtype if dtype is None else backend.as_dtype(dtype))
         return Tensor(to_device(copy, device), requires_grad)
-    array = np.array(data, dtype=None if dtype is None else backend.as_dtype(dtype))
+    try:
+        array = np.array(data, dtype=None if dtype is None else backend.as_dtype(dtype))
+    except ValueError as error:
+        if isinstance(error, MinillmError):
+            raise
+        raise ShapeError(f"tensor: data is no array of numbers, as lists in it differ in length: {error}") from None
     if dtype is None and not isinstance(data, (np.ndarray, np.generic)) and array.dtype == np.float64:
         array = array.astype(np.float32)
     if array.dtype.kind not in "fiub" and array.dtype.name != "bfloat16":
         raise DtypeError(f"tensor: data has dtype {array.dtype}; give numbers or booleans of one shape")
     return Tensor(to_device(array, device), requires_grad)
+
+
+def __getattr__(name: str) -> Any:
+    raise module_hints.missing_part(name, "minillm.autograd", __all__, ())

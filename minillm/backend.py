@@ -211,7 +211,10 @@ def device_and_dtype(targets: tuple[Any, ...]) -> tuple[str | None, np.dtype | N
 def as_dtype(dtype: Any) -> np.dtype:
     """The dtype of a name or a type; "bfloat16" too, which NumPy has from the package ml_dtypes."""
     if not isinstance(dtype, str) or dtype != "bfloat16":
-        return np.dtype(dtype)
+        try:
+            return np.dtype(dtype)
+        except TypeError:
+            raise DtypeError(f"dtype: {dtype!r} is no dtype; give 'float32', np.int64 or 'bfloat16', say") from None
     try:
         from ml_dtypes import bfloat16
     except ImportError:

@@ -79,7 +79,10 @@ def check_shapes(function: str, **arrays: tuple[str, Any]) -> dict[str, int]:
 
     Raises: ShapeError, such as `layer_norm: weight has C=512, but x has C=768`.
     """
-    shapes = tuple((name, spec, array.shape) for name, (spec, array) in arrays.items() if array is not None)
+    given = {name: (spec, array) for name, (spec, array) in arrays.items() if array is not None}
+    for name, (_, array) in given.items():
+        check_array(function, name, array)
+    shapes = tuple((name, spec, array.shape) for name, (spec, array) in given.items())
     return _bound_shapes(function, shapes)
 
 
@@ -106,8 +109,17 @@ def _bound_shapes(function: str, shapes: tuple[tuple[str, str, tuple[int, ...]],
 def check_floating(function: str, **tensors: Any) -> None:
     """Raise DtypeError for a tensor that is not of floats; None is passed over."""
     for name, x in tensors.items():
-        if x is not None and x.dtype.kind in "iub":
+        if x is None:
+            continue
+        check_array(function, name, x)
+        if x.dtype.kind in "iub":
             raise DtypeError(f"{function}: {name} has dtype {x.dtype}; convert it to float32 or float64")
+
+
+def check_array(function: str, name: str, x: Any) -> None:
+    """Raise DtypeError for what has no shape: a number, a list, or the sizes that PyTorch takes in some places."""
+    if not hasattr(x, "shape"):
+        raise DtypeError(f"{function}: {name} is {x!r:.60} of type {type(x).__name__}; give a tensor or an array")
 
 
 def check_whole(function: str, name: str, value: Any) -> int:

@@ -54,9 +54,9 @@ EXPRESSIONS = {
     "tensor_split": "x.split([1, 1])",
     "split_with_sizes": "x.split([1, 1])",
     "argwhere": "np.argwhere(x.numpy())",
-    "msort": "x[np.argsort(x.numpy()[:, 0])]",
+    "msort": "x.sort(0).values",
     "unique": "np.unique(x.numpy())",
-    "unique_consecutive": "np.unique(x.numpy())",
+    "unique_consecutive": "a[np.insert(a[1:] != a[:-1], 0, True)]",
     "bincount": "np.bincount(i)",
     "histc": "np.histogram(x.numpy())",
     "histogram": "np.histogram(x.numpy())",
@@ -88,8 +88,8 @@ EXPRESSIONS = {
     "diff": "x[1:] - x[:-1]",
     "dist": "((x - y) ** 2).sum().sqrt()",
     "sgn": "x.sign()",
-    "fix": "minillm.tensor(np.trunc(x.numpy()))",
-    "frac": "x - x // 1",
+    "fix": "x.trunc()",
+    "frac": "x - x.trunc()",
     "inner": "x @ y.T",
     "vdot": "(x * y).sum()",
     "ger": "x[:, 0][:, None] * y[0]",
@@ -123,7 +123,7 @@ EXPRESSIONS = {
     "unsafe_chunk": "x.split(1)",
     "vsplit": "x.split(1)",
     "hsplit": "x.split(1, dim=1)",
-    "fmod": "x - y * minillm.tensor(np.trunc((x / y).numpy()))",
+    "fmod": "x - y * (x / y).trunc()",
 }
 # What one expression does not say.
 REMARKS = {
@@ -181,7 +181,7 @@ FUNCTIONS = {
     "l1_loss": "abs(x - y).mean()",
     "smooth_l1_loss": "ops.where(abs(d) < 1, d * d / 2, abs(d) - 0.5).mean(), with d = x - y",
     "huber_loss": "ops.where(abs(d) < 1, d * d / 2, abs(d) - 0.5).mean(), with d = x - y",
-    "kl_div": "(p * (p.log() - log_q)).sum() / len(p)",
+    "kl_div": "(p * (p.log() - log_q)).mean()",
     "cosine_similarity": "(x * y).sum(-1) / ((x * x).sum(-1) * (y * y).sum(-1)).sqrt()",
     "normalize": "x / (x * x).sum(-1, keepdims=True).sqrt()",
     "elu": "ops.where(x > 0, x, x.exp() - 1)",
@@ -195,6 +195,7 @@ FUNCTIONS = {
     "glu": "a * b.sigmoid(), with a, b = x.split(x.shape[-1] // 2, dim=-1)",
     "int8": "np.int8, or 'int8'",
     "dtype": "np.dtype; names such as 'float32' do too",
+    "bfloat16": "'bfloat16', as in x.to('bfloat16')",
     "device": "the name alone, such as 'cpu' or 'cuda:0'",
     "cuda": "device='cuda', or model.to('cuda')",
     "save": "model.save_pretrained(folder), or minillm.checkpoint",
@@ -217,14 +218,14 @@ FUNCTIONS = {
     "LongTensor": "minillm.tensor(data)",
     "Generator": "minillm.manual_seed(seed)",
     "dstack": "minillm.ops.stack(tensors, dim=2), for matrices",
-    "atleast_1d": "x.reshape(-1)",
+    "atleast_1d": "x.reshape(1), of a number",
     "atleast_2d": "x[None], of a vector",
     "cartesian_prod": "np.meshgrid(..., indexing='ij')",
     "bucketize": "np.searchsorted(boundaries, x.numpy())",
     "cdist": "((x[:, None] - y[None]) ** 2).sum(-1).sqrt()",
     "pairwise_distance": "((x - y) ** 2).sum(-1).sqrt()",
     "dropout1d": "minillm.ops.dropout(x, p)",
-    "embedding_bag": "minillm.ops.embedding(ids, weight).sum(1)",
+    "embedding_bag": "minillm.ops.embedding(ids, weight).mean(1)",
     "gumbel_softmax": "minillm.ops.softmax(x + noise), with noise = rng.gumbel(size=x.shape)",
     "selu": "1.0507 * ops.where(x > 0, x, 1.6733 * (x.exp() - 1))",
     "celu": "ops.where(x > 0, x, x.exp() - 1)",
@@ -270,54 +271,63 @@ KINDS = {
     r"^(cudnn|miopen|mkldnn|fbgemm|mtia|mps|xpu|ipu)": "there are CPUs, and NVIDIA GPUs under the name 'cuda'",
     r"autocast|^amp$": "write model.to('cuda', 'bfloat16'), whose sums are made in float32",
 }
-# NumPy's functions, where ours has another name.
+# NumPy's functions, where ours has another name, or other results under the same name. Each that is an expression of x
+# and y alone is tried by a test, with the array that NumPy's function gives.
 NUMPY = {
-    "stack": "minillm.ops.stack(tensors)",
     "where": "minillm.ops.where(condition, x, y)",
     "einsum": "minillm.ops.einsum(equation, x, y)",
-    "take": "x[index]",
-    "concatenate": "minillm.ops.concat(tensors)",
-    "vstack": "minillm.ops.concat(tensors)",
-    "hstack": "minillm.ops.concat(tensors, dim=1)",
-    "dstack": "minillm.ops.concat(tensors, dim=2)",
-    "column_stack": "minillm.ops.stack(tensors, dim=1)",
-    "block": "minillm.ops.concat(tensors)",
-    "append": "minillm.ops.concat(tensors)",
-    "insert": "minillm.ops.concat(tensors)",
+    "pad": "minillm.ops.pad(x, (before, after)), of the last axis",
+    "take": "x.take(index), or x.index_select(axis, index)",
+    "take_along_axis": "x.take_along_dim(index, axis)",
+    "concatenate": "minillm.ops.concat([x, y])",
+    "append": "minillm.ops.concat([x, y], dim=axis)",
+    "insert": "minillm.ops.concat([x, y], dim=axis), of pieces",
+    "block": "minillm.ops.concat([x, y], dim=axis)",
+    "stack": "minillm.ops.stack([x, y])",
+    "vstack": "minillm.ops.vstack([x, y])",
+    "hstack": "minillm.ops.hstack([x, y])",
+    "dstack": "minillm.ops.stack([x, y], dim=2)",
+    "column_stack": "minillm.ops.hstack([x, y]), or minillm.ops.stack([x, y], dim=1) of vectors",
     "dot": "x @ y",
-    "inner": "x @ y",
+    "inner": "x @ y.T",
     "vdot": "(x * y).sum()",
     "vecdot": "(x * y).sum(-1)",
-    "outer": "x[:, None] * y",
-    "tensordot": "x @ y",
-    "transpose": "x.permute(axes), or x.T",
+    "outer": "x.flatten()[:, None] * y.flatten()",
+    "tensordot": "minillm.ops.einsum(equation, x, y)",
+    "transpose": "x.T, or x.permute(axes)",
+    "matrix_transpose": "x.mT",
     "swapaxes": "x.transpose(axis1, axis2)",
-    "moveaxis": "x.permute(axes)",
-    "ravel": "x.reshape(-1)",
-    "expand_dims": "x[None]",
-    "squeeze": "x.reshape(shape)",
-    "atleast_1d": "x.reshape(-1)",
-    "array_split": "x.split(sizes)",
-    "repeat": "x[np.repeat(np.arange(len(x)), n)]",
-    "take_along_axis": "x[index]",
+    "expand_dims": "x.unsqueeze(axis)",
+    "atleast_1d": "x, or x.reshape(1) of a number",
+    "atleast_2d": "x, or x[None] of a vector",
+    "split": "x.chunk(n), or x.split(sizes)",
+    "array_split": "x.chunk(n), or x.split(sizes)",
+    "unstack": "x.unbind()",
+    "repeat": "x.repeat_interleave(n)",
     "compress": "x[mask]",
     "extract": "x[mask]",
     "choose": "minillm.ops.where(condition, x, y)",
     "select": "minillm.ops.where(condition, x, y)",
     "average": "x.mean(axis)",
+    "max": "x.amax(axis)",
+    "min": "x.amin(axis)",
+    "ptp": "x.amax() - x.amin()",
+    "var": "x.var(unbiased=False)",
+    "std": "x.std(unbiased=False)",
+    "sort": "x.sort().values",
+    "unique": "x.sort().values",
+    "median": "x.median(), which takes the lower of two middle elements",
     "nansum": "minillm.ops.where(x.isnan(), 0.0, x).sum()",
-    "norm": "(x * x).sum().sqrt()",
-    "linalg.norm": "(x * x).sum().sqrt()",
-    "diff": "x[1:] - x[:-1]",
-    "diagonal": "x[i, i], with i = np.arange(n)",
-    "diag": "x[i, i], with i = np.arange(n)",
-    "trace": "x[i, i].sum(), with i = np.arange(n)",
-    "copy": "x * 1",
+    "nanmean": "minillm.ops.where(x.isnan(), 0.0, x).sum() / (~x.isnan()).sum()",
+    "norm": "x.norm()",
+    "linalg.norm": "x.norm()",
+    "flip": "x.flip(axes)",
+    "fliplr": "x.flip(1)",
+    "flipud": "x.flip(0)",
+    "diff": "x[..., 1:] - x[..., :-1]",
+    "copy": "x.clone()",
     "nan_to_num": "minillm.ops.where(x.isnan(), 0.0, x)",
-    "reciprocal": "1 / x",
-    "log2": "x.log() / np.log(2)",
-    "log10": "x.log() / np.log(10)",
-    "exp2": "2**x",
+    "astype": "x.to(dtype)",
     "hypot": "(x * x + y * y).sqrt()",
 }
 
@@ -342,9 +352,12 @@ def missing_function(name: str, module: str, known: Collection[str], kind: type)
     def sentence() -> str:
         if name in known:
             return f"{module} has no `{name}`; write minillm.ops.{name}"
-        if hasattr(kind, name):
-            return f"{module} has no `{name}`; it is a method: write x.{name}(...)"
         tables = FUNCTIONS, EXPRESSIONS, REMARKS
+        if hasattr(kind, name) and not any(name in table for table in tables):
+            what = (
+                f"a method: write x.{name}(...)" if callable(getattr(kind, name)) else f"an attribute: write x.{name}"
+            )
+            return f"{module} has no `{name}`; it is {what}"
         return f"{module} has no `{name}`{_instead(name, known, 'minillm.ops.', *tables)}"
 
     return NoSuchNameError(name, sentence)
@@ -366,8 +379,11 @@ def _instead(name: str, known: Collection[str], prefix: str, *tables: dict[str, 
         if name in table:
             return f"; write {table[name]}"
     base = name.rstrip("_")
-    if base != name and (base in known or any(base in table for table in tables)):
-        return f"; nothing is changed in place under this name: write x = {prefix}{base}(...), or x[...] = values"
+    if base != name:
+        texts = [table[base] for table in tables if base in table]
+        instead = f"x = {prefix}{base}(...), or x[...] = values" if base in known else texts[0] if texts else None
+        if instead:
+            return f"; nothing is changed in place under this name: write {instead}"
     for pattern, sentence in KINDS.items():
         if re.search(pattern, name):
             return f"; {sentence}"

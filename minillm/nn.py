@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from minillm import autograd, backend, ops, random
+from minillm import autograd, backend, module_hints, ops, random
 from minillm.autograd import Parameter, Tensor
 from minillm.backend import Array, device_and_dtype
 from minillm.device import like, to_device
@@ -26,6 +26,9 @@ class Module:
 
     training = True
     name = ""  # the path from the model to this layer, set by assign_names; errors and profiles show it
+
+    def __getattr__(self, name: str) -> Any:
+        raise module_hints.missing_in_module(name, self)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """What the layer computes; called by `module(...)`."""
@@ -634,3 +637,8 @@ class MLP(Module):
     def forward(self, x: Tensor) -> Tensor:
         x = self.fc(x, add_bias=False)  # the activation adds it, GELU where it costs no pass over memory
         return self.dropout(self.proj(ACTIVATIONS[self.activation](x, self.fc.bias)))
+
+
+def __getattr__(name: str) -> Any:
+    known = [one for one, value in globals().items() if isinstance(value, type) and issubclass(value, Module)]
+    raise module_hints.missing_part(name, "minillm.nn", known, ops.__all__)

@@ -89,6 +89,8 @@ def operands(x: Any, y: Any, function: str = "operand") -> tuple[Any, Any]:
         y = like(y, x.data)
     elif isinstance(y, Tensor) and isinstance(x, np.ndarray):
         x = like(x, y.data)
+    elif not hasattr(x, "dtype") and not hasattr(y, "dtype"):
+        x, y = tensor(x), tensor(y)  # of two Python numbers NumPy would make float64
     return in_one_dtype(x, y)
 
 
@@ -119,6 +121,11 @@ def in_one_dtype(*operands: Any) -> tuple:
 def _kind(dtype: np.dtype) -> int:
     """0 for booleans, 1 for whole numbers, 2 for floats (bfloat16's kind is V, for void)."""
     return {"b": 0, "i": 1, "u": 1}.get(dtype.kind, 2)
+
+
+def _is_bool(x: Any) -> bool:
+    """Whether an operand is of booleans, which NumPy neither subtracts nor negates."""
+    return x.dtype.kind == "b" if hasattr(x, "dtype") else isinstance(x, bool)
 
 
 def _highest(dtypes: list[np.dtype]) -> np.dtype | None:
@@ -176,7 +183,10 @@ SUB = Op("sub", sub_forward, sub_backward, aliases=True)
 
 def sub(x: Any, y: Any) -> Tensor:
     """x - y, elementwise with broadcasting."""
-    return SUB(*operands(x, y, "sub"))
+    x, y = operands(x, y, "sub")
+    if _is_bool(x) and _is_bool(y):
+        raise DtypeError("sub: both operands are booleans, which have no difference; write x ^ y, or x & ~y")
+    return SUB(x, y)
 
 
 def neg_forward(x):
@@ -192,7 +202,10 @@ NEG = Op("neg", neg_forward, neg_backward)
 
 def neg(x: Any) -> Tensor:
     """-x, elementwise."""
-    return NEG(operand(x, "neg"))
+    x = operand(x, "neg")
+    if _is_bool(x):
+        raise DtypeError("neg: the operand holds booleans, which have no negative; write ~x for not")
+    return NEG(x)
 
 
 # --- x y, x / y ----------------------------------------------------------------------------------------------------

@@ -75,7 +75,7 @@ def eye(n: int, m: int | None = None, *, dtype: Any = None, device: str = "cpu",
 
 
 def arange(
-    start: Any,
+    start: Any = None,
     end: Any = None,
     step: Any = 1,
     *,
@@ -88,7 +88,9 @@ def arange(
     int64 where all three are whole numbers, else float32.
     """
     start, end, step = (x.item() if isinstance(x, Tensor) else x for x in (start, end, step))
-    start, end = (0, start) if end is None else (start, end)
+    if start is None and end is None:
+        raise InputError("arange: no number is given; give the end, as in arange(5)")
+    start, end = (0, start) if end is None else (0 if start is None else start, end)
     if step == 0 or (end - start) * step < 0:
         raise InputError(f"arange: from {start} to {end} there is no way by steps of {step}")
     count = int(np.ceil((end - start) / step))

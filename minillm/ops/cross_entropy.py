@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from minillm.autograd import Op, Tensor
+from minillm.autograd import Op, Tensor, snapshot
 from minillm.backend import Array, as_array, as_rows, contiguous, row_blocks, row_max
 from minillm.device import is_on_gpu, like
 from minillm.errors import DtypeError, GraphError, InputError, ShapeError, check_index, check_shapes
@@ -240,6 +240,7 @@ def _smoothed_with_weights(
 ) -> Tensor:
     """(1 - e) w_t (-log p_t) + e/V sum_i w_i (-log p_i), the mean over the sum of w_t, as PyTorch combines the two."""
     counted = targets != ignore_index
+    class_weights = snapshot(class_weights)  # the backward of the product reads them
     settings: dict[str, Any] = dict(ignore_index=ignore_index, reduction="none")
     of_target = cross_entropy(logits, targets, weight=class_weights, dim=-1, **settings)  # (...)
     of_all = -(log_softmax(logits) * Tensor(class_weights)).mean(axis=-1)  # (...)

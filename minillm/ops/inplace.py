@@ -63,6 +63,11 @@ def write(name: str, x: Tensor, key: Any, values: Any) -> Tensor:
     try:
         x.data[key] = array
     except ValueError:
+        if not x.data.flags.writeable:
+            raise GraphError(
+                f"{name}: the tensor's memory cannot be written to, as expand() stretched it or its owner forbids it; "
+                "write x = x.clone() first"
+            ) from None
         place = x.shape if key is Ellipsis else np.shape(x.data[key])
         raise ShapeError(f"{name}: values of shape {np.shape(array)} do not fit the shape {place}") from None
     x.version += 1

@@ -50,7 +50,7 @@ UFUNCS |= {
 WITHOUT_GRADIENT = frozenset(
     "shape ndim size result_type can_cast may_share_memory shares_memory iscomplexobj isrealobj zeros_like ones_like "
     "empty_like full_like array_repr array_str array2string argmax argmin argsort nonzero flatnonzero argwhere "
-    "count_nonzero array_equal array_equiv allclose isclose any all searchsorted digitize histogram bincount unique "
+    "count_nonzero array_equal array_equiv allclose isclose any all searchsorted digitize histogram bincount "
     "floor ceil rint trunc round around fix isneginf isposinf isin isreal signbit lexsort "
     "save savez savez_compressed savetxt".split()
 )

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from minillm.autograd import Op, Tensor
+from minillm.autograd import Op, Tensor, is_grad_enabled
 from minillm.errors import DtypeError, InputError, ShapeError, check_whole
 from minillm.ops.arithmetic import where
 from minillm.ops.reduce import Axis, choose_axis, one_axis
@@ -191,6 +191,8 @@ def tile(x: Tensor, *dims: Any) -> Tensor:
     if min(times, default=0) < 0:
         raise ShapeError(f"tile: the numbers of repeats are {times}; give 0 or more")
     times = (1,) * (x.ndim - len(times)) + times
+    if all(r == 1 for r in times):
+        return reshape(clone(x), (1,) * (len(times) - x.ndim) + x.shape)  # as with more of them, a copy
     shape = (1,) * (len(times) - x.ndim) + x.shape
     # An axis of size n and r repeats is an axis (r, n), of which r is stretched from 1.
     apart = reshape(x, [size for n in shape for size in (1, n)])
@@ -225,10 +227,12 @@ def repeat_interleave(x: Tensor, repeats: Any, dim: int | None = None) -> Tensor
 # --- order along axes ----------------------------------------------------------------------------------------------
 
 
-def flip(x: Tensor, *dims: Any) -> Tensor:
-    """x with the order of elements reversed along the given axes."""
-    axes = _axes("flip", dims, x.ndim)
-    return getitem(x, tuple(slice(None, None, -1 if axis in axes else None) for axis in range(x.ndim)))
+def flip(x: Tensor, *axes: Any, dims: Any = None) -> Tensor:
+    """A copy of x with the order of elements reversed along the given axes: `flip(0, 1)` or `flip(dims=(0, 1))`."""
+    if not axes and dims is None:
+        raise ShapeError(f"flip: no axis is given for the shape {x.shape}; give at least one, such as flip(0)")
+    chosen = _axes("flip", axes if dims is None else (dims,), x.ndim)
+    return clone(getitem(x, tuple(slice(None, None, -1 if axis in chosen else None) for axis in range(x.ndim))))
 
 
 def roll_forward(x, *, shifts, axes):
@@ -331,11 +335,17 @@ def _triangle(op: Op, x: Tensor, diagonal: int) -> Tensor:
 
 
 def diagonal(x: Tensor, offset: int = 0, dim1: int = 0, dim2: int = 1) -> Tensor:
-    """The elements x[i, i + offset] of two axes, which become one, the last."""
+    """The elements x[i, i + offset] of two axes, which become one, the last; a view where nothing is recorded."""
     first, second = (one_axis("diagonal", dim, x.ndim) for dim in (dim1, dim2))
     if first == second:
         raise ShapeError(f"diagonal: dim1={dim1} and dim2={dim2} are the same axis of shape {x.shape}")
     k = check_whole("diagonal", "offset", offset)
+    if not (x.requires_grad and is_grad_enabled()):
+        view = x.detach()
+        view.data = x.data.diagonal(k, first, second)
+        if isinstance(view.data, np.ndarray):  # which NumPy makes read-only
+            view.data.flags.writeable = x.data.flags.writeable
+        return view
     rows = np.arange(max(0, min(x.shape[first] - max(0, -k), x.shape[second] - max(0, k)))) + max(0, -k)
     return getitem(movedim(x, (first, second), (-2, -1)), (..., rows, rows + k))
 

@@ -352,13 +352,16 @@ def to_backward(dout, saved):
 TO = Op("to", to_forward, to_backward, aliases=True)
 
 
-def to(x: Tensor, *targets: Any) -> Tensor:
+def to(x: Tensor, *targets: Any, device: Any = None, dtype: Any = None) -> Tensor:
     """x on another device, of another dtype, or both: `x.to("cuda")`, `x.to("cuda", "bfloat16")`, `x.to(np.float64)`.
 
-    The gradient takes the way back. x itself where nothing changes.
+    They may come by name, or as another tensor, which has both. The gradient takes the way back.
+    x itself where nothing changes.
     Raises: DeviceError for a device that is not there, DtypeError for what is neither a device nor a dtype.
     """
-    device, dtype = device_and_dtype(targets)
+    named = tuple(one for one in (device, dtype) if one is not None)
+    given = [(one.device, one.dtype) if isinstance(one, Tensor) else (one,) for one in (*targets, *named)]
+    device, dtype = device_and_dtype(sum(given, ()))
     device, dtype = device or x.device, dtype or x.dtype
     if dtype == x.dtype and device in (x.device, x.device.partition(":")[0]):
         return x

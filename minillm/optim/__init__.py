@@ -4,6 +4,9 @@ optimizer.py has the optimisers, groups.py what they are given, flat.py the memo
 lr_scheduler.py the schedules: as plain functions of the step, and as objects that set the rates of an optimiser.
 """
 
+from typing import Any
+
+from minillm import module_hints
 from minillm.optim import lr_scheduler
 from minillm.optim.clip import clip_grad_norm_
 from minillm.optim.flat import ALIGN, FlatGroup
@@ -24,3 +27,7 @@ __all__ = [
     "lr_scheduler",
     "wsd_schedule",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    raise module_hints.missing_part(name, "minillm.optim", __all__, ())

@@ -18,6 +18,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from minillm import module_hints
 from minillm.errors import CheckpointError, InputError
 
 if TYPE_CHECKING:
@@ -237,3 +238,8 @@ class WarmupStableDecayLR(LRScheduler):
     def rate(self, base: float, step: int, group: int) -> float:
         shape: dict[str, Any] = dict(peak=base, floor=self.min_lr, warmup=self.warmup, total=self.total)
         return wsd_schedule(step, **shape, decay=self.decay)
+
+
+def __getattr__(name: str) -> Any:
+    known = [one for one, value in globals().items() if isinstance(value, type) and issubclass(value, LRScheduler)]
+    raise module_hints.missing_part(name, "minillm.optim.lr_scheduler", known, ())
