@@ -184,7 +184,7 @@ def config_from_hugging_face(values: Mapping[str, Any]) -> LlamaConfig:
     check_fixed(values, FIXED)
     bias, mlp_bias = (values.get(key) or False for key in ("attention_bias", "mlp_bias"))
     if kind not in ("llama", "qwen3"):
-        check_fixed(values, {"attention_bias": (kind == "qwen2", False)})
+        check_fixed(values, {"attention_bias": (True, False) if kind == "qwen2" else (False,)})
         bias = kind == "qwen2"
     if kind != "llama":
         check_fixed(values, {"mlp_bias": (False,)})
@@ -247,12 +247,10 @@ def windows_from(
     full_at: of the number of a block, whether it has no window where `layer_types` does not say.
     """
     layers = whole_number(values, "num_hidden_layers", missing["num_hidden_layers"])
-    window = whole_number({"sliding_window": missing["sliding_window"], **values}, "sliding_window", None)
-    if kind == "llama":
-        window = None
+    is_used = kind != "llama" and (kind not in ("qwen2", "qwen3") or values.get("use_sliding_window"))
+    given_window = {"sliding_window": missing["sliding_window"], **values} if is_used else {}
+    window = whole_number(given_window, "sliding_window", None)
     if kind in ("qwen2", "qwen3"):
-        if not values.get("use_sliding_window"):
-            window = None
         first = whole_number(values, "max_window_layers", 28, least=0)
         full_at = lambda block: block < first  # noqa: E731
     if layers > MOST_LAYERS:

@@ -14,6 +14,7 @@ Source: the code of Hugging Face's `tokenizers`, whose text this is.
 from __future__ import annotations
 
 import codecs
+import os
 import re
 from collections.abc import Callable, Iterable, Sequence
 from itertools import groupby
@@ -79,8 +80,8 @@ class Decoder:
         if "ByteFallback" in self.names:  # one wrong byte changes all of its run
             while end and BYTE_PIECE.fullmatch(tokens[end - 1]):
                 end -= 1
-        if "BPEDecoder" in self.names:  # the last token has no space behind it
-            end -= end > 0
+        if "BPEDecoder" in self.names and end:  # of the last token a suffix is no space, of an earlier one it is
+            return os.path.commonprefix([self(tokens[: end - 1]), self(tokens[:end])])
         if self.names == ["ByteLevel"]:
             return codecs.getincrementaldecoder("utf-8")("replace").decode(bytes_of(tokens))
         return self(tokens[:end])
@@ -193,6 +194,7 @@ def collapse(where: str, step: Component) -> Step:
 
     def join(parts: list[str]) -> list[str]:
         once = [part.replace(padding, "") for part, _ in groupby(parts)]
-        return [clean_up(part).replace(mark, " ") if cleanup else part for part in once]
+        cleaned = [clean_up(part).replace(mark, " ") if cleanup else part for part in once]
+        return [part for part in cleaned if part]  # a next step counts only the parts that are left
 
     return join

@@ -84,8 +84,12 @@ class BPE:
         for rank, merge in enumerate(model["merges"]):
             self._add_merge(rank, merge, hidden)
         # Where no option looks at where a piece begins or ends, it can be cut where no token goes on.
-        all_bytes = self.byte_ids is not None and None not in self.byte_ids
-        plain = not (self.prefix or self.suffix or self.whole) and (all_bytes or not self.fuse_unk)
+        # What is unknown looks so too: left out, it has neighbours meet, and as a token it can be merged, or fused.
+        merged = {token for pair in self.ranks for token in pair}
+        all_bytes = self.byte_ids is not None and None not in self.byte_ids and merged.isdisjoint(self.byte_ids)
+        unk_id = self.all.get(self.unk_token or "")
+        alone = unk_id is not None and unk_id not in merged and not self.fuse_unk and self.byte_ids is None
+        plain = not (self.prefix or self.suffix or self.whole) and (all_bytes or alone)
         self.cuts = Cuts(self.vocab, split=False) if plain else None
 
     def _add_merge(self, rank: int, merge: Any, hidden: Collection[str]) -> None:

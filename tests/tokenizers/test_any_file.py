@@ -252,3 +252,29 @@ def test_an_early_token_in_a_late_one_is_found():
     assert overlap(["<ab>"], ["<ab>>", "b<", "x"]) is None
     many = [f"<early {i}>" for i in range(10_000)]
     assert overlap([f"<late {i}>" for i in range(10_000)], many) is None
+
+
+def test_unknown_characters_that_are_left_out_have_their_neighbours_meet():
+    """A text is cut at line ends only where nothing goes on over what is unknown there."""
+    vocab = {"a": 0, "t": 1, "at": 2, "u": 3, "ut": 4}
+    model = {"type": "BPE", "vocab": vocab, "merges": [["a", "t"], ["u", "t"]]}
+    assert chain(model).encode("a\n\nt") == [2]
+    assert chain(model | {"unk_token": "u"}).encode("a\nt") == [0, 4]
+
+
+def test_parts_that_a_decoder_empties_do_not_count():
+    vocab = {"<pad>": 0, "a": 1, "##b": 2, "c": 3}
+    ctc = {"type": "CTC", "pad_token": "<pad>", "word_delimiter_token": "|", "cleanup": False}
+    decoder = {"type": "Sequence", "decoders": [ctc, {"type": "WordPiece", "prefix": "##", "cleanup": False}]}
+    tokenizer = chain({"type": "WordLevel", "vocab": vocab, "unk_token": "a"}, decoder=decoder)
+    assert tokenizer.decode([0, 1, 2, 0, 3]) == "ab c"
+
+
+def test_a_suffix_within_the_last_token_is_not_settled():
+    vocab = {"e": 0, "lxz": 1, "n": 2}
+    tokenizer = chain(
+        {"type": "WordLevel", "vocab": vocab, "unk_token": "e"}, decoder={"type": "BPEDecoder", "suffix": "x"}
+    )
+    settled = [tokenizer.decode_settled([0, 1, 2][:cut]) for cut in range(4)]
+    assert tokenizer.decode([0, 1, 2]) == "el zn"
+    assert all("el zn".startswith(part) for part in settled), settled
