@@ -301,6 +301,8 @@ def train(arguments: list[str]) -> None:
                     f"train: {field.name} is {getattr(before, field.name)} in {resume} and cannot change when a run is "
                     "resumed; leave it out, or start a new run"
                 )
+    else:
+        check_effect(values, given)
     settings = {field.name: getattr(given, field.name) for field in dataclasses.fields(TrainConfig)}
     config = TrainConfig(**settings)
     size = rendezvous.world_size()
@@ -330,6 +332,20 @@ def train(arguments: list[str]) -> None:
         run_training(config, given.resume)
 
 
+def check_effect(values: dict[tuple[str, ...], Any], given: Train) -> None:
+    """Raise InputError for an option that was given and would do nothing beside the others."""
+    needs = {
+        ("decay_steps",): (given.schedule == "wsd", "--schedule wsd"),
+        ("beta1",): (given.optimizer == "adamw", "--optimizer adamw"),
+        ("beta2",): (given.optimizer == "adamw", "--optimizer adamw"),
+        ("model", "vocab_size"): (given.tokenizer == "bpe", "--tokenizer bpe, as others have the size that they have"),
+    }
+    for path, (works, other) in needs.items():
+        if path in values and not works:
+            name = path[-1].replace("_", "-")
+            raise InputError(f"train: --{name} does nothing here; leave it out, or give {other}")
+
+
 def sample(arguments: list[str]) -> None:
     """Print the prompt and what the model adds to it, as it comes."""
     from minillm.checkpoint import load_checkpoint
@@ -342,7 +358,10 @@ def sample(arguments: list[str]) -> None:
     dtype = "float32" if given.device == "cpu" else run.config.dtype
     model, _ = build(dataclasses.replace(run.config, device=given.device, dtype=dtype), run.tokenizer)
     model.load_state_dict(load_checkpoint(run.checkpoint("best")).model)
-    ids = run.tokenizer.encode(given.prompt)
+    try:
+        ids = run.tokenizer.encode(given.prompt)
+    except InputError as error:
+        raise InputError(f"sample: give another --prompt than {given.prompt!r}: {error}") from None
     pieces = generate_text(
         model,
         run.tokenizer,
@@ -365,6 +384,11 @@ def chat(arguments: list[str]) -> None:
     from minillm.chat import Conversation, chat_template
 
     given = read(Chat, "chat", arguments)
+    if is_run(given.model):
+        raise InputError(
+            f"chat: {given.model} is a run of `minillm train`, which has learned no conversation; continue a text "
+            f"with `minillm sample {given.model}`, or give a published model"
+        )
     tokenizer = hub.load_tokenizer(given.model)
     template = chat_template(given.template or tokenizer)
     conversation = Conversation(hub.load(given.model), tokenizer, template, given.system)
@@ -508,6 +532,11 @@ def kernels(arguments: list[str]) -> None:
     Console(width=max(Console().width, 130)).print(table)
 
 
+def is_run(path: Path) -> bool:
+    """Whether it is a directory of `minillm train`, even one that was stopped before its first step."""
+    return (path / "checkpoints").is_dir() or (path / "metrics.jsonl").exists()
+
+
 def opened(path: Path) -> Any:
     """The model of a run directory, or one that `minillm.load` reads."""
     from minillm import hub
@@ -515,7 +544,7 @@ def opened(path: Path) -> Any:
     from minillm.training.run import Run
     from minillm.training.trainer import build
 
-    if (path / "metrics.jsonl").exists():
+    if is_run(path):
         run = Run.open(path)
         model, _ = build(dataclasses.replace(run.config, device="cpu", dtype="float32"), run.tokenizer)
         model.load_state_dict(load_checkpoint(run.checkpoint("best")).model)
@@ -530,7 +559,7 @@ def convert(arguments: list[str]) -> None:
     given = read(Convert, "convert", arguments)
     if given.max_shard_bytes < 1:
         raise InputError(f"convert: max_shard_bytes is {given.max_shard_bytes}; give 1 or more")
-    if (given.out / "metrics.jsonl").exists():  # its config.json would be written over
+    if is_run(given.out):  # its config.json would be written over
         raise InputError(f"convert: {given.out} is a run directory and is never written over; choose another folder")
     model = opened(given.model)
     if given.dtype != "float32":
@@ -544,6 +573,9 @@ def diff(arguments: list[str]) -> None:
     from minillm.debug import differences
 
     given = read(Diff, "diff", arguments)
+    for name, fits in (("tolerance", given.tolerance >= 0), ("tokens", given.tokens >= 1)):  # NaN fits nothing
+        if not fits:
+            raise InputError(f"diff: {name} is {getattr(given, name)}; give {int(name == 'tokens')} or more")
     a, b = opened(given.a), opened(given.b)
     tokens = min(given.tokens, a.config.context, b.config.context)
     ids = np.random.default_rng(0).integers(0, min(a.config.vocab_size, b.config.vocab_size), (1, max(1, tokens)))

@@ -256,7 +256,7 @@ def opened(name: str | Path) -> tuple[Callable[[Any], Any], Any, dict[str, Any]]
     if path.suffix == ".gguf":
         return Llama, gguf.read_config(path), {}
     values = hub.read_config(path)
-    if "model_type" in values:
+    if "model_type" in values or "architectures" in values:
         found = hub.described(path)
         return found.kind, found.config, {}
     run = Run.open(path if path.is_dir() else path.parent)

@@ -421,3 +421,67 @@ def test_the_settings_of_a_run_are_finite() -> None:
             for value in (float("inf"), float("nan"), -1.0):
                 with pytest.raises(InputError, match=f"train: {name} is {value}; give 0 or more"):
                     TrainConfig(**{name: value})
+
+
+# What was found by typing on
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "message"),
+    [
+        ("out", 5, "not int"),
+        ("data", None, "data is None; give a text"),
+        ("schedule", "linear", "schedule is 'linear'; give one of: cosine, wsd"),
+        ("optimizer", "lion", "optimizer is 'lion'; give one of: adamw, sgd"),
+        ("dtype", "float99", "dtype is 'float99'; give one of: float32, bfloat16"),
+        ("batch_size", True, "batch_size is True; give a whole number"),
+        ("beta1", "x", "beta1 is 'x'; give a finite number"),
+        ("preset", 7, "preset is 7; give a text"),
+    ],
+)
+def test_settings_of_the_wrong_type_are_refused(trained: Path, tmp_path: Path, capsys, setting, value, message) -> None:
+    shutil.copytree(trained, tmp_path / "run")
+    path = tmp_path / "run" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {setting: value}))
+    assert message in fails(capsys, "train", "--resume", tmp_path / "run", "--steps", "3")
+
+
+def test_settings_without_a_clip_are_read_again() -> None:
+    config = TrainConfig(clip=float("inf"))
+    assert TrainConfig.from_json(json.loads(json.dumps(config.to_json()))) == config
+
+
+def test_fewer_steps_than_were_done_are_refused_and_nothing_changes(trained: Path, capsys) -> None:
+    before = (trained / "config.json").read_text()
+    assert "steps is 1, but" in fails(capsys, "train", "--resume", trained, "--steps", "1")
+    assert (trained / "config.json").read_text() == before
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("--decay-steps 1", "--decay-steps does nothing here; leave it out, or give --schedule wsd"),
+        ("--optimizer sgd --beta1 0.5", "--beta1 does nothing here; leave it out, or give --optimizer adamw"),
+        ("--optimizer sgd --beta2 0.5", "--beta2 does nothing here; leave it out, or give --optimizer adamw"),
+        ("--vocab-size 300", "--vocab-size does nothing here; leave it out, or give --tokenizer bpe"),
+        ("--tokenizer wordpiece", "tokenizer is 'wordpiece', and there is no such folder; give bpe, char, or a folder"),
+        ("--tp 2", "mesh: --tp 2 --pp 1 divide a multiple of 2 ranks, but there are 1; start 2 with --nproc"),
+        ("--tp 0", "tp is 0; give 1 or more"),
+    ],
+)
+def test_options_of_train_that_cannot_work(here: Path, capsys, options: str, message: str) -> None:
+    assert message in fails(capsys, *NANO, "--steps", "2", *options.split())
+    assert not (here / "runs").exists()
+
+
+def test_commands_on_runs_that_are_not_what_they_need(here: Path, trained: Path, capsys) -> None:
+    assert "has learned no conversation; continue a text with `minillm sample" in fails(capsys, "chat", trained)
+    assert "sample: give another --prompt than 'Q'" in fails(capsys, "sample", trained, "--prompt", "Q")
+    assert "diff: tolerance is nan; give 0 or more" in fails(capsys, "diff", trained, trained, "--tolerance", "nan")
+    assert "diff: tokens is 0; give 1 or more" in fails(capsys, "diff", trained, trained, "--tokens", "0")
+    shutil.copytree(trained, here / "stopped")
+    (here / "stopped" / "metrics.jsonl").unlink()
+    main(["convert", "stopped", "converted"])
+    (here / "other").mkdir()
+    (here / "other" / "config.json").write_text('{"architectures": []}')
+    assert "there is no model_type" in fails(capsys, "describe", "other")

@@ -28,11 +28,7 @@ class Config:
 
     def __post_init__(self) -> None:
         """Every field has the type that it is declared with. Raises: InputError that names the first that has not."""
-        for field in fields(self):  # type: ignore[arg-type]
-            value, kinds = getattr(self, field.name), _types_of(type(self))[field.name]  # type: ignore[arg-type]
-            if not any(_is(value, kind) for kind in kinds):
-                wanted = " or ".join(WANTED.get(kind, f"a {getattr(kind, '__name__', kind)}") for kind in kinds)
-                raise InputError(f"{type(self).__name__}: {field.name} is {value!r}; give {wanted}")
+        check_types(type(self).__name__, self)
 
     @classmethod
     def preset(cls, name: str, **changes: Any) -> Self:
@@ -76,6 +72,15 @@ class Config:
             raise InputError(f"{type(self).__name__}: {whole}={size} is not a multiple of {part}={parts}")
 
 
+def check_types(function: str, config: Any) -> None:
+    """Raise InputError for the first field of a dataclass whose value has another type than it is declared with."""
+    for field in fields(config):
+        value, kinds = getattr(config, field.name), _types_of(type(config))[field.name]
+        if not any(_is(value, kind) for kind in kinds):
+            wanted = " or ".join(_wanted(kind) for kind in kinds)
+            raise InputError(f"{function}: {field.name} is {value!r}; give {wanted}")
+
+
 WANTED: dict[Any, str] = {
     int: "a whole number",
     float: "a finite number",
@@ -95,7 +100,15 @@ def _types_of(kind: type) -> dict[str, tuple[Any, ...]]:
     }
 
 
+def _wanted(kind: Any) -> str:
+    if typing.get_origin(kind) is typing.Literal:
+        return f"one of: {', '.join(typing.get_args(kind))}"
+    return WANTED.get(kind, f"a {getattr(kind, '__name__', kind)}")
+
+
 def _is(value: Any, kind: Any) -> bool:
+    if typing.get_origin(kind) is typing.Literal:
+        return value in typing.get_args(kind)
     if kind == tuple[int, ...]:
         return isinstance(value, tuple) and all(_is(one, int) for one in value)
     if kind in (int, float):

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from minillm.device import is_device
 from minillm.errors import CheckpointError, InputError, did_you_mean
+from minillm.models.config import check_types
 from minillm.models.gpt2 import GPT2Config
 
 FORMAT = 2  # of the runs that begin now; see TrainConfig.format
@@ -183,12 +184,14 @@ class TrainConfig:
                 if name not in known:
                     raise CheckpointError(f"config: there is no setting called {name!r}{did_you_mean(name, known)}")
         fields = dict(content)
-        if fields.get("out") is not None:
-            fields["out"] = Path(fields["out"])
         try:
+            if fields.get("out") is not None:
+                fields["out"] = Path(fields["out"])
             if "model" in fields:
                 fields["model"] = GPT2Config(**fields["model"])
-            return cls(**fields)
+            config = cls(**fields)
+            check_types("train", dataclasses.replace(config, clip=min(config.clip, 1e300)))  # which may be infinite
+            return config
         except (TypeError, ValueError) as error:
             raise CheckpointError(f"config: the settings cannot be used: {error}") from None
 

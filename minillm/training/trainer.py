@@ -96,6 +96,10 @@ def train(config: TrainConfig, resume: Path | None = None, communicator: Communi
         parallel.attach(optimizer)
     if resume:
         state = restore(run, model, optimizer, corpus, parallel, world)
+        if config.steps < state.step:
+            raise InputError(
+                f"train: steps is {config.steps}, but {resume} has done {state.step} already; give --steps above that"
+            )
         if run:
             run.keep_settings(config)
             run.forget_metrics_after(state.step)
@@ -229,6 +233,11 @@ def load_corpus(config: TrainConfig, tokenizer: Tokenizer | None = None) -> Corp
     A folder with `train_*.bin` and `validation_*.bin` holds tokens already; it needs the tokenizer that made them.
     """
     if tokenizer is None and config.tokenizer not in ("bpe", "char"):
+        if not Path(config.tokenizer).exists():
+            raise InputError(
+                f"train: tokenizer is {config.tokenizer!r}, and there is no such folder; give bpe, char, or a folder "
+                "that `minillm tokenizer train` made"
+            )
         tokenizer = Tokenizer.load(config.tokenizer)
     folder = Path(config.data)
     if config.data != "builtin" and (shards := sorted(folder.glob("train_*.bin"))):
@@ -279,7 +288,7 @@ def make_batches(corpus: Corpus, config: TrainConfig) -> tuple[Batches, Batches]
         if len(tokens) <= context:
             raise InputError(
                 f"train: the {part} text has {len(tokens)} tokens, but a context of {context} needs at least "
-                f"{context + 1}; give more text, or a smaller --context"
+                f"{context + 1}; give more text, a smaller --context, or another --validation-fraction"
             )
     return (
         Batches(corpus.train, config.batch_size, context, config.seed, to_the_end=config.format > 1),
