@@ -79,23 +79,32 @@ class Decoder:
         if "ByteFallback" in self.names:  # one wrong byte changes all of its run
             while end and BYTE_PIECE.fullmatch(tokens[end - 1]):
                 end -= 1
-        if "BPEDecoder" in self.names:  # the last token has no space behind it
-            end -= end > 0
+        if self.names == ["BPEDecoder"]:  # the last token is another one when more follow
+            return "".join(self.steps[0](list(tokens))[:-1])
         if self.names == ["ByteLevel"]:
             return codecs.getincrementaldecoder("utf-8")("replace").decode(bytes_of(tokens))
         return self(tokens[:end])
 
     def _may_change_what_was_whole(self) -> bool:
-        """Whether a step looks over the ends of tokens in another way than `settled` knows."""
-        fused = False
+        """Whether a step looks over the ends of tokens in another way than `settled` knows.
+
+        It knows a step alone; and steps for each token, then perhaps ByteFallback, Fuse, and what drops something from
+        the start or writes one character for another.
+        """
+        if len(self.names) < 2:
+            return False
+        place = 0  # in the order of those
         for name, step in zip(self.names, flatten(self.component, "decoders"), strict=True):
-            harmless = (name == "Strip" and step["stop"] == 0) or name == "Fuse"
-            harmless |= name == "Replace" and len(step["pattern"].get("String", "")) == 1
-            if fused and not harmless:
+            one = name == "Replace" and len(step["pattern"].get("String", "")) == 1
+            alone = name in ("Replace", "Strip") and "ByteFallback" not in self.names  # it is about each token alone
+            if name == "ByteFallback" and place == 0:
+                place = 1
+            elif name == "Fuse":
+                place = 2
+            elif place == 0 and (one or alone):
+                continue
+            elif not (place == 2 and (one or (name == "Strip" and step["stop"] == 0))):
                 return True
-            if name == "ByteLevel" and self.names != ["ByteLevel"]:
-                return True
-            fused |= name == "Fuse"
         return False
 
 
@@ -193,6 +202,6 @@ def collapse(where: str, step: Component) -> Step:
 
     def join(parts: list[str]) -> list[str]:
         once = [part.replace(padding, "") for part, _ in groupby(parts)]
-        return [clean_up(part).replace(mark, " ") if cleanup else part for part in once]
+        return [clean_up(part).replace(mark, " ") if cleanup else part for part in once if part]
 
     return join
