@@ -62,7 +62,7 @@ class ChainTokenizer(Tokenizer):
         self._tokens = {i: token for token, i in self.model_vocab.items()} | {i: t for t, i in specials.items()}
         self.vocab_size = max(self._tokens, default=-1) + 1
         self.normalizer = Normaliser(flatten(content.get("normalizer"), "normalizers"))
-        normalizes = any(step["type"] not in ("NFC", "Lowercase") for step in self.normalizer.steps)
+        normalizes = any(step["type"] == "ByteLevel" for step in self.normalizer.steps)
         self.pre_tokenizer = PreTokenizer(where, content.get("pre_tokenizer"), normalizes)
         self.model = read_model(where, content)
         self.hidden = {token["content"] for token in added if token.get("special")} & self.model_vocab.keys()

@@ -257,7 +257,10 @@ def test_what_is_first_in_a_text():
     assert pieces("A", {"type": "Lowercase"}, {"type": "NFKC"}) == "▁a"
     behind = {"type": "Sequence", "pretokenizers": [{"type": "WhitespaceSplit"}, first]}
     with pytest.raises(InputError, match="Metaspace has prepend_scheme 'first' behind steps that change text"):
-        word_level("a", normalizer={"type": "NFKC"}, pre_tokenizer=behind)
+        word_level("a", normalizer={"type": "ByteLevel"}, pre_tokenizer=behind)
+    # U+00A8 becomes a space and U+0308 by NFKC, of which both are the first character of the text.
+    tokenizer = word_level("▁\u0308a", "▁a", "a", normalizer={"type": "NFKC"}, pre_tokenizer=behind)
+    assert tokenizer.encode("\u00a8a a") == [1, 3]
     assert word_level("▁a", "a", pre_tokenizer=behind).encode("a a") == [1, 2]
     assert word_level("▁a", "a", pre_tokenizer=behind).encode(" a") == [2]
 
