@@ -83,5 +83,5 @@ def test_settled_text_is_given_as_soon_as_it_is_certain():
     ids = [256, *"é".encode(), 259]
     assert [fallback.decode_settled(ids[:cut]) for cut in range(5)] == ["", " a", " a", " a", " aéb"]
     words = TOKENIZERS["end of words"]
-    assert [words.decode_settled([258, 259, 258][:cut]) for cut in range(4)] == ["", "", "a", "a b"]
+    assert [words.decode_settled([258, 259, 258][:cut]) for cut in range(4)] == ["", "", "a ", "a b"]
     assert TOKENIZERS["late replacement"].decode_settled([259, 259]) == ""

@@ -62,7 +62,8 @@ class ChainTokenizer(Tokenizer):
         self._tokens = {i: token for token, i in self.model_vocab.items()} | {i: t for t, i in specials.items()}
         self.vocab_size = max(self._tokens, default=-1) + 1
         self.normalizer = Normaliser(flatten(content.get("normalizer"), "normalizers"))
-        self.pre_tokenizer = PreTokenizer(where, content.get("pre_tokenizer"))
+        normalizes = any(step["type"] == "ByteLevel" for step in self.normalizer.steps)
+        self.pre_tokenizer = PreTokenizer(where, content.get("pre_tokenizer"), normalizes)
         self.model = read_model(where, content)
         self.hidden = {token["content"] for token in added if token.get("special")} & self.model_vocab.keys()
         self.post_processor = flatten(content.get("post_processor"), "processors")
@@ -70,14 +71,18 @@ class ChainTokenizer(Tokenizer):
         self.strips = {token["content"]: side for token in added if (side := stripped_side(token))}
         self.whole_words = {token["content"] for token in added if token.get("single_word")}
         self.late: dict[str, str] = {}  # the normal form of each token that is found in normalised text, with the token
-        for token in sorted(added, key=lambda token: not token.get("special")):
+        for token in added:
             if token.get("normalized"):
                 form = self.normalizer(token["content"])
                 if not form:
                     raise InputError(
                         f"{where}: nothing is left of the added token {token['content']!r} when normalised"
                     )
-                self.late.setdefault(form, token["content"])
+                if (other := self.late.setdefault(form, token["content"])) != token["content"]:
+                    raise InputError(
+                        f"{where}: the added tokens {other!r} and {token['content']!r} are both {form!r} when "
+                        "normalised; give one"
+                    )
                 self._tokens[specials[token["content"]]] = form  # as it is found, it is decoded
         self.build_inputs_with_special_tokens([])  # is it known?
         self._guarded: Model | None = None
@@ -136,8 +141,10 @@ class ChainTokenizer(Tokenizer):
     def _encode_settled(self, text: str, more: bool) -> tuple[list[int], int]:
         if more:
             return [], 0
-        lead = 0 if self._begun else self.normalizer.lead(text)
-        self._begun = True
+        begun, self._begun = self._begun, True
+        if not text:
+            return [], 0
+        lead = 0 if begun else self.normalizer.lead(text)
         text = self.normalizer(text)
         ids: list[int] = []
         start = 0

@@ -14,7 +14,6 @@ Source: the code of Hugging Face's `tokenizers`, whose text this is.
 from __future__ import annotations
 
 import codecs
-import os
 import re
 from collections.abc import Callable, Iterable, Sequence
 from itertools import groupby
@@ -81,22 +80,33 @@ class Decoder:
             while end and BYTE_PIECE.fullmatch(tokens[end - 1]):
                 end -= 1
         if "BPEDecoder" in self.names and end:  # of the last token a suffix is no space, of an earlier one it is
-            return os.path.commonprefix([self(tokens[: end - 1]), self(tokens[:end])])
+            before, after = self(tokens[: end - 1]), self(tokens[:end])
+            unlike = (i for i, (a, b) in enumerate(zip(before, after, strict=False)) if a != b)
+            return before[: next(unlike, min(len(before), len(after)))]
         if self.names == ["ByteLevel"]:
             return codecs.getincrementaldecoder("utf-8")("replace").decode(bytes_of(tokens))
         return self(tokens[:end])
 
     def _may_change_what_was_whole(self) -> bool:
-        """Whether a step looks over the ends of tokens in another way than `settled` knows."""
-        fused = False
+        """Whether a step looks over the ends of tokens in another way than `settled` knows.
+
+        It knows a step alone; and steps for each token, then perhaps ByteFallback, Fuse, and what drops something from
+        the start or writes one character for another.
+        """
+        if len(self.names) < 2:
+            return False
+        place = 0  # in the order of those
         for name, step in zip(self.names, flatten(self.component, "decoders"), strict=True):
-            harmless = (name == "Strip" and step["stop"] == 0) or name == "Fuse"
-            harmless |= name == "Replace" and len(step["pattern"].get("String", "")) == 1
-            if fused and not harmless:
+            one = name == "Replace" and len(step["pattern"].get("String", "")) == 1
+            alone = name in ("Replace", "Strip") and "ByteFallback" not in self.names  # it is about each token alone
+            if name == "ByteFallback" and place == 0:
+                place = 1
+            elif name == "Fuse":
+                place = 2
+            elif place == 0 and (one or alone):
+                continue
+            elif not (place == 2 and (one or (name == "Strip" and step["stop"] == 0))):
                 return True
-            if name == "ByteLevel" and self.names != ["ByteLevel"]:
-                return True
-            fused |= name == "Fuse"
         return False
 
 

@@ -93,8 +93,13 @@ def normalise_with(step: Step) -> Callable[[str], str]:
     if name == "Strip":
         return partial(strip_ends, left=step.get("strip_left", True), right=step.get("strip_right", True))
     if name == "Replace":
-        content = text_option("normalizer", step, "content")
-        return partial(ForeignPattern("normalizer Replace", step["pattern"]).replace, content=content)
+        content, found = (
+            text_option("normalizer", step, "content"),
+            ForeignPattern("normalizer Replace", step["pattern"]),
+        )
+        if found.may_be_empty:
+            raise InputError(f"normalizer Replace: {step['pattern']} may match nothing; give a pattern that does not")
+        return partial(found.replace, content=content)
     if name == "Prepend":
         prepend = text_option("normalizer", step, "prepend")
         return lambda text: prepend + text if text else text
@@ -123,13 +128,13 @@ class Normaliser:
         first = text[:1]
         for step, function in zip(self.steps, self.functions, strict=True):
             name, begins = step["type"], text[:1]
-            if name == "Precompiled":
-                begins = GRAPHEME.match(text).group() if text else ""  # type: ignore[union-attr]
             if name == "Strip":
                 dropped = step.get("strip_left", True) and begins in WHITE
+            elif name == "Precompiled":
+                dropped = False  # in their code, what it drops at the start gives its place to what follows
             elif name == "Replace":
                 start, end = next(ForeignPattern("normalizer Replace", step["pattern"]).spans(text), (1, 1))
-                dropped = not step["content"] and start == 0 < end
+                dropped = start == 0 and (end > 1 or not step["content"])  # several are no first one in their code
             else:
                 dropped = not function(begins)
             if dropped:

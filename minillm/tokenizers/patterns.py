@@ -140,7 +140,7 @@ class ForeignPattern:
             yield from (match.span() for match in self.found.finditer(text))
             return
         place, last = 0, -1
-        while place <= len(text) and (match := self.found.search(text, place)):
+        while text and place <= len(text) and (match := self.found.search(text, place)):
             start, end = match.span()
             if start == end == last:
                 place += 1

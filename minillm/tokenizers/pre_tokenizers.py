@@ -49,8 +49,17 @@ class PreTokenizer:
     Raises: InputError for a step that is not known.
     """
 
-    def __init__(self, where: str, component: Component | None):
-        self.steps = [read_step(where, step) for step in flatten(component, "pretokenizers")]
+    def __init__(self, where: str, component: Component | None, normalizes: bool = False):
+        steps = flatten(component, "pretokenizers")
+        self.steps = [read_step(where, step) for step in steps]
+        changed = normalizes  # whether it is hard to say where in the text a piece began
+        for number, step in enumerate(steps):
+            if step.get("prepend_scheme") == "first" and step["type"] == "Metaspace" and number and changed:
+                raise InputError(
+                    f"{where}: Metaspace has prepend_scheme 'first' behind steps that change text, where it is not "
+                    "known here what is first; put it in front of them"
+                )
+            changed |= step["type"] in ("Metaspace", "ByteLevel")
 
     def __call__(self, text: str, lead: int) -> list[str]:
         """The pieces of a text; `lead`: how many characters at its start come from the first one of all text."""

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Self
 
 from minillm.errors import InputError
-from minillm.tokenizers.components import Component, NotThisKind
+from minillm.tokenizers.components import Component
 from minillm.tokenizers.decoders import Decoder
 from minillm.tokenizers.files import names_beside, read_json, readable, write_text
 
@@ -111,8 +111,8 @@ class TokenizerFiles:
         for kind in sorted(kinds, key=lambda kind: kind.general):
             try:
                 return kind.from_hugging_face(content)
-            except NotThisKind:
-                if len(kinds) == 1:
+            except InputError:
+                if kind.general or len(kinds) == 1:
                     raise
         raise InputError(
             f"{where}: {path} has a model of type {content['model'].get('type')!r} that {cls.__name__} does not read; "

@@ -100,13 +100,14 @@ class SpecialTokens:
                     passed = start, end
                     continue
             if token in self.left:
-                start = min(start, taken) + len(text[taken:start].rstrip(WHITE))
+                start = taken + len(text[taken:start].rstrip(WHITE))
             if token in self.right:
                 end = white_end(text, end)
                 if more and (end > settled or end == len(text)):  # it may go on, and tokens may be found in it
                     settled = start
                     break
-            found.append(Found(start, end, token))
+            if start < end:  # else all of it is white space that the token before has taken
+                found.append(Found(start, end, token))
             taken = end
         settled = max(settled, taken)
         if more and self.left:  # a token may follow that takes the white space before it

@@ -1,4 +1,4 @@
-"""The table of test_edges.py: what every operation is given, PyTorch's way to call it, and where they differ, and why."""
+"""The table of test_edges.py: what each operation is given, PyTorch's way to call it, and where and why they differ."""
 
 from __future__ import annotations
 
@@ -229,7 +229,7 @@ def spreads() -> list[Row]:
         Row(
             name,
             f"correction {c}",
-            lambda x, f=getattr(ops, name), c=c: f(x, -1, correction=c),
+            lambda x, n=name, c=c: getattr(ops, n)(x, -1, correction=c),
             lambda t, F, n=name, c=c: lambda x: getattr(x, n)(-1, correction=c),
             rows,
         )

@@ -446,7 +446,7 @@ def makers() -> dict[str, Callable[[], Any]]:
         ),
         "words, first": lambda: word_level(
             P.Sequence(
-                [P.WhitespaceSplit(), P.Metaspace(prepend_scheme="first"), P.Split(Regex("[aeiou]"), "contiguous")]
+                [P.Metaspace(prepend_scheme="first"), P.WhitespaceSplit(), P.Split(Regex("[aeiou]"), "contiguous")]
             ),
             normalizer=N.Sequence([N.NFKC(), N.Strip(), N.StripAccents(), N.Replace("x", "")]),
             decoder=D.CTC("<s>", "|"),

@@ -215,6 +215,14 @@ def test_what_goes_around_texts():
         ({"added_tokens": [added("", 1)]}, "'' cannot be a special token"),
         ({"added_tokens": [{"id": 1}]}, "this is no whole tokenizer.json .no 'content'"),
         (
+            {"normalizer": {"type": "Lowercase"}, "added_tokens": [added(t, 1, normalized=True) for t in ("A", "a")]},
+            "added tokens 'A' and 'a' are both 'a' when normalised",
+        ),
+        (
+            {"normalizer": {"type": "Replace", "pattern": {"Regex": "x*"}, "content": ""}},
+            "may match nothing; give a pattern that does not",
+        ),
+        (
             {"normalizer": {"type": "Strip"}, "added_tokens": [added(" ", 1, normalized=True)]},
             "nothing is left of the add",
         ),
@@ -224,6 +232,37 @@ def test_what_is_not_known_is_named(parts, message):
     content = {"model": {"type": "WordLevel", "vocab": {"a": 0}, "unk_token": "a"}} | parts
     with pytest.raises(InputError, match=message):
         ChainTokenizer.from_hugging_face(content)
+
+
+def test_what_is_first_in_a_text():
+    """Where a "▁" goes in front of the first piece alone, what came in the place of the first character counts."""
+    letters = {character: i for i, character in enumerate(("<unk>", "▁", "a", "b"))}
+    first = {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "first", "split": False}
+
+    def pieces(text: str, *normalizers: dict[str, Any]) -> str:
+        content = {"type": "BPE", "vocab": letters, "merges": [], "unk_token": "<unk>"}
+        parts = {"normalizer": {"type": "Sequence", "normalizers": [*normalizers]}, "pre_tokenizer": first}
+        tokenizer = chain(content, **parts)
+        return "".join(tokenizer._spelling(i) for i in tokenizer.encode(text))
+
+    def replace(pattern: str, content: str) -> dict[str, Any]:
+        return {"type": "Replace", "pattern": {"String": pattern}, "content": content}
+
+    assert pieces("ab") == "▁ab"
+    assert pieces(" b", {"type": "Strip"}) == "b"
+    assert pieces("xb", replace("x", "")) == "b"
+    assert pieces("xb", replace("x", "a")) == "▁ab"
+    assert pieces("xxb", replace("xx", "a")) == "ab"
+    assert pieces("\u0301b", {"type": "StripAccents"}) == "b"
+    assert pieces("A", {"type": "Lowercase"}, {"type": "NFKC"}) == "▁a"
+    behind = {"type": "Sequence", "pretokenizers": [{"type": "WhitespaceSplit"}, first]}
+    with pytest.raises(InputError, match="Metaspace has prepend_scheme 'first' behind steps that change text"):
+        word_level("a", normalizer={"type": "ByteLevel"}, pre_tokenizer=behind)
+    # U+00A8 becomes a space and U+0308 by NFKC, of which both are the first character of the text.
+    tokenizer = word_level("▁\u0308a", "▁a", "a", normalizer={"type": "NFKC"}, pre_tokenizer=behind)
+    assert tokenizer.encode("\u00a8a a") == [1, 3]
+    assert word_level("▁a", "a", pre_tokenizer=behind).encode("a a") == [1, 2]
+    assert word_level("▁a", "a", pre_tokenizer=behind).encode(" a") == [2]
 
 
 def test_damaged_files_are_named(tmp_path):

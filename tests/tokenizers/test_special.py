@@ -36,7 +36,10 @@ def found_slowly(text: str, strips: dict[str, str], whole: set[str]) -> list[Fou
         if strips.get(token) in ("right", "both"):
             while end < len(text) and text[end] in WHITE:
                 end += 1
-        found.append(Found(start, end, token))
+        if strips.get(token) in ("left", "both"):
+            start = max(start, taken)
+        if start < end:
+            found.append(Found(start, end, token))
         taken = end
     return found
 
