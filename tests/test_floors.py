@@ -34,6 +34,7 @@ FLOORS = {  # the longest name that fits counts
     "minillm.parallel": 7,
     "minillm.parallel.report": 8,
     "minillm.parallel.projection": 8,
+    "minillm.stored": 6,
     "minillm.generate": 7,
     "minillm.beam_search": 8,
     "minillm.chat": 8,
