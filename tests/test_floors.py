@@ -89,7 +89,7 @@ FOREIGN = {
     "rich": {f"minillm.{name}" for name in ("cli", "training.display", *TRAINERS)},
     "tyro": {"minillm.cli"},
     "matplotlib": {"minillm.training.run", "minillm.parallel.picture"},
-    "safetensors": {"minillm.checkpoint", "minillm.hub"},
+    "safetensors": {"minillm.checkpoint", "minillm.hub", "minillm.stored"},
     "threadpoolctl": {"minillm.backend"},
     "cupy": {"minillm.device", "minillm.kernels", "minillm.parallel.nccl"},
     "cupy_backends": {"minillm.device", "minillm.kernels", "minillm.parallel.nccl"},
