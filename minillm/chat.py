@@ -12,9 +12,9 @@ Only the template's own parts may make special tokens. `encode` never looks for 
 was put together first and searched for special tokens afterwards has lost that difference.) Between special tokens
 the parts make one text, which is encoded as a whole, as the models' own tokenizers do it.
 
-Sources: the `chat_template` in the files of SmolLM2, Qwen2, Llama 2 and 3 and Mistral; OpenAI for ChatML; Touvron et
-al., "Llama 2" (2023, arXiv:2307.09288), section 3.3; Taori et al., "Stanford Alpaca" (2023), whose prompt stands here
-with a line end behind "Response:".
+Sources: the `chat_template` in the files of SmolLM2, Qwen2, Llama 2 and 3, Mistral and Gemma 2; OpenAI for ChatML;
+Touvron et al., "Llama 2" (2023, arXiv:2307.09288), section 3.3; Taori et al., "Stanford Alpaca" (2023), whose prompt
+stands here with a line end behind "Response:".
 """
 
 from __future__ import annotations
@@ -172,6 +172,18 @@ def mistral(messages: Sequence[Message], answer: bool) -> Iterator[Part]:
             yield Part("</s>")
 
 
+def gemma(messages: Sequence[Message], answer: bool) -> Iterator[Part]:
+    """Gemma 2's, in which the assistant is called "model", and nobody is the system."""
+    check_turns("gemma", messages)
+    yield Part("<bos>")
+    for role, content in messages:
+        yield Part(f"<start_of_turn>{'model' if role == 'assistant' else role}\n")
+        yield Part(content.strip(), own=False)
+        yield Part("<end_of_turn>\n")
+    if answer:
+        yield Part("<start_of_turn>model\n")
+
+
 def alpaca(messages: Sequence[Message], answer: bool) -> Iterator[Part]:
     """Alpaca's: an instruction (of the "user"), perhaps an "input" for it, perhaps the answer, to learn from.
 
@@ -210,6 +222,7 @@ SMOLLM2_SYSTEM = "You are a helpful AI assistant named SmolLM, trained by Huggin
 QWEN2_SYSTEM = "You are a helpful assistant."
 CHATML_TOKENS = ("<|im_start|>", "<|im_end|>")
 LLAMA3_TOKENS = ("<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>")
+GEMMA_TOKENS = ("<bos>", "<start_of_turn>", "<end_of_turn>")
 
 TEMPLATES = {
     template.name: template
@@ -220,6 +233,7 @@ TEMPLATES = {
         ChatTemplate("llama3", llama3, LLAMA3_TOKENS, stop=("<|eot_id|>", "<|end_of_text|>")),
         ChatTemplate("llama2", llama2, ("<s>", "</s>"), stop=("</s>",)),
         ChatTemplate("mistral", mistral, ("<s>", "</s>"), stop=("</s>",), roles=("user", "assistant")),
+        ChatTemplate("gemma", gemma, GEMMA_TOKENS, stop=("<end_of_turn>",), roles=("user", "assistant")),
         ChatTemplate("alpaca", alpaca, stop_strings=("\n\n### ",), roles=("user", "input", "assistant")),
     )
 }
@@ -228,6 +242,7 @@ SIGNS = {
     "smollm2": ("<|im_start|>", "<jupyter_start>"),
     "chatml": ("<|im_start|>", "<|im_end|>"),
     "llama3": ("<|start_header_id|>", "<|eot_id|>"),
+    "gemma": ("<start_of_turn>", "<end_of_turn>"),
 }
 
 

@@ -15,10 +15,9 @@ transformers reads. Neither needs torch. Each model file says how its parameters
 What files say beside the model, such as the ids that begin and end a text, stays with it as `model.saved_with`, and is
 written again; `model.eos_ids` of a model of the next token are those that end one.
 
-A safetensors file is eight bytes with the length of a JSON header, the header (of each array its dtype, shape and
-place), and the arrays one after the other. Weights are read from their place into the parameter's memory, a piece at
-a time, so that loading takes the memory of the weights and little more. Everything is checked before the first of
-them is read: a model is loaded whole or not at all.
+Weights are read from their place in the files into the parameter's memory, a piece at a time (stored.py), so that
+loading takes the memory of the weights and little more. Everything is checked before the first of them is read: a model
+is loaded whole or not at all.
 """
 
 from __future__ import annotations
@@ -26,8 +25,6 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import itertools
-import json
-import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -40,6 +37,7 @@ from minillm.backend import Array, as_dtype
 from minillm.device import to_host
 from minillm.errors import CheckpointError, InputError, MinillmError
 from minillm.nn import Module, uninitialized
+from minillm.stored import CONFIG, INDEX, WEIGHTS, Stored, are_same, read, read_json, stored_arrays, write_json
 
 if TYPE_CHECKING:
     from minillm.tokenizers import Tokenizer
@@ -65,28 +63,10 @@ FAMILIES = {
     "xlm-roberta": ("roberta", {f"XLMRoberta{name}": f"Roberta{name}" for name in ("ForMaskedLM", "Model", *HEADS)}),
     "xlnet": ("xlnet", {"XLNetLMHeadModel": "XLNetLMHeadModel", "XLNetModel": "XLNetModel"}),
 }
-DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
-OLD_NAMES = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"}  # in BERT's first files
-CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 GENERATION = "generation_config.json"
 FORCED_EOS = "forced_eos_token_id"
 # Of a config.json, what is said anew when it is written, under this name or another.
 SAID_ANEW = ("architectures", "dtype", "torch_dtype", "rope_theta", "rope_scaling", "rope_local_base_freq")
-PIECE = 1 << 22  # bytes read at a time, where they are converted
-
-
-class Stored(NamedTuple):
-    """Where an array lies in a file."""
-
-    path: Path
-    offset: int  # in bytes, from the file's start
-    dtype: np.dtype
-    shape: tuple[int, ...]
-
-    def rows(self, start: int, stop: int) -> Stored:
-        """Some of its rows."""
-        offset = self.offset + start * math.prod(self.shape[1:]) * self.dtype.itemsize
-        return self._replace(offset=offset, shape=(stop - start, *self.shape[1:]))
 
 
 class SavedWith(NamedTuple):
@@ -127,8 +107,8 @@ def load(path: str | Path, dtype: Any = "float32") -> Any:
         return load_gguf(path, dtype)
     folder = path.parent if path.suffix == ".safetensors" else path
     module, kind, config, values = described(folder / CONFIG)
-    generation = _read_json(folder / GENERATION) if (folder / GENERATION).exists() else {}
-    stored = _stored_arrays(path)
+    generation = read_json(folder / GENERATION) if (folder / GENERATION).exists() else {}
+    stored = stored_arrays(path)
     config, stored = _untied(path, module, config, stored)
     _check_layers(path, config, stored)
     with uninitialized():
@@ -147,7 +127,7 @@ def load(path: str | Path, dtype: Any = "float32") -> Any:
         stored |= {name: stored[whole].rows(*edge) for name, edge in zip(names, edges, strict=True)}
     for target, sources in _pairs(model, module, stored):
         for rows, source in sources:
-            _read(source, target.parameter[rows], target.transposed)
+            read(source, target.parameter[rows], target.transposed)
     keep(model, SavedWith(values, generation))
     return model.eval()
 
@@ -222,14 +202,49 @@ def save_pretrained(model: Any, folder: str | Path, max_shard_bytes: int = 5 * 1
     Weights of more than `max_shard_bytes` go to several files with an index. A file appears whole or not at all.
     Raises: InputError for a model that has no form there, CheckpointError where a file cannot be written.
     """
-    from safetensors import SafetensorError
-    from safetensors.numpy import save_file
-
     module = importlib.import_module(type(model).__module__)
     if not hasattr(module, "HUGGING_FACE"):
         raise InputError(f"save_pretrained: {type(model).__name__} has no form in Hugging Face's format")
-    folder = Path(folder)
+    folder, ours = Path(folder), module.config_to_hugging_face(model.config)
+    arrays = _arrays_to_write(model, module)
     folder.mkdir(parents=True, exist_ok=True)
+    shards: list[dict[str, Array]] = [{}]
+    for name, array in arrays.items():
+        if shards[-1] and sum(a.nbytes for a in shards[-1].values()) + array.nbytes > max_shard_bytes:
+            shards.append({})
+        shards[-1][name] = array
+    _write_shards(folder, shards)
+    said, generation = vars(model).get("saved_with") or SavedWith({}, {})
+    values = ours | {
+        key: value
+        for key, value in said.items()
+        if key not in SAID_ANEW and (ours.get(key) is None or key == FORCED_EOS)  # of the last one, ours is a guess
+    }
+    classes = FAMILIES[values["model_type"]][1]
+    architectures = [theirs for theirs, name in classes.items() if name == type(model).__name__]
+    dtype = next(iter(arrays.values())).dtype.name
+    write_json(folder / CONFIG, values | {"architectures": architectures, "dtype": dtype})
+    if generation:
+        write_json(folder / GENERATION, generation)
+    stale = [INDEX if len(shards) == 1 else WEIGHTS, *([] if generation else [GENERATION])]
+    for file in stale:  # of a model that was here before
+        (folder / file).unlink(missing_ok=True)
+
+
+Module.save_pretrained = save_pretrained  # type: ignore[attr-defined]  # here, because layers know of no files
+
+
+def read_config(path: str | Path) -> dict[str, Any]:
+    """The values of the config.json in a folder, or of such a file.
+
+    Raises: CheckpointError for a file that is missing or damaged.
+    """
+    path = Path(path)
+    return read_json(path / CONFIG if path.is_dir() else path)
+
+
+def _arrays_to_write(model: Any, module: ModuleType) -> dict[str, Array]:
+    """The weights by their names and in their shapes there."""
     arrays: dict[str, Array] = {}
     for name, parameter in model.named_parameters():
         array = to_host(parameter.data)
@@ -241,11 +256,14 @@ def save_pretrained(model: Any, folder: str | Path, max_shard_bytes: int = 5 * 1
             start += rows
     for whole, parts in _joined(module, model.config).items():
         arrays[whole] = np.concatenate([arrays.pop(part) for part in parts])
-    shards: list[dict[str, Array]] = [{}]
-    for name, array in arrays.items():
-        if shards[-1] and sum(a.nbytes for a in shards[-1].values()) + array.nbytes > max_shard_bytes:
-            shards.append({})
-        shards[-1][name] = array
+    return arrays
+
+
+def _write_shards(folder: Path, shards: list[dict[str, Array]]) -> None:
+    """Each as a file, which appears whole or not at all, and an index of several."""
+    from safetensors import SafetensorError
+    from safetensors.numpy import save_file
+
     files = (
         [WEIGHTS]
         if len(shards) == 1
@@ -262,27 +280,8 @@ def save_pretrained(model: Any, folder: str | Path, max_shard_bytes: int = 5 * 1
             unfinished.unlink(missing_ok=True)
     if len(shards) > 1:
         weight_map = {name: file for file, shard in zip(files, shards, strict=True) for name in shard}
-        total = sum(array.nbytes for array in arrays.values())
-        _write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
-    ours = module.config_to_hugging_face(model.config)
-    read, generation = vars(model).get("saved_with") or SavedWith({}, {})
-    values = ours | {
-        key: value
-        for key, value in read.items()
-        if key not in SAID_ANEW and (ours.get(key) is None or key == FORCED_EOS)  # of the last one, ours is a guess
-    }
-    classes = FAMILIES[values["model_type"]][1]
-    architectures = [theirs for theirs, name in classes.items() if name == type(model).__name__]
-    dtype = next(iter(arrays.values())).dtype.name
-    _write_json(folder / CONFIG, values | {"architectures": architectures, "dtype": dtype})
-    if generation:
-        _write_json(folder / GENERATION, generation)
-    stale = [INDEX if len(shards) == 1 else WEIGHTS, *([] if generation else [GENERATION])]
-    for file in stale:  # of a model that was here before
-        (folder / file).unlink(missing_ok=True)
-
-
-Module.save_pretrained = save_pretrained  # type: ignore[attr-defined]  # here, because layers know of no files
+        total = sum(array.nbytes for shard in shards for array in shard.values())
+        write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
 
 
 # --- names ---------------------------------------------------------------------------------------------------------
@@ -368,7 +367,7 @@ def _untied(path: Path, module: ModuleType, config: Any, stored: dict[str, Store
             continue
         if original not in stored:
             stored = {original if name == copy else name: array for name, array in stored.items()}
-        elif not _are_same(stored[copy], stored[original]):
+        elif not are_same(stored[copy], stored[original]):
             if not hasattr(config, "tied"):
                 raise CheckpointError(
                     f"load: {path} holds other numbers in {copy} than in {original}, which its config.json says are "
@@ -376,27 +375,6 @@ def _untied(path: Path, module: ModuleType, config: Any, stored: dict[str, Store
                 )
             config = dataclasses.replace(config, tied=False)
     return config, stored
-
-
-def _are_same(a: Stored, b: Stored) -> bool:
-    """Whether two arrays in files hold the same numbers; some rows are looked at at a time."""
-    if a.shape != b.shape:
-        return False
-    rows = a.shape[0] if a.shape else 1
-    step = max(1, PIECE // max(1, math.prod(a.shape[1:]) * 4))
-    for start in range(0, rows, step):
-        first, second = (_rows(one, start, min(start + step, rows)) for one in (a, b))
-        if not np.array_equal(first, second, equal_nan=True):
-            return False
-    return True
-
-
-def _rows(source: Stored, start: int, stop: int) -> Array:
-    """Some rows of an array in a file, in float64 where it has that, else in float32."""
-    piece = source.rows(start, stop)
-    array = np.empty(piece.shape, np.float64 if source.dtype == np.float64 else np.float32)
-    _read(piece, array, False)
-    return array
 
 
 class Target(NamedTuple):
@@ -457,96 +435,3 @@ def check_weights(
             f"load: the weights in {path} do not fit its {configuration}: {'; '.join(problems)}; get the files again, "
             "or those of one model"
         )
-
-
-# --- files ---------------------------------------------------------------------------------------------------------
-
-
-def read_config(path: str | Path) -> dict[str, Any]:
-    """The values of the config.json in a folder, or of such a file.
-
-    Raises: CheckpointError for a file that is missing or damaged.
-    """
-    path = Path(path)
-    return _read_json(path / CONFIG if path.is_dir() else path)
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        values = json.loads(path.read_text(encoding="utf-8-sig"))  # some editors put a byte order mark in front
-    except FileNotFoundError:
-        raise CheckpointError(f"load: {path} is not there; give a folder with {CONFIG} and {WEIGHTS}") from None
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"load: {path} is damaged ({error}); get it again") from None
-    if not isinstance(values, dict):
-        raise CheckpointError(f"load: {path} holds a {type(values).__name__}, but an object is wanted; get it again")
-    return values
-
-
-def _write_json(path: Path, values: dict[str, Any]) -> None:
-    unfinished = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    unfinished.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
-    os.replace(unfinished, path)
-
-
-def _stored_arrays(path: Path) -> dict[str, Stored]:
-    """Every array of a file, or of a folder's one file or shards."""
-    if path.suffix == ".safetensors":
-        return _header(path)
-    if (path / INDEX).exists() and not (path / WEIGHTS).exists():
-        weight_map = _read_json(path / INDEX).get("weight_map")
-        if not isinstance(weight_map, dict) or not all(isinstance(file, str) for file in weight_map.values()):
-            raise CheckpointError(f"load: {path / INDEX} has no weight_map; get it again")
-        stored: dict[str, Stored] = {}
-        for file in sorted(set(weight_map.values())):
-            if Path(file).name != file:
-                raise CheckpointError(f"load: {path / INDEX} names {file!r}, which is not in its folder")
-            stored |= _header(path / file)
-        return stored
-    return _header(path / WEIGHTS)
-
-
-def _header(path: Path) -> dict[str, Stored]:
-    """The arrays in a safetensors file, which the library has checked: places, shapes and the file's length."""
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, framework="np"), open(path, "rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            header = json.loads(file.read(length))
-    except FileNotFoundError:
-        raise CheckpointError(f"load: {path} is not there; give a folder with {CONFIG} and {WEIGHTS}") from None
-    except (SafetensorError, OSError, ValueError) as error:
-        raise CheckpointError(f"load: {path} is cut short or no safetensors file ({error}); get it again") from None
-    stored = {}
-    for name, entry in header.items():
-        if name == "__metadata__":
-            continue
-        for old, new in OLD_NAMES.items():
-            name = name.replace(old, new)
-        dtype = as_dtype(DTYPES[entry["dtype"]]) if entry["dtype"] in DTYPES else np.dtype(np.void)  # holds no weights
-        stored[name] = Stored(path, 8 + length + entry["data_offsets"][0], dtype, tuple(entry["shape"]))
-    return stored
-
-
-def _read(source: Stored, target: Array, transposed: bool) -> None:
-    """Fill an array from its place in a file."""
-    if source.dtype.kind == "V" and source.dtype.name != "bfloat16":
-        raise CheckpointError(f"load: {source.path} has weights of a dtype other than {', '.join(DTYPES)}")
-    view = target.T if transposed else target
-    rows = view.reshape(1) if view.ndim == 0 else view
-    row_bytes = source.dtype.itemsize * math.prod(rows.shape[1:])
-    step = max(1, PIECE // max(1, row_bytes))
-    with open(source.path, "rb") as file:
-        file.seek(source.offset)
-        for start in range(0, len(rows), step):
-            piece = rows[start : start + step]
-            if piece.dtype == source.dtype and piece.flags.c_contiguous:
-                if file.readinto(piece.reshape(-1).view(np.uint8)) != piece.nbytes:  # type: ignore[arg-type]
-                    raise CheckpointError(f"load: {source.path} is cut short; get it again")
-                continue
-            count = piece.size
-            raw = np.fromfile(file, source.dtype, count)
-            if raw.size != count:
-                raise CheckpointError(f"load: {source.path} is cut short; get it again")
-            piece[...] = raw.reshape(piece.shape)

@@ -56,6 +56,13 @@ JINJA = {
         "message['content'] + ' [/INST]' }}{% elif message['role'] == 'assistant' %}{{ message['content'] + eos_token}}"
         "{% else %}{{ raise_exception('Only user and assistant roles are supported!') }}{% endif %}{% endfor %}"
     ),
+    "gemma": (
+        "{{ bos_token }}{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}"
+        "{% endif %}{% for message in messages %}" + ALTERNATE + "{% if (message['role'] == 'assistant') %}{% set role "
+        "= 'model' %}{% else %}{% set role = message['role'] %}{% endif %}{{ '<start_of_turn>' + role + '\n' + "
+        "message['content'] | trim + '<end_of_turn>\n' }}{% endfor %}{% if add_generation_prompt %}"
+        "{{'<start_of_turn>model\n'}}{% endif %}"
+    ),
 }
 TOKENS = sorted({token for template in TEMPLATES.values() for token in template.special_tokens})
 TEXT = "user\n What is 2 + 3?\n\nassistant\nSystem [INST] a [/INST] <|im_end|> <|eot_id|>\n </s> 'll " * 3
@@ -63,7 +70,21 @@ TOKENIZER = BPETokenizer.train(TEXT, 256 + 80 + len(TOKENS) + 2, ("<|endoftext|>
 
 contents = st.lists(
     st.sampled_from(
-        ["Hi", " ", "\n", "\u3000", "<|im_end|>", "<|im_", "end|>", "</s>", "<s>", "<|eot_id|>", "é", "'ll"]
+        [
+            "Hi",
+            " ",
+            "\n",
+            "\u3000",
+            "<|im_end|>",
+            "<|im_",
+            "end|>",
+            "</s>",
+            "<s>",
+            "<|eot_id|>",
+            "<end_of_turn>",
+            "é",
+            "'ll",
+        ]
     )
 ).map("".join) | st.text(max_size=8)
 
@@ -92,7 +113,8 @@ def published():
     tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.BPE()))
 
     def render(name: str, messages: list[Message], add_generation_prompt: bool) -> str:
-        tokenizer.bos_token, tokenizer.eos_token = ("<|begin_of_text|>", "") if name == "llama3" else ("<s>", "</s>")
+        tokenizer.bos_token = {"llama3": "<|begin_of_text|>", "gemma": "<bos>"}.get(name, "<s>")
+        tokenizer.eos_token = "" if name == "llama3" else "</s>"
         return tokenizer.apply_chat_template(
             [message._asdict() for message in messages],
             chat_template=JINJA[name],
@@ -114,7 +136,7 @@ def test_templates_are_the_published_ones(published, name, messages, answer):
 
 
 @pytest.mark.oracle
-@pytest.mark.parametrize("name", ["llama2", "mistral"])
+@pytest.mark.parametrize("name", ["llama2", "mistral", "gemma"])
 @pytest.mark.filterwarnings("ignore")
 def test_turns_out_of_order_are_refused_where_the_published_templates_do(published, name):
     for roles in (["assistant"], ["user", "user"], ["user", "assistant", "assistant"]):

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import minillm
-from minillm import hub
+from minillm import hub, stored
 from minillm.beam_search import beam_search
 from minillm.describe import describe
 from minillm.errors import CheckpointError, InputError
@@ -330,7 +330,7 @@ COPIES = [
 def test_a_tied_copy_is_that_or_is_taken_or_refused(name, copy, original, tmp_path, rng, monkeypatch) -> None:
     from safetensors.numpy import load_file, save_file
 
-    monkeypatch.setattr(hub, "PIECE", 100)  # so that several pieces are compared
+    monkeypatch.setattr(stored, "PIECE", 100)  # so that several pieces are compared
     model = models()[name].eval()
     if name in ("llama", "gemma"):
         model = randomized(type(model)(dataclasses.replace(model.config, tied=True))).eval()

@@ -8,7 +8,6 @@ the default of its family in transformers. The rest is checked where any configu
 from __future__ import annotations
 
 import functools
-import math
 import numbers
 import re
 import sys
@@ -20,6 +19,7 @@ from typing import Any, Self
 
 from minillm.errors import InputError, did_you_mean
 
+LARGEST = 1e300  # so that a little arithmetic does not lead out of the range of floats
 Keys = Mapping[str, tuple[str, Any]]  # of each field the key in a config.json, and what holds where it is missing
 
 
@@ -111,9 +111,12 @@ def _is(value: Any, kind: Any) -> bool:
         return value in typing.get_args(kind)
     if kind == tuple[int, ...]:
         return isinstance(value, tuple) and all(_is(one, int) for one in value)
-    if kind in (int, float):
-        number = numbers.Integral if kind is int else numbers.Real
-        return isinstance(value, number) and not isinstance(value, bool) and math.isfinite(value)
+    if kind is int:
+        return (
+            isinstance(value, numbers.Integral) and not isinstance(value, bool) and -(1 << 63) <= int(value) < 1 << 63
+        )
+    if kind is float:
+        return isinstance(value, numbers.Real) and not isinstance(value, bool) and bool(abs(value) <= LARGEST)  # type: ignore[operator]
     return isinstance(value, kind)
 
 

@@ -144,7 +144,7 @@ class Attention(llama.Attention):
         scores = ops.tanh(q @ k.transpose(-1, -2) * (self.scale / self.cap)) * self.cap  # (B, G, H/G, T, Tk)
         seen = np.tri(T, Tk, Tk - T, dtype=bool)
         if visible is not None:
-            seen = seen & (visible if visible.ndim == 2 else visible[:, :, None])
+            seen = like(seen, visible) & (visible if visible.ndim == 2 else visible[:, :, None])
         return (ops.softmax(ops.where(like(seen, q.data), scores, HIDDEN)) @ v).reshape(B, H, T, D)
 
 

@@ -229,13 +229,8 @@ def config_from_hugging_face(values: Mapping[str, Any]) -> LlamaConfig:
 
 def _turning_channels(rope: dict[str, Any], values: Mapping[str, Any], head_size: int) -> int | None:
     """How many channels of a head turn, by the share that is taken out of `rope` or stands beside it."""
-    share = number(values, "rotary angles", "partial_rotary_factor", 1.0)
-    share = number(
-        {"partial_rotary_factor": rope.pop("partial_rotary_factor", share)},
-        "rotary angles",
-        "partial_rotary_factor",
-        1.0,
-    )
+    where, key = "rotary angles", "partial_rotary_factor"
+    share = number({key: rope.pop(key, None)}, where, key, number(values, where, key, 1.0))
     return None if share == 1 else int(head_size * share)
 
 

@@ -27,6 +27,7 @@ NAMES = {
     "short_factor": "short",
     "long_factor": "long",
 }
+LARGEST = 1e18  # of any of these numbers
 REFUSED = {"mscale": (0, 1), "mscale_all_dim": (0, 1), "truncate": (True,), "partial_rotary_factor": (1,)}
 
 
@@ -99,8 +100,9 @@ def number(rope: Mapping[str, Any], where: str, key: str, missing: float | None 
     """A number of such an object; InputError that names it otherwise."""
     value = rope.get(key)
     value = missing if value is None else value
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise InputError(f"load: config.json has {where} with {key}={value!r}; give a finite number")
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= LARGEST:
+        shown = f"{value!r:.40}"
+        raise InputError(f"load: config.json has {where} with {key}={shown}; give a number of {LARGEST:g} at most")
     return float(value)
 
 

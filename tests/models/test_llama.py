@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 import numpy as np
 import pytest
 from model_checks import check_language_model, check_slopes, with_large_weights
@@ -272,6 +275,109 @@ def test_layouts_convert_into_each_other(rng) -> None:
 
 
 # Hugging Face's
+
+
+DAMAGES = [None, "absent", "2", -1, 0, float("nan"), float("inf"), [1.0], {}, True, 10**400, ["a"], [1e400] * 4, 1e308]
+
+
+def rope_of(kind: Any) -> dict[str, Any]:
+    four = [1.0, 1.5, 2.0, 3.0]
+    values = {"factor": 2.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "short_factor": four, "long_factor": four}
+    return {"rope_type": kind, "rope_theta": 1e4, "original_max_position_embeddings": 8, **values}
+
+
+@pytest.mark.parametrize("model_type", ["llama", "qwen3", "phi3"])
+@pytest.mark.parametrize("kind", ["default", "linear", "dynamic", "llama3", "yarn", "longrope", "ntk", 5, None, [1]])
+@pytest.mark.parametrize("place", ["rope_scaling", "rope_parameters"])
+def test_any_damaged_setting_of_the_angles_is_taken_or_named(place, kind, model_type) -> None:
+    values = llama.config_to_hugging_face(SMALL) | {"model_type": model_type, "sliding_window": None}
+    whole = rope_of(kind) | {"attention_factor": 1.0, "beta_fast": 32.0, "mscale": None, "truncate": None}
+    for key in (*whole, "partial_rotary_factor"):
+        for damage in DAMAGES:
+            rope = {name: value for name, value in whole.items() if name != key}
+            rope |= {} if damage == "absent" else {key: damage}
+            try:
+                config = llama.config_from_hugging_face({**values, "rope_parameters": None, place: rope})
+            except InputError as error:
+                said = str(error)
+            else:
+                said = "load: config.json has "
+                assert all(np.isfinite(table).all() for table in tables(config, 4))
+            assert said.startswith("load: config.json has ")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"rope_type": "ntk"}, "rope_scaling with rope_type='ntk'; here it can only be default, linear, dynamic"),
+        ({"factor": None}, "rope_scaling of type 'llama3' without factor; add its number"),
+        ({"factor": "8"}, r"rope_scaling with factor='8'; give a number of 1e\+18 at most"),
+        ({"factor": -8.0}, "rope_parameters={.*kind 'llama3' has factor=-8.0; give a number above 0"),
+        ({"high_freq_factor": 1.0}, "kind 'llama3' has low_frequency_factor=1.0 and high_frequency_factor=1.0; the"),
+        ({"partial_rotary_factor": 0.5}, "rope_scaling with partial_rotary_factor=0.5, which is not done here"),
+        ({"full_attention": {}}, "of several kinds of layers; Llama here has one"),
+    ],
+)
+def test_what_is_said_of_damaged_angles(change, message) -> None:
+    values = {"model_type": "llama", "rope_scaling": rope_of("llama3") | change, "rope_parameters": {}}
+    with pytest.raises(InputError, match=f"^load: config.json has .*{message}"):
+        llama.config_from_hugging_face(values)
+
+
+@pytest.mark.parametrize(
+    ("values", "window", "full_blocks"),
+    [
+        ({"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 3}, None, ()),
+        ({"use_sliding_window": True, "sliding_window": 8}, None, ()),  # there, 28 layers have none
+        ({"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 0}, 8, ()),
+        ({"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 2}, 8, (0, 1)),
+        ({"use_sliding_window": False, "sliding_window": 8, "max_window_layers": 0}, None, ()),
+        ({"sliding_window": 8, "max_window_layers": 0}, None, ()),
+        ({"use_sliding_window": True, "max_window_layers": 0}, 4096, ()),
+        ({"use_sliding_window": True, "sliding_window": None, "max_window_layers": 0}, None, ()),
+        ({"use_sliding_window": True, "sliding_window": 8, "layer_types": ["full_attention"] * 3}, None, ()),
+        (
+            {
+                "use_sliding_window": True,
+                "sliding_window": 8,
+                "max_window_layers": 3,
+                "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+            },
+            8,
+            (1,),
+        ),
+    ],
+)
+@pytest.mark.parametrize("model_type", ["qwen2", "qwen3"])
+def test_which_blocks_have_the_window(model_type, values, window, full_blocks) -> None:
+    config = llama.config_from_hugging_face({"model_type": model_type, "num_hidden_layers": 3, **values})
+    assert (config.window, config.full_blocks) == (window, full_blocks)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"model_type": "mistral", "layer_types": ["sliding_attention", "full_attention"]},
+        {"model_type": "llama", "layer_types": ["sliding_attention", "full_attention"]},
+        {"model_type": "qwen2", "layer_types": ["sliding_attention", "full_attention"]},
+        {"model_type": "qwen3", "layer_types": ["linear_attention", "full_attention"]},
+        {"model_type": "qwen3", "layer_types": ["full_attention"]},
+        {"model_type": "qwen3", "layer_types": "full_attention"},
+    ],
+)
+def test_layers_that_are_not_done_are_refused_by_name(values) -> None:
+    with pytest.raises(InputError, match=r"^load: config.json has layer_types="):
+        llama.config_from_hugging_face({"num_hidden_layers": 2, **values})
+
+
+def test_a_model_that_no_type_is_like_is_not_written(tmp_path) -> None:
+    with pytest.raises(InputError, match=r"save_pretrained: LlamaConfig\(.* has no form in Hugging Face's format"):
+        Llama(replace(SMALL, window=4, full_blocks=(0,))).save_pretrained(tmp_path / "new")
+    with pytest.raises(
+        InputError, match=r"context=16, but .* original_context times factor for dynamic scaling, here 20"
+    ):
+        Llama(replace(KINDS["dynamic"], context=16)).save_pretrained(tmp_path / "new")
+    assert not (tmp_path / "new").exists()
 
 
 def tables(config: LlamaConfig, length: int, windowed: bool = False) -> tuple[np.ndarray, np.ndarray]:

@@ -12,6 +12,7 @@ import pytest
 
 from minillm import random
 from minillm.errors import GraphError, InputError
+from minillm.models.gemma import Gemma, GemmaConfig
 from minillm.models.gpt2 import GPT2, GPT2Config
 from minillm.models.llama import Llama, LlamaConfig
 from minillm.optim import SGD
@@ -93,6 +94,11 @@ def build(family, dropout=0.0, dtype="float64"):
     shape = dict(vocab_size=V, context=8, layers=LAYERS, channels=C)
     if family == "gpt2":
         model = GPT2(GPT2Config(heads=2, dropout=dropout, **shape))
+    elif family == "gpt2 not tied":
+        model = GPT2(GPT2Config(heads=2, dropout=dropout, tied=False, **shape))
+    elif family == "gemma":  # two kinds of blocks, a scaled table, and a cap behind the output layer
+        more = dict(head_size=6, window=3, full_blocks=(1, 2), attention_cap=0.5, logit_cap=0.2, window_rope_base=10.0)
+        model = Gemma(GemmaConfig(heads=4, key_heads=2, hidden=24, scale=3.0, **more, **shape))
     else:
         model = Llama(LlamaConfig(heads=4, key_heads=2, hidden=24, tied=family == "llama tied", **shape))
     for parameter in model.parameters():  # weights that are neither 0 nor 1, so that nothing hides
@@ -171,7 +177,11 @@ CASES = [
     for kind in SCHEDULES
     for m in (1, 4, 5)
     for dtype in ("float64", "float32")
-] + [("gpt2", "1f1b", 9, 0.1, "float64")]  # more micro-batches than rows: the last ones are empty
+] + [
+    ("gpt2", "1f1b", 9, 0.1, "float64"),  # more micro-batches than rows: the last ones are empty
+    ("gpt2 not tied", "1f1b", 4, 0.0, "float64"),
+    ("gemma", "1f1b", 4, 0.0, "float64"),
+]
 
 
 @pytest.mark.parametrize("p", [2, 4])
@@ -185,7 +195,7 @@ def test_stages_equal_one_process(ranks, p):
             references[key] = one_process(*key)
         error = worst_error(references[key], [outcomes for outcomes, _ in stages], [copies for _, copies in stages])
         assert error < TOLERANCE[dtype], case
-        tied = {"wte.weight"} if family != "llama" else set()
+        tied = {"wte.weight"} if family not in ("llama", "gpt2 not tied") else set()
         assert [copies for _, copies in stages] == [*[set()] * (p - 1), tied]
 
 

@@ -10,6 +10,7 @@ import pytest
 
 from minillm import random
 from minillm.errors import InputError
+from minillm.models.gemma import Gemma, GemmaConfig
 from minillm.models.gpt2 import GPT2, GPT2Config
 from minillm.models.llama import Llama
 from minillm.parallel.mesh import parse_layers
@@ -31,10 +32,14 @@ def gradients(model, layers, seed=3):
 
 
 @pytest.mark.parametrize("layers", [[0], [5], [1, 3, 4], range(6)])
-@pytest.mark.parametrize("kind", ["gpt2", "llama"])
+@pytest.mark.parametrize("kind", ["gpt2", "llama", "gemma", "qwen3"])
 def test_the_same_bits(kind, layers):
     def build():
         random.manual_seed(1)
+        if kind == "gemma":
+            return Gemma(replace(GemmaConfig.preset("nano", layers=6, logit_cap=9.0), attention_cap=5.0))
+        if kind == "qwen3":
+            return Llama(replace(LLAMA, layers=6, context=64, qk_norm=True, window=5, full_blocks=(1, 4)))
         return GPT2(CONFIG) if kind == "gpt2" else Llama(replace(LLAMA, layers=6, context=64))
 
     expected, found = gradients(build(), None), gradients(build(), layers)

@@ -16,6 +16,7 @@ from minillm.backend import as_dtype
 from minillm.errors import InputError, ShapeError
 from minillm.generate import generate
 from minillm.models.bert import BertConfig, BertForMaskedLM
+from minillm.models.gemma import Gemma, GemmaConfig
 from minillm.models.gpt2 import GPT2, GPT2Config
 from minillm.models.llama import Llama, LlamaConfig
 from minillm.parallel import tensor_parallel as tp
@@ -31,6 +32,11 @@ CONFIGS = {
     "llama": LLAMA,
     "llama-tied": LlamaConfig(V, 12, 2, heads=4, key_heads=4, channels=24, hidden=20, qkv_bias=True, tied=True),
     "llama-window": LlamaConfig(V, 12, 1, 8, 4, 24, 20, head_size=6, qkv_bias=True, window=4),
+    "llama-windows-biases": LlamaConfig(
+        *(V, 12, 2, 4, 4, 24, 20), qkv_bias=True, proj_bias=True, mlp_bias=True, window=4, full_blocks=(0,)
+    ),
+    "llama-in-part": LlamaConfig(V, 12, 2, heads=4, key_heads=4, channels=32, hidden=20, rotary=4, kind="phi3"),
+    "gpt2-other": GPT2Config(V, 12, 2, 4, 24, hidden=20, activation="relu", tied=False, attention_dropout=0.2),
 }
 
 
@@ -497,6 +503,10 @@ def test_sizes_that_cannot_be_cut(config, size, message):
 def test_models_that_cannot_be_cut():
     with pytest.raises(InputError, match="a BertForMaskedLM cannot be cut"):
         tp.tensor_parallel(BertForMaskedLM(BertConfig.preset("nano")), RanksThere(2))
+    with pytest.raises(InputError, match="a Gemma cannot be cut; give a GPT2 or a Llama"):
+        tp.tensor_parallel(Gemma(GemmaConfig.preset("nano")), RanksThere(2))
+    with pytest.raises(InputError, match="qk_norm=True cannot be cut, for each rank would know a part of its gradient"):
+        tp.tensor_parallel(whole_model(LlamaConfig(V, 12, 1, 4, 4, 24, 20, qk_norm=True)), RanksThere(2))
     model = tp.tensor_parallel(whole_model(GPT), RanksThere(2))
     with pytest.raises(InputError, match="the model is cut already"):
         tp.tensor_parallel(model, RanksThere(2))
