@@ -47,7 +47,7 @@ def prod_backward(dout, saved):
     ones = np.ones_like(x[..., :1])
     before = np.cumprod(np.concatenate([ones, x[..., :-1]], -1), -1)  # the product of all factors before each
     after = np.cumprod(np.concatenate([ones, x[..., :0:-1]], -1), -1)[..., ::-1]
-    return (dout[..., None] * before * after,)
+    return (dout[..., None] * (before * after),)  # a factor 0 goes before an infinite dout times the others
 
 
 PROD = Op("prod", prod_forward, prod_backward)
@@ -104,8 +104,9 @@ class Multiplied(NamedTuple):
     axis: int
 
 
-def cumprod_forward(x, *, axis):
-    return np.cumprod(x, axis), Multiplied(x, axis)
+def cumprod_forward(x, *, axis):  # in float64, as in PyTorch: a 0 after what overflows float32 still gives 0
+    products = np.cumprod(x, axis, dtype=x.dtype if x.dtype.kind in "iub" else np.float64)
+    return products.astype(x.dtype, copy=False), Multiplied(x, axis)
 
 
 def cumprod_backward(dout, saved):

@@ -11,7 +11,8 @@ Norm of order p, of which 2 is the length of a vector:
 
     norm = (sum of |x_i|^p)^(1/p)          dx_i = dnorm sign(x_i) (|x_i| / norm)^(p - 1)
 
-because d norm = norm^(1 - p) |x_i|^(p - 1) d|x_i|. Where the norm is 0 the gradient is taken to be 0.
+because d norm = norm^(1 - p) |x_i|^(p - 1) d|x_i|. Where the norm is 0 the gradient is taken to be 0. The norm of order
+inf (-inf) is the largest (smallest) |x_i|; those that reach it share its gradient evenly.
 
 Logsumexp, the logarithm that a softmax divides by. With m the largest element, so that nothing overflows,
 
@@ -29,7 +30,7 @@ from minillm.autograd import Op, Tensor, tensor
 from minillm.backend import Array
 from minillm.errors import DtypeError, InputError, check_floating
 from minillm.ops.elementwise import SIGN, signs
-from minillm.ops.reduce import Axis, amax, amin, reduced_axis, refuse_nothing, restore_axes, sum
+from minillm.ops.reduce import Axis, reduced_axis, refuse_nothing, restore_axes, sum
 
 
 class Centred(NamedTuple):
@@ -70,13 +71,19 @@ def total_of(x: Array, axis: Axis, keepdims: bool) -> Array:
 
 
 def var_forward(x, *, correction, axis, keepdims):
+    var, saved = variance(x, correction, axis, keepdims)
+    return var.astype(x.dtype), saved
+
+
+def variance(x: Array, correction: float, axis: Axis, keepdims: bool) -> tuple[Array, Centred]:
+    """The variance in float64: in float32 a square may overflow whose root, the standard deviation, does not."""
     with np.errstate(divide="ignore", invalid="ignore"):  # NaN of one element, or of none
-        mean = total_of(x, axis, True)
+        mean = np.sum(x, axis=axis, keepdims=True, dtype=np.float64)
         count = x.size // mean.size if mean.size else 1
-        mean = mean / count if count else mean * math.nan
+        mean = (mean / count if count else mean * math.nan).astype(x.dtype)
         centred = x - mean
         degrees = float(count - correction)
-        total = total_of(centred * centred, axis, keepdims)
+        total = np.sum(np.square(centred, dtype=np.float64), axis=axis, keepdims=keepdims)
         return total / max(degrees, 0), Centred(centred, degrees, axis, keepdims)
 
 
@@ -91,8 +98,8 @@ VAR = Op("var", var_forward, var_backward)
 
 
 def std_forward(x, *, correction, axis, keepdims):
-    var, saved = var_forward(x, correction=correction, axis=axis, keepdims=keepdims)
-    std = np.sqrt(var)
+    var, saved = variance(x, correction, axis, keepdims)
+    std = np.sqrt(var).astype(x.dtype)
     return std, saved._replace(std=std)
 
 
@@ -155,6 +162,8 @@ def std(
 def norm_forward(x, *, p, axis, keepdims):
     if p == 2:
         norm = np.sqrt(total_of(x * x, axis, keepdims))
+    elif math.isinf(p):
+        norm = (np.max if p > 0 else np.min)(np.abs(x), axis=axis, keepdims=keepdims)
     else:
         with np.errstate(divide="ignore"):  # a negative power of 0
             norm = np.power(total_of(np.power(np.abs(x), p), axis, keepdims), 1 / p)
@@ -165,10 +174,18 @@ def norm_backward(dout, saved):
     x, _, p, axis, keepdims = saved
     norm, dnorm = (restore_axes(one, axis, keepdims, x.ndim) for one in (saved.norm, dout))
     size, zero = np.abs(x), norm == 0
-    with np.errstate(divide="ignore", invalid="ignore"):
-        slope = np.power(size / np.where(zero, 1, norm), p - 1)  # infinite at 0 for p < 1
-    slope = np.where(zero | ((size == 0) & (p < 2)), 0, slope)
-    return (dnorm * signs(x) * slope,)
+    if math.isinf(p):
+        reached = size == norm
+        ties = np.maximum(reached.sum(axis=axis, keepdims=True), 1).astype(dout.dtype)  # nothing equals a NaN
+        return (signs(x) * (reached * (dnorm / ties)),)
+    with np.errstate(all="ignore"):
+        if 0 < p < 2:  # size / norm may be too small for a number, where these powers of both are not
+            own = np.where((size == 0) & (p < 1), 0, np.power(size, p - 1))  # infinite at 0 for p < 1
+            whole = np.where(zero, 0, np.power(norm, 1 - p))
+        else:
+            own = np.where(zero, 0, np.power(size / np.where(zero, 1, norm), p - 1))
+            whole = np.ones_like(norm)
+        return ((dnorm * signs(x) * own * whole).astype(dout.dtype, copy=False),)
 
 
 NORM = Op("norm", norm_forward, norm_backward)
@@ -194,7 +211,6 @@ def norm(
         return sum(SIGN(x, function=lambda x: (x != 0).astype(x.dtype)), axis, keepdim)  # flat between its steps
     if math.isinf(order):
         refuse_nothing("norm", x.shape, axis, "largest")
-        return (amax if order > 0 else amin)(x.abs(), axis, keepdim)
     return NORM(x, p=order, axis=axis, keepdims=keepdim)
 
 

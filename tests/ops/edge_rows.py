@@ -120,6 +120,27 @@ NO_PART = Differs(
     cotangent="zero",
 )
 MEAN_OF_LOGITS = Differs("the mean of the logits overflows in PyTorch, and not here", any_of_row(huge), KERNELS, "y")
+EXPM1 = Differs("PyTorch adds 1 to the value, which has lost e^x where that is small", lambda x: x < -5, only="d")
+QUOTIENT = Differs(
+    "x % y is exact, and PyTorch's is NaN where x / y overflows",
+    lambda x, *y: np.isfinite(x) & np.isinf(x / y[0] if y else -3 / x),
+    only="y",
+)
+QUOTIENT_OF_ALL = Differs("PyTorch divides the product by the factor, infinity by infinity", infinite, only="d")
+PRODUCTS = Differs(
+    "PyTorch divides by the factor, and what overflows or underflows on the way is lost",
+    any_of_row(lambda x: ~np.isfinite(x) | (np.abs(x) > 1e9) | ((np.abs(x) < 1e-9) & (x != 0))),
+    only="d",
+)
+LARGEST = Differs(
+    "the sum, or a distance from the mean, overflows float64: infinity here, and NaN in PyTorch",
+    any_of_row(lambda x: np.abs(x) >= np.finfo(x.dtype).max),
+)
+POWER_OVERFLOWS = Differs(
+    "the gradient is made of x / norm; PyTorch's of their powers, infinity by infinity or times 0",
+    any_of_row(lambda x: huge(x) | ((np.abs(x) < 1e-25) & (x != 0))),
+    only="d",
+)
 NAN_QUERY = Differs(
     "NaN shows; PyTorch gives 0, as to a query that may see nothing", lambda q, k, v: ~np.isfinite(q).all((1, 2, 3))
 )
@@ -224,6 +245,10 @@ def as_dropped(t, F):
     return theirs
 
 
+def minus_3_modulo(t, F):
+    return lambda x: t.remainder(t.full_like(x, -3), x)  # of a number PyTorch has no gradient
+
+
 def spreads() -> list[Row]:
     return [
         Row(
@@ -232,17 +257,25 @@ def spreads() -> list[Row]:
             lambda x, n=name, c=c: getattr(ops, n)(x, -1, correction=c),
             lambda t, F, n=name, c=c: lambda x: getattr(x, n)(-1, correction=c),
             rows,
+            (CONSTANT_ROW, LARGEST),
+            close=True,
         )
         for name in ("var", "std")
-        for c in (0, 1, 4)
+        for c in (0, 1, 3)
     ]
 
 
 def norms() -> list[Row]:
-    orders = (2, 1, 0, 3, 0.5, -1, INF, -INF)
     return [
-        Row("norm", f"p={p}", lambda x, p=p: ops.norm(x, p, -1), lambda t, F, p=p: lambda x: x.norm(p, -1), rows)
-        for p in orders
+        Row(
+            "norm",
+            f"p={p}",
+            lambda x, p=p: ops.norm(x, p, -1),
+            lambda t, F, p=p: lambda x: x.norm(p, -1),
+            rows,
+            (POWER_OVERFLOWS,) if p in (3, -1) else (),
+        )
+        for p in (2, 1, 0, 3, 1.5, 0.5, -1, INF, -INF)
     ]
 
 
@@ -263,6 +296,11 @@ def written(name: str) -> tuple[Callable, Callable]:
     return ours, lambda t, F: lambda x, source: getattr(x, name)(1, t.tensor(PLACES[:, :2]), source)
 
 
+def rows_by_rows(dtype):
+    (x,) = rows(dtype)
+    return x[:62], x[1:4]
+
+
 def rows_and_source(dtype):
     (x,) = rows(dtype)
     return x, x[::-1, :2].copy()
@@ -271,6 +309,14 @@ def rows_and_source(dtype):
 IDS, CHOICE = np.array([0, 2, 2, 5]), np.arange(31 * 31) % 3 == 0
 COS, SIN = ops.rope_table(31, 2)
 PLACES = np.stack([np.arange(31 * 33) % 4, (np.arange(31 * 33) + 1) % 4, np.full(31 * 33, 3)], 1)  # of a row of four
+
+
+def gelu_of_sum(**form):
+    return lambda t, F: lambda x, b: F.gelu(x + b, **form)
+
+
+def chosen(t, F):
+    return lambda x, y: t.where(t.tensor(CHOICE), x, y)
 
 
 def turned(t, F):
@@ -290,13 +336,7 @@ ROWS: list[Row] = [
     Row("div", "x/1e-30", lambda x: x / 1e-30, lambda t, F: lambda x: x / 1e-30),
     Row("div", "2/x", lambda x: 2 / x, lambda t, F: lambda x: 2 / x),
     Row("div", "0/x", lambda x: 0 / x, lambda t, F: lambda x: 0 / x, each, (RECIPROCAL,)),
-    Row(
-        "where",
-        "",
-        lambda x, y: ops.where(CHOICE, x, y),
-        lambda t, F: lambda x, y: t.where(t.tensor(CHOICE), x, y),
-        pairs,
-    ),
+    Row("where", "", lambda x, y: ops.where(CHOICE, x, y), chosen, pairs),
     Row("clip", "", lambda x: ops.clip(x, -1, 2), lambda t, F: lambda x: t.clip(x, -1, 2)),
     Row("clip", "to infinity", lambda x: ops.clip(x, -INF, 2), lambda t, F: lambda x: t.clip(x, -INF, 2)),
     Row("sum", "", lambda x: ops.sum(x, -1), lambda t, F: lambda x: x.sum(-1), rows),
@@ -316,15 +356,7 @@ ROWS: list[Row] = [
     Row("silu", "", ops.silu, lambda t, F: F.silu, each, (ACTIVATION,), close=True),
     Row("silu", "bias", ops.silu, lambda t, F: lambda x, b: F.silu(x + b), with_bias, (ACTIVATION,), close=True),
     Row("gelu", "", ops.gelu, lambda t, F: F.gelu, each, (ACTIVATION,), close=True),
-    Row(
-        "gelu",
-        "bias",
-        lambda x, b: ops.gelu(x, bias=b),
-        lambda t, F: lambda x, b: F.gelu(x + b),
-        with_bias,
-        (ACTIVATION,),
-        True,
-    ),
+    Row("gelu", "bias", lambda x, b: ops.gelu(x, bias=b), gelu_of_sum(), with_bias, (ACTIVATION,), True),
     Row(
         "gelu",
         "tanh form",
@@ -338,10 +370,10 @@ ROWS: list[Row] = [
         "gelu",
         "tanh form, bias",
         lambda x, b: ops.gelu(x, "tanh", b),
-        lambda t, F: lambda x, b: F.gelu(x + b, approximate="tanh"),
+        gelu_of_sum(approximate="tanh"),
         with_bias,
         (ACTIVATION,),
-        close=True,
+        True,
     ),
     Row("swiglu", "", ops.swiglu, lambda t, F: lambda gate, up: F.silu(gate) * up, pairs, (GATE,), close=True),
     Row("rope", "", lambda x: ops.rope(x, COS, SIN), turned, lambda d: (np.stack([edges(d), edges(d)[::-1]], -1),)),
@@ -380,31 +412,29 @@ ROWS: list[Row] = [
         close=True,
     ),
     Row("dropout", "", dropped, as_dropped, lambda d: (np.repeat(edges(d), 4),)),
-    *same_name("abs", "sign", "floor", "ceil", "round", "trunc", "log2", "log10", "log1p", "expm1", "clone"),
+    *same_name("abs", "sign", "floor", "ceil", "round", "trunc", "log2", "log10", "log1p", "clone"),
+    Row("expm1", "", ops.expm1, lambda t, F: t.expm1, each, (EXPM1,)),
     *same_name("sin", "cos", "erf", close=True),
-    *same_name("maximum", "minimum", "remainder", arguments=pairs),
+    *same_name("maximum", "minimum", arguments=pairs),
+    Row("remainder", "", ops.remainder, lambda t, F: t.remainder, pairs, (QUOTIENT,)),
     Row("remainder", "x % 2", lambda x: x % 2, lambda t, F: lambda x: x % 2),
-    Row("remainder", "-3 % x", lambda x: -3 % x, lambda t, F: lambda x: -3 % x),
+    Row("remainder", "-3 % x", lambda x: -3 % x, minus_3_modulo, each, (QUOTIENT,)),
     Row("softplus", "", ops.softplus, lambda t, F: F.softplus, close=True),
     Row("softplus", "beta 2", lambda x: ops.softplus(x, 2, 5), lambda t, F: lambda x: F.softplus(x, 2, 5), close=True),
     Row("amin", "", lambda x: ops.amin(x, -1), lambda t, F: lambda x: x.amin(-1), rows),
     Row("amin", "of all", ops.amin, lambda t, F: t.amin, lambda d: (np.array([1, -INF, 3, -INF], d),)),
     Row("prod", "", lambda x: ops.prod(x, -1), lambda t, F: lambda x: x.prod(-1), rows),
-    Row("prod", "of all", ops.prod, lambda t, F: t.prod, lambda d: (np.array([0.5, INF, 3, -2], d),)),
+    Row(
+        "prod", "of all", ops.prod, lambda t, F: t.prod, lambda d: (np.array([0.5, INF, 3, -2], d),), (QUOTIENT_OF_ALL,)
+    ),
     Row("cumsum", "", lambda x: ops.cumsum(x, -1), lambda t, F: lambda x: x.cumsum(-1), rows),
-    Row("cumprod", "", lambda x: ops.cumprod(x, -1), lambda t, F: lambda x: x.cumprod(-1), rows),
+    Row("cumprod", "", lambda x: ops.cumprod(x, -1), lambda t, F: lambda x: x.cumprod(-1), rows, (PRODUCTS,), True),
     *spreads(),
     *norms(),
     Row("logsumexp", "", lambda x: ops.logsumexp(x, -1), lambda t, F: lambda x: x.logsumexp(-1), rows),
     Row("logsumexp", "of all", ops.logsumexp, lambda t, F: lambda x: x.logsumexp((0, 1)), lambda d: (rows(d)[0][:7],)),
     Row("einsum", "a product", by_letters("i,i->i"), letters("i,i->i"), pairs),
-    Row(
-        "einsum",
-        "rows by rows",
-        by_letters("ij,kj->ik"),
-        letters("ij,kj->ik"),
-        lambda d: (rows(d)[0][:62], rows(d)[0][1:4]),
-    ),
+    Row("einsum", "rows by rows", by_letters("ij,kj->ik"), letters("ij,kj->ik"), rows_by_rows),
     Row("gather", "", lambda x: ops.gather(x, 1, PLACES), lambda t, F: lambda x: x.gather(1, t.tensor(PLACES)), rows),
     Row("scatter", "", *written("scatter"), rows_and_source),
     Row("scatter_add", "", *written("scatter_add"), rows_and_source),

@@ -105,6 +105,7 @@ def test_edges_as_in_torch(row, mode, dtype, cotangent):
 # ---- the principal values, without PyTorch --------------------------------------------------------------------------
 
 MAX = float(np.finfo(np.float32).max)
+BIG = 3e38  # float32 has no number twice as large
 FAR = [INF, -INF, 1e30, -1e30, MAX, -MAX]
 LIMITS = ([INF, 0, 1e30, 0, MAX, 0], [1, 0, 1, 0, 1, 0])
 
@@ -150,6 +151,16 @@ PRINCIPAL: dict[str, tuple[Callable[..., Any], list, list, list]] = {
         *([1e30, 1e30], [1, 1], [0, 0]),
     ),
     "sum": (ops.sum, [INF, -INF], [NAN], [1, 1]),
+    "prod of the largest and two zeros": (lambda x: 3 * ops.prod(x), [BIG, 0, 1, 0], [0], [0, 0, 0, 0]),
+    "std of what has no square": (lambda x: ops.std(x, correction=0), [2e30, 0], [1e30], [0.5, -0.5]),
+    "std of the same": (lambda x: ops.std(x), [BIG, BIG], [0], [0, 0]),
+    "var of the same": (lambda x: ops.var(x), [-BIG, -BIG], [0], [0, 0]),
+    "norm 1/2": (lambda x: ops.norm(x, 0.5), [0, 1e-36, 1e10], [1e10], [0, 1e23, 1]),
+    "norm 1/2 at NaN": (lambda x: ops.norm(x, 0.5), [0, NAN], [NAN], [NAN, NAN]),
+    "norm 3/2 at NaN": (lambda x: ops.norm(x, 1.5), [0, NAN], [NAN], [NAN, NAN]),
+    "norm inf": (lambda x: ops.norm(x, INF), [3, -3, 0, -INF, INF], [INF], [0, 0, 0, -0.5, 0.5]),
+    "norm inf at NaN": (lambda x: ops.norm(x, INF), [3, NAN], [NAN], [0, 0]),
+    "norm -inf": (lambda x: ops.norm(x, -INF), [3, -3], [3], [0.5, -0.5]),
 }
 
 

@@ -489,7 +489,9 @@ def test_a_rank_of_a_training_is_killed(tmp_path, corpus):
 
 def test_ctrl_c_saves_and_another_number_of_ranks_goes_on(tmp_path, corpus):
     out = tmp_path / "run"
-    process = minillm(*options(corpus, out, "--nproc", "2", "--steps", "100000", "--eval-every", "100000"))
+    process = minillm(
+        *options(corpus, out, "--nproc", "2", "--steps", "100000", "--warmup", "1", "--eval-every", "100000")
+    )
     settled(lambda: (out / "metrics.jsonl").exists() and (out / "metrics.jsonl").stat().st_size > 1000, 60)
     process.send_signal(signal.SIGINT)
     process.communicate(timeout=60)
