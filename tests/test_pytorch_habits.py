@@ -132,6 +132,7 @@ OF_A_LIST = "concatenate stack vstack hstack dstack column_stack"
 def test_numpys_function_and_what_to_write_for_it_agree(name):
     function = np.linalg.norm if "norm" in name else getattr(np, name)
     arguments = {"x": tensor(X, requires_grad=True), "y": tensor(Y, requires_grad=True), "minillm": minillm}
+    arguments["tensors"] = [arguments["x"], arguments["y"]]
     found = eval(re.sub(r", or .*", "", hints.NUMPY[name]), arguments)
     wanted = function(X) if name in OF_ONE.split() else function(X, Y) if name in OF_TWO.split() else function([X, Y])
     assert found.requires_grad
