@@ -75,7 +75,7 @@ class Config:
 def check_types(function: str, config: Any) -> None:
     """Raise InputError for the first field of a dataclass whose value has another type than it is declared with."""
     for field in fields(config):
-        value, kinds = getattr(config, field.name), _types_of(type(config))[field.name]
+        value, kinds = getattr(config, field.name), _types_of(type(config))[field.name]  # type: ignore[arg-type]
         if not any(_is(value, kind) for kind in kinds):
             wanted = " or ".join(_wanted(kind) for kind in kinds)
             raise InputError(f"{function}: {field.name} is {value!r}; give {wanted}")
