@@ -18,6 +18,7 @@ ROOT = Path(minillm.__file__).parent
 FLOORS = {  # the longest name that fits counts
     "minillm.errors": 0,
     "minillm.hints": 0,
+    "minillm.module_hints": 1,
     "minillm.tokenizers": 0,
     "minillm.device": 1,
     "minillm.backend": 1,
