@@ -526,3 +526,40 @@ print(json.dumps(wrong))
         pytest.skip("CuPy is not installed; the extra `kernels` brings it")
     assert result.returncode == 0, result.stderr
     assert json.loads(result.stdout) == []
+
+
+def _operators(where: str) -> list:
+    """Comparisons, remainders, changes in place, hooks and reading, of tensors on a device."""
+    x = tensor([[1.0, -2.0, 3.0], [4.0, 5.0, -6.0]], requires_grad=True, device=where)
+    y = tensor([[1.0, 2.0, 3.0], [1.0, 0.5, -2.0]], requires_grad=True, device=where)
+    positive = x > 0
+    found = [x == y, positive & (y > 0), ~positive, positive.any(), positive.all(1), ops.isclose(x, y), x.isnan()]
+    found += [ops.allclose(x, x), ops.equal(x, y), 4.0 in x, x.logical_not(), x != np.ones(3, np.float32)]
+    ((x % y) * 2 + x // y).sum().backward()
+    found += [x.grad, y.grad, x.size(0), x.tolist(), int(x.sum()), f"{x.mean():.3f}", x.T, x.mT]
+    with minillm.no_grad():
+        x -= 0.1 * x.grad
+        x[0] = 7
+        x.add_(1, alpha=2)
+        x[np.array([1])] = np.ones(3, np.float32)
+        x.detach().mul_(y)
+        x[:, :1].copy_([[5.0], [6.0]])
+    found += [x, x.version, tensor([1, 2], device=where) / 2, x * np.array([1, 2, 3]), np.sum(x.detach())]
+    mask = np.array([True, False])
+    chosen = ops.where(mask[:, None], x, 0.0)
+    mask[:] = False
+    x.grad = None
+    chosen.sum().backward()
+    h = x * 2
+    h.retain_grad().register_hook(lambda g: g * 2)
+    (np.float32([1, 2, 3]) * h).sum().backward()
+    return [*found, x.grad, h.grad, *minillm.autograd.grad((x * x).sum(), [x])]
+
+
+def test_operators_on_the_device(cupy):
+    for here, there in zip(_operators("cpu"), _operators("cuda"), strict=True):
+        if isinstance(there, Tensor):
+            assert device.is_on_gpu(there.data)
+            here, there = here.numpy(), there.numpy()
+        there = device.to_host(there)
+        assert np.all(np.asarray(here) == np.asarray(there))

@@ -248,7 +248,7 @@ def div(x: Any, y: Any) -> Tensor:
     """x / y, elementwise with broadcasting; of two whole numbers it is float32."""
     x, y = operands(x, y, "div")
     if all(one.dtype.kind in "iub" for one in (x, y) if hasattr(one, "dtype")):
-        x, y = floats(x, "div"), floats(y, "div")
+        x, y = (_converted(one, np.dtype(np.float32)) if hasattr(one, "dtype") else one for one in (x, y))
     return DIV(x, y)
 
 

@@ -92,15 +92,18 @@ def _unwrap(value: Any) -> Any:
     return value
 
 
+def _owner(value: Any) -> Any:
+    while not isinstance(value, _Memory) and getattr(value, "base", None) is not None:
+        value = value.base
+    return value
+
+
 def _result(value: Any) -> Any:
     """What NumPy returned, as CuPy would return it: views stay views, anything new is moved to the device."""
     if isinstance(value, (tuple, list)):
         return type(value)(map(_result, value))
     if isinstance(value, np.ndarray):
-        owner: Any = value
-        while not isinstance(owner, _Memory) and getattr(owner, "base", None) is not None:
-            owner = owner.base
-        return _wrap(value) if isinstance(owner, _Memory) else _on_device(value)
+        return _wrap(value) if isinstance(_owner(value), _Memory) else _on_device(value)
     return _on_device(value) if isinstance(value, np.generic) else value
 
 
@@ -157,6 +160,11 @@ class ndarray:
     T = property(lambda self: _wrap(self._host.T))
     data = property(lambda self: cuda.MemoryPointer(self._host.ctypes.data))
     device = property(lambda self: cuda.Device(0))
+
+    @property
+    def base(self):
+        """Whose memory it is: CuPy gives the array, and None for one that has its own; here it is the allocation."""
+        return _owner(self._host)
 
     @property
     def __cuda_array_interface__(self):
