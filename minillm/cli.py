@@ -338,7 +338,6 @@ def check_effect(values: dict[tuple[str, ...], Any], given: Train) -> None:
         ("decay_steps",): (given.schedule == "wsd", "--schedule wsd"),
         ("beta1",): (given.optimizer == "adamw", "--optimizer adamw"),
         ("beta2",): (given.optimizer == "adamw", "--optimizer adamw"),
-        ("model", "vocab_size"): (given.tokenizer == "bpe", "--tokenizer bpe, as others have the size that they have"),
     }
     for path, (works, other) in needs.items():
         if path in values and not works:

@@ -463,9 +463,8 @@ def test_fewer_steps_than_were_done_are_refused_and_nothing_changes(trained: Pat
         ("--decay-steps 1", "--decay-steps does nothing here; leave it out, or give --schedule wsd"),
         ("--optimizer sgd --beta1 0.5", "--beta1 does nothing here; leave it out, or give --optimizer adamw"),
         ("--optimizer sgd --beta2 0.5", "--beta2 does nothing here; leave it out, or give --optimizer adamw"),
-        ("--vocab-size 300", "--vocab-size does nothing here; leave it out, or give --tokenizer bpe"),
-        ("--tokenizer wordpiece", "tokenizer is 'wordpiece', and there is no such folder; give bpe, char, or a folder"),
-        ("--tp 2", "mesh: --tp 2 --pp 1 divide a multiple of 2 ranks, but there are 1; start 2 with --nproc"),
+        ("--tokenizer wordpiece", "or a tokenizer of bpe or char, which is trained here"),
+        ("--tp 2", "mesh: --dp 1 --tp 2 --pp 1 are 2 ranks, but there are 1; start 2 with --nproc"),
         ("--tp 0", "tp is 0; give 1 or more"),
     ],
 )

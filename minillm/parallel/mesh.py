@@ -44,13 +44,8 @@ class Mesh:
     """
 
     def __init__(self, world: Communicator, dp: int | None = None, tp: int = 1, pp: int = 1):
-        if min(tp, pp) < 1 or (dp is None and world.size % (tp * pp)):
-            raise InputError(
-                f"mesh: --tp {tp} --pp {pp} divide a multiple of {tp * pp} ranks, but there are {world.size}; start "
-                f"{tp * pp} with --nproc, or change --tp or --pp"
-            )
         if dp is None:
-            dp = world.size // (tp * pp)
+            dp = max(1, world.size // (tp * pp))  # of too few ranks, the error below says how many one of each takes
         if min(dp, tp, pp) < 1 or dp * tp * pp != world.size:
             raise InputError(
                 f"mesh: --dp {dp} --tp {tp} --pp {pp} are {dp * tp * pp} ranks, but there are {world.size}; "

@@ -233,12 +233,10 @@ def load_corpus(config: TrainConfig, tokenizer: Tokenizer | None = None) -> Corp
     A folder with `train_*.bin` and `validation_*.bin` holds tokens already; it needs the tokenizer that made them.
     """
     if tokenizer is None and config.tokenizer not in ("bpe", "char"):
-        if not Path(config.tokenizer).exists():
-            raise InputError(
-                f"train: tokenizer is {config.tokenizer!r}, and there is no such folder; give bpe, char, or a folder "
-                "that `minillm tokenizer train` made"
-            )
-        tokenizer = Tokenizer.load(config.tokenizer)
+        try:
+            tokenizer = Tokenizer.load(config.tokenizer)
+        except InputError as error:
+            raise InputError(f"{error}, or a tokenizer of bpe or char, which is trained here") from None
     folder = Path(config.data)
     if config.data != "builtin" and (shards := sorted(folder.glob("train_*.bin"))):
         if tokenizer is None:
