@@ -49,7 +49,7 @@ class Shaped(NamedTuple):
 
 
 class Plus(NamedTuple):
-    """The input, beyond which softplus is taken for the identity, and the slope 1 / (1 + e^-x)."""
+    """The slope 1 / (1 + e^-z), which is 1 beyond the threshold."""
 
     slope: Array
 
@@ -252,11 +252,12 @@ def erf(x: Any) -> Tensor:
 # --- softplus ------------------------------------------------------------------------------------------------------
 
 
-def softplus_forward(x, *, threshold):
-    """log(1 + e^x) = max(x, 0) + log(1 + e^-|x|), in which nothing overflows."""
-    linear = x > threshold
-    out = np.maximum(x, np.zeros_like(x)) + np.log1p(np.exp(-np.abs(x)))
-    return np.where(linear, x, out), Plus(np.where(linear, np.ones_like(x), logistic(x)))
+def softplus_forward(x, *, beta, threshold):
+    """log(1 + e^z) = max(z, 0) + log(1 + e^-|z|), in which nothing overflows, for z = beta x, which may."""
+    z = x * beta
+    linear = z > threshold
+    out = (np.maximum(z, np.zeros_like(z)) + np.log1p(np.exp(-np.abs(z)))) / beta
+    return np.where(linear, x, out), Plus(np.where(linear, np.ones_like(x), logistic(z)))
 
 
 def softplus_backward(dout, saved):
@@ -268,12 +269,12 @@ SOFTPLUS = Op("softplus", softplus_forward, softplus_backward)
 
 def softplus(x: Any, beta: float = 1, threshold: float = 20) -> Tensor:
     """log(1 + e^(beta x)) / beta, a smooth relu; x itself where beta x is above the threshold, as in PyTorch."""
-    return SOFTPLUS(_floating(x) * beta, threshold=threshold) / beta
+    return SOFTPLUS(_floating(x), beta=float(beta), threshold=threshold)
 
 
 def logsigmoid(x: Any) -> Tensor:
     """log(1 / (1 + e^-x)), elementwise, without overflow."""
-    return -SOFTPLUS(-_floating(x), threshold=math.inf)
+    return -SOFTPLUS(-_floating(x), beta=1.0, threshold=math.inf)
 
 
 # --- the larger and the smaller of two -----------------------------------------------------------------------------
