@@ -49,7 +49,7 @@ class Shaped(NamedTuple):
 
 
 class Plus(NamedTuple):
-    """The input, beyond which softplus is taken for the identity, and the slope 1 / (1 + e^-x)."""
+    """The slope 1 / (1 + e^-z), which is 1 beyond the threshold."""
 
     slope: Array
 
@@ -253,11 +253,11 @@ def erf(x: Any) -> Tensor:
 
 
 def softplus_forward(x, *, beta, threshold):
-    """log(1 + e^z) / beta with z = beta x, as (max(z, 0) + log(1 + e^-|z|)) / beta, in which nothing overflows."""
+    """log(1 + e^z) = max(z, 0) + log(1 + e^-|z|), in which nothing overflows, for z = beta x, which may."""
     z = x * beta
     linear = z > threshold
     out = (np.maximum(z, np.zeros_like(z)) + np.log1p(np.exp(-np.abs(z)))) / beta
-    return np.where(linear, x, out), Plus(np.where(linear, np.ones_like(z), logistic(z)))
+    return np.where(linear, x, out), Plus(np.where(linear, np.ones_like(x), logistic(z)))
 
 
 def softplus_backward(dout, saved):

@@ -181,11 +181,10 @@ def norm_backward(dout, saved):
     with np.errstate(all="ignore"):
         if 0 < p < 2:  # size / norm may be too small for a number, where these powers of both are not
             own = np.where((size == 0) & (p < 1), 0, np.power(size, p - 1))  # infinite at 0 for p < 1
-            whole = np.where(zero, 0, np.power(norm, 1 - p))
+            dx = dnorm * signs(x) * own * np.where(zero, 0, np.power(norm, 1 - p))
         else:
-            own = np.where(zero, 0, np.power(size / np.where(zero, 1, norm), p - 1))
-            whole = np.ones_like(norm)
-        return ((dnorm * signs(x) * own * whole).astype(dout.dtype, copy=False),)
+            dx = dnorm * signs(x) * np.where(zero, 0, np.power(size / np.where(zero, 1, norm), p - 1))
+    return (dx.astype(dout.dtype, copy=False),)
 
 
 NORM = Op("norm", norm_forward, norm_backward)
