@@ -360,6 +360,9 @@ class Says:
     def new_cache(self, batch: int):
         return [minillm.nn.KVCache(batch, 1, 50, 1, np.zeros(1))]
 
+    def keeps_cache(self, start: int, stop: int) -> bool:
+        return True
+
     def next_logits(self, ids, cache):
         cache[0].length += 1
         return minillm.tensor(np.eye(10)[[self.ids[cache[0].length - 1]]] * 100)
