@@ -121,6 +121,12 @@ class Texts:
         self.prompts = list(range(len(self.ids)))  # which of them each text continues
         self.steps = 0  # tokens that each got
         self.cache = model.new_cache(len(self.ids)) if cache is None else cache
+        length = min(map(len, self.ids), default=0)
+        if cache is not None and self.cache[0].length >= length:
+            raise InputError(
+                f"{function}: the prompt has {length} tokens, but the cache holds {self.cache[0].length} already; give "
+                "all of those before and at least one more, or a new cache"
+            )
 
     def next_logits(self) -> Array:
         """Of what follows each text, (B, V), on the host.

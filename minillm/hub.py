@@ -65,6 +65,9 @@ FAMILIES = {
 }
 GENERATION = "generation_config.json"
 FORCED_EOS = "forced_eos_token_id"
+ID_KEYS = ("bos_token_id", "eos_token_id", "pad_token_id")
+# Of each model type the token that ends a text where its config.json has no such key; others have none.
+EOS_IDS = {"bart": 2, "gemma2": 1, "gemma3_text": 1, "gpt2": 50256, "llama": 2, "mistral": 2, "phi3": 32000, "xlnet": 2}
 # Of a config.json, what is said anew when it is written, under this name or another.
 SAID_ANEW = ("architectures", "dtype", "torch_dtype", "rope_theta", "rope_scaling", "rope_local_base_freq")
 
@@ -78,7 +81,8 @@ class SavedWith(NamedTuple):
     @property
     def eos_ids(self) -> tuple[int, ...]:
         """The tokens that end a text: one, several or none."""
-        found = self.generation.get("eos_token_id", self.config.get("eos_token_id"))
+        by_default = EOS_IDS.get(self.config.get("model_type", ""))
+        found = self.generation.get("eos_token_id", self.config.get("eos_token_id", by_default))
         found = [] if found is None else found if isinstance(found, list) else [found]
         return tuple(one for one in found if isinstance(one, int))
 
@@ -220,6 +224,8 @@ def save_pretrained(model: Any, folder: str | Path, max_shard_bytes: int = 5 * 1
         for key, value in said.items()
         if key not in SAID_ANEW and (ours.get(key) is None or key == FORCED_EOS)  # of the last one, ours is a guess
     }
+    if said:  # an id that the files leave to the default stays so: a null would be no id
+        values = {key: value for key, value in values.items() if key not in ID_KEYS or value is not None or key in said}
     classes = FAMILIES[values["model_type"]][1]
     architectures = [theirs for theirs, name in classes.items() if name == type(model).__name__]
     dtype = next(iter(arrays.values())).dtype.name

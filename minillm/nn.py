@@ -462,7 +462,7 @@ class Decoder(Module):
     """What models of the next token share; one gives `config`, `embed`, `blocks`, `ln_f`, `output_weight`, `new_cache`.
 
     With the data: ids, `embed`, `blocks`, the last norm `ln_f`, the product with `output_weight`, logits.
-    eos_ids: the tokens that end a text, where the model's files say so; generation stops there, unless told otherwise.
+    eos_ids: the tokens that end a text, where the model's files say so; give them to `generate` as `stop`.
     """
 
     config: Any

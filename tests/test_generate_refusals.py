@@ -288,3 +288,13 @@ def test_settings_of_the_wrong_kind_are_refused_at_the_call(model: GPT2, setting
 def test_stop_strings_are_a_list_of_texts(model: GPT2, stop_strings) -> None:
     with pytest.raises(InputError, match=r"^generate_text: stop_strings is .*; give a list of texts"):
         generate_text(model, Letters(), "b", 3, stop_strings=stop_strings)
+
+
+def test_a_cache_that_holds_all_of_the_prompt():
+    from minillm.models.llama import Llama, LlamaConfig
+
+    model = Llama(LlamaConfig.preset("nano"))
+    cache = model.new_cache()
+    list(generate(model, [1, 2, 3], 2, temperature=0, cache=cache))
+    with pytest.raises(InputError, match="the prompt has 2 tokens, but the cache holds 4 already"):
+        generate(model, [1, 2], 2, temperature=0, cache=cache)

@@ -499,3 +499,17 @@ def test_logits_are_the_same_in_transformers_and_back(name, max_shard_bytes, tmp
     assert back.config == model.config
     for ours, again in zip(model.parameters(), back.parameters(), strict=True):
         assert ours.data.tobytes() == again.data.tobytes()
+
+
+def test_the_end_of_a_text_where_the_files_leave_it_to_the_default(tmp_path) -> None:
+    Llama(LlamaConfig.preset("nano")).save_pretrained(tmp_path / "a")
+    values = json.loads((tmp_path / "a" / "config.json").read_text())
+    for key in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        values.pop(key, None)
+    (tmp_path / "a" / "config.json").write_text(json.dumps(values))
+    model = minillm.load(tmp_path / "a")
+    assert model.eos_ids == (2,)
+    model.save_pretrained(tmp_path / "b")
+    assert "eos_token_id" not in json.loads((tmp_path / "b" / "config.json").read_text())
+    (tmp_path / "a" / "config.json").write_text(json.dumps(values | {"eos_token_id": None}))
+    assert minillm.load(tmp_path / "a").eos_ids == ()

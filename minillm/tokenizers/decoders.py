@@ -16,7 +16,7 @@ from __future__ import annotations
 import codecs
 import re
 from collections.abc import Callable, Iterable, Sequence
-from itertools import groupby
+from itertools import groupby, takewhile
 
 from minillm.errors import InputError, did_you_mean
 from minillm.tokenizers.components import Component, flatten, number_option, text_option
@@ -80,9 +80,8 @@ class Decoder:
             while end and BYTE_PIECE.fullmatch(tokens[end - 1]):
                 end -= 1
         if "BPEDecoder" in self.names and end:  # of the last token a suffix is no space, of an earlier one it is
-            before, after = self(tokens[: end - 1]), self(tokens[:end])
-            unlike = (i for i, (a, b) in enumerate(zip(before, after, strict=False)) if a != b)
-            return before[: next(unlike, min(len(before), len(after)))]
+            pairs = zip(self(tokens[: end - 1]), self(tokens[:end]), strict=False)
+            return "".join([before for before, _ in takewhile(lambda pair: pair[0] == pair[1], pairs)])
         if self.names == ["ByteLevel"]:
             return codecs.getincrementaldecoder("utf-8")("replace").decode(bytes_of(tokens))
         return self(tokens[:end])
