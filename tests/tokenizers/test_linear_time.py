@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 
@@ -85,28 +86,29 @@ MAKERS: dict[str, Callable[[], Tokenizer]] = {
 
 
 def seconds(do: Callable[[], object]) -> float:
-    best = 100.0
-    for _ in range(2):
-        started = time.process_time()
-        do()
-        best = min(best, time.process_time() - started)
-        if best > 10 * FLOOR:
-            break
-    return best
+    started = time.process_time()
+    do()
+    return time.process_time() - started
+
+
+def grows_as_the_text(quick: Callable[[], object], slow: Callable[[], object]) -> bool:
+    """Whether `slow`, of a text that is 16 times as long, takes little more than 16 times as long as `quick`.
+
+    It may do so in one of three tries, since others work on the machine too.
+    """
+    return any(seconds(slow) < 40 * seconds(quick) + FLOOR for _ in range(3))
 
 
 @pytest.mark.parametrize("name", MAKERS)
 def test_encoding_and_decoding_take_time_as_the_text_is_long(name):
     tokenizer = MAKERS[name]()
     for unit in UNITS:
+        short, long = (f"x{unit * n}y" for n in (SHORT, SHORT * TIMES))
         for allowed in ("none", "all"):
-            short, long = (f"x{unit * n}y" for n in (SHORT, SHORT * TIMES))
-            quick = seconds(lambda: tokenizer.encode(short, allowed))  # noqa: B023
-            slow = seconds(lambda: tokenizer.encode(long, allowed))  # noqa: B023
-            assert slow < 40 * quick + FLOOR, (unit, allowed)
-            ids = tokenizer.encode(long, allowed)
-            slow = seconds(lambda: tokenizer.decode(ids))  # noqa: B023
-            assert slow < 40 * seconds(lambda: tokenizer.decode(ids[: len(ids) // TIMES])) + FLOOR, unit  # noqa: B023
+            encode = partial(tokenizer.encode, allowed_special=allowed)
+            assert grows_as_the_text(partial(encode, short), partial(encode, long)), (unit, allowed)
+            few, many = encode(short), encode(long)
+            assert grows_as_the_text(partial(tokenizer.decode, few), partial(tokenizer.decode, many)), (unit, allowed)
 
 
 @pytest.mark.parametrize("unit", [" ", "a", "<", "\n"])
@@ -118,7 +120,7 @@ def test_training_takes_time_as_the_text_is_long(unit):
         UnigramTokenizer.train(text, 30, ("<s>",))
         WordPieceTokenizer.train(text, 60, min_frequency=1)
 
-    assert seconds(lambda: train(SHORT * TIMES)) < 40 * seconds(lambda: train(SHORT)) + FLOOR
+    assert grows_as_the_text(partial(train, SHORT), partial(train, SHORT * TIMES))
 
 
 def test_two_hundred_thousand_of_one_letter_are_one_pretoken():
