@@ -15,6 +15,10 @@ os.environ["PYTHONPATH"] = os.pathsep.join(
 
 import numpy as np
 import pytest
+from hypothesis import settings
+
+settings.register_profile("shared machine", deadline=None)  # how long an example takes says nothing there
+settings.load_profile("shared machine")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

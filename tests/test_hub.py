@@ -222,13 +222,16 @@ def test_sizes_that_no_memory_holds(tmp_path) -> None:
     models()["gpt2"].save_pretrained(tmp_path)
     path = tmp_path / "config.json"
     values = json.loads(path.read_text())
-    for change in ({"vocab_size": 10**15}, {"n_positions": 10**30}, {"n_inner": 10**14}):
+    for change in ({"vocab_size": 10**15}, {"n_positions": 10**17}, {"n_inner": 10**14}):
         path.write_text(json.dumps(values | change))
         for function in (minillm.load, describe):
             with pytest.raises(
                 InputError, match=r"load: a model as the configuration of .* says does not fit into mem"
             ):
                 function(tmp_path)
+    path.write_text(json.dumps(values | {"n_positions": 10**30}))
+    with pytest.raises(InputError, match=r"n_positions=10+: .*give a whole number below 2\^63"):
+        minillm.load(tmp_path)
     path.write_text(json.dumps(values | {"n_layer": 10**9}))
     with pytest.raises(CheckpointError, match=r"has layers=1000000000, but there are 28 arrays; get the files again"):
         minillm.load(tmp_path)

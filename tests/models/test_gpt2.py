@@ -164,7 +164,7 @@ def test_ids_that_cannot_be_used(ids, error: type[Exception], message: str) -> N
 
 def test_targets_that_cannot_be_used() -> None:
     model, ids = GPT2(SMALL), np.zeros((2, 3), int)
-    with pytest.raises(ShapeError, match=r"logits of shape \(2, 3, 11\) need targets \(2, 3\), not \(2, 2\)"):
+    with pytest.raises(ShapeError, match=r"logits of shape \(2, 3, 11\) need targets of shape \(2, 3\), not \(2, 2\)"):
         model.loss(ids, np.zeros((2, 2), int))
     with pytest.raises(InputError, match="target 11 is out of range"):
         model.loss(ids, np.full((2, 3), 11))
