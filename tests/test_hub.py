@@ -183,7 +183,7 @@ def test_an_architecture_that_is_not_here(tmp_path) -> None:
         with pytest.raises(InputError, match=rf"there is no {change['architectures'][0]} here.*GPT2LMHeadModel.*Llama"):
             minillm.load(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps(config | {"activation_function": "mish"}))
-    with pytest.raises(InputError, match=r"config.json has activation_function='mish'; here it can only be 'gelu_new'"):
+    with pytest.raises(InputError, match=r"config.json has activation_function='mish'; here it can only be"):
         minillm.load(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps(config | {"quantization_config": {"bits": 8}}))
     with pytest.raises(InputError, match=r"config.json has a quantization_config; get the weights as floats"):

@@ -79,6 +79,8 @@ class Decoder:
         if "ByteFallback" in self.names:  # one wrong byte changes all of its run
             while end and BYTE_PIECE.fullmatch(tokens[end - 1]):
                 end -= 1
+        if self.names == ["BPEDecoder"]:  # the last token is another one when more follow
+            return "".join(self.steps[0](list(tokens))[:-1])
         if "BPEDecoder" in self.names and end:  # of the last token a suffix is no space, of an earlier one it is
             pairs = zip(self(tokens[: end - 1]), self(tokens[:end]), strict=False)
             return "".join([before for before, _ in takewhile(lambda pair: pair[0] == pair[1], pairs)])
