@@ -199,8 +199,9 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
 def save_pretrained(model: Any, folder: str | Path, max_shard_bytes: int = 5 * 10**9) -> None:
     """Write config.json and model.safetensors, which transformers' from_pretrained reads.
 
+    What the files of a loaded model said beside it is written too: other keys of config.json, generation_config.json.
     Weights of more than `max_shard_bytes` go to several files with an index. A file appears whole or not at all.
-    Raises: InputError for a model that has no form there.
+    Raises: InputError for a model that has no form there, CheckpointError where a file cannot be written.
     """
     module = importlib.import_module(type(model).__module__)
     if not hasattr(module, "HUGGING_FACE"):
@@ -261,6 +262,7 @@ def _arrays_to_write(model: Any, module: ModuleType) -> dict[str, Array]:
 
 def _write_shards(folder: Path, shards: list[dict[str, Array]]) -> None:
     """Each as a file, which appears whole or not at all, and an index of several."""
+    from safetensors import SafetensorError
     from safetensors.numpy import save_file
 
     files = (
@@ -273,6 +275,8 @@ def _write_shards(folder: Path, shards: list[dict[str, Array]]) -> None:
         try:
             save_file(shard, unfinished, metadata={"format": "pt"})
             os.replace(unfinished, folder / file)
+        except SafetensorError as error:  # what save_file makes of an error of the system
+            raise CheckpointError(f"save_pretrained: cannot write {folder / file} ({error}); make room") from None
         finally:
             unfinished.unlink(missing_ok=True)
     if len(shards) > 1:
