@@ -203,6 +203,7 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
 def save_pretrained(model: Any, folder: str | Path, max_shard_bytes: int = 5 * 10**9) -> None:
     """Write config.json and model.safetensors, which transformers' from_pretrained reads.
 
+    What the files of a loaded model said beside it is written too: other keys of config.json, generation_config.json.
     Weights of more than `max_shard_bytes` go to several files with an index. A file appears whole or not at all.
     Raises: InputError for a model that has no form there, CheckpointError where a file cannot be written.
     """

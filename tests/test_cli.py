@@ -618,6 +618,24 @@ def test_a_run_is_converted_and_is_the_same_model(runs, here, capsys) -> None:
     assert re.fullmatch(r"wte: differs by \d\.\de-0[345] .*; all before it agree\n", capsys.readouterr().out)
 
 
+def test_convert_keeps_the_ids_that_end_a_text(runs, here, capsys) -> None:
+    """Those of a run's tokenizer, where it has any, and those of other files."""
+    for name, run in (("char", runs.char), ("bpe", runs.bpe)):
+        output(capsys, "convert", run, here / name)
+        eot = Run.open(run).tokenizer.eot_id
+        values = json.loads((here / name / "config.json").read_text())
+        assert (eot is None) == (name == "char")
+        assert values["eos_token_id"] == values["bos_token_id"] == eot
+        assert minillm.load(here / name).eos_ids == (() if eot is None else (eot,))
+    values |= {"eos_token_id": [3, 4], "pad_token_id": 5}
+    (here / "bpe" / "config.json").write_text(json.dumps(values))
+    (here / "bpe" / "generation_config.json").write_text(json.dumps({"eos_token_id": 3, "top_k": 9}))
+    output(capsys, "convert", here / "bpe", here / "again")
+    kept = json.loads((here / "again" / "config.json").read_text())
+    assert (kept["eos_token_id"], kept["pad_token_id"]) == ([3, 4], 5)
+    assert json.loads((here / "again" / "generation_config.json").read_text()) == {"eos_token_id": 3, "top_k": 9}
+
+
 def test_a_changed_weight_is_named(runs, here, capsys) -> None:
     model = minillm.load(Path(output(capsys, "convert", runs.char, here / "out").rpartition(": ")[2].strip()))
     model.h[0].mlp.fc.weight.data[3] += 1

@@ -28,9 +28,12 @@ from minillm.autograd import Tensor
 from minillm.checkpoint import load_checkpoint
 from minillm.data import Batches
 from minillm.errors import DeviceError, DtypeError, InputError
+from minillm.generate import generate_batch
 from minillm.gradcheck import CASES
 from minillm.kernels import use_kernels
+from minillm.models.gemma import Gemma, GemmaConfig
 from minillm.models.gpt2 import GPT2, GPT2Config
+from minillm.models.llama import Llama, LlamaConfig
 from minillm.optim import AdamW, decay_groups
 from minillm.training import TrainConfig, train, trainer
 from minillm.training.trainer import accumulate_gradients
@@ -353,6 +356,32 @@ def test_a_gpt_trains_as_on_the_cpu(cupy, policy):
     np.testing.assert_allclose(losses, expected, rtol=1e-4)
     for name, weight in weights.items():
         np.testing.assert_allclose(received[name], weight, atol=2e-3, err_msg=name)
+
+
+@pytest.mark.parametrize(
+    ("kind", "config"),
+    [
+        (Gemma, GemmaConfig.preset("nano")),
+        (Gemma, GemmaConfig.preset("nano", qk_norm=False, attention_cap=2.0, logit_cap=3.0)),
+        (Llama, LlamaConfig.preset("nano", qk_norm=True, window=5, full_blocks=(0,), rotary=4)),
+    ],
+    ids=["gemma 3", "gemma 2", "windows in some blocks"],
+)
+def test_a_model_with_windows_and_caps_is_the_same_there(cupy, kind, config):
+    """Loss, gradients, and what it writes, also for prompts of several lengths, whose padding is masked."""
+    found = {}
+    for where in ("cpu", "cuda"):
+        minillm.manual_seed(5)
+        model = kind(config).to(where)
+        ids = np.random.default_rng(5).integers(0, 256, (2, 13))
+        loss = model.loss(device.to_device(ids[:, :-1], where), device.to_device(ids[:, 1:], where))
+        loss.backward()
+        gradients = {name: device.to_host(p.grad) for name, p in model.named_parameters()}
+        found[where] = loss.item(), gradients, generate_batch(model, [[1, 2, 3, 4], [5], [6, 7]], 9, temperature=0)
+    assert found["cuda"][0] == pytest.approx(found["cpu"][0], rel=1e-5)
+    for name, gradient in found["cpu"][1].items():
+        np.testing.assert_allclose(found["cuda"][1][name], gradient, atol=1e-4 * np.abs(gradient).max(), err_msg=name)
+    assert found["cuda"][2] == found["cpu"][2]
 
 
 def test_gradients_of_parts_are_added_on_the_device(cupy):

@@ -299,6 +299,8 @@ def config_to_hugging_face(config: LlamaConfig) -> dict[str, Any]:
         values["original_max_position_embeddings"] = scaling.original_context if scaling else config.context
     if kind in ("qwen2", "qwen3") and config.window is not None:
         values |= {"use_sliding_window": True, "sliding_window": config.window, "layer_types": layer_types(config)}
+        if config.full_blocks == tuple(range(first := len(config.full_blocks))):
+            values["max_window_layers"] = first  # what older readers go by
     return values
 
 

@@ -452,7 +452,7 @@ def tensor_parallel(model: Decoder, communicator: Communicator) -> Decoder:
     if communicator.size == 1:
         vars(model)["loss_of"] = functools.partial(_whole_loss_of, model)
         return model
-    hidden = model.config.hidden if isinstance(model, llama.Llama) else 4 * model.config.channels
+    hidden = model.config.hidden if isinstance(model, llama.Llama) else model.config.size_of_mlp
     for layer in {id(module): module for _, module in model.named_modules()}.values():  # one used twice is cut once
         if isinstance(layer, SelfAttention):
             _cut_self_attention(layer, communicator)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from typing import Any
 
@@ -433,3 +434,21 @@ def test_rotary_tables_equal_hugging_faces(kind, tmp_path) -> None:
     expected = reference.model.rotary_emb(torch.zeros(1), torch.arange(16)[None])
     for ours, theirs in zip(tables(config, 16), expected, strict=True):
         np.testing.assert_allclose(ours, theirs[0, :, : ours.shape[1]].numpy(), atol=3e-6)
+
+
+@pytest.mark.oracle
+@pytest.mark.parametrize("first", [0, 1, 2, 3, None])
+@pytest.mark.parametrize("name", ["qwen2 windows", "qwen3 windows"])
+def test_windows_by_the_number_of_the_layer_alone(name, first, rng, tmp_path) -> None:
+    """As files say it that have no layer_types."""
+    torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
+    random_model(KINDS[name]).save_pretrained(tmp_path)
+    path = tmp_path / "config.json"
+    values = json.loads(path.read_text()) | {"max_window_layers": first}
+    path.write_text(json.dumps({key: x for key, x in values.items() if x is not None and key != "layer_types"}))
+    reference = transformers.AutoModelForCausalLM.from_pretrained(tmp_path)
+    model, ids = minillm.load(tmp_path), rng.integers(0, 19, (2, 16))
+    assert (model.config.window is None) == (first in (3, None))
+    with torch.no_grad():
+        expected = reference(torch.tensor(ids)).logits.numpy()
+    assert np.abs(model(ids).numpy() - expected).max() / np.abs(expected).max() < 1e-5
