@@ -82,7 +82,7 @@ __device__ void add_run(const T* dy, const long long* sorted_ids, const long lon
 }
 
 template <typename T>
-__global__ void __launch_bounds__(256)
+__global__ void __launch_bounds__(256, 4)
     embedding_backward(const T* dy, const long long* sorted_ids, const long long* order, T* dtable, long long rows,
                        long long count, int columns) {
     const long long place = blockIdx.x * (blockDim.x / WARP_SIZE) + threadIdx.x / WARP_SIZE;
