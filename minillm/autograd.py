@@ -185,8 +185,19 @@ def _caller(frame: FrameType) -> FrameType:
 _NO_ARRAYS = (float, int, type(None))  # what an operation may be given besides tensors and arrays
 
 
+def _is_frozen(array: Any) -> bool:
+    """Whether nobody can write to an array, nor to what it is a view of."""
+    while type(array) is np.ndarray and not array.flags.writeable:
+        if array.base is None:
+            return True
+        array = array.base
+    return False
+
+
 def snapshot(array: Array) -> Array:
     """A copy of an array for a backward, whatever becomes of the original; stretched axes stay stretched."""
+    if _is_frozen(array):
+        return array
     if 0 not in array.strides:
         return array.copy()
     stretched = [stride == 0 and size > 1 for size, stride in zip(array.shape, array.strides, strict=True)]

@@ -202,7 +202,7 @@ def _token_ids(fields: dict[str, Any]) -> dict[str, Any]:
     }
     ends = list(dict.fromkeys(one for one in (found["eos_token_id"], found.pop("eot_token_id")) if one is not None))
     found["eos_token_id"] = ends if len(ends) > 1 else ends[0] if ends else None
-    return {key: value for key, value in found.items() if value is not None}
+    return found
 
 
 def _as_written(value: float) -> float:

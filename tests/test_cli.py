@@ -647,7 +647,7 @@ def test_a_changed_weight_is_named(runs, here, capsys) -> None:
     with pytest.raises(SystemExit) as caught:
         main(["diff", str(here / "out"), str(here / "nothing")])
     assert caught.value.code == 2
-    assert "nothing is not there; give a folder with config.json" in capsys.readouterr().err
+    assert "config.json is not there" in capsys.readouterr().err
 
 
 # describe

@@ -1347,7 +1347,7 @@ RIGHT: dict[str, tuple] = {
     "a large constant": (slope(lambda x: np.tanh(x) + 1e6, lambda x: 1 - np.tanh(x) ** 2), X),
     "large arguments": (slope(np.square, lambda x: 2 * x), 1e6 * X + 1e7),
     "small arguments": (slope(np.square, lambda x: 2 * x), 1e-6 * X),
-    "ties": (lambda x: x.max(axis=1), np.array([[1.0, 2, 0], [2, 0, 1]])),
+    "ties": (lambda x: x.amax(axis=1), np.array([[1.0, 2, 0], [2, 0, 1]])),
     "an order": (sorted_rows(), X),
     "a median": (median_of_rows(), X),
     "matrices alone": (wrong(lambda a, b: (a @ b, (a, b)), lambda dout, s: (dout @ s[1].T, s[0].T @ dout)), X, MATRIX),

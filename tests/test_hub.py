@@ -230,7 +230,7 @@ def test_sizes_that_no_memory_holds(tmp_path) -> None:
             ):
                 function(tmp_path)
     path.write_text(json.dumps(values | {"n_positions": 10**30}))
-    with pytest.raises(InputError, match=r"n_positions=10+: .*give a whole number below 2\^63"):
+    with pytest.raises(InputError, match=r"n_positions=10+: .*give a whole number"):
         minillm.load(tmp_path)
     path.write_text(json.dumps(values | {"n_layer": 10**9}))
     with pytest.raises(CheckpointError, match=r"has layers=1000000000, but there are 28 arrays; get the files again"):

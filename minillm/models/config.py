@@ -82,7 +82,7 @@ def check_types(function: str, config: Any) -> None:
 
 
 WANTED: dict[Any, str] = {
-    int: "a whole number below 2^63",
+    int: "a whole number",
     float: "a finite number",
     bool: "True or False",
     str: "a text",

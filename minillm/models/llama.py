@@ -185,7 +185,9 @@ class Llama(Decoder):
 
 def in_window(start: int, stop: int, window: int) -> Array:
     """Whether queries from `start` on are near enough to keys from 0 on, (stop - start, stop); causality is apart."""
-    return np.arange(start, stop)[:, None] - np.arange(stop) < window
+    near = np.arange(start, stop)[:, None] - np.arange(stop) < window
+    near.setflags(write=False)  # so that no block needs a copy
+    return near
 
 
 @functools.lru_cache(maxsize=32)
