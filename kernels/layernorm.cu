@@ -182,7 +182,7 @@ __device__ void layernorm_backward_rows(const T* __restrict__ dy, const T* dout,
 }
 
 template <typename T>
-__global__ void __launch_bounds__(512, 2)
+__global__ void __launch_bounds__(512, 1)
     layernorm_backward(const T* dy, const T* x, const T* weight, const Accumulator<T>* mean, const Accumulator<T>* rstd,
                        T* dx, Accumulator<T>* partial, long long rows, int columns) {
     const T* no_residual = nullptr;
@@ -195,7 +195,7 @@ __global__ void __launch_bounds__(512, 2)
 
 // dx may be dout.
 template <typename T>
-__global__ void __launch_bounds__(512, 2)
+__global__ void __launch_bounds__(512, 1)
     residual_layernorm_backward(const T* dy, const T* dout, const T* out, const T* weight, const Accumulator<T>* mean,
                                 const Accumulator<T>* rstd, T* dx, Accumulator<T>* partial, long long rows,
                                 int columns) {

@@ -103,7 +103,7 @@ __device__ void rmsnorm_backward_rows(const T* __restrict__ dy, const T* __restr
 }
 
 template <typename T>
-__global__ void __launch_bounds__(512, 2)
+__global__ void __launch_bounds__(512, 1)
     rmsnorm_backward(const T* dy, const T* x, const T* weight, const Accumulator<T>* rstd, T* dx,
                      Accumulator<T>* partial, long long rows, int columns) {
     if (rows_are_aligned(dy, columns) && rows_are_aligned(x, columns) && rows_are_aligned(dx, columns) &&
