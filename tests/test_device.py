@@ -29,12 +29,12 @@ from minillm.checkpoint import load_checkpoint
 from minillm.data import Batches
 from minillm.errors import DeviceError, DtypeError, InputError
 from minillm.generate import generate_batch
-from minillm.gradcheck import CASES
 from minillm.kernels import use_kernels
 from minillm.models.gemma import Gemma, GemmaConfig
 from minillm.models.gpt2 import GPT2, GPT2Config
 from minillm.models.llama import Llama, LlamaConfig
 from minillm.optim import AdamW, decay_groups
+from minillm.study.cases import CASES
 from minillm.training import TrainConfig, train, trainer
 from minillm.training.trainer import accumulate_gradients
 

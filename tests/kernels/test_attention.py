@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 
 from minillm import Tensor, kernels, manual_seed, ops, random
-from minillm.gradcheck import check_gradients
 from minillm.kernels.emulate import COPIES
+from minillm.testing import check_gradients
 
 pytest.importorskip("ml_dtypes", reason="bfloat16 arrays need ml_dtypes")
 sys.path.append(str(Path(__file__).parent))

@@ -9,11 +9,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from minillm import gradcheck, kernels
+from minillm import kernels
 from minillm.autograd import Tensor
 from minillm.kernels import Kernel, get_kernel, launch_counts, use_kernels
 from minillm.kernels.source import C_TYPES
 from minillm.ops.cross_entropy import CROSS_ENTROPY, cross_entropy, cross_entropy_backward, cross_entropy_forward
+from minillm.study import gradcheck
 
 pytestmark = pytest.mark.usefixtures("_compiler")
 ROWS, IGNORED = 12, -7

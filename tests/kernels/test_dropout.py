@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from minillm import kernels, manual_seed, ops, random
-from minillm.gradcheck import run_cases
 from minillm.kernels import Kernel, get_kernel
 from minillm.ops.dropout import dropout_forward_cuda
+from minillm.study.gradcheck import run_cases
 
 pytestmark = pytest.mark.usefixtures("_compiler")
 COUNTS = [1, 7, 8, 17, 1023, 4096, 70001]

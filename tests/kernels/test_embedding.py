@@ -9,11 +9,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from minillm import gradcheck, kernels
+from minillm import kernels
 from minillm.autograd import Into, Tensor
 from minillm.kernels import Kernel, get_kernel, launch_counts, use_kernels
 from minillm.kernels.source import C_TYPES
 from minillm.ops.embedding import EMBEDDING, Saved, embedding
+from minillm.study import gradcheck
 
 pytestmark = pytest.mark.usefixtures("_compiler")
 COLUMNS = (1, 17, 64, 257, 509, 1023)  # odd, prime, whole and broken 16 bytes, more than a warp takes at once

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from minillm import kernels, ops
-from minillm.gradcheck import run_cases
 from minillm.kernels import Kernel, get_kernel
 from minillm.ops.gelu import erf_form, gelu_backward_cuda, gelu_forward, gelu_forward_cuda, tanh_form
+from minillm.study.gradcheck import run_cases
 
 pytestmark = pytest.mark.usefixtures("_compiler")
 FORMS = {"none": "GeluErf", "tanh": "GeluTanh"}

@@ -7,7 +7,6 @@ import pytest
 
 from minillm import kernels, ops
 from minillm.autograd import Tensor
-from minillm.gradcheck import run_cases
 from minillm.kernels import Kernel, get_kernel
 from minillm.ops.layernorm import (
     Saved,
@@ -16,6 +15,7 @@ from minillm.ops.layernorm import (
     layernorm_forward,
     layernorm_forward_cuda,
 )
+from minillm.study.gradcheck import run_cases
 
 pytestmark = pytest.mark.usefixtures("_compiler")
 EPS = 1e-5

@@ -8,12 +8,12 @@ import pytest
 import minillm
 from minillm import kernels, ops, tensor
 from minillm.data import Batches
-from minillm.gradcheck import run_cases
 from minillm.kernels import KernelError, use_kernels
 from minillm.models.gpt2 import GPT2, GPT2Config
 from minillm.ops import LINEAR, launch
 from minillm.ops.linear import Saved
 from minillm.optim import AdamW, decay_groups
+from minillm.study.gradcheck import run_cases
 from minillm.testing import check_gradients
 
 pytestmark = pytest.mark.usefixtures("_compiler")

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from minillm import kernels, ops
-from minillm.gradcheck import run_cases
 from minillm.kernels import Kernel, get_kernel
 from minillm.ops.rmsnorm import Saved, rmsnorm_backward, rmsnorm_forward, rmsnorm_forward_cuda
+from minillm.study.gradcheck import run_cases
 
 pytestmark = pytest.mark.usefixtures("_compiler")
 EPS = 1e-6

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from minillm import kernels, ops
-from minillm.gradcheck import run_cases
 from minillm.kernels import Kernel, get_kernel
 from minillm.ops.rope import Saved, rope_backward, rope_forward, rope_table
+from minillm.study.gradcheck import run_cases
 
 pytestmark = pytest.mark.usefixtures("_compiler")
 SHAPES = [(1, 1, 2), (2, 3, 17, 6), (3, 5, 34), (2, 2, 31, 64), (1, 9, 128), (7, 4, 8)]

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from minillm import kernels, ops
-from minillm.gradcheck import run_cases
 from minillm.kernels import Kernel, get_kernel
 from minillm.ops.silu import silu_backward, silu_forward, swiglu_backward, swiglu_forward
+from minillm.study.gradcheck import run_cases
 
 pytestmark = pytest.mark.usefixtures("_compiler")
 COUNTS = [1, 17, 1023, 4096, 4099]
