@@ -30,8 +30,8 @@ in forward and backward: what shows is what takes longer than they (Rajbhandari 
 7; overlap as in Rasley et al. 2020, DeepSpeed, and here zero.py).
 
 **Memory.** The bytes of `parallel_report.kept_bytes`, and activations: those of study/describe, of which the parts
-between the two ends of a pair of matrices are cut by tp; stage s has those of min(m, p - s) micro-batches. With recomputation a
-micro-batch leaves a block's input alone, and one block has all.
+between the two ends of a pair of matrices are cut by tp; stage s has those of min(m, p - s) micro-batches. With
+recomputation a micro-batch leaves a block's input alone, and one block has all.
 
 **Ranks that share cores** (a laptop): nothing is hidden, as no core is idle, and all ranks' work, over the cores, is
 the least that a step takes. With more ranks than cores a pipeline's bubble costs nothing: another stage computes in it.
