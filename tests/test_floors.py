@@ -71,6 +71,7 @@ SHARED = {
     "minillm.ops.gelu",
     "minillm.ops.index",
     "minillm.cuda.launch",
+    "minillm.ops.layernorm",
     "minillm.ops.rearrange",
     "minillm.ops.reduce",
     "minillm.ops.shape",

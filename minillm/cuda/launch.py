@@ -55,6 +55,38 @@ def sum_rows(x: Array, dtype: np.dtype) -> Array:
     return out[0] if last else sum_rows(out, dtype)
 
 
+# ---- norms: kernels/layernorm.cu and kernels/rmsnorm.cu -------------------------------------------------------------
+
+
+def norm_fits(x: Array, *others: Array | None, sums: int) -> bool:
+    """Whether the kernels of a norm take these arrays, with `sums` sums for each column in the backward."""
+    alike = all(other is None or other.dtype == x.dtype for other in others)
+    return alike and x.size > 0 and shared_bytes(x, sums) <= SHARED_LIMIT
+
+
+def launch_norm_forward(file: str, name: str, *arrays: Array, eps: float) -> None:
+    """Launch a forward. `arrays` are the kernel's, contiguous: x is the first, rstd the last."""
+    x, rstd = arrays[0], arrays[-1]
+    rows, columns = as_rows(x).shape
+    kernel = get_kernel(file, name, x.dtype)
+    kernel(min(rows, BLOCKS), threads_of_row(x), (*arrays, np.int64(rows), np.int32(columns), rstd.dtype.type(eps)))
+
+
+def launch_norm_backward(file: str, name: str, *arrays: Array, sums: int) -> tuple[Array, Array]:
+    """dx, and `sums` gradients of parameters, (sums, columns). `arrays` are the kernel's: dy is the first, rstd the last.
+
+    Each block leaves the sums over its rows in `partial`.
+    """
+    dy, rstd = arrays[0], arrays[-1]
+    rows, columns = as_rows(dy).shape
+    dx = np.empty_like(dy)
+    partial = np.empty_like(rstd, shape=(blocks_that_sum(rows), sums * columns))
+    kernel = get_kernel(file, name, dy.dtype)
+    sizes = np.int64(rows), np.int32(columns)
+    kernel(len(partial), threads_of_row(dy), (*arrays, dx, partial, *sizes), shared_bytes(dy, sums))
+    return dx, sum_rows(partial, dy.dtype).reshape(sums, columns)
+
+
 # ---- activations: kernels/activation.cuh ----------------------------------------------------------------------------
 # `function` is the name of an activation f in kernels/<file>; x, bias and dout are contiguous.
 

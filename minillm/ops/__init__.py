@@ -20,6 +20,7 @@ from minillm.ops import inplace as _i
 from minillm.ops import order as _order
 from minillm.ops import rearrange as _rearrange
 from minillm.ops import shape as _shape
+from minillm.ops.add_layernorm import ADD_LAYERNORM, add_layer_norm
 from minillm.ops.arithmetic import (
     add,
     clamp_max,
@@ -68,7 +69,7 @@ from minillm.ops.elementwise import *  # noqa: F403
 from minillm.ops.embedding import EMBEDDING, embedding
 from minillm.ops.gelu import GELU, gelu
 from minillm.ops.index import *  # noqa: F403
-from minillm.ops.layernorm import ADD_LAYERNORM, LAYERNORM, add_layer_norm, layer_norm
+from minillm.ops.layernorm import LAYERNORM, layer_norm
 from minillm.ops.linear import LINEAR, linear
 from minillm.ops.matmul import MATMUL, addmm, baddbmm, bmm, dot, matmul, mm, mv, outer
 from minillm.ops.mse_loss import mse_loss
