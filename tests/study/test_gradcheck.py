@@ -36,10 +36,14 @@ def stream():
 # --- the table -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("op", NAMES)
-def test_every_case_passes(op):
+PAIRS = [("plain", op.name) for op in ops.OPS] + [("fast", op.name) for op in ops.OPS if op.pair("fast")]
+
+
+@pytest.mark.parametrize(("engine", "op"), PAIRS)
+def test_every_case_passes(engine, op):
     """With variants of the arguments in every case; `minillm gradcheck` tries them in some."""
-    results = [run_case(case) for case in CASES if case.op == op]
+    with minillm.engine(engine):
+        results = [run_case(case) for case in CASES if case.op == op]
     assert results
     assert sum(result.variants - result.skipped for result in results) > 20
     for result in results:
