@@ -1,4 +1,4 @@
-"""How kernels that walk over rows or elements are launched: threads and blocks, sums over rows, activations."""
+"""How kernels that walk over rows or elements are launched: threads and blocks, sums over rows, norms, activations."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ def blocks_for(elements: int, of_a_thread: int) -> int:
 
 
 def blocks_that_sum(rows: int) -> int:
-    """How many blocks take rows in turn and add them up: BLOCKS, or what leaves a block SUMMED_ROWS."""
+    """How many blocks take rows in turn and add them up: at most BLOCKS, but enough for SUMMED_ROWS rows a block."""
     return max(min(rows, BLOCKS), -(-rows // SUMMED_ROWS))
 
 
 def threads_of_row(x: Array) -> int:
-    """One for every 16 bytes of a row, in whole warps, as far as they go."""
+    """The threads of a block that takes a row: one for every 16 bytes of it, in whole warps, and 512 at most."""
     return min(512, -(-x.shape[-1] * x.itemsize // 512) * WARP)
 
 
 def shared_bytes(x: Array, sums: int) -> int:
-    """What a block takes to keep `sums` sums for each column: as many as its threads meet, in float at least."""
+    """Shared-memory bytes of a block for `sums` accumulators per column, in float at least."""
     at_a_time = threads_of_row(x) * 16 // x.itemsize
     return sums * -(-x.shape[-1] // at_a_time) * at_a_time * max(4, x.itemsize)
 
@@ -73,9 +73,10 @@ def launch_norm_forward(file: str, name: str, *arrays: Array, eps: float) -> Non
 
 
 def launch_norm_backward(file: str, name: str, *arrays: Array, sums: int) -> tuple[Array, Array]:
-    """dx, and `sums` gradients of parameters, (sums, columns). `arrays` are the kernel's: dy is the first, rstd the last.
+    """Launch a backward; returns dx and the gradients of the parameters, (sums, columns).
 
-    Each block leaves the sums over its rows in `partial`.
+    `arrays` are the kernel's, contiguous: dy is the first, rstd the last. Each block leaves the sums over its rows in
+    `partial`.
     """
     dy, rstd = arrays[0], arrays[-1]
     rows, columns = as_rows(dy).shape

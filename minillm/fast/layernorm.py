@@ -70,8 +70,8 @@ def gradients(dy, x, weight, mean, rstd, dx):
     dbias = column_sums(dy)
     dnorm = np.multiply(dy, weight, out=dx)
     projection = vecdot(dnorm, norm)[:, None] / channels
-    without_mean = np.subtract(dnorm, row_sums(dnorm) / channels, out=dnorm)
+    dnorm_centred = np.subtract(dnorm, row_sums(dnorm) / channels, out=dnorm)
     through_rstd = np.multiply(norm, projection, out=norm)
-    without_both = np.subtract(without_mean, through_rstd, out=without_mean)
-    np.multiply(without_both, rstd, out=dx)
+    dx_over_rstd = np.subtract(dnorm_centred, through_rstd, out=dnorm_centred)
+    np.multiply(dx_over_rstd, rstd, out=dx)
     return dweight, dbias
