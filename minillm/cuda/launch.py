@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from minillm.backend import Array, as_rows
@@ -20,13 +22,24 @@ def blocks_for(elements: int, of_a_thread: int) -> int:
 
 
 def blocks_that_sum(rows: int) -> int:
-    """How many blocks take rows in turn and add them up: at most BLOCKS, but enough for SUMMED_ROWS rows a block."""
+    """How many blocks take rows in turn and add them up: BLOCKS, and more where one would get over SUMMED_ROWS rows."""
     return max(min(rows, BLOCKS), -(-rows // SUMMED_ROWS))
 
 
 def threads_of_row(x: Array) -> int:
     """The threads of a block that takes a row: one for every 16 bytes of it, in whole warps, and 512 at most."""
     return min(512, -(-x.shape[-1] * x.itemsize // 512) * WARP)
+
+
+def launch_rows(file: str, name: str, arrays: Sequence[Array], *settings: np.generic) -> None:
+    """Launch a kernel with a block for each row of the first array (rows, columns), up to 2^20 blocks.
+
+    Its arguments are the arrays, the numbers of rows and columns, and the settings.
+    """
+    rows, columns = arrays[0].shape
+    kernel = get_kernel(file, name, arrays[0].dtype)
+    sizes = np.int64(rows), np.int32(columns)
+    kernel(min(rows, 1 << 20), threads_of_row(arrays[0]), (*arrays, *sizes, *settings))
 
 
 def shared_bytes(x: Array, sums: int) -> int:
