@@ -17,9 +17,9 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 
-from minillm import kernels
+from minillm import cuda
+from minillm.cuda import Kernel, KernelError
 from minillm.errors import DtypeError
-from minillm.kernels import Kernel, KernelError
 
 int32, int64 = np.int32, np.int64
 WAYS = [
@@ -134,7 +134,7 @@ _caught: dict[str, str] = {}
 def first_sign(kernel: Kernel, is_right: Callable[[Kernel], bool]) -> str | None:
     """How a launch in some way goes wrong, or None if all are right."""
     for way in WAYS:
-        with kernels.emulation(**way), np.errstate(all="ignore"):
+        with cuda.emulation(**way), np.errstate(all="ignore"):
             try:
                 if not is_right(kernel):
                     return f"wrong numbers ({way['order']}, {way['copies']})"
@@ -173,7 +173,7 @@ def test_a_float_where_the_kernel_takes_an_int(load):
 READ_BEYOND = """
 import sys
 import numpy as np
-from minillm.kernels import Kernel
+from minillm.cuda import Kernel
 y = np.ones((2, 203), np.float32)
 Kernel(sys.argv[1], "softmax_backward<float>")(2, 64, (y, y, np.zeros_like(y), np.int64(2), np.int32(203)))
 print("nothing seen")
@@ -195,7 +195,7 @@ def test_a_read_beyond_an_array_under_address_sanitizer(load, mutated, tmp_path)
         "LD_PRELOAD": " ".join(found),
         "ASAN_OPTIONS": "detect_leaks=0",
         "MINILLM_EMULATE_FLAGS": "-fsanitize=address -O1",
-        "PYTHONPATH": str(Path(kernels.__file__).parents[2]),
+        "PYTHONPATH": str(Path(cuda.__file__).parents[2]),
     }
     line = 1 + next(i for i, text in enumerate(faulty.source.path.read_text().splitlines()) if DOT_LOADS in text)
     for file, seen in ((faulty.source.path, True), ("softmax.cu", False)):
