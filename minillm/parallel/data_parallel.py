@@ -231,7 +231,7 @@ class DataParallel:
         ...
         loss = parallel.finish(loss)            # once, before optimizer.step()
         optimizer.step()
-        parallel.publish()                      # after it
+        parallel.sync_parameters()                      # after it
 
     groups: as an optimiser takes them; frozen parameters stay out of both. Set `synchronise` to False for all
     micro-batches but the last. The optimiser moves what this rank keeps of each parameter; see mesh.py for the state of
@@ -305,7 +305,7 @@ class DataParallel:
         for unit in self.units.values():
             unit.calls = 0  # of forwards that no backward has followed
 
-    def publish(self) -> None:
+    def sync_parameters(self) -> None:
         """The optimiser has moved what this rank keeps: let the others have it."""
         for unit in self.units.values():
             for parameter in unit.parameters:

@@ -27,7 +27,7 @@ from minillm.autograd import no_grad
 from minillm.backend import Array, as_dtype
 from minillm.device import like, to_host
 from minillm.errors import CheckpointError, InputError
-from minillm.nn import Decoder
+from minillm.nn import Decoder, uninitialized
 from minillm.optim import FlatGroup, Optimizer, decay_groups
 from minillm.parallel.communicator import Alone, Communicator, agree_on_weights, bounds
 from minillm.parallel.data_parallel import DataParallel, Part, Unit
@@ -76,10 +76,10 @@ class ParallelModel:
         parallel = ParallelModel(model, mesh, weight_decay=0.1, zero=1)
         optimizer = AdamW(parallel.groups, lr)
         parallel.attach(optimizer)
-        loss = parallel.accumulate_gradients(ids, targets)     # the whole batch, on all ranks
+        loss = parallel.forward_backward(ids, targets)     # the whole batch, on all ranks
         optimizer.clip_grad_norm(1.0)
         optimizer.step()
-        parallel.publish()
+        parallel.sync_parameters()
 
     zero: 0 to 3, see zero.py; above 1 without a pipeline. layers: numbers of the blocks that are computed again in the
     backward (recompute.py).
@@ -103,6 +103,8 @@ class ParallelModel:
         if mesh.tp.size * mesh.pp.size > 1:  # DataParallel, which sees parts then, does so otherwise
             agree_on_weights(mesh.world, "ParallelModel", model.state_dict())
         self.model, self.mesh, self.zero = model, mesh, zero
+        self.kind: Any = type(model)
+        self.config, self.weights = model.config, model.num_parameters()
         recompute(model, layers)
         self.cuts: dict[str, Cut | None] = {}
         if mesh.tp.size > 1:
@@ -114,6 +116,10 @@ class ParallelModel:
         self.groups = self.data.groups
 
     # --- a step ------------------------------------------------------------------------------------------------------
+
+    def num_parameters(self) -> int:
+        """The number of weights of the whole model."""
+        return self.weights
 
     def attach(self, optimizer: Optimizer) -> None:
         """Have the optimiser's norm be that of all ranks' gradients, each counted once."""
@@ -138,8 +144,8 @@ class ParallelModel:
 
         optimizer.add_over_ranks = add_over_ranks if parted else None
 
-    def accumulate_gradients(self, ids: Array, targets: Array, micro_batches: int = 1) -> Any:
-        """The gradient of the mean loss of a batch, in place of any before, on all ranks; returns the loss.
+    def forward_backward(self, ids: Array, targets: Array, micro_batches: int = 1) -> Any:
+        """Replace the gradients by those of the mean loss of a batch, on all ranks; returns the loss.
 
         All ranks give the whole batch (B, T); rank d of a data-parallel group computes the d-th part of the rows of
         each micro-batch. Targets of -100 do not count.
@@ -165,9 +171,11 @@ class ParallelModel:
                 total = total + loss.data.astype(np.float64)
         return self.data.finish(total)
 
-    def publish(self) -> None:
-        """After the optimiser's step: everybody gets what the others have moved."""
-        self.data.publish()
+    def sync_parameters(self) -> None:
+        """After the optimiser's step: every rank gets the parameters that other ranks have updated."""
+        self.data.sync_parameters()
+
+    accumulate_gradients, publish = forward_backward, sync_parameters  # until report.py has moved
 
     def losses(self, batches: Iterable[tuple[Array, Array]]) -> list[float]:
         """The mean loss of each batch, without gradients or dropout; each data-parallel rank computes some of them."""
@@ -198,6 +206,17 @@ class ParallelModel:
 
     # --- state, in the layout of one process -------------------------------------------------------------------------
 
+    def gather(self) -> Decoder | None:
+        """The whole model with the weights of now, on rank 0; None on the others. All ranks call it."""
+        weights = self.state_dict()
+        if weights is None:
+            return None
+        with uninitialized():
+            model = self.kind(self.config)
+        for name, parameter in model.named_parameters():
+            parameter.data = like(weights[name], next(iter(self.data.units.values())).kept_data)
+        return model
+
     def state_dict(self) -> dict[str, Array] | None:
         """Every parameter, whole, on rank 0; None on the others. All ranks call it."""
         return self._at_rank_zero(self._rows(lambda unit: self._whole(unit, unit.kept_data)))
@@ -224,7 +243,7 @@ class ParallelModel:
         for unit in self.data.units.values():
             row = unit.row_of(parts, unit.kept_data)
             unit.kept_data[...] = row[unit.mine]
-        self.publish()
+        self.sync_parameters()
 
     def load_optimizer_state_dict(self, optimizer: Optimizer, state: Mapping[str, Array]) -> None:
         """Take this rank's parts of a whole optimiser's state, all of them or none.

@@ -200,8 +200,8 @@ class ZeRO(DataParallel):
             row = self.data_rows.rows[number % 2][: unit.size]
             self.gathering[number] = self.communicator.all_gather(unit.kept_data, row, what="parameters")
 
-    def publish(self) -> None:
-        super().publish()
+    def sync_parameters(self) -> None:
+        super().sync_parameters()
         if self.stage == 3:
             self.data_rows.users = [None, None]
             shared = [self.root] if self.root else []
