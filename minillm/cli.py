@@ -515,7 +515,7 @@ def gradcheck(arguments: list[str]) -> None:
 
 def kernels(arguments: list[str]) -> None:
     """Compile all kernels, or those named, and print what they take."""
-    from minillm.kernels.nvrtc import ARCHITECTURES, compile_table
+    from minillm.cuda.nvrtc import ARCHITECTURES, compile_table
 
     given = read(Kernels, "kernels", arguments)
     rows = compile_table(given.files or None)
