@@ -64,7 +64,7 @@ def reduce_from_ranks(
 ) -> Tensor:
     """g: the sum of the ranks' x, the same on all ranks; the backward passes the gradient on as it is.
 
-    inside: which rows of x count, boolean, in x's shape without its last axis; other rows of this rank add 0 to the sum.
+    inside: which rows of x count, boolean, in x's shape without its last axis; this rank's other rows add 0 to the sum.
     overwrite: write the sum into the memory of x, which nothing else may use afterwards.
     Bytes: forward, an all_reduce of x.
     """

@@ -382,6 +382,14 @@ class DataParallel:
                 return
             self._sum(unit)
 
+    def whole_row(self, unit: Unit, kept: Array) -> Array:
+        """The row of a unit of which each rank keeps a part, such as its parameters. All ranks call this together."""
+        if kept.size == unit.size:
+            return kept
+        row = np.empty_like(kept, shape=unit.size, order="C")
+        self.communicator.all_gather(kept, row, what="state").wait()
+        return row
+
     def memory(self) -> dict[str, int]:
         """Bytes that this rank keeps from step to step: parameters and gradients; and `working`, rows used in turn."""
         units = self.units.values()

@@ -44,7 +44,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -60,9 +60,9 @@ from minillm.models.llama import Llama
 from minillm.nn import Decoder, Embedding, KVCache, Linear, Module
 from minillm.parallel.collective_ops import copy_to_ranks, gather_from_ranks, reduce_from_ranks
 from minillm.parallel.communicator import Communicator, bounds
-from minillm.parallel.shard import Shard, shard, shard_specs
+from minillm.parallel.shard import Shard, shard
 from minillm.parallel.vocabulary_cross_entropy import vocabulary_cross_entropy
-from minillm.parallel.wrapper import Wrapper, replace, unwrap
+from minillm.parallel.wrapper import Wrapper, replace
 
 
 def step_bytes(layers: int, tokens: int, channels: int, ranks: int, itemsize: int = 4) -> float:
@@ -137,7 +137,7 @@ class ColumnParallelLinear(Linear):
     The weight may hold several matrices, one below the other, of which a rank has the r-th part each: `sizes`.
     """
 
-    def __init__(self, whole: Linear, communicator: Communicator, sizes: tuple[int, ...]):
+    def __init__(self, whole: Linear, communicator: Communicator, *sizes: int):
         spec = divided(0, sizes, communicator)
         self.weight, self.bias = whole.weight, whole.bias
         self.shards = {"weight": spec} if whole.bias is None else {"weight": spec, "bias": spec}
@@ -147,7 +147,7 @@ class ColumnParallelLinear(Linear):
 class RowParallelLinear(Module):
     """y = sum over r of x_r W_r^T, then + b: a linear layer divided by its inputs, which are columns of W (out, in)."""
 
-    def __init__(self, whole: Linear, communicator: Communicator, sizes: tuple[int, ...]):
+    def __init__(self, whole: Linear, communicator: Communicator, *sizes: int):
         self.weight, self.bias, self.communicator = whole.weight, whole.bias, communicator
         self.shards = {"weight": divided(1, sizes, communicator)}
         keep_shards(self)
@@ -161,7 +161,7 @@ class RowParallelLinear(Module):
 class VocabParallelEmbedding(Module):
     """One row of a (V, C) table for each id; each rank has some of the rows."""
 
-    def __init__(self, whole: Embedding, communicator: Communicator, sizes: tuple[int, ...]):
+    def __init__(self, whole: Embedding, communicator: Communicator, *sizes: int):
         self.weight, self.communicator = whole.weight, communicator
         self.shards = {"weight": divided(0, sizes, communicator)}
         keep_shards(self)
@@ -195,10 +195,15 @@ class ParallelRegion(Wrapper):
             return self.module(copy_to_ranks(x, self.communicator), *args, **kwargs)  # f
 
 
-LAYERS: dict[str, Any] = {"column": ColumnParallelLinear, "row": RowParallelLinear, "vocabulary": VocabParallelEmbedding}
+LAYERS: dict[str, Callable[..., Module]] = {
+    "column": ColumnParallelLinear,
+    "row": RowParallelLinear,
+    "vocabulary": VocabParallelEmbedding,
+    "region": ParallelRegion,
+}
 
 
-def divided(axis: int, sizes: tuple[int, ...], communicator: Communicator) -> Shard:
+def divided(axis: int, sizes: Sequence[int], communicator: Communicator) -> Shard:
     """This rank's shard of an axis that holds matrices of these sizes, one after another: the r-th part of each."""
     rank, runs = communicator.rank, []
     for size, start in zip(sizes, itertools.accumulate(sizes, initial=0), strict=False):
@@ -224,25 +229,24 @@ def tensor_parallel(model: Decoder, communicator: Communicator) -> Any:
     """Divide a GPT2 or a Llama in place, so that each rank of the group keeps its part; returns what to call.
 
     Call it on all ranks with the same weights (the same seed, or one checkpoint), after `to` and before an optimiser
-    is built. `loss`, `model(ids)` and `generate` of what is returned are then called on all ranks with the same ids, and
-    give the same everywhere. Parameters keep their names; `shard_specs` says which part of each a rank has.
+    is built. `loss`, `model(ids)` and `generate` are then called with what is returned, on all ranks with the same ids,
+    and give the same everywhere. Parameters keep their names; `shard_specs` says which part of each a rank has.
     Raises: InputError for another model, for heads, kv_heads or hidden channels that the ranks do not divide, and for
         fewer tokens than ranks; the model is then as it was.
     """
+    if isinstance(model, TensorParallel):
+        raise InputError("tensor_parallel: the model is cut already; build it anew")
     table = table_of(model)
-    _check(model, communicator.size)
+    _check(model.config, communicator.size)
     if communicator.size == 1:
         return model
-    made: dict[int, Module] = {}  # a layer that is used at several places is divided once
+    made: dict[int, Module] = {}  # a layer that is used at several places is divided once, and stays one
     for path, layer in reversed([*model.named_modules()]):  # those inside a region come before it
-        how, *sizes = table.get(re.sub(r"\.\d+\.", ".*.", path), (None,))
-        if how is None or not isinstance(unwrap(layer), (Linear, Embedding)) and how != "region":
-            continue  # a stage of a pipeline has Identity for a layer of another stage
+        how, *sizes = table.get(re.sub(r"\.\d+\.", ".*.", path), ("whole",))
+        if how == "whole":
+            continue
         if id(layer) not in made:
-            region = how == "region"
-            made[id(layer)] = (
-                ParallelRegion(layer, communicator) if region else LAYERS[how](layer, communicator, tuple(sizes))
-            )
+            made[id(layer)] = LAYERS[how](layer, communicator, *sizes)
         replace(model, path, made[id(layer)])
     model.assign_names()
     return TensorParallel(model, communicator)
@@ -284,25 +288,23 @@ class TensorParallel(Wrapper):
         )
 
     def new_cache(self, batch: int = 1, padding: Array | None = None) -> list[KVCache]:
-        """An empty cache for `next_logits`, one for each block, with room for the whole context and this rank's heads."""
+        """An empty cache for `next_logits`, one for each block, for the whole context and the heads of this rank."""
         config = self.module.config
         head_size = getattr(config, "size_of_head", config.channels // config.heads)
         shape = (batch, kv_heads(config) // self.communicator.size, config.context, head_size)
         return [KVCache(*shape, self.module.ln_f.weight.data, padding) for _ in self.module.h]
 
 
-def _check(model: Decoder, ranks: int) -> None:
-    if any(shard_specs(model).values()):
-        raise InputError("tensor_parallel: the model is cut already; build it anew")
-    config = model.config
+def _check(config: Any, ranks: int) -> None:
+    """Raise InputError unless a model of this configuration can be divided over so many ranks."""
     if getattr(config, "qk_norm", False):
         raise InputError(
             "tensor_parallel: qk_norm=True cannot be cut, because each rank would know only a part of the norms' "
             "gradients; divide the batch (--dp) or the layers (--pp)"
         )
-    hidden = config.hidden if isinstance(model, Llama) else config.size_of_mlp
+    hidden = getattr(config, "size_of_mlp", config.hidden)
     for name, size in {"heads": config.heads, "key_heads": kv_heads(config), "hidden": hidden}.items():
         if size % ranks:
             raise InputError(f"tensor_parallel: {ranks} ranks do not divide {name}={size}; take fewer ranks")
     if config.vocab_size < ranks:
-        raise InputError(f"tensor_parallel: vocab_size={config.vocab_size} is less than {ranks} ranks; take fewer ranks")
+        raise InputError(f"tensor_parallel: vocab_size={config.vocab_size} is less than {ranks} ranks; take fewer")
