@@ -50,13 +50,13 @@ from typing import Any
 
 import numpy as np
 
-from minillm import hub
 from minillm.errors import InputError
 from minillm.nn import Decoder
 from minillm.study.describe.abstract_step import Seen, hollow, hollow_step
 from minillm.study.describe.description import DTYPES, Description, total
 from minillm.study.describe.lookup import empty_model, opened
 from minillm.study.describe.parts import Stacks, row
+from minillm.weights import build_model
 
 LONGEST = 2048  # tokens of a sequence, unless more are asked for
 UNLIMITED = 512  # the same for a model without a longest one
@@ -86,7 +86,7 @@ def describe(
     if dtype not in DTYPES:
         raise InputError(f"describe: dtype is {dtype!r}; choose one of {', '.join(DTYPES)}")
     stacks = Stacks({name: number for name, number in vars(config).items() if name.endswith("layers")})
-    model = hub.built(name, lambda config: empty_model(kind, config, DTYPES[dtype]), replace(config, **stacks.cut))
+    model = build_model(name, lambda config: empty_model(kind, config, DTYPES[dtype]), replace(config, **stacks.cut))
     step = hollow_step(model, batch_size, context)
     kept = stacks.gathered((row(*key), key[0], size) for key, size in step.kept.items())
     return Description(
