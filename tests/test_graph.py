@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 import minillm
-from minillm import autograd, kernels, ops
+from minillm import autograd, ops
 from minillm.autograd import Op, Parameter, Tensor, is_grad_enabled, no_grad, tensor
+from minillm.engine import engine
 from minillm.errors import GraphError, ShapeError
 
 
@@ -423,7 +424,7 @@ def test_a_buffer_that_is_refilled_changes_no_gradient(name):
 def test_kernels_keep_their_ids_too(name):
     function, array, new = CHANGING[name]
     x = Tensor(leaf((3, 4)).data.astype(np.float32), requires_grad=True)
-    with kernels.use_kernels("emulate"):
+    with engine("emulate"):
         function(x, array.copy()).sum().backward()
         expected, x.grad = x.grad, None
         buffer = array.copy()
@@ -458,7 +459,7 @@ def test_mixed_dtypes_reach_kernels_in_one():
     x = Tensor(np.random.default_rng(0).normal(size=(4, 8)).astype(np.float32), requires_grad=True)
     w = Parameter(np.ones(8, np.float32))
     scale = np.random.default_rng(1).normal(size=(4, 8))
-    with kernels.use_kernels("emulate"):
+    with engine("emulate"):
         (ops.layer_norm(x, w) * scale).sum().backward()  # a gradient in float64 arrives at a float32 kernel
     emulated, x.grad = x.grad, None
     (ops.layer_norm(x, w) * scale).sum().backward()

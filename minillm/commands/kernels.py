@@ -20,7 +20,7 @@ class Kernels:
 
 def kernels(arguments: list[str]) -> None:
     """Compile all kernels, or those named, and print what they take."""
-    from minillm.kernels.nvrtc import ARCHITECTURES, compile_table
+    from minillm.cuda.nvrtc import ARCHITECTURES, compile_table
 
     given = read(Kernels, "kernels", arguments)
     rows = compile_table(given.files or None)

@@ -10,17 +10,16 @@ shape, outside of the step. What a step takes beyond that goes to everything els
 from __future__ import annotations
 
 import contextlib
-import functools
 import statistics
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from minillm import backend
-from minillm.autograd import Op
+from minillm.autograd import Backward, Forward, observe
 from minillm.models.gpt2 import GPT2, GPT2Config
 from minillm.optim import AdamW
 
@@ -103,20 +102,14 @@ def _seconds(product: Shapes) -> float:
 @contextlib.contextmanager
 def profiled(profile: Profile) -> Iterator[None]:
     """Add what runs until the block ends to a profile, as one step."""
-    run_op, multiply = Op._run, backend.matmuls
+    multiply = backend.matmuls
 
-    def timed_op(op: Op, arrays: list, settings: dict) -> tuple:
-        start = time.perf_counter()
-        result, backward = run_op(op, arrays, settings)
-        profile.forward[op.name] += time.perf_counter() - start  # type: ignore[assignment]  # a Counter of seconds
-        profile.calls[op.name] += 1
-        return result, functools.partial(timed_backward, op.name, backward)
+    def after_forward(call: Forward) -> None:
+        profile.forward[call.op.name] += call.seconds  # type: ignore[assignment]  # a Counter of seconds
+        profile.calls[call.op.name] += 1
 
-    def timed_backward(name: str, backward: Callable, *arguments: Any) -> Any:
-        start = time.perf_counter()
-        result = backward(*arguments)
-        profile.backward[name] += time.perf_counter() - start  # type: ignore[assignment]
-        return result
+    def after_backward(call: Backward) -> None:
+        profile.backward[call.op.name] += call.seconds  # type: ignore[assignment]
 
     def noted_products(*products: backend.Product) -> Any:
         for a, b, *_ in products:
@@ -124,13 +117,14 @@ def profiled(profile: Profile) -> Iterator[None]:
             profile.products[Shapes(a.shape, b.shape, a_transposed, b_transposed, a.dtype.name)] += 1
         return multiply(*products)
 
-    Op._run, backend.matmuls = timed_op, noted_products  # type: ignore[method-assign, assignment]
+    backend.matmuls = noted_products  # type: ignore[assignment]
     start = time.perf_counter()
     try:
-        yield
+        with observe(after_forward, after_backward):
+            yield
     finally:
         profile.steps.append(time.perf_counter() - start)
-        Op._run, backend.matmuls = run_op, multiply  # type: ignore[method-assign]
+        backend.matmuls = multiply
 
 
 def profile_training(config: GPT2Config, batch_size: int, repeats: int, warm_up: int = 2) -> Profile:

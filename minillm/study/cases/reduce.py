@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -45,8 +46,16 @@ def _reductions() -> Iterator[Case]:
             )
     for p in (2, 3, 1.5, 0.5, -1, -2):
         yield Case("norm", f"p {p}", lambda x, p=p: x.norm(p, 1), apart((3, 4)))
-    yield Case("norm", "zeros among others", lambda x: x.norm(), lambda rng: (np.array([0.0, 3, -4]),))
-    yield Case("norm", "p 3, zeros among others", lambda x: x.norm(3), lambda rng: (np.array([0.0, 3, -4]),))
+    two_equal = np.array([[2.0, -2], [-7, 7], [5, 5], [-3, -3]])
+    for p in (math.inf, -math.inf):
+        for keep in (False, True):
+            name = f"p {p}" + (", kept" if keep else "")
+            yield Case("norm", name, lambda x, p=p, keep=keep: x.norm(p, 1, keep), normal((3, 4)))
+        yield Case("norm", f"p {p}, all", lambda x, p=p: x.norm(p), normal((2, 3)))
+        yield Case("norm", f"p {p}, two equal", lambda x, p=p: x.norm(p, 1), lambda rng: (two_equal,))
+        yield from in_views("norm", lambda x, p=p: x.norm(p, 0), normal((3, 4)), f"p {p}, ")
+    for p in (2, 3, 1.5):
+        yield Case("norm", f"p {p}, zero among others", lambda x, p=p: x.norm(p), lambda rng: (np.array([0.0, 3, -4]),))
     yield Case("norm", "no axes", lambda x: x.norm(), positive(()))
     yield Case("logsumexp", "no axes", lambda x: x.logsumexp(), normal(()))
     yield Case("logsumexp", "large", lambda x: x.logsumexp(-1), lambda rng: (1e3 + rng.normal(size=(3, 4)),))

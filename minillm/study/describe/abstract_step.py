@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import importlib
 import inspect
 import sys
@@ -15,11 +14,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from minillm import autograd, backend, random
-from minillm.autograd import Node, Op, Tensor
+from minillm import backend, random
+from minillm.autograd import Backward, Forward, Node, Tensor, observe
 from minillm.backend import Array
 from minillm.data.permutation import permute_tokens
-from minillm.kernels import use_kernels
+from minillm.engine import engine
 from minillm.study.profile import Shapes
 
 LABELLED = 0.15  # share of the tokens that an encoder is asked for (Devlin et al. 2018, section 3.1)
@@ -139,24 +138,18 @@ def hollow(seen: Seen) -> Iterator[None]:
     - Of a loop over row blocks each thread runs the first block, of parts that are handed to threads the first part.
     - Attention runs its last block of queries, the one with the most keys.
     """
-    run_op, run_parts = Op._run, backend.parallel
+    run_parts = backend.parallel
     attention: Any = importlib.import_module("minillm.ops.attention")
     query_blocks = attention._query_blocks
 
-    def noted_op(op: Op, arrays: list, settings: dict) -> tuple:
-        layer = autograd.enter_scope("")
-        autograd.enter_scope(layer)
+    def after_forward(call: Forward) -> None:
+        seen.forward[call.scope] += 2 * product_of_scores(call.saved) or seen.flops  # type: ignore[assignment]  # floats
+        seen.saved.append((call.scope, call.op.name, call.saved))
         seen.flops = 0.0
-        (out, saved), backward = run_op(op, arrays, settings)
-        seen.forward[layer] += 2 * product_of_scores(saved) or seen.flops  # type: ignore[assignment]  # floats
-        seen.saved.append((layer, op.name, saved))
-        return (out, saved), functools.partial(noted_backward, layer, backward)
 
-    def noted_backward(layer: str, backward: Callable, dout: Any, saved: Any, *into: Any) -> Any:
+    def after_backward(call: Backward) -> None:
+        seen.backward[call.scope] += 5 * product_of_scores(call.node.saved) or seen.flops  # type: ignore[assignment]
         seen.flops = 0.0
-        result = backward(dout, saved, *into)
-        seen.backward[layer] += 5 * product_of_scores(saved) or seen.flops  # type: ignore[assignment]
-        return result
 
     def product_of_scores(saved: Any) -> float:
         """Operations of one product with the scores that attention looks at; 0 for another operation."""
@@ -199,13 +192,10 @@ def hollow(seen: Seen) -> Iterator[None]:
         backend.parallel: first_parts,
         query_blocks: last_queries,
     }
-    with warnings.catch_warnings(), use_kernels("off"), swapped(stand_ins):
+    with warnings.catch_warnings(), engine("fast"), swapped(stand_ins):
         warnings.simplefilter("ignore", RuntimeWarning)  # of what the memory happens to hold
-        Op._run = noted_op  # type: ignore[method-assign, assignment]
-        try:
+        with observe(after_forward, after_backward):
             yield
-        finally:
-            Op._run = run_op  # type: ignore[method-assign]
 
 
 @contextlib.contextmanager

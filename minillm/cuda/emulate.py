@@ -20,12 +20,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from minillm.cuda.cache import appearing, cache_file
+from minillm.cuda.source import FOLDER, KernelError, Source, compile_error, signature
 from minillm.errors import InputError
-from minillm.kernels.cache import appearing, cache_file
-from minillm.kernels.source import FOLDER, KernelError, Source, compile_error, signature
 
 if TYPE_CHECKING:
-    from minillm.kernels import Kernel
+    from minillm.cuda import Kernel
 
 ORDERS, COPIES = ("forward", "reverse", "random"), ("eager", "deferred")
 EMULATE_FLAGS = "-std=c++17 -O2 -g -shared -fPIC -fvisibility=hidden -fno-strict-aliasing -Wno-unknown-pragmas"

@@ -1,4 +1,4 @@
-"""CUDA kernels: the same text run on a GPU, run on a CPU, or only compiled.
+"""Kernel, what is launched: the same text run on a GPU, or run on a CPU.
 
 A kernel is text in `kernels/<op>.cu`, and `Kernel("softmax.cu", "softmax_forward<float>")` is one instance of it. The
 call `kernel(grid, block, args, smem)` launches it where its arrays are:
@@ -6,7 +6,6 @@ call `kernel(grid, block, args, smem)` launches it where its arrays are:
 - CuPy arrays: on their GPU, compiled by NVRTC (CuPy's RawModule).
 - NumPy arrays: on the CPU, compiled by g++ with `kernels/emulator/`, which plays every CUDA thread in turn. Slow,
   strict about the rules, and open to a debugger: so kernels are tested and studied without a GPU.
-- `compile_table()` runs nothing: it asks NVRTC what each kernel takes in registers and shared memory.
 
 CUDA checks nothing at a launch: a wrong dtype, or a Python float, which arrives as a double, is silently other bits. So
 every argument is first compared with the kernel's own signature, parsed from its text.
@@ -14,26 +13,21 @@ every argument is first compared with the kernel's own signature, parsed from it
 
 from __future__ import annotations
 
-import contextlib
 import functools
-import os
 import sys
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from minillm.backend import Array, as_dtype
-from minillm.errors import DeviceError, DtypeError, InputError, MinillmError, ShapeError, did_you_mean
-from minillm.kernels.emulate import emulation, launch_emulated
-from minillm.kernels.nvrtc import CUDA_OPTIONS, compile_table
-from minillm.kernels.source import (
+from minillm.cuda.emulate import launch_emulated
+from minillm.cuda.nvrtc import CUDA_OPTIONS
+from minillm.cuda.source import (
     C_TYPES,
     DTYPES,
     FOLDER,
-    KernelError,
     Parameter,
     canonical,
     compile_error,
@@ -42,74 +36,7 @@ from minillm.kernels.source import (
     signature,
     split_instance,
 )
-
-__all__ = [
-    "POLICIES",
-    "WARP",
-    "Kernel",
-    "KernelError",
-    "chosen",
-    "compile_table",
-    "emulation",
-    "get_kernel",
-    "kernel_dtypes",
-    "launch_counts",
-    "policy",
-    "use_kernels",
-]
-
-# ---- policy: kernel or formula --------------------------------------------------------------------------------------
-
-POLICIES = ("auto", "off", "require", "emulate")
-
-
-def _checked_policy(function: str, mode: str) -> str:
-    if mode not in POLICIES:
-        raise InputError(f"{function}: {mode!r} is not a way to use kernels{did_you_mean(mode, POLICIES)}")
-    return mode
-
-
-_policy = _checked_policy("MINILLM_KERNELS", os.environ.get("MINILLM_KERNELS", "auto"))
-
-
-def policy() -> str:
-    """Which operations run kernels now: "auto", "off", "require" or "emulate" (see `use_kernels`)."""
-    return _policy
-
-
-@contextlib.contextmanager
-def use_kernels(mode: str) -> Iterator[None]:
-    """Choose between kernels and formulas, for all threads, until the block ends; MINILLM_KERNELS sets the default.
-
-    - "auto": kernels for arrays on a GPU, where there is one for the operation and the dtype; formulas elsewhere.
-    - "off": formulas only.
-    - "emulate": as "auto", and on NumPy arrays kernels are emulated.
-    - "require": as "emulate", and an operation that has kernels but cannot use them raises KernelError.
-
-    Raises: InputError for another mode.
-    """
-    global _policy
-    before, _policy = _policy, _checked_policy("use_kernels", mode)
-    try:
-        yield
-    finally:
-        _policy = before
-
-
-def chosen(op: str, array: Array, refused: str = "") -> bool:
-    """Whether `op` is to run its kernels, those of `kernels/<op>.cu`, on `array`; if not, its formula.
-
-    `refused` says why the kernels cannot take these arguments, for reasons other than the dtype: "head size 48".
-    Raises: KernelError under "require", where the answer would be no.
-    """
-    if _policy == "off" or (_policy == "auto" and isinstance(array, np.ndarray)):
-        return False
-    dtype, known = array.dtype.name, kernel_dtypes(op)
-    if not refused and dtype not in known:
-        refused = f"{dtype} (there are kernels for: {', '.join(sorted(known)) or 'nothing'})"
-    if refused and _policy == "require":
-        raise KernelError(f'{op}: no kernel for {refused}; use_kernels("auto") would compute it by the formula')
-    return not refused
+from minillm.errors import DeviceError, DtypeError, InputError, MinillmError, ShapeError, did_you_mean
 
 
 @functools.cache

@@ -1,18 +1,32 @@
-"""The graph that operations leave behind, and the walk through it: nodes in reverse, gradients to the leaves.
+"""The graph that operations leave behind, and the backward walk through it: nodes in reverse, gradients to the leaves.
 
 Reverse mode, in one paragraph. Let L be the scalar at the end and dX short for dL/dX. A node computed y = f(x1, x2).
 By the chain rule dx_i = (dy/dx_i)^T dy: the walk maps dy to all dx_i. If x1 went into several operations, dx1 is the
 sum of what each returns, so a node may run only when every one of its consumers has (a topological order). The order
-is found by counting consumers, without recursion, so depth is limited by memory alone.
+is found by counting consumers, without recursion, so depth is limited by memory alone. The core of it, for nodes that
+have one output and are given in the order in which they ran:
+
+    gradient = {root: dL_droot}
+    for node in reversed(nodes):
+        dy = gradient.pop(node, None)
+        if dy is None:
+            continue  # L does not depend on it
+        for x, dx in zip(node.inputs, node.backward(dy, node.saved)):
+            gradient[x] = gradient[x] + dx if x in gradient else dx
+
+`run_backward` below elaborates it: it finds the order, frees what is used up, adds in place where nobody else holds the
+array, and delivers to the leaves' `grad`. One line, in `_node_backward`, calls every operation's backward: a breakpoint
+there with the condition `node.scope == "h.0.ln_2"` stops at any of them.
 
 Several threads may walk at once and meet in a leaf. A gradient is added to a leaf under one lock; an operation that
-writes a leaf's gradient itself (see Op.writes_into) claims the leaf while it does, and where another thread holds the
+writes a leaf's gradient itself (see engine.Pair) claims the leaf while it does, and where another thread holds the
 claim it makes an array of its own, which is added when the leaf is free.
 """
 
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterable
 from threading import get_ident
 from types import CodeType
@@ -30,7 +44,7 @@ Tensor = Any  # an autograd.Tensor, which is built on this file
 
 
 class Into(NamedTuple):
-    """Where a leaf's gradient goes, for an operation that can write it there itself (see Op.writes_into).
+    """Where a leaf's gradient goes, for an operation that can write it there itself (see engine.Pair).
 
     With `add` the array already holds a gradient to add to; without, its contents mean nothing and are overwritten.
     """
@@ -65,24 +79,26 @@ class Node:
         "edges",
         "hooks",
         "input_shapes",
+        "multiple_outputs",
         "op",
         "output_shapes",
         "saved",
         "scope",
-        "several",
         "watchers",
         "where",
+        "writes_into",
     )
 
-    def __init__(self, op, backward, saved, edges, input_shapes, constants, outputs, several, where):
+    def __init__(self, op, backward, writes_into, saved, edges, input_shapes, constants, outputs, where):
         self.op: Op = op
         self.backward: Callable = backward
+        self.writes_into: bool = writes_into
         self.saved: Any = saved
         self.edges: Any = edges  # None once a backward has used and released the node
         self.input_shapes: tuple = input_shapes
         self.constants: list = constants
-        self.output_shapes: tuple = tuple([y.shape for y in outputs]) if several else (outputs.shape,)
-        self.several: bool = several
+        self.multiple_outputs: bool = type(outputs) is tuple
+        self.output_shapes: tuple = tuple([y.shape for y in outputs]) if self.multiple_outputs else (outputs.shape,)
         self.where: tuple[CodeType, int] = where
         self.scope: str = state.scope
         self.watchers: list | None = None  # (output index, weak reference to a tensor with retain_grad)
@@ -101,6 +117,23 @@ class Node:
 
     def __repr__(self) -> str:
         return f"Node({self.describe()})"
+
+
+class Backward:
+    """One backward that has ended: its node, the gradients that reached it and those that it returned, its seconds.
+
+    `douts` has one gradient per output, None for an output that no gradient reached; `dinputs` one per input.
+    """
+
+    __slots__ = ("dinputs", "douts", "node", "op", "scope", "seconds")
+
+    def __init__(self, node: Node, douts: list, dinputs: tuple, seconds: float):
+        self.node = node
+        self.op: Op = node.op
+        self.scope = node.scope
+        self.douts = douts
+        self.dinputs = dinputs
+        self.seconds = seconds
 
 
 class Hook:
@@ -254,16 +287,17 @@ def _node_backward(node: Node, douts: list, wanted: dict | None) -> Any:
     else:  # nothing reached this node, but its parents still wait for its word
         return [None] * len(edges)
     _check_versions(node)
-    dout = tuple(douts) if node.several else douts[0]
+    dout = tuple(douts) if node.multiple_outputs else douts[0]
     claimed: list[int] = []  # inputs
     try:
-        if node.op.writes_into:
+        arguments: tuple = (dout, node.saved)
+        if node.writes_into:
             into: list[Into | None] = [None] * len(edges)
             if wanted is None:
                 _claim(edges, claimed, into)
-            dinputs = node.backward(dout, node.saved, tuple(into))
-        else:
-            dinputs = node.backward(dout, node.saved)
+            arguments = (dout, node.saved, tuple(into))
+        started = time.perf_counter() if state.observers else 0.0
+        dinputs = node.backward(*arguments)  # the line that calls every backward
         if type(dinputs) is not tuple or len(dinputs) != len(edges):
             raise GraphError(
                 f"backward of {node.op.name}: returned {dinputs if type(dinputs) is not tuple else len(dinputs)} for "
@@ -275,6 +309,11 @@ def _node_backward(node: Node, douts: list, wanted: dict | None) -> Any:
                     f"backward of {node.op.name}: the gradient of input {position} has shape {dinput.shape}, but the "
                     f"input has shape {shape}; sum over the broadcast axes"
                 )
+        if state.observers:
+            call = Backward(node, douts, dinputs, time.perf_counter() - started)
+            for observer in state.observers:
+                if observer.on_backward is not None:
+                    observer.on_backward(call)
         if not claimed:
             return dinputs
         dinputs = list(dinputs)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from minillm.backend import Array, as_rows
-from minillm.kernels import WARP, get_kernel
+from minillm.cuda import WARP, get_kernel
 
 SUMMED_ROWS = 512  # of a block that adds up its rows 32 at a time, at most
 THREADS = 256  # of a block that takes elements as they come

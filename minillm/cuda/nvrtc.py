@@ -8,8 +8,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from minillm.kernels.cache import appearing, cache_file
-from minillm.kernels.source import KernelError, Source, compile_error, kernel_files, read_source
+from minillm.cuda.cache import appearing, cache_file
+from minillm.cuda.source import KernelError, Source, compile_error, kernel_files, read_source
 
 CUDA_OPTIONS = ("--std=c++17", "-lineinfo")  # of every compile for a GPU
 ARCHITECTURES = ("sm_75", "sm_80", "sm_86", "sm_89", "sm_90", "sm_100")
