@@ -49,7 +49,7 @@ def _replaced(owner: Any, steps: list[str], new: Module) -> Any:
         return new
     inside, step = unwrap(owner), steps[0]
     if not isinstance(inside, (list, tuple, dict, ModuleList)):
-        setattr(inside, step, _replaced(getattr(inside, step), steps[1:], new))
+        vars(inside)[step] = _replaced(vars(inside)[step], steps[1:], new)
         return owner
     key: Any = step if isinstance(inside, dict) else int(step)
     changed = _replaced(inside[key], steps[1:], new)
