@@ -32,10 +32,8 @@ FLOORS = {  # the longest name that fits counts
     "minillm.backward": 2,
     "minillm.cuda": 2,
     "minillm.cuda.adamw": 4,
-    "minillm.cuda.embedding": 6,  # shares two functions with the CPU's pair
     "minillm.cuda.global_norm": 4,
     "minillm.cuda.launch": 3,
-    "minillm.cuda.linear": 5,
     "minillm.engine": 3,
     "minillm.fast": 5,
     "minillm.fast.adamw": 4,
@@ -84,6 +82,8 @@ SHARED = {
     "minillm.ops.gelu",
     "minillm.ops.index",
     "minillm.cuda.launch",
+    "minillm.ops.layernorm",
+    "minillm.ops.log_softmax",
     "minillm.ops.rearrange",
     "minillm.ops.reduce",
     "minillm.ops.shape",
@@ -106,6 +106,7 @@ TOGETHER = {
     "minillm.tokenizers",
     "minillm.cuda",
     "minillm.data",
+    "minillm.fast",
     "minillm.optim",
     "minillm.training",
     "minillm.parallel",
@@ -113,6 +114,7 @@ TOGETHER = {
     "minillm.study",
     "minillm.commands",
 }  # one subject in several files
+CUDA_PAIR = 6  # the floor of `minillm.cuda.<operation>`, above the plain and the fast pair
 TRAINERS = ("tokenizers.bpe", "tokenizers.unigram_train", "tokenizers.wordpiece")  # show how far they are
 # Packages that are not Python's own, and where each may be imported. All but numpy and regex only when they are needed.
 FOREIGN = {
@@ -234,6 +236,8 @@ def within(module: str, folder: str) -> bool:
 def floor(module: str) -> int:
     if module == "minillm":
         return FLOORS["minillm"]
+    if module.startswith("minillm.cuda.") and module.replace(".cuda.", ".ops.") in FILES:
+        return CUDA_PAIR
     places = [name for name in FLOORS if name != "minillm" and within(module, name)]
     assert places, f"{module} has no floor yet: give it one in FLOORS"
     return FLOORS[max(places, key=len)]
