@@ -21,7 +21,7 @@ import numpy as np
 import minillm
 from minillm import random
 from minillm.autograd import no_grad
-from minillm.backend import tuned_process
+from minillm.tuning import tuned_process
 from minillm.data import mask_tokens, permute_tokens, sentence_pairs, split_text
 from minillm.models.bert import BertConfig, BertForPreTraining
 from minillm.models.roberta import RobertaConfig, RobertaForMaskedLM

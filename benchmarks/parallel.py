@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
-from minillm import backend
+from minillm import backend, tuning
 from minillm.models.gpt2 import GPT2, GPT2Config
 from minillm.optim import AdamW
 from minillm.parallel.launch import launch

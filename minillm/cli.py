@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.table import Column, Table
 
 from minillm import __version__
-from minillm.backend import tuned_process
+from minillm.tuning import tuned_process
 from minillm.console import (
     PIPE_CLOSED,
     abandon_output,

@@ -429,13 +429,26 @@ def hollow(seen: Seen) -> Iterator[None]:
         def first(start: int, stop: int) -> None:
             formula(slice(start, min(start + block, stop)))
 
-        if array.nbytes < backend.PARALLEL_BYTES:
+        if array.nbytes < backend.cutting.parallel_bytes:
             first(0, len(array))
         else:
             run_parts(first, len(array))
 
+    def first_sums(formula: Callable, array: Array) -> tuple[Array, ...]:
+        sums: dict[int, tuple[Array, ...]] = {}
+        rows, count = len(array), backend.sum_blocks(array.nbytes)
+
+        def first(start: int, stop: int) -> None:
+            sums[start] = formula(slice(rows * start // count, rows * (start + 1) // count))
+
+        if array.nbytes < backend.cutting.parallel_bytes:
+            first(0, count)
+        else:
+            run_parts(first, min(count, backend.cutting.threads))
+        return sums[0]
+
     def first_parts(function: Callable, count: int) -> None:
-        run_parts(function, min(count, backend.threads))
+        run_parts(function, min(count, backend.cutting.threads))
 
     def last_queries(*sizes: Any) -> Iterator[tuple[slice, int]]:
         yield list(query_blocks(*sizes))[-1]
@@ -443,6 +456,7 @@ def hollow(seen: Seen) -> Iterator[None]:
     stand_ins: dict[Any, Callable] = {
         backend.matmuls: no_products,
         backend.row_blocks: first_rows,
+        backend.sum_over_blocks: first_sums,
         backend.parallel: first_parts,
         query_blocks: last_queries,
     }

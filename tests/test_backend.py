@@ -24,17 +24,15 @@ ATTENTION = sys.modules["minillm.ops.attention"]
 
 @pytest.fixture
 def three_threads(monkeypatch):
-    monkeypatch.setattr(backend, "threads", 3)
+    monkeypatch.setattr(backend, "cutting", backend.cutting._replace(threads=3))
 
 
 @pytest.fixture
 def finely_cut(monkeypatch):
     """Blocks and threads on arrays of a few elements: a block is a row or two, everything goes to the pool."""
-    monkeypatch.setattr(backend, "threads", 2)
+    monkeypatch.setattr(backend, "cutting", backend.cutting._replace(threads=2))
     monkeypatch.setattr(backend, "CACHE_BYTES", 64)
-    monkeypatch.setattr(backend, "PARALLEL_BYTES", 0)
-    monkeypatch.setattr(backend, "PARALLEL_FLOPS", 0)
-    monkeypatch.setattr(backend, "_blas_is_single", True)
+    monkeypatch.setattr(backend, "cutting", backend.cutting._replace(parallel_bytes=0, parallel_flops=0, blas_threads=1))
     monkeypatch.setattr(ATTENTION, "QUERY_BLOCK", 2)
     monkeypatch.setattr(ATTENTION, "SCORE_BYTES", 64)
 
@@ -45,12 +43,12 @@ def finely_cut(monkeypatch):
 @settings(max_examples=60, deadline=None)
 @given(st.integers(0, 40), st.integers(1, 5))
 def test_ranges_cover_everything_once(count, threads):
-    before, backend.threads = backend.threads, threads
+    before, backend.cutting = backend.cutting, backend.cutting._replace(threads=threads)
     try:
         ranges = []
         backend.parallel(lambda start, stop: ranges.append((start, stop)), count)
     finally:
-        backend.threads = before
+        backend.cutting = before
     ranges.sort()
     assert [i for start, stop in ranges for i in range(start, stop)] == list(range(count))
     assert len(ranges) == max(1, min(threads, count))
@@ -165,7 +163,7 @@ def test_workers_keep_nothing_alive(three_threads):
 
 
 def test_one_thread_stays_on_the_calling_thread(monkeypatch):
-    monkeypatch.setattr(backend, "threads", 1)
+    monkeypatch.setattr(backend, "cutting", backend.cutting._replace(threads=1))
     seen = []
     backend.parallel(lambda start, stop: seen.append((start, stop, threading.get_ident())), 9)
     assert seen == [(0, 9, threading.get_ident())]
@@ -197,9 +195,9 @@ def test_a_forked_process_makes_its_own_threads(three_threads):
 @given(st.integers(0, 50), st.integers(0, 500), st.integers(1, 3), st.sampled_from([64, 1000]), st.booleans())
 def test_blocks_cover_all_rows_once_and_fit_the_cache(rows, row_bytes, threads, cache, always_parallel):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(backend, "threads", threads)
+        patch.setattr(backend, "cutting", backend.cutting._replace(threads=threads))
         patch.setattr(backend, "CACHE_BYTES", cache)
-        patch.setattr(backend, "PARALLEL_BYTES", 0 if always_parallel else 10**9)
+        patch.setattr(backend, "cutting", backend.cutting._replace(parallel_bytes=0 if always_parallel else 10**9))
         blocks = []
         backend.row_blocks(blocks.append, np.empty((rows, row_bytes), np.uint8))
     blocks.sort(key=lambda block: block.start)
@@ -223,7 +221,7 @@ def test_large_arrays_use_every_thread(three_threads):
             first.seen = True
             together.wait()
 
-    backend.row_blocks(block, np.empty((3000, backend.PARALLEL_BYTES // 1000), np.uint8))
+    backend.row_blocks(block, np.empty((3000, backend.cutting.parallel_bytes // 1000), np.uint8))
 
 
 @pytest.mark.parametrize("shape", [(1,), (7,), (1, 1), (3, 65), (2, 0, 4), (0, 3), (2, 3, 4, 5)])
@@ -241,9 +239,9 @@ def test_row_max(shape, dtype, rng):
 @pytest.mark.parametrize("threads", [1, 2, 3])
 @pytest.mark.parametrize("rows", [0, 1, 7, 64])
 def test_sums_over_blocks_are_the_sums(rows, threads, monkeypatch, rng):
-    monkeypatch.setattr(backend, "threads", threads)
+    monkeypatch.setattr(backend, "cutting", backend.cutting._replace(threads=threads))
     monkeypatch.setattr(backend, "CACHE_BYTES", 64)
-    monkeypatch.setattr(backend, "PARALLEL_BYTES", 0)
+    monkeypatch.setattr(backend, "cutting", backend.cutting._replace(parallel_bytes=0))
     x = rng.normal(size=(rows, 5))
 
     def sums(block):
@@ -318,12 +316,11 @@ def test_matmul_keeps_and_promotes_dtypes(finely_cut):
 
 
 def test_matmul_is_left_whole_while_the_blas_has_its_threads(monkeypatch, rng):
-    monkeypatch.setattr(backend, "PARALLEL_FLOPS", 0)
+    monkeypatch.setattr(backend, "cutting", backend.cutting._replace(parallel_flops=0))
     monkeypatch.setattr(backend, "parallel", None)  # calling it would fail
     a = rng.normal(size=(4, 4))
     np.testing.assert_array_equal(backend.matmul(a, a), a @ a)
-    monkeypatch.setattr(backend, "_blas_is_single", True)
-    monkeypatch.setattr(backend, "PARALLEL_FLOPS", 1e9)
+    monkeypatch.setattr(backend, "cutting", backend.cutting._replace(blas_threads=1, parallel_flops=1e9))
     np.testing.assert_array_equal(backend.matmul(a, a), a @ a)
 
 
@@ -377,8 +374,7 @@ def test_dropout_on_threads(monkeypatch, rng):
     x = rng.normal(size=(50, 1000))
     results = []
     for threads in (1, 2):
-        monkeypatch.setattr(backend, "threads", threads)
-        monkeypatch.setattr(backend, "PARALLEL_BYTES", 0)
+        monkeypatch.setattr(backend, "cutting", backend.cutting._replace(threads=threads, parallel_bytes=0))
         random.manual_seed(3)
         leaf = Tensor(x, requires_grad=True)
         y = ops.dropout(leaf, 0.3)

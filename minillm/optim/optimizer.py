@@ -180,7 +180,7 @@ class Optimizer:
                         for chunk, steps in pieces[start:stop]:
                             self._update_masters(*group.parts(chunk), steps=steps, **options)
 
-                if group.data.nbytes < backend.PARALLEL_BYTES:
+                if group.data.nbytes < backend.cutting.parallel_bytes:
                     update(0, len(pieces))
                 else:
                     backend.parallel(update, len(pieces))
