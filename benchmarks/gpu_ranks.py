@@ -260,14 +260,13 @@ def quiet_trainer(job: Job) -> Any:
     """
     name = "minillm.training.display"
     sys.modules.setdefault(name, SimpleNamespace(Display=Quiet))  # type: ignore[arg-type]
-    from minillm import backend
     from minillm.training import trainer
     from minillm.training.run import Run
 
     trainer.Display, Run.plot = Quiet, lambda run: run.folder  # type: ignore[assignment, misc]
     missing = [package for package in ("threadpoolctl", "safetensors") if importlib.util.find_spec(package) is None]
     if "threadpoolctl" in missing:
-        backend.tuned_process = contextlib.nullcontext  # type: ignore[assignment]
+        trainer.tuned_process = contextlib.nullcontext  # type: ignore[assignment, misc]
     if "safetensors" in missing:
         trainer.save_checkpoint, trainer.load_checkpoint = save_pickle, load_pickle
     if missing:

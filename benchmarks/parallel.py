@@ -1,7 +1,7 @@
 """Many ranks on one machine: `python benchmarks/parallel.py [--out benchmarks/results/parallel.md]`.
 
 Two tables of bytes and memory, measured and by formula, for 2 and 4 ranks; the time of a step in every way of dividing
-it, measured and predicted by minillm/parallel/projection.py from constants that the same run measures; and the speed of
+it, measured and predicted by minillm/study/this_machine.py from constants that the same run measures; and the speed of
 data parallel in two processes, of one thread each, beside one process of two threads.
 
 The last is measured in one pair of processes: in each round the first trains alone, on two threads, while the second
@@ -19,14 +19,14 @@ from pathlib import Path
 
 import numpy as np
 
-from minillm import backend, tuning
 from minillm.models.gpt2 import GPT2, GPT2Config
 from minillm.optim import AdamW
 from minillm.parallel.launch import launch
 from minillm.parallel.mesh import Mesh, ParallelModel
-from minillm.parallel.projection import measured_run, time_table, told
+from minillm.study.this_machine import measured_run, time_table, told
 from minillm.training.config import preset
 from minillm.training.trainer import accumulate_gradients
+from minillm.tuning import cut_by, own_threads, tuned_process
 
 CONFIGS = {  # model and batch: those of the presets, without dropout
     "nano": (GPT2Config.preset("nano"), 8),
@@ -68,12 +68,12 @@ def compare(communicator, config, batch, rounds, steps):
         return (time.perf_counter() - start) / steps
 
     found = []
-    with backend.tuned_process():
+    with tuned_process():
         for _ in range(1 + rounds):  # the first to warm up
-            backend.threads = communicator.size
-            one = timed(train_alone if communicator.rank == 0 else lambda: None)
-            backend.threads = 1
-            found.append((one, timed(train_together)))
+            with cut_by(own_threads(communicator.size)):
+                one = timed(train_alone if communicator.rank == 0 else lambda: None)
+            with cut_by(own_threads(1)):
+                found.append((one, timed(train_together)))
     return found[1:]
 
 

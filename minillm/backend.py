@@ -10,8 +10,8 @@ shorter is done sooner where it is. `cutting` holds the numbers that decide it, 
 Cutting changes no result of this project's own code: sums over rows are always cut in the same places and added in the
 same order. A BLAS may round a part of a matrix product otherwise than the whole, in the last bit.
 
-`MINILLM_THREADS=1` keeps everything on the calling thread. On a GPU nothing is cut: `row_blocks` calls its formula once,
-with all rows, and `matmul` asks cuBLAS (see device.py).
+`MINILLM_THREADS=1` keeps everything on the calling thread. On a GPU nothing is cut: `row_blocks` calls its formula
+once, with all rows, and `matmul` asks cuBLAS (see device.py).
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from minillm.device import Array, gemm, is_device, is_on_gpu
 from minillm.errors import DtypeError
 
 CACHE_BYTES = 768 * 1024  # of one array in a block: with fewer, threads spend their time handing each other the lock
-SUM_BYTES = 512 * 1024  # an array of this size or more is summed in two blocks at least, whether threads share it or not
+SUM_BYTES = 512 * 1024  # an array of this size is summed in two blocks at least, whether threads share it or not
 
 
 class Cutting(NamedTuple):
@@ -179,7 +179,7 @@ def sum_over_blocks(formula: Callable[[slice], tuple[Array, ...]], array: Array)
 
 
 def sum_blocks(size: int) -> int:
-    """Into how many blocks an array of so many bytes is cut: a power of two, which most numbers of threads can share."""
+    """Number of blocks in which an array of so many bytes is summed: a power of two, which threads can share evenly."""
     fit_the_cache = -(-size // CACHE_BYTES)
     return max(1 << (fit_the_cache - 1).bit_length() if fit_the_cache else 1, 2 if size >= SUM_BYTES else 1)
 

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
-import subprocess
 import sys
-import textwrap
 import threading
 import weakref
 
@@ -17,7 +15,9 @@ from hypothesis import strategies as st
 
 from minillm import backend, ops, random
 from minillm.autograd import Tensor
-from minillm.gradcheck import CASES, run_cases
+from minillm.backend import Cutting
+from minillm.study.cases import CASES
+from minillm.study.gradcheck import run_cases
 
 ATTENTION = sys.modules["minillm.ops.attention"]
 
@@ -30,9 +30,8 @@ def three_threads(monkeypatch):
 @pytest.fixture
 def finely_cut(monkeypatch):
     """Blocks and threads on arrays of a few elements: a block is a row or two, everything goes to the pool."""
-    monkeypatch.setattr(backend, "cutting", backend.cutting._replace(threads=2))
     monkeypatch.setattr(backend, "CACHE_BYTES", 64)
-    monkeypatch.setattr(backend, "cutting", backend.cutting._replace(parallel_bytes=0, parallel_flops=0, blas_threads=1))
+    monkeypatch.setattr(backend, "cutting", Cutting(2, 1, parallel_bytes=0, parallel_flops=0))
     monkeypatch.setattr(ATTENTION, "QUERY_BLOCK", 2)
     monkeypatch.setattr(ATTENTION, "SCORE_BYTES", 64)
 
@@ -254,6 +253,27 @@ def test_sums_over_blocks_are_the_sums(rows, threads, monkeypatch, rng):
     np.testing.assert_array_equal(again[0], first)  # always in the order of the rows
 
 
+@pytest.mark.parametrize("shape", [(1300, 100), (700, 300), (7, 50_000), (3000, 333)])
+def test_sums_over_blocks_are_the_same_bits_however_work_is_cut(shape, monkeypatch, rng):
+    """On 520 KB to 4 MB, around every size at which something changes."""
+    x = rng.normal(size=shape).astype(np.float32)
+    results = []
+    for cutting in (Cutting(1), Cutting(2), Cutting(3, 1), Cutting(2, 2, 10**9), Cutting(5, 1, 0, 0)):
+        monkeypatch.setattr(backend, "cutting", cutting)
+        results.append(backend.sum_over_blocks(lambda rows: (x[rows].sum(axis=0, dtype=np.float32),), x)[0])
+    for result in results:
+        np.testing.assert_array_equal(result, results[0])
+    np.testing.assert_allclose(results[0], x.sum(axis=0, dtype=np.float64), rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("size", "count"),
+    [(0, 1), (1, 1), (512 * 1024 - 1, 1), (512 * 1024, 2), (1536 * 1024, 2), (1536 * 1024 + 1, 4), (10 << 20, 16)],
+)
+def test_the_size_of_an_array_says_in_how_many_blocks_it_is_summed(size, count):
+    assert backend.sum_blocks(size) == count
+
+
 @pytest.mark.parametrize(
     ("shape", "expected"),
     [
@@ -383,43 +403,7 @@ def test_dropout_on_threads(monkeypatch, rng):
     np.testing.assert_array_equal(results[0], results[1])
 
 
-# --- settings of the process ---------------------------------------------------------------------------------------
-
-
-def test_tuned_process_sets_the_blas_and_restores_it():
-    """In a process of its own: what it tells the allocator cannot be taken back."""
-    program = """
-        import numpy as np
-        from threadpoolctl import threadpool_info
-        from minillm import backend
-
-        def blas_threads():
-            return {pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"}
-
-        a = np.ones((300, 300))
-        before = blas_threads()
-        assert not backend._blas_is_single
-        for fails in (False, True):
-            try:
-                with backend.tuned_process():
-                    assert backend._blas_is_single
-                    assert blas_threads() <= {1}, blas_threads()
-                    with backend.tuned_process():
-                        pass
-                    assert backend._blas_is_single
-                    assert (backend.matmul(a, a) == 300).all()
-                    if fails:
-                        raise KeyError
-            except KeyError:
-                pass
-            assert not backend._blas_is_single
-            assert blas_threads() == before
-        print("done")
-    """
-    result = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(program)], capture_output=True, text=True, check=False
-    )
-    assert result.stdout == "done\n", result.stderr
+# --- the number of threads -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("value", "expected"), [("1", 1), ("7", 7)])

@@ -3,7 +3,7 @@
 Two kinds of wrong backwards. The first changes the gradient of one input after the right one was computed: its sign,
 its scale, its order, an element, a missing sum. The second edits the source of the backward: each term of each sum,
 each factor of each product is dropped in turn, each sign flipped. A mutant counts as caught when any case of its
-operation in `minillm.gradcheck` fails.
+operation in `minillm.study.cases` fails.
 """
 
 from __future__ import annotations
@@ -20,13 +20,14 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import pytest
 
-from minillm import gradcheck, ops, random
+from minillm import ops, random
+from minillm.study.cases import CASES
 from minillm.testing import check_gradients
 
 
 @functools.cache
 def cases_of(op: str) -> list[tuple[Callable, tuple]]:
-    return [(case.fn, case.make_arrays(np.random.default_rng(0))) for case in gradcheck.CASES if case.op == op]
+    return [(case.fn, case.make_arrays(np.random.default_rng(0))) for case in CASES if case.op == op]
 
 
 def is_caught(op: str) -> bool:

@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from minillm import backend, random
+from minillm import random
 from minillm.autograd import no_grad
 from minillm.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from minillm.data import Batches, Tokens, open_tokens, read_text, split_text
@@ -43,6 +43,7 @@ from minillm.training.config import TrainConfig
 from minillm.training.display import Display
 from minillm.training.history import learning_rate_of_format_1
 from minillm.training.run import Run, check_free
+from minillm.tuning import tuned_process
 
 
 class Corpus(NamedTuple):
@@ -110,7 +111,7 @@ def train(config: TrainConfig, resume: Path | None = None, communicator: Communi
 
     uploads = Uploads(config.device)
     shown = Display(run, weights, corpus, state, config) if leads else contextlib.nullcontext()
-    with backend.tuned_process(), StopRequest() as stop, quiet(), shown as display:
+    with tuned_process(), StopRequest() as stop, quiet(), shown as display:
         last = state.step >= config.steps
         while not last:
             started = time.perf_counter()
