@@ -148,9 +148,14 @@ def test_one_way_alone_keeps_everything_on_one_thread() -> None:
 
 def test_cut_by_restores_what_was() -> None:
     before = backend.cutting
-    with pytest.raises(KeyError), cut_by(Cutting(5, 1)):
-        assert backend.cutting == Cutting(5, 1)
-        raise KeyError
+
+    def fails() -> None:
+        with cut_by(Cutting(5, 1)):
+            assert backend.cutting == Cutting(5, 1)
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        fails()
     assert backend.cutting == before
 
 
