@@ -622,10 +622,10 @@ def test_on_a_gpu_the_host_waits_for_nothing_in_a_step(gpu: Any, division: str) 
     ids = gpu.asarray(np.random.default_rng(1).integers(0, 33, (4, 8)))
 
     def step() -> tuple[Any, Any]:
-        loss = parallel.accumulate_gradients(ids, ids, micro_batches=2)
+        loss = parallel.forward_backward(ids, ids, micro_batches=2)
         norm = optimizer.clip_grad_norm(1.0)
         optimizer.step()
-        parallel.publish()
+        parallel.sync_parameters()
         return loss, norm
 
     step()  # a pipeline asks once how many random numbers each stage takes
