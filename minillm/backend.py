@@ -46,8 +46,13 @@ class Cutting(NamedTuple):
     parallel_flops: int = 16_000_000  # and so does a smaller matrix product
 
 
+def core_count() -> int:
+    """Number of cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def _thread_count() -> int:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = core_count()
     asked = os.environ.get("MINILLM_THREADS", str(cores))
     if asked.isdigit() and int(asked) >= 1:
         return int(asked)

@@ -13,7 +13,7 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from minillm import backend
 from minillm.backend import Cutting
@@ -24,16 +24,27 @@ SLOWER = 1.1  # a way this many times as slow as the fastest is not tried again
 GAIN = 1.02  # the first way is kept unless another is this many times as fast
 
 
-class Trial(NamedTuple):
-    """The ways of cutting that were tried, and the one that was kept."""
+class Choice(NamedTuple):
+    """A way of cutting, by its name, and the ways that were tried before it was chosen."""
 
     name: str
     cutting: Cutting
-    seconds: dict[str, float]  # of a step, the median, for each way
+    seconds: dict[str, float]  # of a step, for each way that was tried: the median
 
     def __str__(self) -> str:
-        others = ", ".join(f"{name} {1e3 * s:.3g}" for name, s in self.seconds.items() if name != self.name)
-        return f"{self.name}, {1e3 * self.seconds[self.name]:.3g} ms a step (tried: {others} ms)"
+        if not self.seconds:
+            return self.name
+        others = ", ".join(f"{name} {1e3 * s:.3g} ms" for name, s in self.seconds.items() if name != self.name)
+        return f"{self.name}, {1e3 * self.seconds[self.name]:.3g} ms a step (others: {others})"
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON object with every field."""
+        return {"name": self.name, "cutting": self.cutting._asdict(), "seconds": self.seconds}
+
+    @classmethod
+    def from_json(cls, content: dict[str, Any]) -> Choice:
+        """The inverse of to_json."""
+        return cls(content["name"], Cutting(**content["cutting"]), content["seconds"])
 
 
 @contextlib.contextmanager
@@ -55,7 +66,7 @@ def tuned_process(cutting: Cutting | None = None) -> Iterator[None]:
         libc.mallopt(mmap_threshold, 1 << 30)
         libc.mallopt(trim_threshold, (1 << 31) - 1)
         libc.mallopt(top_pad, 64 << 20)
-    with cut_by(cutting or own_threads(backend.cutting.threads, measured_hand_over())):
+    with cut_by(cutting or own_choice().cutting):
         yield
 
 
@@ -92,28 +103,35 @@ def measured_hand_over(repeats: int = 9) -> float:
     return statistics.median(seconds)
 
 
-def own_threads(threads: int, hand_over: float = HAND_OVER, larger: int = 1) -> Cutting:
-    """Cut everything over our own threads, from sizes on that are proportional to the hand-over, times `larger`.
+def own_threads(threads: int, hand_over: float = HAND_OVER) -> Cutting:
+    """Cut everything over our own threads, from sizes on that are proportional to the hand-over.
 
     The hand-over counts in steps of a factor of two, so that the noise of a measurement seldom changes how work is cut.
     """
     steps = round(math.log2(max(hand_over, 1e-9) / HAND_OVER))
-    factor = 2.0 ** min(max(steps, -2), 5) * larger  # from 12 us, below which Python's own time counts, to 1.6 ms
+    factor = 2.0 ** min(max(steps, -2), 5)  # from 12 us, below which Python's own time counts, to 1.6 ms
     whole = Cutting(threads, blas_threads=1)
     return whole._replace(
         parallel_bytes=int(whole.parallel_bytes * factor), parallel_flops=int(whole.parallel_flops * factor)
     )
 
 
-def ways_of_cutting(threads: int, hand_over: float) -> dict[str, Cutting]:
-    """The ways that `fastest_way` tries, each with a name; the first holds where nothing is tried."""
-    own = own_threads(threads, hand_over)
-    ways = {f"{threads} own threads": own}
+def own_choice(threads: int | None = None) -> Choice:
+    """Our own threads, as many as given or as hold now, from the sizes on that this machine's hand-over gives."""
+    threads = threads or backend.cutting.threads
+    with cut_by(own_threads(threads)):
+        return Choice(f"{threads} own threads", own_threads(threads, measured_hand_over()), {})
+
+
+def ways_of_cutting(own: Choice) -> dict[str, Cutting]:
+    """The ways that `fastest_way` tries, each with a name; the first is the one that holds where nothing is tried."""
+    threads, _, parallel_bytes, parallel_flops = own.cutting
+    ways = {own.name: own.cutting}
     if threads > 1:
         ways |= {
-            f"{threads} own threads for large tasks alone": own_threads(threads, hand_over, larger=4),
-            f"{threads} threads of the BLAS for matrix products, and our own": own._replace(blas_threads=threads),
-            f"{threads} threads of the BLAS for matrix products alone": Cutting(1, blas_threads=threads),
+            f"{threads} own threads for large tasks": Cutting(threads, 1, 4 * parallel_bytes, 4 * parallel_flops),
+            f"{threads} own threads, the BLAS's for products": own.cutting._replace(blas_threads=threads),
+            f"{threads} threads of the BLAS alone": Cutting(1, blas_threads=threads),
             "one thread": own_threads(1),
         }
     return ways
@@ -124,7 +142,7 @@ def fastest_way(
     ways: dict[str, Cutting],
     rounds: int,
     clock: Callable[[], float] = time.perf_counter,
-) -> Trial:
+) -> Choice:
     """Time `step` under each way in turn, `rounds` times, and keep the way with the least median.
 
     The ways take turns, so that other work on the machine meets all alike. From the third round on, only those that
@@ -147,4 +165,4 @@ def fastest_way(
             break
     first, best = next(iter(ways)), min(left, key=medians.__getitem__)
     kept = best if medians[first] > GAIN * medians[best] else first
-    return Trial(kept, ways[kept], medians)
+    return Choice(kept, ways[kept], medians)

@@ -5,6 +5,7 @@ No test asserts a time: the clock and the hand-over are given.
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import textwrap
@@ -14,7 +15,12 @@ import pytest
 
 from minillm import backend, tuning
 from minillm.backend import Cutting
-from minillm.tuning import Trial, cut_by, fastest_way, own_threads, tuned_process, ways_of_cutting
+from minillm.tuning import Choice, cut_by, fastest_way, own_threads, tuned_process, ways_of_cutting
+
+
+def own(threads: int, hand_over: float = 50e-6) -> Choice:
+    return Choice(f"{threads} own threads", own_threads(threads, hand_over), {})
+
 
 # --- sizes by the hand-over ----------------------------------------------------------------------------------------
 
@@ -33,7 +39,8 @@ def test_sizes_have_bounds() -> None:
 
 
 def test_fewer_larger_tasks_have_larger_sizes() -> None:
-    assert own_threads(3, 100e-6, larger=4) == Cutting(3, 1, 4 << 20, 128_000_000)
+    ways = ways_of_cutting(own(3, 100e-6))
+    assert ways["3 own threads for large tasks"] == Cutting(3, 1, 4 << 20, 128_000_000)
 
 
 def test_the_hand_over_is_the_median_of_calls_to_every_thread(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -102,16 +109,16 @@ def planted(hand_over: float):
 
 @pytest.mark.parametrize(
     ("hand_over", "expected"),
-    [(10e-6, "2 own threads"), (100e-6, "2 threads of the BLAS for matrix products, and our own")],
+    [(10e-6, "2 own threads"), (100e-6, "2 own threads, the BLAS's for products")],
 )
 def test_a_slow_hand_over_leads_to_another_way(hand_over: float, expected: str) -> None:
     machine = Machine(planted(hand_over))
-    ways = ways_of_cutting(2, hand_over)
-    trial = fastest_way(machine.step, ways, rounds=5, clock=machine.clock)
-    assert trial.name == expected
-    assert trial.cutting == ways[expected]
-    best = min(trial.seconds.values())
-    assert trial.seconds[expected] <= tuning.GAIN * best
+    ways = ways_of_cutting(own(2, hand_over))
+    choice = fastest_way(machine.step, ways, rounds=5, clock=machine.clock)
+    assert choice.name == expected
+    assert choice.cutting == ways[expected]
+    best = min(choice.seconds.values())
+    assert choice.seconds[expected] <= tuning.GAIN * best
     assert set(machine.steps[1:6]) == set(ways.values())  # after one to warm up, each had its turn
 
 
@@ -125,21 +132,22 @@ def test_the_first_way_stays_where_another_is_hardly_faster() -> None:
 def test_slow_ways_are_dropped_and_one_that_is_left_ends_the_trial() -> None:
     ways = {"a": Cutting(2, 1), "b": Cutting(1, 1), "c": Cutting(3, 1)}
     machine = Machine(lambda cutting: {2: 1.0, 1: 1.05, 3: 5.0}[cutting.threads])
-    trial = fastest_way(machine.step, ways, 4, machine.clock)
+    choice = fastest_way(machine.step, ways, 4, machine.clock)
     assert [cutting.threads for cutting in machine.steps[1:]] == [2, 1, 3, 2, 1, 3, 2, 1, 2, 1]
-    assert trial == Trial("a", ways["a"], {"a": 1.0, "b": 1.05, "c": 5.0})
-    assert str(trial) == "a, 1e+03 ms a step (tried: b 1.05e+03, c 5e+03 ms)"
+    assert (choice.name, choice.cutting, choice.seconds) == ("a", ways["a"], pytest.approx({"a": 1, "b": 1.05, "c": 5}))
+    assert str(choice) == "a, 1e+03 ms a step (others: b 1.05e+03 ms, c 5e+03 ms)"
+    assert Choice.from_json(json.loads(json.dumps(choice.to_json()))) == choice
     machine = Machine(lambda cutting: {2: 1.0, 1: 2.0, 3: 5.0}[cutting.threads])
     fastest_way(machine.step, ways, 4, machine.clock)
     assert len(machine.steps) == 1 + 6
 
 
 def test_on_one_thread_there_is_one_way() -> None:
-    assert list(ways_of_cutting(1, 1e-4).values()) == [own_threads(1, 1e-4)]
+    assert list(ways_of_cutting(own(1)).values()) == [own_threads(1)]
 
 
 def test_one_way_alone_keeps_everything_on_one_thread() -> None:
-    ways = ways_of_cutting(4, 50e-6)
+    ways = ways_of_cutting(own(4))
     assert {(cutting.threads, cutting.blas_threads) for cutting in ways.values()} == {(4, 1), (4, 4), (1, 4), (1, 1)}
 
 
@@ -199,7 +207,7 @@ def test_tuned_process_sets_the_blas_and_restores_it() -> None:
     assert result.stdout == "done\n", result.stderr
 
 
-@pytest.mark.parametrize("name", list(ways_of_cutting(2, 50e-6)))
+@pytest.mark.parametrize("name", list(ways_of_cutting(own(2))))
 def test_every_way_computes_a_training_step(name: str) -> None:
     """Loss and gradients on arrays above every size that decides, against one thread; the bits of sums are the same."""
     from minillm import ops, random
@@ -227,7 +235,7 @@ def test_every_way_computes_a_training_step(name: str) -> None:
 
     with cut_by(own_threads(1)):
         expected = results()
-    with cut_by(ways_of_cutting(2, 50e-6)[name]):
+    with cut_by(ways_of_cutting(own(2))[name]):
         found = results()
     for key, array in expected.items():
         if key.startswith("layer_norm"):
