@@ -89,6 +89,7 @@ SHARED = {
     "minillm.models.llama_config",
     "minillm.models.rotary",
     "minillm.parallel.communicator",
+    "minillm.parallel.launch",
     "minillm.parallel.mesh",
     "minillm.parallel.recompute",
 }
