@@ -19,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
+from minillm.backend import cut_by
 from minillm.models.gpt2 import GPT2, GPT2Config
 from minillm.optim import AdamW
 from minillm.parallel.launch import launch
@@ -26,7 +27,7 @@ from minillm.parallel.mesh import Mesh, ParallelModel
 from minillm.study.this_machine import measured_run, time_table, told
 from minillm.training.config import preset
 from minillm.training.trainer import accumulate_gradients
-from minillm.tuning import cut_by, own_threads, tuned_process
+from minillm.tuning import own_threads, tuned_process
 
 CONFIGS = {  # model and batch: those of the presets, without dropout
     "nano": (GPT2Config.preset("nano"), 8),

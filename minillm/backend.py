@@ -16,20 +16,23 @@ once, with all rows, and `matmul` asks cuBLAS (see device.py).
 
 from __future__ import annotations
 
+import contextlib
 import contextvars
+import math
 import os
 import queue
 import threading
 import time
 import warnings
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
 from minillm.device import Array, gemm, is_device, is_on_gpu
 from minillm.errors import DtypeError
 
+T = TypeVar("T")
 CACHE_BYTES = 768 * 1024  # of one array in a block: with fewer, threads spend their time handing each other the lock
 SUM_BYTES = 512 * 1024  # an array of this size is summed in two blocks at least, whether threads share it or not
 
@@ -63,6 +66,45 @@ def _thread_count() -> int:
     return cores
 
 
+class Mode(NamedTuple):
+    """What `abstract` and `observe_products` set: a thread's own, and that of the workers to which it hands work."""
+
+    abstract: bool = False
+    on_products: tuple[Callable[[tuple[Product, ...]], Any], ...] = ()
+
+
+_mode: contextvars.ContextVar[Mode] = contextvars.ContextVar("mode", default=Mode())  # noqa: B039
+
+
+@contextlib.contextmanager
+def _mode_with(mode: Mode) -> Iterator[None]:
+    token = _mode.set(mode)
+    try:
+        yield
+    finally:
+        _mode.reset(token)
+
+
+def abstract() -> contextlib.AbstractContextManager[None]:
+    """Within this context work takes the memory that it always takes, but hardly any of it is done.
+
+    Matrix products are left out, each thread stops after its first block of rows or its first part, and only the last
+    of attention's blocks of queries is computed. Shapes and dtypes are right; the numbers mean nothing.
+    """
+    return _mode_with(_mode.get()._replace(abstract=True))
+
+
+def observe_products(function: Callable[[tuple[Product, ...]], Any]) -> contextlib.AbstractContextManager[None]:
+    """Within this context `function(products)` is called before the products of each call of `matmuls` are made."""
+    mode = _mode.get()
+    return _mode_with(mode._replace(on_products=(*mode.on_products, function)))
+
+
+def blocks_to_run(blocks: Sequence[T]) -> Sequence[T]:
+    """All these blocks, the largest at the end; while work is abstract, the last one alone."""
+    return blocks[-1:] if _mode.get().abstract else blocks
+
+
 class _Worker(threading.Thread):
     """One thread that runs what it is handed; created on first use."""
 
@@ -90,8 +132,23 @@ class _Worker(threading.Thread):
 _workers: list[_Worker] = []
 _workers_pid = 0
 _pool_lock = threading.Lock()
-cutting = Cutting(_thread_count())  # how work is cut now; `tuning.cut_by` changes it
+cutting = Cutting(_thread_count())  # how work is cut now; `cut_by` changes it
 wake_up_delay = 0.0  # seconds that a woken thread sleeps first: benchmarks play a machine with slow hand-overs by it
+
+
+@contextlib.contextmanager
+def cut_by(way: Cutting) -> Iterator[None]:
+    """Cut work by `way`, with as many threads of the BLAS as it says, until the block ends; for all threads."""
+    global cutting
+    from threadpoolctl import threadpool_limits
+
+    before = cutting
+    with threadpool_limits(limits=way.blas_threads, user_api="blas"):
+        cutting = way
+        try:
+            yield
+        finally:
+            cutting = before
 
 
 def _pool() -> list[_Worker]:
@@ -108,6 +165,10 @@ def parallel(function: Callable[[int, int], Any], count: int) -> None:
 
     The first exception that a range raised is raised here, after every range has ended.
     """
+    _share(function, min(cutting.threads, count) if _mode.get().abstract else count)
+
+
+def _share(function: Callable[[int, int], Any], count: int) -> None:
     parts = min(cutting.threads, count)
     if parts <= 1 or not _pool_lock.acquire(blocking=False):  # the pool is taken: we are inside another section
         function(0, count)
@@ -146,13 +207,14 @@ def row_blocks(formula: Callable[[slice], Any], array: Array) -> None:
     block = max(1, CACHE_BYTES // max(1, row_bytes))
 
     def run(start: int, stop: int) -> None:
-        for first in range(start, stop, block):
+        last = min(start + block, stop) if _mode.get().abstract else stop
+        for first in range(start, last, block):
             formula(slice(first, min(first + block, stop)))
 
     if rows * row_bytes < cutting.parallel_bytes:
         run(0, rows)
     else:
-        parallel(run, rows)
+        _share(run, rows)
 
 
 def sum_over_blocks(formula: Callable[[slice], tuple[Array, ...]], array: Array) -> tuple[Array, ...]:
@@ -166,21 +228,22 @@ def sum_over_blocks(formula: Callable[[slice], tuple[Array, ...]], array: Array)
     if count <= 1:
         return formula(slice(0, rows))
     bounds = [rows * i // count for i in range(count + 1)]
-    partial: list[tuple[Array, ...]] = [()] * count
+    partial: dict[int, tuple[Array, ...]] = {}
 
     def run(start: int, stop: int) -> None:
-        for i in range(start, stop):
+        for i in range(start, start + 1 if _mode.get().abstract else stop):
             partial[i] = formula(slice(bounds[i], bounds[i + 1]))
 
     if array.nbytes < cutting.parallel_bytes:
         run(0, count)
     else:
-        parallel(run, count)
-    totals = [sums.astype(np.float64) for sums in partial[0]]
-    for sums in partial[1:]:
+        _share(run, count)
+    first, *rest = (partial[i] for i in sorted(partial))
+    totals = [sums.astype(np.float64) for sums in first]
+    for sums in rest:
         for total, addend in zip(totals, sums, strict=True):
             total += addend
-    return tuple(total.astype(sums.dtype) for total, sums in zip(totals, partial[0], strict=True))
+    return tuple(total.astype(sums.dtype) for total, sums in zip(totals, first, strict=True))
 
 
 def sum_blocks(size: int) -> int:
@@ -279,8 +342,15 @@ class Product(NamedTuple):
     add: bool = False
     bias: Array | None = None
 
+    def unfilled(self) -> Array:
+        """Memory for the result, and for what is added to `out`, with any numbers in it."""
+        stack = np.broadcast_shapes(self.a.shape[:-2], self.b.shape[:-2])
+        if self.out is None or self.add:
+            made = np.empty((*stack, self.a.shape[-2], self.b.shape[-1]), np.result_type(self.a, self.b))
+        return made if self.out is None else self.out
+
     def on_gpu(self) -> Array:
-        """Made by cuBLAS."""
+        """The result, made by cuBLAS."""
         a, b, out, add, bias = self
         if a.ndim == b.ndim == 2:
             result = gemm(a, b, out, add)
@@ -304,6 +374,11 @@ class Product(NamedTuple):
             out += bias
 
 
+def product_flops(a: tuple[int, ...], b: tuple[int, ...]) -> float:
+    """FLOPs of the product of arrays of these shapes: two for every multiplication and addition."""
+    return 2.0 * math.prod(np.broadcast_shapes(a[:-2], b[:-2])) * a[-2] * a[-1] * b[-1]
+
+
 def matmul(a: Array, b: Array) -> Array:
     """The product of the last two axes of a (..., M, K) and b (..., K, N)."""
     return matmuls(Product(a, b))[0]
@@ -315,6 +390,11 @@ def matmuls(*products: Product) -> list[Array]:
     On a CPU each product of two matrices is cut over the threads, where the BLAS is left with one, and all are handed
     over together: a hand-over takes as long as a product of 256 x 256 matrices.
     """
+    mode = _mode.get()
+    for function in mode.on_products:
+        function(products)
+    if mode.abstract:
+        return [product.unfilled() for product in products]
     if is_on_gpu(products[0].a):
         return [product.on_gpu() for product in products]
     outs, flops = [], 0.0

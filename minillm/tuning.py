@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 from minillm import backend
-from minillm.backend import Cutting
+from minillm.backend import Cutting, cut_by
 
 HAND_OVER = 50e-6  # seconds for which the sizes of `Cutting` hold
 REST = 100e-6  # seconds between the measured hand-overs: an idle core takes longer to wake
@@ -68,20 +68,6 @@ def tuned_process(cutting: Cutting | None = None) -> Iterator[None]:
         libc.mallopt(top_pad, 64 << 20)
     with cut_by(cutting or own_choice().cutting):
         yield
-
-
-@contextlib.contextmanager
-def cut_by(cutting: Cutting) -> Iterator[None]:
-    """Cut work by `cutting`, with as many threads of the BLAS as it says, until the block ends."""
-    from threadpoolctl import threadpool_limits
-
-    before = backend.cutting
-    with threadpool_limits(limits=cutting.blas_threads, user_api="blas"):
-        backend.cutting = cutting
-        try:
-            yield
-        finally:
-            backend.cutting = before
 
 
 def measured_hand_over(repeats: int = 9) -> float:

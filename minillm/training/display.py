@@ -89,7 +89,7 @@ class Display:
         model = dataclasses.replace(self.config.model, vocab_size=self.corpus.tokenizer.vocab_size)
         config = dataclasses.replace(self.config, model=model)
         one_process = self.choice and self.choice.seconds  # where ways were tried, two processes are one more
-        two = speed.two_processes if one_process else None
+        two = speed.seconds_in_two_processes if one_process else None
         for line in speed.forecast(config, step, seconds, self.folder(), two):
             self.console.print(line)
 

@@ -7,19 +7,14 @@ on it, so a run is the same, bit for bit, as another one with the same choice.
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import math
 import os
-import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from minillm.backend import core_count
 from minillm.parallel.communicator import Communicator, broadcast_bytes
@@ -105,8 +100,8 @@ def in_words(seconds: float) -> str:
     return f"{seconds / 60:.2g} minutes" if seconds < 5400 else f"{seconds / 3600:.2g} hours"
 
 
-def two_processes(config: TrainConfig) -> float | None:
-    """Seconds of a step in two processes, measured for a few seconds while this one waits; None where it cannot be.
+def seconds_in_two_processes(config: TrainConfig) -> float | None:
+    """Seconds of a step in two processes, measured for some seconds while this one waits; None where it cannot be.
 
     They are started from a fresh interpreter, so that it does not matter what the main program of this one is.
     """
@@ -115,7 +110,7 @@ def two_processes(config: TrainConfig) -> float | None:
     root = str(Path(__file__).parents[2])
     environment = {name: value for name, value in os.environ.items() if name != "MINILLM_THREADS"}
     environment["PYTHONPATH"] = os.pathsep.join([root, *filter(None, [environment.get("PYTHONPATH")])])
-    program = "from minillm.training.speed import main; main()"
+    program = "from minillm.training.two_processes import main; main()"
     try:
         result = subprocess.run(
             [sys.executable, "-c", program],
@@ -130,37 +125,3 @@ def two_processes(config: TrainConfig) -> float | None:
         return float(result.stdout)
     except (subprocess.SubprocessError, OSError, ValueError):
         return None  # only a piece of advice is lost
-
-
-def main() -> None:
-    """The program that `two_processes` starts: settings come in, and the seconds of a step go out."""
-    from minillm.parallel.launch import launch
-
-    print(max(launch(train_for_a_while, 2, json.load(sys.stdin), timeout=30)))
-
-
-def train_for_a_while(world: Communicator, settings: dict[str, Any], seconds: float = 2.0) -> float:
-    """The median seconds of a step on random tokens; every rank calls it."""
-    from minillm.models.gpt2 import GPT2
-    from minillm.training.trainer import divide, make_optimizer
-
-    config = dataclasses.replace(TrainConfig.from_json(settings), dp=None, threads=None)
-    model = divide(GPT2(config.model), config, world)
-    optimizer = make_optimizer(config, model.groups)
-    model.attach(optimizer)
-    shape = (2, config.batch_size, config.model.context)
-    ids, targets = np.random.default_rng(0).integers(0, config.model.vocab_size, shape)
-
-    def step() -> float:
-        world.barrier()
-        start = time.perf_counter()
-        model.forward_backward(ids, targets, config.micro_batches)
-        optimizer.clip_grad_norm(config.clip)
-        optimizer.step()
-        model.sync_parameters()
-        return time.perf_counter() - start
-
-    with tuned_process():
-        warm_up = [step() for _ in range(3)]
-        count = min(max(int(seconds / world.max_of(warm_up[-1])[0]), 3), 20)
-        return statistics.median(step() for _ in range(count))

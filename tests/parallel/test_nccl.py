@@ -25,7 +25,8 @@ from minillm.optim import AdamW
 from minillm.parallel.communicator import Communicator, Trace, bounds, bytes_sent
 from minillm.parallel.mesh import Mesh, ParallelModel
 from minillm.parallel.nccl import connect
-from minillm.parallel.rendezvous import Place, join
+from minillm.parallel.place import Place
+from minillm.parallel.rendezvous import join
 from tests.parallel.nccl_ranks import over_nccl
 
 SIZES = (1, 7, 12345, 50_001)  # one, odd ones, and more than a slot of the stand-in holds

@@ -277,7 +277,7 @@ def test_a_training_tells_at_step_20(tried: bool, tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(speed, "choose", lambda *arguments: choice)
     monkeypatch.setattr(speed, "WORTH_A_TRY", 0.0)
     asked: list[TrainConfig] = []
-    monkeypatch.setattr(speed, "two_processes", lambda config: asked.append(config) or 1e-9)
+    monkeypatch.setattr(speed, "seconds_in_two_processes", lambda config: asked.append(config) or 1e-9)
     run = train(settings(tmp_path, "run", steps=25))
     shown = capsys.readouterr().out
     assert " ms a step, about " in shown
@@ -292,7 +292,7 @@ def test_no_word_before_step_20(tmp_path: Path, capsys: Any) -> None:
 
 def test_two_processes_train_for_a_while_and_their_time_comes_back(tmp_path: Path) -> None:
     config = settings(tmp_path, "run", threads=1, dp=1)
-    seconds = speed.two_processes(config)
+    seconds = speed.seconds_in_two_processes(config)
     assert seconds is not None or backend.core_count() < 2
     assert seconds is None or seconds > 0
 
@@ -300,9 +300,9 @@ def test_two_processes_train_for_a_while_and_their_time_comes_back(tmp_path: Pat
 def test_two_processes_that_cannot_be_started_cost_only_a_piece_of_advice(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(speed, "core_count", lambda: 2)
     monkeypatch.setattr(speed.sys, "executable", "/nowhere/python")
-    assert speed.two_processes(TrainConfig()) is None
+    assert speed.seconds_in_two_processes(TrainConfig()) is None
     monkeypatch.setattr(speed, "core_count", lambda: 1)
-    assert speed.two_processes(TrainConfig()) is None
+    assert speed.seconds_in_two_processes(TrainConfig()) is None
 
 
 def test_the_display_of_a_run_without_a_choice_has_no_line_about_it(tmp_path: Path, capsys: Any) -> None:
