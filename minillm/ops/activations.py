@@ -1,10 +1,10 @@
 """Activations with one line each: tanh, sigmoid, relu, softplus; and the error function.
 
-    y = tanh x                        dx = dy (1 - y^2)
-    y = 1 / (1 + e^-x)                dx = dy y (1 - y)          (sigmoid)
-    y = max(x, 0)                     dx = dy where x > 0, else 0          (relu; at 0 too it is taken to be 0)
-    y = erf x                         dx = dy 2/sqrt(pi) e^(-x^2)
-    y = ln(1 + e^(beta x)) / beta     dx = dy / (1 + e^(-beta x))          (softplus)
+y = tanh x                        dx = dy (1 - y^2)
+y = 1 / (1 + e^-x)                dx = dy y (1 - y)          (sigmoid)
+y = max(x, 0)                     dx = dy where x > 0, else 0          (relu; at 0 too it is taken to be 0)
+y = erf x                         dx = dy 2/sqrt(pi) e^(-x^2)
+y = ln(1 + e^(beta x)) / beta     dx = dy / (1 + e^(-beta x))          (softplus)
 """
 
 from __future__ import annotations
@@ -50,8 +50,13 @@ def tanh(x: Any) -> Tensor:
     return TANH(floats(x, "tanh"))
 
 
+def logistic(x):
+    """1 / (1 + e^-x), which is 0 where e^-x overflows."""
+    return 1 / (1 + np.exp(-x))  # (...)
+
+
 def sigmoid_forward(x):
-    y = 1 / (1 + np.exp(-x))  # (...), 0 where e^-x overflows
+    y = logistic(x)  # (...)
     return y, Output(y)
 
 
@@ -117,7 +122,7 @@ def softplus_forward(x, *, beta, threshold):
     above = z > threshold  # (...), where y = x to rounding
     log_of_sum = np.maximum(z, 0) + np.log1p(np.exp(-np.abs(z)))  # (...), ln(1 + e^z), where nothing overflows
     y = np.where(above, x, log_of_sum / beta)  # (...)
-    slope = np.where(above, 1, 1 / (1 + np.exp(-z)))  # (...)
+    slope = np.where(above, 1, logistic(z))  # (...)
     return y, Slope(slope)
 
 

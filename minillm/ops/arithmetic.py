@@ -1,4 +1,4 @@
-"""Elementwise arithmetic. For one element, each rule is a line of school calculus times the gradient dy of the result y:
+"""Elementwise arithmetic. For one element, each rule is a line of school calculus times dy, the gradient of the result:
 
     y = a + b      da = dy              db = dy
     y = a - b      da = dy              db = -dy

@@ -38,7 +38,7 @@ def first_axis(function: str, axis: Any, ndim: int, dim: Any = None) -> int:
 
 
 def last_axis(function: str, axis: Any, ndim: int, dim: Any = None) -> int:
-    """A single axis, counted from the front; the last where none was given. A number without axes counts as having one."""
+    """A single axis, counted from the front; the last where none was given. A number counts as having one axis."""
     return one_axis(function, -1 if axis is None and dim is None else axis, ndim or 1, dim)
 
 

@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from minillm.autograd import Op, Tensor
-from minillm.backend import Array
 from minillm.errors import ShapeError
 from minillm.ops.axes import whole_sizes
 from minillm.ops.reshape import reshape

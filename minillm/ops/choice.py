@@ -18,9 +18,10 @@ from minillm.backend import Array, as_array
 from minillm.device import like
 from minillm.ops.arithmetic import Operands
 from minillm.ops.broadcast import stretched
-from minillm.ops.operands import as_tensor, in_one_dtype, is_number, operands
+from minillm.ops.create import as_tensor
+from minillm.ops.operands import in_one_dtype, is_number, operands
 
-__all__ = ["clamp_max", "clamp_min", "clip", "maximum", "minimum", "where"]
+__all__ = ["clamp", "clamp_max", "clamp_min", "clip", "maximum", "minimum", "where"]
 
 
 class Choice(NamedTuple):
@@ -145,6 +146,9 @@ def clip(x: Any, min: Any = None, max: Any = None) -> Tensor:
     x = as_tensor(x)
     low, high = (None if limit is None else operands(x, limit)[1] for limit in (min, max))
     return CLIP(*stretched("clip", *in_one_dtype(x, low, high)))
+
+
+clamp = clip
 
 
 def clamp_min(x: Any, min: Any) -> Tensor:

@@ -1,7 +1,6 @@
-"""New tensors from nothing but a shape: constants, ranges, and random numbers.
+"""New tensors from a shape, from another tensor's shape, or from data. Random numbers are in sample.py.
 
-Names, arguments and default dtypes are PyTorch's: float32, or int64 where only whole numbers come in or out. Random
-numbers come from the project's stream (random.py), so `minillm.manual_seed` decides them, on every device alike.
+Names, arguments and default dtypes are PyTorch's: float32, or int64 where only whole numbers come in or out.
 """
 
 from __future__ import annotations
@@ -10,20 +9,19 @@ from typing import Any
 
 import numpy as np
 
-from minillm import random
 from minillm.autograd import Tensor, tensor
 from minillm.backend import Array, as_dtype
 from minillm.device import check_device, to_device
 from minillm.errors import DtypeError, InputError, ShapeError, check_whole
 
 __all__ = [
-    "arange", "as_tensor", "empty", "empty_like", "eye", "from_numpy", "full", "full_like", "linspace",
-    "ones", "ones_like", 
-    "tril_indices", "triu_indices", "zeros", "zeros_like",
+    "arange", "as_tensor", "empty", "empty_like", "eye", "from_numpy", "full", "full_like", "linspace", "ones",
+    "ones_like", "tril_indices", "triu_indices", "zeros", "zeros_like",
 ]  # fmt: skip
 
 
 def sizes_of(function: str, size: tuple) -> tuple[int, ...]:
+    """Sizes given one by one, or as one tuple or list, as Python ints."""
     given = size[0] if len(size) == 1 and isinstance(size[0], (tuple, list)) else size
     shape = tuple(check_whole(function, "a size", n) for n in given)
     if min(shape, default=0) < 0:
@@ -121,6 +119,7 @@ def triu_indices(row: int, col: int, offset: int = 0, *, dtype: Any = None, devi
 
 
 def like_another(function: Any, x: Tensor, dtype: Any, device: str | None, requires_grad: bool) -> Tensor:
+    """`function` of x's shape, with x's dtype and device unless others are given."""
     return function(
         x.shape,
         dtype=x.dtype if dtype is None else dtype,

@@ -27,9 +27,9 @@ from minillm.backend import Array, as_array, as_rows, contiguous, row_blocks, ro
 from minillm.cuda import WARP, get_kernel
 from minillm.device import is_on_gpu, like
 from minillm.errors import DtypeError, GraphError, InputError, ShapeError, check_index, check_shapes
-from minillm.ops.arithmetic import where
-from minillm.ops.shape import permute
+from minillm.ops.choice import where
 from minillm.ops.softmax import log_softmax
+from minillm.ops.transpose import permute
 from minillm.sums import row_sums, sum_over
 
 

@@ -1,10 +1,10 @@
 """Exponentials and logarithms, elementwise.
 
-    y = e^x             dx = dy y
-    y = e^x - 1         dx = dy e^x
-    y = ln x            dx = dy / x
-    y = log2 x          dx = dy / (x ln 2), since log2 x = ln x / ln 2; and so for log10
-    y = ln(1 + x)       dx = dy / (1 + x)
+y = e^x             dx = dy y
+y = e^x - 1         dx = dy e^x
+y = ln x            dx = dy / x
+y = log2 x          dx = dy / (x ln 2), since log2 x = ln x / ln 2; and so for log10
+y = ln(1 + x)       dx = dy / (1 + x)
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Tensors joined: along an axis that they have (concat), or along a new one (stack). Each gets its part of dy back.
 
-    concat:  y = [x_1, x_2, ...] along an axis      dx_k = the part of dy at the place of x_k
-    stack:   y[k] = x_k, for axis 0                 dx_k = dy[k]
+concat:  y = [x_1, x_2, ...] along an axis      dx_k = the part of dy at the place of x_k
+stack:   y[k] = x_k, for axis 0                 dx_k = dy[k]
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from minillm.ops.axes import first_axis
 from minillm.ops.operands import in_one_dtype
 from minillm.ops.reshape import reshape
 
-__all__ = ["concat", "hstack", "stack", "vstack"]
+__all__ = ["cat", "concat", "concatenate", "hstack", "stack", "vstack"]
 
 
 class Joined(NamedTuple):
@@ -85,6 +85,9 @@ def concat(tensors: Iterable[Any], axis: int | None = None, *, dim: int | None =
                 f"concat: tensor {position} has shape {x.shape}, which does not fit {first.shape} along axis {chosen}"
             )
     return CONCAT(*given, axis=chosen)
+
+
+cat = concatenate = concat
 
 
 def stack_forward(*arrays, axis):

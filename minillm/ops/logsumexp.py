@@ -15,7 +15,7 @@ from minillm.autograd import Op, Tensor
 from minillm.backend import Array
 from minillm.errors import DtypeError
 from minillm.ops.axes import Axis, reduced_axis
-from minillm.ops.operands import as_tensor
+from minillm.ops.create import as_tensor
 from minillm.ops.reduce import restore_axes
 
 __all__ = ["logsumexp"]

@@ -13,9 +13,9 @@ from minillm.errors import DtypeError, InputError, ShapeError, check_index, chec
 from minillm.ops.axes import Axis, choose_axis
 from minillm.ops.broadcast import broadcast_to
 from minillm.ops.choice import where
+from minillm.ops.create import as_tensor
 from minillm.ops.getitem import getitem
 from minillm.ops.index_select import index_array
-from minillm.ops.operands import as_tensor
 
 __all__ = ["count_nonzero", "masked_fill", "masked_select", "nonzero", "one_hot"]
 

@@ -36,7 +36,7 @@ def matmul_forward(a, b):
 
 
 def matmul_backward(dy, saved):
-    a, b, dy_matrix = as_matrices(*saved, dy)  # (..., M, K), (..., K, N), (..., M, N)
+    a, b, dy_matrix = as_matrices(saved.a, saved.b, dy)  # (..., M, K), (..., K, N), (..., M, N)
     da = backend.matmul(dy_matrix, b.swapaxes(-1, -2))  # (..., M, K), with the batch axes of Y
     db = backend.matmul(a.swapaxes(-1, -2), dy_matrix)  # (..., K, N), with the batch axes of Y
     return unbroadcast(da, a.shape).reshape(saved.a.shape), unbroadcast(db, b.shape).reshape(saved.b.shape)

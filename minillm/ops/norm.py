@@ -17,7 +17,7 @@ from minillm.autograd import Op, Tensor
 from minillm.backend import Array
 from minillm.errors import InputError, check_floating
 from minillm.ops.axes import Axis, reduced_axis, refuse_nothing
-from minillm.ops.operands import as_tensor
+from minillm.ops.create import as_tensor
 from minillm.ops.reduce import restore_axes, sum
 from minillm.ops.rounding import SIGN, signs
 
@@ -55,25 +55,26 @@ def norm_backward(dy, saved):
     x, _, p, axis, keepdims = saved
     norm = restore_axes(saved.norm, axis, keepdims, x.ndim)  # the axes of x, the removed ones with size 1
     dnorm = restore_axes(dy, axis, keepdims, x.ndim)  # like norm
-    slope = slope_at_extremes(np.abs(x), norm, axis) if math.isinf(p) else slope_of_order(np.abs(x), norm, p)
-    dx = (signs(x) * (slope * dnorm)).astype(dy.dtype, copy=False)  # the shape of x
+    size = np.abs(x)  # the shape of x
+    dsize = to_the_extremes(dnorm, norm, size, axis) if math.isinf(p) else to_all(dnorm, norm, size, p)
+    dx = (dsize * signs(x)).astype(dy.dtype, copy=False)  # the shape of x
     return (dx,)
 
 
-def slope_of_order(size, norm, p):
-    """d norm / d|x_i| = (|x_i| / norm)^(p - 1), and 0 where the norm is 0."""
+def to_all(dnorm, norm, size, p):
+    """dnorm (size / norm)^(p - 1), and 0 where the norm is 0."""
     zero = norm == 0  # like norm
-    if 0 < p < 2:  # |x_i| / norm may be too small for a number, where the powers of both are not
+    if 0 < p < 2:  # size / norm may be too small for a number, where the powers of both are not
         own = np.where((size == 0) & (p < 1), 0, np.power(size, p - 1))  # the shape of x; infinite at 0 for p < 1
-        return own * np.where(zero, 0, np.power(norm, 1 - p))  # the shape of x
-    return np.where(zero, 0, np.power(size / np.where(zero, 1, norm), p - 1))  # the shape of x
+        return dnorm * own * np.where(zero, 0, np.power(norm, 1 - p))  # the shape of x
+    return dnorm * np.where(zero, 0, np.power(size / np.where(zero, 1, norm), p - 1))  # the shape of x
 
 
-def slope_at_extremes(size, norm, axis):
-    """1/k for the k elements that reach the norm, else 0."""
+def to_the_extremes(dnorm, norm, size, axis):
+    """dnorm / k for the k elements that reach the norm, else 0."""
     reached = size == norm  # the shape of x
-    k = np.maximum(reached.sum(axis=axis, keepdims=True), 1)  # like norm; nothing equals a NaN
-    return reached / k.astype(norm.dtype)  # the shape of x
+    k = np.maximum(reached.sum(axis=axis, keepdims=True), 1).astype(dnorm.dtype)  # like norm; nothing equals a NaN
+    return reached * (dnorm / k)  # the shape of x
 
 
 NORM = Op("norm", norm_forward, norm_backward)

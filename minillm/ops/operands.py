@@ -16,11 +16,6 @@ from minillm.device import is_on_gpu, like
 from minillm.errors import DtypeError
 
 
-def as_tensor(x: Any) -> Tensor:
-    """x itself if it is a Tensor, else a new Tensor of it."""
-    return x if isinstance(x, Tensor) else tensor(x)
-
-
 def floats(x: Any, function: str) -> Tensor:
     """The operand of a function whose results are fractions, as a Tensor: float32 where it holds whole numbers."""
     x = operand(x, function)

@@ -15,8 +15,8 @@ from minillm.backend import Array, stable_argsort
 from minillm.errors import ShapeError, check_whole
 from minillm.ops.axes import last_axis, refuse_nothing
 from minillm.ops.choice import maximum, minimum
+from minillm.ops.create import as_tensor
 from minillm.ops.gather import gather
-from minillm.ops.operands import as_tensor
 from minillm.ops.reduce import amax, amin
 from minillm.ops.reshape import squeeze
 

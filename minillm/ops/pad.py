@@ -1,6 +1,6 @@
 """Values put around x, or a rim cut off. With `kept` the part of x that stays, and `inside` its place in y,
 
-    y = value, but y[inside] = x[kept]          dx = 0, but dx[kept] = dy[inside]
+y = value, but y[inside] = x[kept]          dx = 0, but dx[kept] = dy[inside]
 """
 
 from __future__ import annotations

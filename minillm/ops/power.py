@@ -17,7 +17,8 @@ from minillm.autograd import Op, Tensor
 from minillm.backend import Array
 from minillm.ops.arithmetic import Operands
 from minillm.ops.broadcast import stretched
-from minillm.ops.operands import as_tensor, floats, is_number, operands
+from minillm.ops.create import as_tensor
+from minillm.ops.operands import floats, is_number, operands
 
 __all__ = ["pow", "reciprocal", "rsqrt", "sqrt", "square"]
 

@@ -1,8 +1,8 @@
 """Sums, means, maxima and minima over axes. Each hands its gradient back over the axes that it removed.
 
-    y = sum over i of x_i           dx_i = dy
-    y = 1/n sum over i of x_i       dx_i = dy / n
-    y = largest (smallest) x_i      dx_i = dy / k for the k elements that are equal to y, else 0
+y = sum over i of x_i           dx_i = dy
+y = 1/n sum over i of x_i       dx_i = dy / n
+y = largest (smallest) x_i      dx_i = dy / k for the k elements that are equal to y, else 0
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ import numpy as np
 from minillm.autograd import Op, Tensor
 from minillm.backend import Array
 from minillm.errors import DtypeError
-from minillm.ops.axes import Axis, choose_axis, reduced_axis, refuse_nothing
-from minillm.ops.operands import as_tensor
+from minillm.ops.axes import Axis, reduced_axis, refuse_nothing
+from minillm.ops.create import as_tensor
 
-__all__ = ["amax", "amin", "choose_axis", "mean", "sum"]
+__all__ = ["amax", "amin", "mean", "sum"]
 
 
 class Reduced(NamedTuple):

@@ -1,7 +1,7 @@
 """Elements moved along axes, or in reverse order.
 
-    roll:  y[i + shift] = x[i], counted around the end      dx = dy rolled back by the same shift
-    flip:  y[i] = x[n - 1 - i], by an index                 see getitem.py
+roll:  y[i + shift] = x[i], counted around the end      dx = dy rolled back by the same shift
+flip:  y[i] = x[n - 1 - i], by an index                 see getitem.py
 """
 
 from __future__ import annotations

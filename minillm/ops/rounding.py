@@ -13,7 +13,7 @@ import numpy as np
 
 from minillm.autograd import Op, Tensor
 from minillm.backend import Array
-from minillm.ops.operands import as_tensor
+from minillm.ops.create import as_tensor
 
 __all__ = ["abs", "absolute", "ceil", "floor", "round", "sign", "trunc"]
 

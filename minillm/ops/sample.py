@@ -43,7 +43,9 @@ def randint(*bounds_and_size: Any, dtype: Any = None, device: str = "cpu", **nam
     low, high = check_whole("randint", "low", low), check_whole("randint", "high", high)
     if low >= high:
         raise InputError(f"randint: there is no whole number from {low} up to {high}, which is left out")
-    return new_tensor(random.default.numpy().integers(low, high, sizes_of("randint", (size,))), dtype, device, False, np.int64)
+    return new_tensor(
+        random.default.numpy().integers(low, high, sizes_of("randint", (size,))), dtype, device, False, np.int64
+    )
 
 
 def randperm(n: int, *, dtype: Any = None, device: str = "cpu") -> Tensor:

@@ -18,7 +18,7 @@ from minillm.backend import Array, as_rows, contiguous, elementwise, row_blocks,
 from minillm.cuda import get_kernel
 from minillm.cuda.launch import THREADS, activation_backward, activation_fits, activation_forward, blocks_for
 from minillm.errors import ShapeError, check_floating, check_shapes
-from minillm.ops.arithmetic import logistic
+from minillm.ops.activations import logistic
 from minillm.sums import column_sums, is_moderate
 
 

@@ -1,6 +1,6 @@
 """One axis cut into pieces; the gradients of the pieces are joined again, with zeros where one has none.
 
-    y_1, y_2, ... = the pieces of x along an axis          dx = [dy_1, dy_2, ...] along it
+y_1, y_2, ... = the pieces of x along an axis          dx = [dy_1, dy_2, ...] along it
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """A tensor elsewhere: on another device, in another dtype, or in memory of its own. The gradient takes the way back.
 
-    to:     y = x on a device, in a dtype      dx = dy on x's device, in x's dtype
-    clone:  y = a copy of x                    dx = dy
+to:     y = x on a device, in a dtype      dx = dy on x's device, in x's dtype
+clone:  y = a copy of x                    dx = dy
 """
 
 from __future__ import annotations

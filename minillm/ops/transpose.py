@@ -1,6 +1,6 @@
 """Axes in another order: y = x with its axes permuted, and the gradient goes through the inverse permutation.
 
-    y = x.transpose(axes): axis i of y is axis axes[i] of x.    dx = dy.transpose(inverse), with inverse[axes[i]] = i
+y = x.transpose(axes): axis i of y is axis axes[i] of x.    dx = dy.transpose(inverse), with inverse[axes[i]] = i
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from minillm.autograd import Op, Tensor
 from minillm.errors import ShapeError
 from minillm.ops.axes import Axis, choose_axis, several_axes, whole_sizes
 
-__all__ = ["moveaxis", "movedim", "permute", "t", "transpose"]
+__all__ = ["moveaxis", "movedim", "permute", "swapaxes", "swapdims", "t", "transpose"]
 
 
 class Saved(NamedTuple):
@@ -43,6 +43,9 @@ def transpose(x: Tensor, dim0: int, dim1: int) -> Tensor:
     axes = list(range(x.ndim))
     axes[dim0], axes[dim1] = axes[dim1], axes[dim0]
     return TRANSPOSE(x, axes=tuple(axes))
+
+
+swapaxes = swapdims = transpose
 
 
 def permute(x: Tensor, *axes: Any) -> Tensor:

@@ -1,11 +1,11 @@
 """The triangles and diagonals of matrices, the last two axes.
 
-    y = the part of x below (tril) or above (triu) a diagonal, 0 elsewhere          dx = that part of dy
+y = the part of x below (tril) or above (triu) a diagonal, 0 elsewhere          dx = that part of dy
 """
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 

@@ -1,7 +1,7 @@
 """Sine, cosine and tangent, elementwise.
 
-    y = sin x      dx = dy cos x
-    y = cos x      dx = -dy sin x
+y = sin x      dx = dy cos x
+y = cos x      dx = -dy sin x
 """
 
 from __future__ import annotations

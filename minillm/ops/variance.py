@@ -24,7 +24,7 @@ from minillm.autograd import Op, Tensor
 from minillm.backend import Array
 from minillm.errors import check_floating
 from minillm.ops.axes import Axis, reduced_axis
-from minillm.ops.operands import as_tensor
+from minillm.ops.create import as_tensor
 from minillm.ops.reduce import restore_axes
 
 __all__ = ["std", "var"]
