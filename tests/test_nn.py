@@ -235,7 +235,7 @@ def test_an_error_in_a_backward_names_the_layer(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(ops.LINEAR, "backward", broken)
     with pytest.raises(ZeroDivisionError) as raised:
         layer(minillm.tensor([[1.0, 2.0]])).sum().backward()
-    assert "linear -> (1, 2) at nn.py:" in raised.value.__notes__[0]
+    assert "linear -> (1, 2) at layers.py:" in raised.value.__notes__[0]
     assert raised.value.__notes__[0].endswith("in h.3.proj")
 
 

@@ -360,7 +360,7 @@ def projection_tables(name: str, machine: Machine, gpus: int, batch: int, contex
     work = work_of(name, min(config.context, 4096) if context is None else context)
     heads = (
         config.heads,
-        getattr(config, "key_heads", config.heads),
+        getattr(config, "kv_heads", config.heads),
         getattr(config, "size_of_mlp", 0) or config.hidden,
     )
     found = settings(work, machine, gpus, batch, heads)
@@ -508,7 +508,7 @@ def measured_run(name: str, nproc: int, batch: int, context: int | None = None, 
     kind, config, _ = opened(name)
     config = replace(config, dropout=0.0) if hasattr(config, "dropout") else config
     work = work_of(name, context, "float32")
-    heads = min(config.heads, getattr(config, "key_heads", config.heads))
+    heads = min(config.heads, getattr(config, "kv_heads", config.heads))
     given = divisions(nproc, work.shapes, heads, min(4, batch))
     outcomes = launch(train_and_measure, nproc, kind, config, given, batch, work.context, steps)
     measured = [outcome[1] for outcome in outcomes]

@@ -480,7 +480,7 @@ def _check(model: Decoder, ranks: int) -> None:
     if getattr(config, "qk_norm", False):
         raise InputError("tensor_parallel: qk_norm=True cannot be cut, for each rank would know a part of its gradient")
     hidden = config.hidden if isinstance(model, llama.Llama) else config.size_of_mlp
-    sizes = {"heads": config.heads, "key_heads": getattr(config, "key_heads", config.heads), "hidden": hidden}
+    sizes = {"heads": config.heads, "kv_heads": getattr(config, "kv_heads", config.heads), "hidden": hidden}
     for name, size in sizes.items():
         if size % ranks:
             raise InputError(f"tensor_parallel: {ranks} ranks do not divide {name}={size}; take fewer ranks")
@@ -496,10 +496,10 @@ def _cut_self_attention(layer: SelfAttention, communicator: Communicator) -> Non
 
 
 def _cut_grouped_attention(layer: llama.Attention, communicator: Communicator) -> None:
-    heads, key_heads, n = layer.heads, layer.key_heads, communicator.size
-    _cut_rows(layer.qkv, communicator, *(count * layer.head_size for count in (heads, key_heads, key_heads)))
+    heads, kv_heads, n = layer.heads, layer.kv_heads, communicator.size
+    _cut_rows(layer.qkv, communicator, *(count * layer.head_size for count in (heads, kv_heads, kv_heads)))
     proj = _cut_columns(layer.proj, communicator, heads * layer.head_size)
-    vars(layer).update(proj=proj, heads=heads // n, key_heads=key_heads // n)
+    vars(layer).update(proj=proj, heads=heads // n, kv_heads=kv_heads // n)
     _begin_with_copy(layer, layer.forward, communicator, heads)
 
 
@@ -529,7 +529,7 @@ def _cut_vocabulary(model: Any, communicator: Communicator) -> None:
 
     def new_cache(batch: int = 1, padding: Array | None = None) -> list[KVCache]:
         config = model.config
-        heads = getattr(config, "key_heads", config.heads)
+        heads = getattr(config, "kv_heads", config.heads)
         head_size = getattr(config, "size_of_head", config.channels // config.heads)
         shape = (batch, heads // communicator.size, config.context, head_size)
         return [KVCache(*shape, model.ln_f.weight.data, padding) for _ in model.h]

@@ -48,7 +48,7 @@ def random_model(config: GemmaConfig = KINDS["gemma2"], dtype: type = np.float32
 
 def number_of_weights(config: GemmaConfig) -> int:
     """Counted on paper."""
-    C, D, H, G = config.channels, config.size_of_head, config.heads, config.key_heads
+    C, D, H, G = config.channels, config.size_of_head, config.heads, config.kv_heads
     block = 4 * C + (H + 2 * G) * D * (C + config.qkv_bias) + H * D * C + 3 * C * config.hidden
     block += 2 * D * config.qk_norm + C * config.proj_bias
     return config.vocab_size * C * (1 if config.tied else 2) + config.layers * block + C
@@ -70,7 +70,7 @@ def test_the_presets_have_the_published_numbers_of_weights() -> None:
 def naive_logits(model: Gemma, ids: np.ndarray) -> np.ndarray:
     """One sequence, one head and one position at a time, as the reports write it."""
     config, weights = model.config, {name: array.astype(float) for name, array in model.state_dict().items()}
-    C, D, G, T = config.channels, config.size_of_head, config.heads // config.key_heads, len(ids)
+    C, D, G, T = config.channels, config.size_of_head, config.heads // config.kv_heads, len(ids)
 
     def norm(x, name):
         return x / np.sqrt((x * x).mean(-1, keepdims=True) + config.norm_eps) * (1 + weights[f"{name}.weight"])
@@ -93,7 +93,7 @@ def naive_logits(model: Gemma, ids: np.ndarray) -> np.ndarray:
         heads = qkv.reshape(T, -1, D)
         y = np.zeros((T, config.heads, D))
         for head in range(config.heads):
-            q, k, v = (heads[:, place] for place in (head, config.heads + head // G, -config.key_heads + head // G))
+            q, k, v = (heads[:, place] for place in (head, config.heads + head // G, -config.kv_heads + head // G))
             if config.qk_norm:
                 q, k = norm(q, f"{h}.attn.q_norm"), norm(k, f"{h}.attn.k_norm")
             for t in range(T):
@@ -267,7 +267,8 @@ def in_float64(reference, model, monkeypatch) -> None:
 
             def both_halves(x, position_ids, layer_type="full_attention"):
                 config, length = model.config, position_ids.shape[-1]
-                found = llama._turn(config.turned_channels, *config.rope(layer_type != "full_attention"), 0, length)
+                base, scaling = config.rope(layer_type != "full_attention")
+                found = llama.cos_sin_tables(config.rotary_channels, base, scaling, 0, length)
                 cos, sin = (torch.tensor(t) for t in found)
                 return torch.cat([cos, cos], -1)[None], torch.cat([sin, sin], -1)[None]
 

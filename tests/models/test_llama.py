@@ -21,7 +21,7 @@ from minillm.ops.rope import RopeScaling
 from minillm.optim import AdamW
 
 LONG = dict(short=(1.0, 1.1, 1.3, 1.7), long=(1.0, 2.0, 3.5, 6.0))
-SMALL = LlamaConfig(19, context=16, layers=2, heads=4, key_heads=2, channels=16, hidden=24)
+SMALL = LlamaConfig(19, context=16, layers=2, heads=4, kv_heads=2, channels=16, hidden=24)
 KINDS = {
     "llama": SMALL,
     "tied": LlamaConfig(19, 16, 2, 4, 1, 16, 24, tied=True, norm_eps=1e-6),
@@ -55,7 +55,7 @@ def random_model(config: LlamaConfig = SMALL, seed: int = 0, dtype: type = np.fl
 
 def number_of_weights(config: LlamaConfig) -> int:
     """Counted on paper."""
-    C, D, H, G = config.channels, config.size_of_head, config.heads, config.key_heads
+    C, D, H, G = config.channels, config.size_of_head, config.heads, config.kv_heads
     block = 2 * C + (H + 2 * G) * D * (C + config.qkv_bias) + H * D * C + 3 * C * config.hidden
     block += 2 * D * config.qk_norm + C * config.proj_bias + (2 * config.hidden + C) * config.mlp_bias
     return config.vocab_size * C * (1 if config.tied else 2) + config.layers * block + C
@@ -118,7 +118,7 @@ def test_cached_logits_are_those_without_a_cache(config, dtype, tolerance, piece
 def naive_logits(model: Llama, ids: np.ndarray) -> np.ndarray:
     """One sequence, one head and one position at a time, as the papers write it; no scaling of the angles."""
     config, weights = model.config, {name: array.astype(float) for name, array in model.state_dict().items()}
-    D, group, T = config.size_of_head, config.heads // config.key_heads, len(ids)
+    D, group, T = config.size_of_head, config.heads // config.kv_heads, len(ids)
 
     def norm(x, name):
         return x / np.sqrt((x * x).mean(-1, keepdims=True) + config.norm_eps) * weights[name]
@@ -141,7 +141,7 @@ def naive_logits(model: Llama, ids: np.ndarray) -> np.ndarray:
                 seen = range(max(0, t + 1 - (config.window if config.has_window(i) else T)), t + 1)
                 q = turned(heads[t, head], t)
                 score = np.exp([q @ turned(heads[j, key_head], j) / np.sqrt(D) for j in seen])
-                y[t, head] = score / score.sum() @ heads[list(seen), key_head + config.key_heads]
+                y[t, head] = score / score.sum() @ heads[list(seen), key_head + config.kv_heads]
         x = x + y.reshape(T, -1) @ weights[f"{h}.attn.proj.weight"].T
         z = norm(x, f"{h}.ln_2.weight")
         gate = z @ weights[f"{h}.mlp.gate.weight"].T
@@ -229,7 +229,7 @@ def test_texts_of_different_lengths_have_no_angles_by_length_in_common() -> None
     ("change", "message"),
     [
         ({"hidden": 0}, "LlamaConfig: hidden is 0; give 1 or more"),
-        ({"heads": 3}, "LlamaConfig: heads=3 is not a multiple of key_heads=2"),
+        ({"heads": 3}, "LlamaConfig: heads=3 is not a multiple of kv_heads=2"),
         ({"heads": 6}, "LlamaConfig: channels=16 is not a multiple of heads=6"),
         ({"head_size": 5}, "LlamaConfig: a head has 5 channels by head_size.*; rotary pairs need an even number"),
         ({"window": 0}, "LlamaConfig: window is 0; give 1 or more, or None for no window"),
@@ -250,7 +250,7 @@ def test_texts_of_different_lengths_have_no_angles_by_length_in_common() -> None
     ],
 )
 def test_a_config_that_cannot_be(change, message) -> None:
-    values = {"channels": 16, "heads": 4, "key_heads": 2} | change
+    values = {"channels": 16, "heads": 4, "kv_heads": 2} | change
     with pytest.raises(InputError, match=message):
         LlamaConfig(**values)
 
@@ -383,7 +383,7 @@ def test_a_model_that_no_type_is_like_is_not_written(tmp_path) -> None:
 
 def tables(config: LlamaConfig, length: int, windowed: bool = False) -> tuple[np.ndarray, np.ndarray]:
     """cos and sin of positions 0 to length."""
-    return llama._turn(config.turned_channels, *config.rope(windowed), 0, length)
+    return llama.cos_sin_tables(config.rotary_channels, *config.rope(windowed), 0, length)
 
 
 def in_float64(reference, model) -> None:

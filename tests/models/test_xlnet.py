@@ -318,8 +318,8 @@ def test_a_text_written_backwards_is_the_same_text(rng: np.random.Generator) -> 
 def test_what_is_remembered(rng: np.random.Generator) -> None:
     ids = rng.integers(0, 19, (2, 5))
     whole = random_model()
-    _, first = whole(ids, use_mems=True)
-    _, second = whole(ids, mems=first, use_mems=True)
+    _, first = whole.logits_and_mems(ids)
+    _, second = whole.logits_and_mems(ids, mems=first)
     assert [x.shape for x in first] == [(2, 5, 16)] * 2
     np.testing.assert_array_equal(first[0].data, whole.wte.weight.data[ids])
     np.testing.assert_array_equal(second[1].data[:, :5], first[1].data)
@@ -327,10 +327,10 @@ def test_what_is_remembered(rng: np.random.Generator) -> None:
     assert not any(x.requires_grad for x in first)
     for mem_len, reuse_len in ((3, None), (None, 2), (3, 2), (8, 4)):
         model = random_model(replace(SMALL, mem_len=mem_len, reuse_len=reuse_len))
-        _, mems = model(ids, use_mems=True)
+        _, mems = model.logits_and_mems(ids)
         kept = first[1].data[:, : reuse_len or 5]
         np.testing.assert_array_equal(mems[1].data, kept[:, -(mem_len or 5) :])
-        _, more = model(ids, mems=mems, use_mems=True)
+        _, more = model.logits_and_mems(ids, mems=mems)
         assert more[1].shape[1] == min(mem_len or 99, mems[1].shape[1] + (reuse_len or 5))
 
 
@@ -341,7 +341,7 @@ def test_a_text_in_two_pieces_is_read_like_one_in_that_order(rng: np.random.Gene
     perm_mask = np.zeros((2, 9, 9), bool)
     perm_mask[:, :4, 4:] = True
     whole = model(ids, perm_mask=perm_mask).data
-    first, mems = model(ids[:, :4], use_mems=True)
+    first, mems = model.logits_and_mems(ids[:, :4])
     second = model(ids[:, 4:], mems=mems).data
     np.testing.assert_allclose(np.concatenate([first.data, second], 1), whole, rtol=1e-10, atol=1e-10)
 
@@ -349,7 +349,7 @@ def test_a_text_in_two_pieces_is_read_like_one_in_that_order(rng: np.random.Gene
 def test_no_gradient_goes_through_memory(rng: np.random.Generator) -> None:
     model = random_model()
     ids, labels = rng.integers(0, 19, (2, 2, 5))
-    loss, mems = model.loss(ids, labels, use_mems=True)
+    loss, mems = model.loss_and_mems(ids, labels)
     loss.backward()
     model.zero_grad()
     model.loss(ids, labels, mems=[x.data for x in mems]).backward()
@@ -375,7 +375,8 @@ def test_what_goes_in_may_be_lists_arrays_or_tensors(rng: np.random.Generator) -
         formed = {key: form(value) for key, value in given.items()}
         np.testing.assert_array_equal(model(form(ids), **formed).data, expected.data)
         assert model.loss(form(ids), form(labels), **formed).item() == loss
-    np.testing.assert_array_equal(model(ids, types, [5, 5]).data, model(ids, token_types=types).data)
+    whole = model(ids, token_types=types, lengths=[5, 5])
+    np.testing.assert_array_equal(whole.data, model(ids, token_types=types).data)
 
 
 @pytest.mark.parametrize(
@@ -549,7 +550,7 @@ def test_logits_gradients_and_a_step_equal_hugging_faces(torch, rng, case: str, 
         before = their_mems
         expected = reference(**theirs, mems=before, use_mems=True, labels=torch.tensor(labels))
         their_mems = expected.mems
-        logits, new_mems = model(**text, mems=mems, use_mems=True)
+        logits, new_mems = model.logits_and_mems(**text, mems=mems)
         seen = slice(None) if "order" in parts else real
         assert relative_error(logits.data[seen], expected.logits.detach().numpy()[seen]) < tolerance
         loss = model.loss(labels=labels, mems=mems, **text)
