@@ -17,7 +17,7 @@ from minillm import ops
 from minillm.autograd import Tensor
 from minillm.backend import Array, as_dtype
 from minillm.device import to_host
-from minillm.kernels import use_kernels
+from minillm.engine import engine
 
 ROUNDS = 3  # of ours and theirs in turn
 
@@ -63,7 +63,7 @@ def our_attention(job: Job, shape: tuple[int, ...]) -> dict[str, Callable]:
     """As the engine launches it."""
     q, k, v, dout = (job.random(shape, as_dtype("bfloat16")) for _ in range(4))
     constants, leaves = ([Tensor(x, requires_grad=wanted) for x in (q, k, v)] for wanted in (False, True))
-    with use_kernels("require"):
+    with engine("require"):
         node = ops.attention(*leaves, causal=True).node
     return {
         "forward": lambda: ops.attention(*constants, causal=True).data,
@@ -98,7 +98,7 @@ def attention_agrees(job: Job, torch: Any, d: int) -> None:
     tokens, heads, bfloat16 = job.size(1024, 48), job.size(8, 2), as_dtype("bfloat16")
     host = [np.random.default_rng(i).standard_normal((1, heads, tokens, d)).astype(bfloat16) for i in range(4)]
     leaves, dout = [Tensor(job.cupy.asarray(x), requires_grad=True) for x in host[:3]], job.cupy.asarray(host[3])
-    with use_kernels("require"):
+    with engine("require"):
         out = ops.attention(*leaves, causal=True)
         out.backward(dout)
     ours = [to_host(x) for x in (out.data, *(leaf.grad for leaf in leaves))]

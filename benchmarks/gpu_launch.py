@@ -8,8 +8,8 @@ from __future__ import annotations
 import numpy as np
 
 from minillm.backend import Array
-from minillm.kernels import get_kernel
-from minillm.ops.launch import threads_of_row
+from minillm.cuda import get_kernel
+from minillm.cuda.launch import threads_of_row
 
 
 def blocks(count: int, of: int) -> int:

@@ -23,10 +23,11 @@ from gpu_job import Job, verdict
 from minillm import ops
 from minillm.autograd import Parameter, Tensor
 from minillm.backend import Array, as_dtype
+from minillm.cuda import launch_counts
+from minillm.cuda.launch import sum_rows
+from minillm.cuda.source import instances, kernel_files
 from minillm.device import to_host
-from minillm.kernels import launch_counts, use_kernels
-from minillm.kernels.source import instances, kernel_files
-from minillm.ops.launch import sum_rows
+from minillm.engine import engine
 from minillm.optim import AdamW
 
 DTYPES = ("float64", "float32", "bfloat16")
@@ -93,7 +94,7 @@ class Trial(NamedTuple):
 
 def run(case: Case, arguments: list[Array], douts: list[Array], mode: str) -> list[Array]:
     """The values and, for a cotangent of each, the gradients."""
-    with use_kernels(mode):
+    with engine(mode):
         leaves = [Tensor(x, requires_grad=True) for x in arguments[: case.leaves]]
         values = case.fn(*leaves, *arguments[case.leaves :])
         values = values if isinstance(values, tuple) else (values,)
@@ -177,7 +178,7 @@ def cross_entropy_trials(job: Job, dtype: np.dtype, rng: np.random.Generator) ->
 
         def formula(logits, dloss, targets=targets):
             x = Tensor(logits, requires_grad=True)
-            with use_kernels("off"):
+            with engine("fast"):
                 loss = ops.cross_entropy(x, targets, reduction="none")
                 loss.backward(dloss)
             return [loss.data, x.grad]
@@ -205,7 +206,7 @@ def optimiser_trials(job: Job, dtype: np.dtype, rng: np.random.Generator) -> Ite
         poison(job)
         parameter = Parameter(job.cupy.asarray(w), "w")
         optimizer = AdamW([parameter], **settings)
-        with use_kernels("require"):
+        with engine("require"):
             for gradient in gradients:
                 parameter.grad = job.cupy.asarray(gradient)
                 norm = optimizer.clip_grad_norm(max_norm)

@@ -29,7 +29,7 @@ import minillm
 from minillm import random
 from minillm.backend import as_dtype
 from minillm.device import to_host
-from minillm.kernels import use_kernels
+from minillm.engine import engine
 from minillm.models.gpt2 import GPT2, GPT2Config
 from minillm.optim import AdamW, decay_groups
 from minillm.parallel.communicator import Communicator
@@ -61,7 +61,7 @@ def ranks(job: Job, part: str) -> None:
     if job.nccl is None:
         return
     communicator = connect(OneRank(), 0)
-    with use_kernels("off" if job.dry else "require"):  # the emulator would take minutes
+    with engine("fast" if job.dry else "require"):  # the emulator would take minutes
         PARTS[part](job, communicator)
     communicator.close()
 

@@ -15,8 +15,8 @@ from gpu_job import Job
 from minillm import ops
 from minillm.autograd import Parameter, Tensor
 from minillm.backend import Array, as_dtype
-from minillm.kernels import use_kernels
-from minillm.ops.launch import sum_rows
+from minillm.cuda.launch import sum_rows
+from minillm.engine import engine
 from minillm.optim import AdamW
 
 # ---- kernels that memory bounds -------------------------------------------------------------------------------------
@@ -130,7 +130,7 @@ def kernels(job: Job, part: str) -> None:
         if not job.in_time(1, f"{timed.name} in {part} and what follows"):
             break
         try:
-            with use_kernels("require"):
+            with engine("require"):
                 launches = [timed.prepare() for _ in range(clock.sets(int(timed.nbytes)))]
                 milliseconds, spread = clock.time(launches, f"{timed.name} in {part}")
             del launches

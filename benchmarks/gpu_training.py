@@ -16,7 +16,7 @@ from gpu_clock import PEAKS, Clock, clocks, free, matrix_rate, name_of_gpu
 from gpu_job import Job, verdict
 
 import minillm
-from minillm.kernels import use_kernels
+from minillm.engine import engine
 from minillm.models.gpt2 import GPT2, GPT2Config
 from minillm.optim import AdamW, decay_groups
 
@@ -53,12 +53,12 @@ def random_batches(config: GPT2Config, batch: int) -> list[Any]:
 
 
 def agreement(job: Job) -> None:
-    """A small GPT-2, the same weights and batches on the CPU and on the device, with kernels and without."""
+    """A small GPT-2, the same weights and batches on the CPU and on the device, with cuda and without."""
     size = {"vocab_size": 65, "context": 64, "heads": 2, "channels": 64}
     if job.dry:
         size = {"vocab_size": 33, "context": 12, "heads": 1, "channels": 32}
     config, batch, steps = GPT2Config(layers=2, **size), job.size(4, 2), job.size(20, 8)
-    with use_kernels("off"):
+    with engine("fast"):
         step = our_step(config, "cpu", "float32", batch, job)
         expected = [step().item() for _ in range(steps)]
     title = f"{steps} training steps of a small GPT-2: losses against those on the CPU"
@@ -68,7 +68,7 @@ def agreement(job: Job) -> None:
     runs = ("float32", "require", 1e-4), ("float32", "off", 1e-4), ("bfloat16", "require", 0.02)
     for dtype, kernels, allowed in runs:
         losses, used = [], []
-        with use_kernels(kernels):
+        with engine(kernels):
             step = our_step(config, "cuda", dtype, batch, job)
             for _ in range(steps):
                 losses.append(float(step().item()))
@@ -106,7 +106,7 @@ def operations_of_token(config: GPT2Config) -> float:
 def training(job: Job) -> None:
     """Ours, then PyTorch's eager mode, one after the other with the memory freed between."""
     config, batch = gpt2(job)
-    with use_kernels("require"):
+    with engine("require"):
         report_speed(job, "minillm", our_step(config, "cuda", "bfloat16", batch, job), our_peak(job))
     gc.collect()
     free(job)

@@ -25,6 +25,7 @@ from minillm.autograd import (
     set_grad_enabled,
     tensor,
 )
+from minillm.engine import engine
 from minillm.hints import missing_function
 from minillm.hub import load, load_tokenizer
 from minillm.ops import *  # noqa: F403
@@ -34,6 +35,7 @@ __all__ = [
     "Parameter",
     "Tensor",
     "enable_grad",
+    "engine",
     "inference_mode",
     "is_grad_enabled",
     "load",

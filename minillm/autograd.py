@@ -1,38 +1,43 @@
-"""The autograd engine: a Tensor remembers which operation made it, and `backward` walks those operations in reverse.
+"""Operations: each is a pair of plain functions on arrays, and running one leaves a node for the backward walk.
 
-An operation is a pair of plain functions on arrays. `forward(*arrays, **settings)` returns the output and what its
-backward needs (`saved`); `backward(dout, saved)` returns the gradient of every input. Neither knows of tensors, so
-both run on arrays in a REPL, and a breakpoint in a backward shows arrays under their names, three frames deep:
+`forward(*arrays, **settings)` returns the output and what its backward needs (`saved`); `backward(dout, saved)` returns
+the gradient of every input. Neither knows of tensors, so both run on arrays in a REPL, and a breakpoint in a backward
+shows arrays under the derivation's names, three frames below your line:
 
-    layernorm_backward  <-  Tensor.backward  <-  your line
+    layernorm_backward  <-  node_backward  <-  run_backward  <-  Tensor.backward  <-  your line
 
 The graph is made of nodes. Its edges lead from a node to the nodes that made its inputs, not to tensors: an
 intermediate array that no backward needs is freed as soon as the forward has used it. Only a leaf (a parameter, or
 any tensor with requires_grad that no operation made) is held by its edge, because that is where gradients end up. How
-the graph is walked is in graph.py.
+the graph is walked is in backward.py, what a tensor is in tensor.py, which pair of functions runs in engine.py.
 
 What a backward reads is kept by reference, except what is small or not a Tensor: index and boolean arrays, and NumPy
 arrays that meet a tensor, are copied. A tensor that was changed in place, or a parameter that was moved, is found out,
 and its backward refused. What nobody can find out is a write into `x.data` (or into `x.numpy()`, or the array that a
 `Tensor(array)` was made of) between forward and backward: don't.
+
+To see what happens, without changing it, there is `observe`.
 """
 
 from __future__ import annotations
 
-import copy
+import contextlib
 import sys
-import weakref
+import time
 from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
 from typing import Any
 
 import numpy as np
 
-from minillm import backend, hints, kernels, module_hints
+from minillm import module_hints
 from minillm.backend import Array
-from minillm.device import check_device, device_of, is_on_gpu, like, to_device, to_host
-from minillm.errors import DeviceError, DtypeError, GraphError, MinillmError, ShapeError
+from minillm.backward import Backward, Hook, Into, Node, run_backward
+from minillm.device import device_of, is_on_gpu
+from minillm.engine import Pair, find_pair, rooms_for, takes_into, uses_kernel
+from minillm.errors import DeviceError, GraphError, MinillmError, ShapeError
 from minillm.grad_mode import (
+    Observer,
     enable_grad,
     enter_scope,
     inference_mode,
@@ -42,10 +47,11 @@ from minillm.grad_mode import (
     set_grad_enabled,
     state,
 )
-from minillm.graph import FROZEN, Hook, Into, Node, Version, run_backward
-from minillm.methods import Methods
+from minillm.tensor import Parameter, Tensor, refuse_second_order, tensor
 
 __all__ = [
+    "Backward",
+    "Forward",
     "Hook",
     "Into",
     "Node",
@@ -58,6 +64,7 @@ __all__ = [
     "inference_mode",
     "is_grad_enabled",
     "no_grad",
+    "observe",
     "set_grad_enabled",
     "snapshot",
     "tensor",
@@ -71,19 +78,16 @@ class Op:
     backward(dout, saved) -> one gradient for each input of forward, or None where there is none
 
     With several outputs, `dout` is a tuple with None for an output that reached no gradient. A backward never writes
-    into `dout`. Two flags tell the engine what a backward does with memory:
+    into `dout`. With `aliases`, a returned gradient may share memory with dout or with another returned gradient (as in
+    `add`), so the engine must not add into it.
 
-    - `aliases`: a returned gradient may share memory with dout or with another returned gradient (as in `add`), so
-      the engine must not add into it.
-    - `writes_into`: backward takes a third argument, a tuple of `Into | None` per input, and may fill and return
-      `into[i].array`. It saves a pass over every weight gradient.
-
-    `cuda` is a second pair with the same signatures that launches the kernels of `kernels/<kernel>.cu` (the op's name
-    by default). Its forward returns NotImplemented for what the kernels do not do, and then the formula runs; see
-    `kernels.use_kernels`.
+    An operation that is written in `<package>/ops/` has two more pairs where there are files of its name:
+    `<package>/fast/<name>.py` for the CPU, `<package>/cuda/<name>.py` to launch kernels. Each holds `forward` and
+    `backward` with the signatures above; a forward returns NotImplemented for what it does not do, and then the next
+    pair is asked. `pairs` holds what was found. A backward may take a third argument, `into` (see engine.Pair).
     """
 
-    __slots__ = ("aliases", "backward", "cuda", "forward", "kernel", "name", "writes_into")
+    __slots__ = ("aliases", "backward", "forward", "name", "pairs", "writes_into")
 
     def __init__(
         self,
@@ -94,18 +98,25 @@ class Op:
         cuda: tuple[Callable, Callable] | None = None,
         kernel: str | None = None,
         aliases: bool = False,
-        writes_into: bool = False,
     ):
         self.name = name
         self.forward = forward
         self.backward = backward
-        self.cuda = cuda
-        self.kernel = kernel or name
         self.aliases = aliases
-        self.writes_into = writes_into
+        self.writes_into = takes_into(backward)
+        self.pairs: dict[str, Pair | None] = {}
+        # Until every pair is in its own file:
+        if cuda is not None:
+            self.pairs["cuda"] = Pair(*cuda, kernel=kernel or name)
 
     def __repr__(self) -> str:
         return f"Op({self.name})"
+
+    def pair(self, room: str) -> Pair | None:
+        """The pair of a room, "fast" or "cuda", looked for when it is first asked for; None where there is none."""
+        if room not in self.pairs:
+            self.pairs[room] = find_pair(room, self.name, self.forward)
+        return self.pairs[room]
 
     def __call__(self, *inputs: Any, **settings: Any) -> Any:
         """Run forward on the inputs' arrays; record a node if a gradient could be asked for.
@@ -130,35 +141,51 @@ class Op:
                 fixed = fixed or type(x) not in _NO_ARRAYS
         recorded = recorded and state.grad_enabled
         constants = _kept(inputs, arrays) if recorded and fixed else ()
+        started = time.perf_counter() if state.observers else 0.0
         if state.quiet:
-            (out, saved), backward = self._run(arrays, settings)
+            (out, saved), backward, writes_into = self._run(arrays, settings)
         else:
             with quiet():
-                (out, saved), backward = self._run(arrays, settings)
-        several = type(out) is tuple
-        if not recorded:
-            return tuple([_result(y, inputs) for y in out]) if several else _result(out, inputs)
-        try:
-            frame = sys._getframe(2)  # of whoever called the public function
-        except ValueError:
-            frame = sys._getframe(1)  # a module that calls the Op itself
-        if frame.f_globals.get("__name__", "")[:11] in ("minillm.ops", "importlib._"):
-            frame = _caller(sys._getframe(1))
-        where = frame.f_code, frame.f_lasti  # only the code and the position: a kept frame would pin its arrays
-        node = Node(self, backward, saved, tuple(edges), tuple(shapes), constants, out, several, where)
-        if several:
+                (out, saved), backward, writes_into = self._run(arrays, settings)
+        node = None
+        if recorded:
+            try:
+                frame = sys._getframe(2)  # of whoever called the public function
+            except ValueError:
+                frame = sys._getframe(1)  # a module that calls the Op itself
+            if frame.f_globals.get("__name__", "")[:11] in ("minillm.ops", "importlib._"):
+                frame = _caller(sys._getframe(1))
+            where = frame.f_code, frame.f_lasti  # only the code and the position: a kept frame would pin its arrays
+            node = Node(self, backward, writes_into, saved, tuple(edges), tuple(shapes), constants, out, where)
+        if state.observers:
+            outs = out if type(out) is tuple else (out,)
+            call = Forward(self, arrays, settings, outs, saved, node, time.perf_counter() - started)
+            for observer in state.observers:
+                if observer.on_forward is not None:
+                    observer.on_forward(call)
+        if node is None:
+            return tuple([_result(y, inputs) for y in out]) if type(out) is tuple else _result(out, inputs)
+        if type(out) is tuple:
             return tuple([Tensor._made_by(node, index, y) for index, y in enumerate(out)])
         return Tensor._made_by(node, 0, out)
 
-    def _run(self, arrays: list, settings: dict) -> tuple[tuple, Callable]:
-        """The forward's result, by kernel or by formula, and the backward that belongs to it."""
-        if self.cuda is not None and kernels.chosen(self.kernel, arrays[0]):
-            result = self.cuda[0](*arrays, **settings)
+    def _run(self, arrays: list, settings: dict) -> tuple[tuple, Callable, bool]:
+        """The forward's result, by the first pair that takes these arrays, and the backward that belongs to it."""
+        for room in rooms_for(arrays[0]):
+            pair = self.pairs[room] if room in self.pairs else self.pair(room)
+            if pair is None or (room == "cuda" and not uses_kernel(pair.kernel, arrays[0])):
+                continue
+            result = self._checked_run(pair.forward, arrays, settings)
             if result is not NotImplemented:
-                return result, self.cuda[1]
-            kernels.chosen(self.kernel, arrays[0], refused="these shapes or settings")  # raises if it is required
+                return result, pair.backward, pair.writes_into
+            if room == "cuda":
+                uses_kernel(pair.kernel, arrays[0], refused="these shapes or settings")  # raises if it is required
+        return self._checked_run(self.forward, arrays, settings), self.backward, self.writes_into
+
+    def _checked_run(self, forward: Callable, arrays: list, settings: dict) -> Any:
+        """The forward's result; errors of NumPy and CuPy about devices and shapes get the operation's name."""
         try:
-            return self.forward(*arrays, **settings), self.backward
+            return forward(*arrays, **settings)
         except TypeError:
             places = sorted({device_of(x) for x in arrays if hasattr(x, "shape") and x.shape})
             if len(places) > 1:  # CuPy only says that it does not support the type
@@ -231,324 +258,50 @@ def _result(data: Any, inputs: tuple) -> Tensor:
     return out
 
 
-class Tensor(Methods):
-    """An array with a gradient: `data` (a NumPy array), and `grad` (an array of the same shape) after a backward.
+# --- watching ------------------------------------------------------------------------------------------------------
 
-    Made from data by `minillm.tensor`, or by an operation. Arithmetic follows NumPy in broadcasting and slicing and
-    PyTorch in dtypes: float32 stays float32 with Python numbers and whole numbers, and int / int is float32. `x == y`
-    compares elements. `x += y` works in place, where nothing is recorded (see ops/inplace.py). Operators and methods
-    are attached in ops/__init__.py, one explicit table.
+
+class Forward:
+    """One forward that has ended: its operation, inputs (arrays), settings, outputs, what it saved, its seconds.
+
+    `node` is what the backward will walk through, or None where nothing was recorded.
     """
 
-    __slots__ = ("__weakref__", "_requires_grad", "_version", "data", "grad", "hooks", "index", "node")
-    __hash__ = object.__hash__  # by identity, though == compares elements: a set of tensors is a set of objects
+    __slots__ = ("inputs", "node", "op", "outputs", "saved", "scope", "seconds", "settings")
 
-    # Attached by the table at the end of ops/__init__.py; declared for type checkers and editors, names in methods.py.
-    __add__: Callable[..., Tensor]
-    __radd__: Callable[..., Tensor]
-    __sub__: Callable[..., Tensor]
-    __rsub__: Callable[..., Tensor]
-    __mul__: Callable[..., Tensor]
-    __rmul__: Callable[..., Tensor]
-    __truediv__: Callable[..., Tensor]
-    __rtruediv__: Callable[..., Tensor]
-    __floordiv__: Callable[..., Tensor]
-    __rfloordiv__: Callable[..., Tensor]
-    __mod__: Callable[..., Tensor]
-    __rmod__: Callable[..., Tensor]
-    __pow__: Callable[..., Tensor]
-    __rpow__: Callable[..., Tensor]
-    __matmul__: Callable[..., Tensor]
-    __rmatmul__: Callable[..., Tensor]
-    __neg__: Callable[..., Tensor]
-    __pos__: Callable[..., Tensor]
-    __abs__: Callable[..., Tensor]
-    __invert__: Callable[..., Tensor]
-    __and__: Callable[..., Tensor]
-    __or__: Callable[..., Tensor]
-    __xor__: Callable[..., Tensor]
-    __gt__: Callable[..., Tensor]
-    __ge__: Callable[..., Tensor]
-    __lt__: Callable[..., Tensor]
-    __le__: Callable[..., Tensor]
-    __getitem__: Callable[..., Tensor]
-    __setitem__: Callable[..., None]
-
-    def __init__(self, data: Any, requires_grad: bool = False):
-        self.data: Array = data if type(data) is np.ndarray else backend.as_array(data)
-        self.grad: Array | None = None
-        self.node: Node | None = None
-        self.index = 0
-        self.hooks: list | None = None
-        self._version: Version | None = None
-        self._requires_grad = False
-        if requires_grad:
-            self._check_floating("tensor")
-            self._requires_grad, self._version = True, Version()
-
-    @classmethod
-    def _made_by(cls, node: Node, index: int, data: Any) -> Tensor:
-        tensor = object.__new__(Tensor)  # without __init__, which checks what is right here
-        tensor.data = data if type(data) is np.ndarray else backend.as_array(data)
-        tensor.grad = tensor.hooks = tensor._version = tensor.node = None
-        tensor.index, tensor._requires_grad = index, tensor.data.dtype.kind not in "iub"  # bfloat16's is V, for void
-        if tensor._requires_grad:
-            tensor.node = node
-        return tensor
-
-    def __getattr__(self, name: str) -> Any:
-        raise hints.missing_method(name, type(self))
-
-    def _check_floating(self, function: str) -> None:
-        if self.data.dtype.kind in "iub":
-            raise DtypeError(f"{function}: dtype {self.dtype} cannot have a gradient; convert to float32 or float64")
-
-    def _edge(self) -> tuple | None:
-        if self.node is not None:
-            return (self.node, self.index)
-        return (self, self._shared_version().number) if self._requires_grad else None
-
-    @property
-    def version(self) -> int:
-        """How often the array was written to in place, or moved by an optimiser."""
-        return 0 if self._version is None else self._version.number
-
-    @version.setter
-    def version(self, number: int) -> None:
-        (self._version or self._shared_version()).number = number
-
-    def _shared_version(self) -> Version:
-        """The version of the array, which those who share the array share too."""
-        if self._version is None:
-            # Operations that used what an operation made may keep the array, and do not look at its version.
-            self._version = Version(FROZEN if self.node is not None else 0)
-        return self._version
-
-    def _grad_destination(self) -> Into | None:
-        """Where an op may write this leaf's gradient: onto what is there already, or into memory kept for it."""
-        return None if self.grad is None else Into(self.grad, add=True)
-
-    # --- reading ---------------------------------------------------------------------------------------------------
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return self.data.shape
-
-    @property
-    def ndim(self) -> int:
-        return self.data.ndim
-
-    @property
-    def dtype(self) -> np.dtype:
-        return self.data.dtype
-
-    def numel(self) -> int:
-        """The number of elements."""
-        return self.data.size
-
-    @property
-    def device(self) -> str:
-        """Where the array is: "cpu" or "cuda:0"."""
-        return device_of(self.data)
-
-    def numpy(self) -> Array:
-        """The array: itself, not a copy, from a CPU; a copy from a GPU, for which this waits."""
-        return to_host(self.data)
-
-    def item(self) -> Any:
-        """The value of a tensor with one element, as a Python number."""
-        return self._only_value("item")
-
-    def _only_value(self, function: str) -> Any:
-        if self.data.size != 1:
-            raise ShapeError(
-                f"{function}: the tensor has shape {self.shape}, and only a tensor with one element has a value; "
-                "write x.tolist(), or reduce it first"
-            )
-        value = self.data.item()
-        return value if type(value) in (float, int, bool) else float(value)  # bfloat16's is NumPy's
-
-    def tolist(self) -> Any:
-        """The elements as Python numbers, in lists of lists; of a tensor without dimensions, the number."""
-        array = self.numpy()
-        return (array if array.dtype.kind in "fiub" else array.astype(np.float32)).tolist()
-
-    def detach(self) -> Tensor:
-        """The same array without history: gradients stop here."""
-        twin = Tensor(self.data)
-        twin._version = self._shared_version()
-        return twin
-
-    def __len__(self) -> int:
-        if self.data.ndim == 0:
-            raise DtypeError("len: a tensor of shape () has no length; it is one number, see item()")
-        return len(self.data)
-
-    def __iter__(self) -> Iterator[Tensor]:
-        if self.data.ndim == 0:
-            raise DtypeError("iter: a tensor of shape () cannot be iterated over; it is one number, see item()")
-        return (self[i] for i in range(len(self.data)))
-
-    def __float__(self) -> float:
-        return float(self._only_value("float"))
-
-    def __int__(self) -> int:
-        return int(self._only_value("int"))
-
-    def __index__(self) -> int:
-        if self.data.dtype.kind not in "iub" or self.data.size != 1:
-            raise DtypeError(
-                f"index: a tensor of shape {self.shape} and dtype {self.dtype} is no index; only one whole number is, "
-                "such as int(x)"
-            )
-        return int(self.data.item())
-
-    def __bool__(self) -> bool:
-        if self.data.size != 1:
-            raise ShapeError(
-                f"bool: a tensor of shape {self.shape} is neither true nor false, only a tensor with one element is; "
-                "write x.any() or x.all(), and ~ & | for not, and, or"
-            )
-        return bool(self.data.item())
-
-    def __format__(self, specification: str) -> str:
-        if self.data.ndim == 0:
-            return format(self.item(), specification)
-        if specification:
-            raise DtypeError(
-                f"format: a tensor of shape {self.shape} is no number for {specification!r}; write x.item() of one "
-                "element, or leave the format out"
-            )
-        return str(self)
-
-    def __array__(self, dtype=None, copy=None) -> Array:
-        if self._requires_grad and state.grad_enabled:
-            raise GraphError(
-                "np.asarray: a tensor that needs a gradient would lose it as a NumPy array; write x.detach() or "
-                "x.numpy() for its values, or minillm.ops.stack(tensors) to join tensors"
-            )
-        return np.array(self.numpy(), dtype=dtype, copy=copy)
-
-    def __repr__(self) -> str:
-        history = f", {self.node.describe()}" if self.node else (", requires_grad=True" if self.requires_grad else "")
-        values = np.array2string(self.numpy(), threshold=40, precision=4, prefix="tensor(")
-        where = f", {self.device}" if is_on_gpu(self.data) else ""
-        return f"tensor({values}, shape={self.shape}, {self.dtype}{where}{history})"
-
-    def __deepcopy__(self, memo: dict) -> Tensor:
-        if self.node is not None:
-            raise GraphError(
-                "deepcopy: an operation made this tensor, and a copy would have a graph of its own; copy x.detach()"
-            )
-        twin = object.__new__(type(self))
-        memo[id(self)] = twin
-        for kind in type(self).__mro__:
-            for name in set(kind.__dict__.get("__slots__", ())) - {"__weakref__", "_version", "hooks"}:
-                object.__setattr__(twin, name, copy.deepcopy(getattr(self, name), memo))
-        twin._version, twin.hooks = Version(), None
-        return twin
-
-    # --- gradients -------------------------------------------------------------------------------------------------
-
-    @property
-    def requires_grad(self) -> bool:
-        """Whether a backward gives this tensor, or what it was made of, a gradient. Never true of whole numbers."""
-        return self._requires_grad
-
-    @requires_grad.setter
-    def requires_grad(self, requires_grad: bool) -> None:
-        self.requires_grad_(requires_grad)
-
-    def requires_grad_(self, requires_grad: bool = True) -> Tensor:
-        """Ask for, or refuse, a gradient of this leaf; returns the tensor."""
-        if self.node is not None:
-            raise GraphError("requires_grad_: an operation made this tensor; only a leaf can be changed, see detach()")
-        if requires_grad:
-            self._check_floating("requires_grad_")
-        self._requires_grad = bool(requires_grad)
-        self._shared_version()
-        return self
-
-    @property
-    def is_leaf(self) -> bool:
-        """Whether no recorded operation made this tensor; of a leaf that requires a gradient, backward fills `grad`."""
-        return self.node is None
-
-    @property
-    def grad_fn(self) -> Node | None:
-        """The operation that made this tensor, under PyTorch's name; None for a leaf."""
-        return self.node
-
-    def retain_grad(self) -> Tensor:
-        """Keep the gradient of this intermediate tensor in `.grad` too; returns the tensor."""
-        self._check_needs_gradient("retain_grad")
-        if self.node is not None:
-            self.node.watchers = watchers = self.node.watchers or []
-            if not any(reference() is self for _, reference in watchers):
-                watchers.append((self.index, weakref.ref(self)))
-        return self
-
-    def register_hook(self, hook: Callable[[Array], Any]) -> Hook:
-        """Call `hook(gradient)` when a backward has this tensor's whole gradient; what it returns takes its place.
-
-        The gradient is an array (a copy), as `grad` is; None leaves it as it was. `remove()` of the result ends it.
-        """
-        self._check_needs_gradient("register_hook")
-        owner: Any = self.node or self
-        if owner.hooks is None:
-            owner.hooks = []
-        return Hook(owner.hooks, (self.index, hook))
-
-    def _check_needs_gradient(self, function: str) -> None:
-        if not self._requires_grad:
-            raise GraphError(
-                f"{function}: this tensor depends on nothing with requires_grad=True (or was made under no_grad); "
-                "set requires_grad on an input, or compute it outside no_grad"
-            )
-
-    def backward(
-        self,
-        gradient: Any = None,
-        keep_graph: bool = False,
-        *,
-        retain_graph: bool | None = None,
-        create_graph: bool = False,
-    ) -> None:
-        """Add the gradient of this tensor with respect to every leaf into the leaf's `grad`.
-
-        `gradient` is the cotangent dL/d(this), of this tensor's shape; it may be left out for a single element (1).
-        The graph is released as it is used; `keep_graph=True`, or PyTorch's `retain_graph=True`, keeps it for another.
-
-        Raises: GraphError on a second backward through a released graph, on a leaf that changed since the forward,
-        and where no gradient was asked for; ShapeError if `gradient` is missing or of another shape.
-        """
-        _refuse_second_order("backward", create_graph)
-        self._check_needs_gradient("backward")
-        keep_graph = keep_graph if retain_graph is None else retain_graph
-        with quiet():
-            run_backward([(self, self._cotangent("backward", gradient))], keep_graph)
-
-    def _cotangent(self, function: str, gradient: Any) -> Array:
-        """The gradient that a backward from here begins with."""
-        if gradient is None:
-            if self.data.size != 1:
-                raise ShapeError(
-                    f"{function}: the tensor has shape {self.shape}; reduce it to one value, or give gradient="
-                )
-            return np.ones_like(self.data)
-        gradient = backend.as_array(gradient.data if isinstance(gradient, Tensor) else gradient)
-        gradient = like(gradient.astype(self.dtype, copy=False), self.data)
-        if gradient.shape != self.shape:
-            raise ShapeError(f"{function}: gradient has shape {gradient.shape}, but the tensor has shape {self.shape}")
-        return gradient
+    def __init__(self, op, inputs, settings, outputs, saved, node, seconds):
+        self.op: Op = op
+        self.inputs: list = inputs
+        self.settings: dict = settings
+        self.outputs: tuple = outputs
+        self.saved: Any = saved
+        self.node: Node | None = node
+        self.scope: str = state.scope
+        self.seconds: float = seconds
 
 
-def _refuse_second_order(function: str, create_graph: bool) -> None:
-    if create_graph:
-        raise GraphError(
-            f"{function}: create_graph=True asks for gradients of gradients, which are not computed; leave it out, or "
-            "use minillm.testing.hvp for the product of a Hessian and a vector"
-        )
+@contextlib.contextmanager
+def observe(
+    on_forward: Callable[[Forward], Any] | None = None,
+    on_backward: Callable[[Backward], Any] | None = None,
+    on_module: Callable[[Any, tuple, Any], Any] | None = None,
+) -> Iterator[None]:
+    """Call these functions for what this thread runs until the block ends; nothing is changed by being watched.
+
+    on_forward(call): after each operation's forward; `call` has op, inputs, settings, outputs, saved, node, scope and
+    seconds (see Forward).
+    on_backward(call): after each operation's backward; `call` has node, op, scope, douts, dinputs and seconds (see
+    Backward); `call.node.saved` is still there.
+    on_module(module, inputs, output): after each module's forward, those inside before those around them.
+
+    Observers that are entered later are called later. A function that raises ends the step with its error.
+    """
+    observer = Observer(on_forward, on_backward, on_module)
+    state.observers = (*state.observers, observer)
+    try:
+        yield
+    finally:
+        state.observers = tuple([one for one in state.observers if one is not observer])
 
 
 def grad(
@@ -566,7 +319,7 @@ def grad(
     Raises: GraphError where no gradient was asked for, and for an input that no output depends on, unless
     allow_unused=True gives None for it.
     """
-    _refuse_second_order("grad", create_graph)
+    refuse_second_order("grad", create_graph)
     roots = [outputs] if isinstance(outputs, Tensor) else list(outputs)
     leaves = [inputs] if isinstance(inputs, Tensor) else list(inputs)
     several = isinstance(grad_outputs, (tuple, list))
@@ -586,60 +339,6 @@ def grad(
                 f"grad: no output depends on input {position}; leave it out, or get None for it with allow_unused=True"
             )
     return tuple(wanted[key] for key in keys)
-
-
-class Parameter(Tensor):
-    """A leaf that an optimiser moves: `name` (its key in the state dict) and `version` (how often it was moved).
-
-    A node remembers the version of each parameter it used; a backward after the optimiser moved the parameter would
-    mix old activations with new weights, so it raises instead.
-    """
-
-    __slots__ = ("grad_buffer", "name")
-
-    def __init__(self, data: Any, name: str = ""):
-        super().__init__(data, requires_grad=True)
-        self.name = name
-        self.grad_buffer: Array | None = None  # memory that the optimiser keeps for the gradient; see optim.py
-
-    def _grad_destination(self) -> Into | None:
-        if self.grad is None and self.grad_buffer is not None:
-            return Into(self.grad_buffer, add=False)
-        return super()._grad_destination()
-
-    def __repr__(self) -> str:
-        return f"Parameter({self.name or 'unnamed'}, shape={self.shape}, {self.dtype})"
-
-
-def tensor(data: Any, requires_grad: bool = False, dtype: Any = None, device: str = "cpu") -> Tensor:
-    """A leaf tensor with a copy of `data`: a number, a list, or an array.
-
-    As in PyTorch, Python floats become float32 and integers int64, while an array keeps its dtype.
-    device: "cpu", "cuda" or "cuda:1". dtype: NumPy's, or "bfloat16".
-    Raises: DtypeError for what are no numbers; DeviceError for a device that is not there.
-    """
-    check_device(device)
-    if isinstance(data, Tensor):
-        if data.requires_grad and state.grad_enabled:
-            raise GraphError(
-                "tensor: data needs a gradient, which a new leaf would cut off; give data.detach() for its values, or "
-                "use data as it is"
-            )
-        data = data.data
-    if is_on_gpu(data):
-        copy = data.astype(data.dtype if dtype is None else backend.as_dtype(dtype))
-        return Tensor(to_device(copy, device), requires_grad)
-    try:
-        array = np.array(data, dtype=None if dtype is None else backend.as_dtype(dtype))
-    except ValueError as error:
-        if isinstance(error, MinillmError):
-            raise
-        raise ShapeError(f"tensor: data is no array of numbers, as lists in it differ in length: {error}") from None
-    if dtype is None and not isinstance(data, (np.ndarray, np.generic)) and array.dtype == np.float64:
-        array = array.astype(np.float32)
-    if array.dtype.kind not in "fiub" and array.dtype.name != "bfloat16":
-        raise DtypeError(f"tensor: data has dtype {array.dtype}; give numbers or booleans of one shape")
-    return Tensor(to_device(array, device), requires_grad)
 
 
 def __getattr__(name: str) -> Any:

@@ -1,4 +1,4 @@
-"""Whether operations are recorded for a backward, whether they warn, and where in the model they are: by thread."""
+"""The state of each thread: whether operations are recorded, who observes them, and which part of the model runs."""
 
 from __future__ import annotations
 
@@ -7,14 +7,23 @@ import functools
 import inspect
 import threading
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+
+
+class Observer(NamedTuple):
+    """What is called for each forward, backward and module that runs (see autograd.observe); None for nothing."""
+
+    on_forward: Callable | None
+    on_backward: Callable | None
+    on_module: Callable | None
 
 
 class _State(threading.local):
     grad_enabled = True
     scope = ""
+    observers: tuple[Observer, ...] = ()
     quiet = False  # whether NumPy's warnings are off already
 
 

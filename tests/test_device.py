@@ -23,18 +23,18 @@ import numpy as np
 import pytest
 
 import minillm
-from minillm import device, kernels, ops, tensor
+from minillm import cuda, device, ops, tensor
 from minillm.autograd import Tensor
 from minillm.checkpoint import load_checkpoint
 from minillm.data import Batches
+from minillm.engine import engine
 from minillm.errors import DeviceError, DtypeError, InputError
 from minillm.generate import generate_batch
-from minillm.gradcheck import CASES
-from minillm.kernels import use_kernels
 from minillm.models.gemma import Gemma, GemmaConfig
 from minillm.models.gpt2 import GPT2, GPT2Config
 from minillm.models.llama import Llama, LlamaConfig
 from minillm.optim import AdamW, decay_groups
+from minillm.study.cases import CASES
 from minillm.training import TrainConfig, train, trainer
 from minillm.training.trainer import accumulate_gradients
 
@@ -44,8 +44,8 @@ STANDIN = Path(__file__).parent / "standin"
 def _forget_gpu() -> None:
     """What was learnt of one CuPy does not hold for another."""
     device._check_cuda.cache_clear()
-    kernels.get_kernel.cache_clear()
-    kernels._gpu_module.cache_clear()
+    cuda.get_kernel.cache_clear()
+    cuda.kernel._gpu_module.cache_clear()
 
 
 @pytest.fixture
@@ -100,7 +100,7 @@ def test_every_operation_runs_on_the_device(cupy, op, policy):
         if any(x.dtype.kind == "f" and x.dtype != np.float64 for x in arrays):
             continue
         expected = results(case.fn, arrays, "cpu")
-        with use_kernels(policy):
+        with engine(policy):
             received = results(case.fn, arrays, "cuda")
         for wanted, given in zip([*expected[0], *expected[1]], [*received[0], *received[1]], strict=True):
             assert (wanted is None) == (given is None), case.name
@@ -337,7 +337,7 @@ def _train(where, steps=20, dtype="float32", policy="auto", micro_batches=1):
     optimizer = AdamW(decay_groups(model.parameters(), 0.1), 1e-2)
     text = rng.integers(0, 65, 500)
     batches, uploads, losses = Batches(text, 4, 16, seed=1), device.Uploads(where), []
-    with use_kernels(policy):
+    with engine(policy):
         for step in range(steps):
             ids, targets = uploads(*batches.batch(step))
             optimizer.zero_grad()

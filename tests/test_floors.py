@@ -25,28 +25,29 @@ FLOORS = {  # the longest name that fits counts
     "minillm.sums": 1,
     "minillm.random": 1,
     "minillm.grad_mode": 1,
-    "minillm.graph": 2,
-    "minillm.kernels": 2,
+    "minillm.backward": 2,
+    "minillm.cuda": 2,
+    "minillm.cuda.embedding": 6,  # shares two functions with the CPU's pair
+    "minillm.cuda.launch": 3,
+    "minillm.cuda.linear": 5,
+    "minillm.engine": 3,
+    "minillm.fast": 5,
+    "minillm.kernels": 4,
     "minillm.methods": 2,
+    "minillm.tensor": 3,
     "minillm.autograd": 3,
     "minillm.ops": 4,
     "minillm.nn": 5,
     "minillm.optim": 5,
     "minillm.testing": 5,
-    "minillm.profile": 7,
     "minillm.models": 6,
     "minillm.data": 6,
     "minillm.parallel": 7,
-    "minillm.parallel.report": 8,
-    "minillm.parallel.projection": 8,
     "minillm.stored": 6,
     "minillm.generate": 7,
     "minillm.beam_search": 8,
     "minillm.chat": 8,
-    "minillm.describe": 8,
     "minillm.checkpoint": 7,
-    "minillm.debug": 7,
-    "minillm.gradcheck": 7,
     "minillm.gguf": 7,
     "minillm.hub": 7,
     "minillm": 8,  # the public names
@@ -54,8 +55,9 @@ FLOORS = {  # the longest name that fits counts
     "minillm.study": 8,
     "minillm.console": 0,
     "minillm.options": 1,
-    "minillm.cli": 9,
-    "minillm.__main__": 10,
+    "minillm.commands": 9,
+    "minillm.cli": 10,
+    "minillm.__main__": 11,
 }
 # What others of the same floor may use.
 SHARED = {
@@ -63,18 +65,19 @@ SHARED = {
     "minillm.device",
     "minillm.backend",
     "minillm.sums",
+    "minillm.engine",
+    "minillm.tensor",
     "minillm.ops.arithmetic",
     "minillm.ops.dropout",
     "minillm.ops.elementwise",
     "minillm.ops.gelu",
     "minillm.ops.index",
-    "minillm.ops.launch",
+    "minillm.cuda.launch",
     "minillm.ops.rearrange",
     "minillm.ops.reduce",
     "minillm.ops.shape",
     "minillm.ops.softmax",
     "minillm.checkpoint",
-    "minillm.describe",
     "minillm.generate",
     "minillm.gguf",
     "minillm.hub",
@@ -92,27 +95,29 @@ SHARED = {
 }
 TOGETHER = {
     "minillm.tokenizers",
-    "minillm.kernels",
+    "minillm.cuda",
     "minillm.data",
     "minillm.nn",
     "minillm.optim",
     "minillm.training",
     "minillm.parallel",
     "minillm.testing",
+    "minillm.study",
+    "minillm.commands",
 }  # one subject in several files
 TRAINERS = ("tokenizers.bpe", "tokenizers.unigram_train", "tokenizers.wordpiece")  # show how far they are
 # Packages that are not Python's own, and where each may be imported. All but numpy and regex only when they are needed.
 FOREIGN = {
     "numpy": {"minillm"},
     "regex": {"minillm.tokenizers"},
-    "rich": {f"minillm.{name}" for name in ("cli", "training.display", *TRAINERS)},
-    "matplotlib": {"minillm.training.run", "minillm.parallel.picture"},
+    "rich": {f"minillm.{name}" for name in ("commands", "training.display", *TRAINERS)},
+    "matplotlib": {"minillm.training.run", "minillm.study.picture"},
     "safetensors": {"minillm.checkpoint", "minillm.hub", "minillm.stored"},
     "threadpoolctl": {"minillm.backend"},
-    "cupy": {"minillm.device", "minillm.kernels", "minillm.parallel.nccl"},
-    "cupy_backends": {"minillm.device", "minillm.kernels", "minillm.parallel.nccl"},
+    "cupy": {"minillm.device", "minillm.cuda", "minillm.parallel.nccl"},
+    "cupy_backends": {"minillm.device", "minillm.cuda", "minillm.parallel.nccl"},
     "gguf": {"minillm.gguf"},
-    "ml_dtypes": {"minillm.backend", "minillm.kernels"},
+    "ml_dtypes": {"minillm.backend", "minillm.cuda"},
 }
 
 
@@ -218,8 +223,8 @@ def test_importing_minillm_loads_nothing_but_numpy() -> None:
     packages = {name.partition(".")[0] for name in result.stdout.split()}
     assert {"minillm", "numpy"} <= packages
     assert packages - sys.stdlib_module_names == {"minillm", "numpy"}
-    for heavy in ("minillm.training", "minillm.cli", "minillm.tokenizers", "pydoc_data", "asyncio", "multiprocessing"):
-        assert heavy not in result.stdout.split()
+    ours = {f"minillm.{name}" for name in ("training", "cli", "commands", "study", "tokenizers")}
+    assert not set(result.stdout.split()) & (ours | {"pydoc_data", "asyncio", "multiprocessing"})
 
 
 def test_the_tests_run_this_checkout(tmp_path) -> None:

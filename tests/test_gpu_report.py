@@ -227,8 +227,9 @@ def test_a_wrong_backward_fails_the_gradient_checks(tmp_path):
         tmp_path,
         """
         from minillm import ops
-        forward, backward = ops.SOFTMAX.cuda
-        ops.SOFTMAX.cuda = (forward, lambda dout, saved: (-backward(dout, saved)[0],))
+        from minillm.engine import Pair
+        forward, backward, *_ = ops.SOFTMAX.pair("cuda")
+        ops.SOFTMAX.pairs["cuda"] = Pair(forward, lambda dout, saved: (-backward(dout, saved)[0],), kernel="softmax")
         """,
     )
     names = "gradients:softmax", "gradients:log_softmax"

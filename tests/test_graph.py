@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 import minillm
-from minillm import autograd, kernels, ops
+from minillm import autograd, ops
 from minillm.autograd import Op, Parameter, Tensor, is_grad_enabled, no_grad, tensor
+from minillm.engine import engine
 from minillm.errors import GraphError, ShapeError
 
 
@@ -321,7 +322,7 @@ def test_a_leaf_that_is_being_written_is_added_to_later():
         into[0].array[...] = total
         return (into[0].array,)
 
-    slow = Op("slow", lambda x: (x * 1, None), backward, writes_into=True)
+    slow = Op("slow", lambda x: (x * 1, None), backward)
     first = threading.Thread(target=lambda: slow(w).sum().backward())
     first.start()
     assert inside.wait(60)
@@ -344,7 +345,7 @@ def test_an_error_in_a_backward_frees_the_leaf():
         raise ArithmeticError("planted")
 
     with pytest.raises(ArithmeticError, match="planted"):
-        Op("fails", lambda x: (x * 1, None), fails, writes_into=True)(w).sum().backward()
+        Op("fails", lambda x: (x * 1, None), fails)(w).sum().backward()
     done = threading.Thread(target=lambda: (w * 2).sum().backward(), daemon=True)
     done.start()
     done.join(60)
@@ -423,7 +424,7 @@ def test_a_buffer_that_is_refilled_changes_no_gradient(name):
 def test_kernels_keep_their_ids_too(name):
     function, array, new = CHANGING[name]
     x = Tensor(leaf((3, 4)).data.astype(np.float32), requires_grad=True)
-    with kernels.use_kernels("emulate"):
+    with engine("emulate"):
         function(x, array.copy()).sum().backward()
         expected, x.grad = x.grad, None
         buffer = array.copy()
@@ -458,7 +459,7 @@ def test_mixed_dtypes_reach_kernels_in_one():
     x = Tensor(np.random.default_rng(0).normal(size=(4, 8)).astype(np.float32), requires_grad=True)
     w = Parameter(np.ones(8, np.float32))
     scale = np.random.default_rng(1).normal(size=(4, 8))
-    with kernels.use_kernels("emulate"):
+    with engine("emulate"):
         (ops.layer_norm(x, w) * scale).sum().backward()  # a gradient in float64 arrives at a float32 kernel
     emulated, x.grad = x.grad, None
     (ops.layer_norm(x, w) * scale).sum().backward()

@@ -37,9 +37,14 @@ class Module:
         before = autograd.enter_scope(self.name)
         try:
             if state.quiet:
-                return self.forward(*args, **kwargs)
-            with quiet():
-                return self.forward(*args, **kwargs)
+                output = self.forward(*args, **kwargs)
+            else:
+                with quiet():
+                    output = self.forward(*args, **kwargs)
+            for observer in state.observers:
+                if observer.on_module is not None:
+                    observer.on_module(self, args, output)
+            return output
         finally:
             autograd.enter_scope(before)
 

@@ -35,9 +35,9 @@ import numpy as np
 from minillm import backend, random
 from minillm.autograd import Op, Tensor, snapshot
 from minillm.backend import Array
+from minillm.cuda import get_kernel
 from minillm.device import compute_capability, is_on_gpu, like
 from minillm.errors import DtypeError, ShapeError, check_floating, check_index, check_shapes
-from minillm.kernels import get_kernel
 from minillm.ops.dropout import check_probability
 from minillm.ops.shape import broadcast_to
 from minillm.sums import FEW, row_sums, vecdot

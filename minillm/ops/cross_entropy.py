@@ -24,9 +24,9 @@ import numpy as np
 
 from minillm.autograd import Op, Tensor, snapshot
 from minillm.backend import Array, as_array, as_rows, contiguous, row_blocks, row_max
+from minillm.cuda import WARP, get_kernel
 from minillm.device import is_on_gpu, like
 from minillm.errors import DtypeError, GraphError, InputError, ShapeError, check_index, check_shapes
-from minillm.kernels import WARP, get_kernel
 from minillm.ops.arithmetic import where
 from minillm.ops.shape import permute
 from minillm.ops.softmax import log_softmax

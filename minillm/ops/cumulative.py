@@ -110,11 +110,12 @@ def cumprod_forward(x, *, axis):  # in float64, as in PyTorch: a 0 after what ov
 
 
 def cumprod_backward(dout, saved):
-    x, s = np.moveaxis(saved.x, saved.axis, 0), np.moveaxis(dout, saved.axis, 0).copy(order="C")
+    x = np.moveaxis(saved.x, saved.axis, 0).astype(np.float64)  # as in the forward
+    s = np.moveaxis(dout, saved.axis, 0).astype(np.float64, order="C")
     for i in range(len(x) - 2, -1, -1):
         s[i] += x[i + 1] * s[i + 1]
     before = np.cumprod(np.concatenate([np.ones_like(x[:1]), x[:-1]]), 0)  # the product of all factors before each
-    return (np.moveaxis(before * s, 0, saved.axis),)
+    return (np.moveaxis(before * s, 0, saved.axis).astype(dout.dtype, copy=False),)
 
 
 CUMPROD = Op("cumprod", cumprod_forward, cumprod_backward)

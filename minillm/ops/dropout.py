@@ -14,10 +14,10 @@ import numpy as np
 from minillm import random
 from minillm.autograd import Op, Tensor
 from minillm.backend import Array, contiguous
+from minillm.cuda import get_kernel
+from minillm.cuda.launch import THREADS, blocks_for
 from minillm.device import like
 from minillm.errors import InputError, check_floating
-from minillm.kernels import get_kernel
-from minillm.ops.launch import THREADS, blocks_for
 
 
 class Saved(NamedTuple):

@@ -25,8 +25,8 @@ import numpy as np
 
 from minillm.autograd import Op, Tensor, is_grad_enabled
 from minillm.backend import Array, as_rows, contiguous, row_blocks, sum_over_blocks
+from minillm.cuda.launch import activation_backward, activation_fits, activation_forward
 from minillm.errors import InputError, check_floating, check_shapes
-from minillm.ops.launch import activation_backward, activation_fits, activation_forward
 from minillm.sums import column_sums, is_moderate
 
 SQRT_2_OVER_PI = math.sqrt(2 / math.pi)  # Python floats: a NumPy scalar would turn float32 into float64

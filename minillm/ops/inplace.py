@@ -18,9 +18,9 @@ import numpy as np
 from minillm import random
 from minillm.autograd import Tensor, is_grad_enabled, no_grad
 from minillm.backend import Array, as_array
+from minillm.backward import FROZEN
 from minillm.device import is_on_gpu, like
 from minillm.errors import DtypeError, GraphError, ShapeError
-from minillm.graph import FROZEN
 from minillm.ops.shape import index_key
 
 

@@ -18,9 +18,9 @@ import numpy as np
 
 from minillm.autograd import Op, Tensor
 from minillm.backend import Array, as_rows, contiguous, row_blocks, sum_over_blocks
+from minillm.cuda import get_kernel
+from minillm.cuda.launch import BLOCKS, SHARED_LIMIT, blocks_that_sum, shared_bytes, sum_rows, threads_of_row
 from minillm.errors import check_floating, check_shapes
-from minillm.kernels import get_kernel
-from minillm.ops.launch import BLOCKS, SHARED_LIMIT, blocks_that_sum, shared_bytes, sum_rows, threads_of_row
 from minillm.sums import column_sums, vecdot
 
 

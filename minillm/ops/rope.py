@@ -20,10 +20,10 @@ import numpy as np
 
 from minillm.autograd import Op, Tensor
 from minillm.backend import Array, contiguous, row_blocks
+from minillm.cuda import get_kernel
+from minillm.cuda.launch import BLOCKS, THREADS
 from minillm.device import like
 from minillm.errors import InputError, ShapeError, check_floating, check_shapes
-from minillm.kernels import get_kernel
-from minillm.ops.launch import BLOCKS, THREADS
 
 
 class Saved(NamedTuple):

@@ -15,10 +15,10 @@ import numpy as np
 
 from minillm.autograd import Op, Tensor, is_grad_enabled
 from minillm.backend import Array, as_rows, contiguous, elementwise, row_blocks, sum_over_blocks
+from minillm.cuda import get_kernel
+from minillm.cuda.launch import THREADS, activation_backward, activation_fits, activation_forward, blocks_for
 from minillm.errors import ShapeError, check_floating, check_shapes
-from minillm.kernels import get_kernel
 from minillm.ops.arithmetic import logistic
-from minillm.ops.launch import THREADS, activation_backward, activation_fits, activation_forward, blocks_for
 from minillm.sums import column_sums, is_moderate
 
 

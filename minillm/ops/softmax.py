@@ -18,8 +18,8 @@ import numpy as np
 from minillm import backend
 from minillm.autograd import Op, Tensor
 from minillm.backend import Array, as_rows
+from minillm.cuda import WARP, get_kernel
 from minillm.errors import ShapeError, check_floating
-from minillm.kernels import WARP, get_kernel
 from minillm.ops.reduce import choose_axis
 from minillm.sums import row_sums, vecdot
 

@@ -15,8 +15,8 @@ import numpy as np
 from minillm import backend
 from minillm.autograd import Parameter
 from minillm.backend import Array
+from minillm.cuda import get_kernel
 from minillm.errors import InputError
-from minillm.kernels import get_kernel
 from minillm.sums import vecdot
 
 SMALLEST_SUM = 1e-25  # of squares: beside it, those that float32 does not have are nothing

@@ -1,7 +1,7 @@
 """Optimisers.
 
 An optimiser gathers its parameters into flat buffers (flat.py), and its rule runs over these in chunks. Where kernels
-are used (see `kernels.use_kernels`), an update is one launch for a whole buffer, and the clip factor goes from the
+are used (see `minillm.engine`), an update is one launch for a whole buffer, and the clip factor goes from the
 norm's kernel to the update's without the host.
 
 Parameters of fewer bits than float32 have masters: the optimiser moves float32 numbers, and the parameters are these,
@@ -16,12 +16,13 @@ from typing import Any
 
 import numpy as np
 
-from minillm import backend, kernels
+from minillm import backend
 from minillm.autograd import Tensor
 from minillm.backend import Array
+from minillm.cuda import get_kernel
 from minillm.device import like
+from minillm.engine import uses_kernel
 from minillm.errors import CheckpointError, InputError, did_you_mean
-from minillm.kernels import get_kernel
 from minillm.optim.clip import clip_factor_of, norm_and_factor_cuda, sum_of_squares_of
 from minillm.optim.flat import FlatGroup, chunks
 from minillm.optim.groups import check_member, listed
@@ -148,7 +149,7 @@ class Optimizer:
         Source: Pascanu, Mikolov, Bengio 2013, arXiv:1211.5063, algorithm 1.
         """
         accumulators = {group.masters.dtype for group in self.groups}
-        if len(accumulators) == 1 and all(kernels.chosen("global_norm", group.grad) for group in self.groups):
+        if len(accumulators) == 1 and all(uses_kernel("global_norm", group.grad) for group in self.groups):
             gradients = [gradient for group in self.groups for gradient in group.counted_gradients(whole=True)]
             norm, self.clip_factor = norm_and_factor_cuda(
                 gradients, max_norm, self.groups[0].masters, self.add_over_ranks
@@ -168,7 +169,7 @@ class Optimizer:
         self.steps += 1
         for group, spans in work:
             options = {name: group.options[name] for name in self.defaults}
-            if self.kernel and kernels.chosen(self.kernel, group.data):
+            if self.kernel and uses_kernel(self.kernel, group.data):
                 for span, steps in spans:
                     self.update_cuda(*group.parts(span), steps=steps + 1, **options)
             else:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
-from minillm.autograd import Node, Op
+from minillm.autograd import Forward, Node, Op
 from minillm.backend import Array
 from minillm.errors import MinillmError
 
@@ -124,36 +123,21 @@ def repeats(x: Array) -> bool:
     return any(stride == 0 and n > 1 for stride, n in zip(x.strides, x.shape, strict=True))
 
 
-@contextlib.contextmanager
-def every_run(watch: Callable[[Op, list, dict, tuple, Callable], Callable]) -> Iterator[None]:
-    """Within, `watch(op, inputs, settings, outputs, backward)` sees every forward and gives the backward to use."""
-    run = Op._run
-
-    def watched(op: Op, arrays: list, settings: dict) -> tuple[tuple, Callable]:
-        result, backward = run(op, arrays, settings)
-        outs = result[0] if type(result[0]) is tuple else (result[0],)
-        return result, watch(op, arrays, settings, outs, backward)
-
-    Op._run = watched  # type: ignore[method-assign, assignment]
-    try:
-        yield
-    finally:
-        Op._run = run  # type: ignore[method-assign]
-
-
-def float32_stays(op: Op, arrays: list, settings: dict, outs: tuple, backward: Callable) -> Callable:
-    """For `every_run`: what turns inputs that are all float32 into float64 is an error, forward or backward.
+def float32_stays(call: Forward) -> None:
+    """For `observe`: what turns inputs that are all float32 into float64 is an error, forward or backward.
 
     A setting that names a dtype asks for another one, and in an array or a function there may be float64 that is not
     seen here: operations with such settings are left alone.
     """
-    dtypes = [x.dtype if isinstance(x, np.ndarray) and x.dtype.kind == "f" else None for x in arrays]
+    op, settings = call.op, call.settings
+    dtypes = [x.dtype if isinstance(x, np.ndarray) and x.dtype.kind == "f" else None for x in call.inputs]
     unseen = "dtype" in settings or any(callable(one) or isinstance(one, np.ndarray) for one in settings.values())
     if unseen or {*dtypes} - {None} != {np.dtype(np.float32)}:
-        return backward
-    if any(out.dtype == np.float64 for out in outs):
+        return
+    if any(out.dtype == np.float64 for out in call.outputs):
         raise GradientError(f"forward of {op.name}: the output is float64, but every input is float32")
-    return functools.partial(_float32_backward, op, dtypes, backward)
+    if call.node is not None:
+        call.node.backward = functools.partial(_float32_backward, op, dtypes, call.node.backward)
 
 
 def _float32_backward(op: Op, dtypes: list, backward: Callable, dout: Any, saved: Any, *into: Any) -> tuple:

@@ -6,8 +6,9 @@ import math
 
 import numpy as np
 
+from minillm.autograd import observe
 from minillm.backend import Array
-from minillm.testing.audit import GradientError, InfiniteSlope, every_run, float32_stays
+from minillm.testing.audit import GradientError, InfiniteSlope, float32_stays
 from minillm.testing.calls import Base, Tried, check_state, raise_state, run_backward
 from minillm.testing.measure import largest
 from minillm.testing.report import report
@@ -82,7 +83,7 @@ def check_float32(base: Base, tried: Tried) -> None:
             continue
         try:
             exact, exact_graph = subject.at(double)
-            with every_run(float32_stays):
+            with observe(on_forward=float32_stays):
                 rounded, graph = subject.at(single)
         except Skipped as reason:
             tried.skipped.append(f"{name}: {reason}")

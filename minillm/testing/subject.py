@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from minillm.autograd import Op, Parameter, Tensor, no_grad
+from minillm.autograd import Forward, Op, Parameter, Tensor, no_grad, observe
 from minillm.backend import Array
 from minillm.errors import DtypeError
-from minillm.testing.audit import GradientError, arrays_in, audit, every_run, repeats
+from minillm.testing.audit import GradientError, arrays_in, audit, repeats
 
 EPSILON = float(np.finfo(np.float64).eps)
 ROUNDING = 32 * EPSILON  # of one output, relative: some tens of operations made it
@@ -145,11 +145,10 @@ class Subject:
         blame."""
         found: list[Array] = []
 
-        def watch(op: Op, arrays: list, settings: dict, outs: tuple, backward: Callable) -> Callable:
-            found.extend(out for out in outs if out.dtype.kind == "f" and not np.isfinite(out).all())
-            return backward
+        def look(call: Forward) -> None:
+            found.extend(out for out in call.outputs if out.dtype.kind == "f" and not np.isfinite(out).all())
 
-        with every_run(watch):
+        with observe(on_forward=look):
             self.value()
         return bool(found)
 

@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from minillm import kernels
 from minillm.backend import Array
+from minillm.engine import current_engine
 from minillm.testing.subject import Subject, is_float, weights
 
 MOST = 4_000  # elements of all arguments together, up to which axes may grow
@@ -146,7 +146,7 @@ def of_sizes(subject: Subject) -> Iterator[Variant]:
         cuts = {1, 0, n - 1} - {n} if n > 1 else set()
         for size in [*sorted(cuts), *([67, 259] if n > 1 else [3])]:
             shapes = [tuple(size if m == n else m for m in x.shape) for x in arrays]
-            emulated = kernels.policy() in ("emulate", "require")
+            emulated = current_engine() in ("emulate", "require")
             if size == n or (size > n and (emulated or sum(int(np.prod(shape)) for shape in shapes) > MOST)):
                 continue
             values = [_resized(subject, x, n, size) if isinstance(x, np.ndarray) else x for x in subject.values]

@@ -9,9 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from minillm import kernels
+from minillm import cuda
 from minillm.autograd import Tensor
-from minillm.kernels.source import C_TYPES, FOLDER
+from minillm.cuda.source import C_TYPES, FOLDER
+from minillm.engine import engine
 
 CUDA = Path(__file__).parent / "cuda"
 ORDERS = (("forward", 0), ("reverse", 0), ("random", 1), ("random", 2))
@@ -24,11 +25,11 @@ def _compiler() -> None:
 
 
 @pytest.fixture
-def load(_compiler) -> Callable[[str, str], kernels.Kernel]:
+def load(_compiler) -> Callable[[str, str], cuda.Kernel]:
     """Load a kernel of tests/kernels/cuda/, or of kernels/ where there is none of that name."""
 
-    def load_kernel(file: str, instance: str) -> kernels.Kernel:
-        return kernels.Kernel(CUDA / file if (CUDA / file).is_file() else file, instance)
+    def load_kernel(file: str, instance: str) -> cuda.Kernel:
+        return cuda.Kernel(CUDA / file if (CUDA / file).is_file() else file, instance)
 
     return load_kernel
 
@@ -37,7 +38,7 @@ def load(_compiler) -> Callable[[str, str], kernels.Kernel]:
 def warp_order(request) -> Iterator[str]:
     """Every order of warps and lanes."""
     order, seed = request.param.rstrip("0123456789"), int(request.param.lstrip("abcdefghijklmnopqrstuvwxyz") or 0)
-    with kernels.emulation(order=order, seed=seed):
+    with cuda.emulation(order=order, seed=seed):
         yield order
 
 
@@ -48,14 +49,14 @@ def bfloat16() -> np.dtype:
 
 
 @pytest.fixture
-def mutated(_compiler, request) -> Callable[..., kernels.Kernel]:
+def mutated(_compiler, request) -> Callable[..., cuda.Kernel]:
     """Load a kernel from a copy in which one piece of text is replaced: a planted fault.
 
     The copies lie where they lay the last time, so that they are compiled once.
     """
     folder = Path(request.config.cache.mkdir("kernels"))
 
-    def load_mutated(name: str, file: str, old: str, new: str, kernel: str, instance: str) -> kernels.Kernel:
+    def load_mutated(name: str, file: str, old: str, new: str, kernel: str, instance: str) -> cuda.Kernel:
         here = folder / name
         shutil.rmtree(here, ignore_errors=True)
         here.mkdir()
@@ -66,7 +67,7 @@ def mutated(_compiler, request) -> Callable[..., kernels.Kernel]:
                 assert text.count(old) == 1, f"{file} has {text.count(old)} times {old!r}; the fault needs exactly one"
                 text = text.replace(old, new)
             (here / copied).write_text(text)
-        return kernels.Kernel(here / kernel, instance)
+        return cuda.Kernel(here / kernel, instance)
 
     return load_mutated
 
@@ -121,7 +122,7 @@ def agree(_compiler, rng) -> Callable[..., None]:
 
     def run(fn: Callable, arrays: list[np.ndarray], mode: str) -> list[np.ndarray]:
         leaves = [Tensor(x.copy(), requires_grad=True) for x in arrays]
-        with kernels.use_kernels(mode):
+        with engine(mode):
             y = fn(*leaves)
             y.backward(np.random.default_rng(1).standard_normal(y.shape).astype(y.dtype))
         return [y.data, *(leaf.grad for leaf in leaves)]
@@ -129,9 +130,9 @@ def agree(_compiler, rng) -> Callable[..., None]:
     def compare(fn: Callable, *arrays: np.ndarray, ran: str) -> None:
         for dtype, tolerance in ((np.float64, 1e-12), (np.float32, 2e-5)):
             narrow = [np.asarray(x, dtype) for x in arrays]
-            before = kernels.launch_counts()
+            before = cuda.launch_counts()
             by_kernel = run(fn, narrow, "require")
-            launched = {name for name, _ in (kernels.launch_counts() - before).items()}
+            launched = {name for name, _ in (cuda.launch_counts() - before).items()}
             assert any(name.startswith(f"{ran}<{C_TYPES[np.dtype(dtype).name]}") for name in launched), launched
             for received, expected in zip(by_kernel, run(fn, narrow, "off"), strict=True):
                 assert received.shape == expected.shape

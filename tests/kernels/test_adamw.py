@@ -12,8 +12,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from minillm import kernels
-from minillm.kernels import Kernel, get_kernel
+from minillm import cuda
+from minillm.cuda import Kernel, get_kernel
 from minillm.optim import AdamW
 
 pytestmark = pytest.mark.usefixtures("_compiler")
@@ -152,7 +152,7 @@ def test_order_changes_no_bit(dtype):
         return [a.tobytes() for a in Buffers(np.random.default_rng(0), 500, dtype).by_kernel(4)]
 
     expected = run()
-    with kernels.emulation(order="random", seed=3):
+    with cuda.emulation(order="random", seed=3):
         assert run() == expected
 
 
@@ -193,7 +193,7 @@ def test_a_planted_fault_is_caught(mutated, rng, bfloat16, fault):
 
     instances = ((np.dtype(np.float32), "adamw<float>"), (bfloat16, "adamw<__nv_bfloat16>"))
     if fault == "alignment of one array":
-        with pytest.raises(kernels.KernelError, match="not a multiple of 16"):
+        with pytest.raises(cuda.KernelError, match="not a multiple of 16"):
             is_right(*instances[0])
     else:
         assert all(is_right(*instance) for instance in instances) == (fault is None)

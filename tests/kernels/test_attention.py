@@ -13,9 +13,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from minillm import Tensor, kernels, manual_seed, ops, random
-from minillm.gradcheck import check_gradients
-from minillm.kernels.emulate import COPIES
+from minillm import Tensor, cuda, manual_seed, ops, random
+from minillm.cuda.emulate import COPIES
+from minillm.engine import engine
+from minillm.testing import check_gradients
 
 pytest.importorskip("ml_dtypes", reason="bfloat16 arrays need ml_dtypes")
 sys.path.append(str(Path(__file__).parent))
@@ -237,7 +238,7 @@ def test_same_bits_in_every_order(rng, dropout, dtype, order, copies):
         pytest.skip("the plain kernels copy nothing asynchronously")
     case = problem(rng, DTYPES[dtype], 1, 2, 1, 130, 200, 64, True, [190], dropout)
     expected = solve(case)
-    with kernels.emulation(order=order, seed=3, copies=copies):
+    with cuda.emulation(order=order, seed=3, copies=copies):
         received = solve(case)
     for name, x, y in zip(NAMES, received, expected, strict=True):
         assert np.array_equal(x, y), name
@@ -270,7 +271,7 @@ def test_nan_is_not_hidden(rng):
 
 def test_the_kernels_ran(rng, monkeypatch):
     """Tensor cores where dtype, head size and GPU allow it; a copy of its own for dropout."""
-    before = kernels.launch_counts()
+    before = cuda.launch_counts()
     solve(problem(rng, DTYPES["bfloat16"], 1, 1, 1, 17, 17, 64, True))
     solve(problem(rng, DTYPES["float32"], 1, 1, 1, 17, 17, 48, True))
     solve(problem(rng, DTYPES["bfloat16"], 1, 1, 1, 17, 17, 32, True, None, launch.Dropout(0.5, 1, 0)))
@@ -280,7 +281,7 @@ def test_the_kernels_ran(rng, monkeypatch):
     names = ("attention_forward", "attention_backward_keys", "attention_backward_queries")
     expected = {name + version: 1 for name in names for version in versions}
     expected |= {"attention_delta<__nv_bfloat16>": 3, "attention_delta<float>": 1}
-    assert kernels.launch_counts() - before == expected
+    assert cuda.launch_counts() - before == expected
 
 
 # ---- the public operation ------------------------------------------------------------------------------------------
@@ -305,15 +306,15 @@ def test_the_op_runs_its_kernels(rng, dtype, settings):
     def run(mode):
         manual_seed(9)
         qkv = Tensor(data, requires_grad=True)
-        with kernels.use_kernels(mode):
+        with engine(mode):
             out = ops.attention(*(qkv[:, :, i].transpose(1, 2) for i in range(3)), **settings)
             (out * Tensor(weights)).sum().backward()
         return out.data, qkv.grad
 
     expected = run("off")
-    before = kernels.launch_counts()
+    before = cuda.launch_counts()
     received = run("emulate")
-    ran = {name.split("<")[0] for name in kernels.launch_counts() - before if name.startswith("attention")}
+    ran = {name.split("<")[0] for name in cuda.launch_counts() - before if name.startswith("attention")}
     assert ran == {"attention_forward", "attention_delta", "attention_backward_keys", "attention_backward_queries"}
     for x, y in zip(received, expected, strict=True):
         np.testing.assert_allclose(x, y, rtol=0, atol=(2e-5 if dtype == "float32" else 1e-13))
@@ -326,7 +327,7 @@ def test_the_op_on_a_part_runs_its_kernels(rng, part):
     def run(mode):
         manual_seed(9)
         leaf = Tensor(data, requires_grad=True)
-        with kernels.use_kernels(mode), random.part(**part):
+        with engine(mode), random.part(**part):
             out = ops.attention(leaf[0], leaf[1], leaf[2], causal=True, dropout_p=0.4)
             (out * Tensor(weights)).sum().backward()
         return out.data, leaf.grad
@@ -342,7 +343,7 @@ def test_gradients_of_the_double_kernels(rng, settings):
         return ops.attention(q, k, v, causal=True, **settings)
 
     q, k, v = (rng.standard_normal((2, heads, tokens, 3)) for heads, tokens in ((2, 4), (1, 11), (1, 11)))
-    with kernels.use_kernels("require"):
+    with engine("require"):
         check_gradients(attend, q, k, v)
 
 
@@ -355,24 +356,24 @@ def test_stretched_arguments(rng, which, axis, dtype):
     arrays |= {name: np.broadcast_to(arrays[name].take([0], axis), (2, 2, 5, 3)) for name in which}
     results = []
     for copy in (np.asarray, np.ascontiguousarray):
-        with kernels.use_kernels("require"):
+        with engine("require"):
             leaves = [Tensor(copy(x), requires_grad=True) for x in arrays.values()]
             out = ops.attention(*leaves, causal=True)
             out.backward(np.arange(out.numel(), dtype=dtype).reshape(out.shape))
         results.append([out.data, *(leaf.grad for leaf in leaves)])
     for stretched, contiguous in zip(*results, strict=True):
         np.testing.assert_array_equal(stretched, contiguous)
-    with kernels.use_kernels("off"):
+    with engine("plain"):
         expected = ops.attention(*map(Tensor, arrays.values()), causal=True)
     np.testing.assert_allclose(results[0][0], expected.data, rtol=0, atol=1e-5)
 
 
 def test_what_the_kernels_do_not_do(rng):
     q = Tensor(rng.standard_normal((1, 1, 4, 8)))
-    with kernels.use_kernels("emulate"):
+    with engine("emulate"):
         by_formula = ops.attention(q, q, q, mask=np.tri(4, dtype=bool))
         by_kernel = ops.attention(q, q, q, causal=True)
         np.testing.assert_allclose(by_formula.data, by_kernel.data, atol=1e-14)
     for settings in ({"mask": np.tri(4, dtype=bool)}, {"scale": -1.0}):
-        with kernels.use_kernels("require"), pytest.raises(kernels.KernelError, match="attention: no kernel"):
+        with engine("require"), pytest.raises(cuda.KernelError, match="attention: no kernel"):
             ops.attention(q, q, q, **settings)

@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from minillm import kernels, random
-from minillm.kernels.source import FOLDER
+from minillm import cuda, random
+from minillm.cuda.source import FOLDER
 
 pytest.importorskip("ml_dtypes", reason="bfloat16 arrays need ml_dtypes")
 sys.path.append(str(Path(__file__).parent))
@@ -164,7 +164,7 @@ def passes(kernel, drop):
         lse = lse.astype(np.float32)
         delta = (case.dout * out).sum(axis=-1).astype(np.float32)
         for order, copies in WAYS if tensor else WAYS[:3]:
-            with kernels.emulation(order=order, seed=1, copies=copies):
+            with cuda.emulation(order=order, seed=1, copies=copies):
                 received = [np.full(x.shape, np.nan, case.q.dtype) for x in results]
                 if kernel.startswith(FORWARD):
                     received = launch.forward(case, *received[:1])
@@ -180,7 +180,7 @@ def passes(kernel, drop):
 
 def run_broken(monkeypatch, file):
     """Let the launches of minillm.ops find their kernels in `file`."""
-    monkeypatch.setattr(launch.attention, "get_kernel", lambda _, *name: kernels.get_kernel(file, *name))
+    monkeypatch.setattr(launch.attention, "get_kernel", lambda _, *name: cuda.get_kernel(file, *name))
 
 
 @pytest.mark.parametrize("drop", [False, True], ids=["whole", "dropout"])
@@ -199,7 +199,7 @@ def test_fault_is_caught(request, monkeypatch, file, old, index, new, kernel, dr
     error = ""
     try:
         caught = not passes(kernel, drop)
-    except kernels.KernelError as raised:
+    except cuda.KernelError as raised:
         caught, error = True, str(raised)
     print(f"{name}: {error[:90] or 'wrong result' if caught else 'NOT CAUGHT'}")
     assert caught

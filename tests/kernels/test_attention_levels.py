@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from minillm import kernels
-from minillm.kernels import Kernel
-from minillm.kernels.source import FOLDER
+from minillm import cuda
+from minillm.cuda import Kernel
+from minillm.cuda.source import FOLDER
 
 bfloat16 = np.dtype(pytest.importorskip("ml_dtypes", reason="bfloat16 arrays need ml_dtypes").bfloat16)
 D, HEADS, SCALE = 64, 2, np.float32(0.2)
@@ -57,7 +57,7 @@ def test_level(rng, warp_order, level, tokens):
     received = run(q, k, v).astype(float)
     largest = np.abs(expected).max()
     assert np.abs(received - expected).max() <= (2e-6 if dtype == np.float32 else 2**-7) * largest
-    with kernels.emulation(copies="deferred"):
+    with cuda.emulation(copies="deferred"):
         assert np.array_equal(run(q, k, v).astype(float), received)
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from minillm import kernels
-from minillm.kernels import Kernel, get_kernel
-from minillm.kernels.emulate import ORDERS
+from minillm import cuda
+from minillm.cuda import Kernel, get_kernel
+from minillm.cuda.emulate import ORDERS
 
 pytestmark = pytest.mark.usefixtures("_compiler")
 SHAPES = [(1, 1), (17, 1), (1, 17), (100, 31), (1023, 3), (64, 509), (37, 1024)]
@@ -53,7 +53,7 @@ def test_a_stage_repeats_to_the_last_bit_in_every_order(rng, dtype):
     expected = two_stages(x, 50, dtype)
     assert np.count_nonzero(expected) > 70  # of 77
     for seed in range(4):
-        with kernels.emulation(order="random", seed=seed):
+        with cuda.emulation(order="random", seed=seed):
             np.testing.assert_array_equal(two_stages(x, 50, dtype), expected)
 
 
@@ -79,10 +79,10 @@ def test_a_planted_fault_is_caught(mutated, rng, fault):
     x = padded[:30]  # what lies behind it can be read, and must not be
     wrong = 0
     for order in ORDERS:
-        with kernels.emulation(order=order), np.errstate(all="ignore"):
+        with cuda.emulation(order=order), np.errstate(all="ignore"):
             try:
                 sums = launch(x, x.dtype, 8, faulty, blocks=1)
                 wrong += not np.allclose(sums, [x[i : i + 8].sum(axis=0) for i in range(0, 30, 8)], atol=1e-4)
-            except kernels.KernelError:
+            except cuda.KernelError:
                 wrong += 1
     assert wrong

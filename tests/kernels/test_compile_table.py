@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from minillm import kernels
-from minillm.kernels import KernelError, compile_table
-from minillm.kernels.nvrtc import ARCHITECTURES
-from minillm.kernels.source import kernel_files, read_source
+from minillm import cuda
+from minillm.cuda import KernelError, compile_table
+from minillm.cuda.nvrtc import ARCHITECTURES
+from minillm.cuda.source import kernel_files, read_source
 
 CUDA = Path(__file__).parent / "cuda"
 
@@ -37,7 +37,7 @@ def test_no_kernel_spills_or_has_a_stack_frame(file):
         assert row.stack == 0, row
         assert 8 <= row.registers <= 255, row
         # The launch is possible: registers are given out to warps in 256s, and a multiprocessor has 65536.
-        threads = kernels.Kernel(file, row.kernel).max_threads
+        threads = cuda.Kernel(file, row.kernel).max_threads
         assert -(-row.registers // 8) * 8 * threads <= 65536, f"{row} cannot run {threads} threads in a block"
 
 

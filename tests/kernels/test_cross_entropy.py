@@ -9,11 +9,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from minillm import gradcheck, kernels
+from minillm import cuda
 from minillm.autograd import Tensor
-from minillm.kernels import Kernel, get_kernel, launch_counts, use_kernels
-from minillm.kernels.source import C_TYPES
+from minillm.cuda import Kernel, get_kernel, launch_counts
+from minillm.cuda.source import C_TYPES
+from minillm.engine import engine
 from minillm.ops.cross_entropy import CROSS_ENTROPY, cross_entropy, cross_entropy_backward, cross_entropy_forward
+from minillm.study import gradcheck
 
 pytestmark = pytest.mark.usefixtures("_compiler")
 ROWS, IGNORED = 12, -7
@@ -221,7 +223,7 @@ def test_order_changes_no_bit(draw):
     x, targets, dloss = draw(3, 3000)
     expected = [a.tobytes() for a in (*forward(x, targets, 0.1), *with_gradient(x, targets, dloss, 0.1))]
     for seed in range(3):
-        with kernels.emulation(order="random", seed=seed):
+        with cuda.emulation(order="random", seed=seed):
             assert [
                 a.tobytes() for a in (*forward(x, targets, 0.1), *with_gradient(x, targets, dloss, 0.1))
             ] == expected
@@ -240,8 +242,8 @@ def test_the_pair_of_the_operation(draw, dtype, reduction, smoothing):
     right, saved = CROSS_ENTROPY.forward(x.astype(np.float64), targets, **settings)
     right_gradient, _ = CROSS_ENTROPY.backward(dout, saved)
     before = launch_counts()
-    loss, saved = CROSS_ENTROPY.cuda[0](x, targets, **settings)
-    dlogits, none = CROSS_ENTROPY.cuda[1](dout, saved)
+    loss, saved = CROSS_ENTROPY.pair("cuda").forward(x, targets, **settings)
+    dlogits, none = CROSS_ENTROPY.pair("cuda").backward(dout, saved)
     c_type = C_TYPES[dtype.name]
     assert launch_counts() - before == {f"cross_entropy_{name}<{c_type}>": 1 for name in ("forward", "backward")}
     assert none is None
@@ -257,7 +259,7 @@ def test_the_operation_runs_the_kernels(rng, reduction):
     results = []
     for policy in ("off", "require"):
         before = launch_counts()
-        with use_kernels(policy):
+        with engine(policy):
             logits = Tensor(x, requires_grad=True)
             loss = cross_entropy(logits * 2, targets, reduction=reduction)
             loss.backward(np.arange(6, dtype=np.float32).reshape(2, 3) if reduction == "none" else None)
@@ -270,7 +272,7 @@ def test_the_operation_runs_the_kernels(rng, reduction):
 
 
 def test_gradient_checks_of_the_operation():
-    with use_kernels("emulate"):
+    with engine("emulate"):
         before = launch_counts()
         reports = [result.report for result in gradcheck.run_cases(["cross_entropy"])]
     assert len(reports) > 40
@@ -279,7 +281,7 @@ def test_gradient_checks_of_the_operation():
 
 
 def test_all_ignored_means_no_loss():
-    with use_kernels("require"):
+    with engine("require"):
         logits = Tensor(np.ones((2, 5), np.float32), requires_grad=True)
         loss = cross_entropy(logits, np.full(2, -100))
         loss.backward()
@@ -290,7 +292,7 @@ def test_all_ignored_means_no_loss():
 def test_other_integer_targets(rng):
     logits = Tensor(rng.standard_normal((6, 9)))
     ids = rng.integers(0, 9, 6)
-    with use_kernels("require"):
+    with engine("require"):
         losses = [cross_entropy(logits, ids.astype(d)).item() for d in (np.int64, np.int32, np.uint16)]
         strided = np.stack([ids, ids], axis=1)[:, 0]
         losses.append(cross_entropy(logits, strided).item())
@@ -350,7 +352,7 @@ def test_a_planted_fault_is_caught(mutated, rng, fault):
         return all(np.allclose(a, b, rtol=1e-4, atol=1e-5) for a, b in zip(received, expected, strict=True))
 
     if fault in ("alignment of the beginning", "other alignment not noticed"):
-        with pytest.raises(kernels.KernelError, match="not a multiple of 16"):
+        with pytest.raises(cuda.KernelError, match="not a multiple of 16"):
             is_right()
     else:
         assert is_right() == (fault is None)

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 
 import minillm
-from minillm import kernels, ops
+from minillm import cuda, ops
 from minillm.autograd import Tensor, no_grad
-from minillm.kernels import get_kernel
-from minillm.kernels.source import FOLDER
+from minillm.cuda import get_kernel
+from minillm.cuda.source import FOLDER
+from minillm.engine import engine
 from minillm.models.gpt2 import GPT2, GPT2Config
 
 bfloat16 = np.dtype(pytest.importorskip("ml_dtypes", reason="bfloat16 arrays need ml_dtypes").bfloat16)
@@ -78,7 +79,7 @@ def test_attention_same_bits_in_every_order(rng, warp_order):
     lengths = np.array([90], np.int32)
     q, k, v = draw(rng, bfloat16, 1, 2, 64), draw(rng, bfloat16, 1, 1, 90, 64), draw(rng, bfloat16, 1, 1, 90, 64)
     out = decode(q, k, v, lengths, 0.2, 32)
-    with kernels.emulation():
+    with cuda.emulation():
         assert np.array_equal(out, decode(q, k, v, lengths, 0.2, 32))
 
 
@@ -88,10 +89,10 @@ def test_attention_same_bits_in_every_order(rng, warp_order):
 def test_gemv(rng, dtype, outputs, inner, rows):
     x, weight = draw(rng, DTYPES[dtype], rows, inner), draw(rng, DTYPES[dtype], outputs, inner)
     y = np.full((rows, outputs), np.nan, DTYPES[dtype])
-    before = kernels.launch_counts()
+    before = cuda.launch_counts()
     kernel = get_kernel("decode.cu", "gemv", y.dtype, rows)
     kernel(-(-outputs // 4), 128, (x, weight, y, np.int32(outputs), np.int32(inner)))
-    assert sum((kernels.launch_counts() - before).values()) == 1
+    assert sum((cuda.launch_counts() - before).values()) == 1
     expected = x.astype(np.longdouble) @ weight.astype(np.longdouble).T
     wide = np.float64 if dtype == "float64" else np.float32
     by_numpy = (x.astype(wide) @ weight.astype(wide).T).astype(y.dtype)
@@ -123,10 +124,10 @@ def test_faults_are_caught(rng, tmp_path, monkeypatch, old, new):
     expected = formula(q, k, v, lengths, 0.5)
     k[0, :, 77:] = v[0, :, 77:] = np.nan
     assert near(decode(q, k, v, lengths, 0.5, 32), expected, "bfloat16", 2)
-    monkeypatch.setitem(globals(), "get_kernel", lambda _, *name: kernels.get_kernel(broken, *name))
+    monkeypatch.setitem(globals(), "get_kernel", lambda _, *name: cuda.get_kernel(broken, *name))
     caught = False
     for order in ("forward", "reverse"):
-        with kernels.emulation(order=order):
+        with cuda.emulation(order=order):
             caught |= not near(decode(q, k, v, lengths, 0.5, 32), expected, "bfloat16", 2)
     assert caught
 
@@ -145,14 +146,14 @@ def test_attention_of_one_query_over_a_cache(rng, dtype, keys):
 
     def run(mode, wide):
         leaves = [Tensor(x.astype(np.float64) if wide else x, requires_grad=True) for x in (q, k, v)]
-        with kernels.use_kernels(mode):
+        with engine(mode):
             y = ops.attention(*leaves, causal=True, lengths=lengths)
             y.backward(dout.astype(y.dtype))
         return [y.data, *(leaf.grad for leaf in leaves)]
 
-    before = kernels.launch_counts()
+    before = cuda.launch_counts()
     received = run("require", wide=False)
-    ran = " ".join(kernels.launch_counts() - before)
+    ran = " ".join(cuda.launch_counts() - before)
     assert "attention_decode<" in ran
     assert "attention_decode_combine<" in ran
     assert "attention_forward" not in ran
@@ -163,10 +164,10 @@ def test_attention_of_one_query_over_a_cache(rng, dtype, keys):
 @pytest.mark.parametrize("rows", [1, 2, 3, 4, 8, 9])
 def test_the_linear_layer_of_a_few_rows(rng, rows):
     x, weight, bias = rng.normal(size=(rows, 40)), rng.normal(size=(17, 40)), rng.normal(size=17)
-    before = kernels.launch_counts()
-    with kernels.use_kernels("require"):
+    before = cuda.launch_counts()
+    with engine("require"):
         y = ops.linear(Tensor(x), Tensor(weight), Tensor(bias))
-    assert (kernels.launch_counts() - before) == ({f"gemv<double, {rows}>": 1} if rows in (1, 2, 4, 8) else {})
+    assert (cuda.launch_counts() - before) == ({f"gemv<double, {rows}>": 1} if rows in (1, 2, 4, 8) else {})
     np.testing.assert_allclose(y.data, x @ weight.T + bias, rtol=1e-12)
 
 
@@ -176,12 +177,12 @@ def test_a_text_is_generated_by_the_decoder():
     model = GPT2(GPT2Config(vocab_size=11, context=12, layers=2, heads=2, channels=64)).eval()
     ids = np.random.default_rng(0).integers(0, 11, (1, 12))
     expected = model(ids).data
-    before = kernels.launch_counts()
-    with no_grad(), kernels.use_kernels("require"):
+    before = cuda.launch_counts()
+    with no_grad(), engine("require"):
         cache = model.new_cache()
         model.next_logits(ids[:, :6], cache)
         for t in range(6, 12):
             np.testing.assert_allclose(model.next_logits(ids[:, t : t + 1], cache).data, expected[:, t], atol=1e-5)
-    ran = kernels.launch_counts() - before
+    ran = cuda.launch_counts() - before
     assert ran["attention_decode<float, 32>"] == 2 * 6
     assert ran["gemv<float, 1>"] == 6 * 9 + 1

@@ -5,10 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from minillm import kernels, manual_seed, ops, random
-from minillm.gradcheck import run_cases
-from minillm.kernels import Kernel, get_kernel
+from minillm import cuda, manual_seed, ops, random
+from minillm.cuda import Kernel, get_kernel
+from minillm.engine import engine
 from minillm.ops.dropout import dropout_forward_cuda
+from minillm.study.gradcheck import run_cases
 
 pytestmark = pytest.mark.usefixtures("_compiler")
 COUNTS = [1, 7, 8, 17, 1023, 4096, 70001]
@@ -140,12 +141,12 @@ def test_seeds_that_the_kernel_does_not_take(rng):
 
 def test_every_case_of_the_gradient_check_by_kernels():
     ran = "dropout<double>"
-    before = kernels.launch_counts()[ran]
-    with kernels.use_kernels("emulate"):
+    before = cuda.launch_counts()[ran]
+    with engine("emulate"):
         results = run_cases(["dropout"])
     assert results
     assert [result.report for result in results if result.report] == []
-    assert kernels.launch_counts()[ran] > before
+    assert cuda.launch_counts()[ran] > before
 
 
 FAULTS = {
@@ -189,6 +190,6 @@ def test_a_planted_fault_is_caught(mutated, rng, fault):
 
 
 def test_launches_are_counted(rng):
-    before = kernels.launch_counts()["dropout<float>"]
+    before = cuda.launch_counts()["dropout<float>"]
     launch(np.ones(10, np.float32), 0.5)
-    assert kernels.launch_counts()["dropout<float>"] == before + 1
+    assert cuda.launch_counts()["dropout<float>"] == before + 1

@@ -9,11 +9,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from minillm import gradcheck, kernels
+from minillm import cuda
 from minillm.autograd import Into, Tensor
-from minillm.kernels import Kernel, get_kernel, launch_counts, use_kernels
-from minillm.kernels.source import C_TYPES
+from minillm.cuda import Kernel, get_kernel, launch_counts
+from minillm.cuda.source import C_TYPES
+from minillm.engine import engine
 from minillm.ops.embedding import EMBEDDING, Saved, embedding
+from minillm.study import gradcheck
 
 pytestmark = pytest.mark.usefixtures("_compiler")
 COLUMNS = (1, 17, 64, 257, 509, 1023)  # odd, prime, whole and broken 16 bytes, more than a warp takes at once
@@ -127,7 +129,7 @@ def test_order_changes_no_bit(rng, dtype):
     dy, ids = rng.standard_normal((200, 75)).astype(dtype), common_and_rare(rng, 200)
     expected = backward(dy, ids, np.zeros((TABLE, 75), dtype))
     for seed in range(4):
-        with kernels.emulation(order="random", seed=seed):
+        with cuda.emulation(order="random", seed=seed):
             np.testing.assert_array_equal(backward(dy, ids, np.zeros((TABLE, 75), dtype), warps=1 + seed), expected)
 
 
@@ -144,8 +146,8 @@ def test_the_pair_of_the_operation(rng, dtype, into):
         array = np.asfortranarray(there) if into == "add, not contiguous" else there.copy()
         destination = Into(array, add=into != "write")
     before = launch_counts()
-    y, saved = EMBEDDING.cuda[0](table, ids)
-    dtable, none = EMBEDDING.cuda[1](
+    y, saved = EMBEDDING.pair("cuda").forward(table, ids)
+    dtable, none = EMBEDDING.pair("cuda").backward(
         dy.transpose(1, 0, 2), Saved(ids.T.astype(np.int64), saved.shape), (destination, None)
     )
     c_type = C_TYPES[dtype.name]
@@ -162,7 +164,7 @@ def test_the_operation_runs_the_kernels(rng):
     results = []
     for policy in ("off", "require"):
         before = launch_counts()
-        with use_kernels(policy):
+        with engine(policy):
             weight = Tensor(table, requires_grad=True)
             y = embedding(ids, weight) + embedding(ids[0], weight)  # twice: the second gradient is added to the first
             (y * y).sum().backward()
@@ -175,7 +177,7 @@ def test_the_operation_runs_the_kernels(rng):
 
 
 def test_gradient_checks_of_the_operation():
-    with use_kernels("emulate"):
+    with engine("emulate"):
         before = launch_counts()
         reports = [result.report for result in gradcheck.run_cases(["embedding"])]
     assert len(reports) > 8
@@ -230,6 +232,6 @@ def test_a_planted_fault_is_caught(mutated, rng, fault):
         y = forward(table, ids, kernel=faulty.get(FORWARD))
         dtable = backward(dy, ids, table.copy(), kernel=faulty.get(BACKWARD))
         right = np.array_equal(y, table[ids]) and np.allclose(dtable, summed(dy, ids, table, np.float64), atol=1e-4)
-    except kernels.KernelError:
+    except cuda.KernelError:
         right = False
     assert right == (fault is None)

@@ -14,9 +14,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from minillm import kernels
-from minillm.kernels import KernelError
-from minillm.kernels.source import C_TYPES, instances
+from minillm import cuda
+from minillm.cuda import KernelError
+from minillm.cuda.source import C_TYPES, instances
 
 HERE = Path(__file__).parent
 int32, int64, uint32 = np.int32, np.int64, np.uint32
@@ -56,7 +56,7 @@ def test_shuffles_read_the_lanes_that_ptx_defines(dtype, delta, log_width, seed)
     x = np.random.default_rng(seed).integers(-1000, 1000, 32).astype(dtype)
     out = np.zeros((4, 32), dtype)
     c_type = C_TYPES[np.dtype(dtype).name]
-    shuffles = kernels.get_kernel(HERE / "cuda" / "probe.cu", f"shuffles<{c_type}>")
+    shuffles = cuda.get_kernel(HERE / "cuda" / "probe.cu", f"shuffles<{c_type}>")
     shuffles(1, 32, (x, out, int32(delta), int32(2**log_width)))
     for row, kind in zip(out, ("idx", "up", "down", "xor"), strict=True):
         expected = [x[shuffled(kind, lane, delta, 2**log_width)] for lane in range(32)]
@@ -168,7 +168,7 @@ def test_each_block_finds_nan_in_its_shared_memory(load, warp_order):
 def test_the_order_of_turns_can_be_chosen(load):
     def turns(**way) -> np.ndarray:
         out = np.zeros((2, 96), int32)
-        with kernels.emulation(**way):
+        with cuda.emulation(**way):
             load("probe.cu", "turns")(1, 96, (np.zeros(1, int32), out))
         assert set(out[0]) == set(range(96)), "nobody passes the barrier before all have come"
         assert set(out[1]) == set(range(96, 192))
@@ -213,7 +213,7 @@ def test_copies_are_early_or_late_as_chosen(load):
     x = np.arange(1, 13, dtype=int32)
     for way, waited in (("eager", x), ("deferred", np.where(x <= 8, x, -1))):  # the last group is not waited for
         found, complete, zeros = np.zeros(12, int32), np.zeros(12, int32), np.ones(4, int32)
-        with kernels.emulation(copies=way):
+        with cuda.emulation(copies=way):
             load("probe.cu", "copies<3>")(1, 1, (x, found, complete, zeros), 48)
         np.testing.assert_array_equal(found, waited)  # -1 is what shared memory is filled with
         np.testing.assert_array_equal(complete, x)
@@ -236,7 +236,7 @@ def test_tensor_core_matmul(load, rng, bfloat16, rows, columns, inner, order, se
     c = np.full((rows, columns), np.nan, np.float32)
     grid = (-(-columns // 64), -(-rows // 64))
     sizes = (int32(rows), int32(columns), int32(inner))
-    with kernels.emulation(order=order, seed=seed, copies=copies):
+    with cuda.emulation(order=order, seed=seed, copies=copies):
         load("tensor_core_matmul.cu", "tensor_core_matmul")(grid, 128, (a, b, c, *sizes), 2 * (64 * 32 + 32 * 64) * 2)
     expected = a.astype(np.float64) @ b.astype(np.float64)
     in_float32 = np.abs(a.astype(np.float32) @ b.astype(np.float32) - expected).max()
@@ -276,10 +276,10 @@ def launch_misuse(load, name: str) -> None:
 def test_misuse_ends_the_launch_and_names_the_thread(load, monkeypatch, name, ucontext):
     if ucontext:
         monkeypatch.setenv("MINILLM_EMULATE_FLAGS", "-DMINILLM_UCONTEXT")
-    before = kernels.launch_counts()
+    before = cuda.launch_counts()
     with pytest.raises(KernelError, match=f"^{name}: {MISUSES[name]}"):
         launch_misuse(load, name)
-    assert kernels.launch_counts() == before, "a launch that failed does not count"
+    assert cuda.launch_counts() == before, "a launch that failed does not count"
     out = np.zeros((2, 64), int32)  # and the next one runs
     load("probe.cu", "turns")(1, 64, (np.zeros(1, int32), out))
     assert out.max() == 127
@@ -322,7 +322,7 @@ def test_ucontext_gives_the_same_results(load, monkeypatch, rng):
         load("probe.cu", "reductions<float>")(2, 96, (x, out))
         results.append(out)
     np.testing.assert_array_equal(*results)
-    with kernels.emulation(order="random", seed=3):
+    with cuda.emulation(order="random", seed=3):
         load("probe.cu", "reductions<float>")(2, 96, (x, out))
     np.testing.assert_array_equal(results[0], out)
 
@@ -340,7 +340,7 @@ def test_the_emulator_compiles_without_warnings(load, monkeypatch, rng):
 
 STOP = """
 import numpy as np
-from minillm.kernels import Kernel
+from minillm.cuda import Kernel
 x = np.arange(256, dtype=np.float32)
 Kernel({file!r}, "stop_here")(4, 64, (x, np.zeros_like(x)))
 print("the end")
@@ -368,7 +368,7 @@ def test_gdb_stops_in_one_thread_of_one_block(load, tmp_path):
         "continue",
     ]
     arguments = [part for command in commands for part in ("-ex", command)]
-    environment = {**os.environ, "MINILLM_EMULATE_FLAGS": "-O0", "PYTHONPATH": str(Path(kernels.__file__).parents[2])}
+    environment = {**os.environ, "MINILLM_EMULATE_FLAGS": "-O0", "PYTHONPATH": str(Path(cuda.__file__).parents[2])}
     command = ["gdb", "-q", "-nx", "-batch", *arguments, "--args", sys.executable, str(script)]
     result = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120)
     output = result.stdout + result.stderr

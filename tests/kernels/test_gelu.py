@@ -5,10 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from minillm import kernels, ops
-from minillm.gradcheck import run_cases
-from minillm.kernels import Kernel, get_kernel
+from minillm import cuda, ops
+from minillm.cuda import Kernel, get_kernel
+from minillm.engine import engine
 from minillm.ops.gelu import erf_form, gelu_backward_cuda, gelu_forward, gelu_forward_cuda, tanh_form
+from minillm.study.gradcheck import run_cases
 
 pytestmark = pytest.mark.usefixtures("_compiler")
 FORMS = {"none": "GeluErf", "tanh": "GeluTanh"}
@@ -164,7 +165,7 @@ def test_the_bias_gradient_repeats_to_the_last_bit_in_every_order(rng, dtype, fo
     x, dy = rng.standard_normal((2, 50, 70)).astype(dtype)
     expected = [a.tobytes() for a in bias_backward(dy, x, x[0].copy(), form)]
     for seed in range(3):
-        with kernels.emulation(order="random", seed=seed):
+        with cuda.emulation(order="random", seed=seed):
             assert [a.tobytes() for a in bias_backward(dy, x, x[0].copy(), form)] == expected
 
 
@@ -197,12 +198,12 @@ def test_a_bias_of_another_dtype_is_left_to_the_formula(rng):
 
 def test_every_case_of_the_gradient_check_by_kernels():
     ran = "activation_backward<double, GeluTanh>", "bias_activation_backward<double, GeluTanh>"
-    before = kernels.launch_counts()
-    with kernels.use_kernels("emulate"):
+    before = cuda.launch_counts()
+    with engine("emulate"):
         results = run_cases(["gelu"])
     assert results
     assert [result.report for result in results if result.report] == []
-    assert all(kernels.launch_counts()[name] > before[name] for name in ran)
+    assert all(cuda.launch_counts()[name] > before[name] for name in ran)
 
 
 PLAIN = "activation_forward<float, GeluTanh>", "activation_backward<float, GeluTanh>"
@@ -252,5 +253,5 @@ def test_threads_without_a_column_must_reach_the_barrier(mutated):
     old = "A dbias[COUNT] = {};"
     early = mutated("gelu early", "activation.cuh", old, old + " if (column >= columns) return;", "gelu.cu", FUSED[1])
     x = np.ones((9, 300), np.float32)
-    with pytest.raises(kernels.KernelError, match="has returned; every thread of a block must reach the same barrier"):
+    with pytest.raises(cuda.KernelError, match="has returned; every thread of a block must reach the same barrier"):
         bias_backward(x, x, x[0].copy(), "tanh", kernel=early)

@@ -7,8 +7,8 @@ import math
 import numpy as np
 import pytest
 
-from minillm import kernels
-from minillm.kernels import Kernel, get_kernel
+from minillm import cuda
+from minillm.cuda import Kernel, get_kernel
 
 pytestmark = pytest.mark.usefixtures("_compiler")
 SIZES = (1, 5, 17, 1023, 4096, 10007)
@@ -97,7 +97,7 @@ def test_order_changes_no_bit(rng, dtype):
     x = rng.standard_normal(5000).astype(dtype)
     expected = clip(squares(x), 1.0)
     for seed in range(4):
-        with kernels.emulation(order="random", seed=seed):
+        with cuda.emulation(order="random", seed=seed):
             assert clip(squares(x), 1.0) == expected
 
 

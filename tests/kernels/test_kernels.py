@@ -12,9 +12,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from minillm import kernels
+from minillm import cuda, kernels
+from minillm.cuda import Kernel, KernelError, emulate, source
+from minillm.engine import current_engine, engine, uses_kernel
 from minillm.errors import DeviceError, DtypeError, InputError, MinillmError, ShapeError
-from minillm.kernels import Kernel, KernelError, chosen, emulate, source, use_kernels
 
 int32, int64 = np.int32, np.int64
 X, Y = np.ones((4, 8), np.float32), np.zeros((4, 8), np.float32)
@@ -53,13 +54,13 @@ REFUSED = {
 @pytest.mark.parametrize("case", REFUSED)
 def test_an_argument_that_cuda_would_take_for_other_bits_is_refused(softmax, case):
     arguments, error, message = REFUSED[case]
-    before = kernels.launch_counts()
+    before = cuda.launch_counts()
     with pytest.raises(error, match=message) as raised:
         softmax(4, 32, arguments)
     assert isinstance(raised.value, MinillmError)
     assert str(raised.value).startswith("softmax_forward<float>: ")
     assert not Y.any(), "nothing ran"
-    assert kernels.launch_counts() == before
+    assert cuda.launch_counts() == before
 
 
 GEOMETRY = {
@@ -95,20 +96,20 @@ def test_an_array_beyond_int_needs_a_kernel_that_indexes_beyond_int(tmp_path):
 
 
 def test_launches_are_counted_by_instance(softmax, load):
-    before = kernels.launch_counts()
+    before = cuda.launch_counts()
     for _ in range(3):
         softmax(4, 32, (X, Y.copy(), *GOOD[2:]))
-    counted = kernels.launch_counts() - before
+    counted = cuda.launch_counts() - before
     assert counted == {"softmax_forward<float>": 3}
     counted.clear()
-    assert (kernels.launch_counts() - before).total() == 3, "a caller gets a copy"
+    assert (cuda.launch_counts() - before).total() == 3, "a caller gets a copy"
 
 
 def test_get_kernel_names_an_instance_by_dtypes_and_numbers(bfloat16):
-    kernel = kernels.get_kernel("softmax.cu", "softmax_forward", np.dtype(np.float64))
+    kernel = cuda.get_kernel("softmax.cu", "softmax_forward", np.dtype(np.float64))
     assert kernel.instance == "softmax_forward<double>"
-    assert kernels.get_kernel("softmax.cu", "softmax_forward", np.dtype(np.float64)) is kernel
-    assert kernels.get_kernel("softmax.cu", "softmax_backward", bfloat16).instance == "softmax_backward<__nv_bfloat16>"
+    assert cuda.get_kernel("softmax.cu", "softmax_forward", np.dtype(np.float64)) is kernel
+    assert cuda.get_kernel("softmax.cu", "softmax_backward", bfloat16).instance == "softmax_backward<__nv_bfloat16>"
 
 
 def test_without_ml_dtypes_a_bfloat16_kernel_says_what_to_install(monkeypatch):
@@ -257,9 +258,9 @@ def test_without_a_compiler(shift, monkeypatch):
 
 def test_emulation_settings_are_checked_and_restored():
     for wrong in ({"order": "backward"}, {"copies": "lazy"}):
-        with pytest.raises(InputError, match="choose from"), kernels.emulation(**wrong):
+        with pytest.raises(InputError, match="choose from"), cuda.emulation(**wrong):
             pass
-    with pytest.raises(ValueError, match="inside"), kernels.emulation(order="reverse"):
+    with pytest.raises(ValueError, match="inside"), cuda.emulation(order="reverse"):
         raise ValueError("inside")
     assert emulate._emulation == (0, 0, 0)
 
@@ -267,53 +268,71 @@ def test_emulation_settings_are_checked_and_restored():
 # ---- policies --------------------------------------------------------------------------------------------------------
 
 
-def test_policies_choose_between_kernel_and_formula(bfloat16):
+def test_engines_choose_between_kernel_and_formula(bfloat16):
     x = X.astype(bfloat16)
-    for mode, expected in {"auto": False, "off": False, "emulate": True, "require": True}.items():
-        with use_kernels(mode):
-            assert kernels.policy() == mode
-            assert chosen("softmax", X) is expected
-            assert chosen("softmax", x) is expected
-    with use_kernels("emulate"), use_kernels("off"):
-        assert not chosen("softmax", X)
+    for mode, expected in {"plain": False, "auto": False, "fast": False, "emulate": True, "require": True}.items():
+        with engine(mode):
+            assert current_engine() == mode
+            assert uses_kernel("softmax", X) is expected
+            assert uses_kernel("softmax", x) is expected
+    with engine("emulate"), engine("fast"):
+        assert not uses_kernel("softmax", X)
 
 
 def test_require_turns_a_fallback_into_an_error():
     half = X.astype(np.float16)
-    with use_kernels("emulate"):
-        assert not chosen("softmax", half)
-        assert not chosen("softmax", X, refused="axis 0")
-        assert not chosen("no_such_op", X)
-    with use_kernels("require"):
+    with engine("emulate"):
+        assert not uses_kernel("softmax", half)
+        assert not uses_kernel("softmax", X, refused="axis 0")
+        assert not uses_kernel("no_such_op", X)
+    with engine("require"):
         known = "bfloat16, float32, float64"
         with pytest.raises(KernelError, match=rf"softmax: no kernel for float16 \(there are kernels for: {known}\)"):
-            chosen("softmax", half)
+            uses_kernel("softmax", half)
         with pytest.raises(KernelError, match="softmax: no kernel for axis 0"):
-            chosen("softmax", X, refused="axis 0")
+            uses_kernel("softmax", X, refused="axis 0")
         with pytest.raises(KernelError, match=r"no_such_op: no kernel for float32 \(there are kernels for: nothing\)"):
-            chosen("no_such_op", X)
+            uses_kernel("no_such_op", X)
 
 
-def test_the_policy_comes_back_after_an_error():
-    with pytest.raises(ZeroDivisionError), use_kernels("off"):
+def test_the_engine_comes_back_after_an_error():
+    with pytest.raises(ZeroDivisionError), engine("fast"):
         raise ZeroDivisionError
-    assert kernels.policy() == os.environ.get("MINILLM_KERNELS", "auto")
+    assert current_engine() == os.environ.get("MINILLM_ENGINE", "auto")
 
 
-def test_an_unknown_policy():
+def test_an_unknown_engine():
     with (
-        pytest.raises(InputError, match="use_kernels: 'requires' is not a way to use kernels; did you mean 'require'"),
-        use_kernels("requires"),
+        pytest.raises(InputError, match="engine: 'requires' is not an engine; did you mean 'require'"),
+        engine("requires"),
     ):
         pass
 
 
-@pytest.mark.parametrize(("value", "output"), [("emulate", "emulate\n"), ("on", "MINILLM_KERNELS: 'on' is not a way")])
+@pytest.mark.parametrize(
+    ("value", "output"), [("emulate", "emulate\n"), ("on", "MINILLM_ENGINE: 'on' is not an engine")]
+)
 def test_the_environment_sets_the_policy(value, output):
-    program = "from minillm import kernels; print(kernels.policy())"
-    environment = {**os.environ, "MINILLM_KERNELS": value, "PYTHONPATH": str(Path(kernels.__file__).parents[2])}
+    program = "from minillm.engine import current_engine; print(current_engine())"
+    environment = {**os.environ, "MINILLM_ENGINE": value, "PYTHONPATH": str(Path(cuda.__file__).parents[2])}
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment)
     assert output in result.stdout + result.stderr
+
+
+def test_names_from_before_the_engines_work_and_say_what_to_write():
+    program = "from minillm.engine import current_engine; print(current_engine())"
+    environment = {**os.environ, "MINILLM_KERNELS": "off", "PYTHONPATH": str(Path(cuda.__file__).parents[2])}
+    environment.pop("MINILLM_ENGINE", None)
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment)
+    assert result.stdout == "fast\n"
+    assert "FutureWarning: MINILLM_KERNELS is now MINILLM_ENGINE; set MINILLM_ENGINE=fast" in result.stderr
+    with (
+        pytest.warns(FutureWarning, match=r'use_kernels\("off"\) is now minillm.engine\("fast"\)'),
+        kernels.use_kernels("off"),
+    ):
+        assert current_engine() == "fast"
+    with pytest.warns(FutureWarning, match=r"minillm.kernels.get_kernel is now minillm.cuda.get_kernel"):
+        assert kernels.get_kernel is cuda.get_kernel
 
 
 # ---- on a GPU, as far as that goes without one: what CuPy is asked for -----------------------------------------------
@@ -367,15 +386,15 @@ def cupy(monkeypatch):
         compiler=types.SimpleNamespace(CompileException=type("CompileException", (Exception,), {})),
     )
     monkeypatch.setitem(sys.modules, "cupy", fake)
-    kernels._gpu_module.cache_clear()
+    cuda.kernel._gpu_module.cache_clear()
     yield fake
-    kernels._gpu_module.cache_clear()
+    cuda.kernel._gpu_module.cache_clear()
 
 
 def test_a_launch_on_a_gpu(cupy):
     kernel = Kernel("softmax.cu", "softmax_forward<float>")
     x, y = DeviceArray(X), DeviceArray(Y)
-    before = kernels.launch_counts()
+    before = cuda.launch_counts()
     kernel((4, 2), 32, (x, y, *GOOD[2:]))
     names = ("softmax_forward<float>", "softmax_backward<float>")
     module, function = ("module", names), ("function", "softmax_forward<float>", 0)
@@ -392,7 +411,7 @@ def test_a_launch_on_a_gpu(cupy):
     cupy.current = 1  # another GPU: its own function, and its own permission
     kernel(4, 32, (DeviceArray(X, 1), DeviceArray(Y, 1), *GOOD[2:]), 50000)
     assert [asked[0] for asked in cupy.asked] == ["function", "max_dynamic_shared_size_bytes", "launch"]
-    assert (kernels.launch_counts() - before).total() == 7
+    assert (cuda.launch_counts() - before).total() == 7
 
 
 def test_arrays_on_two_devices(cupy):
@@ -416,11 +435,11 @@ def test_device_arrays_are_checked_as_others_are(cupy):
         kernel(4, 32, (DeviceArray(STRIDED), DeviceArray(Y), *GOOD[2:]))
     with pytest.raises(InputError, match="smem is 101377 bytes, but a block on GPU 0 can have 101376"):
         kernel(4, 32, (DeviceArray(X), DeviceArray(Y), *GOOD[2:]), 101377)
-    with use_kernels("auto"):
-        assert chosen("softmax", DeviceArray(X))
-        assert not chosen("softmax", DeviceArray(X.astype(np.float16)))
-    with use_kernels("off"):
-        assert not chosen("softmax", DeviceArray(X))
+    with engine("auto"):
+        assert uses_kernel("softmax", DeviceArray(X))
+        assert not uses_kernel("softmax", DeviceArray(X.astype(np.float16)))
+    with engine("fast"):
+        assert not uses_kernel("softmax", DeviceArray(X))
 
 
 def test_a_failed_compile_on_a_gpu(cupy, shift):

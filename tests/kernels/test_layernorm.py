@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from minillm import kernels, ops
+from minillm import cuda, ops
 from minillm.autograd import Tensor
-from minillm.gradcheck import run_cases
-from minillm.kernels import Kernel, get_kernel
+from minillm.cuda import Kernel, get_kernel
+from minillm.engine import engine
 from minillm.ops.layernorm import (
     Saved,
     layernorm_backward,
@@ -16,6 +16,7 @@ from minillm.ops.layernorm import (
     layernorm_forward,
     layernorm_forward_cuda,
 )
+from minillm.study.gradcheck import run_cases
 
 pytestmark = pytest.mark.usefixtures("_compiler")
 EPS = 1e-5
@@ -192,7 +193,7 @@ def test_results_repeat_to_the_last_bit_in_every_order(draw):
 
     expected = everything()
     for seed in range(3):
-        with kernels.emulation(order="random", seed=seed):
+        with cuda.emulation(order="random", seed=seed):
             assert everything() == expected
 
 
@@ -253,7 +254,7 @@ def test_many_rows_are_added_up_in_stages(rng):
 def test_rows_too_long_for_shared_memory_are_left_to_the_formula(rng):
     x = rng.standard_normal((2, 8193)).astype(np.float32)
     assert layernorm_forward_cuda(x, x[0], x[1], eps=EPS) is NotImplemented
-    with kernels.use_kernels("require"), pytest.raises(kernels.KernelError, match="layernorm: no kernel for"):
+    with engine("require"), pytest.raises(cuda.KernelError, match="layernorm: no kernel for"):
         ops.layer_norm(*map(Tensor, (x, x[0], x[1])))
     assert layernorm_forward_cuda(x[:, :8192].copy(), x[0, :8192], x[1, :8192], eps=EPS) is not NotImplemented
     assert layernorm_forward_cuda(x[:, :64].copy(), x[0, :64].astype(float), None, eps=EPS) is NotImplemented
@@ -264,12 +265,12 @@ def test_rows_too_long_for_shared_memory_are_left_to_the_formula(rng):
 
 def test_every_case_of_the_gradient_check_by_kernels():
     ran = "layernorm_backward<double>", "residual_layernorm_backward<double>"
-    before = kernels.launch_counts()
-    with kernels.use_kernels("emulate"):
+    before = cuda.launch_counts()
+    with engine("emulate"):
         results = run_cases(["layernorm", "add_layernorm"])
     assert results
     assert [result.report for result in results if result.report] == []
-    assert all(kernels.launch_counts()[name] > before[name] for name in ran)
+    assert all(cuda.launch_counts()[name] > before[name] for name in ran)
 
 
 FORWARD, BACKWARD = "residual_layernorm_forward<float>", "residual_layernorm_backward<float>"

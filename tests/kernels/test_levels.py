@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from minillm import kernels
-from minillm.kernels import Kernel, KernelError
-from minillm.kernels.source import FOLDER, kernel_files
+from minillm import cuda
+from minillm.cuda import Kernel, KernelError
+from minillm.cuda.source import FOLDER, kernel_files
 
 pytestmark = pytest.mark.usefixtures("_compiler")
 SOFTMAX = ("softmax_1_naive", "softmax_2_coalesced", "softmax_3_online", "softmax_4_registers")
@@ -128,7 +128,7 @@ def test_matmul(warp_order, rng, bfloat16, name, shape):
     a, b = draw(rng, name, *shape, bfloat16)
     by_numpy = one_by_one(a.astype(np.float32), b.astype(np.float32)).astype(a.dtype)
     for copies in ("eager", "deferred") if name == MATMUL[5] else ("eager",):
-        with kernels.emulation(order=warp_order, seed=1, copies=copies):
+        with cuda.emulation(order=warp_order, seed=1, copies=copies):
             c = run_matmul(name, a, b)
         assert_close(c, a.astype(np.longdouble) @ b.astype(np.longdouble), by_numpy)
 
@@ -218,6 +218,6 @@ def test_a_planted_fault_is_caught(load_level, bfloat16, fault):
     for name in (FAULTS[fault][0],) if fault else SOFTMAX + MATMUL:
         kernel, results = load_level(name), []
         for order, copies in itertools.product(("forward", "reverse", "random"), ("eager", "deferred")):
-            with kernels.emulation(order=order, copies=copies):
+            with cuda.emulation(order=order, copies=copies):
                 results.append(is_right(name, kernel, bfloat16))
         assert all(results) == (fault is None)

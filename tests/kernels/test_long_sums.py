@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from minillm import Parameter, ops, tensor
-from minillm.kernels import launch_counts, use_kernels
-from minillm.ops import launch
+from minillm.cuda import launch, launch_counts
+from minillm.engine import engine
 from minillm.optim import AdamW
 
 pytestmark = pytest.mark.usefixtures("_compiler")
@@ -21,7 +21,7 @@ def ones(*shape):
 @pytest.fixture
 def emulated():
     before = launch_counts()
-    with use_kernels("require"):
+    with engine("require"):
         yield lambda: launch_counts() - before
 
 

@@ -6,14 +6,15 @@ import numpy as np
 import pytest
 
 import minillm
-from minillm import kernels, ops, tensor
+from minillm import cuda, ops, tensor
+from minillm.cuda import KernelError, launch
 from minillm.data import Batches
-from minillm.gradcheck import run_cases
-from minillm.kernels import KernelError, use_kernels
+from minillm.engine import engine
 from minillm.models.gpt2 import GPT2, GPT2Config
-from minillm.ops import LINEAR, launch
+from minillm.ops import LINEAR
 from minillm.ops.linear import Saved
 from minillm.optim import AdamW, decay_groups
+from minillm.study.gradcheck import run_cases
 from minillm.testing import check_gradients
 
 pytestmark = pytest.mark.usefixtures("_compiler")
@@ -24,59 +25,59 @@ def test_softmax_by_kernel_is_softmax_by_formula(rng):
     by_formula = tensor(x, requires_grad=True)
     expected = ops.softmax(by_formula)
     expected.backward(dout)
-    before = kernels.launch_counts()
-    with use_kernels("require"):
+    before = cuda.launch_counts()
+    with engine("require"):
         by_kernel = tensor(x, requires_grad=True)
         received = ops.softmax(by_kernel)
         received.backward(dout.swapaxes(0, 1).copy().swapaxes(0, 1))  # not contiguous: kernels need a copy
-    ran = kernels.launch_counts() - before
+    ran = cuda.launch_counts() - before
     assert ran == {"softmax_forward<float>": 1, "softmax_backward<float>": 1}
     np.testing.assert_allclose(received.data, expected.data, rtol=1e-6)
     np.testing.assert_allclose(by_kernel.grad, by_formula.grad, rtol=1e-5, atol=1e-7)
 
 
 def test_the_gradients_of_the_double_kernels_are_right(rng):
-    with use_kernels("require"):
+    with engine("require"):
         check_gradients(ops.softmax, rng.normal(size=(3, 4, 17)))
 
 
 def test_a_backward_stays_with_its_forward(rng):
     """A graph never mixes the two: what a kernel saved, its own backward reads, whatever the policy by then."""
     x = tensor(rng.normal(size=(3, 17)), requires_grad=True)
-    with use_kernels("emulate"):
+    with engine("emulate"):
         y = ops.softmax(x)
-    before = kernels.launch_counts()
+    before = cuda.launch_counts()
     y.sum().backward()
-    assert kernels.launch_counts() - before == {"softmax_backward<double>": 1}
+    assert cuda.launch_counts() - before == {"softmax_backward<double>": 1}
 
 
 def test_what_no_kernel_does_is_computed_by_the_formula_or_refused(rng):
     q, k, v = (tensor(x) for x in rng.normal(size=(3, 1, 2, 5, 16)).astype(np.float32))
     mask = np.tri(5, dtype=bool)
     by_formula = ops.attention(q, k, v, mask=mask)
-    before = kernels.launch_counts()
-    with use_kernels("emulate"):
+    before = cuda.launch_counts()
+    with engine("emulate"):
         np.testing.assert_array_equal(ops.attention(q, k, v, mask=mask).data, by_formula.data)
-    assert kernels.launch_counts() == before
-    with use_kernels("require"), pytest.raises(KernelError, match=r"^attention: no kernel for these shapes"):
+    assert cuda.launch_counts() == before
+    with engine("require"), pytest.raises(KernelError, match=r"^attention: no kernel for these shapes"):
         ops.attention(q, k, v, mask=mask)
 
 
 def test_by_default_a_cpu_computes_by_formula(rng):
-    before = kernels.launch_counts()
+    before = cuda.launch_counts()
     ops.softmax(tensor(rng.normal(size=(3, 17))))
-    assert kernels.launch_counts() == before
+    assert cuda.launch_counts() == before
 
 
 def test_a_gpt_trained_by_kernels_follows_the_one_trained_by_formulas():
-    """20 steps with dropout; "require" would raise if any operation with kernels fell back to its formula."""
+    """20 steps with dropout; "require" would raise if any operation with cuda fell back to its formula."""
 
     def losses(mode):
         minillm.manual_seed(0)
         model = GPT2(GPT2Config(vocab_size=33, context=12, layers=2, heads=2, channels=32, dropout=0.1))
         optimizer = AdamW(decay_groups(model.parameters(), 0.1), lr=1e-2)
         batches = Batches(np.random.default_rng(0).integers(0, 33, 500), batch_size=2, context=12, seed=0)
-        with use_kernels(mode):
+        with engine(mode):
             for step in range(20):
                 optimizer.zero_grad()
                 loss = model.loss(*batches.batch(step))
@@ -85,9 +86,9 @@ def test_a_gpt_trained_by_kernels_follows_the_one_trained_by_formulas():
                 optimizer.step()
                 yield loss.item()
 
-    before = kernels.launch_counts()
+    before = cuda.launch_counts()
     by_kernel = list(losses("require"))
-    ran = " ".join(kernels.launch_counts() - before)
+    ran = " ".join(cuda.launch_counts() - before)
     for kernel in ("layernorm", "residual_layernorm", "attention", "bias_activation", "column_sums", "embedding",
                    "cross_entropy", "dropout"):  # fmt: skip
         assert f" {kernel}_" in f" {ran}" or f" {kernel}<" in f" {ran}"
@@ -106,7 +107,7 @@ def test_linear_by_kernel_and_by_formula(agree, rng, lead):
 
 def test_a_bias_gradient_in_every_dtype(check, rng, dtype):
     dy, x, weight = (rng.standard_normal(shape).astype(dtype) for shape in ((300, 65), (300, 4), (65, 4)))
-    _, _, dbias = LINEAR.cuda[1](dy, Saved(x, weight, True))
+    _, _, dbias = LINEAR.pair("cuda").backward(dy, Saved(x, weight, True))
     assert dbias.dtype == dtype
     check(dbias, lambda dy: dy.sum(axis=0), (dy,), factor=2)
 
@@ -132,7 +133,7 @@ def test_a_grid_is_never_higher_than_cuda_allows():
 def test_linear_of_nothing_by_kernels(rng, shape):
     """No rows leave a gradient of zeros for the bias; no inputs leave its sum."""
     x, weight, bias = (tensor(rng.normal(size=s), requires_grad=True) for s in (shape, (5, shape[-1]), (5,)))
-    with use_kernels("require"):
+    with engine("require"):
         y = ops.linear(x, weight, bias)
         y.backward(np.ones(y.shape))
     np.testing.assert_array_equal(bias.grad, np.full(5, y.numel() / 5))
@@ -144,7 +145,7 @@ def test_a_gradient_that_is_not_contiguous(rng, lead):
     x, weight, bias = (tensor(rng.normal(size=s), requires_grad=True) for s in ((*lead, 4), (5, 4), (5,)))
     dout = rng.normal(size=(5, *lead)).transpose(*range(1, 1 + len(lead)), 0)
     assert not dout.flags.c_contiguous
-    with use_kernels("require"):
+    with engine("require"):
         ops.linear(x, weight, bias).backward(dout)
     np.testing.assert_allclose(bias.grad, dout.reshape(-1, 5).sum(axis=0), rtol=1e-12)
     np.testing.assert_allclose(x.grad, dout @ weight.data, rtol=1e-12)
@@ -152,21 +153,21 @@ def test_a_gradient_that_is_not_contiguous(rng, lead):
 
 def test_linear_without_a_bias_launches_nothing(rng):
     x, weight = (tensor(rng.normal(size=s), requires_grad=True) for s in ((6, 4), (5, 4)))
-    before = kernels.launch_counts()
-    with use_kernels("require"):
+    before = cuda.launch_counts()
+    with engine("require"):
         ops.linear(x, weight).sum().backward()
-    assert not any("column_sums" in name for name in kernels.launch_counts() - before)
+    assert not any("column_sums" in name for name in cuda.launch_counts() - before)
 
 
 def test_linear_in_half_precision_is_a_formula(rng):
     arrays = [rng.normal(size=shape).astype(np.float16) for shape in ((6, 4), (5, 4), (5,))]
     x, weight, bias = (tensor(a, requires_grad=True) for a in arrays)
-    with use_kernels("require"), pytest.raises(KernelError, match=r"column_sums: no kernel for float16"):
+    with engine("require"), pytest.raises(KernelError, match=r"column_sums: no kernel for float16"):
         ops.linear(x, weight, bias)
-    before = kernels.launch_counts()
-    with use_kernels("emulate"):
+    before = cuda.launch_counts()
+    with engine("emulate"):
         ops.linear(x, weight, bias).backward(np.ones((6, 5)))
-    assert kernels.launch_counts() == before
+    assert cuda.launch_counts() == before
     assert bias.grad.tolist() == [6] * 5
 
 
@@ -174,7 +175,7 @@ def test_linear_of_two_dtypes(rng):
     """The gradient is in the wider one, and so is its sum; a parameter's gradient has the parameter's."""
     x, weight = tensor(rng.normal(size=(6, 4)).astype(np.float32)), tensor(rng.normal(size=(5, 4)), requires_grad=True)
     bias = tensor(rng.normal(size=5).astype(np.float32), requires_grad=True)
-    with use_kernels("require"):
+    with engine("require"):
         y = ops.linear(x, weight, bias)
         y.backward(np.ones((6, 5)))
     assert (y.dtype, weight.grad.dtype, bias.grad.dtype) == (np.float64, np.float64, np.float32)
@@ -182,8 +183,8 @@ def test_linear_of_two_dtypes(rng):
 
 
 def test_every_linear_case_of_the_gradient_check_by_kernels():
-    before = kernels.launch_counts()["column_sums<double, double>"]
-    with use_kernels("emulate"):
+    before = cuda.launch_counts()["column_sums<double, double>"]
+    with engine("emulate"):
         results = run_cases(["linear"])
     assert [result.report for result in results if result.report] == []
-    assert kernels.launch_counts()["column_sums<double, double>"] > before
+    assert cuda.launch_counts()["column_sums<double, double>"] > before

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from minillm.autograd import Parameter
-from minillm.kernels import KernelError, launch_counts, use_kernels
+from minillm.cuda import KernelError, launch_counts
+from minillm.engine import engine
 from minillm.optim import SGD, AdamW, decay_groups
 
 pytestmark = pytest.mark.usefixtures("_compiler")
@@ -25,7 +26,7 @@ def train(policy: str, dtype: np.dtype, steps: int = 4, without: int | None = No
     for number, parameter in enumerate(members):
         parameter.name = f"p{number}"
     optimizer, norms = kind(decay_groups(members, 0.1), lr=1e-2), []
-    with use_kernels(policy):
+    with engine(policy):
         for _ in range(steps):
             for number, parameter in enumerate(members):
                 gradient = rng.standard_normal(parameter.shape).astype(dtype)
@@ -63,7 +64,7 @@ def test_parameters_whose_gradients_come_and_go(dtype):
         rng = np.random.default_rng(0)
         members = [Parameter(rng.standard_normal(shape).astype(dtype)) for shape in SHAPES]
         optimizer = AdamW(members, lr=1e-2)
-        with use_kernels(policy):
+        with engine(policy):
             for missing in ({1}, set(), {0, 1}, set()):
                 before = launch_counts()
                 for number, parameter in enumerate(members):
@@ -85,7 +86,7 @@ def test_without_clipping(dtype):
         parameter = Parameter(np.ones(100, dtype))
         optimizer = AdamW([parameter], lr=0.1)
         parameter.grad = np.random.default_rng(1).standard_normal(100).astype(dtype)
-        with use_kernels(policy):
+        with engine(policy):
             optimizer.step()
         moved.append(parameter.data.astype(float))
     np.testing.assert_allclose(*moved, rtol=2**-8 if dtype.itemsize == 2 else 1e-6)
@@ -93,7 +94,7 @@ def test_without_clipping(dtype):
 
 def test_no_gradients_have_norm_zero():
     optimizer = AdamW([Parameter(np.ones(5, np.float32))], lr=0.1)
-    with use_kernels("require"):
+    with engine("require"):
         assert float(optimizer.clip_grad_norm(1.0)) == 0
         optimizer.step()
     assert (optimizer.groups[0].data[:5] == 1).all()
@@ -111,7 +112,7 @@ def test_a_bfloat16_parameter_that_was_written_to_is_taken_over(bfloat16):
         members[0].data[...] = 3
         for parameter in members:
             parameter.grad = np.zeros(parameter.shape, bfloat16)
-        with use_kernels(policy):
+        with engine(policy):
             optimizer.step()
         np.testing.assert_allclose(members[0].data.astype(float), 3, atol=0.05)
 
@@ -120,5 +121,5 @@ def test_a_dtype_without_a_kernel_is_refused_where_kernels_are_required():
     parameter = Parameter(np.ones(5, np.float16))
     optimizer = AdamW([parameter])
     parameter.grad = np.ones(5, np.float16)
-    with use_kernels("require"), pytest.raises(KernelError, match="adamw: no kernel for float16"):
+    with engine("require"), pytest.raises(KernelError, match="adamw: no kernel for float16"):
         optimizer.step()

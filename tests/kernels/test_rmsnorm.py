@@ -5,10 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from minillm import kernels, ops
-from minillm.gradcheck import run_cases
-from minillm.kernels import Kernel, get_kernel
+from minillm import cuda, ops
+from minillm.cuda import Kernel, get_kernel
+from minillm.engine import engine
 from minillm.ops.rmsnorm import Saved, rmsnorm_backward, rmsnorm_forward, rmsnorm_forward_cuda
+from minillm.study.gradcheck import run_cases
 
 pytestmark = pytest.mark.usefixtures("_compiler")
 EPS = 1e-6
@@ -117,7 +118,7 @@ def test_results_repeat_to_the_last_bit_in_every_order(draw):
     _, rstd = forward(x, weight)
     expected = [a.tobytes() for a in backward(dy, x, weight, rstd, blocks=2)]
     for seed in range(3):
-        with kernels.emulation(order="random", seed=seed):
+        with cuda.emulation(order="random", seed=seed):
             assert [a.tobytes() for a in backward(dy, x, weight, rstd, blocks=2)] == expected
 
 
@@ -134,12 +135,12 @@ def test_rows_too_long_for_shared_memory_are_left_to_the_formula(rng):
 
 def test_every_case_of_the_gradient_check_by_kernels():
     ran = "rmsnorm_backward<double>"
-    before = kernels.launch_counts()[ran]
-    with kernels.use_kernels("emulate"):
+    before = cuda.launch_counts()[ran]
+    with engine("emulate"):
         results = run_cases(["rmsnorm"])
     assert results
     assert [result.report for result in results if result.report] == []
-    assert kernels.launch_counts()[ran] > before
+    assert cuda.launch_counts()[ran] > before
 
 
 FORWARD, BACKWARD = "rmsnorm_forward<float>", "rmsnorm_backward<float>"

@@ -5,10 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from minillm import kernels, ops
-from minillm.gradcheck import run_cases
-from minillm.kernels import Kernel, get_kernel
+from minillm import cuda, ops
+from minillm.cuda import Kernel, get_kernel
+from minillm.engine import engine
 from minillm.ops.rope import Saved, rope_backward, rope_forward, rope_table
+from minillm.study.gradcheck import run_cases
 
 pytestmark = pytest.mark.usefixtures("_compiler")
 SHAPES = [(1, 1, 2), (2, 3, 17, 6), (3, 5, 34), (2, 2, 31, 64), (1, 9, 128), (7, 4, 8)]
@@ -89,12 +90,12 @@ def test_the_operation_by_kernel_and_by_formula(agree, rng, layout, shape):
 
 def test_every_case_of_the_gradient_check_by_kernels():
     ran = "rope<double, HALF>"
-    before = kernels.launch_counts()[ran]
-    with kernels.use_kernels("emulate"):
+    before = cuda.launch_counts()[ran]
+    with engine("emulate"):
         results = run_cases(["rope"])
     assert results
     assert [result.report for result in results if result.report] == []
-    assert kernels.launch_counts()[ran] > before
+    assert cuda.launch_counts()[ran] > before
 
 
 FAULTS = {

@@ -5,10 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from minillm import kernels, ops
-from minillm.gradcheck import run_cases
-from minillm.kernels import Kernel, get_kernel
+from minillm import cuda, ops
+from minillm.cuda import Kernel, get_kernel
+from minillm.engine import engine
 from minillm.ops.silu import silu_backward, silu_forward, swiglu_backward, swiglu_forward
+from minillm.study.gradcheck import run_cases
 
 pytestmark = pytest.mark.usefixtures("_compiler")
 COUNTS = [1, 17, 1023, 4096, 4099]
@@ -117,7 +118,7 @@ def test_the_bias_gradient_repeats_to_the_last_bit_in_every_order(rng, dtype):
     x, dy = rng.standard_normal((2, 50, 70)).astype(dtype)
     expected = [a.tobytes() for a in with_bias(x, x[0].copy(), dy)]
     for seed in range(3):
-        with kernels.emulation(order="random", seed=seed):
+        with cuda.emulation(order="random", seed=seed):
             assert [a.tobytes() for a in with_bias(x, x[0].copy(), dy)] == expected
 
 
@@ -132,12 +133,12 @@ def test_the_operations_by_kernel_and_by_formula(agree, rng, shape):
 
 def test_every_case_of_the_gradient_check_by_kernels():
     ran = "swiglu_backward<double>"
-    before = kernels.launch_counts()[ran]
-    with kernels.use_kernels("emulate"):
+    before = cuda.launch_counts()[ran]
+    with engine("emulate"):
         results = run_cases(["silu", "swiglu"])
     assert results
     assert [result.report for result in results if result.report] == []
-    assert kernels.launch_counts()[ran] > before
+    assert cuda.launch_counts()[ran] > before
 
 
 FAULTS = {

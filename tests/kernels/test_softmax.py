@@ -12,8 +12,9 @@ from functools import partial
 import numpy as np
 import pytest
 
-from minillm import kernels, ops
-from minillm.kernels.source import C_TYPES
+from minillm import cuda, ops
+from minillm.cuda.source import C_TYPES
+from minillm.engine import engine
 from minillm.testing import check_gradients
 
 ROWS = 24
@@ -214,7 +215,7 @@ def test_order_changes_no_bit(forward, log_forward, log_backward, rng, dtype):
     x = rng.standard_normal((2, 777)).astype(dtype)
     expected = forward(x), log_forward(x), log_backward(x, x)
     for seed in range(4):
-        with kernels.emulation(order="random", seed=seed):
+        with cuda.emulation(order="random", seed=seed):
             np.testing.assert_array_equal((forward(x), log_forward(x), log_backward(x, x)), expected)
 
 
@@ -232,10 +233,10 @@ def test_the_operations_by_kernel_and_by_formula(agree, rng, name, axis):
 @pytest.mark.usefixtures("_compiler")
 def test_the_gradients_of_the_kernels(rng, name, axis):
     """In double, and the run in float32 that belongs to every check."""
-    before = kernels.launch_counts()
-    with kernels.use_kernels("require"):
+    before = cuda.launch_counts()
+    with engine("require"):
         check_gradients(partial(getattr(ops, name), axis=axis), rng.standard_normal((3, 4, 17)))
-    ran = kernels.launch_counts() - before
+    ran = cuda.launch_counts() - before
     assert set(ran) == {f"{name}_{way}<{real}>" for way in ("forward", "backward") for real in ("double", "float")}
 
 

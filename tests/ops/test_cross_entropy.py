@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 import minillm
 from minillm import ops
 from minillm.autograd import Tensor
+from minillm.engine import engine
 from minillm.errors import DtypeError, GraphError, InputError, ShapeError
-from minillm.kernels import use_kernels
 
 
 def naive(logits, targets, ignore_index=-100, smoothing=0.0, reduction="mean"):
@@ -194,7 +194,7 @@ def test_the_gradient_may_be_written_over_the_logits(rng, mode):
     leaf = minillm.tensor(x, requires_grad=True)
     logits = leaf * 2
     memory = logits.data
-    with use_kernels(mode):
+    with engine(mode):
         loss = ops.cross_entropy(logits.retain_grad(), targets, label_smoothing=0.1, overwrite=True)
         before = memory.copy()
         loss.backward(keep_graph=True)

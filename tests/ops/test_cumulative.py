@@ -71,6 +71,16 @@ def test_cumprod_and_its_gradient(axis, rng):
     np.testing.assert_allclose(x.grad, expected, atol=1e-14)
 
 
+def test_a_zero_before_products_that_overflow_float32_leaves_a_gradient_of_zero():
+    """All products are 0, and so is the slope in every x_i after the 0: 0 times a sum beyond float32, never NaN."""
+    x = Tensor(np.array([0, 7e19, 1e20, 2e20], np.float32), requires_grad=True)
+    y = x.cumprod(0)
+    np.testing.assert_array_equal(y.data, np.zeros(4))
+    y.backward(np.array([-1.5, 1.25, 0.75, -1], np.float32))
+    assert x.grad.dtype == np.float32
+    np.testing.assert_array_equal(x.grad[1:], np.zeros(3))
+
+
 def test_many_numbers_in_float32():
     count = 1_000_000
     x = minillm.full((count,), 0.1, requires_grad=True)

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from minillm import ops, tensor
-from minillm.kernels import use_kernels
+from minillm.engine import engine
 from tests.ops.edge_rows import INF, KERNELS, NAN, ROWS, Row
 
 
@@ -35,11 +35,11 @@ COTANGENTS = {
 
 
 def kernel_op(row: Row) -> bool:
-    return next(op.cuda is not None for op in ops.OPS if op.name == row.op)
+    return next(op.pair("cuda") is not None for op in ops.OPS if op.name == row.op)
 
 
 def ours_of(row: Row, mode: str, arrays: tuple, cotangent: Callable) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    with use_kernels(mode):
+    with engine(mode):
         leaves = [tensor(x.copy(), requires_grad=True) for x in arrays]
         y = row.ours(*leaves)
         u = np.asarray(cotangent(np.random.default_rng(1), y.shape), y.dtype)
@@ -173,7 +173,7 @@ def test_principal_values(name, dtype, mode):
     function, x, values, gradients = PRINCIPAL[name]
     with np.errstate(over="ignore"):  # some numbers are infinite in float32
         x = tensor(np.array(x, dtype), requires_grad=True)
-    with use_kernels(mode):
+    with engine(mode):
         y = function(x)
         y.backward(np.ones(y.shape, dtype))
     assert y.dtype == x.grad.dtype == dtype
@@ -194,7 +194,7 @@ def test_an_ignored_row_changes_nothing(bad, reduction, mode, rng):
     for fill in (0, bad):
         logits[1] = fill
         x = tensor(logits.copy(), requires_grad=True)
-        with use_kernels(mode):
+        with engine(mode):
             loss = ops.cross_entropy(x, np.array([4, -100, 0]), reduction=reduction)
             loss.backward(np.asarray(u, np.float32))
         results.append((loss.data, x.grad))
@@ -213,7 +213,7 @@ def test_cross_entropy_of_large_logits(shift, mode):
     if mode == KERNELS and shutil.which("g++") is None:
         pytest.skip("no g++ to emulate kernels")
     x = tensor(np.full((1, 4), shift, np.float32), requires_grad=True)
-    with use_kernels(mode):
+    with engine(mode):
         loss = ops.cross_entropy(x, np.array([2]))
         loss.backward()
     assert loss.item() == pytest.approx(math.log(4), rel=1e-6)

@@ -7,8 +7,8 @@ import pytest
 
 from minillm import ops
 from minillm.autograd import Tensor
+from minillm.engine import engine
 from minillm.errors import DtypeError, InputError, ShapeError
-from minillm.kernels import use_kernels
 
 # Cross-entropy
 
@@ -38,7 +38,7 @@ def test_class_weights(reduction, smoothing, policy, rng):
     targets[0, 1] = -100
     expected = weighted_loss(logits, targets, weight, smoothing, reduction)
     settings = dict(weight=weight, label_smoothing=smoothing, reduction=reduction)
-    with use_kernels(policy):
+    with engine(policy):
         loss = ops.cross_entropy(Tensor(logits), targets, **settings)
         np.testing.assert_allclose(loss.numpy(), expected, rtol=1e-12)
         narrow = ops.cross_entropy(Tensor(logits.astype(np.float32)), targets, **settings)
@@ -128,7 +128,7 @@ def naive_attention(q, k, v, mask=None):
 def test_value_sizes_and_batches_of_one(sizes, value_size, policy, rng):
     b, c, d = sizes
     q, k, v = (rng.normal(size=s) for s in ((b, 3, 5, 4), (c, 3, 7, 4), (d, 3, 7, value_size)))
-    with use_kernels(policy):
+    with engine(policy):
         y = ops.attention(Tensor(q), Tensor(k), Tensor(v))
     np.testing.assert_allclose(y.numpy(), naive_attention(q, k, v), atol=1e-12)
 
@@ -168,7 +168,7 @@ def test_the_row_of_padding_gets_no_gradient(channels, policy, rng):
     u[0, 0, 0] = np.nan  # not by a product with 0
     for padding, rest in ((1, [0, 2]), (-2, [0, 2])):
         weight, plain = (Tensor(table, requires_grad=True) for _ in range(2))
-        with use_kernels(policy):
+        with engine(policy):
             y = ops.embedding(ids, weight, padding_idx=padding)
             np.testing.assert_array_equal(y.numpy(), table[ids])
             y.backward(u)
@@ -183,7 +183,7 @@ def test_the_row_of_padding_gets_no_gradient(channels, policy, rng):
 def test_norms_without_a_weight(policy, rng):
     x = rng.normal(size=(3, 4)).astype(np.float32)
     ones, bias = Tensor(np.ones(4, np.float32)), Tensor(rng.normal(size=4).astype(np.float32))
-    with use_kernels(policy):
+    with engine(policy):
         for plain, weighted in (
             (ops.layer_norm(Tensor(x)), ops.layer_norm(Tensor(x), ones)),
             (ops.layer_norm(Tensor(x), None, bias), ops.layer_norm(Tensor(x), ones, bias)),

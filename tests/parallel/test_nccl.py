@@ -17,7 +17,8 @@ import numpy as np
 import pytest
 
 import minillm
-from minillm import device, kernels
+from minillm import cuda, device
+from minillm.engine import engine
 from minillm.errors import DeviceError, DtypeError, InputError, ParallelError, ShapeError
 from minillm.models.gpt2 import GPT2, GPT2Config
 from minillm.optim import AdamW
@@ -516,7 +517,7 @@ class LoneJob:
 
 def forget_gpu() -> None:
     """What was learnt of one CuPy does not hold for another."""
-    for known in (device._check_cuda, kernels.get_kernel, kernels._gpu_module):
+    for known in (device._check_cuda, cuda.get_kernel, cuda.kernel._gpu_module):
         known.cache_clear()
 
 
@@ -632,7 +633,7 @@ def test_on_a_gpu_the_host_waits_for_nothing_in_a_step(gpu: Any, division: str) 
     loss, norm = step()
     assert gpu.synchronizations == waits
     assert np.isfinite([float(loss), float(norm)]).all()
-    with kernels.use_kernels("off"):
+    with engine("fast"):
         assert np.isfinite(step()[1])
     communicator.close()
 

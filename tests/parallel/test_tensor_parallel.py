@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 import minillm
-from minillm import Tensor, kernels, ops, random
+from minillm import Tensor, cuda, ops, random
 from minillm.backend import as_dtype
+from minillm.engine import engine
 from minillm.errors import InputError, ShapeError
 from minillm.generate import generate
 from minillm.models.bert import BertConfig, BertForMaskedLM
@@ -294,13 +295,13 @@ def loss_of_parts(communicator, logits, targets, reduction, mode="off", overwrit
     edges = bounds(logits.shape[-1], communicator.size)
     mine = np.ascontiguousarray(logits[..., edges[communicator.rank] : edges[communicator.rank + 1]])
     x = Tensor(mine, requires_grad=True)
-    with kernels.use_kernels(mode):
-        before = kernels.launch_counts()
+    with engine(mode):
+        before = cuda.launch_counts()
         y = tp.vocabulary_cross_entropy(
             x, targets, communicator, logits.shape[-1], reduction=reduction, overwrite=overwrite
         )
         y.backward(np.full(y.shape, 0.7))
-        ran = {name.split("<")[0] for name in kernels.launch_counts() - before}
+        ran = {name.split("<")[0] for name in cuda.launch_counts() - before}
     return y.data, x.grad, ran, np.shares_memory(x.grad, x.data)
 
 

@@ -459,15 +459,15 @@ class RawModule:
 
 class RawKernel:
     def __init__(self, code, name):
-        from minillm.kernels import Kernel
-        from minillm.kernels.source import kernel_files, read_source
+        from minillm.cuda import Kernel
+        from minillm.cuda.source import kernel_files, read_source
 
         file = next(file for file in kernel_files() if read_source(file).text == code)
         self.kernel = Kernel(file, name)
         self.max_dynamic_shared_size_bytes = 48 * 1024
 
     def __call__(self, grid, block, args, *, shared_mem=0):
-        from minillm.kernels.emulate import launch_emulated
+        from minillm.cuda.emulate import launch_emulated
 
         if shared_mem > self.max_dynamic_shared_size_bytes:
             raise cuda.driver.CUDADriverError("CUDA_ERROR_INVALID_VALUE: invalid argument")

@@ -1,0 +1,139 @@
+"""Which pair of functions computes an operation: the plain one, the CPU's fast one, or the one that launches kernels.
+
+Each operation has up to three pairs with the same signatures (see Op in autograd.py), found by the operation's name:
+
+    ops/NAME.py    plain   the formula, line by line as it is derived: what a person reads and a debugger stops in
+    fast/NAME.py   fast    row blocks, threads, memory used twice; where there is none, the plain pair is fast enough
+    cuda/NAME.py   cuda    launches the kernels of kernels/NAME.cu, on a GPU or in the emulator
+
+A node keeps the backward that belongs to the forward that ran, so each pair may save what it likes, and the engine may
+be changed between a forward and its backward.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import os
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from minillm.cuda.kernel import kernel_dtypes
+from minillm.cuda.source import KernelError
+from minillm.device import Array, is_on_gpu
+from minillm.errors import InputError, did_you_mean
+
+# The rooms whose pairs are tried before the plain one: on arrays of the CPU, and on those of a GPU.
+ENGINES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "plain": ((), ()),
+    "auto": (("fast",), ("cuda",)),
+    "fast": (("fast",), ()),
+    "emulate": (("cuda", "fast"), ("cuda",)),
+    "require": (("cuda", "fast"), ("cuda",)),
+}
+BEFORE = {"off": "fast"}  # what MINILLM_KERNELS and use_kernels called an engine before
+
+
+class Pair(NamedTuple):
+    """A forward and its backward.
+
+    `writes_into`: the backward takes a third argument, `into`, a tuple of `Into | None` per input, and may fill and
+    return `into[i].array`. It saves a pass over every weight gradient.
+    `kernel`: the file of kernels that the pair launches, `kernels/<kernel>.cu`.
+    """
+
+    forward: Callable
+    backward: Callable
+    writes_into: bool = False
+    kernel: str = ""
+
+
+def _checked(function: str, name: str) -> str:
+    if name not in ENGINES:
+        raise InputError(f"{function}: {name!r} is not an engine{did_you_mean(name, ENGINES)}")
+    return name
+
+
+def _of_environment() -> str:
+    """The engine that MINILLM_ENGINE names, or MINILLM_KERNELS, its name before."""
+    before = os.environ.get("MINILLM_KERNELS")
+    if before is None or "MINILLM_ENGINE" in os.environ:
+        return _checked("MINILLM_ENGINE", os.environ.get("MINILLM_ENGINE", "auto"))
+    name = _checked("MINILLM_KERNELS", BEFORE.get(before, before))
+    warnings.warn(f"MINILLM_KERNELS is now MINILLM_ENGINE; set MINILLM_ENGINE={name}", FutureWarning, stacklevel=2)
+    return name
+
+
+_engine = _of_environment()
+
+
+def current_engine() -> str:
+    """The name of the engine that runs operations now (see `engine`)."""
+    return _engine
+
+
+@contextlib.contextmanager
+def engine(name: str) -> Iterator[None]:
+    """Choose the engine, for all threads, until the block ends; MINILLM_ENGINE sets the one to begin with.
+
+    - "plain": the formulas as they are derived, for reading and stepping through.
+    - "auto": the fast pairs for arrays on the CPU, kernels for arrays on a GPU; formulas where there is neither.
+    - "fast": like "auto", without kernels.
+    - "emulate": like "auto", and on NumPy arrays the kernels are emulated.
+    - "require": like "emulate", and an operation that has kernels but cannot use them raises KernelError.
+
+    Raises: InputError for another name.
+    """
+    global _engine
+    before, _engine = _engine, _checked("engine", name)
+    try:
+        yield
+    finally:
+        _engine = before
+
+
+def rooms_for(array: Any) -> tuple[str, ...]:
+    """The rooms whose pairs are tried, in this order, before the plain pair."""
+    return ENGINES[_engine][type(array) is not np.ndarray and is_on_gpu(array)]
+
+
+def uses_kernel(kernel: str, array: Array, refused: str = "") -> bool:
+    """Whether kernels of `kernels/<kernel>.cu` run on this array; if not, a formula does.
+
+    `refused` says why the kernels cannot take these arguments, for reasons other than the dtype: "head size 48".
+    Raises: KernelError under "require", where the answer would be no.
+    """
+    if "cuda" not in rooms_for(array):
+        return False
+    dtype, known = array.dtype.name, kernel_dtypes(kernel)
+    if not refused and dtype not in known:
+        refused = f"{dtype} (there are kernels for: {', '.join(sorted(known)) or 'nothing'})"
+    if refused and _engine == "require":
+        raise KernelError(f'{kernel}: no kernel for {refused}; engine("auto") would compute it by the formula')
+    return not refused
+
+
+def find_pair(room: str, name: str, forward: Callable) -> Pair | None:
+    """The pair of `<package>/<room>/<name>.py`, beside `<package>/ops/`, where the plain forward is written."""
+    package, ops, _ = f".{getattr(forward, '__module__', '')}".rpartition(".ops.")
+    if not ops:  # an operation that is written elsewhere has the plain pair alone
+        return None
+    module = f"{package}.{room}.{name}"[1:]
+    try:
+        found = importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{module}.".startswith(f"{error.name}."):
+            raise  # the file is there, and something that it imports is not
+        return None
+    if not hasattr(found, "backward"):
+        return None
+    return Pair(found.forward, found.backward, takes_into(found.backward), getattr(found, "KERNEL", name))
+
+
+def takes_into(backward: Callable) -> bool:
+    """Whether a backward has the parameter `into`: then it can write gradients where they are to be (see Pair)."""
+    code = getattr(backward, "__code__", None)
+    return code is not None and "into" in code.co_varnames[: code.co_argcount]
