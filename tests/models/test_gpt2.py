@@ -1,4 +1,4 @@
-"""GPT-2: its initial weights, its shapes, that it never sees the future, and Hugging Face's implementation of it."""
+"""GPT-2: initial weights, shapes, a future that no token sees, and Hugging Face's implementation."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ SMALL = GPT2Config(vocab_size=11, context=8, layers=2, heads=2, channels=12)
 
 
 def random_model(config: GPT2Config = SMALL, seed: int = 0, dtype: type = np.float32) -> GPT2:
-    """A model whose weights are large enough that every part of it matters."""
+    """A model with weights so large that every part of it matters."""
     return with_large_weights(GPT2(config).to(dtype), 0.5, seed)
 
 
@@ -38,7 +38,7 @@ def random_model(config: GPT2Config = SMALL, seed: int = 0, dtype: type = np.flo
 
 
 def number_of_weights(config: GPT2Config) -> int:
-    """Counted on paper."""
+    """The number of weights, counted by hand."""
     V, T, L, C = config.vocab_size, config.context, config.layers, config.channels
     bias = 1 if config.bias else 0
     block = 12 * C * C + 2 * C + bias * (3 * C + C + 4 * C + C + 2 * C)
@@ -104,14 +104,14 @@ def test_the_output_layer_is_the_token_table(rng: np.random.Generator) -> None:
     model.loss(np.array([[1, 2, 3]]), np.array([[2, 3, 4]])).backward()
     assert [name for name, parameter in model.named_parameters() if parameter.shape == (11, 12)] == ["wte.weight"]
     gradient = model.wte.weight.grad
-    assert (gradient != 0).all()  # also of tokens that are not among the inputs: by way of the logits
+    assert (gradient != 0).all()  # also for tokens that are not inputs, through the logits
     model.wte.weight.data[5] = 0
     assert not model(np.array([[1, 2]])).data[..., 5].any()
     x = np.full((1, 1), 5)
     model.wpe.weight.data[0] = 0
     before = model(x).data
     model.wpe.weight.data[0] = rng.normal(size=12)
-    assert (model(x).data != before).any()  # the table's row 5 is the input too, and was zero
+    assert (model(x).data != before).any()  # row 5 of the table is the input, too, and was zero
 
 
 @pytest.mark.parametrize("change", [{"vocab_size": 0}, {"context": 0}, {"layers": -1}, {"heads": 0}, {"channels": 0}])
@@ -203,7 +203,7 @@ def test_no_position_sees_a_later_token(rng: np.random.Generator) -> None:
         changed[:, t] = (ids[:, t] + 1 + rng.integers(0, 10, 2)) % 11
         after = model(changed).data
         np.testing.assert_array_equal(after[:, :t], before[:, :t])
-        assert (after[:, t:] != before[:, t:]).any(axis=-1).all()  # while all that may see it do
+        assert (after[:, t:] != before[:, t:]).any(axis=-1).all()  # and all later tokens see it
 
 
 def test_no_gradient_comes_from_a_later_position() -> None:
@@ -252,7 +252,7 @@ def test_nodes_know_their_layer() -> None:
     } <= scopes
 
 
-# It learns
+# Learning
 
 
 def test_it_learns_one_batch_by_heart(rng: np.random.Generator) -> None:
@@ -271,7 +271,7 @@ def test_it_learns_one_batch_by_heart(rng: np.random.Generator) -> None:
 
 
 def test_every_gradient_equals_central_differences(rng: np.random.Generator) -> None:
-    """Along one random direction through all weights at once, in float64: nothing here needs another library."""
+    """Gradients against central differences along a random direction through all weights, in float64."""
     model = random_model(dtype=np.float64)
     ids, targets = rng.integers(0, 11, (2, 3, 8))
     check_slopes(model, lambda: model.loss(ids, targets), rng)
@@ -300,7 +300,7 @@ def test_logits_gradients_and_a_step_equal_hugging_faces(rng: np.random.Generato
         )
     ).to(getattr(torch, np.dtype(dtype).name))
     model = twin(GPT2(GPT2Config(61, 16, 3, 4, 24)).to(dtype), enlarge(reference, 0.5))
-    assert len(dict(reference.named_parameters())) == len(model.parameters())  # tied there too
+    assert len(dict(reference.named_parameters())) == len(model.parameters())  # tied in transformers, too
 
     ids, targets = rng.integers(0, 61, (2, 3, 16))
     targets[1, 5:] = -100
@@ -323,10 +323,10 @@ def test_logits_gradients_and_a_step_equal_hugging_faces(rng: np.random.Generato
 @pytest.mark.parametrize(("dtype", "tolerance"), [(np.float64, 1e-12), (np.float32, 1e-5)])
 @pytest.mark.parametrize("pieces", [[1] * 12, [12], [5, 1, 1, 1, 4], [7, 5]])
 def test_cached_logits_are_those_without_a_cache(dtype, tolerance, pieces, rng):
-    """Whatever the pieces in which the text comes: prompts at once, then token by token."""
+    """Logits do not depend on the pieces of a text: a prompt at once, then token by token."""
     minillm.manual_seed(3)
     model = GPT2(GPT2Config(vocab_size=19, context=12, layers=3, heads=2, channels=16)).to(dtype).eval()
-    for parameter in model.parameters():  # at the first weights attention is nearly uniform, which hides mistakes
+    for parameter in model.parameters():  # with initial weights attention is nearly uniform, which hides mistakes
         parameter.data[...] = rng.normal(size=parameter.shape) / 2
     ids = rng.integers(0, 19, (3, 12))
     expected = model(ids).data

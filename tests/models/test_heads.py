@@ -1,4 +1,4 @@
-"""Heads that tell texts or tokens apart or find answers, DistilBERT, XLM-R: by formula, and in Hugging Face's code."""
+"""Heads that classify texts or tokens or find answers, DistilBERT, XLM-R: by formula, and in Hugging Face's code."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ HEADS = ("ForSequenceClassification", "ForTokenClassification", "ForQuestionAnsw
 
 
 def built(family: str, head: str, dtype: Any = np.float64, **changes: Any) -> Any:
-    """A model whose weights are large enough that every part of it matters."""
+    """A model with weights so large that every part of it matters."""
     file, prefix, config = FAMILIES[family]
     changes = {"labels": 2} | changes if head == HEADS[2] else changes
     return with_large_weights(getattr(file, prefix + head)(replace(config, **changes)).to(dtype))
@@ -192,9 +192,9 @@ def test_logits_gradients_and_a_step_equal_hugging_faces(family, head, dtype, to
     )
     assert not report["missing_keys"]
     assert not report["unexpected_keys"]
-    lengths = [12, 12, 12, 12] if head == HEADS[2] else [12, 5, 9, 12]  # what padding says of answers counts there
+    lengths = [12, 12, 12, 12] if head == HEADS[2] else [12, 5, 9, 12]  # transformers counts the logits of padding
     real = np.arange(12) < np.array(lengths)[:, None]
-    floor = 0.0 if head != HEADS[2] else 100 * float(np.finfo(dtype).eps)  # what is added to every token has no effect
+    floor = 0.0 if head != HEADS[2] else 100 * float(np.finfo(dtype).eps)  # adding a constant has no effect
     ids = np.where(real, rng.integers(4, 19, (4, 12)), model.config.padding_id)
     targets: dict[str, np.ndarray] = {
         HEADS[0]: {"labels": rng.integers(0, 3, 4)},
@@ -215,7 +215,7 @@ def test_logits_gradients_and_a_step_equal_hugging_faces(family, head, dtype, to
     assert loss.item() == pytest.approx(expected.loss.item(), rel=tolerance)
     check_parameters("grad", model, reference, tolerance, floor)
     if head == HEADS[2]:
-        return  # the step that AdamW makes of a gradient that is only rounding
+        return  # AdamW's step for a gradient that is rounding error alone
     optimizer, their_optimizer = optimizers(model, reference)
     optimizer.step()
     their_optimizer.step()
