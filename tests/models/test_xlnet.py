@@ -136,7 +136,7 @@ def test_sinusoids() -> None:
 
 
 def plain_features(state: dict, config: XLNetConfig, ids, types, perm_mask, predict, mems, real) -> np.ndarray:
-    """Features (B, P, C) at the positions `predict`, by the paper's appendix A.2, one text, head, query and key at a time."""
+    """Features (B, P, C) at positions `predict`, by appendix A.2, one text, head, query and key at a time."""
     C, H = config.channels, config.heads
     D = C // H
     M = 0 if mems is None else mems[0].shape[1]
