@@ -7,11 +7,12 @@ Nothing is registered, and assigning an attribute is just that. A parameter's ke
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from minillm import autograd, backend, module_hints
+from minillm import autograd, backend, module_hints, pretrained
 from minillm.autograd import Parameter
 from minillm.backend import Array, device_and_dtype
 from minillm.device import like, to_device
@@ -136,6 +137,14 @@ class Module:
             child.apply(function)
         function(self)
         return self
+
+    def save_pretrained(self, folder: str | Path, max_shard_bytes: int = 5 * 10**9) -> None:
+        """Write config.json and model.safetensors, which transformers' `from_pretrained` reads; see pretrained.py.
+
+        Raises: InputError for a module without a form in Hugging Face's format, CheckpointError where a file cannot be
+        written.
+        """
+        pretrained.save_pretrained(self, folder, max_shard_bytes)
 
     def state_dict(self) -> dict[str, Array]:
         """Every parameter's array under its path: references, not copies."""

@@ -27,7 +27,6 @@ from __future__ import annotations
 import functools
 import math
 import sys
-from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -82,7 +81,7 @@ def attention_forward(q, k, v, mask, *, lengths, causal, scale, dropout):
     def part(b, h):  # some batch items and key heads
         queries, keys, values = _grouped(q, k)[b, h], k[b, h], v[b, h]
         y, log_sums = _grouped(out, k)[b, h], lse.reshape(*k.shape[:2], -1, q.shape[2])[b, h]
-        for rows, visible in _query_blocks(q.shape[2], k.shape[2], causal):
+        for rows, visible in backend.blocks_to_run(query_blocks(q.shape[2], k.shape[2], causal)):
             scores, _ = _scores(queries, keys, rows, visible, saved, b, h)
             largest = backend.row_max(scores)
             largest[largest == -np.inf] = 0
@@ -115,7 +114,7 @@ def attention_backward(dout, saved):
         queries, keys, values = _grouped(q, k)[b, h], k[b, h], v[b, h]
         dys, ys, dqueries = (_grouped(array, k)[b, h] for array in (dout, out, dq))
         log_sums = lse.reshape(*k.shape[:2], -1, q.shape[2])[b, h]
-        blocks = list(_query_blocks(q.shape[2], k.shape[2], causal))
+        blocks = backend.blocks_to_run(query_blocks(q.shape[2], k.shape[2], causal))
         dkeys, dvalues = dk[b, h], dv[b, h]
         if len(blocks) > FEW:  # that many are added up in float64
             dkeys, dvalues = (np.empty_like(x, dtype=np.promote_types(x.dtype, np.float64)) for x in (dkeys, dvalues))
@@ -284,11 +283,10 @@ def _ungroup(x: Array, like: Array) -> Array:
     return x.reshape(*x.shape[:2], like.shape[2], x.shape[2] // like.shape[2], x.shape[-1])
 
 
-def _query_blocks(queries: int, keys: int, causal: bool) -> Iterator[tuple[slice, int]]:
+def query_blocks(queries: int, keys: int, causal: bool) -> list[tuple[slice, int]]:
     """Each block of queries, with the number of keys that its last query sees, but 1 at least."""
-    for start in range(0, queries, QUERY_BLOCK):
-        stop = min(start + QUERY_BLOCK, queries)
-        yield slice(start, stop), min(keys, max(1, stop + keys - queries)) if causal else keys
+    edges = [(start, min(start + QUERY_BLOCK, queries)) for start in range(0, queries, QUERY_BLOCK)]
+    return [(slice(start, stop), min(keys, max(1, stop + keys - queries)) if causal else keys) for start, stop in edges]
 
 
 def _scores(queries, keys, rows, visible, saved: Saved, b: slice, h: slice) -> tuple[Array, Array]:

@@ -101,7 +101,7 @@ def test_tokens_and_answers(family, rng) -> None:
     assert model.loss(ids, starts, ends).item() == pytest.approx(-expected, rel=1e-10)
     with pytest.raises(InputError, match="loss: positions have dtype float64; give whole numbers"):
         model.loss(ids, starts * 1.0, ends)
-    with pytest.raises(InputError, match="ForQuestionAnswering: labels is 3; give 2: an answer starts"):
+    with pytest.raises(InputError, match="ForQuestionAnswering: labels is 3; give 2, for the start and the end"):
         built(family, HEADS[2], labels=3)
 
 
@@ -142,7 +142,7 @@ def test_dropout_is_where_the_family_has_it() -> None:
 def test_a_distilbert_has_no_kinds_of_sentences() -> None:
     model = distilbert.DistilBertModel(FAMILIES["distilbert"][2])
     assert not [name for name in model.state_dict() if "wse" in name]
-    with pytest.raises(InputError, match="DistilBertModel: token_types are given, but this model has none"):
+    with pytest.raises(InputError, match="DistilBertModel: token_types were given, but this model has none"):
         model(np.zeros((1, 3), int), token_types=np.zeros((1, 3), int))
     with pytest.raises(InputError, match="token_types=1 and norm_eps=1e-12; give 0 and 1e-12"):
         replace(FAMILIES["distilbert"][2], token_types=1)

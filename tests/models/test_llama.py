@@ -196,7 +196,7 @@ def test_every_gradient_of_a_relative_equals_central_differences(name, rng) -> N
 
 def test_a_head_that_turns_in_part_is_a_part_that_turns_beside_a_rest_that_stays(rng) -> None:
     x, table = rng.normal(size=(2, 5, 8)), ops.rope_table(5, 6)
-    y = llama.turned(minillm.tensor(x), *table).data
+    y = llama.rotate(minillm.tensor(x), *table).data
     np.testing.assert_allclose(y[..., :6], ops.rope(minillm.tensor(x[..., :6].copy()), *table).data)
     np.testing.assert_array_equal(y[..., 6:], x[..., 6:])
 
@@ -245,8 +245,8 @@ def test_texts_of_different_lengths_have_no_angles_by_length_in_common() -> None
         ({"rotary": 6}, "LlamaConfig: rotary is 6; give an even number, 2 to 4"),
         ({"rope_scaling": RopeScaling("linear", 0.0, 8)}, r"kind 'linear' has factor=0\.0; give a number above 0"),
         ({"rope_scaling": RopeScaling("ntk", 2.0, 8)}, "kind 'ntk' is not known; choose one of linear, dynamic"),
-        ({"rope_scaling": RopeScaling("longrope", 2.0, 8, short=(1.0,))}, "has 1 numbers short; give 2 above 0"),
-        ({"head_size": 2, "rope_scaling": RopeScaling("dynamic", 2.0, 8)}, "'dynamic' needs 4 channels of a head"),
+        ({"rope_scaling": RopeScaling("longrope", 2.0, 8, short=(1.0,))}, "has 1 values in short; give 2 above 0"),
+        ({"head_size": 2, "rope_scaling": RopeScaling("dynamic", 2.0, 8)}, "'dynamic' needs 4 or more rotated"),
     ],
 )
 def test_a_config_that_cannot_be(change, message) -> None:
@@ -315,7 +315,7 @@ def test_any_damaged_setting_of_the_angles_is_taken_or_named(place, kind, model_
         ({"factor": "8"}, r"rope_scaling with factor='8'; give a number of 1e\+18 at most"),
         ({"factor": -8.0}, "rope_parameters={.*kind 'llama3' has factor=-8.0; give a number above 0"),
         ({"high_freq_factor": 1.0}, "kind 'llama3' has low_frequency_factor=1.0 and high_frequency_factor=1.0; the"),
-        ({"partial_rotary_factor": 0.5}, "rope_scaling with partial_rotary_factor=0.5, which is not done here"),
+        ({"partial_rotary_factor": 0.5}, "rope_scaling with partial_rotary_factor=0.5; here it can only be 1"),
         ({"full_attention": {}}, "of several kinds of layers; Llama here has one"),
     ],
 )

@@ -416,7 +416,7 @@ def test_dropout_acts_in_every_place_while_training_only(rng: np.random.Generato
     dropped = [(n.scope, n.edges[0][0].op.name) for n in all_nodes(model(ids)) if n.op.name == "dropout"]
     branches = [("h.0.attn.dropout", "softmax"), ("h.0.attn.dropout", "linear")]
     branches += [("h.0.mlp.dropout", "gelu"), ("h.0.mlp.dropout", "linear")]
-    assert sorted(dropped) == sorted([("drop", "embedding"), ("drop", "add_layernorm"), *branches])
+    assert sorted(dropped) == sorted([("drop", "embedding"), ("drop", "layernorm"), *branches])
     assert (model(ids, **order).data != model(ids, **order).data).any()
     exact = random_model(replace(SMALL, layers=1))
     np.testing.assert_array_equal(model.eval()(ids, **order).data, exact(ids, **order).data)
