@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from minillm import backend, ops, random
+from minillm import backend, random
 from minillm.autograd import Backward, Forward, Node, Tensor, observe
 from minillm.backend import Array, Product, observe_products, product_flops
 from minillm.data.permutation import permute_tokens
@@ -161,91 +161,9 @@ def product_of_scores(saved: Any) -> float:
 
     An abstract step runs only one of attention's blocks, so its products are counted from shapes.
     """
-<<<<<<< HEAD
-    run_parts = backend.parallel
-    attention: Any = importlib.import_module("minillm.ops.attention")
-    query_blocks = attention._query_blocks
-
-    def after_forward(call: Forward) -> None:
-        seen.forward[call.scope] += 2 * product_of_scores(call.saved) or seen.flops  # type: ignore[assignment]  # floats
-        seen.saved.append((call.scope, call.op.name, call.saved))
-        seen.flops = 0.0
-
-    def after_backward(call: Backward) -> None:
-        seen.backward[call.scope] += 5 * product_of_scores(call.node.saved) or seen.flops  # type: ignore[assignment]
-        seen.flops = 0.0
-
-    def product_of_scores(saved: Any) -> float:
-        """Operations of one product with the scores that attention looks at; 0 for another operation."""
-        if not isinstance(saved, attention.Saved):
-            return 0.0
-        (batch, heads, queries, head_size), keys = saved.q.shape, saved.k.shape[2]
-        scores = sum((rows.stop - rows.start) * seen for rows, seen in query_blocks(queries, keys, saved.causal))
-        return 2.0 * batch * heads * scores * head_size
-
-    def no_products(*products: backend.Product) -> list[Array]:
-        outs = []
-        for a, b, out, add, _ in products:
-            seen.flops += Shapes(a.shape, b.shape, False, False, "").flops
-            if out is None or add:  # what is added is made first
-                stack = np.broadcast_shapes(a.shape[:-2], b.shape[:-2])
-                made = np.empty((*stack, a.shape[-2], b.shape[-1]), np.result_type(a, b))
-            outs.append(made if out is None else out)
-        return outs
-
-    def first_rows(formula: Callable, array: Array) -> None:
-        block = max(1, backend.CACHE_BYTES // max(1, array[:1].nbytes))
-
-        def first(start: int, stop: int) -> None:
-            formula(slice(start, min(start + block, stop)))
-
-        if array.nbytes < backend.PARALLEL_BYTES:
-            first(0, len(array))
-        else:
-            run_parts(first, len(array))
-
-    def first_parts(function: Callable, count: int) -> None:
-        run_parts(function, min(count, backend.threads))
-
-    def last_queries(*sizes: Any) -> Iterator[tuple[slice, int]]:
-        yield list(query_blocks(*sizes))[-1]
-
-    stand_ins: dict[Any, Callable] = {
-        backend.matmuls: no_products,
-        backend.row_blocks: first_rows,
-        backend.parallel: first_parts,
-        query_blocks: last_queries,
-    }
-    for op in ops.OPS:
-        op.pair("fast")  # loaded now: a file that is loaded within would keep the stand-ins
-    with warnings.catch_warnings(), engine("fast"), swapped(stand_ins):
-        warnings.simplefilter("ignore", RuntimeWarning)  # of what the memory happens to hold
-        with observe(after_forward, after_backward):
-            yield
-
-
-@contextlib.contextmanager
-def swapped(stand_ins: Mapping[Any, Callable]) -> Iterator[None]:
-    """Within, functions are replaced, under every name that a module of minillm has for them."""
-    places = [
-        (module, name, value)
-        for key, module in list(sys.modules.items())
-        if key.startswith("minillm.")
-        for name, value in vars(module).items()
-        if type(value) is type(swapped) and value in stand_ins
-    ]
-    try:
-        for module, name, value in places:
-            setattr(module, name, stand_ins[value])
-        yield
-    finally:
-        for module, name, value in places:
-            setattr(module, name, value)
-=======
     if not isinstance(saved, Saved):
         return 0.0
     (batch, heads, queries, head_size), keys = saved.q.shape, saved.k.shape[2]
     blocks = query_blocks(queries, keys, saved.causal)
     scores = sum((rows.stop - rows.start) * visible for rows, visible in blocks)
     return 2.0 * batch * heads * scores * head_size
->>>>>>> main
