@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -127,6 +128,61 @@ def test_a_config_checks_heads_and_dropout() -> None:
     for dropout in (-0.1, 1.0, math.nan):
         with pytest.raises(InputError, match=f"^GPT2Config: dropout is {dropout}"):
             GPT2Config(dropout=dropout)
+
+
+# Plain loops
+
+
+def plain_logits(weights: dict[str, np.ndarray], config: GPT2Config, ids: np.ndarray) -> np.ndarray:
+    """The logits (T, V) of one sequence, a vector at a time: no batch and no operation of minillm."""
+    C, D = config.channels, config.channels // config.heads
+    activations = {
+        "gelu_tanh": lambda z: z / 2 * (1 + np.tanh(np.sqrt(2 / np.pi) * (z + 0.044715 * z**3))),
+        "gelu": lambda z: z / 2 * (1 + np.array([math.erf(one / math.sqrt(2)) for one in z])),
+        "relu": lambda z: z * (z > 0),
+        "silu": lambda z: z / (1 + np.exp(-z)),
+    }
+
+    def norm(name: str, x: np.ndarray) -> np.ndarray:
+        scaled = (x - x.mean()) / np.sqrt(((x - x.mean()) ** 2).mean() + config.norm_eps)
+        return scaled * weights[f"{name}.weight"] + weights.get(f"{name}.bias", 0)
+
+    def linear(name: str, x: np.ndarray) -> np.ndarray:
+        return weights[f"{name}.weight"] @ x + weights.get(f"{name}.bias", 0)
+
+    stream = [weights["wte.weight"][token] + weights["wpe.weight"][t] for t, token in enumerate(ids)]
+    for i in range(config.layers):
+        qkv = [linear(f"h.{i}.attn.qkv", norm(f"h.{i}.ln_1", x)) for x in stream]
+        after = []
+        for t, x in enumerate(stream):
+            found = []
+            for head in range(config.heads):
+                q, k, v = (slice(n * C + head * D, n * C + (head + 1) * D) for n in range(3))
+                scores = np.array([np.exp(qkv[t][q] @ qkv[s][k] / np.sqrt(D)) for s in range(t + 1)])
+                found.append(sum(w * qkv[s][v] for s, w in enumerate(scores / scores.sum())))
+            x = x + linear(f"h.{i}.attn.proj", np.concatenate(found))
+            hidden = activations[config.activation](linear(f"h.{i}.mlp.fc", norm(f"h.{i}.ln_2", x)))
+            after.append(x + linear(f"h.{i}.mlp.proj", hidden))
+        stream = after
+    table = weights["wte.weight" if config.tied else "lm_head.weight"]
+    return np.array([table @ norm("ln_f", x) for x in stream])
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"bias": False, "tied": False}, {"activation": "gelu", "hidden": 7}, {"activation": "relu", "norm_eps": 0.1}],
+)
+def test_logits_and_loss_are_those_of_plain_loops(rng: np.random.Generator, changes: dict) -> None:
+    config = replace(SMALL, **changes)
+    model = with_large_weights(GPT2(config)).to(np.float64)
+    ids, targets = rng.integers(0, 11, (2, 7)), rng.integers(0, 11, (2, 7))
+    targets[0, 2:4] = -100
+    expected = np.array([plain_logits(model.state_dict(), config, row) for row in ids])
+    assert relative_error(model(ids).data, expected) < 1e-13
+    picked = expected - np.log(np.exp(expected).sum(-1, keepdims=True))
+    losses = [-picked[b, t, targets[b, t]] for b, t in np.argwhere(targets >= 0)]
+    assert model.loss(ids, targets).item() == pytest.approx(np.mean(losses), rel=1e-13)
+    assert model.loss(ids, targets, "sum").item() == pytest.approx(np.sum(losses), rel=1e-13)
 
 
 # Ids in, logits out
