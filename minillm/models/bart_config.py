@@ -77,7 +77,7 @@ PRESETS = {
         scale_embedding=True,
         init_std=128**-0.5,
     ),
-    # of the paper: 139 and 406 million weights
+    # the sizes of the paper: 139 and 406 million weights
     "bart-base": BartConfig(channels=768, **both_sides(6, 12, 3072), attention_dropout=0.1, activation_dropout=0.1),
     "bart-large": BartConfig(attention_dropout=0.1, activation_dropout=0.1),
 }

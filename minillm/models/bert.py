@@ -47,7 +47,7 @@ class BertConfig(Config):
     padding_id: int = 0  # token id that fills short sequences
     labels: int = 2  # number of classes of a text, or of each token, for the heads that classify them
     classifier_dropout: float | None = None  # probability before such a head; None: that of dropout
-    problem_type: str | None = None  # what a head for texts learns (heads.py); None: its labels decide
+    problem_type: str | None = None  # what a head for texts learns (see heads.py); None: the labels decide
 
     LEAST_TOKEN_TYPES: ClassVar[int] = 1
 
@@ -86,7 +86,7 @@ PRESETS = {
     "bert-mini": BertConfig(layers=4, heads=4, channels=256, hidden=1024),
     "bert-small": BertConfig(layers=4, heads=8, channels=512, hidden=2048),
     "bert-medium": BertConfig(layers=8, heads=8, channels=512, hidden=2048),
-    # of the paper: 110 and 336 million weights
+    # the sizes of the paper: 110 and 336 million weights
     "bert-base-uncased": BertConfig(),
     "bert-base-cased": BertConfig(vocab_size=28996),
     "bert-large-uncased": BertConfig(layers=24, heads=16, channels=1024, hidden=4096),

@@ -54,7 +54,7 @@ NO_DROPOUT: dict[str, Any] = dict(dropout=0.0, attention_dropout=0.0, classifier
 PRESETS = {
     # for tests: 36 thousand weights
     "nano": DistilBertConfig(256, 32, layers=2, heads=2, channels=32, hidden=128, **NO_DROPOUT),
-    # of the paper: 67 million weights
+    # the sizes of the paper: 67 million weights
     "distilbert-base-uncased": DistilBertConfig(),
     "distilbert-base-cased": DistilBertConfig(vocab_size=28996),
 }

@@ -184,7 +184,7 @@ class Llama(Decoder):
         return [KVCache(*shape, self.wte.weight.data, padding) for _ in self.h]
 
     def keeps_cache(self, start: int, stop: int) -> bool:
-        """Whether keys that were cached with `start` tokens stay valid with `stop`: not if all angles change."""
+        """True if keys that were cached with `start` tokens stay valid with `stop`: not if all angles change."""
         scaling = self.config.rope_scaling
         if not start or scaling is None or not scaling.by_length or stop <= scaling.original_context:
             return True

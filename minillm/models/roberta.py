@@ -70,7 +70,7 @@ PRESETS = {
     "distilroberta-base": RobertaConfig(layers=6),
     "roberta-base": RobertaConfig(),
     "roberta-large": RobertaConfig(layers=24, heads=16, channels=1024, hidden=4096),
-    # of Conneau et al.: 278 and 560 million weights
+    # the sizes of Conneau et al.: 278 and 560 million weights
     "xlm-roberta-base": RobertaConfig(vocab_size=250002, kind="xlm-roberta"),
     "xlm-roberta-large": RobertaConfig(
         vocab_size=250002, layers=24, heads=16, channels=1024, hidden=4096, kind="xlm-roberta"

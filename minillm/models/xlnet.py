@@ -55,13 +55,13 @@ from minillm.nn.initial import normal_, uninitialized
 
 
 class AttentionInputs(NamedTuple):
-    """What attention needs besides the streams, the same in every block: distances, segments and masks."""
+    """The inputs of attention that are equal in every block: distances, segments and masks."""
 
     distances: Tensor  # (1, T + Tk, C), the sinusoids of Tk, ..., -(T - 1); (2, ...) with those of their negatives
     directions: Array | None  # (B,), 0 or 1, which of the two each text uses; None if there is one
     differs: Array | None  # (B, 1, T, Tk), True for two tokens of different segments; None without segments
     content_mask: Array | None  # (B, 1, T, Tk), True for keys that the content of a position sees; None: all keys
-    query_mask: Array | None  # the same for the query of a position, which does not see its own token
+    query_mask: Array | None  # (B, 1, T, Tk), True for keys that the query of a position sees, its own not among them
     target_mapping: Tensor | None  # (B, 1, P, T), a 1 at the position of each token to predict
 
 

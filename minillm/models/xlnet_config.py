@@ -42,7 +42,7 @@ class XLNetConfig(Config):
 PRESETS = {
     # for tests: 36 thousand weights
     "nano": XLNetConfig(256, layers=2, heads=2, channels=32, hidden=128, dropout=0.0),
-    # of the paper: 117 and 360 million weights
+    # the sizes of the paper: 117 and 360 million weights
     "xlnet-base-cased": XLNetConfig(layers=12, heads=12, channels=768, hidden=3072),
     "xlnet-large-cased": XLNetConfig(),
 }

@@ -32,7 +32,7 @@ class Decoder(Module):
         return self.logits(self.features(ids, cache)[:, -1])
 
     def keeps_cache(self, start: int, stop: int) -> bool:
-        """Whether keys and values that were cached with `start` tokens stay valid with `stop`; if not, start again."""
+        """True if keys and values that were cached with `start` tokens stay valid with `stop`; else start again."""
         return True
 
     def checked_positions(self, ids: Any, cache: list[KVCache] | None) -> tuple[Array, int, int]:

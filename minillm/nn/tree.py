@@ -12,7 +12,7 @@ from minillm.autograd import Parameter
 
 
 class Line(NamedTuple):
-    """One line of the tree: the layer, and the number of its elements, which `times` equal layers have each."""
+    """A line of the tree, for one layer or for `times` equal ones with so many elements each."""
 
     depth: int
     name: str  # empty for the module that is printed
@@ -84,7 +84,7 @@ def _merged(children: list[list[Line]]) -> list[Line]:
 
 
 def _is_next(before: list[Line], after: list[Line]) -> bool:
-    """Whether two children are equal, and neighbours in one list."""
+    """True if two children are equal, and neighbours in one list."""
     (place, number), (after_place, after_number) = _split(before[0].name), _split(after[0].name)
     if not (number.isdigit() and after_number.isdigit() and int(after_number) == int(number) + 1):
         return False
