@@ -84,7 +84,6 @@ SHARED = {
     "minillm.ops.index",
     "minillm.cuda.launch",
     "minillm.ops.layernorm",
-    "minillm.ops.log_softmax",
     "minillm.ops.rearrange",
     "minillm.ops.reduce",
     "minillm.ops.shape",
