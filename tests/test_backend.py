@@ -362,6 +362,7 @@ def results_of(case) -> list[np.ndarray]:
 def test_threads_and_blocks_change_nothing(op, request):
     place = random.default.state()
     cases = [case for case in CASES if case.op == op]
+    assert cases, f"write a row for {op} in minillm/study/cases/"
     whole = [results_of(case) for case in cases]
     request.getfixturevalue("finely_cut")
     for case, expected in zip(cases, whole, strict=True):
