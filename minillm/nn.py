@@ -618,10 +618,10 @@ def join_heads(x: Tensor) -> Tensor:
 
 
 ACTIVATIONS: dict[str, Any] = {
-    "gelu_tanh": lambda x, bias: ops.gelu(x, "tanh", bias),
-    "gelu": lambda x, bias: ops.gelu(x, "none", bias),
+    "gelu_tanh": lambda x, bias: ops.gelu(x, "tanh") if bias is None else ops.bias_gelu(x, bias, "tanh"),
+    "gelu": lambda x, bias: ops.gelu(x) if bias is None else ops.bias_gelu(x, bias),
     "relu": lambda x, bias: ops.relu(x if bias is None else x + bias),
-    "silu": lambda x, bias: ops.silu(x, bias),
+    "silu": lambda x, bias: ops.silu(x if bias is None else x + bias),
 }
 
 

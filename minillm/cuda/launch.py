@@ -1,10 +1,10 @@
-"""How kernels that walk over rows or elements are launched: threads and blocks, sums over rows, activations."""
+"""How kernels that walk over rows or elements are launched: threads and blocks, and sums over rows."""
 
 from __future__ import annotations
 
 import numpy as np
 
-from minillm.backend import Array, as_rows
+from minillm.backend import Array
 from minillm.cuda import WARP, get_kernel
 
 SUMMED_ROWS = 512  # of a block that adds up its rows 32 at a time, at most
@@ -53,47 +53,3 @@ def sum_rows(x: Array, dtype: np.dtype) -> Array:
     grid = (-(-columns * x.itemsize // 512), len(out))
     kernel(grid, (WARP, 16), (x, out, np.int64(rows), np.int32(chunk), np.int32(columns)))
     return out[0] if last else sum_rows(out, dtype)
-
-
-# ---- activations: kernels/activation.cuh ----------------------------------------------------------------------------
-# `function` is the name of an activation f in kernels/<file>; x, bias and dout are contiguous.
-
-
-def activation_fits(x: Array, bias: Array | None) -> bool:
-    """Whether the kernels take these arrays."""
-    return x.size > 0 and (bias is None or bias.dtype == x.dtype)
-
-
-def activation_forward(file: str, function: str, x: Array, bias: Array | None) -> Array:
-    """f(x), or f(x + bias)."""
-    out = np.empty_like(x)
-    if bias is None:
-        kernel = get_kernel(file, "activation_forward", x.dtype, function)
-        kernel(blocks_for(x.size, 16 // x.itemsize), THREADS, (x, out, np.int64(x.size)))
-    else:
-        grid, sizes = _grid_and_sizes(x)
-        get_kernel(file, "bias_activation_forward", x.dtype, function)(grid, (WARP, 8), (x, bias, out, *sizes))
-    return out
-
-
-def activation_backward(
-    file: str, function: str, dout: Array, x: Array, bias: Array | None
-) -> tuple[Array, Array | None]:
-    """The gradients of x and of the bias."""
-    dx = np.empty_like(x)
-    if bias is None:
-        kernel = get_kernel(file, "activation_backward", x.dtype, function)
-        kernel(blocks_for(x.size, 16 // x.itemsize), THREADS, (dout, x, dx, np.int64(x.size)))
-        return dx, None
-    grid, sizes = _grid_and_sizes(x)
-    partial = np.empty_like(x, shape=(grid[1], len(bias)), dtype=np.promote_types(x.dtype, np.float32))
-    kernel = get_kernel(file, "bias_activation_backward", x.dtype, function)
-    kernel(grid, (WARP, 8), (dout, x, bias, dx, partial, *sizes))
-    return dx, sum_rows(partial, x.dtype)
-
-
-def _grid_and_sizes(x: Array) -> tuple[tuple, tuple]:
-    rows, columns = as_rows(x).shape
-    chunk = chunk_of(rows)
-    grid = (-(-columns * x.itemsize // 512), -(-rows // chunk))
-    return grid, (np.int64(rows), np.int32(chunk), np.int32(columns))

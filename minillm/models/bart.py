@@ -139,7 +139,7 @@ class FeedForward(Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if self.activation == "gelu":
-            x = ops.gelu(self.fc(x, add_bias=False), "none", self.fc.bias)
+            x = ops.bias_gelu(self.fc(x, add_bias=False), self.fc.bias)
         else:
             x = ops.relu(self.fc(x))
         return self.dropout(self.proj(self.inner_dropout(x)))
