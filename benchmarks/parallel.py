@@ -1,7 +1,7 @@
 """Many ranks on one machine: `python benchmarks/parallel.py [--out benchmarks/results/parallel.md]`.
 
 Two tables of bytes and memory, measured and by formula, for 2 and 4 ranks; the time of a step in every way of dividing
-it, measured and predicted by minillm/parallel/projection.py from constants that the same run measures; and the speed of
+it, measured and predicted by minillm/study/this_machine.py from constants that the same run measures; and the speed of
 data parallel in two processes, of one thread each, beside one process of two threads.
 
 The last is measured in one pair of processes: in each round the first trains alone, on two threads, while the second
@@ -24,7 +24,7 @@ from minillm.models.gpt2 import GPT2, GPT2Config
 from minillm.optim import AdamW
 from minillm.parallel.launch import launch
 from minillm.parallel.mesh import Mesh, ParallelModel
-from minillm.parallel.projection import measured_run, time_table, told
+from minillm.study.this_machine import measured_run, time_table, told
 from minillm.training.config import preset
 from minillm.training.trainer import accumulate_gradients
 

@@ -204,7 +204,7 @@ def torch_llama(name):
 
 def products_alone(step):
     """Seconds of a step's matrix products alone."""
-    from minillm.profile import Profile, profiled
+    from minillm.study.profile import Profile, profiled
 
     profile = Profile()
     with profiled(profile):

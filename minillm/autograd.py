@@ -4,7 +4,7 @@
 the gradient of every input. Neither knows of tensors, so both run on arrays in a REPL, and a breakpoint in a backward
 shows arrays under the derivation's names, three frames below your line:
 
-    layernorm_backward  <-  _node_backward  <-  run_backward  <-  Tensor.backward  <-  your line
+    layernorm_backward  <-  node_backward  <-  run_backward  <-  Tensor.backward  <-  your line
 
 The graph is made of nodes. Its edges lead from a node to the nodes that made its inputs, not to tensors: an
 intermediate array that no backward needs is freed as soon as the forward has used it. Only a leaf (a parameter, or
@@ -34,7 +34,7 @@ from minillm import module_hints
 from minillm.backend import Array
 from minillm.backward import Backward, Hook, Into, Node, run_backward
 from minillm.device import device_of, is_on_gpu
-from minillm.engine import Pair, find_pair, rooms_for, uses_kernel
+from minillm.engine import Pair, find_pair, rooms_for, takes_into, uses_kernel
 from minillm.errors import DeviceError, GraphError, MinillmError, ShapeError
 from minillm.grad_mode import (
     Observer,
@@ -84,10 +84,10 @@ class Op:
     An operation that is written in `<package>/ops/` has two more pairs where there are files of its name:
     `<package>/fast/<name>.py` for the CPU, `<package>/cuda/<name>.py` to launch kernels. Each holds `forward` and
     `backward` with the signatures above; a forward returns NotImplemented for what it does not do, and then the next
-    pair is asked. Such a backward may take a third argument, `into` (see engine.Pair). `pairs` holds what was found.
+    pair is asked. `pairs` holds what was found. A backward may take a third argument, `into` (see engine.Pair).
     """
 
-    __slots__ = ("aliases", "backward", "forward", "name", "pairs")
+    __slots__ = ("aliases", "backward", "forward", "name", "pairs", "writes_into")
 
     def __init__(
         self,
@@ -103,6 +103,7 @@ class Op:
         self.forward = forward
         self.backward = backward
         self.aliases = aliases
+        self.writes_into = takes_into(backward)
         self.pairs: dict[str, Pair | None] = {}
         # Until every pair is in its own file:
         if cuda is not None:
@@ -179,7 +180,7 @@ class Op:
                 return result, pair.backward, pair.writes_into
             if room == "cuda":
                 uses_kernel(pair.kernel, arrays[0], refused="these shapes or settings")  # raises if it is required
-        return self._checked_run(self.forward, arrays, settings), self.backward, False
+        return self._checked_run(self.forward, arrays, settings), self.backward, self.writes_into
 
     def _checked_run(self, forward: Callable, arrays: list, settings: dict) -> Any:
         """The forward's result; errors of NumPy and CuPy about devices and shapes get the operation's name."""

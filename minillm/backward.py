@@ -15,7 +15,7 @@ have one output and are given in the order in which they ran:
             gradient[x] = gradient[x] + dx if x in gradient else dx
 
 `run_backward` below elaborates it: it finds the order, frees what is used up, adds in place where nobody else holds the
-array, and delivers to the leaves' `grad`. One line, in `_node_backward`, calls every operation's backward: a breakpoint
+array, and delivers to the leaves' `grad`. One line, in `node_backward`, calls every operation's backward: a breakpoint
 there with the condition `node.scope == "h.0.ln_2"` stops at any of them.
 
 Several threads may walk at once and meet in a leaf. A gradient is added to a leaf under one lock; an operation that
@@ -176,7 +176,7 @@ def run_backward(roots: list[tuple[Tensor, Array]], keep_graph: bool, wanted: di
             _shown(node, douts, wanted)
         if needed is not None and node not in needed:
             continue
-        dinputs = _node_backward(node, douts, wanted)
+        dinputs = node_backward(node, douts, wanted)
         owned = not node.op.aliases
         for edge, dinput in zip(node.edges, dinputs, strict=True):
             if edge is None:
@@ -275,7 +275,7 @@ def _hooked(hook: Callable, gradient: Array) -> Array:
     return result.astype(gradient.dtype, copy=False)
 
 
-def _node_backward(node: Node, douts: list, wanted: dict | None) -> Any:
+def node_backward(node: Node, douts: list, wanted: dict | None) -> Any:
     """The gradients of a node's inputs, checked; an error says which operation of the forward it belongs to.
 
     Gradients that the operation wrote into leaves are there when this returns, and None in the list.

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-import inspect
 import os
 import warnings
 from collections.abc import Callable, Iterator
@@ -131,5 +130,10 @@ def find_pair(room: str, name: str, forward: Callable) -> Pair | None:
         return None
     if not hasattr(found, "backward"):
         return None
-    writes_into = "into" in inspect.signature(found.backward).parameters
-    return Pair(found.forward, found.backward, writes_into, getattr(found, "KERNEL", name))
+    return Pair(found.forward, found.backward, takes_into(found.backward), getattr(found, "KERNEL", name))
+
+
+def takes_into(backward: Callable) -> bool:
+    """Whether a backward has the parameter `into`: then it can write gradients where they are to be (see Pair)."""
+    code = getattr(backward, "__code__", None)
+    return code is not None and "into" in code.co_varnames[: code.co_argcount]

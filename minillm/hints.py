@@ -251,7 +251,7 @@ FUNCTIONS = {
     "special": "minillm.ops",
     "int16": "np.int16, or 'int16'",
     "numpy": "import numpy as np",
-    "profiler": "minillm.profile",
+    "profiler": "minillm.study.profile",
     "seed": "minillm.manual_seed(seed)",
     "initial_seed": "minillm.random.default.state()",
     "get_num_threads": "minillm.backend.threads",

@@ -622,7 +622,7 @@ def test_an_op_is_told_where_to_write():
         told.append(into)
         return dout * 1.0, dout * 2.0, None
 
-    planted = an_op(backward, lambda x, w, k: (x + w, None), writes_into=True)
+    planted = an_op(backward, lambda x, w, k: (x + w, None))
     x, w = leaf(3), parameter(np.ones(3))
     planted(x, w, 5).backward(np.ones(3))
     assert told[0][0] is None

@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 
 from minillm import backend, ops, random
 from minillm.autograd import Tensor
-from minillm.gradcheck import CASES, run_cases
+from minillm.study.cases import CASES
+from minillm.study.gradcheck import run_cases
 
 ATTENTION = sys.modules["minillm.ops.attention"]
 

@@ -30,11 +30,11 @@ from minillm.data import Batches
 from minillm.engine import engine
 from minillm.errors import DeviceError, DtypeError, InputError
 from minillm.generate import generate_batch
-from minillm.gradcheck import CASES
 from minillm.models.gemma import Gemma, GemmaConfig
 from minillm.models.gpt2 import GPT2, GPT2Config
 from minillm.models.llama import Llama, LlamaConfig
 from minillm.optim import AdamW, decay_groups
+from minillm.study.cases import CASES
 from minillm.training import TrainConfig, train, trainer
 from minillm.training.trainer import accumulate_gradients
 

@@ -322,7 +322,7 @@ def test_a_leaf_that_is_being_written_is_added_to_later():
         into[0].array[...] = total
         return (into[0].array,)
 
-    slow = Op("slow", lambda x: (x * 1, None), backward, writes_into=True)
+    slow = Op("slow", lambda x: (x * 1, None), backward)
     first = threading.Thread(target=lambda: slow(w).sum().backward())
     first.start()
     assert inside.wait(60)
@@ -345,7 +345,7 @@ def test_an_error_in_a_backward_frees_the_leaf():
         raise ArithmeticError("planted")
 
     with pytest.raises(ArithmeticError, match="planted"):
-        Op("fails", lambda x: (x * 1, None), fails, writes_into=True)(w).sum().backward()
+        Op("fails", lambda x: (x * 1, None), fails)(w).sum().backward()
     done = threading.Thread(target=lambda: (w * 2).sum().backward(), daemon=True)
     done.start()
     done.join(60)

@@ -15,7 +15,6 @@ import pytest
 import minillm
 from minillm import hub, stored
 from minillm.beam_search import beam_search
-from minillm.describe import describe
 from minillm.errors import CheckpointError, InputError
 from minillm.generate import generate, generate_batch
 from minillm.models import bert
@@ -28,6 +27,7 @@ from minillm.models.llama import Llama, LlamaConfig
 from minillm.models.roberta import RobertaConfig, RobertaForMaskedLM, RobertaModel
 from minillm.models.xlnet import XLNetConfig, XLNetLMHeadModel, XLNetModel
 from minillm.nn import Linear, Module
+from minillm.study.describe import describe
 
 GPT2_SMALL = GPT2Config(19, 16, 2, 2, 12)
 LLAMA_SMALL = LlamaConfig(19, 16, 2, 4, 2, 16, 24, qkv_bias=True)

@@ -3,7 +3,7 @@
 Two kinds of wrong backwards. The first changes the gradient of one input after the right one was computed: its sign,
 its scale, its order, an element, a missing sum. The second edits the source of the backward: each term of each sum,
 each factor of each product is dropped in turn, each sign flipped. A mutant counts as caught when any case of its
-operation in `minillm.gradcheck` fails.
+operation in `minillm.study.cases` fails.
 """
 
 from __future__ import annotations
@@ -20,17 +20,20 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import pytest
 
-from minillm import gradcheck, ops, random
+import minillm
+from minillm import ops, random
+from minillm.autograd import Op
+from minillm.study.cases import CASES
 from minillm.testing import check_gradients
 
 
 @functools.cache
 def cases_of(op: str) -> list[tuple[Callable, tuple]]:
-    return [(case.fn, case.make_arrays(np.random.default_rng(0))) for case in gradcheck.CASES if case.op == op]
+    return [(case.fn, case.make_arrays(np.random.default_rng(0))) for case in CASES if case.op == op]
 
 
-def is_caught(op: str) -> bool:
-    with warnings.catch_warnings(), np.errstate(all="ignore"):
+def is_caught(op: str, engine: str) -> bool:
+    with warnings.catch_warnings(), np.errstate(all="ignore"), minillm.engine(engine):
         warnings.simplefilter("ignore")  # a warning is no proof
         for fn, arrays in cases_of(op):
             try:
@@ -38,6 +41,38 @@ def is_caught(op: str) -> bool:
             except Exception:
                 return True
     return False
+
+
+class Broken:
+    """One backward of an operation, that of its plain or of its fast pair, to be replaced and put back."""
+
+    def __init__(self, op: Op, engine: str):
+        self.op, self.engine, self.right = op, engine, self.backward(op, engine)
+
+    @staticmethod
+    def backward(op: Op, engine: str) -> Callable:
+        return op.backward if engine == "plain" else op.pair("fast").backward
+
+    def is_caught(self, wrong: Callable) -> bool:
+        """Whether a check of the operation fails with this backward in the place of the right one."""
+        self.put(wrong)
+        try:
+            return is_caught(self.op.name, self.engine)
+        finally:
+            self.put(self.right)
+
+    def put(self, backward: Callable) -> None:
+        if self.engine == "plain":
+            self.op.backward = backward
+        else:
+            self.op.pairs["fast"] = self.op.pair("fast")._replace(backward=backward)
+
+
+def all_pairs(engine: str) -> list[Broken]:
+    return [Broken(op, engine) for op in ops.OPS if engine == "plain" or op.pair("fast")]
+
+
+ENGINES = pytest.mark.parametrize("engine", ["plain", "fast"])
 
 
 @pytest.fixture(autouse=True)
@@ -117,43 +152,35 @@ class FirstSlice(Wrong):
         return np.asarray(self.backward(part, saved)[self.position])
 
 
-def differentiable_inputs(op) -> set[int]:
+def differentiable_inputs(broken: Broken) -> set[int]:
     """The positions of the inputs that get a gradient in some case."""
-    right, found = op.backward, set()
+    found = set()
 
     def watching(dout, saved, *into):
-        gradients = right(dout, saved, *into)
+        gradients = broken.right(dout, saved, *into)
         found.update(i for i, gradient in enumerate(gradients) if gradient is not None)
         return gradients
 
-    op.backward = watching
-    try:
-        assert not is_caught(op.name)
-    finally:
-        op.backward = right
+    assert not broken.is_caught(watching)
     return found
 
 
-def test_every_wrong_gradient_is_caught(capsys):
+@ENGINES
+def test_every_wrong_gradient_is_caught(engine, capsys):
     caught, missed = 0, []
-    for op in ops.OPS:
-        right = op.backward
-        for position in sorted(differentiable_inputs(op)):
-            wrongs = {name: Wrong(right, position, change) for name, change in WRONG.items()}
-            wrongs |= {f"first slice of axis {axis}": FirstSlice(right, position, axis) for axis in (0, 1)}
+    for broken in all_pairs(engine):
+        for position in sorted(differentiable_inputs(broken)):
+            wrongs = {name: Wrong(broken.right, position, change) for name, change in WRONG.items()}
+            wrongs |= {f"first slice of axis {axis}": FirstSlice(broken.right, position, axis) for axis in (0, 1)}
             for name, wrong in wrongs.items():
-                op.backward = wrong
-                try:
-                    if is_caught(op.name):
-                        caught += 1
-                    elif wrong.differs:
-                        missed.append(f"{op.name}, input {position}: {name}")
-                finally:
-                    op.backward = right
+                if broken.is_caught(wrong):
+                    caught += 1
+                elif wrong.differs:
+                    missed.append(f"{broken.op.name}, input {position}: {name}")
     with capsys.disabled():
-        print(f"\n{caught} of {caught + len(missed)} wrong gradients caught")
+        print(f"\n{caught} of {caught + len(missed)} wrong gradients of {engine} pairs caught")
     assert not missed
-    assert caught > 10 * len(ops.OPS)
+    assert caught > 10 * len(all_pairs(engine))
 
 
 SIDES = [(op, side) for op in ("add", "sub", "mul", "div", "remainder", "pow", "where", "matmul") for side in (0, 1)]
@@ -185,7 +212,7 @@ def test_unbroadcast_that_does_not_sum_is_caught(op, call, monkeypatch):
         return backward(dout, saved)
 
     monkeypatch.setattr(broken, "backward", counted)
-    assert is_caught(op)
+    assert is_caught(op, "plain")
 
 
 # --- wrong sources -------------------------------------------------------------------------------------------------
@@ -251,25 +278,20 @@ def source_mutants(function: Callable) -> Iterator[tuple[str, Callable]]:
             yield description, namespace[function.__name__]
 
 
-def test_every_wrong_source_is_caught(capsys):
+@ENGINES
+def test_every_wrong_source_is_caught(engine, capsys):
     caught, missed = 0, []
-    for right in dict.fromkeys(op.backward for op in ops.OPS):
-        users = [op for op in ops.OPS if op.backward is right]  # broken together
+    for right in dict.fromkeys(broken.right for broken in all_pairs(engine)):
+        users = [broken for broken in all_pairs(engine) if broken.right is right]
         for description, mutant in source_mutants(right):
-            for op in users:
-                op.backward = mutant
-            try:
-                if any(is_caught(op.name) for op in users):
-                    caught += 1
-                else:
-                    missed.append(description)
-            finally:
-                for op in users:
-                    op.backward = right
+            if any(broken.is_caught(mutant) for broken in users):
+                caught += 1
+            else:
+                missed.append(description)
     with capsys.disabled():
-        print(f"\n{caught} of {caught + len(missed)} wrong sources caught")
+        print(f"\n{caught} of {caught + len(missed)} wrong sources of {engine} pairs caught")
     assert not missed
-    assert caught > 3 * len(ops.OPS)
+    assert caught > 3 * len(all_pairs(engine))
 
 
 HELPERS = [
@@ -296,11 +318,12 @@ def test_every_wrong_helper_is_caught(capsys):
             with pytest.MonkeyPatch.context() as patch:
                 for module in list(sys.modules.values()):
                     if (
-                        getattr(module, "__name__", "").startswith("minillm.ops")
+                        getattr(module, "__name__", "").startswith(("minillm.ops", "minillm.fast"))
                         and getattr(module, right.__name__, None) is right
                     ):
                         patch.setattr(module, right.__name__, mutant)
-                if any(is_caught(user) for user in users):
+                engine = "plain" if right.__module__.startswith("minillm.ops") else "fast"
+                if any(is_caught(user, engine) for user in users):
                     caught += 1
                 else:
                     missed.append(description)

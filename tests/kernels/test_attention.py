@@ -16,7 +16,7 @@ import pytest
 from minillm import Tensor, cuda, manual_seed, ops, random
 from minillm.cuda.emulate import COPIES
 from minillm.engine import engine
-from minillm.gradcheck import check_gradients
+from minillm.testing import check_gradients
 
 pytest.importorskip("ml_dtypes", reason="bfloat16 arrays need ml_dtypes")
 sys.path.append(str(Path(__file__).parent))

@@ -9,12 +9,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from minillm import cuda, gradcheck
+from minillm import cuda
 from minillm.autograd import Tensor
 from minillm.cuda import Kernel, get_kernel, launch_counts
 from minillm.cuda.source import C_TYPES
 from minillm.engine import engine
 from minillm.ops.cross_entropy import CROSS_ENTROPY, cross_entropy, cross_entropy_backward, cross_entropy_forward
+from minillm.study import gradcheck
 
 pytestmark = pytest.mark.usefixtures("_compiler")
 ROWS, IGNORED = 12, -7

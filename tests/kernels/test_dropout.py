@@ -8,8 +8,8 @@ import pytest
 from minillm import cuda, manual_seed, ops, random
 from minillm.cuda import Kernel, get_kernel
 from minillm.engine import engine
-from minillm.gradcheck import run_cases
 from minillm.ops.dropout import dropout_forward_cuda
+from minillm.study.gradcheck import run_cases
 
 pytestmark = pytest.mark.usefixtures("_compiler")
 COUNTS = [1, 7, 8, 17, 1023, 4096, 70001]

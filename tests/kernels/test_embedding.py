@@ -9,12 +9,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from minillm import cuda, gradcheck
+from minillm import cuda
 from minillm.autograd import Into, Tensor
 from minillm.cuda import Kernel, get_kernel, launch_counts
 from minillm.cuda.source import C_TYPES
 from minillm.engine import engine
 from minillm.ops.embedding import EMBEDDING, Saved, embedding
+from minillm.study import gradcheck
 
 pytestmark = pytest.mark.usefixtures("_compiler")
 COLUMNS = (1, 17, 64, 257, 509, 1023)  # odd, prime, whole and broken 16 bytes, more than a warp takes at once

@@ -8,8 +8,8 @@ import pytest
 from minillm import cuda, ops
 from minillm.cuda import Kernel, get_kernel
 from minillm.engine import engine
-from minillm.gradcheck import run_cases
 from minillm.ops.gelu import erf_form, gelu_backward_cuda, gelu_forward, gelu_forward_cuda, tanh_form
+from minillm.study.gradcheck import run_cases
 
 pytestmark = pytest.mark.usefixtures("_compiler")
 FORMS = {"none": "GeluErf", "tanh": "GeluTanh"}

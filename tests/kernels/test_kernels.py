@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from minillm import cuda
+from minillm import cuda, kernels
 from minillm.cuda import Kernel, KernelError, emulate, source
 from minillm.engine import current_engine, engine, uses_kernel
 from minillm.errors import DeviceError, DtypeError, InputError, MinillmError, ShapeError
@@ -268,7 +268,7 @@ def test_emulation_settings_are_checked_and_restored():
 # ---- policies --------------------------------------------------------------------------------------------------------
 
 
-def test_policies_choose_between_kernel_and_formula(bfloat16):
+def test_engines_choose_between_kernel_and_formula(bfloat16):
     x = X.astype(bfloat16)
     for mode, expected in {"plain": False, "auto": False, "fast": False, "emulate": True, "require": True}.items():
         with engine(mode):
@@ -295,13 +295,13 @@ def test_require_turns_a_fallback_into_an_error():
             uses_kernel("no_such_op", X)
 
 
-def test_the_policy_comes_back_after_an_error():
+def test_the_engine_comes_back_after_an_error():
     with pytest.raises(ZeroDivisionError), engine("fast"):
         raise ZeroDivisionError
     assert current_engine() == os.environ.get("MINILLM_ENGINE", "auto")
 
 
-def test_an_unknown_policy():
+def test_an_unknown_engine():
     with (
         pytest.raises(InputError, match="engine: 'requires' is not an engine; did you mean 'require'"),
         engine("requires"),
@@ -309,12 +309,30 @@ def test_an_unknown_policy():
         pass
 
 
-@pytest.mark.parametrize(("value", "output"), [("emulate", "emulate\n"), ("on", "MINILLM_KERNELS: 'on' is not a way")])
+@pytest.mark.parametrize(
+    ("value", "output"), [("emulate", "emulate\n"), ("on", "MINILLM_ENGINE: 'on' is not an engine")]
+)
 def test_the_environment_sets_the_policy(value, output):
-    program = "from minillm import kernels; print(kernels.policy())"
-    environment = {**os.environ, "MINILLM_KERNELS": value, "PYTHONPATH": str(Path(cuda.__file__).parents[2])}
+    program = "from minillm.engine import current_engine; print(current_engine())"
+    environment = {**os.environ, "MINILLM_ENGINE": value, "PYTHONPATH": str(Path(cuda.__file__).parents[2])}
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment)
     assert output in result.stdout + result.stderr
+
+
+def test_names_from_before_the_engines_work_and_say_what_to_write():
+    program = "from minillm.engine import current_engine; print(current_engine())"
+    environment = {**os.environ, "MINILLM_KERNELS": "off", "PYTHONPATH": str(Path(cuda.__file__).parents[2])}
+    environment.pop("MINILLM_ENGINE", None)
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment)
+    assert result.stdout == "fast\n"
+    assert "FutureWarning: MINILLM_KERNELS is now MINILLM_ENGINE; set MINILLM_ENGINE=fast" in result.stderr
+    with (
+        pytest.warns(FutureWarning, match=r'use_kernels\("off"\) is now minillm.engine\("fast"\)'),
+        kernels.use_kernels("off"),
+    ):
+        assert current_engine() == "fast"
+    with pytest.warns(FutureWarning, match=r"minillm.kernels.get_kernel is now minillm.cuda.get_kernel"):
+        assert kernels.get_kernel is cuda.get_kernel
 
 
 # ---- on a GPU, as far as that goes without one: what CuPy is asked for -----------------------------------------------

@@ -9,7 +9,6 @@ from minillm import cuda, ops
 from minillm.autograd import Tensor
 from minillm.cuda import Kernel, get_kernel
 from minillm.engine import engine
-from minillm.gradcheck import run_cases
 from minillm.ops.layernorm import (
     Saved,
     layernorm_backward,
@@ -17,6 +16,7 @@ from minillm.ops.layernorm import (
     layernorm_forward,
     layernorm_forward_cuda,
 )
+from minillm.study.gradcheck import run_cases
 
 pytestmark = pytest.mark.usefixtures("_compiler")
 EPS = 1e-5

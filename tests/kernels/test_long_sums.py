@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 
 from minillm import Parameter, ops, tensor
-from minillm.cuda import launch_counts
+from minillm.cuda import launch, launch_counts
 from minillm.engine import engine
-from minillm.cuda import launch
 from minillm.optim import AdamW
 
 pytestmark = pytest.mark.usefixtures("_compiler")

@@ -10,11 +10,11 @@ from minillm import cuda, ops, tensor
 from minillm.cuda import KernelError, launch
 from minillm.data import Batches
 from minillm.engine import engine
-from minillm.gradcheck import run_cases
 from minillm.models.gpt2 import GPT2, GPT2Config
 from minillm.ops import LINEAR
 from minillm.ops.linear import Saved
 from minillm.optim import AdamW, decay_groups
+from minillm.study.gradcheck import run_cases
 from minillm.testing import check_gradients
 
 pytestmark = pytest.mark.usefixtures("_compiler")

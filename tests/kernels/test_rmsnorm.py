@@ -8,8 +8,8 @@ import pytest
 from minillm import cuda, ops
 from minillm.cuda import Kernel, get_kernel
 from minillm.engine import engine
-from minillm.gradcheck import run_cases
 from minillm.ops.rmsnorm import Saved, rmsnorm_backward, rmsnorm_forward, rmsnorm_forward_cuda
+from minillm.study.gradcheck import run_cases
 
 pytestmark = pytest.mark.usefixtures("_compiler")
 EPS = 1e-6

@@ -8,8 +8,8 @@ import pytest
 from minillm import cuda, ops
 from minillm.cuda import Kernel, get_kernel
 from minillm.engine import engine
-from minillm.gradcheck import run_cases
 from minillm.ops.rope import Saved, rope_backward, rope_forward, rope_table
+from minillm.study.gradcheck import run_cases
 
 pytestmark = pytest.mark.usefixtures("_compiler")
 SHAPES = [(1, 1, 2), (2, 3, 17, 6), (3, 5, 34), (2, 2, 31, 64), (1, 9, 128), (7, 4, 8)]

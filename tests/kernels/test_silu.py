@@ -8,8 +8,8 @@ import pytest
 from minillm import cuda, ops
 from minillm.cuda import Kernel, get_kernel
 from minillm.engine import engine
-from minillm.gradcheck import run_cases
 from minillm.ops.silu import silu_backward, silu_forward, swiglu_backward, swiglu_forward
+from minillm.study.gradcheck import run_cases
 
 pytestmark = pytest.mark.usefixtures("_compiler")
 COUNTS = [1, 17, 1023, 4096, 4099]

@@ -13,7 +13,7 @@ import pytest
 
 import minillm
 from minillm.autograd import Tensor
-from minillm.gradcheck import VIEWS
+from minillm.study.cases.recipes import VIEWS
 
 torch = pytest.importorskip("torch")
 pytestmark = pytest.mark.oracle

@@ -109,7 +109,7 @@ def test_a_block_keeps_its_input_alone():
     block = (every - none) / 6  # what a block keeps, less its input
     assert half == pytest.approx((every + none) / 2, rel=0.02)
     tokens, channels = 4 * 64, 32
-    # by the count in describe.py: 16 C + H + 4 numbers a token; its input is one of them
+    # by the count in study/describe: 16 C + H + 4 numbers a token; its input is one of them
     assert block == pytest.approx(tokens * 4 * (15 * channels + 2 + 4), rel=0.05)
 
 

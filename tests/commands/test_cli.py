@@ -14,13 +14,14 @@ import numpy as np
 import pytest
 
 import minillm
-from minillm import gradcheck, ops
+from minillm import ops
 from minillm.chat import Conversation, chat_template
 from minillm.checkpoint import load_checkpoint
 from minillm.cli import COMMANDS, main
 from minillm.data import open_tokens
 from minillm.generate import generate
 from minillm.models.gpt2 import GPT2, GPT2Config
+from minillm.study import gradcheck
 from minillm.tokenizers import BPETokenizer, CharacterTokenizer, Tokenizer
 from minillm.training import Run, TrainConfig
 from minillm.training.config import preset
@@ -299,7 +300,7 @@ def test_an_interrupt_outside_of_training(capsys: pytest.CaptureFixture[str], mo
     def interrupted(arguments: list[str]) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setitem(COMMANDS, "gradcheck", interrupted)
+    monkeypatch.setattr("minillm.commands.gradcheck.gradcheck", interrupted)
     with pytest.raises(SystemExit) as raised:
         main(["gradcheck"])
     assert raised.value.code == 130
@@ -310,7 +311,7 @@ def test_a_defect_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
     def defect(arguments: list[str]) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setitem(COMMANDS, "gradcheck", defect)
+    monkeypatch.setattr("minillm.commands.gradcheck.gradcheck", defect)
     with pytest.raises(ZeroDivisionError):
         main(["gradcheck"])
 

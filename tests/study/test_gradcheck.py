@@ -16,7 +16,9 @@ import minillm
 from minillm import ops, random
 from minillm.autograd import Op, Tensor
 from minillm.errors import InputError
-from minillm.gradcheck import CASES, VIEWS, Case, apart, apart_from_each_other, normal, positive, run_case, run_cases
+from minillm.study.cases import CASES, Case
+from minillm.study.cases.recipes import VIEWS, apart, apart_from_each_other, normal, positive
+from minillm.study.gradcheck import run_case, run_cases
 from minillm.testing import GradientError, check_gradients
 
 NAMES = [op.name for op in ops.OPS]
@@ -122,7 +124,9 @@ def test_an_operation_without_a_row_fails_and_says_what_to_write(monkeypatch):
     monkeypatch.setattr(ops, "OPS", (*ops.OPS, planted))
     [result] = run_cases(["planted"])
     assert not result.passed
-    assert "the table has no row for planted; write one in minillm/gradcheck.py" in result.report
+    assert (
+        "the table has no row for planted; write one in the file of its kind in minillm/study/cases/" in result.report
+    )
     line = '    yield Case("planted", "matrix", lambda x, weight: ops.planted(x, weight), normal((3, 4), (3, 4)))'
     assert result.report.splitlines()[1] == line
 

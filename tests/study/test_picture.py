@@ -7,9 +7,9 @@ import pytest
 
 from minillm.cli import main
 from minillm.errors import InputError
-from minillm.parallel import picture
-from minillm.parallel.picture import COLORS, Measured, draw, measure, shortest
 from minillm.parallel.pipeline import Event, schedule, simulate
+from minillm.study import picture
+from minillm.study.picture import COLORS, Measured, draw, measure, shortest
 
 PNG = b"\x89PNG\r\n\x1a\n"
 

@@ -9,7 +9,7 @@ from minillm import backend, ops, tensor
 from minillm.autograd import Op
 from minillm.cli import main
 from minillm.models.gpt2 import GPT2Config
-from minillm.profile import Profile, Shapes, profile_training, profiled
+from minillm.study.profile import Profile, Shapes, profile_training, profiled
 
 CONFIG = GPT2Config(vocab_size=11, context=8, layers=3, heads=2, channels=16)
 

@@ -6,30 +6,25 @@ import dataclasses
 
 import pytest
 
-from minillm import describe as described
 from minillm.cli import main
 from minillm.errors import InputError
 from minillm.models.llama import Llama, LlamaConfig
 from minillm.parallel.pipeline import bubble_fraction, simulate
-from minillm.parallel.projection import (
-    LARGE,
-    SMALL,
-    Constants,
+from minillm.study.describe import lookup
+from minillm.study.parallel_report import Division, kept_bytes
+from minillm.study.projection import (
     Link,
     Machine,
-    constants,
     gpu_machine,
-    machine_of,
     message_seconds,
     projection_tables,
     rank_bytes,
     scatter_seconds,
     settings,
     step_seconds,
-    told,
     work_of,
 )
-from minillm.parallel.report import Division, kept_bytes
+from minillm.study.this_machine import LARGE, SMALL, Constants, constants, machine_of, told
 
 FREE = Link(0.0, float("inf"))
 IDEAL = Machine(1e9, FREE, FREE, 8)  # messages take no time
@@ -162,7 +157,7 @@ def test_constants_are_measured_on_as_many_ranks_as_there_are_cores(ranks, monke
 def test_activations_of_a_rank_are_those_of_a_model_with_its_heads(monkeypatch, n):
     whole = LlamaConfig(64 * n, context=32, layers=4, heads=8, key_heads=4, channels=64, hidden=32 * n, head_size=8)
     part = dataclasses.replace(whole, vocab_size=64, heads=8 // n, key_heads=4 // n, hidden=32)
-    monkeypatch.setattr(described, "presets", lambda: {"whole": (Llama, whole), "part": (Llama, part)})
+    monkeypatch.setattr(lookup, "presets", lambda: {"whole": (Llama, whole), "part": (Llama, part)})
     a, b = (work_of(name, None, "float32") for name in ("whole", "part"))
     # its output layer has a part of the ids, so the loss keeps a part of the logits
     assert a.block_kept[0] + a.block_kept[1] / n == pytest.approx(sum(b.block_kept))

@@ -24,7 +24,6 @@ import minillm
 from minillm import backend
 from minillm.autograd import Op
 from minillm.data.permutation import permute_tokens
-from minillm.describe import Amount, Description, describe, hollow_step, presets, rules, tables
 from minillm.errors import InputError
 from minillm.models import bert as bert_file
 from minillm.models import distilbert as distilbert_file
@@ -38,8 +37,13 @@ from minillm.models.llama import Llama, LlamaConfig
 from minillm.models.xlnet import XLNetConfig, XLNetLMHeadModel, XLNetModel
 from minillm.nn import Decoder
 from minillm.optim import AdamW
-from minillm.profile import Profile, profiled
 from minillm.random import Generator
+from minillm.study.describe import describe
+from minillm.study.describe.abstract_step import hollow_step
+from minillm.study.describe.description import Amount, Description
+from minillm.study.describe.lookup import presets
+from minillm.study.describe.tables import rules, tables
+from minillm.study.profile import Profile, profiled
 from minillm.training import Run, TrainConfig
 
 gpt2, llama, bert = GPT2Config.preset, LlamaConfig.preset, BertConfig.preset
@@ -99,7 +103,7 @@ MODELS = {  # class, configuration, batch size, context
 def described(kind: Any, config: Any, batch_size: int, context: int, dtype: str = "float32") -> Description:
     """Of a configuration that is no preset, by the same way."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("minillm.describe.presets", lambda: {"this": (kind, config)})
+        patch.setattr("minillm.study.describe.lookup.presets", lambda: {"this": (kind, config)})
         return describe("this", batch_size, context, dtype)
 
 
@@ -353,7 +357,7 @@ def test_large_models_take_a_moment_and_little_memory() -> None:
     code = """
 import pathlib, time
 start = time.perf_counter()
-from minillm.describe import describe
+from minillm.study.describe import describe
 found = describe("llama-2-7b", dtype="bfloat16")
 print(found.num_parameters, found.cache_token, found.context)
 peak = next(line for line in pathlib.Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))

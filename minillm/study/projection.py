@@ -16,8 +16,8 @@ nodes, scatters within the nodes and then, each rank with its N / g bytes, betwe
     sums      4 L_s all_reduces over tp of N C numbers, 6 L_s with recomputation, 1 for the embedding, 1 for the logits,
               and 2 for the loss, of N and of 2 N numbers
 
-where F are the operations of a block's products for a token (describe.py). Sums of tensor parallelism stand in the way
-of what follows, so they are added (Shoeybi et al. 2019, arXiv:1909.08053, section 3). Recomputation adds a forward.
+where F are the operations of a block's products for a token (study/describe). Sums of tensor parallelism stand in the
+way of what follows, so they are added (Shoeybi et al. 2019, arXiv:1909.08053, section 3). Recomputation adds a forward.
 
 **A step** of m micro-batches on p stages takes m + p - 1 times as long as the slowest stage needs for one, so that of
 its time (p - 1) / (m + p - 1) is the bubble (Narayanan et al. 2021, arXiv:2104.04473, section 2.2.1), and 2 (p - 1)
@@ -29,9 +29,9 @@ nothing hides it; ZeRO 2 sums the blocks in each micro-batch. ZeRO 3 gathers the
 in forward and backward: what shows is what takes longer than they (Rajbhandari et al. 2020, arXiv:1910.02054, section
 7; overlap as in Rasley et al. 2020, DeepSpeed, and here zero.py).
 
-**Memory.** What `report.kept_bytes` says of a rank, and activations: those of describe.py, of which the parts between
-the two ends of a pair of matrices are cut by tp; stage s has those of min(m, p - s) micro-batches. With recomputation a
-micro-batch leaves a block's input alone, and one block has all.
+**Memory.** The bytes of `parallel_report.kept_bytes`, and activations: those of study/describe, of which the parts
+between the two ends of a pair of matrices are cut by tp; stage s has those of min(m, p - s) micro-batches. With
+recomputation a micro-batch leaves a block's input alone, and one block has all.
 
 **Ranks that share cores** (a laptop): nothing is hidden, as no core is idle, and all ranks' work, over the cores, is
 the least that a step takes. With more ranks than cores a pipeline's bubble costs nothing: another stage computes in it.
@@ -39,35 +39,24 @@ the least that a step takes. With more ranks than cores a pipeline's bubble cost
 
 from __future__ import annotations
 
-import functools
-import os
-import statistics
-import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-
-from minillm.backend import tuned_process
-from minillm.describe import Kept, Table, describe, in_bytes, opened
 from minillm.errors import InputError
-from minillm.optim import AdamW
-from minillm.parallel.communicator import Communicator, bounds
-from minillm.parallel.report import (
+from minillm.parallel.communicator import bounds
+from minillm.study.describe import describe
+from minillm.study.describe.description import Kept
+from minillm.study.describe.lookup import opened
+from minillm.study.describe.tables import Table, in_bytes
+from minillm.study.parallel_report import (
     Division,
-    Measured,
     Place,
     Shapes,
-    divisions,
-    exact_tables,
     kept_bytes,
-    measure,
     shapes_of,
     stage_of,
 )
-from minillm.training.trainer import accumulate_gradients
 
 WHOLE = ("attn.qkv ", "attn rope", "mlp.fc ", "mlp.gate ", "mlp.up ")  # operations whose inputs every rank has whole
 
@@ -387,155 +376,3 @@ def _row(found: Setting) -> tuple[str, ...]:
     rate = f"{found.tokens / total:,.0f}"
     name = found.division.name
     return name, count, f"{total:.3g} s", *shares, in_bytes(found.bytes), rate, f"{found.efficiency:.0%}"
-
-
-# --- this machine ----------------------------------------------------------------------------------------------------
-
-
-class Constants(NamedTuple):
-    """Measured on a rank: seconds of forward and backward of few and of many sequences, and of other things."""
-
-    few: float
-    many: float
-    update: float
-    small_sum: float  # an all_reduce of SMALL bytes
-    large_sum: float
-
-
-SMALL, LARGE = 1 << 12, 1 << 22
-
-
-def constants(
-    communicator: Communicator, kind: Any, config: Any, rows: tuple[int, int], context: int, repeats: int = 3
-) -> Constants:
-    """Measure what `machine_of` needs: as many ranks as there are cores train by themselves, at the same time."""
-    few = many = update = 0.0
-    communicator.barrier()
-    if communicator.rank < core_count():
-        model = kind(config)
-        optimizer = AdamW(model.parameters(), 1e-3)
-        ids = np.random.default_rng(0).integers(0, config.vocab_size, (rows[1], context + 1))
-
-        def train(count: int) -> None:
-            optimizer.zero_grad()
-            accumulate_gradients(model, ids[:count, :-1], ids[:count, 1:], 1)
-
-        def move() -> None:
-            optimizer.clip_grad_norm(1.0)
-            optimizer.step()
-
-        few, many, update = medians([lambda: train(rows[0]), lambda: train(rows[1]), move], repeats)
-    communicator.barrier()
-    arrays = [np.zeros(size // 4, np.float32) for size in (SMALL, LARGE)]
-
-    def add_up(array: np.ndarray) -> None:
-        communicator.all_reduce(array).wait()
-
-    sums = [functools.partial(add_up, array) for array in arrays]
-    return Constants(few, many, update, *medians(sums, 2 * repeats))
-
-
-def medians(functions: Sequence[Callable[[], Any]], repeats: int) -> list[float]:
-    """Of each function the median of its seconds, called in turn; once before, to warm up."""
-    seconds: list[list[float]] = [[] for _ in functions]
-    for number in range(1 + repeats):
-        for function, times in zip(functions, seconds, strict=True):
-            start = time.perf_counter()
-            function()
-            if number:
-                times.append(time.perf_counter() - start)
-    return [statistics.median(times) for times in seconds]
-
-
-def core_count() -> int:
-    """Of the cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def machine_of(work: Work, measured: list[Constants], rows: tuple[int, int]) -> Machine:
-    """A machine of which every rank has measured `Constants`.
-
-    A pass takes overhead + F N / flops, a line through two points; an all_reduce 2 (n - 1) (alpha + size / (n beta)).
-    """
-    n = len(measured)
-    trained = [one for one in measured if one.many]
-    few, many, update = (statistics.median(getattr(one, name) for one in trained) for name in ("few", "many", "update"))
-    slope = max(many - few, 0.1 * many) / ((rows[1] - rows[0]) * work.context)
-    overhead = max(0.0, many - slope * rows[1] * work.context)
-    small, large = (statistics.median(getattr(one, name) for one in measured) for name in ("small_sum", "large_sum"))
-    bandwidth = 2 * (n - 1) / n * (LARGE - SMALL) / max(large - small, 1e-9) if n > 1 else float("inf")
-    latency = max(0.0, small / (2 * (n - 1)) - SMALL / (n * bandwidth)) if n > 1 else 0.0
-    numbers = stage_of(work.shapes, Division(), Place(0, 0, 0)).size
-    link = Link(latency, bandwidth)
-    return Machine(work.flops / slope, link, link, n, overhead=overhead, update=update / numbers, cores=len(trained))
-
-
-def few_and_many(batch: int) -> tuple[int, int]:
-    """Two numbers of sequences, between which a line tells the time of others."""
-    return max(1, batch // 4), max(2, batch)
-
-
-def train_and_measure(
-    communicator: Communicator, kind: Any, config: Any, given: list[Division], batch: int, context: int, steps: int
-) -> tuple[Constants, list[Measured]]:
-    """On every rank: the machine's constants, and each division."""
-    times, measured = [], []
-    with tuned_process():  # as the trainer has it
-        for division in given:  # both in turn, so that a change in the machine's speed meets both
-            times.append(constants(communicator, kind, config, few_and_many(batch), context))
-            measured.append(measure(communicator, kind, config, division, batch, context, steps))
-    return Constants(*map(statistics.median, zip(*times, strict=True))), measured
-
-
-class Run(NamedTuple):
-    """What `measured_run` found: bytes, and for each division the step's seconds, measured and predicted."""
-
-    exact: list[Table]
-    machine: Machine
-    times: list[tuple[Division, float, Seconds]]
-
-
-def measured_run(name: str, nproc: int, batch: int, context: int | None = None, steps: int = 5) -> Run:
-    """Train a small model on CPU ranks in every way there is, and compare with the formulas.
-
-    Raises: InputError for a model that cannot be divided; what `launch` raises.
-    """
-    from minillm.parallel.launch import check_nproc, launch
-
-    check_nproc(nproc)
-    if batch < 1:
-        raise InputError(f"parallel-report: the small batch has {batch} sequences; give 1 or more")
-    kind, config, _ = opened(name)
-    config = replace(config, dropout=0.0) if hasattr(config, "dropout") else config
-    work = work_of(name, context, "float32")
-    heads = min(config.heads, getattr(config, "key_heads", config.heads))
-    given = divisions(nproc, work.shapes, heads, min(4, batch))
-    outcomes = launch(train_and_measure, nproc, kind, config, given, batch, work.context, steps)
-    measured = [outcome[1] for outcome in outcomes]
-    machine = machine_of(work, [outcome[0] for outcome in outcomes], few_and_many(batch))
-    times = [
-        (division, max(rank[i].seconds for rank in measured), step_seconds(work, division, machine, batch))
-        for i, division in enumerate(given)
-    ]
-    return Run(exact_tables(name, work.shapes, given, measured, batch, work.context), machine, times)
-
-
-def time_table(name: str, run: Run) -> Table:
-    """Measured and predicted seconds side by side."""
-    rows = []
-    for division, seconds, predicted in run.times:
-        parts = (f"{1e3 * part:.1f}" for part in predicted)
-        ratio = predicted.total / seconds
-        rows.append((division.name, f"{1e3 * seconds:.1f}", f"{1e3 * predicted.total:.1f}", f"{ratio:.2f}", *parts))
-    columns = ("division", "measured ms", "predicted ms", "ratio", "compute", "tensor", "bubble", "data", "update")
-    return Table(f"{name}: seconds of a step on this machine, measured and predicted", columns, rows)
-
-
-def told(machine: Machine) -> str:
-    """A machine in a line."""
-    latency, bandwidth = machine.node
-    return (
-        f"{machine.flops / 1e9:.1f} GFLOP/s a rank, {1e3 * machine.overhead:.2f} ms a micro-batch beside its products, "
-        f"{1e9 * machine.update:.2f} ns a number to update, latency {1e6 * latency:.0f} us, "
-        f"{in_bytes(bandwidth)}/s between ranks, shared by {machine.cores} at a time"
-    )

@@ -9,7 +9,7 @@ from minillm.models.bert import BertConfig, BertModel
 from minillm.models.gpt2 import GPT2, GPT2Config
 from minillm.models.llama import Llama, LlamaConfig
 from minillm.parallel import tensor_parallel
-from minillm.parallel.report import (
+from minillm.study.parallel_report import (
     Division,
     Place,
     divisions,

@@ -14,6 +14,13 @@ import pytest
 from minillm import cli, options
 from minillm.checkpoint import load_checkpoint, save_checkpoint
 from minillm.cli import main
+from minillm.commands.convert import Convert
+from minillm.commands.gradcheck import Gradcheck
+from minillm.commands.parallel import ParallelReport
+from minillm.commands.profile import Profile
+from minillm.commands.sample import Sample
+from minillm.commands.tokenizer import TokenizerDecode, TokenizerEncode
+from minillm.commands.train import Train
 from minillm.errors import CheckpointError, InputError
 from minillm.options import LARGEST, help_lines, options_of, read, texts_of
 from minillm.training import Run
@@ -23,22 +30,7 @@ from minillm.training.display import Display
 TEXT = "the model reads a text, and then it writes what it has read; " * 40
 SIZE = "--context 8 --layers 1 --heads 2 --channels 16 --batch-size 4 --eval-batches 2 --sample-every 0".split()
 NANO = "train --preset nano --data text.txt --warmup 1 --eval-every 2 --eval-batches 1 --sample-every 2".split()
-KINDS = {
-    "train": cli.Train,
-    "sample": cli.Sample,
-    "chat": cli.Chat,
-    "tokenizer train": cli.TokenizerTrain,
-    "tokenizer encode": cli.TokenizerEncode,
-    "tokenizer decode": cli.TokenizerDecode,
-    "profile": cli.Profile,
-    "gradcheck": cli.Gradcheck,
-    "kernels": cli.Kernels,
-    "convert": cli.Convert,
-    "diff": cli.Diff,
-    "describe": cli.Describe,
-    "pipeline-picture": cli.PipelinePicture,
-    "parallel-report": cli.ParallelReport,
-}
+KINDS = {name: cli.options_of(name) for name in cli.COMMANDS}
 
 
 @pytest.fixture(scope="module")
@@ -116,8 +108,8 @@ def test_a_name_of_another_tool_suggests_ours(capsys, given: str, meant: str) ->
 
 def test_underscores_and_dashes_are_the_same(capsys) -> None:
     for name in ("--top-k", "--top_k"):
-        assert read(cli.Sample, "sample", ["run", name, "5"]).top_k == 5
-        assert read(cli.Sample, "sample", ["run", f"{name}=5"]).top_k == 5
+        assert read(Sample, "sample", ["run", name, "5"]).top_k == 5
+        assert read(Sample, "sample", ["run", f"{name}=5"]).top_k == 5
     assert "did you mean --max-tokens?" in fails(capsys, "sample", "x", "--max-new-tokens", "5")
     assert "did you mean" not in fails(capsys, "train", "--frobnicate", "5")
 
@@ -133,18 +125,18 @@ def test_every_synonym_is_of_an_option_that_is_there_and_is_none_itself() -> Non
 
 def test_values_of_every_kind() -> None:
     given = read(
-        cli.Sample, "sample", ["-0.5", "--prompt", "-hello", "--top-p=0.5", "--seed", "1", "--seed", str(2**64 - 1)]
+        Sample, "sample", ["-0.5", "--prompt", "-hello", "--top-p=0.5", "--seed", "1", "--seed", str(2**64 - 1)]
     )
     assert (given.run, given.prompt, given.top_p, given.seed) == (Path("-0.5"), "-hello", 0.5, 2**64 - 1)
-    given = read(cli.Sample, "sample", ["--prompt=--seed", "--top-k", "None", "--", "--run"])
+    given = read(Sample, "sample", ["--prompt=--seed", "--top-k", "None", "--", "--run"])
     assert (given.run, given.prompt, given.top_k, given.temperature) == (Path("--run"), "--seed", None, 0.8)
-    assert read(cli.TokenizerDecode, "tokenizer decode", ["t", "1", "-2", "3"]).ids == (1, -2, 3)
-    assert read(cli.TokenizerEncode, "tokenizer encode", ["t", "None"]).text == "None"
-    assert read(cli.TokenizerEncode, "tokenizer encode", ["t", ""]).text == ""
-    assert read(cli.Gradcheck, "gradcheck", []) == cli.Gradcheck()
-    assert read(
-        cli.Convert, "convert", ["a", "b", "--dtype", "bfloat16", "--max-shard-bytes", "5000000000"]
-    ) == cli.Convert(Path("a"), Path("b"), "bfloat16", 5000000000)
+    assert read(TokenizerDecode, "tokenizer decode", ["t", "1", "-2", "3"]).ids == (1, -2, 3)
+    assert read(TokenizerEncode, "tokenizer encode", ["t", "None"]).text == "None"
+    assert read(TokenizerEncode, "tokenizer encode", ["t", ""]).text == ""
+    assert read(Gradcheck, "gradcheck", []) == Gradcheck()
+    assert read(Convert, "convert", ["a", "b", "--dtype", "bfloat16", "--max-shard-bytes", "5000000000"]) == Convert(
+        Path("a"), Path("b"), "bfloat16", 5000000000
+    )
     for arguments, message in (
         (["a"], "x: OUT is missing"),
         (["a", "b", "c"], "x: 'c' is more than was expected"),
@@ -154,7 +146,7 @@ def test_values_of_every_kind() -> None:
         (["a", "b", "-q"], "x: there is no option -q; .* what follows -- is no option"),
     ):
         with pytest.raises(InputError, match=f"^{message}"):
-            read(cli.Convert, "x", arguments)
+            read(Convert, "x", arguments)
 
 
 def test_help_has_every_option_its_text_and_what_holds_without_it(capsys, monkeypatch) -> None:
@@ -171,7 +163,7 @@ def test_help_has_every_option_its_text_and_what_holds_without_it(capsys, monkey
                 assert texts[option.path[-1]][1:].split()[-1] in shown
             if columns != "20":
                 assert max(map(len, shown.splitlines())) <= int(columns)
-    nano = list(help_lines(cli.Train, "train", cli.Train(**vars(preset("nano")))))
+    nano = list(help_lines(Train, "train", Train(**vars(preset("nano")))))
     assert any(line.startswith("  --steps NUMBER") and line.endswith("(default: 200)") for line in nano)
 
 
@@ -209,7 +201,7 @@ def test_the_version_and_the_commands_of_a_group(capsys) -> None:
 
 
 def test_every_option_of_profile_does_something(here: Path, capsys) -> None:
-    assert {option.path[-1] for option in options_of(cli.Profile)} >= {"preset", "layers", "batch_size", "repeats"}
+    assert {option.path[-1] for option in options_of(Profile)} >= {"preset", "layers", "batch_size", "repeats"}
     for name in ("out", "steps", "lr", "device", "data", "resume"):
         assert f"profile: there is no option --{name};" in fails(capsys, "profile", f"--{name}", "1")
     assert "profile: batch_size is 0; give 1 or more" in fails(capsys, "profile", "--batch-size", "0")
@@ -253,7 +245,7 @@ def test_numbers_of_every_size_work_or_are_a_sentence(here: Path, trained: Path,
 
 
 def test_numbers_that_no_cluster_has_are_refused(capsys) -> None:
-    for option in options_of(cli.ParallelReport):
+    for option in options_of(ParallelReport):
         for value in {int: ("-1", "0", "2147483648"), float: ("-1", "0", "nan")}.get(option.kind, ()):
             if (option.name, value) != ("--nproc", "0"):
                 place = [] if option.name == "--nproc" else ["--nproc", "0"]
@@ -411,7 +403,7 @@ def test_memory_that_runs_out_is_a_sentence(here: Path, capsys, monkeypatch) -> 
     def greedy(arguments: list[str]) -> None:
         np.empty(1 << 60, np.int8)
 
-    monkeypatch.setitem(cli.COMMANDS, "gradcheck", greedy)
+    monkeypatch.setattr("minillm.commands.gradcheck.gradcheck", greedy)
     assert "gradcheck: memory is not enough (Unable to allocate" in fails(capsys, "gradcheck")
 
 

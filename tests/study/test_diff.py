@@ -7,10 +7,10 @@ import pytest
 
 import minillm
 from minillm.autograd import Tensor
-from minillm.debug import differences, recorded
 from minillm.errors import InputError
 from minillm.models.llama import Llama, LlamaConfig
 from minillm.nn import Module
+from minillm.study.diff import differences, recorded
 
 CONFIG = LlamaConfig(19, 16, 2, 4, 2, 16, 24)
 

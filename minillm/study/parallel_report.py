@@ -43,7 +43,6 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from minillm import random
-from minillm.describe import Table, empty_model
 from minillm.errors import InputError
 from minillm.models.gpt2 import GPT2
 from minillm.models.llama import Llama
@@ -52,6 +51,8 @@ from minillm.parallel import data_parallel, zero
 from minillm.parallel.communicator import Communicator, Trace, bounds, bytes_sent
 from minillm.parallel.mesh import Mesh, ParallelModel
 from minillm.parallel.pipeline import LAST_STAGE
+from minillm.study.describe.lookup import empty_model
+from minillm.study.describe.tables import Table
 
 CUT_AXES = {"qkv": 0, "fc": 0, "gate": 0, "up": 0, "wte": 0, "lm_head": 0, "proj": 1, "down": 1}  # tensor_parallel.py
 ROUNDING = 8  # bytes of a number that is summed beside the model: a loss, a norm

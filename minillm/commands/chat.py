@@ -1,0 +1,60 @@
+"""`minillm chat`: a conversation with a published model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from minillm.backend import tuned_process
+from minillm.commands.common import is_run
+from minillm.console import lines_of_input, print_as_it_comes
+from minillm.errors import InputError
+from minillm.options import Positional, read
+
+
+@dataclass(frozen=True)
+class Chat:
+    """Hold a conversation with a model that was trained to answer; each line is a message."""
+
+    model: Positional[Path]
+    """A .gguf file, or a folder with config.json, model.safetensors and tokenizer.json."""
+    template: str | None = None
+    """How the model was taught to read a conversation (chatml, llama3, ...); by its tokenizer, if that tells."""
+    system: str | None = None
+    """What the model is told before the conversation."""
+    max_tokens: int = 512
+    """Most tokens in an answer."""
+    temperature: float = 0.7
+    """Divides the logits: 0 takes the likeliest token."""
+    top_k: int | None = None
+    """Choose among the k likeliest tokens only."""
+    top_p: float | None = 0.95
+    """Choose among the fewest tokens that together have this probability."""
+    min_p: float | None = None
+    """Choose among the tokens with at least this share of the likeliest one's probability."""
+    repetition_penalty: float = 1.0
+    """Above 1, tokens that were there before become less likely."""
+    seed: int = 0
+    """The same seed, and the same messages, give the same answers."""
+
+
+def chat(arguments: list[str]) -> None:
+    """Read messages line by line, and print each answer as it comes."""
+    from minillm import hub
+    from minillm.chat import Conversation, chat_template
+
+    given = read(Chat, "chat", arguments)
+    if is_run(given.model):
+        raise InputError(
+            f"chat: {given.model} is a run of `minillm train`, which has learned no conversation; continue a text "
+            f"with `minillm sample {given.model}`, or give a published model"
+        )
+    tokenizer = hub.load_tokenizer(given.model)
+    template = chat_template(given.template or tokenizer)
+    conversation = Conversation(hub.load(given.model), tokenizer, template, given.system)
+    names = ("max_tokens", "temperature", "top_k", "top_p", "min_p", "repetition_penalty")
+    settings = {name: getattr(given, name) for name in names}
+    with tuned_process():
+        print(f"{type(conversation.model).__name__}, {template.name}; end with Ctrl-D")
+        for number, message in enumerate(lines_of_input("> ")):
+            print_as_it_comes(conversation.say(message, seed=given.seed + number, **settings))

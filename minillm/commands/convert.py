@@ -1,0 +1,39 @@
+"""`minillm convert`: write a model as Hugging Face's files."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from minillm.commands.common import is_run, load_model
+from minillm.errors import InputError
+from minillm.options import Positional, read
+
+
+@dataclass(frozen=True)
+class Convert:
+    """Write a model as Hugging Face's files: config.json and model.safetensors."""
+
+    model: Positional[Path]
+    """A run directory of `minillm train`, whose best checkpoint counts, or a folder or .safetensors to load."""
+    out: Positional[Path]
+    """Folder to write."""
+    dtype: Literal["float32", "float64", "float16", "bfloat16"] = "float32"
+    """Of the weights in the files."""
+    max_shard_bytes: int = 5 * 10**9
+    """More than that goes to several files."""
+
+
+def convert(arguments: list[str]) -> None:
+    """Write a model as Hugging Face's files."""
+    given = read(Convert, "convert", arguments)
+    if given.max_shard_bytes < 1:
+        raise InputError(f"convert: max_shard_bytes is {given.max_shard_bytes}; give 1 or more")
+    if is_run(given.out):  # its config.json would be written over
+        raise InputError(f"convert: {given.out} is a run directory and is never written over; choose another folder")
+    model = load_model(given.model)
+    if given.dtype != "float32":
+        model.to(given.dtype)
+    model.save_pretrained(given.out, max_shard_bytes=given.max_shard_bytes)
+    print(f"{type(model).__name__} with {model.num_parameters():,} weights in {given.dtype}: {given.out}")

@@ -1,0 +1,47 @@
+"""`minillm diff`: the first layer in which two models differ."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from minillm.commands.common import load_model
+from minillm.errors import InputError
+from minillm.options import Positional, read
+
+
+@dataclass(frozen=True)
+class Diff:
+    """Name the first layer in which two models differ, on the same input, and by how much."""
+
+    a: Positional[Path]
+    """A run directory of `minillm train`, or a folder or .safetensors to load."""
+    b: Positional[Path]
+    """The other."""
+    tolerance: float = 1e-5
+    """Of the largest number that a layer gives."""
+    tokens: int = 16
+    """Length of the input, which is drawn at random."""
+
+
+def diff(arguments: list[str]) -> None:
+    """Print the layers of two models up to the first that differs; exit status 1 if one does."""
+    from minillm.study.diff import differences
+
+    given = read(Diff, "diff", arguments)
+    for name, fits in (("tolerance", given.tolerance >= 0), ("tokens", given.tokens >= 1)):  # NaN fits nothing
+        if not fits:
+            raise InputError(f"diff: {name} is {getattr(given, name)}; give {int(name == 'tokens')} or more")
+    a, b = load_model(given.a), load_model(given.b)
+    tokens = min(given.tokens, a.config.context, b.config.context)
+    ids = np.random.default_rng(0).integers(0, min(a.config.vocab_size, b.config.vocab_size), (1, max(1, tokens)))
+    found = differences(a, b, ids)
+    for one in found:
+        layer = one.layer or type(a).__name__
+        if one.error > given.tolerance:
+            shapes = "" if one.shapes[0] == one.shapes[1] else f", shapes {one.shapes[0]} and {one.shapes[1]}"
+            print(f"{layer}: differs by {one.error:.1e} of its largest number{shapes}; all before it agree")
+            raise SystemExit(1)
+    print(f"all {len(found)} layers agree; the largest difference is {max(one.error for one in found):.1e}")

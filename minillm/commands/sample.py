@@ -1,0 +1,66 @@
+"""`minillm sample`: continue a prompt with a trained model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from minillm.commands.common import trained_model
+from minillm.console import print_as_it_comes
+from minillm.errors import InputError
+from minillm.options import Positional, read
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Continue a prompt with a trained model."""
+
+    run: Positional[Path]
+    """Run directory that `minillm train` made."""
+    prompt: str = "The "
+    """Text to continue."""
+    max_tokens: int = 200
+    """Most tokens to add; an end-of-text token ends sooner."""
+    temperature: float = 0.8
+    """Divides the logits: 0 takes the likeliest token, 1 the model's own distribution."""
+    top_k: int | None = None
+    """Choose among the k likeliest tokens only."""
+    top_p: float | None = None
+    """Choose among the fewest tokens that together have this probability."""
+    min_p: float | None = None
+    """Choose among the tokens with at least this share of the likeliest one's probability."""
+    repetition_penalty: float = 1.0
+    """Above 1, tokens that were there before become less likely."""
+    seed: int = 0
+    """The same seed gives the same text."""
+    device: str = "cpu"
+    """Where to compute: `cpu`, `cuda` or `cuda:1`."""
+
+
+def sample(arguments: list[str]) -> None:
+    """Print the prompt and what the model adds to it, as it comes."""
+    from minillm.generate import generate_text
+    from minillm.training.run import Run
+
+    given = read(Sample, "sample", arguments)
+    run = Run.open(given.run)
+    dtype = "float32" if given.device == "cpu" else run.config.dtype
+    model = trained_model(run, given.device, dtype)
+    try:
+        ids = run.tokenizer.encode(given.prompt)
+    except InputError as error:
+        raise InputError(f"sample: give another --prompt than {given.prompt!r}: {error}") from None
+    pieces = generate_text(
+        model,
+        run.tokenizer,
+        ids,
+        given.max_tokens,
+        seed=given.seed,
+        stop=[] if run.tokenizer.eot_id is None else [run.tokenizer.eot_id],
+        temperature=given.temperature,
+        top_k=given.top_k,
+        top_p=given.top_p,
+        min_p=given.min_p,
+        repetition_penalty=given.repetition_penalty,
+    )
+    print_as_it_comes(pieces, begin=run.tokenizer.decode(ids))

@@ -1,0 +1,95 @@
+"""`minillm train`: start a training run or continue one."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from minillm.errors import InputError
+from minillm.options import filled, scan
+from minillm.training.config import TrainConfig, preset
+
+CHANGEABLE_ON_RESUME = {
+    *("device", "steps", "eval_every", "eval_batches", "sample_every", "sample_tokens", "resume"),
+    *("nproc", "timeout", "trace", "dp", "tp", "pp", "zero", "pipeline", "recompute", "micro_batches"),
+}
+
+
+@dataclass(frozen=True)
+class Train(TrainConfig):
+    """Train a small GPT on a text."""
+
+    resume: Path | None = None
+    """Run directory to continue; of the other options only device, steps, intervals, samples and ranks may change."""
+    nproc: int = 1
+    """Ranks to start on this machine; other launchers set WORLD_SIZE, and this stays 1."""
+    timeout: float | None = None
+    """Seconds that ranks wait for each other before they say which is missing; 300 by default."""
+    trace: Path | None = None
+    """Folder for a record of every message between ranks, messages-RANK.jsonl: who sent what to whom, and when."""
+
+
+def train(arguments: list[str]) -> None:
+    """Train, or go on with a run: in this process, as one of several ranks, or by starting them."""
+    from minillm.parallel import launch, rendezvous
+    from minillm.parallel.communicator import Trace
+    from minillm.training.run import Run
+    from minillm.training.trainer import train as run_training
+
+    values = scan(Train, "train", arguments)
+    resume = values.get(("resume",))  # it, or the preset, decides what holds where nothing was given
+    before = Run.open(resume).config if resume else preset(values.get(("preset",), "default"))
+    before = Train(**{field.name: getattr(before, field.name) for field in dataclasses.fields(before)})
+    given = filled(Train, "train", values, before)
+    if resume:
+        for field in dataclasses.fields(given):
+            if field.name not in CHANGEABLE_ON_RESUME and getattr(given, field.name) != getattr(before, field.name):
+                raise InputError(
+                    f"train: {field.name} is {getattr(before, field.name)} in {resume} and cannot change when a run is "
+                    "resumed; leave it out, or start a new run"
+                )
+    else:
+        check_effect(values, given)
+    settings = {field.name: getattr(given, field.name) for field in dataclasses.fields(TrainConfig)}
+    config = TrainConfig(**settings)
+    size = rendezvous.world_size()
+    if given.timeout is not None and not 0 < given.timeout < 1e7:
+        raise InputError(f"train: timeout is {given.timeout}; give a number of seconds above 0")
+    for name in ("timeout", "trace"):
+        if getattr(given, name) is not None and max(size, given.nproc) == 1 and "WORLD_SIZE" not in os.environ:
+            raise InputError(f"train: --{name} is about ranks that wait for each other; start several with --nproc")
+    if given.timeout is not None:
+        os.environ["MINILLM_TIMEOUT"] = str(given.timeout)
+    if max(size, given.nproc) > 1 and given.device.startswith("cuda:"):
+        raise InputError(f"train: {given.device} is one GPU; give --device cuda, and each rank takes its own")
+    if given.nproc != 1 and "WORLD_SIZE" not in os.environ:
+        raise SystemExit(launch.run(["train", *arguments], given.nproc))
+    if given.nproc not in (1, size):
+        raise InputError(f"train: --nproc is {given.nproc}, but a launcher has started {size} ranks; leave --nproc out")
+    if size > 1:
+
+        def rank(here: Any) -> None:
+            if given.trace:
+                given.trace.mkdir(parents=True, exist_ok=True)
+                here.trace = Trace(given.trace / f"messages-{here.rank}.jsonl")
+            run_training(config, given.resume, communicator=here)
+
+        launch.run_rank(rank, given.device)
+    else:
+        run_training(config, given.resume)
+
+
+def check_effect(values: dict[tuple[str, ...], Any], given: Train) -> None:
+    """Raise InputError for an option that was given and would do nothing beside the others."""
+    needs = {
+        ("decay_steps",): (given.schedule == "wsd", "--schedule wsd"),
+        ("beta1",): (given.optimizer == "adamw", "--optimizer adamw"),
+        ("beta2",): (given.optimizer == "adamw", "--optimizer adamw"),
+    }
+    for path, (works, other) in needs.items():
+        if path in values and not works:
+            name = path[-1].replace("_", "-")
+            raise InputError(f"train: --{name} does nothing here; leave it out, or give {other}")

@@ -1,0 +1,90 @@
+"""Check the gradients of every operation: `minillm gradcheck`.
+
+`run_cases()` checks the rows of the gradient-check table (`minillm/study/cases/`) with
+`minillm.testing.check_gradients`.
+"""
+
+from __future__ import annotations
+
+import inspect
+import time
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import numpy as np
+
+from minillm import ops, random
+from minillm.autograd import Op
+from minillm.errors import InputError, did_you_mean
+from minillm.study.cases import CASES, Case
+from minillm.testing import check_gradients
+
+WITH_VARIANTS = 3  # functions of each operation that `run_cases` checks at variants of their arguments; tests check all
+
+
+class Result(NamedTuple):
+    """What came of a case; `report` says what is wrong, or is None."""
+
+    op: str
+    case: str
+    elements: int
+    error: float
+    seconds: float
+    report: str | None
+    variants: int = 0  # other arguments that were tried, made from these
+    skipped: int = 0  # of them, where the operation is not defined
+
+    @property
+    def passed(self) -> bool:
+        return self.report is None
+
+
+def run_cases(names: Iterable[str] | None = None) -> list[Result]:
+    """Check the cases of the named operations, or of all.
+
+    An operation without a row fails, and its report says what to write where.
+    Raises: InputError for a name that no operation has.
+    """
+    rows, operations = {case.op for case in CASES}, {op.name: op for op in ops.OPS}
+    known = rows | set(operations)
+    chosen = known if names is None else set(names)
+    for name in sorted(chosen - known):
+        raise InputError(f"gradcheck: there is no operation {name!r}{did_you_mean(name, sorted(known))}")
+    place = random.default.state()  # the dropout cases restart the stream
+    first = {(case.op, case.fn): case for case in reversed(CASES)}  # of each function; the others are variants of it
+    with_variants = [
+        case
+        for op in chosen
+        for case in [case for case in CASES if case.op == op and first[op, case.fn] is case][:WITH_VARIANTS]
+    ]
+    try:
+        results = [run_case(case, case in with_variants) for case in CASES if case.op in chosen]
+    finally:
+        random.default.set_state(place)
+    return results + [without_a_row(operations[name]) for name in sorted(chosen - rows)]
+
+
+def without_a_row(op: Op) -> Result:
+    """The result of an operation that is in no row: what to write, and in which file."""
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    parameters = [p.name for p in inspect.signature(op.forward).parameters.values() if p.kind in kinds]
+    names, shapes = ", ".join(parameters) or "*xs", ", ".join(["(3, 4)"] * max(1, len(parameters)))
+    report = (
+        f"gradcheck: the table has no row for {op.name}; write one in the file of its kind in minillm/study/cases/, in "
+        f"one of the functions that the file's CASES lists:\n"
+        f'    yield Case("{op.name}", "matrix", lambda {names}: ops.{op.name}({names}), normal({shapes}))'
+    )
+    return Result(op.name, "no row", 0, float("inf"), 0.0, report)
+
+
+def run_case(case: Case, variants: bool = True) -> Result:
+    """Check one case, at variants of its arguments too if so wished; an exception becomes the report."""
+    start = time.perf_counter()
+    try:
+        check = check_gradients(case.fn, *case.make_arrays(np.random.default_rng(0)), variants=variants)
+    except Exception as error:
+        report = "\n".join([f"{type(error).__name__}: {error}", *getattr(error, "__notes__", [])])
+        return Result(case.op, case.name, 0, float("inf"), time.perf_counter() - start, report)
+    seconds = time.perf_counter() - start
+    tried = len(check.variants) + len(check.skipped)
+    return Result(case.op, case.name, check.elements, check.error, seconds, None, tried, len(check.skipped))
