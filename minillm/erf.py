@@ -15,7 +15,7 @@ import math
 
 import numpy as np
 
-from minillm.device import Array
+from minillm.device import Array, like
 
 NODES_PER_UNIT = 32
 LIMIT = 6
@@ -38,7 +38,7 @@ def _taylor_table(dtype: np.dtype) -> Array:
 
 def erf(x: Array) -> Array:
     """The error function of each element, to the precision of x's dtype. Works on NumPy's and CuPy's arrays."""
-    table = np.asarray(_taylor_table(x.dtype), like=x)
+    table = like(_taylor_table(x.dtype), x)
     limited = np.clip(x, -LIMIT, LIMIT)
     node = np.rint(limited * NODES_PER_UNIT)
     d = limited - node / NODES_PER_UNIT

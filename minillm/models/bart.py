@@ -139,7 +139,7 @@ class FeedForward(Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if self.activation == "gelu":
-            x = ops.bias_gelu(self.fc(x, add_bias=False), self.fc.bias)
+            x = ops.gelu(self.fc(x))
         else:
             x = ops.relu(self.fc(x))
         return self.dropout(self.proj(self.inner_dropout(x)))

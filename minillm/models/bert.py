@@ -186,7 +186,7 @@ class MaskedLMHead(Module):
         self.bias = Parameter(np.zeros(config.vocab_size, np.float32))
 
     def forward(self, x: Tensor, table: Tensor) -> Tensor:
-        x = ops.bias_gelu(self.fc(x, add_bias=False), self.fc.bias)
+        x = ops.gelu(self.fc(x))
         return ops.linear(self.ln(x), table, self.bias)  # (..., V)
 
     def loss(self, x: Tensor, table: Tensor, labels: Any, reduction: str = "mean") -> Tensor:

@@ -190,8 +190,7 @@ class MLP(Module):
         self.dropout = Dropout(config.dropout)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.fc(x, add_bias=False)  # gelu adds it, where it costs no pass over memory
-        return self.dropout(self.proj(self.dropout(ops.bias_gelu(x, self.fc.bias))))
+        return self.dropout(self.proj(self.dropout(ops.gelu(self.fc(x)))))
 
 
 class Block(Module):

@@ -28,7 +28,8 @@ def bias_gelu_forward(x, bias, *, approximate):
 def bias_gelu_backward(dy, saved):
     (dz,) = gelu_backward(dy, saved)  # (..., C)
     dx = dz  # (..., C)
-    dbias = dz.reshape(-1, dz.shape[-1]).sum(axis=0)  # (C,)
+    rows = tuple(range(dz.ndim - 1))  # every axis but the channels
+    dbias = dz.sum(axis=rows)  # (C,)
     return dx, dbias
 
 

@@ -14,8 +14,8 @@ Backward. x acts on y directly, and through cdf, whose slope is the density, pdf
     exact form    pdf = phi(x) = e^(-x^2/2) / sqrt(2 pi)
     tanh form     pdf = (1 - tanh^2 u) / 2 du/dx = 2 cdf (1 - cdf) du/dx,     du/dx = sqrt(2/pi) (1 + 3 0.044715 x^2)
 
-GPT-2 uses the tanh form, BERT the exact one. Far from 0, where cdf or pdf is 0 to every digit, x itself may be infinite,
-and infinity times 0 is no number: there the formulas take the nearest x that is not so far.
+GPT-2 uses the tanh form, BERT the exact one. Far from 0, where cdf or pdf is 0 to every digit, x itself may be infinite
+and the product NaN: there the formulas take the nearest x that is not so far.
 """
 
 from __future__ import annotations

@@ -7,8 +7,8 @@ Backward. x acts on y directly, and through s, whose slope is ds/dx = s (1 - s):
 
     dx = dy (s + x s (1 - s)) = dy s (1 + x (1 - s))
 
-Far from 0, where s or 1 - s is 0 to every digit, x itself may be infinite, and infinity times 0 is no number: there the
-formulas take the nearest x that is not so far.
+Far from 0, where s or 1 - s is 0 to every digit, x itself may be infinite and the product NaN: there the formulas take
+the nearest x that is not so far.
 """
 
 from __future__ import annotations

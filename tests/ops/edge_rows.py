@@ -354,9 +354,8 @@ ROWS: list[Row] = [
     Row("split", "", lambda x: x.split(20)[1], lambda t, F: lambda x: x.split(20)[1]),
     Row("broadcast", "", lambda x: x.broadcast_to(3, 31), lambda t, F: lambda x: x.broadcast_to(3, 31)),
     Row("silu", "", ops.silu, lambda t, F: F.silu, each, (ACTIVATION,), close=True),
-    Row("silu", "bias", ops.silu, lambda t, F: lambda x, b: F.silu(x + b), with_bias, (ACTIVATION,), close=True),
     Row("gelu", "", ops.gelu, lambda t, F: F.gelu, each, (ACTIVATION,), close=True),
-    Row("gelu", "bias", lambda x, b: ops.gelu(x, bias=b), gelu_of_sum(), with_bias, (ACTIVATION,), True),
+    Row("bias_gelu", "", ops.bias_gelu, gelu_of_sum(), with_bias, (ACTIVATION,), True),
     Row(
         "gelu",
         "tanh form",
@@ -367,9 +366,9 @@ ROWS: list[Row] = [
         close=True,
     ),
     Row(
-        "gelu",
-        "tanh form, bias",
-        lambda x, b: ops.gelu(x, "tanh", b),
+        "bias_gelu",
+        "tanh form",
+        lambda x, b: ops.bias_gelu(x, b, "tanh"),
         gelu_of_sum(approximate="tanh"),
         with_bias,
         (ACTIVATION,),
