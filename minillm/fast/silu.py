@@ -1,4 +1,4 @@
-"""SiLU on a CPU: the formulas of ops/silu.py, a block of rows at a time, with the slope in place of x."""
+"""SiLU on a CPU: the formulas of ops/silu.py, a block of rows at a time; the slope is kept, not x."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""SwiGLU on a CPU: the formulas of ops/swiglu.py, a block of rows at a time, with both slopes in place of gate and up."""
+"""SwiGLU on a CPU: the formulas of ops/swiglu.py, a block of rows at a time; both slopes are kept, not gate and up."""
 
 from __future__ import annotations
 

@@ -138,10 +138,7 @@ class FeedForward(Module):
         self.activation = config.activation
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.activation == "gelu":
-            x = ops.gelu(self.fc(x))
-        else:
-            x = ops.relu(self.fc(x))
+        x = ops.gelu(self.fc(x)) if self.activation == "gelu" else ops.relu(self.fc(x))
         return self.dropout(self.proj(self.inner_dropout(x)))
 
 
