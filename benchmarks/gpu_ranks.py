@@ -31,7 +31,7 @@ from minillm.backend import as_dtype
 from minillm.device import to_host
 from minillm.engine import engine
 from minillm.models.gpt2 import GPT2, GPT2Config
-from minillm.optim import AdamW, decay_groups
+from minillm.optim import AdamW
 from minillm.parallel.communicator import Communicator
 from minillm.parallel.mesh import Mesh, ParallelModel
 from minillm.parallel.nccl import connect
@@ -142,40 +142,29 @@ class Training:
         self.config = GPT2Config(**({"vocab_size": 65, "context": 64, "heads": 2, "channels": 64} | size), layers=3)
         self.config = dataclasses.replace(self.config, dropout=0.1)
         minillm.manual_seed(0)
-        self.model, self.parallel = GPT2(self.config).to("cuda", dtype), None
-        groups = decay_groups(self.model.parameters(), DECAY)
-        if mesh:
-            layers = range(self.config.layers) if recomputed else ()
-            self.parallel = ParallelModel(self.model, mesh, DECAY, zero, layers=layers)
-            groups = self.parallel.groups
-        self.optimizer = AdamW(groups, lr=LEARNING_RATE, betas=BETAS, eps=1e-6)
-        if self.parallel:
-            self.parallel.attach(self.optimizer)
+        model, layers = GPT2(self.config).to("cuda", dtype), range(self.config.layers) if recomputed else ()
+        whole = quiet_trainer(job).WholeModel
+        self.model = ParallelModel(model, mesh, DECAY, zero, layers=layers) if mesh else whole(model, DECAY, layers)
+        self.optimizer = AdamW(self.model.groups, lr=LEARNING_RATE, betas=BETAS, eps=1e-6)
+        self.model.attach(self.optimizer)
         self.batches = [tuple(map(job.cupy.asarray, pair)) for pair in random_batches(self.config, 4)]
-        self.accumulate = quiet_trainer(job).accumulate_gradients
 
     def steps(self, count: int) -> Steps:
         """Take so many, in two micro-batches each."""
         losses, norms = [], []
         for _ in range(count):
             ids, targets = self.batches[self.optimizer.steps % 4]
-            if self.parallel:
-                loss = self.parallel.accumulate_gradients(ids, targets, 2)
-            else:
-                self.optimizer.zero_grad()
-                loss = self.accumulate(self.model, ids, targets, 2)
+            loss = self.model.forward_backward(ids, targets, 2)
             norm = self.optimizer.clip_grad_norm(MAX_NORM)
             self.optimizer.step()
-            if self.parallel:
-                self.parallel.publish()
+            self.model.sync_parameters()
             losses.append(float(loss))
             norms.append(float(norm))
         return Steps(losses, norms, self.state()[0])
 
     def state(self) -> tuple[dict[str, Any], dict[str, Any]]:
         """The weights and the optimiser's state, on the host."""
-        given = self.parallel.state_dict() if self.parallel else self.model.state_dict()
-        moments = self.parallel.optimizer_state_dict(self.optimizer) if self.parallel else self.optimizer.state_dict()
+        given, moments = self.model.state_dict(), self.model.optimizer_state_dict(self.optimizer)
         assert given is not None
         assert moments is not None
         weights, moments = ({name: to_host(array) for name, array in arrays.items()} for arrays in (given, moments))
@@ -207,9 +196,8 @@ def goes_on(job: Job, dtype: str, mesh: Mesh, zero: int, training: Training) -> 
     weights, moments = training.state()
     place, other = random.default.state(), Training(job, dtype, mesh, zero)
     other.steps(1)
-    assert other.parallel
-    other.parallel.load_state_dict(weights)
-    other.parallel.load_optimizer_state_dict(other.optimizer, moments)
+    other.model.load_state_dict(weights)
+    other.model.load_optimizer_state_dict(other.optimizer, moments)
     for before, after in zip((weights, moments), other.state(), strict=True):
         if {n: a.tobytes() for n, a in before.items()} != {n: a.tobytes() for n, a in after.items()}:
             return False
@@ -234,8 +222,8 @@ class Quiet:
 
     stop_after = -1
 
-    def __init__(self, *_: Any):
-        return None
+    def __init__(self, run: Any, *_: Any):
+        self.run = run
 
     def __enter__(self) -> Quiet:
         return self
@@ -244,6 +232,7 @@ class Quiet:
         return None
 
     def step(self, record: dict[str, Any]) -> None:
+        self.run.add_metrics(record)
         if record["step"] == Quiet.stop_after:
             os.kill(os.getpid(), signal.SIGINT)
 
@@ -259,17 +248,16 @@ def quiet_trainer(job: Job) -> Any:
     A machine with a GPU may have CuPy and little else; what is replaced has nothing to do with the GPU.
     """
     name = "minillm.training.display"
-    sys.modules.setdefault(name, SimpleNamespace(Display=Quiet))  # type: ignore[arg-type]
+    sys.modules.setdefault(name, SimpleNamespace(Display=Quiet, NoDisplay=Quiet))  # type: ignore[arg-type]
     from minillm import backend
-    from minillm.training import trainer
-    from minillm.training.run import Run
+    from minillm.training import saving, trainer
 
-    trainer.Display, Run.plot = Quiet, lambda run: run.folder  # type: ignore[assignment, misc]
+    trainer.Display = Quiet  # type: ignore[assignment, misc]
     missing = [package for package in ("threadpoolctl", "safetensors") if importlib.util.find_spec(package) is None]
     if "threadpoolctl" in missing:
         backend.tuned_process = contextlib.nullcontext  # type: ignore[assignment]
     if "safetensors" in missing:
-        trainer.save_checkpoint, trainer.load_checkpoint = save_pickle, load_pickle
+        saving.save_checkpoint, saving.load_checkpoint = save_pickle, load_pickle
     if missing:
         job.note(f"the trainer ran without {' and '.join(missing)}, which are not installed")
     return trainer
@@ -372,10 +360,10 @@ def ranks_step(config: GPT2Config, batch: int, job: Job, communicator: Communica
 
     def step() -> Any:
         batches.append(batches.pop(0))
-        loss = parallel.accumulate_gradients(*batches[-1])
+        loss = parallel.forward_backward(*batches[-1])
         optimizer.clip_grad_norm(MAX_NORM)
         optimizer.step()
-        parallel.publish()
+        parallel.sync_parameters()
         return loss
 
     return step

@@ -54,10 +54,10 @@ def compare(communicator, config, batch, rounds, steps):
         alone_optimizer.step()
 
     def train_together():
-        together.accumulate_gradients(x, y)
+        together.forward_backward(x, y)
         optimizer.clip_grad_norm(1.0)
         optimizer.step()
-        together.publish()
+        together.sync_parameters()
 
     def timed(function):
         communicator.barrier()

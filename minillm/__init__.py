@@ -30,6 +30,7 @@ from minillm.hints import missing_function
 from minillm.hub import load, load_tokenizer
 from minillm.ops import *  # noqa: F403
 from minillm.random import manual_seed
+from minillm.version import __version__ as __version__
 
 __all__ = [
     "Parameter",
@@ -51,7 +52,6 @@ __all__ = [
 float16, float32, float64 = np.dtype("float16"), np.dtype("float32"), np.dtype("float64")
 uint8, int32, int64, bool = np.dtype("uint8"), np.dtype("int32"), np.dtype("int64"), np.dtype("bool")
 float, half, double, int, long = float32, float16, float64, int32, int64  # PyTorch's other names for them
-__version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> Any:

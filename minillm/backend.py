@@ -16,18 +16,20 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import ctypes
+import math
 import os
 import queue
 import threading
 import warnings
-from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
 from minillm.device import Array, gemm, is_device, is_on_gpu
 from minillm.errors import DtypeError
 
+T = TypeVar("T")
 CACHE_BYTES = 768 * 1024  # of one array in a block: with fewer, threads spend their time handing each other the lock
 PARALLEL_BYTES = 512 * 1024  # below this, handing work to another thread (about 50 us) costs more than it saves
 PARALLEL_FLOPS = 16e6  # the same for matrix products
@@ -43,6 +45,45 @@ def _thread_count() -> int:
         f"MINILLM_THREADS is {asked!r}; set it to a number of threads, 1 or more; using {cores}", stacklevel=2
     )
     return cores
+
+
+class Mode(NamedTuple):
+    """What `abstract` and `observe_products` set: a thread's own, and that of the workers to which it hands work."""
+
+    abstract: bool = False
+    on_products: tuple[Callable[[tuple[Product, ...]], Any], ...] = ()
+
+
+_mode: contextvars.ContextVar[Mode] = contextvars.ContextVar("mode", default=Mode())  # noqa: B039
+
+
+@contextlib.contextmanager
+def _mode_with(mode: Mode) -> Iterator[None]:
+    token = _mode.set(mode)
+    try:
+        yield
+    finally:
+        _mode.reset(token)
+
+
+def abstract() -> contextlib.AbstractContextManager[None]:
+    """Within this context work takes the memory that it always takes, but hardly any of it is done.
+
+    Matrix products are left out, each thread stops after its first block of rows or its first part, and only the last
+    of attention's blocks of queries is computed. Shapes and dtypes are right; the numbers mean nothing.
+    """
+    return _mode_with(_mode.get()._replace(abstract=True))
+
+
+def observe_products(function: Callable[[tuple[Product, ...]], Any]) -> contextlib.AbstractContextManager[None]:
+    """Within this context `function(products)` is called before the products of each call of `matmuls` are made."""
+    mode = _mode.get()
+    return _mode_with(mode._replace(on_products=(*mode.on_products, function)))
+
+
+def blocks_to_run(blocks: Sequence[T]) -> Sequence[T]:
+    """All these blocks, the largest at the end; while work is abstract, the last one alone."""
+    return blocks[-1:] if _mode.get().abstract else blocks
 
 
 class _Worker(threading.Thread):
@@ -88,6 +129,10 @@ def parallel(function: Callable[[int, int], Any], count: int) -> None:
 
     The first exception that a range raised is raised here, after every range has ended.
     """
+    _share(function, min(threads, count) if _mode.get().abstract else count)
+
+
+def _share(function: Callable[[int, int], Any], count: int) -> None:
     parts = min(threads, count)
     if parts <= 1 or not _pool_lock.acquire(blocking=False):  # the pool is taken: we are inside another section
         function(0, count)
@@ -126,13 +171,14 @@ def row_blocks(formula: Callable[[slice], Any], array: Array) -> None:
     block = max(1, CACHE_BYTES // max(1, row_bytes))
 
     def run(start: int, stop: int) -> None:
-        for first in range(start, stop, block):
+        last = min(start + block, stop) if _mode.get().abstract else stop
+        for first in range(start, last, block):
             formula(slice(first, min(first + block, stop)))
 
     if rows * row_bytes < PARALLEL_BYTES:
         run(0, rows)
     else:
-        parallel(run, rows)
+        _share(run, rows)
 
 
 def sum_over_blocks(formula: Callable[[slice], tuple[Array, ...]], array: Array) -> tuple[Array, ...]:
@@ -248,8 +294,15 @@ class Product(NamedTuple):
     add: bool = False
     bias: Array | None = None
 
+    def unfilled(self) -> Array:
+        """Memory for the result, and for what is added to `out`, with any numbers in it."""
+        stack = np.broadcast_shapes(self.a.shape[:-2], self.b.shape[:-2])
+        if self.out is None or self.add:
+            made = np.empty((*stack, self.a.shape[-2], self.b.shape[-1]), np.result_type(self.a, self.b))
+        return made if self.out is None else self.out
+
     def on_gpu(self) -> Array:
-        """Made by cuBLAS."""
+        """The result, made by cuBLAS."""
         a, b, out, add, bias = self
         if a.ndim == b.ndim == 2:
             result = gemm(a, b, out, add)
@@ -273,6 +326,11 @@ class Product(NamedTuple):
             out += bias
 
 
+def product_flops(a: tuple[int, ...], b: tuple[int, ...]) -> float:
+    """FLOPs of the product of arrays of these shapes: two for every multiplication and addition."""
+    return 2.0 * math.prod(np.broadcast_shapes(a[:-2], b[:-2])) * a[-2] * a[-1] * b[-1]
+
+
 def matmul(a: Array, b: Array) -> Array:
     """The product of the last two axes of a (..., M, K) and b (..., K, N)."""
     return matmuls(Product(a, b))[0]
@@ -284,6 +342,11 @@ def matmuls(*products: Product) -> list[Array]:
     On a CPU each product of two matrices is cut over the threads, where the BLAS is left with one, and all are handed
     over together: a hand-over takes as long as a product of 256 x 256 matrices.
     """
+    mode = _mode.get()
+    for function in mode.on_products:
+        function(products)
+    if mode.abstract:
+        return [product.unfilled() for product in products]
     if is_on_gpu(products[0].a):
         return [product.on_gpu() for product in products]
     outs, flops = [], 0.0

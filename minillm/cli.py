@@ -11,9 +11,9 @@ import importlib
 import sys
 from collections.abc import Callable
 
-from minillm import __version__
 from minillm.console import PIPE_CLOSED, abandon_output, flush, replace_what_cannot_be_shown
 from minillm.errors import InputError, MinillmError, did_you_mean
+from minillm.version import __version__
 
 COMMANDS = {  # the file in minillm/commands of each
     "train": "train",

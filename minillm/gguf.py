@@ -22,13 +22,14 @@ import numpy as np
 
 from minillm.backend import as_dtype
 from minillm.errors import CheckpointError, InputError
-from minillm.hub import SavedWith, built, check_weights, keep, names_in_file
 from minillm.models.llama import Llama, LlamaConfig, rows_in_hugging_face
 from minillm.nn import uninitialized
 from minillm.ops.rope import RopeScaling, interleaved_to_half
+from minillm.pretrained import SavedWith, keep
 from minillm.tokenizers import BPETokenizer, SentencePieceBPE
+from minillm.weights import build_model, check_weights, pieces
 
-# Of each parameter, with {i} for the number of the block; several are rows below each other in one of ours.
+# For each parameter, with {i} for the number of the block, the names there; several have rows below each other in ours.
 NAMES: dict[str, tuple[str, ...]] = {
     "wte.weight": ("token_embd.weight",),
     "h.{i}.ln_1.weight": ("blk.{i}.attn_norm.weight",),
@@ -54,7 +55,7 @@ WITHOUT_EFFECT = {"attn_factor": 1.0, "yarn_ext_factor": 1.0, "yarn_log_multipli
 
 
 def load_gguf(path: str | Path, dtype: Any = "float32") -> Llama:
-    """The model in a .gguf file, in evaluation mode, its weights converted to `dtype`.
+    """Load the model in a .gguf file, in evaluation mode, with its weights converted to `dtype`.
 
     Memory: the weights, and a few megabytes. Quantised types: those that the package `gguf` can write out.
     Raises: InputError without that package, or for another architecture; CheckpointError for a file that is missing,
@@ -63,27 +64,15 @@ def load_gguf(path: str | Path, dtype: Any = "float32") -> Llama:
     tensors, fields = _contents(Path(path))
     config = _config(fields, tensors)
     with uninitialized():
-        model = built(path, Llama, config)
-    sources = {
-        name: names_in_file(NAMES, name, len(parameter.data), rows_in_hugging_face(config, name))
-        for name, parameter in model.named_parameters()
-    }
-    expected = {
-        theirs: (rows, *parameter.shape[1:])
-        for name, parameter in model.named_parameters()
-        for theirs, rows in sources[name]
-    }
+        model = build_model(path, Llama, config)
+    parts = pieces(model, NAMES, rows_in_hugging_face)
     found = {name: tuple(map(int, tensor.shape[::-1])) for name, tensor in tensors.items() if name != DIVISORS}
-    check_weights(path, "fields", expected, found)
+    check_weights(path, "fields", {part.name: part.shape for part in parts}, found)
     interleaved = fields["general.architecture"] == "llama"
-    for name, parameter in model.named_parameters():
-        start = 0
-        for theirs, rows in sources[name]:
-            target = parameter.data[start : start + rows]
-            _read(tensors[theirs], target, theirs)
-            if interleaved and theirs.partition(".attn_")[2][:1] in ("q", "k"):
-                target[...] = interleaved_to_half(target, config.size_of_head)
-            start += rows
+    for part in parts:
+        _read(tensors[part.name], part.rows, part.name)
+        if interleaved and part.name.partition(".attn_")[2][:1] in ("q", "k"):
+            part.rows[...] = interleaved_to_half(part.rows, config.size_of_head)
     if as_dtype(dtype) != np.float32:
         model.to(dtype)
     keep(model, SavedWith(_token_ids(fields), {}))

@@ -9,11 +9,12 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from minillm import autograd, backend, module_hints, ops, random
+from minillm import autograd, backend, module_hints, ops, pretrained, random
 from minillm.autograd import Parameter, Tensor
 from minillm.backend import Array, device_and_dtype
 from minillm.device import like, to_device
@@ -137,6 +138,14 @@ class Module:
             child.apply(function)
         function(self)
         return self
+
+    def save_pretrained(self, folder: str | Path, max_shard_bytes: int = 5 * 10**9) -> None:
+        """Write config.json and model.safetensors, which transformers' `from_pretrained` reads; see pretrained.py.
+
+        Raises: InputError for a module without a form in Hugging Face's format, CheckpointError where a file cannot be
+        written.
+        """
+        pretrained.save_pretrained(self, folder, max_shard_bytes)
 
     def state_dict(self) -> dict[str, Array]:
         """Every parameter's array under its path: references, not copies."""

@@ -87,6 +87,17 @@ def _checked(function: str, name: str, count: int, place: tuple[int, int] | None
 
 
 @contextlib.contextmanager
+def using(generator: Generator) -> Iterator[None]:
+    """Within this context `generator` is the default stream."""
+    global default
+    before, default = default, generator
+    try:
+        yield
+    finally:
+        default = before
+
+
+@contextlib.contextmanager
 def part(rows: tuple[int, int] | None = None, heads: tuple[int, int] | None = None) -> Iterator[None]:
     """Within, dropout and attention see a part of a larger tensor, and take their part of its mask.
 

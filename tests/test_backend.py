@@ -17,11 +17,10 @@ from hypothesis import strategies as st
 
 from minillm import backend, ops, random
 from minillm.autograd import Tensor
+from minillm.fast import attention as fast_attention
 from minillm.fast import silu as fast_silu
 from minillm.study.cases import CASES
 from minillm.study.gradcheck import run_cases
-
-ATTENTION = sys.modules["minillm.ops.attention"]
 
 
 @pytest.fixture
@@ -37,8 +36,8 @@ def finely_cut(monkeypatch):
     monkeypatch.setattr(backend, "PARALLEL_BYTES", 0)
     monkeypatch.setattr(backend, "PARALLEL_FLOPS", 0)
     monkeypatch.setattr(backend, "_blas_is_single", True)
-    monkeypatch.setattr(ATTENTION, "QUERY_BLOCK", 2)
-    monkeypatch.setattr(ATTENTION, "SCORE_BYTES", 64)
+    monkeypatch.setattr(fast_attention, "QUERY_BLOCK", 2)
+    monkeypatch.setattr(fast_attention, "SCORE_BYTES", 64)
 
 
 # --- parallel ------------------------------------------------------------------------------------------------------
@@ -444,3 +443,69 @@ def test_a_number_of_threads_that_is_none(value, monkeypatch):
     monkeypatch.setenv("MINILLM_THREADS", value)
     with pytest.warns(UserWarning, match=f"MINILLM_THREADS is '{value}'; set it to a number of threads, 1 or more"):
         assert 1 <= backend._thread_count() <= os.cpu_count()
+
+
+# --- abstract work, and products observed --------------------------------------------------------------------------
+
+
+def test_abstract_work_takes_its_memory_and_does_a_block(finely_cut):
+    x = np.zeros((40, 16), np.float32)  # a row is a block
+    rows, parts = [], []
+    with backend.abstract():
+        backend.row_blocks(rows.append, x)
+        backend.parallel(lambda start, stop: parts.append((start, stop)), 40)
+        assert backend.blocks_to_run([1, 2, 3]) == [3]
+    assert sorted(block.start for block in rows) == [0, 20]  # the first of each thread
+    assert sorted(parts) == [(0, 1), (1, 2)]
+    assert backend.blocks_to_run([1, 2, 3]) == [1, 2, 3]
+
+
+def test_abstract_products_have_their_shapes_and_are_not_made(rng):
+    a, b, stack = rng.normal(size=(5, 3)), rng.normal(size=(3, 4)).astype(np.float32), rng.normal(size=(2, 1, 3, 7))
+    out = np.full((5, 4), 7.0)
+    with backend.abstract():
+        alone, written, added = backend.matmuls(
+            backend.Product(a, b), backend.Product(a, b, out), backend.Product(a, b, out, add=True)
+        )
+        stacked = backend.matmul(np.ones((4, 5, 3), np.float32), stack)
+    assert (alone.shape, alone.dtype) == ((5, 4), np.float64)
+    assert (stacked.shape, stacked.dtype) == ((2, 4, 5, 7), np.float64)
+    assert written is out
+    assert added is out
+    assert (out == 7).all()
+    np.testing.assert_allclose(backend.matmul(a, b), a @ b)
+
+
+def test_threads_that_are_handed_work_are_abstract_and_others_are_not(three_threads, rng):
+    a = np.full((2, 3), np.nan)
+    made, elsewhere = [], []
+
+    def other_thread():
+        elsewhere.append(backend.blocks_to_run([1, 2]))
+
+    with backend.abstract():
+        backend.parallel(lambda start, stop: made.append(backend.blocks_to_run([1, 2])), 3)
+        thread = threading.Thread(target=other_thread)
+        thread.start()
+        thread.join()
+    assert made == [[2]] * 3
+    assert elsewhere == [[1, 2]]
+    assert np.isnan(backend.matmul(a, a.T)).all()
+
+
+def test_observed_products_are_those_of_each_call(rng):
+    a, b = rng.normal(size=(5, 3)), rng.normal(size=(3, 4))
+    seen, inner = [], []
+    with backend.observe_products(lambda products: seen.append([(p.a.shape, p.b.shape, p.add) for p in products])):
+        backend.matmul(a, b)
+        with (
+            backend.observe_products(lambda products: inner.append(len(products))),
+            pytest.raises(ValueError, match="mis"),
+        ):
+            backend.matmuls(backend.Product(b, a, np.zeros((3, 3)), add=True), backend.Product(a, b))
+        backend.matmul(b.T, a.T)
+    backend.matmul(a, b)
+    product = ((5, 3), (3, 4), False)
+    assert seen == [[product], [((3, 4), (5, 3), True), product], [((4, 3), (3, 5), False)]]
+    assert inner == [2]
+    assert backend.product_flops((5, 1, 2, 3), (4, 3, 7)) == 2 * 5 * 4 * 2 * 3 * 7

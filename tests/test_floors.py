@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import ast
+import importlib
+import re
 import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -17,6 +20,7 @@ ROOT = Path(minillm.__file__).parent
 
 FLOORS = {  # the longest name that fits counts
     "minillm.errors": 0,
+    "minillm.version": 0,
     "minillm.hints": 0,
     "minillm.module_hints": 1,
     "minillm.tokenizers": 0,
@@ -29,9 +33,14 @@ FLOORS = {  # the longest name that fits counts
     "minillm.backward": 2,
     "minillm.cuda": 2,
     "minillm.cuda.activations": 3,
+    "minillm.cuda.adamw": 4,
+    "minillm.cuda.global_norm": 4,
     "minillm.cuda.launch": 3,
     "minillm.engine": 3,
     "minillm.fast": 5,
+    "minillm.fast.adamw": 4,
+    "minillm.fast.global_norm": 4,
+    "minillm.fast.sgd": 4,
     "minillm.kernels": 4,
     "minillm.methods": 2,
     "minillm.tensor": 3,
@@ -43,7 +52,9 @@ FLOORS = {  # the longest name that fits counts
     "minillm.models": 6,
     "minillm.data": 6,
     "minillm.parallel": 7,
-    "minillm.stored": 6,
+    "minillm.stored": 3,
+    "minillm.weights": 3,
+    "minillm.pretrained": 4,
     "minillm.generate": 7,
     "minillm.beam_search": 8,
     "minillm.chat": 8,
@@ -113,7 +124,7 @@ FOREIGN = {
     "regex": {"minillm.tokenizers"},
     "rich": {f"minillm.{name}" for name in ("commands", "training.display", *TRAINERS)},
     "matplotlib": {"minillm.training.run", "minillm.study.picture"},
-    "safetensors": {"minillm.checkpoint", "minillm.hub", "minillm.stored"},
+    "safetensors": {"minillm.checkpoint", "minillm.pretrained", "minillm.stored"},
     "threadpoolctl": {"minillm.backend"},
     "cupy": {"minillm.device", "minillm.cuda", "minillm.parallel.nccl"},
     "cupy_backends": {"minillm.device", "minillm.cuda", "minillm.parallel.nccl"},
@@ -139,6 +150,85 @@ def imports(tree: ast.AST) -> Iterator[str]:
             assert node.level == 0, "relative imports hide the floor"
             names = [f"{node.module}.{alias.name}" for alias in node.names]
             yield from ((name if name in FILES else node.module) for name in names)
+
+
+def dynamic_imports(tree: ast.AST) -> Iterator[str]:
+    """Every module that a call of `import_module` may import; a part of the name that is computed stands for any."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and ast.unparse(node.func).endswith("import_module"):
+            [name] = node.args
+            if not isinstance(name, (ast.Constant, ast.JoinedStr)):
+                continue  # engine.py finds the pairs of an operation by its name, and knows none of them
+            parts = name.values if isinstance(name, ast.JoinedStr) else [name]
+            pattern = "".join(re.escape(p.value) if isinstance(p, ast.Constant) else "[^._][^.]*" for p in parts)
+            yield from (module for module in FILES if re.fullmatch(pattern, module))
+
+
+def imports_of(module: str, source: str) -> set[str]:
+    """Every other module of minillm that a file imports, at its top, within functions or by `import_module`."""
+    tree = ast.parse(source)
+    return {*imports(tree), *dynamic_imports(tree)} & FILES.keys() - {module}
+
+
+def shortest_circle(graph: dict[str, set[str]]) -> list[str]:
+    """The fewest modules that import each other in a circle, or none.
+
+    `import minillm.ops.linear` runs the files of the packages `minillm` and `minillm.ops` first. Such a file only
+    gathers names, so it counts where it is imported by its own name.
+    """
+    found: list[str] = []
+    for start in graph:
+        paths = [[start]]
+        seen = set()
+        while paths and not (found and len(paths[0]) >= len(found)):
+            path = paths.pop(0)
+            if start in graph[path[-1]]:
+                found = path
+                break
+            paths += [[*path, target] for target in sorted(graph[path[-1]] - seen)]
+            seen |= graph[path[-1]]
+    return found
+
+
+def outside_assignments(source: str) -> list[str]:
+    """Statements that assign into an imported module or class, or call `setattr` on anything but `self`."""
+    tree = ast.parse(source)
+    imported = {
+        alias.asname or alias.name.partition(".")[0]: (node.module, alias.name)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    }
+    modules = {
+        alias.asname or alias.name.partition(".")[0]
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Import)
+        for alias in node.names
+    }
+
+    def is_foreign(node: ast.expr) -> bool:
+        if isinstance(node, ast.Attribute):  # minillm.backend
+            return is_foreign(node.value) and ast.unparse(node) in FILES
+        if not isinstance(node, ast.Name) or node.id in modules or node.id not in imported:
+            return isinstance(node, ast.Name) and node.id in modules
+        package, name = imported[node.id]
+        found = getattr(importlib.import_module(package), name, None)
+        return f"{package}.{name}" in FILES or isinstance(found, (type, ModuleType))
+
+    found = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and ast.unparse(node.func) in ("setattr", "delattr"):
+            found += [ast.unparse(node)] * (ast.unparse(node.args[0]) != "self")
+        targets = node.targets if isinstance(node, (ast.Assign, ast.Delete)) else [getattr(node, "target", None)]
+        for target in targets:
+            for one in getattr(target, "elts", [target]):
+                if isinstance(one, ast.Subscript) and ast.unparse(one.value).startswith("vars("):
+                    holder = one.value.args[0]  # type: ignore[attr-defined]
+                else:
+                    holder = one.value if isinstance(one, ast.Attribute) else None
+                if holder is not None and is_foreign(holder):
+                    found.append(ast.unparse(node))
+    return found
 
 
 def within(module: str, folder: str) -> bool:
@@ -178,6 +268,61 @@ def broken_rules(module: str, source: str) -> list[str]:
 @pytest.mark.parametrize("module", FILES)
 def test_a_file_imports_only_from_below(module: str) -> None:
     assert broken_rules(module, FILES[module].read_text(encoding="utf-8")) == []
+
+
+GRAPH = {module: imports_of(module, path.read_text(encoding="utf-8")) for module, path in FILES.items()}
+
+
+def test_no_files_import_each_other_in_a_circle() -> None:
+    assert shortest_circle(GRAPH) == []
+
+
+@pytest.mark.parametrize(
+    ("module", "source"),
+    [
+        ("minillm.backend", "from minillm import ops"),
+        ("minillm.ops.shape", "def late():\n    from minillm.ops.gelu import gelu"),
+        ("minillm.models.config", "importlib.import_module(f'minillm.models.{name}')"),
+        ("minillm.optim.clip", "importlib.import_module('minillm.optim')"),
+        ("minillm.training.config", "if TYPE_CHECKING:\n    from minillm.training.run import Run"),
+    ],
+)
+def test_a_circle_is_found(module: str, source: str) -> None:
+    assert module in shortest_circle(GRAPH | {module: GRAPH[module] | imports_of(module, source)})
+
+
+# Files that may assign into what they import: the table of a Tensor's operators and methods; and Python before 3.13
+# has no other way to attach to shared memory without taking part in its end.
+ASSIGN_OUTSIDE = {"minillm.ops", "minillm.parallel.shared_memory"}
+
+
+@pytest.mark.parametrize("module", FILES.keys() - ASSIGN_OUTSIDE)
+def test_no_file_changes_what_another_holds(module: str) -> None:
+    """Whoever wants to see what happens enters `autograd.observe`, and replaces no function or method of others."""
+    assert outside_assignments(FILES[module].read_text(encoding="utf-8")) == []
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "from minillm.nn import Module\nModule.save = save",
+        "from minillm.nn import Module as M\ndel M.forward",
+        "from minillm.autograd import Op\nbefore, Op._run = Op._run, mine",
+        "from minillm import backend\nbackend.matmuls = mine",
+        "import minillm.backend\nminillm.backend.threads += 1",
+        "import numpy as np\nnp.matmul = mine",
+        "from minillm.nn import Module\nvars(Module)['forward'] = mine",
+        "for module in modules:\n    setattr(module, name, mine)",
+    ],
+)
+def test_an_assignment_from_outside_is_found(source: str) -> None:
+    assert len(outside_assignments(source)) == 1
+
+
+def test_objects_and_own_names_may_be_assigned_to() -> None:
+    source = "from minillm.grad_mode import state\nstate.scope = ''\nclass A: pass\nA.x = 1"
+    source += "\nimport os\nos.environ['A'] = 'b'\nimport numpy as np\nx[x == np.inf] = 1"
+    assert outside_assignments(source) == []
 
 
 @pytest.mark.parametrize(

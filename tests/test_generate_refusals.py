@@ -19,7 +19,8 @@ from minillm.models.gpt2 import GPT2, GPT2Config
 from minillm.models.llama import Llama, LlamaConfig
 from minillm.models.roberta import RobertaConfig, RobertaForMaskedLM
 from minillm.tokenizers import BPETokenizer
-from minillm.training.trainer import Corpus, sample
+from minillm.training.corpus import Corpus
+from minillm.training.trainer import sample
 
 V = 11
 

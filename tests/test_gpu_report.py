@@ -247,7 +247,7 @@ BROKEN_RANKS = {
         "data_parallel.Unit.complete_gradients = lambda unit: unit.grad.fill(0) or unit.grad",
     ),
     "moments that are not loaded": ("steps", "mesh._moment_names = lambda optimizer: ['exp_avg']"),
-    "a step that is not published": ("trainer", "zero.ZeRO.publish = lambda self: None"),
+    "a step that is not published": ("trainer", "zero.ZeRO.sync_parameters = lambda self: None"),
     "gradients that are overwritten": (
         "trainer",
         "data_parallel.DataParallel.start_sum = lambda self, unit: unit.grad.fill(1)",

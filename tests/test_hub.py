@@ -28,6 +28,7 @@ from minillm.models.roberta import RobertaConfig, RobertaForMaskedLM, RobertaMod
 from minillm.models.xlnet import XLNetConfig, XLNetLMHeadModel, XLNetModel
 from minillm.nn import Linear, Module
 from minillm.study.describe import describe
+from minillm.weights import names_in_file
 
 GPT2_SMALL = GPT2Config(19, 16, 2, 2, 12)
 LLAMA_SMALL = LlamaConfig(19, 16, 2, 4, 2, 16, 24, qkv_bias=True)
@@ -169,10 +170,10 @@ def test_a_configuration_alone(tmp_path) -> None:
 
 def test_names_in_a_file() -> None:
     names = {"x": "one", "h.{i}.y": ("a.{i}", "b.{i}"), "z": ("only",)}
-    assert hub.names_in_file(names, "x", 7) == [("one", 7)]
-    assert hub.names_in_file(names, "z", 7, [3, 4]) == [("only", 7)]
-    assert hub.names_in_file(names, "h.12.y", 6) == [("a.12", 3), ("b.12", 3)]
-    assert hub.names_in_file(names, "h.0.y", 6, [2, 4]) == [("a.0", 2), ("b.0", 4)]
+    assert names_in_file(names, "x", 7) == [("one", 7)]
+    assert names_in_file(names, "z", 7, [3, 4]) == [("only", 7)]
+    assert names_in_file(names, "h.12.y", 6) == [("a.12", 3), ("b.12", 3)]
+    assert names_in_file(names, "h.0.y", 6, [2, 4]) == [("a.0", 2), ("b.0", 4)]
 
 
 def test_an_architecture_that_is_not_here(tmp_path) -> None:

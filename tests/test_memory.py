@@ -16,7 +16,7 @@ from minillm.data import Batches
 from minillm.generate import generate
 from minillm.models.gpt2 import GPT2, GPT2Config
 from minillm.optim import AdamW, decay_groups
-from minillm.training.trainer import accumulate_gradients, evaluate
+from minillm.training.trainer import WholeModel, accumulate_gradients, evaluate
 
 
 @contextlib.contextmanager
@@ -92,7 +92,7 @@ def test_a_step_makes_no_cycles() -> None:
 def test_evaluation_and_generation_leave_nothing() -> None:
     training = Training()
     before = live()
-    evaluate(training.model, training.batches, 3)
+    evaluate(WholeModel(training.model), training.batches, 3)
     list(generate(training.model, [1, 2], 10))
     assert live() == before
     assert gc.collect() == 0

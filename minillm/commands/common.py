@@ -13,6 +13,7 @@ from rich.table import Column, Table
 from minillm import hub
 from minillm.checkpoint import load_checkpoint
 from minillm.models.gpt2 import GPT2
+from minillm.pretrained import SavedWith, keep
 from minillm.training.run import Run
 from minillm.training.trainer import make_model
 
@@ -36,7 +37,7 @@ def load_model(path: Path) -> Any:
     run = Run.open(path)
     model, end = trained_model(run), run.tokenizer.eot_id
     if end is not None:
-        hub.keep(model, hub.SavedWith({"bos_token_id": end, "eos_token_id": end}, {}))
+        keep(model, SavedWith({"bos_token_id": end, "eos_token_id": end}, {}))
     return model
 
 

@@ -26,11 +26,12 @@ def gradcheck(arguments: list[str]) -> None:
     results = run_cases(given.ops or None)
     caption = "variants: other layouts, values, sizes, and float32, of which some operations do not take all"
     name = Column("operation", no_wrap=True)
-    table = Table(name, "case", "elements", "worst error", "variants", "seconds", "", caption=caption)
+    table = Table(name, "pair", "case", "elements", "worst error", "variants", "seconds", "", caption=caption)
     for result in results:
         tried = f"{result.variants - result.skipped} of {result.variants}" if result.variants else ""
         table.add_row(
             result.op,
+            result.engine,
             result.case,
             str(result.elements),
             f"{result.error:.1e}",

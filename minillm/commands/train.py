@@ -34,7 +34,7 @@ class Train(TrainConfig):
 
 def train(arguments: list[str]) -> None:
     """Train, or go on with a run: in this process, as one of several ranks, or by starting them."""
-    from minillm.parallel import launch, rendezvous
+    from minillm.parallel import launch, place
     from minillm.parallel.communicator import Trace
     from minillm.training.run import Run
     from minillm.training.trainer import train as run_training
@@ -55,7 +55,7 @@ def train(arguments: list[str]) -> None:
         check_effect(values, given)
     settings = {field.name: getattr(given, field.name) for field in dataclasses.fields(TrainConfig)}
     config = TrainConfig(**settings)
-    size = rendezvous.world_size()
+    size = place.world_size()
     if given.timeout is not None and not 0 < given.timeout < 1e7:
         raise InputError(f"train: timeout is {given.timeout}; give a number of seconds above 0")
     for name in ("timeout", "trace"):

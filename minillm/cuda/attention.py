@@ -1,6 +1,7 @@
 """Attention by kernels/attention.cu, on tensor cores by attention_bf16.cu, and over a KV cache by decode.cu.
 
-The kernels take lengths, causality and dropout, but no mask; they keep one number per query, as the CPU's pair does.
+The kernels take lengths, causality and dropout, but no mask and no head of more than 128 channels. Where there is no
+kernel for arrays of a GPU, the CPU's pair runs there, queries in blocks: the plain pair would keep P, B H Tq Tk elements.
 """
 
 from __future__ import annotations
@@ -12,7 +13,9 @@ import numpy as np
 
 from minillm.backend import Array, contiguous
 from minillm.cuda import get_kernel
-from minillm.device import compute_capability
+from minillm.device import compute_capability, is_on_gpu
+from minillm.engine import current_engine
+from minillm.fast import attention as in_blocks
 from minillm.ops.attention import Dropout
 
 # The rows that a block of attention_bf16.cu keeps and the rows of the tiles that pass by, for each head size.
@@ -41,10 +44,10 @@ class Saved(NamedTuple):
 
 
 def forward(q, k, v, mask, *, lengths, causal, scale, dropout):
-    if mask is not None or scale <= 0 or q.size == 0 or k.size == 0 or q.shape[3] > LARGEST_HEAD:
-        return NotImplemented
-    if not q.dtype == k.dtype == v.dtype or k.shape != v.shape or (dropout and dropout.counter >= 2**63):
-        return NotImplemented
+    if not _has_kernel(q, k, v, mask, scale, dropout):
+        if not is_on_gpu(q) or current_engine() == "require":
+            return NotImplemented
+        return in_blocks.forward(q, k, v, mask, lengths=lengths, causal=causal, scale=scale, dropout=dropout)
     q, k, v = map(_rows_in_one_piece, (q, k, v))
     if lengths is None:
         lengths = np.full_like(k, k.shape[2], shape=k.shape[:1], dtype=np.int32, order="C")
@@ -57,7 +60,15 @@ def forward(q, k, v, mask, *, lengths, causal, scale, dropout):
     return y, Saved(q, k, v, lengths, y, lse, causal, scale, dropout)
 
 
+def _has_kernel(q: Array, k: Array, v: Array, mask: Array | None, scale: float, dropout: Dropout | None) -> bool:
+    if mask is not None or scale <= 0 or q.size == 0 or k.size == 0 or q.shape[3] > LARGEST_HEAD:
+        return False
+    return q.dtype == k.dtype == v.dtype and k.shape == v.shape and not (dropout and dropout.counter >= 2**63)
+
+
 def backward(dy, saved):
+    if isinstance(saved, in_blocks.Saved):
+        return in_blocks.backward(dy, saved)
     q, k, v, lengths, y, lse, *settings = saved
     dy = _rows_in_one_piece(dy)
     dq, dk, dv = np.empty_like(q), np.empty_like(k), np.empty_like(v)

@@ -16,16 +16,13 @@ import shlex
 import subprocess
 import threading
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
 
 from minillm.cuda.cache import appearing, cache_file
 from minillm.cuda.source import FOLDER, KernelError, Source, compile_error, signature
 from minillm.errors import InputError
-
-if TYPE_CHECKING:
-    from minillm.cuda import Kernel
 
 ORDERS, COPIES = ("forward", "reverse", "random"), ("eager", "deferred")
 EMULATE_FLAGS = "-std=c++17 -O2 -g -shared -fPIC -fvisibility=hidden -fno-strict-aliasing -Wno-unknown-pragmas"
@@ -63,8 +60,8 @@ def emulation(order: str = "forward", seed: int = 0, copies: str = "eager") -> I
         _emulation = before
 
 
-def launch_emulated(kernel: Kernel, grid: tuple, block: tuple, args: tuple, smem: int) -> None:
-    """Run a kernel on checked arguments; KernelError if it breaks a rule of CUDA."""
+def launch_emulated(kernel: Any, grid: tuple, block: tuple, args: tuple, smem: int) -> None:
+    """Run a Kernel (kernel.py) on checked arguments; KernelError if it breaks a rule of CUDA."""
     flags = os.environ.get("MINILLM_EMULATE_FLAGS", "")
     launch = emulated_library(kernel.source, kernel.group.names, flags)[kernel.instance]
     # As cuLaunchKernel takes them: the address of each argument, which for an array is itself an address.

@@ -9,7 +9,7 @@ Dao et al. 2022, arXiv:2205.14135). The formulas are those of ops/attention.py. 
   them in the product itself. A block has shape (b, g, N rows, ...) for b batch items, g kv heads and N query heads each.
 - The dropout mask M is drawn again in the backward.
 
-It runs on a GPU too, where there is no kernel for a mask: there all heads are taken at once, queries in blocks still.
+It runs on a GPU too, where there is no kernel (cuda/attention.py): all heads at once, queries in blocks still.
 """
 
 from __future__ import annotations
@@ -26,7 +26,6 @@ from minillm.device import is_on_gpu, like
 from minillm.ops.attention import Dropout
 from minillm.sums import FEW, row_sums, vecdot
 
-ON_GPU = True
 QUERY_BLOCK = 64  # queries at a time
 SCORE_BYTES = 512 * 1024  # scores held at a time, on each thread
 
@@ -143,7 +142,7 @@ def query_blocks(queries: int, keys: int, causal: bool) -> list[tuple[slice, int
 
 
 def _blocks_of(saved: Saved) -> Sequence[tuple[slice, int]]:
-    return query_blocks(saved.q.shape[2], saved.k.shape[2], saved.causal)
+    return backend.blocks_to_run(query_blocks(saved.q.shape[2], saved.k.shape[2], saved.causal))
 
 
 def scores(saved: Saved, part: Part, queries: Array, rows: slice, visible: int) -> tuple[Array, Array]:

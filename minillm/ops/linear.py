@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from minillm.autograd import Op, Tensor
-from minillm.backend import Array
+from minillm.backend import Array, as_rows
 from minillm.errors import check_floating, check_shapes
 
 
@@ -32,8 +32,7 @@ def linear_forward(x, weight, bias):
 
 def linear_backward(dy, saved):
     x, weight, has_bias = saved
-    x_rows = x.reshape(-1, x.shape[-1])  # (N, in)
-    dy_rows = dy.reshape(-1, dy.shape[-1])  # (N, out)
+    x_rows, dy_rows = as_rows(x), as_rows(dy)  # (N, in), (N, out)
     dx = dy @ weight  # (..., in)
     dweight = dy_rows.T @ x_rows  # (out, in)
     dbias = dy_rows.sum(axis=0) if has_bias else None  # (out,)

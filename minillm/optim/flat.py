@@ -1,10 +1,10 @@
-"""Flat buffers: the parameters of an optimiser one after another in memory, and so their gradients and moments.
+"""Flat buffers: an optimiser's parameters lie one after another in one array, and so do their gradients and moments.
 
-`parameter.data` and `parameter.grad` become views into one long array each. An update is then one pass over long
-arrays, in chunks that stay in cache, whatever the number of parameters; a chunk's temporaries never reach memory.
+`parameter.data` and `parameter.grad` become views of these arrays. An update is then one pass over long arrays, however
+many parameters there are, in chunks so small that their temporaries stay in cache.
 
 Every parameter counts its own steps, because AdamW's bias correction depends on how many gradients a parameter has
-had. Neighbours with equal counts are updated in one pass; in the usual case that is the whole buffer.
+had. Neighbours with equal counts are updated in one pass; usually that is the whole buffer.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ import numpy as np
 from minillm.backend import Array
 from minillm.errors import GraphError, ShapeError
 
-CHUNK = 65536  # elements updated at a time: four arrays of 256 KB
+CHUNK = 65536  # elements that are updated at a time: four arrays of 256 KB
 ALIGN = 16  # every parameter starts on a 64-byte cache line
 
 
 class FlatGroup:
     """Parameters of one dtype and one set of options, laid out one after another in flat buffers.
 
-    options: the group's entry in `Optimizer.param_groups`, read anew at each step.
-    flat: the arrays in which data and gradients lie so already, as in parallel training; they stay where they are.
-    steps: of each parameter, how many updates have moved it.
-    counted: the slices of `grad` that the norm is of; None: those with a gradient. In parallel training another rank
-    may count what is here too.
+    options: the group's entry in `Optimizer.param_groups`, read again at each step.
+    flat: arrays in which data and gradients lie in this order already, as in parallel training; they are kept.
+    steps: for each parameter, the number of updates that have moved it.
+    counted: the slices of `grad` that enter the norm; None for all that have a gradient. In parallel training, several
+        ranks may hold the same gradient, and one of them counts it.
     """
 
     counted: list[slice] | None = None
@@ -43,7 +43,7 @@ class FlatGroup:
         self.options = options
         self.steps = [0] * len(parameters)
         self.starts: list[int] = []
-        self.stops: list[int] = []  # with the gap that follows, in which all numbers are 0
+        self.stops: list[int] = []  # after the gap that follows a parameter, whose elements are 0
         size = 0
         for parameter in parameters:
             self.starts.append(size)
@@ -54,9 +54,9 @@ class FlatGroup:
             self.data, self.grad = flat
         else:
             self.data, self.grad = (np.zeros_like(first, shape=size, order="C") for _ in range(2))
-        self.masters = self.data  # for fewer bits than float32 apart, and taken from the parameters at the first step
+        self.masters = self.data
         accumulator = np.promote_types(first.dtype, np.float32)
-        if accumulator != first.dtype:
+        if accumulator != first.dtype:  # the first step copies the parameters into them
             self.masters = np.zeros_like(first, shape=self.data.size, dtype=accumulator, order="C")
         self.moments = {name: np.zeros_like(self.masters) for name in moments}
         self.views: list[Array] = []
@@ -68,7 +68,7 @@ class FlatGroup:
         view, buffer = self.view(self.data, number), self.view(self.grad, number)
         view[...] = parameter.data
         parameter.data = view
-        if hasattr(parameter, "grad_buffer"):  # a Parameter; of another leaf the gradient is copied at each step
+        if hasattr(parameter, "grad_buffer"):  # a Parameter; the gradient of another leaf is copied at each step
             parameter.grad_buffer = buffer
         if parameter.grad is not None:
             buffer[...] = parameter.grad
@@ -82,15 +82,23 @@ class FlatGroup:
         return flat[start : start + parameter.numel()].reshape(parameter.shape)
 
     def name(self, number: int) -> str:
-        """Of parameter `number`, for errors."""
+        """The name of parameter `number` in errors."""
         return getattr(self.parameters[number], "name", "") or f"number {number} of its group, without a name,"
 
     def parts(self, part: slice) -> list[Array]:
-        """That part of data, grad, masters and each moment."""
+        """The same slice of data, grad, masters and each moment."""
         return [flat[part] for flat in (self.data, self.grad, self.masters, *self.moments.values())]
 
+    def parts_of(self, number: int) -> list[Array]:
+        """Data, grad, masters and each moment of parameter `number`, in its shape."""
+        return [self.view(flat, number) for flat in (self.data, self.grad, self.masters, *self.moments.values())]
+
+    def moving(self) -> list[tuple[int, int]]:
+        """The number of each parameter that has a gradient, with the number of steps that it has made."""
+        return [(i, self.steps[i]) for i, parameter in enumerate(self.parameters) if parameter.grad is not None]
+
     def spans(self) -> list[tuple[slice, int]]:
-        """What has a gradient, as slices of the buffers, each with the number of steps that all in it have made.
+        """Slices of the buffers that have gradients, each with the number of steps that its parameters have made.
 
         Raises: GraphError for a parameter whose array was replaced; ShapeError for a gradient of another shape.
         """
@@ -104,7 +112,7 @@ class FlatGroup:
             if parameter.grad is None:
                 continue
             if parameter.grad is not self.buffers[number]:
-                self._take(number, parameter)
+                self._copy_gradient(number, parameter)
             start, stop, steps = self.starts[number], self.stops[number], self.steps[number]
             if found and found[-1][1] == start and found[-1][2] == steps:
                 found[-1][1] = stop
@@ -112,8 +120,8 @@ class FlatGroup:
                 found.append([start, stop, steps])
         return [(slice(start, stop), steps) for start, stop, steps in found]
 
-    def _take(self, number: int, parameter: Any) -> None:
-        """Copy a gradient that was set by hand, or lies elsewhere, into the buffer."""
+    def _copy_gradient(self, number: int, parameter: Any) -> None:
+        """Copy a gradient that was set by hand, and so lies elsewhere, into the buffer."""
         if np.shape(parameter.grad) != parameter.shape:
             raise ShapeError(
                 f"step: the gradient of parameter {self.name(number)} has shape {np.shape(parameter.grad)}, but "
@@ -123,19 +131,19 @@ class FlatGroup:
         parameter.grad = self.buffers[number]
 
     def count_step(self) -> None:
-        """Note that every parameter with a gradient has been moved once more."""
+        """Count a step for every parameter with a gradient."""
         for number, parameter in enumerate(self.parameters):
             if parameter.grad is not None:
                 self.steps[number] += 1
                 if hasattr(parameter, "version"):
                     parameter.version += 1
 
-    def counted_gradients(self, whole: bool = False) -> list[Array]:
-        """The gradients that the norm is of, in chunks or in as few pieces as can be."""
+    def gradients_in_norm(self, whole: bool) -> list[Array]:
+        """The gradients that enter the norm, in as few pieces as possible, or in chunks."""
         spans = [span for span, _ in self.spans()] if self.counted is None else self.counted
         return [self.grad[part] for span in spans for part in ([span] if whole else chunks(span))]
 
 
 def chunks(span: slice) -> list[slice]:
-    """A slice, cut into pieces of at most CHUNK."""
+    """The slice, cut into pieces of at most CHUNK elements."""
     return [slice(start, min(start + CHUNK, span.stop)) for start in range(span.start, span.stop, CHUNK)]

@@ -1,4 +1,4 @@
-"""What an optimiser is given: parameters, or groups of them with options of their own."""
+"""The arguments of an optimiser: parameters, or groups of parameters with options of their own."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def decay_groups(parameters: Iterable[Parameter], weight_decay: float) -> list[d
 def listed(function: str, parameters: Any) -> list[Any]:
     """Parameters or groups as a list.
 
-    Raises: InputError for what is no collection of them, or a set, whose order is another in every run.
+    Raises: InputError for an object that is no collection of them, and for a set, whose order differs from run to run.
     """
     advice = "give a list of parameters, such as model.parameters()"
     if hasattr(parameters, "parameters"):
@@ -39,14 +39,14 @@ def listed(function: str, parameters: Any) -> list[Any]:
 
 
 def check_member(function: str, member: Any) -> None:
-    """Raise InputError for what an optimiser cannot move: it moves leaves of floating point."""
+    """Raise InputError for an object that an optimiser cannot move: it moves leaves of floating point."""
     if isinstance(member, tuple):
         raise InputError(f"{function}: the parameters come with names; pass model.parameters(), which has none")
     if not isinstance(member, Tensor):
-        raise InputError(f"{function}: a {type(member).__name__} is among the parameters; give tensors alone")
+        raise InputError(f"{function}: a {type(member).__name__} is among the parameters; give tensors only")
     if member.node is not None:
         raise InputError(
-            f"{function}: the tensor of shape {member.shape} is no leaf, as it was made by {member.node.describe()}; "
+            f"{function}: the tensor of shape {member.shape} is not a leaf: it was made by {member.node.describe()}; "
             "give the leaves that it was made from, or its detach()"
         )
     if member.dtype.kind in "iub":

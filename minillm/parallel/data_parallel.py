@@ -231,7 +231,7 @@ class DataParallel:
         ...
         loss = parallel.finish(loss)            # once, before optimizer.step()
         optimizer.step()
-        parallel.publish()                      # after it
+        parallel.sync_parameters()                      # after it
 
     groups: as an optimiser takes them; frozen parameters stay out of both. Set `synchronise` to False for all
     micro-batches but the last. The optimiser moves what this rank keeps of each parameter; see mesh.py for the state of
@@ -305,7 +305,7 @@ class DataParallel:
         for unit in self.units.values():
             unit.calls = 0  # of forwards that no backward has followed
 
-    def publish(self) -> None:
+    def sync_parameters(self) -> None:
         """The optimiser has moved what this rank keeps: let the others have it."""
         for unit in self.units.values():
             for parameter in unit.parameters:
@@ -381,6 +381,14 @@ class DataParallel:
             if unit.calls > 0:  # its backward is still to come
                 return
             self._sum(unit)
+
+    def whole_row(self, unit: Unit, kept: Array) -> Array:
+        """The row of a unit of which each rank keeps a part, such as its parameters. All ranks call this together."""
+        if kept.size == unit.size:
+            return kept
+        row = np.empty_like(kept, shape=unit.size, order="C")
+        self.communicator.all_gather(kept, row, what="state").wait()
+        return row
 
     def memory(self) -> dict[str, int]:
         """Bytes that this rank keeps from step to step: parameters and gradients; and `working`, rows used in turn."""

@@ -26,8 +26,10 @@ from typing import Any, NamedTuple
 
 from minillm.errors import InputError, MinillmError, ParallelError
 from minillm.parallel.communicator import Alone, Communicator
-from minillm.parallel.rendezvous import GRACE, OTHER_FAILED, TIMEOUT, Job, Place, describe, join
-from minillm.parallel.shared_memory import SharedMemoryCommunicator, attach_to, create_segment
+from minillm.parallel.place import TIMEOUT, Place
+from minillm.parallel.rendezvous import GRACE, OTHER_FAILED, Job, describe, join
+from minillm.parallel.segments import attach_to, create_segment
+from minillm.parallel.shared_memory import SharedMemoryCommunicator
 
 TOLD = GRACE + 1.0  # seconds that ranks have to end by themselves when one has failed
 TERMINATED = 1.5  # seconds that they have after SIGTERM, before SIGKILL

@@ -27,13 +27,14 @@ from minillm.autograd import no_grad
 from minillm.backend import Array, as_dtype
 from minillm.device import like, to_host
 from minillm.errors import CheckpointError, InputError
-from minillm.nn import Decoder
+from minillm.nn import Decoder, uninitialized
 from minillm.optim import FlatGroup, Optimizer, decay_groups
 from minillm.parallel.communicator import Alone, Communicator, agree_on_weights, bounds
 from minillm.parallel.data_parallel import DataParallel, Part, Unit
 from minillm.parallel.pipeline import MicroBatch, cut
 from minillm.parallel.recompute import recompute
-from minillm.parallel.tensor_parallel import Cut, put, slices, take, tensor_parallel
+from minillm.parallel.shard import Shard, shard, shard_specs, unshard
+from minillm.parallel.tensor_parallel import tensor_parallel
 from minillm.parallel.zero import ZeRO
 
 
@@ -76,10 +77,10 @@ class ParallelModel:
         parallel = ParallelModel(model, mesh, weight_decay=0.1, zero=1)
         optimizer = AdamW(parallel.groups, lr)
         parallel.attach(optimizer)
-        loss = parallel.accumulate_gradients(ids, targets)     # the whole batch, on all ranks
+        loss = parallel.forward_backward(ids, targets)     # the whole batch, on all ranks
         optimizer.clip_grad_norm(1.0)
         optimizer.step()
-        parallel.publish()
+        parallel.sync_parameters()
 
     zero: 0 to 3, see zero.py; above 1 without a pipeline. layers: numbers of the blocks that are computed again in the
     backward (recompute.py).
@@ -102,18 +103,22 @@ class ParallelModel:
             )
         if mesh.tp.size * mesh.pp.size > 1:  # DataParallel, which sees parts then, does so otherwise
             agree_on_weights(mesh.world, "ParallelModel", model.state_dict())
-        self.model, self.mesh, self.zero = model, mesh, zero
+        self.mesh, self.zero = mesh, zero
+        self.kind: Any = type(model)
+        self.config, self.weights = model.config, model.num_parameters()
         recompute(model, layers)
-        self.cuts: dict[str, Cut | None] = {}
-        if mesh.tp.size > 1:
-            tensor_parallel(model, mesh.tp)
-            self.cuts = slices(model)
+        self.model = model = tensor_parallel(model, mesh.tp) if mesh.tp.size > 1 else model
+        self.shards = shard_specs(model)
         self.pipeline = cut(model, mesh.pp, schedule) if mesh.pp.size > 1 else None
         groups = decay_groups(model.parameters(), weight_decay)
         self.data = ZeRO(model, mesh.dp, groups, zero) if zero else DataParallel(model, mesh.dp, groups)
         self.groups = self.data.groups
 
     # --- a step ------------------------------------------------------------------------------------------------------
+
+    def num_parameters(self) -> int:
+        """The number of weights of the whole model."""
+        return self.weights
 
     def attach(self, optimizer: Optimizer) -> None:
         """Have the optimiser's norm be that of all ranks' gradients, each counted once."""
@@ -122,7 +127,8 @@ class ParallelModel:
             counted = [
                 (unit.starts[i], unit.starts[i] + parameter.numel())
                 for i, parameter in enumerate(unit.parameters)
-                if parameter.name not in elsewhere and (self.mesh.tp.rank == 0 or self.cuts[parameter.name] is not None)
+                if parameter.name not in elsewhere
+                and (self.mesh.tp.rank == 0 or self.shards[parameter.name] is not None)
             ]
             if len(counted) < len(unit.parameters):
                 first = unit.mine.start + part.start
@@ -138,8 +144,8 @@ class ParallelModel:
 
         optimizer.add_over_ranks = add_over_ranks if parted else None
 
-    def accumulate_gradients(self, ids: Array, targets: Array, micro_batches: int = 1) -> Any:
-        """The gradient of the mean loss of a batch, in place of any before, on all ranks; returns the loss.
+    def forward_backward(self, ids: Array, targets: Array, micro_batches: int = 1) -> Any:
+        """Replace the gradients by those of the mean loss of a batch, on all ranks; returns the loss.
 
         All ranks give the whole batch (B, T); rank d of a data-parallel group computes the d-th part of the rows of
         each micro-batch. Targets of -100 do not count.
@@ -165,9 +171,9 @@ class ParallelModel:
                 total = total + loss.data.astype(np.float64)
         return self.data.finish(total)
 
-    def publish(self) -> None:
-        """After the optimiser's step: everybody gets what the others have moved."""
-        self.data.publish()
+    def sync_parameters(self) -> None:
+        """After the optimiser's step: every rank gets the parameters that other ranks have updated."""
+        self.data.sync_parameters()
 
     def losses(self, batches: Iterable[tuple[Array, Array]]) -> list[float]:
         """The mean loss of each batch, without gradients or dropout; each data-parallel rank computes some of them."""
@@ -198,16 +204,27 @@ class ParallelModel:
 
     # --- state, in the layout of one process -------------------------------------------------------------------------
 
+    def gather(self) -> Decoder | None:
+        """The whole model with the weights of now, on rank 0; None on the others. All ranks call it."""
+        weights = self.state_dict()
+        if weights is None:
+            return None
+        with uninitialized():
+            model = self.kind(self.config)
+        for name, parameter in model.named_parameters():
+            parameter.data = like(weights[name], next(iter(self.data.units.values())).kept_data)
+        return model
+
     def state_dict(self) -> dict[str, Array] | None:
         """Every parameter, whole, on rank 0; None on the others. All ranks call it."""
-        return self._at_rank_zero(self._rows(lambda unit: self._whole(unit, unit.kept_data)))
+        return self._at_rank_zero(self._rows(lambda unit: self.data.whole_row(unit, unit.kept_data)))
 
     def optimizer_state_dict(self, optimizer: Optimizer) -> dict[str, Array] | None:
         """As Optimizer.state_dict of one process, on rank 0; None on the others. All ranks call it."""
         state: dict[str, Array] = {"steps": np.array(optimizer.steps, np.int64)}
         for name in _moment_names(optimizer):
             kept = self._kept(optimizer, name)
-            rows = self._rows(lambda unit, kept=kept: self._whole(unit, kept[unit.name]))
+            rows = self._rows(lambda unit, kept=kept: self.data.whole_row(unit, kept[unit.name]))
             found = self._at_rank_zero(rows)
             if found is not None:
                 state |= {f"{name}.{key}": array for key, array in found.items()}
@@ -224,7 +241,7 @@ class ParallelModel:
         for unit in self.data.units.values():
             row = unit.row_of(parts, unit.kept_data)
             unit.kept_data[...] = row[unit.mine]
-        self.publish()
+        self.sync_parameters()
 
     def load_optimizer_state_dict(self, optimizer: Optimizer, state: Mapping[str, Array]) -> None:
         """Take this rank's parts of a whole optimiser's state, all of them or none.
@@ -247,7 +264,7 @@ class ParallelModel:
         parts, problems = {}, []
         for unit in self.data.units.values():
             for parameter in unit.parameters:
-                name, found = parameter.name, self.cuts.get(parameter.name)
+                name, found = parameter.name, self.shards.get(parameter.name)
                 whole = list(parameter.shape)
                 if found is not None:
                     whole[found.axis] = found.size
@@ -257,7 +274,7 @@ class ParallelModel:
                     shape = np.shape(state[f"{prefix}{name}"])
                     problems.append(f"{prefix}{name} has shape {shape}, expected {tuple(whole)}")
                 else:
-                    parts[name] = like(take(found, state[f"{prefix}{name}"]), unit.kept_data)
+                    parts[name] = like(shard(found, state[f"{prefix}{name}"]), unit.kept_data)
         if problems:
             raise CheckpointError(
                 f"the saved state does not fit this model: {'; '.join(problems)}; "
@@ -269,14 +286,6 @@ class ParallelModel:
         """Each parameter's name and array of this stage and tensor-parallel rank, unit by unit."""
         for unit in self.data.units.values():
             yield from unit.arrays_of(row_of(unit)).items()
-
-    def _whole(self, unit: Unit, kept: Array) -> Array:
-        """The row of which every data-parallel rank keeps a part; all of them call this."""
-        if kept.size == unit.size:
-            return kept
-        row = np.empty_like(kept, shape=unit.size, order="C")
-        self.mesh.dp.all_gather(kept, row, what="state").wait()
-        return row
 
     def _kept(self, optimizer: Optimizer, name: str) -> dict[str, Array]:
         """Of each unit, a moment as its data are kept: that of all its groups in one array."""
@@ -320,9 +329,9 @@ class ParallelModel:
         mine = {
             name: to_host(array)
             for name, array in given
-            if name not in copies and (mesh.tp.rank == 0 or self.cuts.get(name) is not None)
+            if name not in copies and (mesh.tp.rank == 0 or self.shards.get(name) is not None)
         }
-        header = {name: [list(array.shape), array.dtype.name, self.cuts.get(name)] for name, array in mine.items()}
+        header = {name: [list(array.shape), array.dtype.name, self.shards.get(name)] for name, array in mine.items()}
         if mesh.world.rank > 0:
             self._send(np.frombuffer(json.dumps(header).encode(), np.uint8).copy())
             for array in mine.values():
@@ -330,13 +339,16 @@ class ParallelModel:
             return None
         wholes: dict[str, Array] = {}
         for name, array in mine.items():
-            _add(wholes, name, array, self.cuts.get(name))
+            _add(wholes, name, array, self.shards.get(name))
         for source in self._first_of_each():
             header = json.loads(self._receive(source).tobytes())
             for name, (shape, dtype, found) in header.items():
                 array = self._receive(source).view(as_dtype(dtype)).reshape(shape)
                 _add(
-                    wholes, name, array, None if found is None else Cut(found[0], tuple(map(tuple, found[1])), found[2])
+                    wholes,
+                    name,
+                    array,
+                    None if found is None else Shard(found[0], tuple(map(tuple, found[1])), found[2]),
                 )
         return wholes
 
@@ -364,7 +376,7 @@ class ParallelModel:
         return found
 
 
-def _add(wholes: dict[str, Array], name: str, part: Array, found: Cut | None) -> None:
+def _add(wholes: dict[str, Array], name: str, part: Array, found: Shard | None) -> None:
     if found is None:
         wholes[name] = part.copy()
         return
@@ -372,7 +384,7 @@ def _add(wholes: dict[str, Array], name: str, part: Array, found: Cut | None) ->
         shape = list(part.shape)
         shape[found.axis] = found.size
         wholes[name] = np.zeros(shape, part.dtype)
-    put(found, wholes[name], part)
+    unshard(found, wholes[name], part)
 
 
 def _moment_names(optimizer: Optimizer) -> list[str]:

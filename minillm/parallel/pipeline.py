@@ -54,6 +54,7 @@ from minillm.backend import Array, contiguous
 from minillm.errors import GraphError, InputError
 from minillm.nn import Decoder, Module
 from minillm.parallel.communicator import Communicator, Work, bounds
+from minillm.parallel.wrapper import unwrap
 
 SCHEDULES = ("1f1b", "gpipe")
 LAST_STAGE = ("ln_f", "lm_head")  # layers after the blocks; what else is beside them comes before
@@ -149,8 +150,8 @@ def idle_fraction(events: Iterable[Event]) -> float:
 # --- stages --------------------------------------------------------------------------------------------------------
 
 
-class Elsewhere(Module):
-    """A layer that another stage has: what comes in goes out."""
+class Identity(Module):
+    """In place of a layer that another stage has: returns its input."""
 
     def forward(self, x: Tensor, *others: Any) -> Tensor:
         return x
@@ -164,7 +165,8 @@ def cut(model: Decoder, communicator: Communicator, kind: str = "1f1b") -> Pipel
     schedule.
     """
     check_schedule(kind)
-    blocks: list[Module] = vars(model)["h"]
+    whole: Any = unwrap(model)
+    blocks: list[Module] = whole.h
     stage, stages = communicator.rank, communicator.size
     if stages > len(blocks):
         raise InputError(
@@ -177,17 +179,17 @@ def cut(model: Decoder, communicator: Communicator, kind: str = "1f1b") -> Pipel
     tied: list[Parameter] = []
     for number in range(len(blocks)):
         if not edges[stage] <= number < edges[stage + 1]:
-            blocks[number] = Elsewhere()
-    for name, layer in list(model.named_children()):
+            blocks[number] = Identity()
+    for name, layer in list(whole.named_children()):
         if not isinstance(layer, Module) or name.startswith("h."):
             continue
         shared = name not in LAST_STAGE and any(parameter is output for parameter in layer.parameters())
         if shared and stages > 1:
             tied = [parameter for parameter in layer.parameters() if parameter is output]
         if not (is_last if name in LAST_STAGE else is_first or (shared and is_last)):
-            vars(model)[name] = Elsewhere()
+            setattr(whole, name, Identity())
     if not is_first:
-        vars(model)["embed"] = _given
+        whole.embed = Identity()  # it gets activations instead of ids
     pair = None
     if tied:
         pair = communicator.split(0 if is_first or is_last else stage)
@@ -206,11 +208,6 @@ def _check_shared(blocks: list[Module], edges: list[int]) -> None:
                     f"pipeline: stages {other} and {stage} share {parameter.name or 'a parameter'}, and each would "
                     "move it on its own; take fewer stages, or a copy of it"
                 )
-
-
-def _given(x: Tensor, cache: Any = None) -> Tensor:
-    """In place of `embed` on a stage that gets activations instead of ids."""
-    return x
 
 
 class Transfer(NamedTuple):

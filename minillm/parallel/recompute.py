@@ -39,12 +39,8 @@ def recompute_forward(x, *weights, function):
 
 def recompute_backward(dout, saved):
     x = Tensor(saved.x, requires_grad=True)
-    now, random.default = random.default, copy.copy(saved.place)
-    try:
-        with enable_grad():
-            y = saved.function(x)
-    finally:
-        random.default = now
+    with random.using(copy.copy(saved.place)), enable_grad():
+        y = saved.function(x)
     y.backward(dout)  # the gradients of the weights go to them from here
     return (x.grad, *[None] * (saved.inputs - 1))
 

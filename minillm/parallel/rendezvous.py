@@ -22,135 +22,25 @@ import collections
 import contextlib
 import hashlib
 import hmac
-import json
 import os
-import re
 import secrets
 import socket
 import struct
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from typing import Any
 
 from minillm.errors import InputError, MinillmError, ParallelError
+from minillm.parallel.peer import Peer, connect, listen, read
+from minillm.parallel.place import NO_TOKEN, Place
 
 MAGIC = b"minillm\x01"
-LIMIT = 1 << 16  # bytes of a frame
 HANDSHAKE = 5.0  # seconds in which a connection must prove itself
 GRACE = 5.0  # seconds that a rank has to end by itself, after another has failed
 OTHER_FAILED = 3  # exit status of a rank that ended because another failed
-TIMEOUT = 300.0  # seconds that ranks wait for each other, unless MINILLM_TIMEOUT says otherwise
-NO_TOKEN = (
-    "rendezvous: MINILLM_TOKEN is not set, by which the ranks of a job know each other; run `export "
-    "MINILLM_TOKEN=$(openssl rand -hex 16)` once, and give it to all ranks"
-)
 STRANGERS = 64  # connections that may be proving themselves at once, beside those of the ranks
-
-
-@dataclass(frozen=True)
-class Place:
-    """Which rank this process is, of how many, and where rank 0 is found."""
-
-    rank: int
-    size: int
-    local_rank: int = 0
-    """Number of this rank on its machine: which GPU is its own."""
-    address: str = "127.0.0.1"
-    port: int = 0
-    token: str = field(default="", repr=False)
-    """What only the ranks of this job know."""
-    timeout: float = TIMEOUT
-    """Seconds that ranks wait for each other."""
-    listen: str = ""
-    """Where rank 0 listens, if not at `address`; there are networks in which it has another address for itself."""
-
-    @classmethod
-    def from_environment(cls, environment: Mapping[str, str] = os.environ) -> Place:
-        """The place that the launcher of this process gave it.
-
-        That is RANK, WORLD_SIZE, LOCAL_RANK (0 if absent), MASTER_ADDR and MASTER_PORT, as torchrun, Kubernetes
-        training operators, Ray and `minillm train --nproc` set them, or Slurm's SLURM_PROCID, SLURM_NTASKS,
-        SLURM_LOCALID, the first host of its list of nodes, and a port made of SLURM_JOB_ID; and always MINILLM_TOKEN.
-        MINILLM_TIMEOUT and MINILLM_LISTEN are optional.
-
-        Raises: InputError that names what is missing or wrong.
-        """
-        found = dict(environment)
-        if "RANK" not in found and "WORLD_SIZE" not in found:
-            found.update(_from_slurm(found))
-        needed = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-        if missing := [name for name in needed if not found.get(name)]:
-            raise InputError(
-                f"rendezvous: {', '.join(missing)} {'is' if len(missing) == 1 else 'are'} not set; start with "
-                "`minillm train --nproc N`, or with a launcher that sets RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR "
-                "and MASTER_PORT"
-            )
-        size = _number(found, "WORLD_SIZE", 1, 1 << 20)
-        rank = _number(found, "RANK", 0, size - 1)
-        port = _number(found, "MASTER_PORT", 1, 65535)
-        if found.get("TORCHELASTIC_USE_AGENT_STORE") == "True":  # torchrun itself listens at MASTER_PORT
-            port = port + 1 if port < 65535 else port - 1
-        if size > 1 and not found.get("MINILLM_TOKEN"):
-            raise InputError(NO_TOKEN)
-        local_rank = _number({"LOCAL_RANK": "0", **found}, "LOCAL_RANK", 0, size - 1)
-        return cls(
-            rank,
-            size,
-            local_rank,
-            found["MASTER_ADDR"],
-            port,
-            found.get("MINILLM_TOKEN", ""),
-            _seconds(found),
-            found.get("MINILLM_LISTEN", ""),
-        )
-
-
-def world_size(environment: Mapping[str, str] = os.environ) -> int:
-    """How many ranks a launcher has started, of which this process is one; 1 if none has."""
-    name = "WORLD_SIZE" if "WORLD_SIZE" in environment or "SLURM_PROCID" not in environment else "SLURM_NTASKS"
-    return _number(environment, name, 1, 1 << 20) if environment.get(name) else 1
-
-
-def _from_slurm(found: Mapping[str, str]) -> dict[str, str]:
-    """Slurm's variables under the names that the other launchers use; what the others set stays."""
-    names = {"RANK": "SLURM_PROCID", "WORLD_SIZE": "SLURM_NTASKS", "LOCAL_RANK": "SLURM_LOCALID"}
-    given = {name: found[slurm] for name, slurm in names.items() if slurm in found and name not in found}
-    nodes = found.get("SLURM_STEP_NODELIST") or found.get("SLURM_JOB_NODELIST")
-    address = first_host(nodes) if nodes else found.get("SLURM_LAUNCH_NODE_IPADDR")
-    if address and "MASTER_ADDR" not in found:
-        given["MASTER_ADDR"] = address
-    if found.get("SLURM_JOB_ID", "").isdigit() and "MASTER_PORT" not in found:
-        given["MASTER_PORT"] = str(20000 + int(found["SLURM_JOB_ID"]) % 10000)
-    return given
-
-
-def first_host(nodes: str) -> str:
-    """The first of Slurm's list of hosts: `gpu[007-009,12],cpu1` begins with gpu007."""
-    return re.sub(r"\[(\w+)[^\]]*\]", r"\1", re.split(r",(?![^\[]*\])", nodes)[0])
-
-
-def _number(found: Mapping[str, str], name: str, low: int, high: int) -> int:
-    text = found[name].strip()
-    if not (text.isascii() and text.isdigit() and low <= int(text) <= high):
-        raise InputError(f"rendezvous: {name} is {text!r}; set it to a number from {low} to {high}")
-    return int(text)
-
-
-def _seconds(found: Mapping[str, str]) -> float:
-    text = found.get("MINILLM_TIMEOUT", str(TIMEOUT))
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = 0.0
-    if not 0 < seconds < 1e7:
-        raise InputError(f"rendezvous: MINILLM_TIMEOUT is {text!r}; set it to a number of seconds above 0")
-    return seconds
-
-
-# --- the job -------------------------------------------------------------------------------------------------------
 
 
 def join(place: Place, listener: socket.socket | None = None, end: Callable[[int], Any] = os._exit) -> Job:
@@ -341,7 +231,7 @@ class Job:
             connection.settimeout(HANDSHAKE)
             nonce = secrets.token_bytes(32)
             connection.sendall(MAGIC + nonce)
-            theirs, who, proof = struct.unpack("32s8s32s", _read(connection, 72, deadline))
+            theirs, who, proof = struct.unpack("32s8s32s", read(connection, 72, deadline))
             rank, size = struct.unpack(">II", who)
             if not hmac.compare_digest(proof, self._proof(b"rank", nonce, theirs, who)):
                 self._unknown += 1
@@ -384,7 +274,7 @@ class Job:
         while True:
             try:
                 started = time.monotonic()
-                connection = _connect(place)
+                connection = connect(place, HANDSHAKE)
                 break
             except OSError as error:  # not there yet, or has no room now
                 if time.monotonic() > deadline:
@@ -407,13 +297,13 @@ class Job:
 
     def _prove(self, connection: socket.socket, deadline: float) -> None:
         """Show that this rank knows the token, and see that the other does."""
-        hello = _read(connection, len(MAGIC) + 32, deadline)
+        hello = read(connection, len(MAGIC) + 32, deadline)
         if not hello.startswith(MAGIC):
             raise ValueError("another protocol")
         nonce, mine, who = hello[len(MAGIC) :], secrets.token_bytes(32), struct.pack(">II", self.rank, self.size)
         connection.sendall(mine + who + self._proof(b"rank", nonce, mine, who))
         try:
-            proof = _read(connection, 32, deadline)
+            proof = read(connection, 32, deadline)
         except ConnectionError:
             raise ValueError("it has another token") from None
         if not hmac.compare_digest(proof, self._proof(b"root", nonce, mine)):
@@ -507,86 +397,6 @@ class Job:
             peer.close()
 
 
-class Peer:
-    """The connection to another rank."""
-
-    reader: threading.Thread | None = None
-
-    def __init__(self, connection: socket.socket):
-        self.connection = connection
-        self.sending = threading.Lock()
-        connection.settimeout(None)
-        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        # A machine that is gone is noticed in 4 + 4 seconds, whether somebody sends to it or not.
-        for name, value in (("KEEPIDLE", 4), ("KEEPINTVL", 1), ("KEEPCNT", 4), ("USER_TIMEOUT", 8000)):
-            if hasattr(socket, f"TCP_{name}"):
-                connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, f"TCP_{name}"), value)
-
-    def send(self, **message: Any) -> None:
-        """Send a message; if the other has ended, that is noticed where it is listened to."""
-        frame = json.dumps(message).encode()
-        if len(frame) > LIMIT:
-            raise InputError(f"{message['kind']}: {len(frame)} bytes are too many; a message holds {LIMIT}")
-        with self.sending, contextlib.suppress(OSError):
-            self.connection.sendall(len(frame).to_bytes(4, "big") + frame)
-
-    def receive(self) -> dict[str, Any]:
-        """The next message. Raises: OSError at the end, ValueError for bytes that are none."""
-        length = int.from_bytes(_read(self.connection, 4), "big")
-        if length > LIMIT:
-            raise ValueError("longer than any message")
-        message = json.loads(_read(self.connection, length))
-        if not isinstance(message, dict):
-            raise ValueError("not a message")
-        return message
-
-    def close(self) -> None:
-        """End the connection, and what waits for it on another thread."""
-        with contextlib.suppress(OSError):
-            self.connection.shutdown(socket.SHUT_RDWR)
-        self.connection.close()
-
-
-def _connect(place: Place) -> socket.socket:
-    """A connection to rank 0, of which the first byte can be read. Raises: OSError where it is to be tried again."""
-    connection = socket.create_connection((place.address, place.port), HANDSHAKE)
-    try:
-        if connection.getsockname() == connection.getpeername():  # so TCP meets itself, where nobody listens
-            raise ConnectionError("nobody listens")
-        with contextlib.suppress(TimeoutError):  # what connects and is silent is not rank 0, as _prove will say
-            if not connection.recv(1, socket.MSG_PEEK):
-                raise ConnectionError("it has no room")
-    except OSError:
-        connection.close()
-        raise
-    return connection
-
-
-def listen(place: Place) -> socket.socket:
-    """A socket bound to the one interface where rank 0 listens.
-
-    Raises: ParallelError if the port is in use, or the address is not one of this machine.
-    """
-    address = place.listen or place.address
-    listener = None
-    try:
-        family, kind, protocol, _, where = socket.getaddrinfo(address, place.port, type=socket.SOCK_STREAM)[0]
-        listener = socket.socket(family, kind, protocol)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(where)
-        listener.listen()  # two sockets may be bound to one port, but one alone listens
-        return listener
-    except OSError as error:
-        if listener is not None:
-            listener.close()
-        raise ParallelError(
-            f"rendezvous: rank 0 cannot listen at {address}:{place.port} ({error.strerror or error}); set MASTER_PORT "
-            "to a port that is free, and MASTER_ADDR to an address of the machine of rank 0 (or MINILLM_LISTEN, if it "
-            "has another for itself)"
-        ) from None
-
-
 def describe(error: BaseException | str) -> str:
     """An exception in one line, for the other ranks."""
     name = "" if isinstance(error, str | MinillmError) else type(error).__name__
@@ -595,19 +405,6 @@ def describe(error: BaseException | str) -> str:
 
 def _failed(rank: int, cause: str) -> str:
     return f"rank {rank} failed: {cause}; see what it printed, and start all ranks again"
-
-
-def _read(connection: socket.socket, count: int, deadline: float | None = None) -> bytes:
-    """That many bytes. Raises: OSError if the connection ends, or is not done at the deadline."""
-    data = bytearray()
-    while len(data) < count:
-        if deadline is not None:
-            connection.settimeout(max(1e-3, deadline - time.monotonic()))
-        piece = connection.recv(count - len(data))
-        if not piece:
-            raise ConnectionError("it ended")
-        data += piece
-    return bytes(data)
 
 
 def _ranks(ranks: list[int]) -> str:

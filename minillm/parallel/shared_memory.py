@@ -20,44 +20,24 @@ A rank that waits looks at how the job fares too: where another rank has failed,
 
 from __future__ import annotations
 
-import collections
 import contextlib
 import itertools
-import mmap
 import os
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from multiprocessing import resource_tracker, shared_memory
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from minillm.backend import Array
 from minillm.errors import ParallelError
 from minillm.parallel.communicator import Alone, Communicator, Trace, bounds, check_call, check_parts, differing
+from minillm.parallel.lanes import Lane, Work
+from minillm.parallel.segments import BOX, LINE, SLOT, Unwatched, Watch, attach_to, counter_numbers, create_segment
 
-SLOT = 1 << 20  # bytes of a slot
-BOX = 1 << 18  # bytes of a box
-LINE = 8  # counters are this many numbers apart: a cache line each, as several ranks watch them
 CALLS = ("barrier", "all_reduce", "reduce_scatter", "all_gather", "broadcast", "reduce")
-NEWS = 2.0  # seconds in which a rank hears that another has failed
 TIMEOUT = 300.0  # seconds that an operation waits for other ranks
-
-
-class Watch(Protocol):
-    """Who knows how the job fares."""
-
-    def check(self) -> None:
-        """Raise ParallelError if a rank has failed."""
-
-
-class Unwatched:
-    """A job that nobody watches: ranks that fail are noticed by their silence."""
-
-    def check(self) -> None:
-        return None
 
 
 class Call(NamedTuple):
@@ -73,82 +53,6 @@ class Call(NamedTuple):
         if self.array is None:
             return CALLS.index(self.name), 0, 0, 0
         return CALLS.index(self.name), self.array.nbytes, self.array.dtype.num, self.root
-
-
-class Work:
-    """An operation of a lane: run by the lane's thread, or by the one that waits for it if that is there first."""
-
-    def __init__(self, lane: Lane, run: Callable[[], None]):
-        self.lane, self.run = lane, run
-        self.ended = threading.Event()
-        self.error: BaseException | None = None
-
-    def wait(self) -> None:
-        while not self.ended.is_set():
-            if not self.lane.run_next():
-                self.ended.wait(0.05)
-        if self.error is not None:
-            raise self.error
-
-
-class Lane(threading.Thread):
-    """Operations that run one after another, on a thread of their own."""
-
-    def __init__(self, name: str):
-        super().__init__(name=name, daemon=True)
-        self.works: collections.deque[Work] = collections.deque()
-        self.count = threading.Semaphore(0)  # of the works that came, and one more at the end
-        self.running = threading.Lock()
-        self.error: BaseException | None = None  # what ended an operation ends all that follow
-        self.stopped = False
-        self.start()
-
-    def add(self, run: Callable[[], None]) -> Work:
-        """Have this run after all that came before."""
-        work = Work(self, run)
-        self.works.append(work)
-        self.count.release()
-        return work
-
-    def run_next(self) -> bool:
-        """Run the operation that is next, unless one is running; whether there was one."""
-        if not self.running.acquire(blocking=False):
-            return False
-        try:
-            return self._run_one()
-        finally:
-            self.running.release()
-
-    def _run_one(self) -> bool:
-        if not self.works:
-            return False
-        work = self.works.popleft()
-        try:
-            if self.error is not None:
-                raise self.error
-            work.run()
-        except BaseException as error:  # handed to whoever waits
-            work.error = self.error = error
-        work.run = _nothing  # it holds arrays
-        work.ended.set()
-        return True
-
-    def run(self) -> None:
-        ended = False
-        while not ended:
-            self.count.acquire()
-            with self.running:
-                ended = not self._run_one() and self.stopped
-
-    def stop(self) -> None:
-        """End the thread, when what it runs has ended."""
-        self.stopped = True
-        self.count.release()
-        self.join(1.0)
-
-
-def _nothing() -> None:
-    return None
 
 
 class SharedMemoryCommunicator(Communicator):
@@ -171,12 +75,12 @@ class SharedMemoryCommunicator(Communicator):
         self.memory, self.watch, self.timeout, self.trace = memory, watch or Unwatched(), timeout, trace
         n = self.size
         self._bytes: Array = np.ndarray(memory.size, np.uint8, memory.buf)
-        counters = self._bytes[: 8 * _counters(n)].view(np.int64)
+        counters = self._bytes[: 8 * counter_numbers(n)].view(np.int64)
         self._posted, self._done = counters[: 2 * n * LINE].reshape(2, n, LINE)[:, :, 0]
         self._calls = counters[2 * n * LINE : 3 * n * LINE].reshape(n, LINE)
         boxes = counters[3 * n * LINE :].reshape(n, n, LINE)  # by source and target
         self._written, self._read, self._announced = (boxes[:, :, i] for i in range(3))
-        start = 8 * _counters(n)
+        start = 8 * counter_numbers(n)
         self._slots = self._bytes[start : start + n * SLOT].reshape(n, SLOT)
         self._boxes = self._bytes[start + n * SLOT : start + n * SLOT + n * n * BOX].reshape(n, n, BOX)
         self._exchanges = 0
@@ -448,77 +352,6 @@ class AloneInJob(Alone):
 
     def check(self) -> None:
         self.watch.check()
-
-
-def _counters(size: int) -> int:
-    return (3 * size + size * size) * LINE
-
-
-def segment_bytes(size: int) -> int:
-    """Of the memory that a group of `size` ranks shares; what is never used takes none."""
-    return 8 * _counters(size) + size * SLOT + size * size * BOX
-
-
-class Unnamed:
-    """Linux's memory without a name (memfd_create): none is left behind, however the processes that hold it end.
-
-    Unlike named segments it is not bound by the size of /dev/shm, which is 64 MB in a container of Docker. Others of
-    the same user find it through the process that made it, under `name`, until that unlinks it.
-    """
-
-    def __init__(self, file: int, name: str):
-        self.file, self.name, self.size = file, name, os.fstat(file).st_size
-        self.buf = mmap.mmap(file, self.size)
-
-    def unlink(self) -> None:
-        if self.file >= 0:
-            os.close(self.file)
-        self.file = -1
-
-    def close(self) -> None:
-        self.buf.close()
-
-
-def create_segment(size: int) -> Any:
-    """A new segment for a group of `size` ranks, which its maker unlinks when all have attached."""
-    if not hasattr(os, "memfd_create"):
-        return shared_memory.SharedMemory(create=True, size=segment_bytes(size))
-    file = os.memfd_create("minillm")
-    os.truncate(file, segment_bytes(size))
-    return Unnamed(file, f"/proc/{os.getpid()}/fd/{file}")
-
-
-def attach_segment(name: str) -> Any:
-    """The segment of that name. Its maker alone cleans it up; Python before 3.13 would have every process do so."""
-    if name.startswith("/proc/"):
-        memory = Unnamed(os.open(name, os.O_RDWR), name)
-        memory.unlink()  # its own descriptor; the mapping stays
-        return memory
-    if sys.version_info >= (3, 13):
-        return shared_memory.SharedMemory(name, track=False)
-    register, resource_tracker.register = resource_tracker.register, lambda *_: None
-    try:
-        return shared_memory.SharedMemory(name)
-    finally:
-        resource_tracker.register = register
-
-
-def attach_to(rank: int, owner: int, name: str, watch: Watch) -> Any:
-    """attach_segment, by `rank`, for the segment that rank `owner` has just made.
-
-    Raises: ParallelError where it cannot be opened: what the job says, if that rank has failed meanwhile.
-    """
-    try:
-        return attach_segment(name)
-    except OSError as error:
-        deadline = time.monotonic() + NEWS
-        while time.monotonic() < deadline:  # its memory ended with it, before the others could be told
-            watch.check()
-            time.sleep(0.02)
-        raise ParallelError(
-            f"connect: rank {rank} cannot open the memory of rank {owner} ({error}); start all ranks by one user, in "
-            "one container"
-        ) from None
 
 
 def _reduced(parts: Array, op: str) -> Array:

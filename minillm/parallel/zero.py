@@ -42,7 +42,6 @@ from typing import Any
 
 import numpy as np
 
-from minillm.backend import Array
 from minillm.errors import InputError
 from minillm.nn import Module
 from minillm.parallel.communicator import Communicator, Work
@@ -200,8 +199,8 @@ class ZeRO(DataParallel):
             row = self.data_rows.rows[number % 2][: unit.size]
             self.gathering[number] = self.communicator.all_gather(unit.kept_data, row, what="parameters")
 
-    def publish(self) -> None:
-        super().publish()
+    def sync_parameters(self) -> None:
+        super().sync_parameters()
         if self.stage == 3:
             self.data_rows.users = [None, None]
             shared = [self.root] if self.root else []
@@ -210,14 +209,6 @@ class ZeRO(DataParallel):
         works = [self.communicator.all_gather(unit.kept_data, unit.data, what="parameters") for unit in shared]
         for work in works:
             work.wait()
-
-    def whole(self, unit: Unit) -> Array:
-        """The row of a unit's parameters; all ranks call this for one unit after the other."""
-        if self.stage < 3 or unit is self.root:
-            return unit.data
-        row = np.empty_like(unit.kept_data, shape=unit.size)
-        self.communicator.all_gather(unit.kept_data, row, what="parameters").wait()
-        return row
 
     def memory(self) -> dict[str, int]:
         kept = super().memory()

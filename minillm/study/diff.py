@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from minillm.autograd import Tensor, no_grad
+from minillm.autograd import Tensor, no_grad, observe
 from minillm.backend import Array
 from minillm.device import to_host
 from minillm.errors import InputError
@@ -16,30 +14,30 @@ from minillm.nn import Module
 
 
 class Difference(NamedTuple):
-    """What one layer gives in two models."""
+    """How much the outputs of one layer in two models differ."""
 
     layer: str  # its path, such as h.3.attn.qkv; empty for the model itself
     error: float  # the largest difference over the largest number; infinite where shapes differ or one is not finite
     shapes: tuple[tuple[int, ...], tuple[int, ...]]
 
 
-@contextlib.contextmanager
-def recorded(outputs: list[tuple[str, Array]]) -> Iterator[None]:
-    """Within, every layer that ends adds its path and what it returned."""
-    call = Module.__call__
+def outputs_of_layers(model: Module, *inputs: Any) -> list[tuple[str, Array]]:
+    """The path of every layer and what it returns, in the order in which layers end."""
+    outputs: list[tuple[str, Array]] = []
 
-    def recording(module: Module, *args: Any, **kwargs: Any) -> Any:
-        result = call(module, *args, **kwargs)
-        for one in result if isinstance(result, tuple) else (result,):
+    def on_module(module: Module, inputs: tuple, output: Any) -> None:
+        for one in output if isinstance(output, tuple) else (output,):
             if isinstance(one, Tensor):
                 outputs.append((module.name, to_host(one.data)))
-        return result
 
-    Module.__call__ = recording  # type: ignore[method-assign, assignment]
+    was_training = model.training
+    model.eval()
     try:
-        yield
+        with no_grad(), observe(on_module=on_module):
+            model(*inputs)
     finally:
-        Module.__call__ = call  # type: ignore[method-assign, assignment]
+        model.train(was_training)
+    return outputs
 
 
 def differences(a: Module, b: Module, *inputs: Any) -> list[Difference]:
@@ -48,15 +46,7 @@ def differences(a: Module, b: Module, *inputs: Any) -> list[Difference]:
     Both models run in evaluation mode. The first that is large is where to look: its inputs still agreed.
     Raises: InputError where the models run other layers than each other, with the first.
     """
-    records: list[list[tuple[str, Array]]] = [[], []]
-    for model, outputs in zip((a, b), records, strict=True):
-        was_training = model.training
-        model.eval()
-        try:
-            with no_grad(), recorded(outputs):
-                model(*inputs)
-        finally:
-            model.train(was_training)
+    records = [outputs_of_layers(model, *inputs) for model in (a, b)]
     for (ours, _), (theirs, _) in zip(*records, strict=False):
         if ours != theirs:
             raise InputError(f"differences: where the first model runs {ours!r}, the second runs {theirs!r}")

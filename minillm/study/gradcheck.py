@@ -1,7 +1,7 @@
 """Check the gradients of every operation: `minillm gradcheck`.
 
 `run_cases()` checks the rows of the gradient-check table (`minillm/study/cases/`) with
-`minillm.testing.check_gradients`.
+`minillm.testing.check_gradients`: the plain pair of every operation, and the fast pair of each that has one.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import numpy as np
 
 from minillm import ops, random
 from minillm.autograd import Op
+from minillm.engine import current_engine, engine
 from minillm.errors import InputError, did_you_mean
 from minillm.study.cases import CASES, Case
 from minillm.testing import check_gradients
@@ -26,6 +27,7 @@ class Result(NamedTuple):
     """What came of a case; `report` says what is wrong, or is None."""
 
     op: str
+    engine: str  # whose pair of functions ran
     case: str
     elements: int
     error: float
@@ -40,7 +42,7 @@ class Result(NamedTuple):
 
 
 def run_cases(names: Iterable[str] | None = None) -> list[Result]:
-    """Check the cases of the named operations, or of all.
+    """Check the cases of the named operations, or of all, in the engine that is chosen; in "auto", in plain and fast.
 
     An operation without a row fails, and its report says what to write where.
     Raises: InputError for a name that no operation has.
@@ -57,8 +59,14 @@ def run_cases(names: Iterable[str] | None = None) -> list[Result]:
         for op in chosen
         for case in [case for case in CASES if case.op == op and first[op, case.fn] is case][:WITH_VARIANTS]
     ]
+    asked = [case for case in CASES if case.op in chosen]
+    results = []
     try:
-        results = [run_case(case, case in with_variants) for case in CASES if case.op in chosen]
+        for name in ("plain", "fast") if current_engine() == "auto" else (current_engine(),):
+            with engine(name):
+                for case in asked:
+                    if name != "fast" or operations[case.op].pair("fast"):
+                        results.append(run_case(case, case in with_variants))
     finally:
         random.default.set_state(place)
     return results + [without_a_row(operations[name]) for name in sorted(chosen - rows)]
@@ -74,7 +82,7 @@ def without_a_row(op: Op) -> Result:
         f"one of the functions that the file's CASES lists:\n"
         f'    yield Case("{op.name}", "matrix", lambda {names}: ops.{op.name}({names}), normal({shapes}))'
     )
-    return Result(op.name, "no row", 0, float("inf"), 0.0, report)
+    return Result(op.name, current_engine(), "no row", 0, float("inf"), 0.0, report)
 
 
 def run_case(case: Case, variants: bool = True) -> Result:
@@ -84,7 +92,9 @@ def run_case(case: Case, variants: bool = True) -> Result:
         check = check_gradients(case.fn, *case.make_arrays(np.random.default_rng(0)), variants=variants)
     except Exception as error:
         report = "\n".join([f"{type(error).__name__}: {error}", *getattr(error, "__notes__", [])])
-        return Result(case.op, case.name, 0, float("inf"), time.perf_counter() - start, report)
+        return Result(case.op, current_engine(), case.name, 0, float("inf"), time.perf_counter() - start, report)
     seconds = time.perf_counter() - start
     tried = len(check.variants) + len(check.skipped)
-    return Result(case.op, case.name, check.elements, check.error, seconds, None, tried, len(check.skipped))
+    return Result(
+        case.op, current_engine(), case.name, check.elements, check.error, seconds, None, tried, len(check.skipped)
+    )

@@ -44,17 +44,19 @@ import numpy as np
 
 from minillm import random
 from minillm.errors import InputError
-from minillm.models.gpt2 import GPT2
-from minillm.models.llama import Llama
+from minillm.models.gpt2 import GPT2, GPT2Config
+from minillm.models.llama import Llama, LlamaConfig
 from minillm.optim import ALIGN, AdamW
 from minillm.parallel import data_parallel, zero
 from minillm.parallel.communicator import Communicator, Trace, bounds, bytes_sent
 from minillm.parallel.mesh import Mesh, ParallelModel
 from minillm.parallel.pipeline import LAST_STAGE
+from minillm.parallel.tensor_parallel import AXES, gpt2_table, llama_table
 from minillm.study.describe.lookup import empty_model
 from minillm.study.describe.tables import Table
 
-CUT_AXES = {"qkv": 0, "fc": 0, "gate": 0, "up": 0, "wte": 0, "lm_head": 0, "proj": 1, "down": 1}  # tensor_parallel.py
+TABLES = gpt2_table(GPT2Config()), llama_table(LlamaConfig())
+CUT_AXES = {path.split(".")[-1]: AXES[how] for table in TABLES for path, (how, *_) in table.items() if how in AXES}
 ROUNDING = 8  # bytes of a number that is summed beside the model: a loss, a norm
 
 
@@ -328,10 +330,10 @@ def measure(
         communicator.barrier()
         trace.messages.clear()
         start = time.perf_counter()
-        parallel.accumulate_gradients(ids[:, :-1], ids[:, 1:], division.micro_batches)
+        parallel.forward_backward(ids[:, :-1], ids[:, 1:], division.micro_batches)
         optimizer.clip_grad_norm(1.0)
         optimizer.step()
-        parallel.publish()
+        parallel.sync_parameters()
         seconds.append(time.perf_counter() - start)
     kept = parallel.data.memory()
     moments = [*optimizer.groups]

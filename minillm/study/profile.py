@@ -14,7 +14,7 @@ import statistics
 import time
 from collections import Counter
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -32,12 +32,6 @@ class Shapes(NamedTuple):
     a_transposed: bool
     b_transposed: bool
     dtype: str
-
-    @property
-    def flops(self) -> float:
-        """Two for every multiplication and addition."""
-        stack = np.broadcast_shapes(self.a[:-2], self.b[:-2])
-        return 2.0 * float(np.prod(stack)) * self.a[-2] * self.a[-1] * self.b[-1]
 
 
 class Profile:
@@ -62,8 +56,10 @@ class Profile:
 
     @property
     def flops(self) -> float:
-        """Operations of the matrix products."""
-        return sum(count * product.flops for product, count in self.products.items()) / len(self.steps)
+        """FLOPs of a step's matrix products."""
+        return sum(
+            count * backend.product_flops(product.a, product.b) for product, count in self.products.items()
+        ) / len(self.steps)
 
     def rows(self) -> Iterator[tuple[str, float, float, float]]:
         """(operation, calls, seconds forward, seconds backward), the slowest first."""
@@ -102,7 +98,6 @@ def _seconds(product: Shapes) -> float:
 @contextlib.contextmanager
 def profiled(profile: Profile) -> Iterator[None]:
     """Add what runs until the block ends to a profile, as one step."""
-    multiply = backend.matmuls
 
     def after_forward(call: Forward) -> None:
         profile.forward[call.op.name] += call.seconds  # type: ignore[assignment]  # a Counter of seconds
@@ -111,20 +106,17 @@ def profiled(profile: Profile) -> Iterator[None]:
     def after_backward(call: Backward) -> None:
         profile.backward[call.op.name] += call.seconds  # type: ignore[assignment]
 
-    def noted_products(*products: backend.Product) -> Any:
+    def before_products(products: tuple[backend.Product, ...]) -> None:
         for a, b, *_ in products:
             a_transposed, b_transposed = (x.strides[-1] != x.itemsize for x in (a, b))
             profile.products[Shapes(a.shape, b.shape, a_transposed, b_transposed, a.dtype.name)] += 1
-        return multiply(*products)
 
-    backend.matmuls = noted_products  # type: ignore[assignment]
     start = time.perf_counter()
     try:
-        with observe(after_forward, after_backward):
+        with observe(after_forward, after_backward), backend.observe_products(before_products):
             yield
     finally:
         profile.steps.append(time.perf_counter() - start)
-        backend.matmuls = multiply
 
 
 def profile_training(config: GPT2Config, batch_size: int, repeats: int, warm_up: int = 2) -> Profile:

@@ -16,8 +16,8 @@ nodes, scatters within the nodes and then, each rank with its N / g bytes, betwe
     sums      4 L_s all_reduces over tp of N C numbers, 6 L_s with recomputation, 1 for the embedding, 1 for the logits,
               and 2 for the loss, of N and of 2 N numbers
 
-where F are the operations of a block's products for a token (study/describe). Sums of tensor parallelism stand in the
-way of what follows, so they are added (Shoeybi et al. 2019, arXiv:1909.08053, section 3). Recomputation adds a forward.
+where F is the number of FLOPs of a block's products for a token (study/describe). All-reduces of tensor parallelism
+block what follows, so they are added (Shoeybi et al. 2019, arXiv:1909.08053, section 3). Recomputation adds a forward.
 
 **A step** of m micro-batches on p stages takes m + p - 1 times as long as the slowest stage needs for one, so that of
 its time (p - 1) / (m + p - 1) is the bubble (Narayanan et al. 2021, arXiv:2104.04473, section 2.2.1), and 2 (p - 1)
@@ -29,9 +29,9 @@ nothing hides it; ZeRO 2 sums the blocks in each micro-batch. ZeRO 3 gathers the
 in forward and backward: what shows is what takes longer than they (Rajbhandari et al. 2020, arXiv:1910.02054, section
 7; overlap as in Rasley et al. 2020, DeepSpeed, and here zero.py).
 
-**Memory.** The bytes of `parallel_report.kept_bytes`, and activations: those of study/describe, of which the parts
-between the two ends of a pair of matrices are cut by tp; stage s has those of min(m, p - s) micro-batches. With
-recomputation a micro-batch leaves a block's input alone, and one block has all.
+**Memory.** A rank holds the bytes of `parallel_report.kept_bytes`, and activations: those that study/describe counts,
+of which the parts between the two ends of a pair of matrices are cut by tp; stage s has those of min(m, p - s)
+micro-batches. With recomputation a micro-batch leaves a block's input alone, and one block has all.
 
 **Ranks that share cores** (a laptop): nothing is hidden, as no core is idle, and all ranks' work, over the cores, is
 the least that a step takes. With more ranks than cores a pipeline's bubble costs nothing: another stage computes in it.

@@ -8,6 +8,7 @@ neighbouring tokens that occurs most often in the training text becomes one new 
     low     low e r     low e s t         merge 2: l + ow
 
 The list of merges, in order, is the tokenizer. To encode, cut the text into bytes and apply the merges in that order.
+bpe_naive.py is this in 25 lines, with examples.
 
 Before either, a fixed pattern cuts text into *pretokens*: words with the space before them, numbers, punctuation. No
 token reaches over the end of a pretoken. It also makes BPE fast: a text has few different pretokens, so training

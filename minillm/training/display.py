@@ -15,7 +15,7 @@ from rich.text import Text
 from minillm.errors import InputError
 
 if TYPE_CHECKING:
-    from minillm.training.trainer import State
+    from minillm.training.saving import State
 
 
 class Display:
@@ -57,7 +57,8 @@ class Display:
         self.progress.stop()
 
     def step(self, record: dict[str, Any]) -> None:
-        """One step is done; `record` is its line in metrics.jsonl."""
+        """Write the line of a step to metrics.jsonl, and show it."""
+        self.run.add_metrics(record)
         self.speed += (record["tokens_per_s"] - self.speed) * (0.05 if self.speed else 1)
         fields: dict[str, Any] = {"loss": f"{record['loss']:.3f}", "speed": f"{self.speed:,.0f}"}
         if record["val_loss"] is not None:
@@ -75,7 +76,8 @@ class Display:
         self.console.print("-" * 40, style="dim")
 
     def finish(self, state: State, interrupted: bool) -> None:
-        """The end of the loop: the results, and the command that comes next."""
+        """Draw the loss curve, and show the results and the command that comes next."""
+        self.run.plot()
         self.progress.stop()
         name = str(self.run.folder)
         folder = escape(shlex.quote(f"./{name}" if name.startswith("-") else name))  # or it would be an option
@@ -100,3 +102,22 @@ class Display:
             return '"The "'
         except InputError:
             return shlex.quote(self.corpus.tokenizer.decode(np.asarray(self.corpus.train[:8])))
+
+
+class NoDisplay:
+    """The display of every rank but 0, which shows nothing."""
+
+    def __enter__(self) -> NoDisplay:
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        return None
+
+    def step(self, record: dict[str, Any]) -> None:
+        """As Display.step."""
+
+    def sample(self, prompt: str, continuation: str) -> None:
+        """As Display.sample."""
+
+    def finish(self, state: State, interrupted: bool) -> None:
+        """As Display.finish."""

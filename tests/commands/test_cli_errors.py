@@ -310,7 +310,7 @@ def test_samples_are_shown_as_they_are(trained: Path, capsys, text: str) -> None
     class Tokens:
         tokenizer, train = run.tokenizer, np.zeros(3)
 
-    from minillm.training.trainer import State
+    from minillm.training.saving import State
 
     display = Display(run, 1, Tokens, State(), run.config)
     capsys.readouterr()

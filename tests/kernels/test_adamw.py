@@ -1,4 +1,4 @@
-"""kernels/adamw.cu, emulated, against AdamW.update of minillm/optim.py in extended precision.
+"""kernels/adamw.cu, emulated, against the formula of minillm/optim/adamw.py in extended precision.
 
 Weights and moments may be as wrong as the formula in the dtype of the masters, twice over; a bfloat16 weight is its
 master, rounded.
@@ -7,14 +7,13 @@ master, rounded.
 from __future__ import annotations
 
 import math
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from minillm import cuda
 from minillm.cuda import Kernel, get_kernel
-from minillm.optim import AdamW
+from minillm.optim.adamw import adamw_update
 
 pytestmark = pytest.mark.usefixtures("_compiler")
 SIZES = (1, 3, 17, 64, 1023, 5003)
@@ -42,8 +41,7 @@ class Buffers:
     def by_formula(self, steps: int, dtype: type, options: dict = OPTIONS) -> list[np.ndarray]:
         """Masters and moments after the step, computed in `dtype`."""
         w, g, m, v = (a.astype(dtype) for a in (self.masters, self.gradient, self.m, self.v))
-        AdamW.update(SimpleNamespace(clip_factor=CLIP), w, g, m, v, steps=steps, lr=LR, **options)
-        return [w, m, v]
+        return list(adamw_update(w, CLIP * g, m, v, t=steps, lr=LR, **options))
 
     def by_kernel(self, steps, options=OPTIONS, blocks=2, threads=64, kernel: Kernel | None = None) -> list[np.ndarray]:
         """The same in place, by the kernel; the scalars as adamw.cu asks for them."""
@@ -96,7 +94,7 @@ def test_many_steps_stay_with_the_formula(rng):
     buffers = Buffers(rng, 50, np.dtype(np.float64))
     w, m, v = (a.copy() for a in (buffers.masters, buffers.m, buffers.v))
     for steps in range(1, 40):
-        AdamW.update(SimpleNamespace(clip_factor=CLIP), w, buffers.gradient, m, v, steps=steps, lr=LR, **OPTIONS)
+        w, m, v = adamw_update(w, CLIP * buffers.gradient, m, v, t=steps, lr=LR, **OPTIONS)
         buffers.by_kernel(steps)
         buffers.gradient = rng.standard_normal(50)
     np.testing.assert_allclose(buffers.masters, w, rtol=1e-13)

@@ -41,7 +41,7 @@ def test_the_steps_of_the_formula(dtype, without):
     before = launch_counts()
     by_kernel = train("require", dtype, without=without)
     launched = launch_counts() - before
-    by_formula = train("off", dtype, without=without)
+    by_formula = train("plain", dtype, without=without)
     assert launch_counts() - before == launched
     assert {name.partition("<")[0] for name in launched} == {"adamw", "sum_of_squares", "clip_factor"}
     np.testing.assert_allclose(by_kernel[1], by_formula[1], rtol=1e-6)
@@ -60,7 +60,7 @@ def test_the_steps_of_the_formula(dtype, without):
 def test_parameters_whose_gradients_come_and_go(dtype):
     """Those of equal counts that lie side by side are one launch."""
     launched = []
-    for policy in ("off", "require"):
+    for policy in ("plain", "require"):
         rng = np.random.default_rng(0)
         members = [Parameter(rng.standard_normal(shape).astype(dtype)) for shape in SHAPES]
         optimizer = AdamW(members, lr=1e-2)
@@ -82,7 +82,7 @@ def test_parameters_whose_gradients_come_and_go(dtype):
 
 def test_without_clipping(dtype):
     moved = []
-    for policy in ("off", "require"):
+    for policy in ("plain", "require"):
         parameter = Parameter(np.ones(100, dtype))
         optimizer = AdamW([parameter], lr=0.1)
         parameter.grad = np.random.default_rng(1).standard_normal(100).astype(dtype)
@@ -101,13 +101,13 @@ def test_no_gradients_have_norm_zero():
 
 
 def test_an_optimiser_without_a_kernel_uses_the_factor_that_one_made():
-    by_kernel, by_formula = (train(policy, np.dtype(np.float32), kind=SGD) for policy in ("emulate", "off"))
+    by_kernel, by_formula = (train(policy, np.dtype(np.float32), kind=SGD) for policy in ("emulate", "plain"))
     for ours, theirs in zip(by_kernel[0], by_formula[0], strict=True):
         np.testing.assert_allclose(ours.data, theirs.data, rtol=1e-5)
 
 
 def test_a_bfloat16_parameter_that_was_written_to_is_taken_over(bfloat16):
-    for policy in ("off", "require"):
+    for policy in ("plain", "require"):
         members, _, optimizer = train(policy, bfloat16)
         members[0].data[...] = 3
         for parameter in members:

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from minillm import hub
 from minillm.autograd import Node, Tensor
 from minillm.nn import Module
 from minillm.optim import AdamW
+from minillm.pretrained import joined_names, pieces_in_hugging_face
 
 
 def with_large_weights(model: Any, std: float = 0.4, seed: int = 0) -> Any:
@@ -70,19 +70,20 @@ def joined(model: Any, name: str, theirs: dict[str, Any]) -> np.ndarray:
     """What one of our parameters, or its gradient, is there: tensors by their name, in our shape."""
     module = sys.modules[type(model).__module__]
     theirs = taken_apart(module, model.config, theirs)
-    count, *rest = dict(model.named_parameters())[name].shape
     parts = []
-    for one, rows in hub._names(module, model.config, name, count):
-        array = theirs[one].detach().numpy()
-        is_transposed = hub._is_transposed(module, name)
-        parts.append(array.reshape(*rest, rows).T if is_transposed else array.reshape(rows, *rest))
+    for piece in pieces_in_hugging_face(model):
+        if piece.parameter == name:
+            array = theirs[piece.name].detach().numpy()
+            parts.append(
+                array.reshape(piece.rows.shape[::-1]).T if piece.transposed else array.reshape(piece.rows.shape)
+            )
     return np.concatenate(parts)
 
 
 def taken_apart(module: Any, config: Any, theirs: dict[str, Any]) -> dict[str, Any]:
     """The tensors there by the names of their parts, where one is several."""
     split = dict(theirs)
-    for whole, parts in hub._joined(module, config).items():
+    for whole, parts in joined_names(module, config).items():
         tensor = split.pop(whole)
         is_qkv = len(parts) == 3
         rows = module.rows_in_hugging_face(config, "") if is_qkv else len(tensor) // len(parts)

@@ -15,6 +15,7 @@ from minillm.errors import InputError
 from minillm.models import bart, bert, distilbert, gemma, gpt2, llama, roberta, xlnet
 from minillm.models.config import Config
 from minillm.nn import Module, uninitialized
+from minillm.pretrained import joined_names, pieces_in_hugging_face
 
 
 class Family(NamedTuple):
@@ -198,12 +199,8 @@ def test_transformers_builds_the_same_shapes_from_our_config(name: str, preset: 
         ours = model(config)  # memory that nobody touches
     trained = [parameter.numel() for parameter in ours.parameters() if parameter.requires_grad]
     assert sum(p.numel() for p in theirs.parameters()) == sum(trained)
-    names = {
-        one
-        for key, parameter in ours.named_parameters()
-        for one, _ in minillm.hub._names(file, config, key, len(parameter.data))
-    }
-    for whole, parts in minillm.hub._joined(file, config).items():
+    names = {piece.name for piece in pieces_in_hugging_face(ours)}
+    for whole, parts in joined_names(file, config).items():
         names = names - {*parts} | {whole}
     assert {one for one in theirs.state_dict() if one in names or not one.endswith(file.IGNORED)} == names
 

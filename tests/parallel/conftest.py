@@ -94,7 +94,7 @@ class Pool:
 
     def outcomes(self, function: Callable[..., Any], *args: Any, timeout: float = RUN) -> list[Any]:
         """What `function(communicator, *args)` returned on each rank, or a RankError; its `error` was raised there."""
-        from minillm.parallel.shared_memory import create_segment
+        from minillm.parallel.segments import create_segment
 
         self.failed.value = -1
         memory = create_segment(self.n)
@@ -173,7 +173,8 @@ def environment_of(values: dict[str, str]) -> Iterator[None]:
 
 def serve(rank: int, n: int, connection: Connection, failed: Any, dump: str) -> None:
     """What a process does: run functions until its pipe ends."""
-    from minillm.parallel.shared_memory import SharedMemoryCommunicator, attach_segment
+    from minillm.parallel.segments import attach_segment
+    from minillm.parallel.shared_memory import SharedMemoryCommunicator
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the tests, whose end ends this one
     dump_file = open(dump, "w")  # noqa: SIM115

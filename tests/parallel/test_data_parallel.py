@@ -140,10 +140,10 @@ def frozen(communicator, stage):
     parallel.attach(optimizer)
     ids = np.arange(24).reshape(2, 12)
     for micro_batches in (1, 2):
-        parallel.accumulate_gradients(ids, ids, micro_batches)
+        parallel.forward_backward(ids, ids, micro_batches)
         optimizer.clip_grad_norm(0.5)
         optimizer.step()
-        parallel.publish()
+        parallel.sync_parameters()
     after = parallel.state_dict() or {}
     return {name for name in after if (after[name] != before[name]).any()}, after
 
@@ -204,8 +204,8 @@ def test_a_parameter_that_a_step_does_not_use_has_gradient_zero(stage):
         ops.linear(model.ln_f(model.blocks(x) if uses_blocks else x), model.output_weight).sum().backward()
         parallel.finish()
         optimizer.step()
-        parallel.publish()
-        rows = [parallel.whole(unit) if stage else unit.data for unit in parallel.blocks]
+        parallel.sync_parameters()
+        rows = [parallel.whole_row(unit, unit.kept_data) for unit in parallel.blocks]
         seen.append([row.copy() for row in rows])
     for before, after in zip(*seen, strict=True):
         np.testing.assert_array_equal(after, before)
@@ -231,6 +231,6 @@ def test_a_backward_after_a_step_is_noticed():
     model.loss(ids, ids).backward()
     parallel.finish()
     optimizer.step()
-    parallel.publish()
+    parallel.sync_parameters()
     with pytest.raises(autograd.GraphError, match="moved by the optimiser"):
         old.backward()

@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 
 from minillm.errors import MinillmError, ParallelError
-from minillm.parallel import rendezvous, shared_memory
+from minillm.parallel import rendezvous, segments
 from minillm.parallel.launch import run_rank
 
 FORK = multiprocessing.get_context("forkserver")  # a process that has imported everything, and forks the ranks
@@ -352,4 +352,4 @@ class ToldLater:
 def test_memory_that_ended_with_its_owner_is_laid_to_that():
     """A rank is killed between telling the name of its memory and the others' opening it."""
     with pytest.raises(ParallelError, match="rank 0 failed"):
-        shared_memory.attach_to(1, 0, "/proc/1/fd/no-such", ToldLater())
+        segments.attach_to(1, 0, "/proc/1/fd/no-such", ToldLater())

@@ -18,10 +18,11 @@ import pytest
 from minillm import cli
 from minillm.errors import InputError, ParallelError
 from minillm.parallel import launch as module
-from minillm.parallel import shared_memory
+from minillm.parallel import segments
 from minillm.parallel.communicator import Alone
 from minillm.parallel.launch import connect, ended, launch, own_gpu, run, threads_per_rank
-from minillm.parallel.rendezvous import OTHER_FAILED, Place
+from minillm.parallel.place import Place
+from minillm.parallel.rendezvous import OTHER_FAILED
 
 ROOT = Path(__file__).parents[2]
 
@@ -188,7 +189,7 @@ def test_ranks_that_see_other_processes(monkeypatch):
     def no_such(name):
         raise FileNotFoundError(2, "No such file", name)
 
-    monkeypatch.setattr(shared_memory, "attach_segment", no_such)
+    monkeypatch.setattr(segments, "attach_segment", no_such)
     texts = connected(2)
     assert all("rank 1 cannot open the memory of rank 0" in text for text in texts)
 

@@ -97,10 +97,10 @@ def trained_by_sgd(communicator, case):
     optimizer = SGD(parallel.groups, 0.1, momentum=0.9)
     parallel.attach(optimizer)
     for step in range(case.steps):
-        parallel.accumulate_gradients(*batch(case, step), case.micro_batches)
+        parallel.forward_backward(*batch(case, step), case.micro_batches)
         optimizer.clip_grad_norm(0.5)
         optimizer.step()
-        parallel.publish()
+        parallel.sync_parameters()
     return parallel.state_dict(), parallel.optimizer_state_dict(optimizer)
 
 
@@ -122,9 +122,9 @@ def trained_in_part(communicator):
     parallel = ParallelModel(model, Mesh(communicator), zero=1)
     optimizer = AdamW(parallel.groups, 1e-2)
     parallel.attach(optimizer)
-    parallel.accumulate_gradients(*batch(Case(), 0))
+    parallel.forward_backward(*batch(Case(), 0))
     optimizer.step()
-    parallel.publish()
+    parallel.sync_parameters()
     state = parallel.optimizer_state_dict(optimizer)
     return state and {name: array.copy() for name, array in state.items()}
 

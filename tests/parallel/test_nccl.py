@@ -18,13 +18,15 @@ import pytest
 
 import minillm
 from minillm import cuda, device
+from minillm.engine import engine
 from minillm.errors import DeviceError, DtypeError, InputError, ParallelError, ShapeError
 from minillm.models.gpt2 import GPT2, GPT2Config
 from minillm.optim import AdamW
 from minillm.parallel.communicator import Communicator, Trace, bounds, bytes_sent
 from minillm.parallel.mesh import Mesh, ParallelModel
 from minillm.parallel.nccl import connect
-from minillm.parallel.rendezvous import Place, join
+from minillm.parallel.place import Place
+from minillm.parallel.rendezvous import join
 from tests.parallel.nccl_ranks import over_nccl
 
 SIZES = (1, 7, 12345, 50_001)  # one, odd ones, and more than a slot of the stand-in holds
@@ -621,10 +623,10 @@ def test_on_a_gpu_the_host_waits_for_nothing_in_a_step(gpu: Any, division: str) 
     ids = gpu.asarray(np.random.default_rng(1).integers(0, 33, (4, 8)))
 
     def step() -> tuple[Any, Any]:
-        loss = parallel.accumulate_gradients(ids, ids, micro_batches=2)
+        loss = parallel.forward_backward(ids, ids, micro_batches=2)
         norm = optimizer.clip_grad_norm(1.0)
         optimizer.step()
-        parallel.publish()
+        parallel.sync_parameters()
         return loss, norm
 
     step()  # a pipeline asks once how many random numbers each stage takes
@@ -632,7 +634,7 @@ def test_on_a_gpu_the_host_waits_for_nothing_in_a_step(gpu: Any, division: str) 
     loss, norm = step()
     assert gpu.synchronizations == waits
     assert np.isfinite([float(loss), float(norm)]).all()
-    with cuda.engine("fast"):
+    with engine("fast"):
         assert np.isfinite(step()[1])
     communicator.close()
 

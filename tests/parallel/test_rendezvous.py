@@ -19,7 +19,9 @@ from hypothesis import strategies as st
 
 from minillm.errors import InputError, MinillmError, ParallelError
 from minillm.parallel import rendezvous
-from minillm.parallel.rendezvous import MAGIC, Place, first_host, join, listen, world_size
+from minillm.parallel.peer import listen
+from minillm.parallel.place import Place, first_host, world_size
+from minillm.parallel.rendezvous import MAGIC, join
 
 TORCHRUN = {
     "RANK": "3",

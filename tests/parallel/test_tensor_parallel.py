@@ -12,6 +12,7 @@ import pytest
 
 import minillm
 from minillm import Tensor, cuda, ops, random
+from minillm.autograd import Op
 from minillm.backend import as_dtype
 from minillm.engine import engine
 from minillm.errors import InputError, ShapeError
@@ -20,8 +21,11 @@ from minillm.models.bert import BertConfig, BertForMaskedLM
 from minillm.models.gemma import Gemma, GemmaConfig
 from minillm.models.gpt2 import GPT2, GPT2Config
 from minillm.models.llama import Llama, LlamaConfig
+from minillm.parallel import collective_ops
 from minillm.parallel import tensor_parallel as tp
+from minillm.parallel import vocabulary_cross_entropy as loss_file
 from minillm.parallel.communicator import Alone, Trace, bounds, bytes_sent
+from minillm.parallel.shard import Shard, shard, shard_specs, unshard
 
 V, B, T = 37, 3, 9  # V divides by no number of ranks
 GPT = GPT2Config(V, context=12, layers=2, heads=4, channels=24)
@@ -72,22 +76,22 @@ def outcome(model, reduction="mean"):
 
 
 def step(communicator, config, dtype, reduction="mean", fault=None):
-    with FAULTS[fault]() if fault else mock.patch.object(tp, "COPY", tp.COPY):
+    with FAULTS[fault]() if fault else contextlib.nullcontext():
         model = tp.tensor_parallel(whole_model(config, dtype), communicator)
-        return *outcome(model, reduction), tp.slices(model)
+        return *outcome(model, reduction), shard_specs(model)
 
 
 def difference(parts, config, dtype, reduction="mean"):
     """The largest difference of any result from that of one process, relative to the largest number of that result."""
     expected, place = outcome(whole_model(config, dtype), reduction)
-    cuts = parts[0][2]
+    specs = parts[0][2]
     worst = 0.0
     for name, whole in expected.items():
         received = np.full_like(whole, np.nan)
-        for results, _, cuts in parts:
+        for results, _, specs in parts:
             assert results[name].dtype == whole.dtype, name
-            tp.put(cuts.get(name), received, results[name])
-        if cuts.get(name) is None:
+            unshard(specs.get(name), received, results[name])
+        if specs.get(name) is None:
             assert len({results[name].tobytes() for results, *_ in parts}) == 1, f"{name} differs between ranks"
         worst = max(worst, float(np.abs(received - whole).max() / np.abs(whole).max()))
     assert all(part_place == place for _, part_place, _ in parts)
@@ -112,7 +116,9 @@ def test_equals_one_process_on_three_ranks_by_the_sum_of_losses(ranks):
 
 
 def without_sum_backward():
-    return mock.patch.object(tp, "COPY", tp.Op("copy", tp.copy_forward, lambda dout, _: (dout.copy(),)))
+    return mock.patch.object(
+        collective_ops, "COPY", Op("copy", collective_ops.copy_forward, lambda dout, _: (dout.copy(),))
+    )
 
 
 def with_sum_backward():
@@ -120,42 +126,42 @@ def with_sum_backward():
         dx = dout * 2  # what a sum of two equal gradients gives
         return dx, None
 
-    return mock.patch.object(tp, "REDUCE", tp.Op("reduce", tp.reduce_forward, backward))
+    return mock.patch.object(collective_ops, "REDUCE", Op("reduce", collective_ops.reduce_forward, backward))
 
 
 def bias_on_every_rank():
     def forward(self, x):
-        return tp.reduce_from_ranks(ops.linear(x, self.weight, self.bias), self.communicator)
+        return collective_ops.reduce_from_ranks(ops.linear(x, self.weight, self.bias), self.communicator)
 
     return mock.patch.object(tp.RowParallelLinear, "forward", forward)
 
 
 def one_run_of_rows():
-    right = tp._cut_rows
-    return mock.patch.object(
-        tp, "_cut_rows", lambda layer, communicator, *parts: right(layer, communicator, sum(parts))
-    )
+    right = tp.divided
+    return mock.patch.object(tp, "divided", lambda axis, sizes, communicator: right(axis, [sum(sizes)], communicator))
 
 
 def rows_of_others():
     def forward(self, ids):
-        first, stop = self.cuts["weight"].runs[0]
-        return tp.reduce_from_ranks(
+        first, stop = self.shards["weight"].runs[0]
+        return collective_ops.reduce_from_ranks(
             ops.embedding(np.clip(ids - first, 0, stop - first - 1), self.weight), self.communicator
         )
 
-    return mock.patch.object(tp.VocabularyParallelEmbedding, "forward", forward)
+    return mock.patch.object(tp.VocabParallelEmbedding, "forward", forward)
 
 
 def gradient_of_others_rows():
-    right = tp.reduce_backward
+    right = collective_ops.reduce_backward
     return mock.patch.object(
-        tp, "REDUCE", tp.Op("reduce", tp.reduce_forward, lambda dout, _: right(dout, None), aliases=True)
+        collective_ops,
+        "REDUCE",
+        Op("reduce", collective_ops.reduce_forward, lambda dout, _: right(dout, None), aliases=True),
     )
 
 
 def largest_of_own_logits():
-    right = tp._loss
+    right = loss_file._loss
 
     def loss(logits, targets, largest, total, *, communicator, **settings):
         sums = mock.Mock(wraps=communicator)
@@ -164,17 +170,17 @@ def largest_of_own_logits():
         )
         return right(logits, targets, largest, total, communicator=sums, **settings)
 
-    return mock.patch.object(tp, "_loss", loss)
+    return mock.patch.object(loss_file, "_loss", loss)
 
 
 def target_on_every_rank():
-    right = tp.VOCABULARY_CROSS_ENTROPY.backward
+    right = loss_file.VOCABULARY_CROSS_ENTROPY.backward
 
     def backward(dout, saved):
         return right(dout, saved._replace(targets=np.maximum(saved.targets, 0)))
 
     return mock.patch.object(
-        tp, "VOCABULARY_CROSS_ENTROPY", tp.Op("loss", tp.vocabulary_cross_entropy_forward, backward)
+        loss_file, "VOCABULARY_CROSS_ENTROPY", Op("loss", loss_file.vocabulary_cross_entropy_forward, backward)
     )
 
 
@@ -189,11 +195,11 @@ def mask_of_own_heads_only():
 
 def padding_in_the_logits():
     def forward(x, *, size, communicator):
-        whole, mine = tp.gather_forward(x, size=size, communicator=communicator)
+        whole, mine = collective_ops.gather_forward(x, size=size, communicator=communicator)
         whole[..., 1:] = whole[..., :-1].copy()
         return whole, mine
 
-    return mock.patch.object(tp, "GATHER", tp.Op("gather", forward, tp.gather_backward))
+    return mock.patch.object(collective_ops, "GATHER", Op("gather", forward, collective_ops.gather_backward))
 
 
 FAULTS = {
@@ -243,18 +249,18 @@ def joint_differences(communicator, name, seed):
     inside = mine.random((2, 3)) < 0.5
 
     def block(x, a, b):
-        return tp.reduce_from_ranks(
-            ops.linear(ops.gelu(ops.linear(tp.copy_to_ranks(x, communicator), a)), b), communicator
+        return collective_ops.reduce_from_ranks(
+            ops.linear(ops.gelu(ops.linear(collective_ops.copy_to_ranks(x, communicator), a)), b), communicator
         )
 
     def loss(x, reduction):
-        return tp.vocabulary_cross_entropy(x, targets, communicator, 7, reduction=reduction)
+        return loss_file.vocabulary_cross_entropy(x, targets, communicator, 7, reduction=reduction)
 
     function, whole, own = {
-        "copy": (lambda x: tp.copy_to_ranks(x, communicator), [(2, 3, 5)], []),
-        "reduce": (lambda x: tp.reduce_from_ranks(x, communicator), [], [(2, 3, 5)]),
-        "reduce-inside": (lambda x: tp.reduce_from_ranks(x, communicator, inside), [], [(2, 3, 5)]),
-        "gather": (lambda x: tp.gather_from_ranks(x, communicator, 7), [], [(2, 3, columns)]),
+        "copy": (lambda x: collective_ops.copy_to_ranks(x, communicator), [(2, 3, 5)], []),
+        "reduce": (lambda x: collective_ops.reduce_from_ranks(x, communicator), [], [(2, 3, 5)]),
+        "reduce-inside": (lambda x: collective_ops.reduce_from_ranks(x, communicator, inside), [], [(2, 3, 5)]),
+        "gather": (lambda x: collective_ops.gather_from_ranks(x, communicator, 7), [], [(2, 3, columns)]),
         "block": (block, [(2, 3, 5)], [(4, 5), (5, 4)]),
         "mean": (lambda x: loss(x, "mean"), [], [(2, 3, columns)]),
         "sum": (lambda x: loss(x, "sum"), [], [(2, 3, columns)]),
@@ -291,13 +297,13 @@ def test_backwards_by_differences_of_the_joint_function(ranks, name, n):
             assert error < 1e-7 * max(1, scale)
 
 
-def loss_of_parts(communicator, logits, targets, reduction, mode="off", overwrite=False):
+def loss_of_parts(communicator, logits, targets, reduction, mode="fast", overwrite=False):
     edges = bounds(logits.shape[-1], communicator.size)
     mine = np.ascontiguousarray(logits[..., edges[communicator.rank] : edges[communicator.rank + 1]])
     x = Tensor(mine, requires_grad=True)
     with engine(mode):
         before = cuda.launch_counts()
-        y = tp.vocabulary_cross_entropy(
+        y = loss_file.vocabulary_cross_entropy(
             x, targets, communicator, logits.shape[-1], reduction=reduction, overwrite=overwrite
         )
         y.backward(np.full(y.shape, 0.7))
@@ -328,7 +334,7 @@ def test_loss_of_parts(ranks, rng, values, reduction):
     targets = rng.integers(0, 7, (4, 5))
     targets[1], targets[0, :2] = -100, (0, 4)
     expected, gradient = whole_loss(logits, targets, reduction)
-    results = ranks(3).run(loss_of_parts, logits, targets, reduction, "off", True)
+    results = ranks(3).run(loss_of_parts, logits, targets, reduction, "fast", True)
     for loss, *_, overwritten in results:
         np.testing.assert_allclose(loss, expected, rtol=1e-13, atol=1e-13)
         assert overwritten
@@ -350,7 +356,7 @@ def test_loss_by_kernels(ranks, rng, dtype):
     targets[2] = -100
     expected, gradient = whole_loss(logits.astype(np.float64), targets, "mean")
     tolerance = {"float64": 1e-13, "float32": 1e-6, "bfloat16": 4e-3}[dtype]
-    for mode in ("emulate", "off"):
+    for mode in ("emulate", "fast"):
         results = ranks(2).run(loss_of_parts, logits, targets, "mean", mode)
         received = np.concatenate([r[1] for r in results], axis=-1)
         assert received.dtype == logits.dtype
@@ -425,30 +431,30 @@ def shapes_of(communicator, config):
     arrays = {name: parameter.data.copy() for name, parameter in whole.named_parameters()}
     model = tp.tensor_parallel(whole, communicator)
     assert [(name, parameter.name) for name, parameter in model.named_parameters()] == names
-    cuts = tp.slices(model)
-    assert list(cuts) == [name for name, _ in names]
+    specs = shard_specs(model)
+    assert list(specs) == [name for name, _ in names]
     for name, parameter in model.named_parameters():
-        np.testing.assert_array_equal(parameter.data, tp.take(cuts[name], arrays[name]))
+        np.testing.assert_array_equal(parameter.data, shard(specs[name], arrays[name]))
         assert parameter.data.base is None or parameter.data.base.size == parameter.data.size  # the whole is freed
-    return {name: parameter.shape for name, parameter in model.named_parameters()}, cuts
+    return {name: parameter.shape for name, parameter in model.named_parameters()}, specs
 
 
 def test_which_part_a_rank_has(ranks):
     parts = ranks(2).run(shapes_of, LLAMA)
-    shapes, cuts = parts[1]
+    shapes, specs = parts[1]
     assert shapes["wte.weight"] == shapes["lm_head.weight"] == (18, 24)
     assert parts[0][0]["wte.weight"] == (19, 24)
     assert shapes["h.1.attn.qkv.weight"] == (24 + 12 + 12, 24)
     assert shapes["h.1.attn.proj.weight"] == (24, 24)
     assert shapes["h.1.mlp.gate.weight"] == shapes["h.1.mlp.up.weight"] == (10, 24)
     assert shapes["h.1.mlp.down.weight"] == (24, 10)
-    assert cuts["h.1.attn.qkv.weight"] == (0, ((24, 48), (60, 72), (84, 96)), 96)
-    assert cuts["h.1.attn.proj.weight"] == (1, ((24, 48),), 48)
-    assert cuts["ln_f.weight"] is None
-    shapes, cuts = ranks(2).run(shapes_of, GPT)[0]
+    assert specs["h.1.attn.qkv.weight"] == (0, ((24, 48), (60, 72), (84, 96)), 96)
+    assert specs["h.1.attn.proj.weight"] == (1, ((24, 48),), 48)
+    assert specs["ln_f.weight"] is None
+    shapes, specs = ranks(2).run(shapes_of, GPT)[0]
     assert shapes["h.0.attn.qkv.bias"] == (36,)
-    assert cuts["h.0.attn.qkv.bias"] == (0, ((0, 12), (24, 36), (48, 60)), 72)
-    assert [name for name, cut in cuts.items() if cut is None and name.startswith(("h.0.", "w"))] == [
+    assert specs["h.0.attn.qkv.bias"] == (0, ((0, 12), (24, 36), (48, 60)), 72)
+    assert [name for name, spec in specs.items() if spec is None and name.startswith(("h.0.", "w"))] == [
         "wpe.weight",
         *(f"h.0.{name}" for name in ("ln_1.weight", "ln_1.bias", "attn.proj.bias")),
         *(f"h.0.{name}" for name in ("ln_2.weight", "ln_2.bias", "mlp.proj.bias")),
@@ -456,23 +462,23 @@ def test_which_part_a_rank_has(ranks):
 
 
 @pytest.mark.parametrize("axis", [0, 1])
-def test_take_and_put(axis):
+def test_shard_and_unshard(axis):
     whole = np.arange(77.0).reshape(7, 11)
     runs = [((0, 1), (3, 6)), ((1, 3), (6, whole.shape[axis]))]
-    cuts = [tp.Cut(axis, run, whole.shape[axis]) for run in runs]
-    parts = [tp.take(cut, whole) for cut in cuts]
+    specs = [Shard(axis, run, whole.shape[axis]) for run in runs]
+    parts = [shard(spec, whole) for spec in specs]
     assert [part.shape[axis] for part in parts] == [4, whole.shape[axis] - 4]
     again = np.full_like(whole, np.nan)
-    for cut, part in zip(cuts, parts, strict=True):
+    for spec, part in zip(specs, parts, strict=True):
         assert not np.shares_memory(part, whole)
         assert part.flags.c_contiguous
-        tp.put(cut, again, part)
+        unshard(spec, again, part)
     np.testing.assert_array_equal(again, whole)
-    assert tp.take(None, whole) is whole
-    with pytest.raises(ShapeError, match="take: axis"):
-        tp.take(cuts[0], whole[:-1, :-1])
-    with pytest.raises(ShapeError, match="put: the part has"):
-        tp.put(cuts[0], again, parts[1])
+    assert shard(None, whole) is whole
+    with pytest.raises(ShapeError, match="shard: axis"):
+        shard(specs[0], whole[:-1, :-1])
+    with pytest.raises(ShapeError, match=rf"unshard: axis {axis} of the part has size \d, but the shard's runs have 4"):
+        unshard(specs[0], again, parts[1])
 
 
 class RanksThere(Alone):
@@ -506,7 +512,7 @@ def test_models_that_cannot_be_cut():
         tp.tensor_parallel(BertForMaskedLM(BertConfig.preset("nano")), RanksThere(2))
     with pytest.raises(InputError, match="a Gemma cannot be cut; give a GPT2 or a Llama"):
         tp.tensor_parallel(Gemma(GemmaConfig.preset("nano")), RanksThere(2))
-    with pytest.raises(InputError, match="qk_norm=True cannot be cut, for each rank would know a part of its gradient"):
+    with pytest.raises(InputError, match="qk_norm=True cannot be cut, because each rank would know only a part"):
         tp.tensor_parallel(whole_model(LlamaConfig(V, 12, 1, 4, 4, 24, 20, qk_norm=True)), RanksThere(2))
     model = tp.tensor_parallel(whole_model(GPT), RanksThere(2))
     with pytest.raises(InputError, match="the model is cut already"):
@@ -517,13 +523,13 @@ def test_calls_that_do_not_fit():
     two = RanksThere(2)
     x = Tensor(np.zeros((3, 4)))
     with pytest.raises(ShapeError, match="gather_from_ranks: x has 4 columns, but rank 0 has 3 of 5"):
-        tp.gather_from_ranks(x, two, 5)
+        collective_ops.gather_from_ranks(x, two, 5)
     with pytest.raises(ShapeError, match="vocabulary_cross_entropy: logits have shape"):
-        tp.vocabulary_cross_entropy(x, np.zeros(3, int), two, 5)
+        loss_file.vocabulary_cross_entropy(x, np.zeros(3, int), two, 5)
     with pytest.raises(InputError, match="target 8 is out of range"):
-        tp.vocabulary_cross_entropy(x, np.array([0, 1, 8]), two, 8)
+        loss_file.vocabulary_cross_entropy(x, np.array([0, 1, 8]), two, 8)
     with pytest.raises(InputError, match="reduction is 'max'"):
-        tp.vocabulary_cross_entropy(x, np.zeros(3, int), two, 8, reduction="max")
+        loss_file.vocabulary_cross_entropy(x, np.zeros(3, int), two, 8, reduction="max")
     model = tp.tensor_parallel(whole_model(GPT), two)
     with pytest.raises(InputError, match="token id 37 is out of range"):
         model(np.array([[V]]))
@@ -534,8 +540,6 @@ def test_one_rank_is_one_process():
     model = tp.tensor_parallel(whole_model(CONFIGS["gpt2-dropout"]), Alone())
     received, other_place = outcome(model)
     assert place == other_place
-    assert set(tp.slices(model).values()) == {None}
+    assert set(shard_specs(model).values()) == {None}
     for name, x in expected.items():
         np.testing.assert_array_equal(received[name], x)
-    ids, targets = batch()
-    assert model.loss_of(model.features(ids), targets).item() == model.loss(ids, targets).item()

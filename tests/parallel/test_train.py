@@ -19,7 +19,7 @@ from minillm.errors import InputError, ParallelError
 from minillm.models.gpt2 import GPT2
 from minillm.parallel.communicator import Alone, Trace, bytes_sent
 from minillm.parallel.data_parallel import DataParallel
-from minillm.training import trainer
+from minillm.training import corpus
 from minillm.training.config import TrainConfig, preset
 from minillm.training.run import Run
 from minillm.training.trainer import train
@@ -115,11 +115,11 @@ def other_settings(communicator, config: TrainConfig) -> None:
 
 def other_text(communicator, config: TrainConfig) -> None:
     if communicator.rank == 2:  # the same path on another machine
-        trainer.read_text = lambda path, field: read_text(f"{path}.other", field)
+        corpus.read_text = lambda path, field: read_text(f"{path}.other", field)
     try:
         train(config, None, communicator)
     finally:
-        trainer.read_text = read_text
+        corpus.read_text = read_text
 
 
 def test_ranks_that_do_not_train_the_same_are_named(ranks, text, tmp_path):

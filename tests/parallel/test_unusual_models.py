@@ -101,10 +101,10 @@ def on_mesh(communicator, kinds, micro_batches, name, mesh, zero, layers=(), ste
     losses = []
     for step in steps:
         model.step = step
-        losses.append(float(parallel.accumulate_gradients(*batch(step), micro_batches)))
+        losses.append(float(parallel.forward_backward(*batch(step), micro_batches)))
         optimizer.clip_grad_norm(0.5)
         optimizer.step()
-        parallel.publish()
+        parallel.sync_parameters()
     found = losses, parallel.state_dict(), parallel.optimizer_state_dict(optimizer)
     parallel.mesh.close()
     return found
@@ -184,9 +184,9 @@ def late_stages(communicator):
     losses = []
     for step in range(STEPS):
         model.step = step
-        losses.append(float(parallel.accumulate_gradients(*batch(step), 2)))
+        losses.append(float(parallel.forward_backward(*batch(step), 2)))
         optimizer.step()
-        parallel.publish()
+        parallel.sync_parameters()
     return losses, parallel.state_dict(), parallel.optimizer_state_dict(optimizer)
 
 
@@ -250,7 +250,7 @@ def test_gaps_between_gradients_are_no_part_of_the_norm(monkeypatch, stage):
     for row in rows:
         row[...] = np.nan
     monkeypatch.setattr(np, "empty_like", empty_like)
-    parallel.accumulate_gradients(*batch(0))
+    parallel.forward_backward(*batch(0))
     accumulate_gradients(alone, *batch(0))
     expected = AdamW(alone.parameters()).clip_grad_norm(1.0)
     assert optimizer.clip_grad_norm(1.0) == pytest.approx(expected, rel=1e-6)

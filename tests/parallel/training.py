@@ -113,10 +113,10 @@ def on_mesh(communicator: Communicator, case: Case, start: Any = None) -> Outcom
     communicator.trace.messages.clear()
     losses, norms = [], []
     for step in range(case.steps):
-        losses.append(float(parallel.accumulate_gradients(*batch(case, step), case.micro_batches)))
+        losses.append(float(parallel.forward_backward(*batch(case, step), case.micro_batches)))
         norms.append(float(optimizer.clip_grad_norm(0.5)))
         optimizer.step()
-        parallel.publish()
+        parallel.sync_parameters()
     counter, messages = random.default.counter, list(communicator.trace.messages)
     weights, state = parallel.state_dict(), parallel.optimizer_state_dict(optimizer)
     evaluation = parallel.losses([batch(case, 100 + i) for i in range(3)])

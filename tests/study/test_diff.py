@@ -6,11 +6,10 @@ import numpy as np
 import pytest
 
 import minillm
-from minillm.autograd import Tensor
 from minillm.errors import InputError
+from minillm.grad_mode import state
 from minillm.models.llama import Llama, LlamaConfig
-from minillm.nn import Module
-from minillm.study.diff import differences, recorded
+from minillm.study.diff import differences, outputs_of_layers
 
 CONFIG = LlamaConfig(19, 16, 2, 4, 2, 16, 24)
 
@@ -62,13 +61,17 @@ def test_models_with_other_layers() -> None:
         differences(a, Llama(LlamaConfig(19, 16, 3, 4, 2, 16, 24)), ids)
 
 
-def test_nothing_is_left_behind_by_an_error() -> None:
-    before = Module.__call__
-    with pytest.raises(ZeroDivisionError), recorded([]):
-        raise ZeroDivisionError
-    assert Module.__call__ is before
-    outputs: list = []
-    with recorded(outputs):
-        Llama(CONFIG)(np.zeros((1, 1), int))
-    assert isinstance(outputs[0][1], np.ndarray)
-    assert not isinstance(outputs[0][1], Tensor)
+def test_nothing_is_left_behind_by_an_error(rng) -> None:
+    a, b = two_alike()
+    with pytest.raises(InputError, match="token id 19 is out of range"):
+        differences(a, b, np.full((1, 2), 19))
+    assert a.training
+    assert state.observers == ()
+    assert len(differences(a, b, rng.integers(0, 19, (1, 2)))) == 23
+
+
+def test_outputs_are_arrays_by_the_paths_of_their_layers() -> None:
+    outputs = outputs_of_layers(Llama(CONFIG), np.zeros((1, 1), int))
+    assert [name for name, _ in outputs][:2] == ["wte", "h.0.ln_1"]
+    assert {type(array) for _, array in outputs} == {np.ndarray}
+    assert outputs[-1][1].shape == (1, 1, 19)

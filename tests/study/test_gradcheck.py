@@ -36,10 +36,14 @@ def stream():
 # --- the table -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("op", NAMES)
-def test_every_case_passes(op):
+PAIRS = [("plain", op.name) for op in ops.OPS] + [("fast", op.name) for op in ops.OPS if op.pair("fast")]
+
+
+@pytest.mark.parametrize(("engine", "op"), PAIRS)
+def test_every_case_passes(engine, op):
     """With variants of the arguments in every case; `minillm gradcheck` tries them in some."""
-    results = [run_case(case) for case in CASES if case.op == op]
+    with minillm.engine(engine):
+        results = [run_case(case) for case in CASES if case.op == op]
     assert results
     assert sum(result.variants - result.skipped for result in results) > 20
     for result in results:
@@ -174,10 +178,22 @@ def graph_of(case, dtype=np.float64) -> list:
     return nodes
 
 
+@pytest.fixture
+def plain():
+    """The plain engine, where the backward of an Op is the one that runs."""
+    with minillm.engine("plain"):
+        yield
+
+
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-@pytest.mark.parametrize("op", NAMES)
-def test_dtypes_stay(op, dtype):
+@pytest.mark.parametrize(("engine", "op"), PAIRS)
+def test_dtypes_stay(engine, op, dtype):
     """float32 stays float32, float64 stays float64: every output, every gradient of every backward, every leaf."""
+    with minillm.engine(engine):
+        check_dtypes(op, dtype)
+
+
+def check_dtypes(op, dtype):
     rng = np.random.default_rng(0)
     gradients_seen = 0
     for case in CASES:
@@ -198,7 +214,7 @@ def test_dtypes_stay(op, dtype):
                 gradients_seen += 1
         for node in graph_of(case, dtype):
             dout = tuple(rng.normal(size=shape).astype(dtype) for shape in node.output_shapes)
-            gradients = node.backward(dout if node.several else dout[0], node.saved)
+            gradients = node.backward(dout if node.multiple_outputs else dout[0], node.saved)
             for edge, gradient in zip(node.edges, gradients, strict=True):
                 assert edge is None or gradient.dtype == dtype, f"{node.op.name} in {case.name}"
     assert gradients_seen > 3
@@ -210,6 +226,7 @@ def write_into(dout):
             one *= 1.0
 
 
+@pytest.mark.usefixtures("plain")
 @pytest.mark.parametrize("op", NAMES)
 def test_a_backward_that_wrote_into_dout_would_be_found(op, monkeypatch):
     """The cases hand every backward a read-only dout; here each op in turn tries to write into it."""
@@ -224,6 +241,7 @@ def test_a_backward_that_wrote_into_dout_would_be_found(op, monkeypatch):
         assert "writes into dout" in result.report, result.case
 
 
+@pytest.mark.usefixtures("plain")
 @pytest.mark.parametrize("op", [op.name for op in ops.OPS if op.aliases])
 def test_aliases_is_declared_only_where_gradients_share_memory(op, monkeypatch):
     """Without the flag, the audit of memory in some case must object."""
@@ -233,6 +251,7 @@ def test_aliases_is_declared_only_where_gradients_share_memory(op, monkeypatch):
     assert all("declare the Op with aliases=True" in report for report in reports)
 
 
+@pytest.mark.usefixtures("plain")
 @pytest.mark.parametrize("op", [op.name for op in ops.OPS if not op.aliases])
 def test_a_gradient_that_shared_memory_would_be_found(op, monkeypatch):
     """Hand out the same gradient buffer as the op saved: the audit must object in every case with a gradient."""

@@ -1,7 +1,8 @@
-"""Byte-pair encoding against slow, obviously correct versions of itself, on texts that hypothesis draws."""
+"""Byte-pair encoding against its naive form (bpe_naive.py), on texts that hypothesis draws."""
 
 from __future__ import annotations
 
+import doctest
 import itertools
 import random
 import re
@@ -17,7 +18,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from minillm.errors import DtypeError, InputError
-from minillm.tokenizers import BPETokenizer, base, bpe, vocab_files
+from minillm.tokenizers import BPETokenizer, base, bpe, bpe_naive, vocab_files
 
 # As OpenAI published it; ours is a shorter spelling.
 GPT2_PATTERN = regex.compile(r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+")
@@ -43,40 +44,16 @@ AWKWARD = [
 ]
 
 
-def split(text: str) -> list[list[bytes]]:
-    return [[bytes([byte]) for byte in word.encode()] for word in GPT2_PATTERN.findall(text)]
-
-
-def merge_in_word(word: list[bytes], pair: tuple[bytes, bytes]) -> list[bytes]:
-    out: list[bytes] = []
-    i = 0
-    while i < len(word):
-        if tuple(word[i : i + 2]) == pair:
-            out.append(pair[0] + pair[1])
-            i += 2
-        else:
-            out.append(word[i])
-            i += 1
-    return out
+def words_of(text: str) -> list[bytes]:
+    return [word.encode() for word in GPT2_PATTERN.findall(text)]
 
 
 def train_slowly(text: str, how_many: int, ties: str) -> list[tuple[bytes, bytes]]:
-    """Every pair of the whole text counted anew for every merge."""
-    words = split(text)
-    merges: list[tuple[bytes, bytes]] = []
-    while len(merges) < how_many:
-        counts = Counter(pair for word in words for pair in itertools.pairwise(word))  # in the order of the text
-        if not counts:
-            break
-        best = [pair for pair, count in counts.items() if count == max(counts.values())]
-        pair = max(best) if ties == "greater" else best[0]
-        merges.append(pair)
-        words = [merge_in_word(word, pair) for word in words]
-    return merges
+    return list(itertools.islice(bpe_naive.learn_merges(Counter(words_of(text)), ties), how_many))
 
 
 def encode_slowly(text: str, tokenizer: BPETokenizer, allowed: set[str] = frozenset()) -> list[int]:
-    """Special tokens first, the longest of several; then every merge in the order of learning, over every word."""
+    """Special tokens first, the longest of several; then every word by the naive form."""
     ids: list[int] = []
     longest_first = "|".join(map(re.escape, sorted(allowed, key=len, reverse=True)))
     pieces = re.split(f"({longest_first})", text) if allowed else [text]
@@ -84,10 +61,8 @@ def encode_slowly(text: str, tokenizer: BPETokenizer, allowed: set[str] = frozen
         if piece in allowed:
             ids.append(tokenizer.special_tokens[piece])
             continue
-        for word in split(piece):
-            for pair in tokenizer.merges:
-                word = merge_in_word(word, pair)
-            ids += [tokenizer.vocab[token] for token in word]
+        for word in words_of(piece):
+            ids += [tokenizer.vocab[token] for token in bpe_naive.encode(word, tokenizer.merges)]
     return ids
 
 
@@ -101,20 +76,30 @@ def small() -> BPETokenizer:
 # Training
 
 
+def test_the_examples_of_the_naive_form():
+    examples = doctest.testmod(bpe_naive)
+    assert examples.attempted >= 7
+    assert not examples.failed
+
+
+def test_a_pair_of_the_naive_form_counts_as_often_as_its_word():
+    assert list(bpe_naive.learn_merges({b"ab": 2, b"cd": 3, b"abc": 2})) == [(b"a", b"b"), (b"c", b"d"), (b"ab", b"c")]
+
+
 @pytest.mark.parametrize("ties", ["greater", "first"])
 @settings(max_examples=150, deadline=None)
 @given(text=anything.filter(bool), how_many=st.integers(0, 40))
 @example(text="aaaa aaa aaaaa", how_many=9)
 @example(text="abab baba abba", how_many=40)
 @example(text="ab" * 20 + "ba" * 7, how_many=40)
-def test_train_equals_recounting(ties, text, how_many):
+def test_train_equals_the_naive_form(ties, text, how_many):
     got = BPETokenizer.train(text, 256 + how_many, special_tokens=(), ties=ties)
     assert got.merges == train_slowly(text, how_many, ties)
     assert got.vocab_size == 256 + len(got.merges)
 
 
 @pytest.mark.parametrize("ties", ["greater", "first"])
-def test_train_equals_recounting_on_real_text(shared_data, ties):
+def test_train_equals_the_naive_form_on_real_text(shared_data, ties):
     text = (shared_data / "tinyshakespeare.txt").read_text()[:12_000]
     assert BPETokenizer.train(text, 256 + 150, (), ties).merges == train_slowly(text, 150, ties)
 
@@ -287,7 +272,7 @@ def test_a_pretoken_is_settled_only_when_nothing_can_change_it(text):
 
 @settings(max_examples=150, deadline=None)
 @given(text=anything, training=anything.filter(bool))
-def test_encode_equals_applying_the_merges_in_order(text, training):
+def test_encode_equals_the_naive_form(text, training):
     tokenizer = BPETokenizer.train(training + text, 300, ())
     assert tokenizer.encode(text) == encode_slowly(text, tokenizer)
 

@@ -18,7 +18,7 @@ from rich.console import Console
 from minillm.tokenizers import CharacterTokenizer
 from minillm.training import display
 from minillm.training.config import TrainConfig
-from minillm.training.trainer import State
+from minillm.training.saving import State
 
 CONTROL = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
@@ -39,8 +39,11 @@ def on_a_terminal(monkeypatch: pytest.MonkeyPatch, shown: io.StringIO, width: in
 
 def make(folder: str = "runs/nano-1", step: int = 0, records: list[dict[str, Any]] | None = None) -> display.Display:
     tokenizer = SimpleNamespace(vocab_size=1024, encode=list)
+    written = list(records or [])
     return display.Display(
-        SimpleNamespace(folder=Path(folder), metrics=lambda: records or []),
+        SimpleNamespace(
+            folder=Path(folder), metrics=lambda: written, add_metrics=written.append, plot=lambda: Path("loss.png")
+        ),
         1234567,
         SimpleNamespace(tokenizer=tokenizer, train=range(98765), validation=range(10)),
         State(step=step),

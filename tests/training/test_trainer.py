@@ -29,7 +29,8 @@ from minillm.optim import AdamW, cosine_schedule, wsd_schedule
 from minillm.tokenizers import BPETokenizer, CharacterTokenizer
 from minillm.training import Run, TrainConfig, train, trainer
 from minillm.training.config import preset
-from minillm.training.trainer import Corpus, accumulate_gradients, evaluate, learning_rate, load_corpus, make_batches
+from minillm.training.corpus import Corpus, load_corpus, make_batches
+from minillm.training.trainer import WholeModel, accumulate_gradients, evaluate, learning_rate
 
 TINY = GPT2Config(vocab_size=256, context=8, layers=1, heads=2, channels=16, dropout=0.2)
 
@@ -148,7 +149,7 @@ def test_evaluation_is_the_mean_over_its_batches_and_touches_nothing(rng: np.ran
     model = GPT2(dataclasses.replace(TINY, vocab_size=13))
     batches = Batches(rng.integers(0, 13, 200), 3, 8, 0, shuffle=False)
     place = random.default.state()
-    result = evaluate(model, batches, 4)
+    result = evaluate(WholeModel(model), batches, 4)
     assert random.default.state() == place
     assert model.training
     assert all(parameter.grad is None for parameter in model.parameters())
@@ -156,7 +157,7 @@ def test_evaluation_is_the_mean_over_its_batches_and_touches_nothing(rng: np.ran
     expected = [model.loss(ids, targets).item() for ids, targets in batches.evaluation_batches(4)]
     assert len(expected) == 4
     assert result == pytest.approx(np.mean(expected), rel=1e-12)
-    assert evaluate(model, batches, 4) == result
+    assert evaluate(WholeModel(model), batches, 4) == result
 
 
 def test_evaluating_and_sampling_more_often_changes_no_weight(text: Path) -> None:

@@ -2,7 +2,8 @@
 
 Parameters, matrix products and cache follow from shapes. What a step keeps for its backward does not: it is whatever
 each operation's `Saved` says, arrays that several operations share counted once. So nothing is written down here a
-second time. The model's own training step is run, hollow (`hollow`): every array is taken, and hardly one is filled.
+second time. The model's own training step is run while work is abstract (backend.py): every array is allocated, and
+hardly one is filled.
 Memory that nobody touches is an address range and no more, so a step of a billion weights takes a moment and little
 memory. Three blocks are enough: the first, the last, of which XLNet reads one stream only, and one that stands for the
 L - 2 between them.
@@ -50,13 +51,13 @@ from typing import Any
 
 import numpy as np
 
-from minillm import hub
 from minillm.errors import InputError
 from minillm.nn import Decoder
-from minillm.study.describe.abstract_step import Seen, hollow, hollow_step
+from minillm.study.describe.abstract_step import abstract_engine, abstract_step
 from minillm.study.describe.description import DTYPES, Description, total
 from minillm.study.describe.lookup import empty_model, opened
 from minillm.study.describe.parts import Stacks, row
+from minillm.weights import build_model
 
 LONGEST = 2048  # tokens of a sequence, unless more are asked for
 UNLIMITED = 512  # the same for a model without a longest one
@@ -65,11 +66,11 @@ UNLIMITED = 512  # the same for a model without a longest one
 def describe(
     name: str | Path, batch_size: int | None = None, context: int | None = None, dtype: str | None = None
 ) -> Description:
-    """What a model takes, of which `name` is a preset, a folder with config.json, a .gguf or a run directory.
+    """Describe the model that `name` means: a preset, a folder with config.json, a .gguf or a run directory.
 
     `context` is the model's own by default, but at most `LONGEST`; batch size and dtype are a run's own, or 1 and
     float32. Of files only configurations are read.
-    Memory: some activations of a block. Not for several threads at once: it replaces functions of the engine.
+    Memory: some activations of a block. Other threads' allocations would count too, so nothing else should run.
     Raises: InputError for an unknown name, a size below 1, more tokens than the model has positions for, or a dtype
     that is not in `DTYPES`; what reading a configuration raises.
     """
@@ -86,8 +87,8 @@ def describe(
     if dtype not in DTYPES:
         raise InputError(f"describe: dtype is {dtype!r}; choose one of {', '.join(DTYPES)}")
     stacks = Stacks({name: number for name, number in vars(config).items() if name.endswith("layers")})
-    model = hub.built(name, lambda config: empty_model(kind, config, DTYPES[dtype]), replace(config, **stacks.cut))
-    step = hollow_step(model, batch_size, context)
+    model = build_model(name, lambda config: empty_model(kind, config, DTYPES[dtype]), replace(config, **stacks.cut))
+    step = abstract_step(model, batch_size, context)
     kept = stacks.gathered((row(*key), key[0], size) for key, size in step.kept.items())
     return Description(
         str(name),
@@ -105,10 +106,10 @@ def describe(
 
 
 def cache_bytes(model: Any, config: Any) -> tuple[int, int]:
-    """Of a token, and of a token of the source, the keys and values in all blocks: `model` has fewer than those."""
+    """Bytes of keys and values in all blocks, for a token and for a token of the source; `model` has fewer blocks."""
     layers, source = getattr(config, "decoder_layers", None) or config.layers, 0
     if hasattr(model, "conditioned"):
-        with hollow(Seen()):
+        with abstract_engine():
             model = model.conditioned(np.zeros((1, 1), np.int64))
         source = sum(array.data.nbytes for array in model.memory[-1])
     if not isinstance(model, Decoder):

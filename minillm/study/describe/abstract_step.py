@@ -3,39 +3,37 @@
 from __future__ import annotations
 
 import contextlib
-import importlib
 import inspect
-import sys
 import tracemalloc
-import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from minillm import backend, random
 from minillm.autograd import Backward, Forward, Node, Tensor, observe
-from minillm.backend import Array
+from minillm.backend import Array, Product, observe_products, product_flops
 from minillm.data.permutation import permute_tokens
 from minillm.engine import engine
-from minillm.study.profile import Shapes
+from minillm.ops import OPS
+from minillm.fast.attention import Saved, query_blocks
 
 LABELLED = 0.15  # share of the tokens that an encoder is asked for (Devlin et al. 2018, section 3.1)
 OF_TEXTS = ("classes", "starts", "ends")  # arguments of losses that have one number for each text
 
 
 class Step(NamedTuple):
-    """What was seen of a step; layers by their paths."""
+    """The bytes and FLOPs of a step; layers by their paths."""
 
     kept: dict[tuple[str, str, str], int]  # bytes, by layer, operation and names of arrays
     peak: int  # bytes
-    forward: Counter[str]  # operations of the matrix products, by layer
+    forward: Counter[str]  # FLOPs of the matrix products, by layer
     backward: Counter[str]
 
 
 def training_batch(model: Any, batch_size: int, context: int) -> dict[str, Array]:
-    """What the model's loss takes, or its forward if it has no loss, of ids that are all 0."""
+    """The arguments of the model's loss, or of its forward if it has no loss; all ids are 0."""
     parameters = inspect.signature(loss_of(model)).parameters
     names = [name for name, parameter in parameters.items() if parameter.default is parameter.empty]
     ids = np.zeros((batch_size, context), np.int64)
@@ -49,44 +47,68 @@ def training_batch(model: Any, batch_size: int, context: int) -> dict[str, Array
 
 
 def loss_of(model: Any) -> Callable[..., Any]:
-    """The loss, or what a model without one is called with."""
+    """The model's loss, or its forward if it has no loss."""
     return model.loss if hasattr(model, "loss") else model.forward
 
 
-def hollow_step(model: Any, batch_size: int, context: int) -> Step:
-    """Forward and backward of one batch, hollow."""
+def abstract_step(model: Any, batch_size: int, context: int) -> Step:
+    """Run forward and backward of one batch with their usual memory, but hardly compute (backend.abstract)."""
     batch = training_batch(model, batch_size, context)
     given = {id(owner(x)) for x in (*batch.values(), *model.state_dict().values())}
-    seen, was_tracing, stream = Seen(), tracemalloc.is_tracing(), random.default.state()
+    notes, was_tracing, stream = Notes(), tracemalloc.is_tracing(), random.default.state()
+    for op in OPS:
+        op.pair("fast")  # loaded now: the memory of an import is not the step's
     if not was_tracing:
         tracemalloc.start()
     try:
-        with hollow(seen):
+        with abstract_engine(), observe(notes.after_forward, notes.after_backward), observe_products(notes.products):
             tracemalloc.reset_peak()
             before = tracemalloc.get_traced_memory()[0]
             loss = loss_of(model)(**batch)
-            kept = seen.kept(loss, given)
-            seen.saved.clear()
+            kept = notes.kept(loss, given)
+            notes.saved.clear()
             loss.backward(np.zeros_like(loss.data))
             peak = tracemalloc.get_traced_memory()[1] - before
     finally:
         random.default.set_state(stream)  # dropout has moved it
         if not was_tracing:
             tracemalloc.stop()
-    return Step(kept, peak, seen.forward, seen.backward)
+    return Step(kept, peak, notes.forward, notes.backward)
 
 
-class Seen:
-    """Notes on a hollow step."""
+@contextlib.contextmanager
+def abstract_engine() -> Iterator[None]:
+    """Within this context operations run their fast pairs and take their usual memory, but hardly compute."""
+    with engine("fast"), backend.abstract():
+        yield
+
+
+class Notes:
+    """What the observers of an abstract step note down."""
 
     def __init__(self) -> None:
         self.saved: list[tuple[str, str, Any]] = []  # layer, operation, and what it keeps
-        self.forward: Counter[str] = Counter()
+        self.forward: Counter[str] = Counter()  # FLOPs by layer
         self.backward: Counter[str] = Counter()
-        self.flops = 0.0  # of the operation at hand
+        self.flops = 0.0  # of the products since the last operation ended
+
+    def products(self, products: tuple[Product, ...]) -> None:
+        """Count products before they are made, or left out."""
+        self.flops += sum(product_flops(product.a.shape, product.b.shape) for product in products)
+
+    def after_forward(self, call: Forward) -> None:
+        """Note what an operation keeps; attention's forward makes two products with the scores."""
+        self.forward[call.scope] += 2 * product_of_scores(call.saved) or self.flops  # type: ignore[assignment]
+        self.saved.append((call.scope, call.op.name, call.saved))
+        self.flops = 0.0
+
+    def after_backward(self, call: Backward) -> None:
+        """Note the products of a backward; attention's makes five with the scores."""
+        self.backward[call.scope] += 5 * product_of_scores(call.node.saved) or self.flops  # type: ignore[assignment]
+        self.flops = 0.0
 
     def kept(self, loss: Tensor, given: set[int]) -> dict[tuple[str, str, str], int]:
-        """Bytes of the arrays that a backward needs, beside those given; a shared one where it is kept first."""
+        """Bytes of the arrays that a backward needs, without those given; a shared one counts where first kept."""
         needed, counted = {id(node.saved) for node in nodes(loss)}, set(given)
         sizes: Counter[tuple[str, str, str]] = Counter()
         for layer, operation, saved in self.saved:
@@ -115,7 +137,7 @@ def nodes(tensor: Tensor) -> Iterator[Node]:
 
 
 def arrays_of(saved: Any, name: str = "") -> Iterator[tuple[str, Array]]:
-    """Every array in what an operation keeps, with its name there."""
+    """Every array that an operation keeps, with its name there."""
     if isinstance(saved, np.ndarray):
         yield name, saved
     elif isinstance(saved, (tuple, list)):
@@ -130,88 +152,14 @@ def owner(array: Array) -> Array:
     return array
 
 
-@contextlib.contextmanager
-def hollow(seen: Seen) -> Iterator[None]:
-    """Within, operations take the memory that they always take, but fill little of it; what they do is noted.
+def product_of_scores(saved: Any) -> float:
+    """FLOPs of one product with the scores that attention looks at; 0 for another operation.
 
-    - A matrix product is not made.
-    - Of a loop over row blocks each thread runs the first block, of parts that are handed to threads the first part.
-    - Attention runs its last block of queries, the one with the most keys.
+    An abstract step runs only one of attention's blocks, so its products are counted from shapes.
     """
-    run_parts = backend.parallel
-    attention: Any = importlib.import_module("minillm.ops.attention")
-    query_blocks = attention._query_blocks
-
-    def after_forward(call: Forward) -> None:
-        seen.forward[call.scope] += 2 * product_of_scores(call.saved) or seen.flops  # type: ignore[assignment]  # floats
-        seen.saved.append((call.scope, call.op.name, call.saved))
-        seen.flops = 0.0
-
-    def after_backward(call: Backward) -> None:
-        seen.backward[call.scope] += 5 * product_of_scores(call.node.saved) or seen.flops  # type: ignore[assignment]
-        seen.flops = 0.0
-
-    def product_of_scores(saved: Any) -> float:
-        """Operations of one product with the scores that attention looks at; 0 for another operation."""
-        if not isinstance(saved, attention.Saved):
-            return 0.0
-        (batch, heads, queries, head_size), keys = saved.q.shape, saved.k.shape[2]
-        scores = sum((rows.stop - rows.start) * seen for rows, seen in query_blocks(queries, keys, saved.causal))
-        return 2.0 * batch * heads * scores * head_size
-
-    def no_products(*products: backend.Product) -> list[Array]:
-        outs = []
-        for a, b, out, add, _ in products:
-            seen.flops += Shapes(a.shape, b.shape, False, False, "").flops
-            if out is None or add:  # what is added is made first
-                stack = np.broadcast_shapes(a.shape[:-2], b.shape[:-2])
-                made = np.empty((*stack, a.shape[-2], b.shape[-1]), np.result_type(a, b))
-            outs.append(made if out is None else out)
-        return outs
-
-    def first_rows(formula: Callable, array: Array) -> None:
-        block = max(1, backend.CACHE_BYTES // max(1, array[:1].nbytes))
-
-        def first(start: int, stop: int) -> None:
-            formula(slice(start, min(start + block, stop)))
-
-        if array.nbytes < backend.PARALLEL_BYTES:
-            first(0, len(array))
-        else:
-            run_parts(first, len(array))
-
-    def first_parts(function: Callable, count: int) -> None:
-        run_parts(function, min(count, backend.threads))
-
-    def last_queries(*sizes: Any) -> Iterator[tuple[slice, int]]:
-        yield list(query_blocks(*sizes))[-1]
-
-    stand_ins: dict[Any, Callable] = {
-        backend.matmuls: no_products,
-        backend.row_blocks: first_rows,
-        backend.parallel: first_parts,
-        query_blocks: last_queries,
-    }
-    with warnings.catch_warnings(), engine("fast"), swapped(stand_ins):
-        warnings.simplefilter("ignore", RuntimeWarning)  # of what the memory happens to hold
-        with observe(after_forward, after_backward):
-            yield
-
-
-@contextlib.contextmanager
-def swapped(stand_ins: Mapping[Any, Callable]) -> Iterator[None]:
-    """Within, functions are replaced, under every name that a module of minillm has for them."""
-    places = [
-        (module, name, value)
-        for key, module in list(sys.modules.items())
-        if key.startswith("minillm.")
-        for name, value in vars(module).items()
-        if type(value) is type(swapped) and value in stand_ins
-    ]
-    try:
-        for module, name, value in places:
-            setattr(module, name, stand_ins[value])
-        yield
-    finally:
-        for module, name, value in places:
-            setattr(module, name, value)
+    if not isinstance(saved, Saved):
+        return 0.0
+    (batch, heads, queries, head_size), keys = saved.q.shape, saved.k.shape[2]
+    blocks = query_blocks(queries, keys, saved.causal)
+    scores = sum((rows.stop - rows.start) * visible for rows, visible in blocks)
+    return 2.0 * batch * heads * scores * head_size

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from minillm import gguf, hub, models
+from minillm import gguf, hub, models, pretrained
 from minillm.errors import InputError, did_you_mean
 from minillm.models.llama import Llama
 from minillm.nn import Module, uninitialized
@@ -24,7 +24,7 @@ def presets() -> dict[str, tuple[type[Module], Any]]:
 
     A name that several files have is told apart by the file's: `gpt2-nano`, `bert-nano`.
     """
-    classes = {file: next(iter(names.values())) for file, names in reversed(hub.FAMILIES.values())}
+    classes = {file: next(iter(names.values())) for file, names in reversed(pretrained.FAMILIES.values())}
     files = sorted(module.name for module in pkgutil.iter_modules(models.__path__))
     modules = {file: importlib.import_module(f"minillm.models.{file}") for file in files if file in classes}
     times = Counter(name for module in modules.values() for name in module.PRESETS)

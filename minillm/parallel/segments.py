@@ -1,0 +1,103 @@
+"""Segments of memory that processes on one machine share: how large they are, who makes and who frees them."""
+
+from __future__ import annotations
+
+import mmap
+import os
+import sys
+import time
+from multiprocessing import resource_tracker, shared_memory
+from typing import Any, Protocol
+
+from minillm.errors import ParallelError
+
+SLOT = 1 << 20  # bytes of a slot
+BOX = 1 << 18  # bytes of a box
+LINE = 8  # counters are this many numbers apart: a cache line each, as several ranks watch them
+NEWS = 2.0  # seconds in which a rank hears that another has failed
+
+
+class Watch(Protocol):
+    """Who knows how the job fares."""
+
+    def check(self) -> None:
+        """Raise ParallelError if a rank has failed."""
+
+
+class Unwatched:
+    """A job that nobody watches: ranks that fail are noticed by their silence."""
+
+    def check(self) -> None:
+        return None
+
+
+def counter_numbers(size: int) -> int:
+    """Numbers of 8 bytes that the counters of a group of `size` ranks take."""
+    return (3 * size + size * size) * LINE
+
+
+def segment_bytes(size: int) -> int:
+    """Of the memory that a group of `size` ranks shares; what is never used takes none."""
+    return 8 * counter_numbers(size) + size * SLOT + size * size * BOX
+
+
+class Unnamed:
+    """Linux's memory without a name (memfd_create): none is left behind, however the processes that hold it end.
+
+    Unlike named segments it is not bound by the size of /dev/shm, which is 64 MB in a container of Docker. Others of
+    the same user find it through the process that made it, under `name`, until that unlinks it.
+    """
+
+    def __init__(self, file: int, name: str):
+        self.file, self.name, self.size = file, name, os.fstat(file).st_size
+        self.buf = mmap.mmap(file, self.size)
+
+    def unlink(self) -> None:
+        if self.file >= 0:
+            os.close(self.file)
+        self.file = -1
+
+    def close(self) -> None:
+        self.buf.close()
+
+
+def create_segment(size: int) -> Any:
+    """A new segment for a group of `size` ranks, which its maker unlinks when all have attached."""
+    if not hasattr(os, "memfd_create"):
+        return shared_memory.SharedMemory(create=True, size=segment_bytes(size))
+    file = os.memfd_create("minillm")
+    os.truncate(file, segment_bytes(size))
+    return Unnamed(file, f"/proc/{os.getpid()}/fd/{file}")
+
+
+def attach_segment(name: str) -> Any:
+    """The segment of that name. Its maker alone cleans it up; Python before 3.13 would have every process do so."""
+    if name.startswith("/proc/"):
+        memory = Unnamed(os.open(name, os.O_RDWR), name)
+        memory.unlink()  # its own descriptor; the mapping stays
+        return memory
+    if sys.version_info >= (3, 13):
+        return shared_memory.SharedMemory(name, track=False)
+    register, resource_tracker.register = resource_tracker.register, lambda *_: None
+    try:
+        return shared_memory.SharedMemory(name)
+    finally:
+        resource_tracker.register = register
+
+
+def attach_to(rank: int, owner: int, name: str, watch: Watch) -> Any:
+    """attach_segment, by `rank`, for the segment that rank `owner` has just made.
+
+    Raises: ParallelError where it cannot be opened: what the job says, if that rank has failed meanwhile.
+    """
+    try:
+        return attach_segment(name)
+    except OSError as error:
+        deadline = time.monotonic() + NEWS
+        while time.monotonic() < deadline:  # its memory ended with it, before the others could be told
+            watch.check()
+            time.sleep(0.02)
+        raise ParallelError(
+            f"connect: rank {rank} cannot open the memory of rank {owner} ({error}); start all ranks by one user, in "
+            "one container"
+        ) from None

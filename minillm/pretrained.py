@@ -1,0 +1,177 @@
+"""Models in Hugging Face's format: the table of its architectures, and how a model is written.
+
+`model.save_pretrained(folder)` writes config.json and model.safetensors, in one piece or in shards, which
+transformers' `from_pretrained` reads. hub.py reads them. Each model file says how its parameters are called there:
+
+- `HUGGING_FACE`: for each of our names theirs, or several whose rows lie below each other in ours;
+- `TRANSPOSED`: our names whose matrix is (in, out) there (GPT-2's Conv1D);
+- `PREFIX`: the beginning of the names of the body, which may be missing in a file;
+- `IGNORED`: endings of names that hold no weights (masks, rotary tables, a second copy of a tied matrix);
+- `TIED`: for each such copy the name whose numbers it has, if the files are those of a tied model;
+- `config_from_hugging_face`, `config_to_hugging_face`, `rows_in_hugging_face` where joined rows are not alike,
+  `joined_in_hugging_face` where an array there is several of those names (Phi-3), and `shape_in_hugging_face` where the
+  same numbers in the same order have another shape there (XLNet's heads).
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from minillm.backend import Array
+from minillm.device import to_host
+from minillm.errors import CheckpointError, InputError
+from minillm.stored import CONFIG, INDEX, WEIGHTS, write_json
+from minillm.weights import Piece, pieces
+
+HEADS = ("ForSequenceClassification", "ForTokenClassification", "ForQuestionAnswering")
+# For each model type in a config.json, the file in minillm/models and the class for each architecture.
+FAMILIES = {
+    "bart": ("bart", {"BartForConditionalGeneration": "Bart", "BartModel": "BartModel"}),
+    "bert": ("bert", {f"Bert{name}": f"Bert{name}" for name in ("ForPreTraining", "ForMaskedLM", "Model", *HEADS)}),
+    "distilbert": (
+        "distilbert",
+        {f"DistilBert{name}": f"DistilBert{name}" for name in ("ForMaskedLM", "Model", *HEADS)},
+    ),
+    "gemma2": ("gemma", {"Gemma2ForCausalLM": "Gemma"}),
+    "gemma3_text": ("gemma", {"Gemma3ForCausalLM": "Gemma"}),
+    "gpt2": ("gpt2", {"GPT2LMHeadModel": "GPT2"}),
+    "llama": ("llama", {"LlamaForCausalLM": "Llama"}),
+    "mistral": ("llama", {"MistralForCausalLM": "Llama"}),
+    "phi3": ("llama", {"Phi3ForCausalLM": "Llama"}),
+    "qwen2": ("llama", {"Qwen2ForCausalLM": "Llama"}),
+    "qwen3": ("llama", {"Qwen3ForCausalLM": "Llama"}),
+    "roberta": ("roberta", {f"Roberta{name}": f"Roberta{name}" for name in ("ForMaskedLM", "Model", *HEADS)}),
+    "xlm-roberta": ("roberta", {f"XLMRoberta{name}": f"Roberta{name}" for name in ("ForMaskedLM", "Model", *HEADS)}),
+    "xlnet": ("xlnet", {"XLNetLMHeadModel": "XLNetLMHeadModel", "XLNetModel": "XLNetModel"}),
+}
+GENERATION = "generation_config.json"
+FORCED_EOS = "forced_eos_token_id"
+ID_KEYS = ("bos_token_id", "eos_token_id", "pad_token_id")
+# For each model type, the token that ends a text where its config.json has no such key; others have none.
+EOS_IDS = {"bart": 2, "gemma2": 1, "gemma3_text": 1, "gpt2": 50256, "llama": 2, "mistral": 2, "phi3": 32000, "xlnet": 2}
+# Keys of config.json that are written from our configuration, under this name or another.
+SAID_ANEW = ("architectures", "dtype", "torch_dtype", "rope_theta", "rope_scaling", "rope_local_base_freq")
+
+
+class SavedWith(NamedTuple):
+    """What the files of a model say beside its weights."""
+
+    config: dict[str, Any]  # the values of config.json
+    generation: dict[str, Any]  # those of generation_config.json, empty where there is none
+
+    @property
+    def eos_ids(self) -> tuple[int, ...]:
+        """The tokens that end a text: one, several or none."""
+        by_default = EOS_IDS.get(self.config.get("model_type", ""))
+        found = self.generation.get("eos_token_id", self.config.get("eos_token_id", by_default))
+        found = [] if found is None else found if isinstance(found, list) else [found]
+        return tuple(one for one in found if isinstance(one, int))
+
+
+def keep(model: Any, saved_with: SavedWith) -> None:
+    """Have a model remember what its files say; `save_pretrained` writes it again."""
+    vars(model)["saved_with"] = saved_with
+    if hasattr(model, "eos_ids"):
+        vars(model)["eos_ids"] = saved_with.eos_ids
+
+
+def save_pretrained(model: Any, folder: str | Path, max_shard_bytes: int = 5 * 10**9) -> None:
+    """Write config.json and model.safetensors; the method `save_pretrained` of every model calls this.
+
+    Other keys of config.json and generation_config.json that a loaded model came with are written too.
+    Weights of more than `max_shard_bytes` go to several files with an index. A file appears whole or not at all.
+    Raises: InputError for a model that has no form there, CheckpointError where a file cannot be written.
+    """
+    module = sys.modules[type(model).__module__]
+    if not hasattr(module, "HUGGING_FACE"):
+        raise InputError(f"save_pretrained: {type(model).__name__} has no form in Hugging Face's format")
+    folder, ours = Path(folder), module.config_to_hugging_face(model.config)
+    arrays = _arrays_to_write(model, module)
+    folder.mkdir(parents=True, exist_ok=True)
+    shards: list[dict[str, Array]] = [{}]
+    for name, array in arrays.items():
+        if shards[-1] and sum(a.nbytes for a in shards[-1].values()) + array.nbytes > max_shard_bytes:
+            shards.append({})
+        shards[-1][name] = array
+    _write_shards(folder, shards)
+    said, generation = vars(model).get("saved_with") or SavedWith({}, {})
+    values = ours | {
+        key: value
+        for key, value in said.items()
+        if key not in SAID_ANEW and (ours.get(key) is None or key == FORCED_EOS)  # of the last one, ours is a guess
+    }
+    if said:  # an id that the files leave to the default stays so: a null would be no id
+        values = {key: value for key, value in values.items() if key not in ID_KEYS or value is not None or key in said}
+    classes = FAMILIES[values["model_type"]][1]
+    architectures = [theirs for theirs, name in classes.items() if name == type(model).__name__]
+    dtype = next(iter(arrays.values())).dtype.name
+    write_json(folder / CONFIG, values | {"architectures": architectures, "dtype": dtype})
+    if generation:
+        write_json(folder / GENERATION, generation)
+    stale = [INDEX if len(shards) == 1 else WEIGHTS, *([] if generation else [GENERATION])]
+    for file in stale:  # of a model that was here before
+        (folder / file).unlink(missing_ok=True)
+
+
+def _arrays_to_write(model: Any, module: ModuleType) -> dict[str, Array]:
+    """The weights by Hugging Face's names and in its shapes."""
+    arrays: dict[str, Array] = {}
+    for piece in pieces_in_hugging_face(model):
+        rows = to_host(piece.rows)
+        arrays[piece.name] = np.ascontiguousarray(rows.T if piece.transposed else rows).reshape(piece.shape)
+    for whole, parts in joined_names(module, model.config).items():
+        arrays[whole] = np.concatenate([arrays.pop(part) for part in parts])
+    return arrays
+
+
+def _write_shards(folder: Path, shards: list[dict[str, Array]]) -> None:
+    """Write each shard as a file, which appears whole or not at all, and an index where there are several."""
+    from safetensors import SafetensorError
+    from safetensors.numpy import save_file
+
+    files = (
+        [WEIGHTS]
+        if len(shards) == 1
+        else [f"model-{number:05d}-of-{len(shards):05d}.safetensors" for number in range(1, len(shards) + 1)]
+    )
+    for file, shard in zip(files, shards, strict=True):
+        unfinished = folder / f"{file}.{os.getpid()}.tmp"
+        try:
+            save_file(shard, unfinished, metadata={"format": "pt"})
+            os.replace(unfinished, folder / file)
+        except SafetensorError as error:  # what save_file makes of an error of the system
+            raise CheckpointError(f"save_pretrained: cannot write {folder / file} ({error}); make room") from None
+        finally:
+            unfinished.unlink(missing_ok=True)
+    if len(shards) > 1:
+        weight_map = {name: file for file, shard in zip(files, shards, strict=True) for name in shard}
+        total = sum(array.nbytes for shard in shards for array in shard.values())
+        write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
+
+
+def pieces_in_hugging_face(model: Any) -> list[Piece]:
+    """The pieces of a model's parameters in Hugging Face's files."""
+    module = sys.modules[type(model).__module__]
+    return pieces(
+        model,
+        module.HUGGING_FACE,
+        getattr(module, "rows_in_hugging_face", None),
+        getattr(module, "TRANSPOSED", ()),
+        getattr(module, "shape_in_hugging_face", None),
+    )
+
+
+def joined_names(module: ModuleType, config: Any) -> dict[str, tuple[str, ...]]:
+    """The arrays that a file has instead of several of Hugging Face's names, with those names, whose rows they hold."""
+    patterns = module.joined_in_hugging_face(config) if hasattr(module, "joined_in_hugging_face") else {}
+    return {
+        whole.format(i=i): tuple(part.format(i=i) for part in parts)
+        for whole, parts in patterns.items()
+        for i in range(config.layers)
+    }

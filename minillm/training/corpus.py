@@ -1,0 +1,98 @@
+"""The text of a training: a tokenizer, the tokens of both parts, and the batches made of them."""
+
+from __future__ import annotations
+
+import json
+import zlib
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from minillm.data import Batches, Tokens, open_tokens, read_text, split_text
+from minillm.errors import InputError
+from minillm.parallel.communicator import Communicator, agree, broadcast_bytes
+from minillm.tokenizers import BPETokenizer, CharacterTokenizer, Tokenizer
+from minillm.training.config import TrainConfig
+
+
+class Corpus(NamedTuple):
+    """The tokenizer and both parts of the data; the fingerprint tells one corpus from another."""
+
+    tokenizer: Tokenizer
+    train: Tokens | np.ndarray
+    validation: Tokens | np.ndarray
+
+    def fingerprint(self) -> str:
+        """The numbers of tokens, the tokenizer, and a checksum of the first million tokens of each part."""
+        checksum = 0
+        for tokens in (self.train, self.validation):
+            checksum = zlib.crc32(np.asarray(tokens[: 1 << 20], np.uint32).tobytes(), checksum)
+        return f"{len(self.train)}+{len(self.validation)}-{self.tokenizer.fingerprint()}-{checksum:08x}"
+
+
+def load_corpus(config: TrainConfig, tokenizer: Tokenizer | None = None) -> Corpus:
+    """Read, split and encode the text; train a tokenizer on the training part if none is given.
+
+    A folder with `train_*.bin` and `validation_*.bin` holds tokens already; it needs the tokenizer that made them.
+    """
+    if tokenizer is None and config.tokenizer not in ("bpe", "char"):
+        try:
+            tokenizer = Tokenizer.load(config.tokenizer)
+        except InputError as error:
+            raise InputError(f"{error}, or a tokenizer of bpe or char, which is trained here") from None
+    folder = Path(config.data)
+    if config.data != "builtin" and (shards := sorted(folder.glob("train_*.bin"))):
+        if tokenizer is None:
+            raise InputError(f"train: {folder} holds tokens; say whose with --tokenizer FOLDER")
+        validation_shards = sorted(folder.glob("validation_*.bin"))
+        if not validation_shards:
+            raise InputError(
+                f"train: {folder} has train_*.bin, but no validation_*.bin; make both with `minillm tokenizer encode`"
+            )
+        if config.field is not None:
+            raise InputError(
+                f"train: field={config.field!r} is for .jsonl files, but {folder} holds tokens; leave it out"
+            )
+        fingerprint = tokenizer.fingerprint()
+        return Corpus(tokenizer, open_tokens(shards, fingerprint), open_tokens(validation_shards, fingerprint))
+    text, validation_text = split_text(read_text(config.data, config.field), config.validation_fraction)
+    if tokenizer is None and config.tokenizer == "char":
+        tokenizer = CharacterTokenizer.train(text + validation_text)
+    elif tokenizer is None:
+        tokenizer = BPETokenizer.train(text, config.model.vocab_size, progress=True)
+    dtype = np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.uint32
+    return Corpus(
+        tokenizer, np.array(tokenizer.encode(text), dtype), np.array(tokenizer.encode(validation_text), dtype)
+    )
+
+
+def load_corpus_on_all(config: TrainConfig, tokenizer: Tokenizer | None, world: Communicator) -> Corpus:
+    """load_corpus on every rank; a tokenizer is trained on rank 0 and sent to the others.
+
+    Raises: ParallelError that names the ranks with other settings or another text.
+    """
+    settings = {name: value for name, value in config.to_json().items() if name not in ("out", "device")}
+    agree(world, "settings", json.dumps(settings), "start all ranks with the same options")
+    if world.rank == 0:
+        corpus = load_corpus(config, tokenizer)
+        broadcast_bytes(world, json.dumps(corpus.tokenizer.to_json()).encode())
+    else:
+        corpus = load_corpus(config, Tokenizer.from_json(json.loads(broadcast_bytes(world))))
+    agree(world, "text", corpus.fingerprint(), "give all ranks the same --data")
+    return corpus
+
+
+def make_batches(corpus: Corpus, config: TrainConfig) -> tuple[Batches, Batches]:
+    """The batches of both parts of the corpus."""
+    context = config.model.context
+    for part, tokens in (("training", corpus.train), ("validation", corpus.validation)):
+        if len(tokens) <= context:
+            raise InputError(
+                f"train: the {part} text has {len(tokens)} tokens, but a context of {context} needs at least "
+                f"{context + 1}; give more text, a smaller --context, or another --validation-fraction"
+            )
+    return (
+        Batches(corpus.train, config.batch_size, context, config.seed, to_the_end=config.format > 1),
+        Batches(corpus.validation, config.batch_size, context, config.seed, shuffle=False),
+    )

@@ -1,0 +1,96 @@
+"""What a run saves of itself, and how it goes on from there."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+from typing import Any, NamedTuple
+
+from minillm import random
+from minillm.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from minillm.errors import CheckpointError
+from minillm.optim import Optimizer
+from minillm.parallel.communicator import Communicator, broadcast_arrays, broadcast_bytes
+from minillm.training.corpus import Corpus
+from minillm.training.run import Run
+
+
+class State(NamedTuple):
+    """Where a run stands, besides its weights and moments."""
+
+    step: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+    best_loss: float = math.inf
+    best_step: int = 0
+
+    def after_step(self, tokens: int, seconds: float) -> State:
+        """The state one step later."""
+        return self._replace(step=self.step + 1, tokens=self.tokens + tokens, seconds=self.seconds + seconds)
+
+    def after_validation(self, loss: float) -> State:
+        """The state with this validation loss, if it is the lowest so far."""
+        return self._replace(best_loss=loss, best_step=self.step) if loss < self.best_loss else self
+
+
+def save(run: Run, model: Any, optimizer: Optimizer, corpus: Corpus, state: State) -> None:
+    """Write the last checkpoint, which is also the best one if no validation loss was lower. All ranks call this.
+
+    A divided model is brought together on rank 0, which writes what one process would. The best checkpoint is written
+    first: a run that is killed between the two goes on from the last one before, and comes here again.
+    """
+    weights, moments = model.state_dict(), model.optimizer_state_dict(optimizer)
+    if weights is None or moments is None:
+        return  # rank 0 has them
+    content = {**state._asdict(), "random": random.default.state(), "corpus": corpus.fingerprint()}
+    last, best = run.checkpoint("last"), run.checkpoint("best")
+    if state.best_step < state.step:
+        save_checkpoint(last, weights, moments, content)
+        return
+    save_checkpoint(best, weights, moments, content)
+    unfinished = last.with_suffix(".tmp")
+    unfinished.unlink(missing_ok=True)
+    try:
+        os.link(best, unfinished)  # a checkpoint is replaced, never written to, so two names may share one file
+    except OSError:
+        shutil.copyfile(best, unfinished)
+    os.replace(unfinished, last)
+
+
+def restore(run: Run | None, model: Any, optimizer: Optimizer, corpus: Corpus, world: Communicator) -> State:
+    """Load the last checkpoint of a run into model and optimiser, however they are divided. All ranks call this.
+
+    run: the run on rank 0, which reads the file; None on the other ranks.
+    Raises: CheckpointError if the data, the tokenizer or the model's shape is not what the run was saved with.
+    """
+    checkpoint = read_last(run, corpus) if run else Checkpoint({}, {}, {})
+    content = json.loads(broadcast_bytes(world, json.dumps(checkpoint.state).encode()))
+    weights, moments = (broadcast_arrays(world, arrays) for arrays in (checkpoint.model, checkpoint.optimizer))
+    model.load_state_dict(weights)
+    model.load_optimizer_state_dict(optimizer, moments)
+    random.default.set_state(content["random"])
+    for unfinished in run.folder.rglob("*.tmp") if run else ():  # left by a kill in the middle of a save
+        unfinished.unlink()
+    return State(**{name: content[name] for name in State._fields})
+
+
+def read_last(run: Run, corpus: Corpus) -> Checkpoint:
+    """The last checkpoint of a run that `train` saved with this corpus.
+
+    Raises: CheckpointError for any other.
+    """
+    checkpoint = load_checkpoint(run.checkpoint("last"))
+    content = checkpoint.state
+    if missing := {"corpus", "random", *State._fields} - content.keys():
+        raise CheckpointError(
+            f"train: {run.checkpoint('last')} lacks {', '.join(sorted(missing))}, so `minillm train` did not write it; "
+            "resume a run that it did"
+        )
+    if content["corpus"] != corpus.fingerprint():
+        raise CheckpointError(
+            f"train: the text or tokenizer of {run.folder} has changed since it was saved ({content['corpus']}, now "
+            f"{corpus.fingerprint()}); put the old text back, or start a new run"
+        )
+    return checkpoint
