@@ -5,8 +5,8 @@ block: P_ij = exp(S_ij - lse_i). Nor does delta need P: delta_i = sum_j P_ij (dY
 Dao et al. 2022, arXiv:2205.14135). The formulas are those of ops/attention.py. What differs:
 
 - Causal: blocks beyond the diagonal are never computed: half the work.
-- Grouped heads: the query heads of a kv head are so many times as many rows against the same keys, so dK and dV sum over
-  them in the product itself. A block has shape (b, g, N rows, ...) for b batch items, g kv heads and N query heads each.
+- Grouped heads: N query heads that share a kv head are N times as many rows against the same keys, so the products that
+  make dK and dV sum over them. A block has the shape (b, g, N rows, ...) for b batch items and g kv heads.
 - The dropout mask M is drawn again in the backward.
 
 It runs on a GPU too, where there is no kernel (cuda/attention.py): all heads at once, queries in blocks still.

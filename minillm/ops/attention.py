@@ -10,12 +10,12 @@ Backward, line by line from the end:
     P = softmax(S)  dS_ij = P_ij (dP_ij - delta_i)      delta_i = sum_j P_ij dP_ij
     S = scale Q K^T dQ = scale dS K                     dK = scale dS^T Q
 
-Grouped heads (Ainslie et al. 2023, arXiv:2305.13245): H query heads share G kv heads, H/G neighbours each. So K and V of
-a kv head serve several query heads, and dK and dV are the sums over these.
+Grouped heads (Ainslie et al. 2023, arXiv:2305.13245): H query heads share G kv heads, H/G neighbours each. So K and V
+of a kv head serve several query heads, and dK and dV are the sums over these.
 
-The fast pair and the kernels keep nothing of size (Tq, Tk): delta_i is also dY_i . Y_i, and P can be made again from one
-number per row, lse_i = log sum_j exp(S_ij) (FlashAttention, Dao et al. 2022, arXiv:2205.14135). This pair keeps P, to be
-looked at.
+The fast pair and the kernels keep nothing of size (Tq, Tk): delta_i is also dY_i . Y_i, and P can be made again from
+one number per row, lse_i = log sum_j exp(S_ij) (FlashAttention, Dao et al. 2022, arXiv:2205.14135). This pair keeps P,
+to be looked at.
 """
 
 from __future__ import annotations

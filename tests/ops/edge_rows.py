@@ -70,7 +70,7 @@ class Differs(NamedTuple):
 
     reason: str
     where: Callable[..., np.ndarray]
-    mode: str = ""  # of the kernels alone, or (empty) of both
+    mode: str = ""  # of one engine alone, or (empty) of all
     only: str = ""  # "y" for values, "d" for gradients; empty for all
     cotangent: str = ""  # of one cotangent alone, or (empty) of all
 
@@ -150,6 +150,12 @@ HIDDEN_VALUE = Differs(
     lambda q, k, v: (~np.isfinite(v) | huge(v) | ~np.isfinite(k) | huge(k)).any((1, 2, 3)),
     KERNELS,
 )
+HUGE_VALUE = Differs(
+    "dP overflows, and with it delta, the sum of P dP; PyTorch's delta is dY . Y",
+    lambda q, k, v: huge(v).any((1, 2, 3)),
+    "plain",
+    "d",
+)
 
 
 # ---- the table ------------------------------------------------------------------------------------------------------
@@ -228,7 +234,7 @@ def attentions() -> list[Row]:
                     lambda q, k, v: F.scaled_dot_product_attention(q, cut(k), cut(v), is_causal=c)
                 ),
                 heads(place),
-                (NAN_QUERY, HUGE_QUERY, HIDDEN_VALUE),
+                (NAN_QUERY, HUGE_QUERY, HIDDEN_VALUE, HUGE_VALUE),
                 close=True,
             )
 
