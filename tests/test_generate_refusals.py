@@ -142,7 +142,7 @@ def test_other_threads_are_as_quiet_as_the_caller() -> None:
 
     with np.errstate(divide="ignore"):
         backend.parallel(divide, 64)
-    if backend.threads > 1:
+    if backend.cutting.threads > 1:
         with pytest.raises(RuntimeWarning, match="divide by zero"), np.errstate(divide="warn"):
             backend.parallel(divide, 64)
 

@@ -1,7 +1,7 @@
 """Attention by kernels/attention.cu, on tensor cores by attention_bf16.cu, and over a KV cache by decode.cu.
 
 The kernels take lengths, causality and dropout, but no mask and no head of more than 128 channels. Where there is no
-kernel for arrays of a GPU, the CPU's pair runs there, a block of queries at a time, as the plain pair would keep all of P.
+kernel for arrays of a GPU, the CPU's pair runs there, a block of queries at a time: the plain pair would keep all of P.
 """
 
 from __future__ import annotations
@@ -165,7 +165,7 @@ def _rows_in_one_piece(x: Array) -> Array:
 
 
 def _memory(x: Array) -> Array:
-    """The memory from the first element of x to the last, as one dimension; the strides tell a kernel where x is in it."""
+    """The memory from the first element of x to the last, as one dimension; with the strides a kernel finds x in it."""
     library = np if isinstance(x, np.ndarray) else sys.modules["cupy"]
     last = sum((size - 1) * stride for size, stride in zip(x.shape, x.strides, strict=True))
     return library.lib.stride_tricks.as_strided(x, (last // x.itemsize + 1,), (x.itemsize,))

@@ -230,7 +230,7 @@ def for_parts(work: Callable[[Part], Any], saved: Saved, arrays: tuple[Array, ..
     if is_on_gpu(q):
         run_part(slice(0, k.shape[0]), slice(0, k.shape[1]))
         return
-    threads = backend.threads if q.size * k.shape[2] * 4 >= backend.PARALLEL_FLOPS else 1
+    threads = backend.cutting.threads if q.size * k.shape[2] * 4 >= backend.cutting.parallel_flops else 1
     parts = _parts(q, k, threads)
 
     def run(start: int, stop: int) -> None:

@@ -28,8 +28,8 @@ from minillm.cuda import WARP, get_kernel
 from minillm.device import is_on_gpu, like
 from minillm.errors import DtypeError, GraphError, InputError, ShapeError, check_index, check_shapes
 from minillm.ops.arithmetic import where
+from minillm.ops.log_softmax import log_softmax
 from minillm.ops.shape import permute
-from minillm.ops.softmax import log_softmax
 from minillm.sums import row_sums, sum_over
 
 

@@ -187,7 +187,7 @@ class ParallelRegion(Wrapper):
         if "heads" in vars(layer):
             self.place = bounds(layer.heads, communicator.size)[communicator.rank], layer.heads
         for name in vars(layer).keys() & {"heads", "key_heads"}:
-            setattr(layer, name, getattr(layer, name) // communicator.size)
+            vars(layer)[name] //= communicator.size
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """Shapes: x (B, T, C) and the result are the same on all ranks."""

@@ -15,7 +15,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from minillm.backend import tuned_process
 from minillm.errors import InputError
 from minillm.optim import AdamW
 from minillm.parallel.communicator import Communicator
@@ -24,6 +23,7 @@ from minillm.study.describe.tables import Table, in_bytes
 from minillm.study.parallel_report import Division, Measured, Place, divisions, exact_tables, measure, stage_of
 from minillm.study.projection import Link, Machine, Seconds, Work, step_seconds, work_of
 from minillm.training.trainer import accumulate_gradients
+from minillm.tuning import tuned_process
 
 
 class Constants(NamedTuple):

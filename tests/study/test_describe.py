@@ -148,9 +148,9 @@ def measured(model: Any, arrays: dict[str, np.ndarray]) -> tuple[int, int]:
 
 @pytest.fixture
 def one_thread() -> Iterator[None]:
-    before, backend.threads = backend.threads, 1
+    before, backend.cutting = backend.cutting, backend.cutting._replace(threads=1)
     yield
-    backend.threads = before
+    backend.cutting = before
 
 
 @pytest.mark.usefixtures("one_thread")
