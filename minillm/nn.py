@@ -16,8 +16,9 @@ import numpy as np
 
 from minillm import autograd, backend, module_hints, ops, pretrained, random
 from minillm.autograd import Parameter, Tensor
-from minillm.backend import Array, device_and_dtype
+from minillm.backend import Array
 from minillm.device import like, to_device
+from minillm.dtypes import device_and_dtype
 from minillm.errors import CheckpointError, DtypeError, GraphError, ShapeError
 from minillm.grad_mode import quiet, state
 
