@@ -13,7 +13,8 @@ import numpy as np
 import minillm
 from minillm import ops, random
 from minillm.autograd import Tensor
-from minillm.backend import Array, as_dtype
+from minillm.backend import Array
+from minillm.dtypes import as_dtype
 
 
 class Case(NamedTuple):

@@ -26,6 +26,7 @@ FLOORS = {  # the longest name that fits counts
     "minillm.tokenizers": 0,
     "minillm.device": 1,
     "minillm.backend": 1,
+    "minillm.dtypes": 1,
     "minillm.sums": 1,
     "minillm.erf": 1,
     "minillm.tuning": 2,
@@ -76,6 +77,7 @@ SHARED = {
     "minillm.errors",
     "minillm.device",
     "minillm.backend",
+    "minillm.dtypes",
     "minillm.sums",
     "minillm.engine",
     "minillm.tensor",
@@ -134,7 +136,7 @@ FOREIGN = {
     "cupy": {"minillm.device", "minillm.cuda", "minillm.parallel.nccl"},
     "cupy_backends": {"minillm.device", "minillm.cuda", "minillm.parallel.nccl"},
     "gguf": {"minillm.gguf"},
-    "ml_dtypes": {"minillm.backend", "minillm.cuda"},
+    "ml_dtypes": {"minillm.dtypes", "minillm.cuda"},
 }
 
 
