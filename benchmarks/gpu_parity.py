@@ -22,11 +22,12 @@ from gpu_job import Job, verdict
 
 from minillm import ops
 from minillm.autograd import Parameter, Tensor
-from minillm.backend import Array, as_dtype
+from minillm.backend import Array
 from minillm.cuda import launch_counts
 from minillm.cuda.launch import sum_rows
 from minillm.cuda.source import instances, kernel_files
 from minillm.device import to_host
+from minillm.dtypes import as_dtype
 from minillm.engine import engine
 from minillm.optim import AdamW
 

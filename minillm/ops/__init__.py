@@ -18,9 +18,11 @@ from minillm.methods import Methods
 from minillm.ops import compare as _c
 from minillm.ops import inplace as _i
 from minillm.ops.activations import *
+from minillm.ops.add_layernorm import add_layer_norm
 from minillm.ops.arithmetic import *
 from minillm.ops.attention import attention
 from minillm.ops.axes import choose_axis
+from minillm.ops.bias_gelu import bias_gelu
 from minillm.ops.broadcast import *
 from minillm.ops.choice import *
 from minillm.ops.compare import *
@@ -36,8 +38,9 @@ from minillm.ops.gelu import gelu
 from minillm.ops.getitem import *
 from minillm.ops.index_select import *
 from minillm.ops.join import *
-from minillm.ops.layernorm import add_layer_norm, layer_norm
+from minillm.ops.layernorm import layer_norm
 from minillm.ops.linear import linear
+from minillm.ops.log_softmax import log_softmax
 from minillm.ops.logsumexp import *
 from minillm.ops.mask import *
 from minillm.ops.matmul import *
@@ -55,9 +58,10 @@ from minillm.ops.roll import *
 from minillm.ops.rope import half_to_interleaved, interleaved_to_half, rope, rope_table
 from minillm.ops.rounding import *
 from minillm.ops.sample import *
-from minillm.ops.silu import silu, swiglu
-from minillm.ops.softmax import log_softmax, softmax
+from minillm.ops.silu import silu
+from minillm.ops.softmax import softmax
 from minillm.ops.split import *
+from minillm.ops.swiglu import swiglu
 from minillm.ops.to import *
 from minillm.ops.transpose import *
 from minillm.ops.triangle import *
@@ -70,9 +74,9 @@ globals().update(_OPS)  # minillm.ops.GELU and its like
 OPS: tuple[Op, ...] = tuple(op for op in _OPS.values() if op.name != "to")  # which computes nothing to be checked
 
 __all__ = [
-    "OPS", "add_layer_norm", "attention", "cross_entropy", "dropout", "embedding", "gelu", "half_to_interleaved",
-    "interleaved_to_half", "layer_norm", "linear", "log_softmax", "mse_loss", "rms_norm", "rope", "rope_table", "silu",
-    "softmax", "swiglu",
+    "OPS", "add_layer_norm", "attention", "bias_gelu", "cross_entropy", "dropout", "embedding", "gelu",
+    "half_to_interleaved", "interleaved_to_half", "layer_norm", "linear", "log_softmax", "mse_loss", "rms_norm", "rope",
+    "rope_table", "silu", "softmax", "swiglu",
 ]  # fmt: skip
 __all__ += [name for file in _FILES for name in getattr(file, "__all__", ())]
 

@@ -16,9 +16,9 @@ import numpy as np
 
 from minillm.autograd import Op, Tensor
 from minillm.backend import Array
+from minillm.erf import erf as erf_of
 from minillm.ops.choice import where
 from minillm.ops.exponential import Input
-from minillm.ops.gelu import erf as erf_of
 from minillm.ops.operands import floats, operand
 from minillm.ops.power import Output
 

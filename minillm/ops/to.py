@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from minillm.autograd import Op, Tensor
-from minillm.backend import device_and_dtype
 from minillm.device import device_of, to_device
+from minillm.dtypes import device_and_dtype
 
 __all__ = ["clone", "contiguous", "to"]
 

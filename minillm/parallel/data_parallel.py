@@ -30,7 +30,6 @@ Source: Li et al. 2020, PyTorch Distributed, arXiv:2006.15704, section 3.2.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
@@ -43,6 +42,7 @@ from minillm.errors import DtypeError, GraphError
 from minillm.nn import Module
 from minillm.optim import ALIGN
 from minillm.parallel.communicator import Communicator, agree_on_weights
+from minillm.parallel.wrapper import Wrapper, replace
 
 
 def step_bytes(gradients: int, ranks: int) -> dict[str, int]:
@@ -270,7 +270,7 @@ class DataParallel:
             ]
         for path, block in modules.items():
             if path in self.units:
-                vars(block)["forward"] = functools.partial(self._forward, self.units[path], block.forward)
+                replace(model, path, BlockOfUnit(block, self, self.units[path]))
 
     def order(self) -> list[Unit]:
         """The units in the order in which their gradients are summed, on every rank."""
@@ -357,17 +357,8 @@ class DataParallel:
             self.start_sum(unit)
             unit.summed = True
 
-    def _forward(self, unit: Unit, forward: Callable[..., Tensor], x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """A block's forward, between two boundaries."""
-        self.before_forward(unit)
-        if not is_grad_enabled():
-            return forward(x, *args, **kwargs)
-        unit.calls += 1
-        y = forward(boundary(x, functools.partial(self._passed, unit)), *args, **kwargs)
-        return boundary(y, functools.partial(self.before_backward, unit))
-
-    def _passed(self, unit: Unit) -> None:
-        """One of the computations of a unit's block has been walked back."""
+    def passed(self, unit: Unit) -> None:
+        """The backward has come through a unit's block, once for each time that the block was computed."""
         unit.calls -= 1
         if self.synchronise:
             self._sum_complete()
@@ -400,12 +391,29 @@ class DataParallel:
         }
 
 
+class BlockOfUnit(Wrapper):
+    """A block between two boundaries, which say when the backward enters it, and when it has come through."""
+
+    def __init__(self, block: Module, parallel: DataParallel, unit: Unit):
+        super().__init__(block)
+        self.parallel, self.unit = parallel, unit
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        parallel, unit = self.parallel, self.unit
+        parallel.before_forward(unit)
+        if not is_grad_enabled():
+            return self.module(x, *args, **kwargs)
+        unit.calls += 1
+        y = self.module(boundary(x, lambda: parallel.passed(unit)), *args, **kwargs)
+        return boundary(y, lambda: parallel.before_backward(unit))
+
+
 def model_blocks(model: Module) -> dict[str, Module]:
-    """The blocks of a model by path: the modules in its lists, but not those within them."""
+    """The blocks of a model by path: the modules in its lists, but not the modules within those."""
     found: dict[str, Module] = {}
     for path, module in model.named_modules():
         if path.rpartition(".")[2].isdigit() and not any(path.startswith(f"{other}.") for other in found):
-            found[path] = module
+            found.setdefault(path, module)  # the outermost, if it is wrapped
     return found
 
 

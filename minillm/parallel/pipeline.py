@@ -54,7 +54,7 @@ from minillm.backend import Array, contiguous
 from minillm.errors import GraphError, InputError
 from minillm.nn import Decoder, Module
 from minillm.parallel.communicator import Communicator, Work, bounds
-from minillm.parallel.wrapper import unwrap
+from minillm.parallel.wrapper import replace, unwrap
 
 SCHEDULES = ("1f1b", "gpipe")
 LAST_STAGE = ("ln_f", "lm_head")  # layers after the blocks; what else is beside them comes before
@@ -187,7 +187,7 @@ def cut(model: Decoder, communicator: Communicator, kind: str = "1f1b") -> Pipel
         if shared and stages > 1:
             tied = [parameter for parameter in layer.parameters() if parameter is output]
         if not (is_last if name in LAST_STAGE else is_first or (shared and is_last)):
-            setattr(whole, name, Identity())
+            replace(whole, name, Identity())
     if not is_first:
         whole.embed = Identity()  # it gets activations instead of ids
     pair = None

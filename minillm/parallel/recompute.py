@@ -9,16 +9,16 @@ same bits as the first.
 from __future__ import annotations
 
 import copy
-import functools
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 from minillm import random
-from minillm.autograd import Op, Tensor, enable_grad, enter_scope, is_grad_enabled, no_grad
+from minillm.autograd import Op, Tensor, enable_grad, is_grad_enabled, no_grad
 from minillm.backend import Array
 from minillm.errors import InputError
 from minillm.nn import Module
 from minillm.parallel.data_parallel import model_blocks
+from minillm.parallel.wrapper import Wrapper, replace
 
 
 class Saved(NamedTuple):
@@ -54,25 +54,21 @@ def recompute(model: Module, layers: Iterable[int] | None = None) -> None:
     Before the model is laid out by DataParallel or ZeRO.
     Raises: InputError for a number without a block.
     """
-    blocks = dict(enumerate(model_blocks(model).values()))
-    chosen = list(blocks) if layers is None else list(layers)
-    for number in chosen:
-        if number not in blocks:
+    blocks = list(model_blocks(model).items())
+    numbers = list(range(len(blocks))) if layers is None else list(layers)
+    for number in numbers:
+        if not 0 <= number < len(blocks):
             raise InputError(f"recompute: there is no block {number}; the model has {len(blocks)}, counted from 0")
-    for block in {id(blocks[number]): blocks[number] for number in chosen}.values():  # one used twice has one forward
-        vars(block)["forward"] = functools.partial(_forward, block, block.forward)
+    made: dict[int, Recomputed] = {}  # a block at two places stays one
+    for path, block in (blocks[number] for number in numbers):
+        replace(model, path, made.setdefault(id(block), Recomputed(block)))
 
 
-def _forward(block: Module, forward: Callable[..., Tensor], x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-    if not is_grad_enabled():
-        return forward(x, *args, **kwargs)
-    weights = [parameter for parameter in block.parameters() if parameter.requires_grad]  # so that it is recorded
+class Recomputed(Wrapper):
+    """A block that keeps its input alone, and is computed again in the backward."""
 
-    def function(x: Tensor) -> Tensor:
-        before = enter_scope(block.name)
-        try:
-            return forward(x, *args, **kwargs)
-        finally:
-            enter_scope(before)
-
-    return RECOMPUTE(x, *weights, function=function)
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        if not is_grad_enabled():
+            return self.module(x, *args, **kwargs)
+        weights = [parameter for parameter in self.parameters() if parameter.requires_grad]  # so that it is recorded
+        return RECOMPUTE(x, *weights, function=lambda x: self.module(x, *args, **kwargs))

@@ -131,8 +131,8 @@ class ZeRO(DataParallel):
         if self.stage == 1:
             super()._sum_complete()
 
-    def _passed(self, unit: Unit) -> None:
-        super()._passed(unit)
+    def passed(self, unit: Unit) -> None:
+        super().passed(unit)
         if self.stage > 1 and unit.calls == 0:
             self._sum(unit)
 
