@@ -11,7 +11,7 @@ import numpy as np
 
 from minillm import random
 from minillm.autograd import Tensor
-from minillm.backend import as_dtype
+from minillm.dtypes import as_dtype
 from minillm.errors import DtypeError, InputError, check_whole
 from minillm.grad_mode import quiet
 from minillm.ops.create import like_another, new_tensor, sizes_of
