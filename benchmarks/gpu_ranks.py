@@ -249,13 +249,12 @@ def quiet_trainer(job: Job) -> Any:
     """
     name = "minillm.training.display"
     sys.modules.setdefault(name, SimpleNamespace(Display=Quiet, NoDisplay=Quiet))  # type: ignore[arg-type]
-    from minillm import backend
     from minillm.training import saving, trainer
 
     trainer.Display = Quiet  # type: ignore[assignment, misc]
     missing = [package for package in ("threadpoolctl", "safetensors") if importlib.util.find_spec(package) is None]
     if "threadpoolctl" in missing:
-        backend.tuned_process = contextlib.nullcontext  # type: ignore[assignment]
+        trainer.tuned_process = contextlib.nullcontext  # type: ignore[assignment, misc]
     if "safetensors" in missing:
         saving.save_checkpoint, saving.load_checkpoint = save_pickle, load_pickle
     if missing:

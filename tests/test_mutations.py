@@ -24,12 +24,15 @@ import minillm
 from minillm import ops, random
 from minillm.autograd import Op
 from minillm.study.cases import CASES
+from minillm.study.gradcheck import without_a_row
 from minillm.testing import check_gradients
 
 
 @functools.cache
 def cases_of(op: str) -> list[tuple[Callable, tuple]]:
-    return [(case.fn, case.make_arrays(np.random.default_rng(0))) for case in CASES if case.op == op]
+    cases = [(case.fn, case.make_arrays(np.random.default_rng(0))) for case in CASES if case.op == op]
+    assert cases, without_a_row(next(one for one in ops.OPS if one.name == op)).report
+    return cases
 
 
 def is_caught(op: str, engine: str) -> bool:

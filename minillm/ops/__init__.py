@@ -20,6 +20,7 @@ from minillm.ops import inplace as _i
 from minillm.ops import order as _order
 from minillm.ops import rearrange as _rearrange
 from minillm.ops import shape as _shape
+from minillm.ops.add_layernorm import ADD_LAYERNORM, add_layer_norm
 from minillm.ops.arithmetic import (
     add,
     clamp_max,
@@ -68,8 +69,9 @@ from minillm.ops.elementwise import *  # noqa: F403
 from minillm.ops.embedding import EMBEDDING, embedding
 from minillm.ops.gelu import GELU, gelu
 from minillm.ops.index import *  # noqa: F403
-from minillm.ops.layernorm import ADD_LAYERNORM, LAYERNORM, add_layer_norm, layer_norm
+from minillm.ops.layernorm import LAYERNORM, layer_norm
 from minillm.ops.linear import LINEAR, linear
+from minillm.ops.log_softmax import LOG_SOFTMAX, log_softmax
 from minillm.ops.matmul import MATMUL, addmm, baddbmm, bmm, dot, matmul, mm, mv, outer
 from minillm.ops.mse_loss import mse_loss
 from minillm.ops.numpy_protocol import array_function, array_ufunc
@@ -81,7 +83,7 @@ from minillm.ops.rmsnorm import RMSNORM, rms_norm
 from minillm.ops.rope import ROPE, half_to_interleaved, interleaved_to_half, rope, rope_table
 from minillm.ops.shape import broadcast_to, concat, getitem, index_select, permute, reshape, split, stack, to, transpose
 from minillm.ops.silu import SILU, SWIGLU, silu, swiglu
-from minillm.ops.softmax import LOG_SOFTMAX, SOFTMAX, log_softmax, softmax
+from minillm.ops.softmax import SOFTMAX, softmax
 from minillm.ops.variance import LOGSUMEXP, NORM, STD, VAR, logsumexp, norm, std, var
 
 clamp, cat, concatenate, swapaxes, swapdims = clip, concat, concat, transpose, transpose

@@ -348,7 +348,7 @@ def _for_parts(part, q: Array, k: Array) -> None:
     if is_on_gpu(q):
         part(slice(0, batch), slice(0, key_heads))
         return
-    threads = backend.threads if q.size * k.shape[2] * 4 >= backend.PARALLEL_FLOPS else 1
+    threads = backend.cutting.threads if q.size * k.shape[2] * 4 >= backend.cutting.parallel_flops else 1
     head_bytes = q.shape[1] // key_heads * min(QUERY_BLOCK, q.shape[2]) * k.shape[2] * q.itemsize
     heads_at_once = min(key_heads, max(1, SCORE_BYTES // max(1, head_bytes)))
     if batch < threads:

@@ -24,6 +24,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from minillm.backend import core_count
 from minillm.errors import InputError, MinillmError, ParallelError
 from minillm.parallel.communicator import Alone, Communicator
 from minillm.parallel.place import TIMEOUT, Place
@@ -307,8 +308,7 @@ def check_nproc(nproc: int) -> None:
 
 def threads_per_rank(nproc: int) -> str:
     """MINILLM_THREADS for each rank: its value in the environment, or an equal share of the cores."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return os.environ.get("MINILLM_THREADS", str(max(1, cores // nproc)))
+    return os.environ.get("MINILLM_THREADS", str(max(1, core_count() // nproc)))
 
 
 def ended(status: int) -> str:

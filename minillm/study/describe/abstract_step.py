@@ -35,7 +35,11 @@ class Step(NamedTuple):
 def training_batch(model: Any, batch_size: int, context: int) -> dict[str, Array]:
     """The arguments of the model's loss, or of its forward if it has no loss; all ids are 0."""
     parameters = inspect.signature(loss_of(model)).parameters
-    names = [name for name, parameter in parameters.items() if parameter.default is parameter.empty]
+    names = [
+        name
+        for name, parameter in parameters.items()
+        if parameter.default is parameter.empty and parameter.kind is not parameter.VAR_KEYWORD
+    ]
     ids = np.zeros((batch_size, context), np.int64)
     if "labels" in names and "target_mapping" in parameters:
         drawn = permute_tokens(ids, reuse_len=model.config.reuse_len, generator=random.Generator())
