@@ -1,4 +1,4 @@
-"""What a training run shows: a live line on a terminal, and a plain line per validation elsewhere."""
+"""The output of a training run: a live line on a terminal, and one plain line per validation elsewhere."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ class Display:
             self.console.print(line)
 
     def sample(self, prompt: str, continuation: str) -> None:
-        """Some generated text."""
+        """Show a prompt and how the model continues it."""
         self.console.print(Text.assemble((prompt, "dim"), continuation))
         self.console.print("-" * 40, style="dim")
 
@@ -141,10 +141,10 @@ class NoDisplay:
         return None
 
     def step(self, record: dict[str, Any]) -> None:
-        """As Display.step."""
+        """Do nothing; see Display.step."""
 
     def sample(self, prompt: str, continuation: str) -> None:
-        """As Display.sample."""
+        """Do nothing; see Display.sample."""
 
     def finish(self, state: State, interrupted: bool) -> None:
-        """As Display.finish."""
+        """Do nothing; see Display.finish."""
