@@ -34,7 +34,7 @@ import numpy as np
 from minillm import backend, random
 from minillm.autograd import Op, Tensor, snapshot
 from minillm.backend import Array
-from minillm.cuda import get_kernel
+from minillm.cuda import get_kernel, strides_of
 from minillm.device import compute_capability, is_on_gpu, like
 from minillm.errors import DtypeError, ShapeError, check_floating, check_index, check_shapes
 from minillm.ops.dropout import check_probability
@@ -424,7 +424,7 @@ def _launch(
     stream = np.uint64(seed % 2**64), np.uint64(seed // 2**64), np.uint64(counter), np.uint64(elsewhere)
     threshold, real = np.uint32(min(round(p * 2**32), 2**32 - 1)), sums[0].dtype.type
     settings = (*numbers, np.bool_(causal), real(scale), *stream, threshold, real(1 / (1 - p)))
-    kernel(grid, threads, (*arrays, *settings, *_strides(*operands)), smem)
+    kernel(grid, threads, (*arrays, *settings, strides_of(*operands)), smem)
 
 
 SPLIT_KEYS = 64  # fewest keys for a block of attention_decode
@@ -459,7 +459,7 @@ def _launch_delta(dout: Array, out: Array, lse: Array) -> Array:
     """delta_i = dY_i . Y_i, a number for each query as lse is."""
     delta = np.empty_like(lse)
     batch, heads, queries, head_size = out.shape
-    arguments = (_memory(dout), _memory(out), delta, np.int32(queries), np.int32(head_size), *_strides(dout, out))
+    arguments = (_memory(dout), _memory(out), delta, np.int32(queries), np.int32(head_size), strides_of(dout, out))
     get_kernel("attention.cu", "attention_delta", out.dtype)((-(-queries // 4), heads, batch), 128, arguments)
     return delta
 
@@ -478,11 +478,6 @@ def _memory(x: Array) -> Array:
     library = np if isinstance(x, np.ndarray) else sys.modules["cupy"]
     last = sum((size - 1) * stride for size, stride in zip(x.shape, x.strides, strict=True))
     return library.lib.stride_tricks.as_strided(x, (last // x.itemsize + 1,), (x.itemsize,))
-
-
-def _strides(*operands: Array) -> list[np.int64]:
-    """From one batch item, head and row to the next, in elements, of each operand."""
-    return [np.int64(stride // x.itemsize) for x in operands for stride in x.strides[:3]]
 
 
 def _in_16_bytes(x: Array) -> bool:
