@@ -310,8 +310,7 @@ def some_gradients(members: list[Parameter], step: int, rng: np.random.Generator
 @pytest.mark.parametrize("parallel_bytes", [0, 10**9])
 @pytest.mark.parametrize("kind", ["adamw", "sgd"])
 def test_each_parameter_counts_its_own_steps(monkeypatch, rng: np.random.Generator, kind: str, parallel_bytes) -> None:
-    monkeypatch.setattr(backend, "PARALLEL_BYTES", parallel_bytes)
-    monkeypatch.setattr(backend, "threads", 3)
+    monkeypatch.setattr(backend, "cutting", backend.cutting._replace(parallel_bytes=parallel_bytes, threads=3))
     monkeypatch.setattr(flat, "CHUNK", 24)
     members = parameters(rng)
     if kind == "adamw":
@@ -560,8 +559,7 @@ def test_chunks_and_threads_change_no_bit(
 
     expected, expected_norms = run()
     monkeypatch.setattr(flat, "CHUNK", chunk)
-    monkeypatch.setattr(backend, "PARALLEL_BYTES", parallel_bytes)
-    monkeypatch.setattr(backend, "threads", 3)
+    monkeypatch.setattr(backend, "cutting", backend.cutting._replace(parallel_bytes=parallel_bytes, threads=3))
     arrays, norms = run()
     for array, value in zip(arrays, expected, strict=True):
         np.testing.assert_array_equal(array, value)

@@ -14,7 +14,7 @@ from minillm.training.config import TrainConfig, preset
 
 CHANGEABLE_ON_RESUME = {
     *("progress", "device", "steps", "eval_every", "eval_batches", "sample_every", "sample_tokens", "resume"),
-    *("nproc", "timeout", "trace", "dp", "tp", "pp", "zero", "pipeline", "recompute", "micro_batches"),
+    *("threads", "nproc", "timeout", "trace", "dp", "tp", "pp", "zero", "pipeline", "recompute", "micro_batches"),
 }
 
 

@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from minillm.backend import Array, as_dtype
+from minillm.backend import Array
 from minillm.cuda.emulate import launch_emulated
 from minillm.cuda.nvrtc import CUDA_OPTIONS
 from minillm.cuda.source import (
@@ -37,6 +37,7 @@ from minillm.cuda.source import (
     split_instance,
     strides_dtype,
 )
+from minillm.dtypes import as_dtype
 from minillm.errors import DeviceError, DtypeError, InputError, MinillmError, ShapeError, did_you_mean
 
 

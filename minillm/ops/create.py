@@ -12,8 +12,9 @@ import numpy as np
 
 from minillm import random
 from minillm.autograd import Tensor, tensor
-from minillm.backend import Array, as_dtype
+from minillm.backend import Array
 from minillm.device import check_device, to_device
+from minillm.dtypes import as_dtype
 from minillm.errors import DtypeError, InputError, ShapeError, check_whole
 
 __all__ = [

@@ -14,8 +14,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from minillm.autograd import Op, Tensor, snapshot, tensor
-from minillm.backend import Array, as_array, device_and_dtype
+from minillm.backend import Array, as_array
 from minillm.device import device_of, like, to_device
+from minillm.dtypes import device_and_dtype
 from minillm.errors import DtypeError, ShapeError, check_index, check_whole
 from minillm.ops.arithmetic import in_one_dtype, unbroadcast
 from minillm.ops.reduce import choose_axis, one_axis

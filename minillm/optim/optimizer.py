@@ -195,7 +195,7 @@ class Optimizer:
             for chunk, t in pieces[start:stop]:
                 self._move(formula, *group.parts(chunk), t=t, **options)
 
-        if group.data.nbytes < backend.PARALLEL_BYTES:
+        if group.data.nbytes < backend.cutting.parallel_bytes:
             run(0, len(pieces))
         else:
             backend.parallel(run, len(pieces))

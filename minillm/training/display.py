@@ -7,9 +7,11 @@ debugger follows.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 import shlex
+import statistics
 import sys
 import time
 from typing import TYPE_CHECKING, Any
@@ -21,6 +23,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.text import Text
 
 from minillm.errors import InputError
+from minillm.training import speed
+from minillm.tuning import Choice
 
 if TYPE_CHECKING:
     from minillm.training.saving import State
@@ -61,6 +65,11 @@ class Display:
         self.console.print(
             f"run directory {escape(str(run.folder))}" + (f", from step {state.step}" if state.step else "")
         )
+        self.choice = Choice.from_json(state.choice) if state.choice else None
+        if self.choice and self.choice.seconds:
+            told = f"{self.choice.name}, as when it began" if state.step else f"{self.choice}"
+            self.console.print(f"work is cut over {told}; --threads fixes the number")
+        self.speeds: list[float] = []  # tokens per second of each step so far
 
     def __enter__(self) -> Display:
         if not self.progress.disable:
@@ -101,9 +110,23 @@ class Display:
         due = live and time.monotonic() - self.drawn >= DRAW_EVERY
         self.progress.update(self.task, completed=record["step"], refresh=due, **fields)
         self.drawn = time.monotonic() if due else self.drawn
+        self.speeds.append(record["tokens_per_s"])
+        if len(self.speeds) == speed.TOLD_AT:
+            self.tell_the_rest(record["step"])
+
+    def tell_the_rest(self, step: int) -> None:
+        """Say how long the run will take, and whether two processes would be faster."""
+        tokens = self.config.batch_size * self.config.model.context
+        seconds = tokens / statistics.median(self.speeds[speed.TOLD_AT // 2 :])
+        model = dataclasses.replace(self.config.model, vocab_size=self.corpus.tokenizer.vocab_size)
+        config = dataclasses.replace(self.config, model=model)
+        one_process = self.choice and self.choice.seconds  # where ways were tried, two processes are one more
+        two = speed.seconds_in_two_processes if one_process else None
+        for line in speed.forecast(config, step, seconds, self.folder(), two):
+            self.console.print(line)
 
     def sample(self, prompt: str, continuation: str) -> None:
-        """Some generated text."""
+        """Show a prompt and how the model continues it."""
         self.console.print(Text.assemble((prompt, "dim"), continuation))
         self.console.print("-" * 40, style="dim")
 
@@ -111,8 +134,7 @@ class Display:
         """Draw the loss curve, and show the results and the command that comes next."""
         self.run.plot()
         self.progress.stop()
-        name = str(self.run.folder)
-        folder = escape(shlex.quote(f"./{name}" if name.startswith("-") else name))  # or it would be an option
+        folder = self.folder()
         validated = [record for record in self.run.metrics() if record["val_loss"] is not None]
         if validated:
             self.console.print(
@@ -126,6 +148,11 @@ class Display:
         else:
             self.console.print("to sample from it:")
             self.console.print(f"  minillm sample {folder} --prompt {escape(self.prompt())} --max-tokens 200")
+
+    def folder(self) -> str:
+        """The run directory, quoted for a shell."""
+        name = str(self.run.folder)
+        return escape(shlex.quote(f"./{name}" if name.startswith("-") else name))  # or it would be an option
 
     def prompt(self) -> str:
         """The start of a sentence, quoted for a shell; where the tokenizer cannot write it, that of the text."""
@@ -146,13 +173,13 @@ class NoDisplay:
         return None
 
     def step(self, record: dict[str, Any]) -> None:
-        """As Display.step."""
+        """Do nothing; see Display.step."""
 
     def sample(self, prompt: str, continuation: str) -> None:
-        """As Display.sample."""
+        """Do nothing; see Display.sample."""
 
     def finish(self, state: State, interrupted: bool) -> None:
-        """As Display.finish."""
+        """Do nothing; see Display.finish."""
 
 
 # --- debuggers -----------------------------------------------------------------------------------------------------
