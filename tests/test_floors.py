@@ -19,6 +19,7 @@ import minillm
 ROOT = Path(minillm.__file__).parent
 
 FLOORS = {  # the longest name that fits counts
+    "minillm.copies": 0,
     "minillm.errors": 0,
     "minillm.version": 0,
     "minillm.hints": 0,

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from minillm.backend import Array, contiguous
-from minillm.cuda import get_kernel
+from minillm.cuda import get_kernel, strides_of
 from minillm.device import compute_capability, is_on_gpu
 from minillm.engine import current_engine
 from minillm.fast import attention as in_blocks
@@ -119,14 +119,14 @@ def launch(
     stream = np.uint64(seed % 2**64), np.uint64(seed // 2**64), np.uint64(counter), np.uint64(skip)
     threshold, real = np.uint32(min(round(p * 2**32), 2**32 - 1)), sums[0].dtype.type
     settings = (*numbers, np.bool_(causal), real(scale), *stream, threshold, real(1 / (1 - p)))
-    kernel(grid, threads, (*arrays, *settings, *_strides(*operands)), smem)
+    kernel(grid, threads, (*arrays, *settings, strides_of(*operands)), smem)
 
 
 def launch_delta(dy: Array, y: Array, lse: Array) -> Array:
     """delta_i = dY_i . Y_i, a number for each query as lse is."""
     delta = np.empty_like(lse)
     batch, heads, queries, head_size = y.shape
-    arguments = (_memory(dy), _memory(y), delta, np.int32(queries), np.int32(head_size), *_strides(dy, y))
+    arguments = (_memory(dy), _memory(y), delta, np.int32(queries), np.int32(head_size), strides_of(dy, y))
     get_kernel("attention.cu", "attention_delta", y.dtype)((-(-queries // 4), heads, batch), 128, arguments)
     return delta
 
@@ -169,11 +169,6 @@ def _memory(x: Array) -> Array:
     library = np if isinstance(x, np.ndarray) else sys.modules["cupy"]
     last = sum((size - 1) * stride for size, stride in zip(x.shape, x.strides, strict=True))
     return library.lib.stride_tricks.as_strided(x, (last // x.itemsize + 1,), (x.itemsize,))
-
-
-def _strides(*operands: Array) -> list[np.int64]:
-    """From one batch item, head and row to the next, in elements, of each operand."""
-    return [np.int64(stride // x.itemsize) for x in operands for stride in x.strides[:3]]
 
 
 def _in_16_bytes(x: Array) -> bool:
