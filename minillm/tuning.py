@@ -20,6 +20,7 @@ from minillm.backend import Cutting, cut_by
 
 HAND_OVER = 50e-6  # seconds for which the sizes of `Cutting` hold
 REST = 100e-6  # seconds between the measured hand-overs: an idle core takes longer to wake
+BLAS_AWAKE = 0.03  # seconds for which the BLAS's threads wait awake after a product, and keep a core busy
 SLOWER = 1.1  # a way this many times as slow as the fastest is not tried again
 GAIN = 1.02  # the first way is kept unless another is this many times as fast
 
@@ -51,7 +52,7 @@ class Choice(NamedTuple):
 def tuned_process(cutting: Cutting | None = None) -> Iterator[None]:
     """Settings of the whole process that make training fast; for a program's main function, never for a library.
 
-    They do not help where text is generated token by token: there the BLAS's own threads, which wait awake, are faster.
+    They do not help where text is generated token by token: the BLAS's own threads, which wait awake, are faster there.
 
     - Work is cut by `cutting`; by default over our own threads, from the sizes on that the hand-over between threads
       gives, which is measured here and takes a millisecond or two.
@@ -140,6 +141,7 @@ def fastest_way(
     for number in range(rounds):
         for name in left:
             with cut_by(ways[name]):
+                time.sleep(BLAS_AWAKE)
                 start = clock()
                 step()
                 seconds[name].append(clock() - start)

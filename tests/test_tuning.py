@@ -77,6 +77,11 @@ def test_a_given_cutting_is_not_measured(monkeypatch: pytest.MonkeyPatch) -> Non
         assert backend.cutting == given
 
 
+@pytest.fixture(autouse=True)
+def _no_rest(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tuning, "BLAS_AWAKE", 0.0)
+
+
 # --- trying ways ---------------------------------------------------------------------------------------------------
 
 
