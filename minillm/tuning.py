@@ -21,7 +21,7 @@ from minillm.backend import Cutting, cut_by
 HAND_OVER = 50e-6  # seconds for which the sizes of `Cutting` hold
 REST = 100e-6  # seconds between the measured hand-overs: an idle core takes longer to wake
 BLAS_AWAKE = 0.03  # seconds for which the BLAS's threads wait awake after a product, and keep a core busy
-SLOWER = 1.1  # a way this many times as slow as the fastest is not tried again
+SLOWER = 3.0, 1.1  # a way so many times as slow as the fastest is dropped: after the first round, and later on
 GAIN = 1.02  # the first way is kept unless another is this many times as fast
 
 
@@ -132,8 +132,7 @@ def fastest_way(
 ) -> Choice:
     """Time `step` under each way in turn, `rounds` times, and keep the way with the least median.
 
-    The ways take turns, so that other work on the machine meets all alike. From the third round on, only those that
-    are still close to the fastest are timed.
+    The ways take turns, so that other work on the machine meets all alike, and slow ones are dropped on the way.
     """
     step()  # makes what is made once
     seconds: dict[str, list[float]] = {name: [] for name in ways}
@@ -146,9 +145,8 @@ def fastest_way(
                 step()
                 seconds[name].append(clock() - start)
         medians = {name: statistics.median(values) for name, values in seconds.items()}
-        if number >= 1:
-            least = min(medians.values())
-            left = [name for name in left if medians[name] <= SLOWER * least]
+        slowest = SLOWER[min(number, 1)] * min(medians.values())
+        left = [name for name in left if medians[name] <= slowest]
         if len(left) == 1:
             break
     first, best = next(iter(ways)), min(left, key=medians.__getitem__)
