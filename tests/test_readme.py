@@ -33,7 +33,10 @@ def test_the_first_example_prints():
 def test_the_table_names_every_op_and_files_that_exist():
     rows = re.findall(r"^\| `([^|]*)` \| \[(\S+)\]\((\S+)\) \| [^|]* \| \[(\S+)\]\((\S+)\) \|$", README, re.MULTILINE)
     named = {name.strip("` ") for row in rows for name in row[0].split("`, `")}
-    assert named == {op.name for op in ops.OPS}
+    known = {op.name for op in ops.OPS}
+    missing, unknown = sorted(known - named), sorted(named - known)
+    assert not missing, f"add to the table of operations in README.md (name, file, kernel, test): {', '.join(missing)}"
+    assert not unknown, f"take out of the table of operations in README.md: {', '.join(unknown)}"
     for _, file, link, test, test_link in rows:
         assert (ROOT / link).is_file()
         assert (ROOT / test_link).is_file()

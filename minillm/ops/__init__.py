@@ -40,6 +40,7 @@ from minillm.ops.arithmetic import (
     where,
 )
 from minillm.ops.attention import ATTENTION, attention
+from minillm.ops.bias_gelu import BIAS_GELU, bias_gelu
 from minillm.ops.compare import (
     all,
     allclose,
@@ -82,8 +83,9 @@ from minillm.ops.remainder import REMAINDER, floor_divide, remainder
 from minillm.ops.rmsnorm import RMSNORM, rms_norm
 from minillm.ops.rope import ROPE, half_to_interleaved, interleaved_to_half, rope, rope_table
 from minillm.ops.shape import broadcast_to, concat, getitem, index_select, permute, reshape, split, stack, to, transpose
-from minillm.ops.silu import SILU, SWIGLU, silu, swiglu
+from minillm.ops.silu import SILU, silu
 from minillm.ops.softmax import SOFTMAX, softmax
+from minillm.ops.swiglu import SWIGLU, swiglu
 from minillm.ops.variance import LOGSUMEXP, NORM, STD, VAR, logsumexp, norm, std, var
 
 clamp, cat, concatenate, swapaxes, swapdims = clip, concat, concat, transpose, transpose
@@ -97,7 +99,7 @@ OPS: tuple[Op, ...] = (
     *(_e.ERF, _e.SOFTPLUS, _e.MAXIMUM, _e.MINIMUM, CUMSUM, CUMPROD, PROD, VAR, STD, NORM, LOGSUMEXP, EINSUM),
     *(_s.RESHAPE, _s.TRANSPOSE, _s.GETITEM, _s.INDEX_SELECT, _s.CONCAT, _s.STACK, _s.SPLIT, _s.BROADCAST),
     *(_index.GATHER, _index.SCATTER, _index.SCATTER_ADD, _r.CLONE, _r.ROLL, _r.PAD, _r.TRIL, _r.TRIU),
-    *(GELU, SILU, SWIGLU, ROPE, LINEAR, EMBEDDING, SOFTMAX, LOG_SOFTMAX, LAYERNORM, ADD_LAYERNORM, RMSNORM),
+    *(GELU, BIAS_GELU, SILU, SWIGLU, ROPE, LINEAR, EMBEDDING, SOFTMAX, LOG_SOFTMAX, LAYERNORM, ADD_LAYERNORM, RMSNORM),
     *(DROPOUT, ATTENTION, CROSS_ENTROPY),
 )
 
@@ -113,6 +115,7 @@ __all__ = [
     "any",
     "attention",
     "baddbmm",
+    "bias_gelu",
     "bmm",
     "broadcast_to",
     "cat",

@@ -20,6 +20,7 @@ import numpy as np
 
 from minillm.autograd import Op, Tensor, tensor
 from minillm.backend import Array, elementwise
+from minillm.erf import erf as erf_of
 from minillm.ops.arithmetic import (
     Input,
     Operands,
@@ -33,7 +34,6 @@ from minillm.ops.arithmetic import (
     unbroadcast,
     where,
 )
-from minillm.ops.gelu import erf as erf_of
 
 __all__ = [
     "abs", "absolute", "ceil", "cos", "erf", "exp2", "expm1", "floor", "leaky_relu", "lerp", "log1p", "log2", "log10",
