@@ -1,12 +1,12 @@
-"""Is every kernel right? Against the same formula in float64 NumPy, and against differences of its own values.
+"""Check every kernel against the same formula in float64 NumPy, and against differences of its own values.
 
 A kernel of a narrow dtype cannot equal float64, and how far off it may be depends on the formula. So two errors are
-measured on the same rounded inputs: the kernel's, and that of NumPy with the formula in that dtype (for bfloat16: in
-float32, rounded once at the end). A forward may be twice as wrong as NumPy, a gradient three times, both by their root
-mean square and, less strictly as it is a matter of luck, by their largest number. Where NumPy happens to be wrong by
-next to nothing, a kernel may have the errors of one rounding; of few numbers, which again is luck, or in float64, whose
-functions are right to half of the last place in NumPy and to one or two in CUDA, those of some more. float64 is
-compared with NumPy's longdouble.
+measured on the same rounded inputs: the kernel's, and that of NumPy with the formula in that dtype (for bfloat16, in
+float32, rounded once at the end). The error of a forward may be twice NumPy's, that of a gradient three times. Both the
+root mean square and the largest error are compared; the bound on the largest is looser, because it depends on luck.
+Where NumPy's error happens to be almost nothing, a kernel may have that of one rounding. It may have a few roundings
+where there are few elements, and in float64, whose functions are right to half of the last place in NumPy and to one
+or two places in CUDA. float64 is compared with NumPy's longdouble.
 """
 
 from __future__ import annotations
@@ -127,12 +127,12 @@ def operation_trials(name: str, job: Job, dtype: np.dtype, rng: np.random.Genera
 
 
 def by_formula(case: Case, values: int, *arrays: Array) -> list[Array]:
-    """The same of NumPy; behind the arguments come the cotangents, one of each value."""
+    """Values and gradients by the formula in NumPy; after the arguments come the cotangents, one for each value."""
     return run(case, [*arrays[:-values]], [*arrays[-values:]], "off")
 
 
 def rounded(x: Array, dtype: np.dtype, of_tensor: bool) -> Array:
-    """As kernels take it: tables that are no tensors stay in float32 at least, and integers are what they are."""
+    """The array as kernels take it: rounded to the dtype, but tables that are not tensors stay in float32 at least."""
     if x.dtype.kind in "iub":
         return x
     return x.astype(np.float32).astype(dtype if of_tensor else np.promote_types(dtype, np.float32))
@@ -245,7 +245,7 @@ def decode_trials(job: Job, dtype: np.dtype, rng: np.random.Generator) -> Iterat
 
 
 def level_trials(job: Job, dtype: np.dtype, rng: np.random.Generator) -> Iterator[Trial]:
-    """Of one dtype each: float32 but for the tensor cores."""
+    """Trials of the levels, each in one dtype: float32, or that of the tensor cores."""
 
     def softmax(x):
         e = np.exp(x - x.max(axis=-1, keepdims=True))
@@ -327,7 +327,7 @@ def parity(job: Job, part: str) -> None:
 
 
 def until_an_error(name: str, trials: Iterator[Trial]) -> Iterator[Trial]:
-    """The trials; and where making one raises, that as the last, so that the other dtypes get their turn."""
+    """Yield the trials; where making one raises, yield the error last, so that the other dtypes get their turn."""
     try:
         yield from trials
     except Exception as error:
@@ -360,13 +360,13 @@ def examine(job: Job, trial: Trial, dtype: str) -> Iterator[tuple[int, Compariso
 
 
 def coverage(launched: set[str]) -> tuple[int, list[str]]:
-    """How many kernel instances there are, and those that were not launched."""
+    """The number of kernel instances, and those that were not launched."""
     existing = [name for file in kernel_files() for name in instances(file)]
     return len(existing), sorted(set(existing) - launched)
 
 
 def without_cases() -> list[str]:
-    """Operations that have kernels, and no case above."""
+    """The operations that have kernels but no case above."""
     return sorted(op.name for op in ops.OPS if op.cuda and op.name not in OPERATIONS)
 
 
@@ -389,7 +389,7 @@ def gradients(job: Job, part: str) -> None:
 def directional_error(
     job: Job, case: Case, arguments: list[Array], leaf: int, rng: np.random.Generator
 ) -> tuple[float, float]:
-    """How far apart the two are for one argument, by the typical size of <g, v>, and by what is allowed.
+    """The difference of the two for one argument, divided by the typical size of <g, v> and by what is allowed.
 
     Allowed are TOLERANCE of that size, and what rounding alone does to a difference.
     """

@@ -1,8 +1,8 @@
 """Many ranks on one machine: `python benchmarks/parallel.py [--out benchmarks/results/parallel.md]`.
 
-Two tables of bytes and memory, measured and by formula, for 2 and 4 ranks; the time of a step in every way of dividing
-it, measured and predicted by minillm/study/this_machine.py from constants that the same run measures; and the speed of
-data parallel in two processes, of one thread each, beside one process of two threads.
+It makes tables of the bytes sent and the memory kept, measured and by formula, for 2 and 4 ranks; of the time of a step
+in every way of dividing it, measured and predicted by minillm/study/this_machine.py from constants that the same run
+measures; and of the speed of data parallel in two processes, of one thread each, beside one process of two threads.
 
 The last is measured in one pair of processes: in each round the first trains alone, on two threads, while the second
 waits; then both train together, on one each. Alone it trains in the way of cutting that is the fastest for it, as in
@@ -88,7 +88,7 @@ def compare(communicator, config, batch, rounds, steps, sleep):
 
 
 def speed_table(names, rounds, sleep):
-    """Lines of Markdown."""
+    """The table of two processes beside one, as lines of Markdown."""
     yield "| configuration | one process ms | two processes ms | two beside one |"
     yield "|---|---|---|---|"
     for name in names:
@@ -107,7 +107,7 @@ def markdown(table):
 
 
 def report(arguments):
-    """Lines of Markdown."""
+    """The whole report, as lines of Markdown."""
     yield "# Many ranks on one machine"
     yield ""
     yield (

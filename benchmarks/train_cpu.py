@@ -107,12 +107,12 @@ def minillm_llama(name):
 
 
 def hidden_size(channels):
-    """Of SwiGLU, whose three matrices then have as many weights as a GPT's two of 4 C."""
+    """Hidden size of SwiGLU, whose three matrices then have as many weights as a GPT's two of 4 C."""
     return 8 * channels // 3
 
 
 def torch_step(name, compiled=False):
-    """The same in PyTorch, written as its users write it; the model may be compiled."""
+    """A training step in PyTorch, written as its users write it; the model may be compiled."""
     import torch
     import torch.nn.functional as F
     from torch import nn
