@@ -2,8 +2,9 @@
 
 Small models of the families that learn by filling gaps are trained on tinyshakespeare, each with the tokenizer and the
 objective that go with it: BERT on WordPieces with masked tokens and next sentences, RoBERTa on byte pairs with masked
-tokens, XLNet on Unigram pieces with permutations. The text's last tenth is for validation. A loss is to be compared with
-the unigram entropy: the loss of a model that knows the frequencies of the validation text's tokens and nothing else.
+tokens, XLNet on Unigram pieces with permutations. The text's last tenth is for validation. A loss is to be compared
+with the unigram entropy: the loss of a model that knows how frequent each token of the validation text is, and nothing
+else.
 """
 
 from __future__ import annotations
