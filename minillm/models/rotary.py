@@ -12,7 +12,7 @@ from typing import Any
 
 from minillm.errors import InputError
 from minillm.models.config import whole_number
-from minillm.ops.rope import SCALINGS, RopeScaling
+from minillm.ops.rope_table import SCALINGS, RopeScaling
 
 # Of each kind the numbers that it must have, those that it may have, and the lists; by their names there.
 NEEDED: dict[str, tuple[str, ...]] = {

@@ -81,7 +81,8 @@ from minillm.ops.rearrange import *  # noqa: F403
 from minillm.ops.reduce import AMAX, AMIN, MEAN, SUM, amax, amin, choose_axis, mean, sum
 from minillm.ops.remainder import REMAINDER, floor_divide, remainder
 from minillm.ops.rmsnorm import RMSNORM, rms_norm
-from minillm.ops.rope import ROPE, half_to_interleaved, interleaved_to_half, rope, rope_table
+from minillm.ops.rope import ROPE, rope
+from minillm.ops.rope_table import half_to_interleaved, interleaved_to_half, rope_table
 from minillm.ops.shape import broadcast_to, concat, getitem, index_select, permute, reshape, split, stack, to, transpose
 from minillm.ops.silu import SILU, silu
 from minillm.ops.softmax import SOFTMAX, softmax
