@@ -29,7 +29,7 @@ from minillm.autograd import Op, Tensor
 from minillm.backend import Array, as_array
 from minillm.device import is_on_gpu, like
 from minillm.errors import DtypeError, InputError, ShapeError, check_index, check_shapes
-from minillm.ops.shape import permute
+from minillm.ops.transpose import permute
 
 
 class Saved(NamedTuple):

@@ -1,9 +1,9 @@
 """Activation checkpointing: a block keeps its input alone, and is computed a second time in the backward.
 
 Of L blocks with activations of A bytes and inputs of I, what a forward leaves falls from L A to L I + A, for a third
-more operations (Chen et al. 2016, "Training deep nets with sublinear memory cost", arXiv:1604.06174, section 3). The
-second forward draws the same dropout masks, for they are a function of the place in the random stream, and gives the
-same bits as the first.
+more FLOPs (Chen et al. 2016, "Training deep nets with sublinear memory cost", arXiv:1604.06174, section 3). The
+second forward draws the same dropout masks, because they are a function of the place in the random stream, and gives
+the same bits as the first.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from minillm.parallel.wrapper import Wrapper, replace
 
 
 class Saved(NamedTuple):
-    """The input, what to compute again, the place in the random stream where it began, and the number of inputs."""
+    """The input, the function to compute again, the random generator at its start, and the number of inputs."""
 
     x: Array
     function: Callable[[Tensor], Tensor]
@@ -49,9 +49,9 @@ RECOMPUTE = Op("recompute", recompute_forward, recompute_backward)
 
 
 def recompute(model: Module, layers: Iterable[int] | None = None) -> None:
-    """Have the blocks of a model with these numbers, or all, compute their forward a second time in the backward.
+    """Make the blocks of a model with these numbers, or all, compute their forward a second time in the backward.
 
-    Before the model is laid out by DataParallel or ZeRO.
+    Call this before DataParallel or ZeRO lay the model out.
     Raises: InputError for a number without a block.
     """
     blocks = list(model_blocks(model).items())

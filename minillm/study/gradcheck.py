@@ -78,8 +78,8 @@ def without_a_row(op: Op) -> Result:
     parameters = [p.name for p in inspect.signature(op.forward).parameters.values() if p.kind in kinds]
     names, shapes = ", ".join(parameters) or "*xs", ", ".join(["(3, 4)"] * max(1, len(parameters)))
     report = (
-        f"gradcheck: the table has no row for {op.name}; write one in the file of its kind in minillm/study/cases/, in "
-        f"one of the functions that the file's CASES lists:\n"
+        f"gradcheck: the table has no row for {op.name}; write one in the file of its kind in minillm/study/cases/ "
+        "(arithmetic.py, reduce.py, shape.py, layers.py), in one of the functions that its CASES lists:\n"
         f'    yield Case("{op.name}", "matrix", lambda {names}: ops.{op.name}({names}), normal({shapes}))'
     )
     return Result(op.name, current_engine(), "no row", 0, float("inf"), 0.0, report)

@@ -142,7 +142,7 @@ def measured_run(name: str, nproc: int, batch: int, context: int | None = None, 
     kind, config, _ = opened(name)
     config = replace(config, dropout=0.0) if hasattr(config, "dropout") else config
     work = work_of(name, context, "float32")
-    heads = min(config.heads, getattr(config, "key_heads", config.heads))
+    heads = min(config.heads, getattr(config, "kv_heads", config.heads))
     given = divisions(nproc, work.shapes, heads, min(4, batch))
     outcomes = launch(train_and_measure, nproc, kind, config, given, batch, work.context, steps)
     measured = [outcome[1] for outcome in outcomes]

@@ -1,4 +1,4 @@
-"""What a run saves of itself, and how it goes on from there."""
+"""Checkpoints of a run: what is saved, and how a run goes on from there."""
 
 from __future__ import annotations
 
