@@ -6,8 +6,8 @@
 //   forward    log_p_i = (x_i - m) - log s           no y is so small that its logarithm is lost
 //   backward   dx_i    = dlog_p_i - e^(log_p_i) sum_j dlog_p_j
 //
-// The derivations are in minillm/ops/softmax.py, where y is p, and log_softmax.py; m and s are `largest` and `sum` below.
-// Shapes: all arrays are (rows, columns), any number of each. Computed in float (double for double).
+// The derivations are in minillm/ops/softmax.py, where y is p, and log_softmax.py. m and s are `largest` and `sum` in
+// the code. Shapes: all arrays are (rows, columns), any number of each. Computed in float (double for double).
 //
 // Grid: one block for a row; with fewer blocks than rows, each takes every gridDim.x-th. Block: 32 to 512 threads,
 // whole warps; columns / (16 / sizeof(T)), rounded up to a warp, gives every thread one 16-byte load.
