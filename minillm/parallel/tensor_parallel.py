@@ -23,7 +23,7 @@ is the other sum. Megatron calls these two operations f and g (collective_ops.py
 
 With the token table, a rank looks up the ids whose rows it has, gives zeros for the others, and the sum is the
 embedding. The output layer gives each rank the logits of its ids, which stay there: the loss needs three numbers of
-each token from the other ranks (vocabulary_cross_entropy.py).
+each token from the other ranks (ops/vocabulary_cross_entropy.py).
 
 Every rank has whole what no table names: norms, the biases after a sum, positions. Their gradients are the same on all
 ranks, bit for bit, because sums are, so they stay the same; and so do the dropout masks of the residual stream. In
@@ -58,10 +58,10 @@ from minillm.models.gemma import Gemma
 from minillm.models.gpt2 import GPT2
 from minillm.models.llama import Llama
 from minillm.nn import Decoder, Embedding, KVCache, Linear, Module
+from minillm.ops.vocabulary_cross_entropy import vocabulary_cross_entropy
 from minillm.parallel.collective_ops import copy_to_ranks, gather_from_ranks, reduce_from_ranks
 from minillm.parallel.communicator import Communicator, bounds
 from minillm.parallel.shard import Shard, shard
-from minillm.parallel.vocabulary_cross_entropy import vocabulary_cross_entropy
 from minillm.parallel.wrapper import Wrapper, replace
 
 
@@ -278,13 +278,11 @@ class TensorParallel(Wrapper):
 
     def loss(self, ids: Any, targets: Any, reduction: str = "mean") -> Tensor:
         """Cross-entropy against targets (B, T), in nats per token; -100 is not counted."""
+        group, size = self.communicator, self.module.config.vocab_size
+        first, stop = bounds(size, group.size)[group.rank : group.rank + 2]  # the classes of this rank
+        logits = self.own_logits(self.features(ids))
         return vocabulary_cross_entropy(
-            self.own_logits(self.features(ids)),
-            targets,
-            self.communicator,
-            self.module.config.vocab_size,
-            reduction=reduction,
-            overwrite=True,
+            logits, targets, group, (first, stop), size, reduction=reduction, overwrite=True
         )
 
     def new_cache(self, batch: int = 1, padding: Array | None = None) -> list[KVCache]:
