@@ -27,8 +27,8 @@ from gpu_training import BETAS, DECAY, LEARNING_RATE, MAX_NORM, gpt2, our_step, 
 
 import minillm
 from minillm import random
-from minillm.backend import as_dtype
 from minillm.device import to_host
+from minillm.dtypes import as_dtype
 from minillm.engine import engine
 from minillm.models.gpt2 import GPT2, GPT2Config
 from minillm.optim import AdamW

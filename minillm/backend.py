@@ -10,8 +10,8 @@ shorter is done sooner where it is. `cutting` holds the numbers that decide it, 
 Cutting changes no result of this project's own code: sums over rows are always cut in the same places and added in the
 same order. A BLAS may round a part of a matrix product otherwise than the whole, in the last bit.
 
-`MINILLM_THREADS=1` keeps everything on the calling thread. On a GPU nothing is cut: `row_blocks` calls its formula
-once, with all rows, and `matmul` asks cuBLAS (see device.py).
+`MINILLM_THREADS=1` keeps everything on the calling thread, and so does the engine "plain". On a GPU nothing is cut:
+`row_blocks` calls its formula once, with all rows, and `matmul` asks cuBLAS (see device.py).
 """
 
 from __future__ import annotations
@@ -29,8 +29,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
-from minillm.device import Array, gemm, is_device, is_on_gpu
-from minillm.errors import DtypeError
+from minillm.device import Array, gemm, is_on_gpu
 
 T = TypeVar("T")
 CACHE_BYTES = 768 * 1024  # of one array in a block: with fewer, threads spend their time handing each other the lock
@@ -55,7 +54,7 @@ def core_count() -> int:
 
 
 def _thread_count() -> int:
-    cores = core_count()
+    cores = 1 if os.environ.get("MINILLM_ENGINE") == "plain" else core_count()
     asked = os.environ.get("MINILLM_THREADS", str(cores))
     if asked.isdigit() and int(asked) >= 1:
         return int(asked)
@@ -140,15 +139,18 @@ wake_up_delay = 0.0  # seconds that a woken thread sleeps first: benchmarks play
 def cut_by(way: Cutting) -> Iterator[None]:
     """Cut work by `way`, with as many threads of the BLAS as it says, until the block ends; for all threads."""
     global cutting
+    before, cutting = cutting, way
+    try:
+        with contextlib.nullcontext() if way.blas_threads == before.blas_threads else _blas_limited(way.blas_threads):
+            yield
+    finally:
+        cutting = before
+
+
+def _blas_limited(threads: int | None) -> contextlib.AbstractContextManager:
     from threadpoolctl import threadpool_limits
 
-    before = cutting
-    with threadpool_limits(limits=way.blas_threads, user_api="blas"):
-        cutting = way
-        try:
-            yield
-        finally:
-            cutting = before
+    return threadpool_limits(limits=threads, user_api="blas")
 
 
 def _pool() -> list[_Worker]:
@@ -283,37 +285,6 @@ def contiguous(x: Array) -> Array:
 def as_array(x: Any) -> Array:
     """x itself if it is an array, on whichever device, else the NumPy array of it."""
     return x if is_on_gpu(x) else np.asarray(x)
-
-
-def device_and_dtype(targets: tuple[Any, ...]) -> tuple[str | None, np.dtype | None]:
-    """What `to("cuda", "bfloat16")` asks for, in any order: a device, a dtype, or both; None for what is not named."""
-    device, dtype = None, None
-    for target in targets:
-        if is_device(target):
-            device = target
-        else:
-            try:
-                dtype = as_dtype(target or "nothing")  # NumPy takes None for float64
-            except TypeError:
-                raise DtypeError(
-                    f"to: {target!r} is neither a device nor a dtype; give 'cpu', 'cuda' or 'cuda:1', 'float32' or "
-                    "'bfloat16'"
-                ) from None
-    return device, dtype
-
-
-def as_dtype(dtype: Any) -> np.dtype:
-    """The dtype of a name or a type; "bfloat16" too, which NumPy has from the package ml_dtypes."""
-    if not isinstance(dtype, str) or dtype != "bfloat16":
-        try:
-            return np.dtype(dtype)
-        except TypeError:
-            raise DtypeError(f"dtype: {dtype!r} is no dtype; give 'float32', np.int64 or 'bfloat16', say") from None
-    try:
-        from ml_dtypes import bfloat16
-    except ImportError:
-        raise DtypeError("dtype: NumPy has bfloat16 from ml_dtypes, which is missing; pip install ml_dtypes") from None
-    return np.dtype(bfloat16)
 
 
 def stable_argsort(x: Array) -> Array:

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from minillm.backend import as_dtype
+from minillm.dtypes import as_dtype
 from minillm.errors import CheckpointError, InputError
 from minillm.models.llama import Llama, LlamaConfig, rows_in_hugging_face
 from minillm.nn import uninitialized

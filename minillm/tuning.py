@@ -105,7 +105,7 @@ def own_threads(threads: int, hand_over: float = HAND_OVER) -> Cutting:
 def own_choice(threads: int | None = None) -> Choice:
     """Our own threads, as many as given or as hold now, from the sizes on that this machine's hand-over gives."""
     threads = threads or backend.cutting.threads
-    with cut_by(own_threads(threads)):
+    with cut_by(backend.cutting._replace(threads=threads)):
         return Choice(f"{threads} own threads", own_threads(threads, measured_hand_over()), {})
 
 

@@ -210,9 +210,8 @@ def test_gradients_of_what_all_rows_share(kind, rng):
         call(b).backward(u)
         assert wrong_by(b.grad, expected, 0) < BOUND, name
     for name, call in (
-        ("gelu", lambda x, b: ops.gelu(x, "none", b)),
-        ("gelu tanh", lambda x, b: ops.gelu(x, "tanh", b)),
-        ("silu", ops.silu),
+        ("bias_gelu", ops.bias_gelu),
+        ("bias_gelu, tanh form", lambda x, b: ops.bias_gelu(x, b, "tanh")),
     ):
         leaf, b = tensor(constant.copy(), requires_grad=True), ones(4)
         call(leaf, b).backward(u)

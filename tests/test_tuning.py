@@ -13,6 +13,7 @@ import textwrap
 import numpy as np
 import pytest
 
+import minillm
 from minillm import backend, tuning
 from minillm.backend import Cutting
 from minillm.tuning import Choice, cut_by, fastest_way, own_threads, tuned_process, ways_of_cutting
@@ -149,6 +150,18 @@ def test_on_one_thread_there_is_one_way() -> None:
 def test_one_way_alone_keeps_everything_on_one_thread() -> None:
     ways = ways_of_cutting(own(4))
     assert {(cutting.threads, cutting.blas_threads) for cutting in ways.values()} == {(4, 1), (4, 4), (1, 4), (1, 1)}
+
+
+def test_the_plain_engine_keeps_everything_on_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backend, "cutting", Cutting(3, 1, 0, 0))
+    with minillm.engine("plain"):
+        assert backend.cutting == Cutting(1, 1, 0, 0)
+        with tuned_process():
+            assert (backend.cutting.threads, backend.cutting.blas_threads) == (1, 1)
+    assert backend.cutting.threads == 3
+    monkeypatch.setenv("MINILLM_ENGINE", "plain")
+    monkeypatch.delenv("MINILLM_THREADS", raising=False)
+    assert backend._thread_count() == 1
 
 
 # --- what is changed and restored ----------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""How kernels that walk over rows or elements are launched: threads and blocks, sums over rows, norms, activations."""
+"""How kernels that walk over rows or elements are launched: threads and blocks, sums over rows, norms."""
 
 from __future__ import annotations
 
@@ -99,47 +99,3 @@ def launch_norm_backward(file: str, name: str, *arrays: Array, sums: int) -> tup
     sizes = np.int64(rows), np.int32(columns)
     kernel(len(partial), threads_of_row(dy), (*arrays, dx, partial, *sizes), shared_bytes(dy, sums))
     return dx, sum_rows(partial, dy.dtype).reshape(sums, columns)
-
-
-# ---- activations: kernels/activation.cuh ----------------------------------------------------------------------------
-# `function` is the name of an activation f in kernels/<file>; x, bias and dout are contiguous.
-
-
-def activation_fits(x: Array, bias: Array | None) -> bool:
-    """Whether the kernels take these arrays."""
-    return x.size > 0 and (bias is None or bias.dtype == x.dtype)
-
-
-def activation_forward(file: str, function: str, x: Array, bias: Array | None) -> Array:
-    """f(x), or f(x + bias)."""
-    out = np.empty_like(x)
-    if bias is None:
-        kernel = get_kernel(file, "activation_forward", x.dtype, function)
-        kernel(blocks_for(x.size, 16 // x.itemsize), THREADS, (x, out, np.int64(x.size)))
-    else:
-        grid, sizes = _grid_and_sizes(x)
-        get_kernel(file, "bias_activation_forward", x.dtype, function)(grid, (WARP, 8), (x, bias, out, *sizes))
-    return out
-
-
-def activation_backward(
-    file: str, function: str, dout: Array, x: Array, bias: Array | None
-) -> tuple[Array, Array | None]:
-    """The gradients of x and of the bias."""
-    dx = np.empty_like(x)
-    if bias is None:
-        kernel = get_kernel(file, "activation_backward", x.dtype, function)
-        kernel(blocks_for(x.size, 16 // x.itemsize), THREADS, (dout, x, dx, np.int64(x.size)))
-        return dx, None
-    grid, sizes = _grid_and_sizes(x)
-    partial = np.empty_like(x, shape=(grid[1], len(bias)), dtype=np.promote_types(x.dtype, np.float32))
-    kernel = get_kernel(file, "bias_activation_backward", x.dtype, function)
-    kernel(grid, (WARP, 8), (dout, x, bias, dx, partial, *sizes))
-    return dx, sum_rows(partial, x.dtype)
-
-
-def _grid_and_sizes(x: Array) -> tuple[tuple, tuple]:
-    rows, columns = as_rows(x).shape
-    chunk = chunk_of(rows)
-    grid = (-(-columns * x.itemsize // 512), -(-rows // chunk))
-    return grid, (np.int64(rows), np.int32(chunk), np.int32(columns))

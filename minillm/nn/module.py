@@ -14,8 +14,9 @@ import numpy as np
 
 from minillm import autograd, backend, module_hints, pretrained
 from minillm.autograd import Parameter
-from minillm.backend import Array, device_and_dtype
+from minillm.backend import Array
 from minillm.device import like, to_device
+from minillm.dtypes import device_and_dtype
 from minillm.errors import CheckpointError, DtypeError
 from minillm.grad_mode import quiet, state
 from minillm.nn.tree import tree

@@ -31,8 +31,9 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from minillm.backend import Array, as_dtype
+from minillm.backend import Array
 from minillm.device import like, to_host
+from minillm.dtypes import as_dtype
 from minillm.errors import InputError, ParallelError, ShapeError
 
 REDUCTIONS = ("sum", "mean", "max")

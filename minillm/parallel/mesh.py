@@ -24,8 +24,9 @@ import numpy as np
 
 from minillm import random
 from minillm.autograd import no_grad
-from minillm.backend import Array, as_dtype
+from minillm.backend import Array
 from minillm.device import like, to_host
+from minillm.dtypes import as_dtype
 from minillm.errors import CheckpointError, InputError
 from minillm.nn import Decoder, uninitialized
 from minillm.optim import FlatGroup, Optimizer, decay_groups

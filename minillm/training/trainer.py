@@ -45,10 +45,13 @@ from minillm.training.stop import StopRequest
 from minillm.tuning import Choice, tuned_process
 
 
-def train(config: TrainConfig, resume: Path | None = None, communicator: Communicator | None = None) -> Run:
+def train(
+    config: TrainConfig, resume: Path | None = None, communicator: Communicator | None = None, progress: bool = True
+) -> Run:
     """Train a model from the start, or continue the run at `resume` with these settings; returns the finished run.
 
-    Ctrl-C (or SIGTERM) ends the step at hand, saves, and says how to go on; a second one ends at once.
+    Ctrl-C (or SIGTERM) ends the step at hand, saves, and says how to go on; a second one ends at once. `progress` shows
+    a live line if the output is a terminal.
 
     Raises: InputError or CheckpointError for settings, data or a run that cannot be used, before anything is written;
     InputError when the loss stops being a number; ParallelError when another rank fails, or has other settings or text.
@@ -57,7 +60,8 @@ def train(config: TrainConfig, resume: Path | None = None, communicator: Communi
     run, corpus, model, optimizer, state, choice = prepare(config, resume, world)
     batches, validation = make_batches(corpus, config)
     uploads = Uploads(config.device)
-    display = Display(run, model.num_parameters(), corpus, state, config) if world.rank == 0 else NoDisplay()
+    leads = world.rank == 0
+    display = Display(run, model.num_parameters(), corpus, state, config, progress) if leads else NoDisplay()
     with tuned_process(choice.cutting), StopRequest() as stop, quiet(), display:
         last = state.step >= config.steps
         while not last:

@@ -13,7 +13,7 @@ import pytest
 import minillm
 from minillm import Tensor, cuda, ops, random
 from minillm.autograd import Op
-from minillm.backend import as_dtype
+from minillm.dtypes import as_dtype
 from minillm.engine import engine
 from minillm.errors import InputError, ShapeError
 from minillm.generate import generate

@@ -281,7 +281,7 @@ def test_what_a_block_keeps_is_what_the_docstring_says() -> None:
 def test_a_shared_array_counts_once_where_it_is_kept_first() -> None:
     found = described(GPT2, gpt2("nano"), 1, 32)
     names = {(key.operation, key.names) for key in found.kept}
-    assert {("attn attention", "q, k, v"), ("attn attention", "out"), ("mlp gelu", "slope")} <= names
+    assert {("attn attention", "q, k, v"), ("attn attention", "y"), ("mlp gelu", "slope")} <= names
     assert not any(operation == "attn.proj linear" for operation, _ in names)  # its input is attention's output
 
 

@@ -16,8 +16,8 @@ from minillm.autograd import Backward, Forward, Node, Tensor, observe
 from minillm.backend import Array, Product, observe_products, product_flops
 from minillm.data.permutation import permute_tokens
 from minillm.engine import engine
+from minillm.fast.attention import Saved, query_blocks
 from minillm.ops import OPS
-from minillm.ops.attention import Saved, query_blocks
 
 LABELLED = 0.15  # share of the tokens that an encoder is asked for (Devlin et al. 2018, section 3.1)
 OF_TEXTS = ("classes", "starts", "ends")  # arguments of losses that have one number for each text
