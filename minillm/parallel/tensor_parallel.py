@@ -120,7 +120,7 @@ def table_of(model: Decoder) -> Table:
     for kind, table in TABLES.items():
         if isinstance(model, kind) and not isinstance(model, Gemma):
             return table(model.config)
-    raise InputError(f"tensor_parallel: a {type(model).__name__} cannot be cut; give a GPT2 or a Llama")
+    raise InputError(f"tensor_parallel: a {type(model).__name__} cannot be divided; give a GPT2 or a Llama")
 
 
 def kv_heads(config: Any) -> int:
@@ -134,7 +134,8 @@ def kv_heads(config: Any) -> int:
 class ColumnParallelLinear(Linear):
     """y_r = x W_r^T + b_r: a linear layer divided by its outputs, which are rows of W (out, in) and elements of b.
 
-    The weight may hold several matrices, one below the other, of which a rank has the r-th part each: `sizes`.
+    It computes what Linear does, with fewer rows. sizes: rows of the matrices that the weight holds, one below the
+    other; this is rank r's part of each.
     """
 
     def __init__(self, whole: Linear, communicator: Communicator, *sizes: int):
@@ -235,7 +236,7 @@ def tensor_parallel(model: Decoder, communicator: Communicator) -> Any:
         fewer tokens than ranks; the model is then as it was.
     """
     if isinstance(model, TensorParallel):
-        raise InputError("tensor_parallel: the model is cut already; build it anew")
+        raise InputError("tensor_parallel: the model is divided already; build it anew")
     table = table_of(model)
     _check(model.config, communicator.size)
     if communicator.size == 1:
@@ -297,7 +298,7 @@ def _check(config: Any, ranks: int) -> None:
     """Raise InputError unless a model of this configuration can be divided over so many ranks."""
     if getattr(config, "qk_norm", False):
         raise InputError(
-            "tensor_parallel: qk_norm=True cannot be cut, because each rank would know only a part of the norms' "
+            "tensor_parallel: qk_norm=True cannot be divided, because each rank would know only a part of the norms' "
             "gradients; divide the batch (--dp) or the layers (--pp)"
         )
     hidden = getattr(config, "size_of_mlp", config.hidden)

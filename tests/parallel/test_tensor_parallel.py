@@ -512,14 +512,14 @@ def test_sizes_that_cannot_be_cut(config, size, message):
 
 
 def test_models_that_cannot_be_cut():
-    with pytest.raises(InputError, match="a BertForMaskedLM cannot be cut"):
+    with pytest.raises(InputError, match="a BertForMaskedLM cannot be divided"):
         tp.tensor_parallel(BertForMaskedLM(BertConfig.preset("nano")), RanksThere(2))
-    with pytest.raises(InputError, match="a Gemma cannot be cut; give a GPT2 or a Llama"):
+    with pytest.raises(InputError, match="a Gemma cannot be divided; give a GPT2 or a Llama"):
         tp.tensor_parallel(Gemma(GemmaConfig.preset("nano")), RanksThere(2))
-    with pytest.raises(InputError, match="qk_norm=True cannot be cut, because each rank would know only a part"):
+    with pytest.raises(InputError, match="qk_norm=True cannot be divided, because each rank would know only a part"):
         tp.tensor_parallel(whole_model(LlamaConfig(V, 12, 1, 4, 4, 24, 20, qk_norm=True)), RanksThere(2))
     model = tp.tensor_parallel(whole_model(GPT), RanksThere(2))
-    with pytest.raises(InputError, match="the model is cut already"):
+    with pytest.raises(InputError, match="the model is divided already"):
         tp.tensor_parallel(model, RanksThere(2))
 
 
