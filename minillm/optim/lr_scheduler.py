@@ -69,8 +69,8 @@ def _check(function: str, peak: float, floor: float, warmup: int, total: int, de
         raise InputError(f"{function}: floor={floor} is above peak={peak}, so the rate would rise; give a lower floor")
     if total < 1 or warmup < 0 or decay < 0:
         raise InputError(
-            f"{function}: total={total}, warmup={warmup}, decay={decay}; give a total of 1 or more, and 0 or more for the "
-            "others"
+            f"{function}: total={total}, warmup={warmup}, decay={decay}; give a total of 1 or more, and 0 or "
+            "more for the others"
         )
     if warmup >= total:
         raise InputError(
