@@ -54,3 +54,36 @@ def test_links_lead_somewhere():
     for link in re.findall(r"\]\(([^)#]+)\)", README):
         if not link.startswith("http"):
             assert (ROOT / link).exists(), link
+
+
+FOLDERS = ("minillm", "kernels", "tests", "benchmarks")
+
+
+def named_in(folder: str) -> set[str]:
+    """The files and folders that a folder's README.md links to, of those that lie in it."""
+    text = (ROOT / folder / "README.md").read_text(encoding="utf-8")
+    paths = [(ROOT / folder / link).resolve() for link in re.findall(r"\]\(([^)#]+)\)", text)]
+    for path in paths:
+        assert path.exists(), f"{folder}/README.md names {path.relative_to(ROOT)}, which is not there"
+    return {path.relative_to(ROOT / folder).parts[0] for path in paths if (ROOT / folder) in path.parents}
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_a_folders_readme_names_all_its_files(folder):
+    hidden = ("__pycache__", "README.md", "py.typed")
+    there = {path.name for path in (ROOT / folder).iterdir() if path.name not in hidden and path.name[0] != "."}
+    missing = there - named_in(folder)
+    assert not missing, f"{folder}/README.md has no line for {', '.join(sorted(missing))}; say there what each is"
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_a_folders_readme_is_a_page(folder):
+    assert len((ROOT / folder / "README.md").read_text(encoding="utf-8").splitlines()) <= 80
+
+
+def test_files_that_a_recipe_names_exist():
+    text = (ROOT / "minillm" / "README.md").read_text(encoding="utf-8") + (ROOT / "kernels" / "README.md").read_text()
+    places = [ROOT, ROOT / "minillm", ROOT / "kernels"]
+    for name in set(re.findall(r"`([\w/]+\.(?:py|md|cu|cuh))`", text)):
+        if "mish" not in name and "name.py" not in name:
+            assert any((place / name).is_file() for place in places), name

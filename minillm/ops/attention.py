@@ -30,8 +30,8 @@ from minillm.autograd import Op, Tensor, snapshot
 from minillm.backend import Array, as_array, matmul
 from minillm.device import like
 from minillm.errors import DtypeError, ShapeError, check_floating, check_index, check_shapes
+from minillm.ops.broadcast import broadcast_to
 from minillm.ops.dropout import check_probability
-from minillm.ops.shape import broadcast_to
 
 
 class Dropout(NamedTuple):

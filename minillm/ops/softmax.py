@@ -24,7 +24,7 @@ import numpy as np
 from minillm.autograd import Op, Tensor
 from minillm.backend import Array
 from minillm.errors import ShapeError, check_floating
-from minillm.ops.reduce import one_axis
+from minillm.ops.axes import one_axis
 
 
 class Saved(NamedTuple):

@@ -135,6 +135,57 @@ def test_a_config_says_what_is_wrong(change, message: str) -> None:
         replace(SMALL, **change)
 
 
+# Plain loops
+
+
+def plain_outputs(
+    weights: dict[str, np.ndarray], config: BertConfig, ids: np.ndarray, types: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Logits (T, V) of the tokens and (2,) of the sentences of one text, a vector at a time, without minillm."""
+    C, D = config.channels, config.channels // config.heads
+
+    def norm(name: str, x: np.ndarray) -> np.ndarray:
+        scaled = (x - x.mean()) / np.sqrt(((x - x.mean()) ** 2).mean() + config.norm_eps)
+        return scaled * weights[f"{name}.weight"] + weights[f"{name}.bias"]
+
+    def linear(name: str, x: np.ndarray) -> np.ndarray:
+        return weights[f"{name}.weight"] @ x + weights[f"{name}.bias"]
+
+    def gelu(x: np.ndarray) -> np.ndarray:
+        return x / 2 * (1 + np.array([math.erf(one / math.sqrt(2)) for one in x]))
+
+    tables = [weights[f"{table}.weight"] for table in ("wte", "wpe", "wse")]
+    stream = [
+        norm("ln", sum(table[i] for table, i in zip(tables, (ids[t], t, types[t]), strict=True)))
+        for t in range(len(ids))
+    ]
+    for i in range(config.layers):
+        qkv = [linear(f"h.{i}.attn.qkv", x) for x in stream]
+        after = []
+        for t, x in enumerate(stream):
+            found = []
+            for head in range(config.heads):
+                q, k, v = (slice(n * C + head * D, n * C + (head + 1) * D) for n in range(3))
+                scores = np.array([np.exp(qkv[t][q] @ other[k] / np.sqrt(D)) for other in qkv])
+                found.append(sum(w * other[v] for w, other in zip(scores / scores.sum(), qkv, strict=True)))
+            x = norm(f"h.{i}.ln_1", x + linear(f"h.{i}.attn.proj", np.concatenate(found)))
+            after.append(norm(f"h.{i}.ln_2", x + linear(f"h.{i}.mlp.proj", gelu(linear(f"h.{i}.mlp.fc", x)))))
+        stream = after
+    logits = [tables[0] @ norm("head.ln", gelu(linear("head.fc", x))) + weights["head.bias"] for x in stream]
+    return np.array(logits), linear("next_sentence", np.tanh(linear("pooler", stream[0])))
+
+
+def test_logits_are_those_of_plain_loops(rng: np.random.Generator) -> None:
+    model = random_model(dtype=np.float64)
+    lengths = [6, 4]
+    ids, types = rng.integers(0, model.config.vocab_size, (2, 6)), rng.integers(0, 2, (2, 6))
+    logits, sentences = model(ids, types, lengths)
+    for b, length in enumerate(lengths):
+        expected = plain_outputs(model.state_dict(), model.config, ids[b, :length], types[b, :length])
+        assert relative_error(logits.data[b, :length], expected[0]) < 1e-13
+        assert relative_error(sentences.data[b], expected[1]) < 1e-13
+
+
 # Ids in, logits out
 
 
