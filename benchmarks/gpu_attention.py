@@ -15,8 +15,9 @@ from gpu_parity import FORWARD, GRADIENT, compare
 
 from minillm import ops
 from minillm.autograd import Tensor
-from minillm.backend import Array, as_dtype
+from minillm.backend import Array
 from minillm.device import to_host
+from minillm.dtypes import as_dtype
 from minillm.engine import engine
 
 ROUNDS = 3  # of ours and theirs in turn

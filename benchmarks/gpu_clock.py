@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 from gpu_job import Job
 
-from minillm.backend import Product, as_dtype, matmuls
+from minillm.backend import Product, matmuls
+from minillm.dtypes import as_dtype
 
 PEAKS = {"NVIDIA H200": 989e12, "NVIDIA H100 80GB HBM3": 989e12}  # dense bfloat16, a second; from the datasheets
 

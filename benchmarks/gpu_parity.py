@@ -22,11 +22,12 @@ from gpu_job import Job, verdict
 
 from minillm import ops
 from minillm.autograd import Parameter, Tensor
-from minillm.backend import Array, as_dtype
+from minillm.backend import Array
 from minillm.cuda import launch_counts
 from minillm.cuda.launch import sum_rows
 from minillm.cuda.source import instances, kernel_files
 from minillm.device import to_host
+from minillm.dtypes import as_dtype
 from minillm.engine import engine
 from minillm.optim import AdamW
 
@@ -111,7 +112,7 @@ def operation_trials(name: str, job: Job, dtype: np.dtype, rng: np.random.Genera
         drawn = case.draw(rng)
         arguments = [rounded(x, dtype, of_tensor=i < case.leaves) for i, x in enumerate(drawn)]
         wide = [x.astype(np.float64) if x.dtype.kind not in "iub" else x for x in arguments]
-        shapes = [np.shape(y) for y in run(case, wide, [], "off")]
+        shapes = [np.shape(y) for y in run(case, wide, [], "plain")]
         douts = [np.asarray(rng.standard_normal(shape)).astype(np.float32).astype(dtype) for shape in shapes]
         formula = functools.partial(by_formula, case, len(shapes))
         for view in (False, True) if arguments[0].ndim > 1 and arguments[0].size < 100_000 else (False,):
@@ -127,7 +128,7 @@ def operation_trials(name: str, job: Job, dtype: np.dtype, rng: np.random.Genera
 
 def by_formula(case: Case, values: int, *arrays: Array) -> list[Array]:
     """The same of NumPy; behind the arguments come the cotangents, one of each value."""
-    return run(case, [*arrays[:-values]], [*arrays[-values:]], "off")
+    return run(case, [*arrays[:-values]], [*arrays[-values:]], "plain")
 
 
 def rounded(x: Array, dtype: np.dtype, of_tensor: bool) -> Array:

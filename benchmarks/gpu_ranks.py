@@ -27,8 +27,8 @@ from gpu_training import BETAS, DECAY, LEARNING_RATE, MAX_NORM, gpt2, our_step, 
 
 import minillm
 from minillm import random
-from minillm.backend import as_dtype
 from minillm.device import to_host
+from minillm.dtypes import as_dtype
 from minillm.engine import engine
 from minillm.models.gpt2 import GPT2, GPT2Config
 from minillm.optim import AdamW
@@ -249,13 +249,12 @@ def quiet_trainer(job: Job) -> Any:
     """
     name = "minillm.training.display"
     sys.modules.setdefault(name, SimpleNamespace(Display=Quiet, NoDisplay=Quiet))  # type: ignore[arg-type]
-    from minillm import backend
     from minillm.training import saving, trainer
 
     trainer.Display = Quiet  # type: ignore[assignment, misc]
     missing = [package for package in ("threadpoolctl", "safetensors") if importlib.util.find_spec(package) is None]
     if "threadpoolctl" in missing:
-        backend.tuned_process = contextlib.nullcontext  # type: ignore[assignment]
+        trainer.tuned_process = contextlib.nullcontext  # type: ignore[assignment, misc]
     if "safetensors" in missing:
         saving.save_checkpoint, saving.load_checkpoint = save_pickle, load_pickle
     if missing:

@@ -14,8 +14,9 @@ from gpu_job import Job
 
 from minillm import ops
 from minillm.autograd import Parameter, Tensor
-from minillm.backend import Array, as_dtype
+from minillm.backend import Array
 from minillm.cuda.launch import sum_rows
+from minillm.dtypes import as_dtype
 from minillm.engine import engine
 from minillm.optim import AdamW
 

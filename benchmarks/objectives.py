@@ -21,13 +21,13 @@ import numpy as np
 import minillm
 from minillm import random
 from minillm.autograd import no_grad
-from minillm.backend import tuned_process
 from minillm.data import mask_tokens, permute_tokens, sentence_pairs, split_text
 from minillm.models.bert import BertConfig, BertForPreTraining
 from minillm.models.roberta import RobertaConfig, RobertaForMaskedLM
 from minillm.models.xlnet import XLNetConfig, XLNetLMHeadModel
 from minillm.optim import AdamW, cosine_schedule, decay_groups
 from minillm.tokenizers import BPETokenizer, UnigramTokenizer, WordPieceTokenizer
+from minillm.tuning import tuned_process
 
 ROOT = Path(__file__).parents[1]
 VOCAB, T, B = 300, 16, 128

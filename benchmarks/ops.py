@@ -77,7 +77,7 @@ def ours(name):
         "getitem": lambda x: x[:, 1:],
         "embedding": lambda weight: ops.embedding(ids, weight),
         "gelu_tanh": lambda x: ops.gelu(x, "tanh"),
-        "gelu_tanh_bias": lambda x, bias: ops.gelu(x, "tanh", bias),
+        "gelu_tanh_bias": lambda x, bias: ops.bias_gelu(x, bias, "tanh"),
         "rope": lambda x: ops.rope(x, *table),
         "dropout": lambda x: ops.dropout(x, 0.1),
         "attention": lambda q, k, v: ops.attention(q, k, v, causal=True),

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
-from minillm import backend
+from minillm.backend import cut_by
 from minillm.models.gpt2 import GPT2, GPT2Config
 from minillm.optim import AdamW
 from minillm.parallel.launch import launch
@@ -27,6 +27,7 @@ from minillm.parallel.mesh import Mesh, ParallelModel
 from minillm.study.this_machine import measured_run, time_table, told
 from minillm.training.config import preset
 from minillm.training.trainer import accumulate_gradients
+from minillm.tuning import own_threads, tuned_process
 
 CONFIGS = {  # model and batch: those of the presets, without dropout
     "nano": (GPT2Config.preset("nano"), 8),
@@ -68,12 +69,12 @@ def compare(communicator, config, batch, rounds, steps):
         return (time.perf_counter() - start) / steps
 
     found = []
-    with backend.tuned_process():
+    with tuned_process():
         for _ in range(1 + rounds):  # the first to warm up
-            backend.threads = communicator.size
-            one = timed(train_alone if communicator.rank == 0 else lambda: None)
-            backend.threads = 1
-            found.append((one, timed(train_together)))
+            with cut_by(own_threads(communicator.size)):
+                one = timed(train_alone if communicator.rank == 0 else lambda: None)
+            with cut_by(own_threads(1)):
+                found.append((one, timed(train_together)))
     return found[1:]
 
 

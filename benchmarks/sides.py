@@ -1,4 +1,4 @@
-"""Two processes that take turns: what the benchmarks beside PyTorch have in common."""
+"""Child processes that take turns, one of minillm and one of PyTorch, for the benchmarks that compare them."""
 
 from __future__ import annotations
 
@@ -13,13 +13,12 @@ THREADS = 2
 
 
 def settings(side: str) -> contextlib.AbstractContextManager[None]:
-    """What a child process runs in: minillm's settings of a process, as its command line has them; else nothing."""
+    """The settings in which a child process works: for minillm those that `minillm train` makes, else none."""
     if side != "minillm":
         return contextlib.nullcontext()
-    from minillm import backend
+    from minillm.tuning import own_choice, tuned_process
 
-    backend.threads = THREADS
-    return backend.tuned_process()
+    return tuned_process(own_choice(THREADS).cutting)
 
 
 class Side:

@@ -1,11 +1,17 @@
 """A training step beside PyTorch's: `python benchmarks/train_cpu.py [--out benchmarks/results/train_cpu.md]`.
 
-All sides do the same work in one process tree: forward, backward, clipping to norm 1, AdamW (PyTorch's fused one), on
-the same data, all on 2 threads. Each side is a process of its own that runs a few steps when told to, and they are told
-in turn, A B C A B C, so that a change in the machine's speed meets all. A ratio is the median over rounds of (PyTorch's
-time per step) / (minillm's time per step): above 1, minillm is faster.
+Every side does the same work on the same data: forward, backward, clipping to norm 1, AdamW (PyTorch's fused one), on
+2 threads. Each side is a process of its own that runs a few steps when it is told to. The sides take turns, A B C A B
+C, so that a change in the machine's speed meets all. A ratio is the median over rounds of (PyTorch's time per step) /
+(minillm's time per step): above 1, minillm is faster. The floor is the time of minillm's matrix products alone, at
+their shapes and in the same process.
 
-The floor is what the matrix products of minillm's step take alone, at their shapes and in the same process.
+minillm cuts its work as `minillm train` does: it tries the ways of cutting (minillm/tuning.py) and keeps the fastest.
+
+`--ways` measures every way, also those that were not chosen, and compares the choice with the best of them. With
+`--sleep 0 50 100` it does so again with a sleep of so many microseconds before a woken thread begins, to play a machine
+on which hand-overs between threads are slow. The system adds some 55 us to a sleep; the table shows the hand-over that
+results.
 """
 
 from __future__ import annotations
@@ -17,7 +23,7 @@ import sys
 import time
 from pathlib import Path
 
-from sides import THREADS, Side, settings
+from sides import THREADS, Side
 
 CONFIGS = {  # vocabulary, context, layers, heads, channels, batch
     "micro": (65, 32, 2, 2, 64, 4),
@@ -212,24 +218,80 @@ def products_alone(step):
     return profile.products_alone()
 
 
-def serve(side, name):
-    """The child process: for each line read, run that many steps and print the seconds per step; or print the floor."""
+def serve(side, name, sleep="0"):
+    """The child process: for each line read, run that many steps and print their seconds; or answer a question.
+
+    "floor" asks for the seconds of the matrix products alone, "ways" for the ways of cutting and the one that was
+    chosen; "20 WAY" runs 20 steps in that way.
+    """
+    if side == "minillm":
+        serve_minillm(name, float(sleep))
+        return
+    step = torch_step(name, compiled=side == "compiled")
+    for line in sys.stdin:
+        print(json.dumps(timed(step, int(line))), flush=True)
+
+
+def serve_minillm(name, sleep):
+    """The child process of minillm; `sleep` is in microseconds."""
+    from minillm import backend, tuning
+
+    backend.wake_up_delay = 1e-6 * sleep
+    own = tuning.own_choice(THREADS)
+    ways = tuning.ways_of_cutting(own)
+    with tuning.tuned_process(own.cutting):
+        step = minillm_step(name)
+        step()
+        choice = tuning.fastest_way(step, ways, rounds=8)  # as many as in a run of 2000 steps
+        for line in sys.stdin:
+            order, _, way = line.strip().partition(" ")
+            with backend.cut_by(ways[way or choice.name]):
+                if order == "ways":
+                    hand_over = tuning.measured_hand_over()
+                    answer = {"choice": choice.name, "ways": list(ways), "hand_over": hand_over}
+                else:
+                    answer = {"floor": products_alone(step)} if order == "floor" else timed(step, int(order))
+            print(json.dumps(answer), flush=True)
+
+
+def timed(step, count):
+    """Run so many steps: the seconds of each, the last loss, and the most memory that the process has used, in MB."""
     import resource
 
-    make = {"minillm": minillm_step, "eager": torch_step, "compiled": lambda name: torch_step(name, compiled=True)}
-    with settings(side):
-        step = make[side](name)
-        for line in sys.stdin:
-            if line == "floor\n":
-                print(json.dumps({"floor": products_alone(step)}), flush=True)
-                continue
-            count = int(line)
-            start = time.perf_counter()
-            for _ in range(count):
-                loss = step()
-            seconds = (time.perf_counter() - start) / count
-            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-            print(json.dumps({"seconds": seconds, "loss": loss, "peak_mb": peak}), flush=True)
+    start = time.perf_counter()
+    for _ in range(count):
+        loss = step()
+    seconds = (time.perf_counter() - start) / count
+    return {"seconds": seconds, "loss": loss, "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
+
+
+def measure_ways(name, rounds, sleep):
+    """Interleaved rounds of every way of cutting and of eager PyTorch: a row of the table."""
+    ours, theirs = Side(__file__, "minillm", name, str(sleep)), Side(__file__, "eager", name)
+    told = ours.run("ways")
+    seconds = {way: [] for way in (*told["ways"], "eager")}
+    theirs.run(STEPS[name])  # to warm up
+    for _ in range(rounds):
+        for way in told["ways"]:
+            seconds[way].append(ours.run(f"{STEPS[name]} {way}")["seconds"])
+        seconds["eager"].append(theirs.run(STEPS[name])["seconds"])
+    for child in (ours, theirs):
+        child.close()
+
+    def ratio(other, way):
+        return statistics.median(a / b for a, b in zip(seconds[other], seconds[way], strict=True))
+
+    choice = told["choice"]
+    best = min(told["ways"], key=lambda way: statistics.median(seconds[way]))
+    each = "; ".join(f"{way} {1e3 * statistics.median(seconds[way]):.1f}" for way in told["ways"])
+    beside = f"**{ratio(best, choice):.2f}** | **{ratio('eager', choice):.2f}**"
+    return f"| {name} | {sleep} | {1e6 * told['hand_over']:.0f} | {choice} | {beside} | {each} |"
+
+
+WAYS_HEADER = [
+    "| configuration | sleep us | hand-over us | chosen | beside the best way | beside eager | each way, ms a step |",
+    "|---|---|---|---|---|---|---|",
+]
 
 
 def measure(name, rounds, sides):
@@ -261,16 +323,24 @@ def measure(name, rounds, sides):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--serve", nargs=2, help=argparse.SUPPRESS)
+    parser.add_argument("--serve", nargs="+", help=argparse.SUPPRESS)
     parser.add_argument("--configs", nargs="+", default=list(CONFIGS))
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument(
         "--compiled", action="store_true", help="beside torch.compile too, which takes minutes to compile"
     )
+    parser.add_argument("--ways", action="store_true", help="measure every way of cutting")
+    parser.add_argument("--sleep", nargs="+", type=int, default=[0], help="us that a woken thread sleeps, with --ways")
     parser.add_argument("--out", type=Path, help="write the table to this Markdown file too")
     arguments = parser.parse_args()
     if arguments.serve:
         serve(*arguments.serve)
+        return
+    if arguments.ways:
+        print("\n".join(WAYS_HEADER), flush=True)
+        for name in arguments.configs:
+            for sleep in arguments.sleep:
+                print(measure_ways(name, arguments.rounds, sleep), flush=True)
         return
     import numpy
     import torch

@@ -10,10 +10,9 @@
 // kernel draws it again.
 //
 // Shapes: q, out, dout, dq (B, H, Tq, D); k, v, dk, dv (B, G, Tk, D), query head h with key head h / (H/G); lse and
-// delta (B, H, Tq), in float (double for double). Any order in memory: an operand comes with its strides from one batch
-// item, head and row to the next, in elements; rows of D are contiguous. Query i of item b sees the keys j < lengths[b]
-// (but Tk at most) and, if causal, j <= i + Tk - Tq. A query that sees none gives 0, lse = +inf, and no gradient.
-// scale > 0.
+// delta (B, H, Tq), in float (double for double). Any order in memory: `strides` has those of all operands, in the order
+// of the arguments (attention.cuh); rows of D are contiguous. Query i of item b sees the keys j < lengths[b] (but Tk at
+// most) and, if causal, j <= i + Tk - Tq. A query that sees none gives 0, lse = +inf, and no gradient. scale > 0.
 //
 // Nothing of size Tq x Tk is stored. A block keeps a tile of queries, walks along the keys, and keeps for each query
 // the largest score, the sum and the output so far, multiplied by e^(old largest - new) when the largest grows. The
@@ -42,9 +41,7 @@ __global__ void __launch_bounds__(256, 1) attention_forward(
     const T* q, const T* k, const T* v, const int* lengths, Accumulator<T>* lse, T* out, int queries, int keys,
     int head_size, int group, bool causal, Accumulator<T> scale, unsigned long long seed_low,
     unsigned long long seed_high, unsigned long long counter, unsigned long long elsewhere, unsigned threshold,
-    Accumulator<T> rescale, long long q_batch, long long q_head, long long q_row, long long k_batch, long long k_head,
-    long long k_row, long long v_batch, long long v_head, long long v_row, long long out_batch, long long out_head,
-    long long out_row) {
+    Accumulator<T> rescale, Strides<4> strides) {
     using A = Accumulator<T>;
     constexpr int QUERIES = 256 / sizeof(A), KEYS = 128 / sizeof(A), M = QUERIES / SIDE, N = KEYS / SIDE;
     extern __shared__ __align__(16) unsigned char memory[];
@@ -54,25 +51,25 @@ __global__ void __launch_bounds__(256, 1) attention_forward(
     const int y = threadIdx.x / SIDE, x = threadIdx.x % SIDE, head = blockIdx.y, batch = blockIdx.z;
     const int first = (gridDim.x - 1 - blockIdx.x) * QUERIES;  // the blocks with most keys begin first
     const Visible visible = {min(lengths[batch], keys), keys - queries, causal};
-    q += batch * q_batch + head * q_head;
-    k += batch * k_batch + head / group * k_head;
-    v += batch * v_batch + head / group * v_head;
+    q += strides.head(Q, batch, head);
+    k += strides.head(K, batch, head / group);
+    v += strides.head(V, batch, head / group);
     const Dropout dropout = {{seed_low, seed_high}, counter + batch * elsewhere, (keys + 7) / 8, threshold};
     const long long row0 = ((long long)batch * gridDim.y + head) * queries;
-    load_tile<QUERIES, D>(q_tile, q, q_row, first, queries, head_size);
+    load_tile<QUERIES, D>(q_tile, q, strides.row(Q), first, queries, head_size);
 
     A o[M][D / SIDE] = {}, largest[M], sum[M] = {};
     for (int i = 0; i < M; i++) largest[i] = NO_SCORE;
     const int end = visible.end(min(first + QUERIES, queries) - 1);
     for (int key = 0; key < end; key += KEYS) {
         __syncthreads();  // all have used V and P of the tile before
-        load_tile<KEYS, D>(kv_tile, k, k_row, key, end, head_size);
+        load_tile<KEYS, D>(kv_tile, k, strides.row(K), key, end, head_size);
         if (DROPOUT) draw_mask<QUERIES, KEYS>(p_tile[0], KEYS + 1, 1, dropout, row0 + first, key / 8, rescale);
         __syncthreads();  // Q and K are there, and the mask where P will be
         A s[M][N];
         multiply_rows<D>(s, q_tile, kv_tile);
         __syncthreads();  // all have used K: V takes its place
-        load_tile<KEYS, D>(kv_tile, v, v_row, key, end, head_size);
+        load_tile<KEYS, D>(kv_tile, v, strides.row(V), key, end, head_size);
 #pragma unroll
         for (int i = 0; i < M; i++) {
             const int row_end = visible.end(first + y + SIDE * i);
@@ -104,20 +101,19 @@ __global__ void __launch_bounds__(256, 1) attention_forward(
         if (x == 0 && row < queries)  // 1 / 0 = +inf where no key is seen
             lse[row0 + row] = sum[i] == 0 ? 1 / sum[i] : largest[i] + log(sum[i]);
     }
-    store_tile(out + batch * out_batch + head * out_head, out_row, first, queries, head_size, o, A(1));
+    store_tile(out + strides.head(OUT, batch, head), strides.row(OUT), first, queries, head_size, o, A(1));
 }
 
 // delta_i = dO_i . O_i. Block: 4 warps of a row each; grid: (Tq / 4, H, B).
 template <typename T>
 __global__ void __launch_bounds__(128) attention_delta(
-    const T* dout, const T* out, Accumulator<T>* delta, int queries, int head_size, long long dout_batch,
-    long long dout_head, long long dout_row, long long out_batch, long long out_head, long long out_row) {
+    const T* dout, const T* out, Accumulator<T>* delta, int queries, int head_size, Strides<2> strides) {
     using A = Accumulator<T>;
     const int warp = threadIdx.x / WARP_SIZE, lane = threadIdx.x % WARP_SIZE, head = blockIdx.y, batch = blockIdx.z;
     const int row = blockIdx.x * 4 + warp;
     if (row >= queries) return;
-    dout += batch * dout_batch + head * dout_head + row * dout_row;
-    out += batch * out_batch + head * out_head + row * out_row;
+    dout += strides.head(0, batch, head) + row * strides.row(0);
+    out += strides.head(1, batch, head) + row * strides.row(1);
     A dot = 0;
     for (int d = lane; d < head_size; d += WARP_SIZE) dot += A(dout[d]) * A(out[d]);
     dot = warp_sum(dot);
@@ -129,10 +125,7 @@ __global__ void __launch_bounds__(256, 1) attention_backward_keys(
     const T* q, const T* k, const T* v, const T* dout, const int* lengths, const Accumulator<T>* lse,
     const Accumulator<T>* delta, T* dk, T* dv, int queries, int keys, int head_size, int group, bool causal,
     Accumulator<T> scale, unsigned long long seed_low, unsigned long long seed_high, unsigned long long counter,
-    unsigned long long elsewhere, unsigned threshold, Accumulator<T> rescale, long long q_batch, long long q_head,
-    long long q_row, long long k_batch, long long k_head, long long k_row, long long v_batch, long long v_head,
-    long long v_row, long long dout_batch, long long dout_head, long long dout_row, long long dk_batch,
-    long long dk_head, long long dk_row, long long dv_batch, long long dv_head, long long dv_row) {
+    unsigned long long elsewhere, unsigned threshold, Accumulator<T> rescale, Strides<6> strides) {
     using A = Accumulator<T>;
     constexpr int KEYS = 128 / sizeof(A), QUERIES = SIDE, M = KEYS / SIDE;
     extern __shared__ __align__(16) unsigned char memory[];
@@ -144,8 +137,8 @@ __global__ void __launch_bounds__(256, 1) attention_backward_keys(
     const int first = blockIdx.x * KEYS;
     const Visible visible = {min(lengths[batch], keys), keys - queries, causal};
     const Dropout dropout = {{seed_low, seed_high}, counter + batch * elsewhere, (keys + 7) / 8, threshold};
-    load_tile<KEYS, D>(k_tile, k + batch * k_batch + key_head * k_head, k_row, first, visible.keys, head_size);
-    load_tile<KEYS, D>(v_tile, v + batch * v_batch + key_head * v_head, v_row, first, visible.keys, head_size);
+    load_tile<KEYS, D>(k_tile, k + strides.head(K, batch, key_head), strides.row(K), first, visible.keys, head_size);
+    load_tile<KEYS, D>(v_tile, v + strides.head(V, batch, key_head), strides.row(V), first, visible.keys, head_size);
 
     A dk_sum[M][D / SIDE] = {}, dv_sum[M][D / SIDE] = {};
     const int first_query = first < visible.keys ? visible.first_query(first) / QUERIES * QUERIES : queries;
@@ -153,9 +146,9 @@ __global__ void __launch_bounds__(256, 1) attention_backward_keys(
         const long long row0 = ((long long)batch * gridDim.y * group + head) * queries;
         for (int query = first_query; query < queries; query += QUERIES) {
             __syncthreads();  // all have used the tiles before
-            const T* dout_of_head = dout + batch * dout_batch + head * dout_head;
-            load_tile<QUERIES, D>(q_tile, q + batch * q_batch + head * q_head, q_row, query, queries, head_size);
-            load_tile<QUERIES, D>(dout_tile, dout_of_head, dout_row, query, queries, head_size);
+            const T* dout_of_head = dout + strides.head(DOUT, batch, head);
+            load_tile<QUERIES, D>(q_tile, q + strides.head(Q, batch, head), strides.row(Q), query, queries, head_size);
+            load_tile<QUERIES, D>(dout_tile, dout_of_head, strides.row(DOUT), query, queries, head_size);
             if (DROPOUT) draw_mask<QUERIES, KEYS>(p_tile[0], 1, QUERIES + 1, dropout, row0 + query, first / 8, rescale);
             __syncthreads();
             A s[M][1], dp[M][1];
@@ -177,8 +170,8 @@ __global__ void __launch_bounds__(256, 1) attention_backward_keys(
             add_product<QUERIES, D>(dk_sum, ds_tile, q_tile);
         }
     }
-    store_tile(dk + batch * dk_batch + key_head * dk_head, dk_row, first, keys, head_size, dk_sum, scale);
-    store_tile(dv + batch * dv_batch + key_head * dv_head, dv_row, first, keys, head_size, dv_sum, A(1));
+    store_tile(dk + strides.head(DK, batch, key_head), strides.row(DK), first, keys, head_size, dk_sum, scale);
+    store_tile(dv + strides.head(DV, batch, key_head), strides.row(DV), first, keys, head_size, dv_sum, A(1));
 }
 
 template <typename T, int D, bool DROPOUT>
@@ -186,10 +179,7 @@ __global__ void __launch_bounds__(256, 1) attention_backward_queries(
     const T* q, const T* k, const T* v, const T* dout, const int* lengths, const Accumulator<T>* lse,
     const Accumulator<T>* delta, T* dq, int queries, int keys, int head_size, int group, bool causal,
     Accumulator<T> scale, unsigned long long seed_low, unsigned long long seed_high, unsigned long long counter,
-    unsigned long long elsewhere, unsigned threshold, Accumulator<T> rescale, long long q_batch, long long q_head,
-    long long q_row, long long k_batch, long long k_head, long long k_row, long long v_batch, long long v_head,
-    long long v_row, long long dout_batch, long long dout_head, long long dout_row, long long dq_batch,
-    long long dq_head, long long dq_row) {
+    unsigned long long elsewhere, unsigned threshold, Accumulator<T> rescale, Strides<5> strides) {
     using A = Accumulator<T>;
     constexpr int QUERIES = 128 / sizeof(A), KEYS = SIDE, M = QUERIES / SIDE;
     extern __shared__ __align__(16) unsigned char memory[];
@@ -201,17 +191,17 @@ __global__ void __launch_bounds__(256, 1) attention_backward_queries(
     const Visible visible = {min(lengths[batch], keys), keys - queries, causal};
     const Dropout dropout = {{seed_low, seed_high}, counter + batch * elsewhere, (keys + 7) / 8, threshold};
     const long long row0 = ((long long)batch * gridDim.y + head) * queries;
-    load_tile<QUERIES, D>(q_tile, q + batch * q_batch + head * q_head, q_row, first, queries, head_size);
-    load_tile<QUERIES, D>(dout_tile, dout + batch * dout_batch + head * dout_head, dout_row, first, queries, head_size);
-    k += batch * k_batch + head / group * k_head;
-    v += batch * v_batch + head / group * v_head;
+    load_tile<QUERIES, D>(q_tile, q + strides.head(Q, batch, head), strides.row(Q), first, queries, head_size);
+    load_tile<QUERIES, D>(dout_tile, dout + strides.head(DOUT, batch, head), strides.row(DOUT), first, queries, head_size);
+    k += strides.head(K, batch, head / group);
+    v += strides.head(V, batch, head / group);
 
     A dq_sum[M][D / SIDE] = {};
     const int end = visible.end(min(first + QUERIES, queries) - 1);
     for (int key = 0; key < end; key += KEYS) {
         __syncthreads();  // all have used the tiles before
-        load_tile<KEYS, D>(k_tile, k, k_row, key, end, head_size);
-        load_tile<KEYS, D>(v_tile, v, v_row, key, end, head_size);
+        load_tile<KEYS, D>(k_tile, k, strides.row(K), key, end, head_size);
+        load_tile<KEYS, D>(v_tile, v, strides.row(V), key, end, head_size);
         if (DROPOUT) draw_mask<QUERIES, KEYS>(ds_tile[0], KEYS + 1, 1, dropout, row0 + first, key / 8, rescale);
         __syncthreads();
         A s[M][1], dp[M][1];
@@ -228,7 +218,7 @@ __global__ void __launch_bounds__(256, 1) attention_backward_queries(
         __syncthreads();  // dS is there
         add_product<KEYS, D>(dq_sum, ds_tile, k_tile);
     }
-    store_tile(dq + batch * dq_batch + head * dq_head, dq_row, first, queries, head_size, dq_sum, scale);
+    store_tile(dq + strides.head(DQ, batch, head), strides.row(DQ), first, queries, head_size, dq_sum, scale);
 }
 
 // instances: attention_delta<float> attention_delta<double> attention_delta<__nv_bfloat16>

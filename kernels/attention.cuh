@@ -7,6 +7,16 @@
 #include "philox.cuh"
 #include "ptx.cuh"
 
+// From one batch item, head and row of operand `i` of a kernel to the next, in elements; the numbers of a row follow each
+// other. An array that arrives by value lies in constant memory beside the other arguments, so a stride costs no load.
+template <int OPERANDS>
+struct Strides {
+    long long of[OPERANDS][3];
+    __device__ long long head(int i, int batch, int head) const { return batch * of[i][0] + head * of[i][1]; }
+    __device__ long long row(int i) const { return of[i][2]; }
+};
+enum Operand { Q, K, V, OUT, DOUT = 3, DQ = 4, DK = 4, DV = 5 };  // numbers of the operands, forward and backward
+
 // Query i sees the keys j < end(i): those of its batch item that are not padding and, if causal, j <= i + offset.
 struct Visible {
     int keys, offset;  // offset = Tk - Tq: the last query sees every key

@@ -45,9 +45,7 @@ __global__ void __launch_bounds__(128, 1) attention_forward_bf16(
     const __nv_bfloat16* q, const __nv_bfloat16* k, const __nv_bfloat16* v, const int* lengths, float* lse,
     __nv_bfloat16* out, int queries, int keys, int group, bool causal, float scale, unsigned long long seed_low,
     unsigned long long seed_high, unsigned long long counter, unsigned long long elsewhere, unsigned threshold,
-    float rescale, long long q_batch, long long q_head, long long q_row, long long k_batch, long long k_head,
-    long long k_row, long long v_batch, long long v_head, long long v_row, long long out_batch, long long out_head,
-    long long out_row) {
+    float rescale, Strides<4> strides) {
     constexpr int M = Tiles<D>::forward_rows / 64, COLUMNS = Tiles<D>::forward_columns, ROWS = 64 * M, N = COLUMNS / 8;
     extern __shared__ __align__(128) unsigned char memory[];
     bf16* q_tile = reinterpret_cast<bf16*>(memory);
@@ -59,17 +57,17 @@ __global__ void __launch_bounds__(128, 1) attention_forward_bf16(
     const Visible visible = {min(lengths[batch], keys), keys - queries, causal};
     const Dropout dropout = {{seed_low, seed_high}, counter + batch * elsewhere, (keys + 7) / 8, threshold};
     const float scale_log2 = scale * LOG2_E;
-    q += batch * q_batch + head * q_head;
-    k += batch * k_batch + head / group * k_head;
-    v += batch * v_batch + head / group * v_head;
+    q += strides.head(Q, batch, head);
+    k += strides.head(K, batch, head / group);
+    v += strides.head(V, batch, head / group);
     const int end = visible.end(min(first + ROWS, queries) - 1), tiles = (max(end, 0) + COLUMNS - 1) / COLUMNS;
     auto copy = [&](int tile) {
-        copy_tile<COLUMNS, D>(k_tiles + tile % 2 * COLUMNS * D, k, k_row, tile * COLUMNS, end);
-        copy_tile<COLUMNS, D>(v_tiles + tile % 2 * COLUMNS * D, v, v_row, tile * COLUMNS, end);
+        copy_tile<COLUMNS, D>(k_tiles + tile % 2 * COLUMNS * D, k, strides.row(K), tile * COLUMNS, end);
+        copy_tile<COLUMNS, D>(v_tiles + tile % 2 * COLUMNS * D, v, strides.row(V), tile * COLUMNS, end);
         cp_async_commit();
     };
     if (tiles > 0) {
-        copy_tile<ROWS, D>(q_tile, q, q_row, first, queries);
+        copy_tile<ROWS, D>(q_tile, q, strides.row(Q), first, queries);
         copy(0);
     }
 
@@ -135,8 +133,8 @@ __global__ void __launch_bounds__(128, 1) attention_forward_bf16(
                 lse[((long long)batch * gridDim.y + head) * queries + row] =
                     total == 0 ? 1 / total : largest[m][h] * scale + log(total);
         }
-    out += batch * out_batch + head * out_head;
-    store_tile<D, M>(out, out_row, first + warp_row, queries, o, q_tile, warp_row);
+    out += strides.head(OUT, batch, head);
+    store_tile<D, M>(out, strides.row(OUT), first + warp_row, queries, o, q_tile, warp_row);
 }
 
 template <int D, bool DROPOUT>
@@ -144,10 +142,7 @@ __global__ void __launch_bounds__(128, 1) attention_backward_keys_bf16(
     const __nv_bfloat16* q, const __nv_bfloat16* k, const __nv_bfloat16* v, const __nv_bfloat16* dout,
     const int* lengths, const float* lse, const float* delta, __nv_bfloat16* dk, __nv_bfloat16* dv, int queries,
     int keys, int group, bool causal, float scale, unsigned long long seed_low, unsigned long long seed_high,
-    unsigned long long counter, unsigned long long elsewhere, unsigned threshold, float rescale, long long q_batch,
-    long long q_head, long long q_row, long long k_batch, long long k_head, long long k_row, long long v_batch,
-    long long v_head, long long v_row, long long dout_batch, long long dout_head, long long dout_row,
-    long long dk_batch, long long dk_head, long long dk_row, long long dv_batch, long long dv_head, long long dv_row) {
+    unsigned long long counter, unsigned long long elsewhere, unsigned threshold, float rescale, Strides<6> strides) {
     constexpr int M = Tiles<D>::keys_rows / 64, COLUMNS = Tiles<D>::keys_columns, ROWS = 64 * M, N = COLUMNS / 8;
     extern __shared__ __align__(128) unsigned char memory[];
     bf16* k_tile = reinterpret_cast<bf16*>(memory);
@@ -162,10 +157,10 @@ __global__ void __launch_bounds__(128, 1) attention_backward_keys_bf16(
     const int per_head = first < visible.keys ? max(0, last_tile - first_tile) : 0, tiles = group * per_head;
     auto copy = [&](int tile) {  // of the queries of one head, then of the next
         const int head = key_head * group + tile / per_head, query = (first_tile + tile % per_head) * COLUMNS;
-        const bf16* q_of_head = q + batch * q_batch + head * q_head;
-        const bf16* dout_of_head = dout + batch * dout_batch + head * dout_head;
-        copy_tile<COLUMNS, D>(q_tiles + tile % 2 * COLUMNS * D, q_of_head, q_row, query, queries);
-        copy_tile<COLUMNS, D>(dout_tiles + tile % 2 * COLUMNS * D, dout_of_head, dout_row, query, queries);
+        const bf16* q_of_head = q + strides.head(Q, batch, head);
+        const bf16* dout_of_head = dout + strides.head(DOUT, batch, head);
+        copy_tile<COLUMNS, D>(q_tiles + tile % 2 * COLUMNS * D, q_of_head, strides.row(Q), query, queries);
+        copy_tile<COLUMNS, D>(dout_tiles + tile % 2 * COLUMNS * D, dout_of_head, strides.row(DOUT), query, queries);
         cp_async_commit();
         if (threadIdx.x < COLUMNS) {
             const int row = query + threadIdx.x;
@@ -175,8 +170,8 @@ __global__ void __launch_bounds__(128, 1) attention_backward_keys_bf16(
         }
     };
     if (tiles > 0) {
-        copy_tile<ROWS, D>(k_tile, k + batch * k_batch + key_head * k_head, k_row, first, visible.keys);
-        copy_tile<ROWS, D>(v_tile, v + batch * v_batch + key_head * v_head, v_row, first, visible.keys);
+        copy_tile<ROWS, D>(k_tile, k + strides.head(K, batch, key_head), strides.row(K), first, visible.keys);
+        copy_tile<ROWS, D>(v_tile, v + strides.head(V, batch, key_head), strides.row(V), first, visible.keys);
         copy(0);
     }
 
@@ -220,10 +215,10 @@ __global__ void __launch_bounds__(128, 1) attention_backward_keys_bf16(
     }
 #pragma unroll
     for (int i = 0; i < M * D / 8 * 4; i++) dk_sum[i / (D / 2)][i % (D / 2) / 4][i % 4] *= scale;
-    dk += batch * dk_batch + key_head * dk_head;
-    dv += batch * dv_batch + key_head * dv_head;
-    store_tile<D, M>(dk, dk_row, first + warp_row, keys, dk_sum, k_tile, warp_row);
-    store_tile<D, M>(dv, dv_row, first + warp_row, keys, dv_sum, v_tile, warp_row);
+    dk += strides.head(DK, batch, key_head);
+    dv += strides.head(DV, batch, key_head);
+    store_tile<D, M>(dk, strides.row(DK), first + warp_row, keys, dk_sum, k_tile, warp_row);
+    store_tile<D, M>(dv, strides.row(DV), first + warp_row, keys, dv_sum, v_tile, warp_row);
 }
 
 template <int D, bool DROPOUT>
@@ -231,10 +226,7 @@ __global__ void __launch_bounds__(128, 1) attention_backward_queries_bf16(
     const __nv_bfloat16* q, const __nv_bfloat16* k, const __nv_bfloat16* v, const __nv_bfloat16* dout,
     const int* lengths, const float* lse, const float* delta, __nv_bfloat16* dq, int queries, int keys, int group,
     bool causal, float scale, unsigned long long seed_low, unsigned long long seed_high, unsigned long long counter,
-    unsigned long long elsewhere, unsigned threshold, float rescale, long long q_batch, long long q_head,
-    long long q_row, long long k_batch, long long k_head, long long k_row, long long v_batch, long long v_head,
-    long long v_row, long long dout_batch, long long dout_head, long long dout_row, long long dq_batch,
-    long long dq_head, long long dq_row) {
+    unsigned long long elsewhere, unsigned threshold, float rescale, Strides<5> strides) {
     constexpr int M = Tiles<D>::queries_rows / 64, COLUMNS = Tiles<D>::queries_columns, ROWS = 64 * M, N = COLUMNS / 8;
     extern __shared__ __align__(128) unsigned char memory[];
     bf16* q_tile = reinterpret_cast<bf16*>(memory);
@@ -246,17 +238,17 @@ __global__ void __launch_bounds__(128, 1) attention_backward_queries_bf16(
     const Dropout dropout = {{seed_low, seed_high}, counter + batch * elsewhere, (keys + 7) / 8, threshold};
     const long long row0 = ((long long)batch * gridDim.y + head) * queries;
     const float scale_log2 = scale * LOG2_E;
-    k += batch * k_batch + head / group * k_head;
-    v += batch * v_batch + head / group * v_head;
+    k += strides.head(K, batch, head / group);
+    v += strides.head(V, batch, head / group);
     const int end = visible.end(min(first + ROWS, queries) - 1), tiles = (max(end, 0) + COLUMNS - 1) / COLUMNS;
     auto copy = [&](int tile) {
-        copy_tile<COLUMNS, D>(k_tiles + tile % 2 * COLUMNS * D, k, k_row, tile * COLUMNS, end);
-        copy_tile<COLUMNS, D>(v_tiles + tile % 2 * COLUMNS * D, v, v_row, tile * COLUMNS, end);
+        copy_tile<COLUMNS, D>(k_tiles + tile % 2 * COLUMNS * D, k, strides.row(K), tile * COLUMNS, end);
+        copy_tile<COLUMNS, D>(v_tiles + tile % 2 * COLUMNS * D, v, strides.row(V), tile * COLUMNS, end);
         cp_async_commit();
     };
     if (tiles > 0) {
-        copy_tile<ROWS, D>(q_tile, q + batch * q_batch + head * q_head, q_row, first, queries);
-        copy_tile<ROWS, D>(dout_tile, dout + batch * dout_batch + head * dout_head, dout_row, first, queries);
+        copy_tile<ROWS, D>(q_tile, q + strides.head(Q, batch, head), strides.row(Q), first, queries);
+        copy_tile<ROWS, D>(dout_tile, dout + strides.head(DOUT, batch, head), strides.row(DOUT), first, queries);
         copy(0);
     }
     float lse_log2[2 * M], delta_i[2 * M];  // of the rows g, g + 8, g + 16, ... of the warp
@@ -300,8 +292,8 @@ __global__ void __launch_bounds__(128, 1) attention_backward_queries_bf16(
     }
 #pragma unroll
     for (int i = 0; i < M * D / 8 * 4; i++) dq_sum[i / (D / 2)][i % (D / 2) / 4][i % 4] *= scale;
-    dq += batch * dq_batch + head * dq_head;
-    store_tile<D, M>(dq, dq_row, first + warp_row, queries, dq_sum, q_tile, warp_row);
+    dq += strides.head(DQ, batch, head);
+    store_tile<D, M>(dq, strides.row(DQ), first + warp_row, queries, dq_sum, q_tile, warp_row);
 }
 
 // instances sm_80: attention_forward_bf16<32, false>

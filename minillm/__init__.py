@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from minillm import nn, ops, optim
+from minillm import copies, nn, ops, optim
 from minillm.autograd import (
     Parameter,
     Tensor,
@@ -49,6 +49,8 @@ __all__ = [
     "set_grad_enabled",
     "tensor",
 ]
+copies.warn_of_another_copy()
+
 float16, float32, float64 = np.dtype("float16"), np.dtype("float32"), np.dtype("float64")
 uint8, int32, int64, bool = np.dtype("uint8"), np.dtype("int32"), np.dtype("int64"), np.dtype("bool")
 float, half, double, int, long = float32, float16, float64, int32, int64  # PyTorch's other names for them

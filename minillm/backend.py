@@ -1,42 +1,60 @@
-"""How the work is cut: row blocks that fit in cache, on a few threads; matrix products; the settings of the process.
+"""How work is cut on a CPU: rows into blocks that fit in the cache, blocks and matrix products over a few threads.
 
-On a GPU nothing is cut: `row_blocks` calls its formula once, with all rows, and `matmul` asks cuBLAS (see device.py).
-The rest of this page is about the CPU.
+NumPy runs one operation at a time over a whole array. Two things make that slow, and this file removes both: each pass
+over an array larger than the cache is a trip to memory, and a pass uses one core. `row_blocks` calls a formula on
+blocks of rows that stay in the cache, on every core; NumPy releases the interpreter lock meanwhile.
 
-NumPy runs one operation at a time over a whole array. Two things make that slow on a CPU, and this file removes both:
-each pass over an array larger than the cache is a trip to memory, and a pass uses one core. `row_blocks` calls the
-same formula on blocks of rows that stay in cache, on every core; NumPy lets go of the interpreter lock meanwhile.
+How far cutting pays depends on the machine: waking another thread takes 10 to 150 microseconds, and a task that is
+shorter is done sooner where it is. `cutting` holds the numbers that decide it, and tuning.py finds those of a machine.
 
-Cutting changes no result but the last bits of sums over rows, which are added block by block, always in row order.
-`MINILLM_THREADS=1` keeps everything on the calling thread, which is what a debugger wants.
+Cutting changes no result of this project's own code: sums over rows are always cut in the same places and added in the
+same order. A BLAS may round a part of a matrix product otherwise than the whole, in the last bit.
+
+`MINILLM_THREADS=1` keeps everything on the calling thread, and so does the engine "plain". On a GPU nothing is cut:
+`row_blocks` calls its formula once, with all rows, and `matmul` asks cuBLAS (see device.py).
 """
 
 from __future__ import annotations
 
 import contextlib
 import contextvars
-import ctypes
 import math
 import os
 import queue
 import threading
+import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
-from minillm.device import Array, gemm, is_device, is_on_gpu
-from minillm.errors import DtypeError
+from minillm.device import Array, gemm, is_on_gpu
 
 T = TypeVar("T")
 CACHE_BYTES = 768 * 1024  # of one array in a block: with fewer, threads spend their time handing each other the lock
-PARALLEL_BYTES = 512 * 1024  # below this, handing work to another thread (about 50 us) costs more than it saves
-PARALLEL_FLOPS = 16e6  # the same for matrix products
+SUM_BYTES = 512 * 1024  # an array of this size is summed in two blocks at least, whether threads share it or not
+
+
+class Cutting(NamedTuple):
+    """How work is cut: over how many threads, and from which size on.
+
+    The sizes are those at which two threads take as long as one, where a hand-over takes 50 us.
+    """
+
+    threads: int  # row blocks, attention's heads and, where blas_threads is 1, matrix products are spread over these
+    blas_threads: int | None = None  # 1: matrix products are cut here. None: the BLAS uses as many as it likes
+    parallel_bytes: int = 512 * 1024  # a smaller array stays on the calling thread
+    parallel_flops: int = 16_000_000  # and so does a smaller matrix product
+
+
+def core_count() -> int:
+    """Number of cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _thread_count() -> int:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = 1 if os.environ.get("MINILLM_ENGINE") == "plain" else core_count()
     asked = os.environ.get("MINILLM_THREADS", str(cores))
     if asked.isdigit() and int(asked) >= 1:
         return int(asked)
@@ -98,6 +116,8 @@ class _Worker(threading.Thread):
         np.seterr(all="ignore")  # as the engine has it on the thread that hands out the work
         while True:
             context, function, start, stop, done = self.tasks.get()
+            if wake_up_delay:
+                time.sleep(wake_up_delay)
             try:
                 context.run(function, start, stop)
                 result = None
@@ -111,17 +131,35 @@ class _Worker(threading.Thread):
 _workers: list[_Worker] = []
 _workers_pid = 0
 _pool_lock = threading.Lock()
-threads = _thread_count()  # how many threads row blocks and matrix products are spread over
-_blas_is_single = False  # True inside tuned_process: then matrix products are cut here
+cutting = Cutting(_thread_count())  # how work is cut now; `cut_by` changes it
+wake_up_delay = 0.0  # seconds that a woken thread sleeps first: benchmarks play a machine with slow hand-overs by it
+
+
+@contextlib.contextmanager
+def cut_by(way: Cutting) -> Iterator[None]:
+    """Cut work by `way`, with as many threads of the BLAS as it says, until the block ends; for all threads."""
+    global cutting
+    before, cutting = cutting, way
+    try:
+        with contextlib.nullcontext() if way.blas_threads == before.blas_threads else _blas_limited(way.blas_threads):
+            yield
+    finally:
+        cutting = before
+
+
+def _blas_limited(threads: int | None) -> contextlib.AbstractContextManager:
+    from threadpoolctl import threadpool_limits
+
+    return threadpool_limits(limits=threads, user_api="blas")
 
 
 def _pool() -> list[_Worker]:
     global _workers, _workers_pid
     if _workers_pid != os.getpid():  # threads do not survive a fork
         _workers, _workers_pid = [], os.getpid()
-    while len(_workers) < threads - 1:
+    while len(_workers) < cutting.threads - 1:
         _workers.append(_Worker())
-    return _workers[: threads - 1]
+    return _workers[: cutting.threads - 1]
 
 
 def parallel(function: Callable[[int, int], Any], count: int) -> None:
@@ -129,11 +167,11 @@ def parallel(function: Callable[[int, int], Any], count: int) -> None:
 
     The first exception that a range raised is raised here, after every range has ended.
     """
-    _share(function, min(threads, count) if _mode.get().abstract else count)
+    _share(function, min(cutting.threads, count) if _mode.get().abstract else count)
 
 
 def _share(function: Callable[[int, int], Any], count: int) -> None:
-    parts = min(threads, count)
+    parts = min(cutting.threads, count)
     if parts <= 1 or not _pool_lock.acquire(blocking=False):  # the pool is taken: we are inside another section
         function(0, count)
         return
@@ -175,7 +213,7 @@ def row_blocks(formula: Callable[[slice], Any], array: Array) -> None:
         for first in range(start, last, block):
             formula(slice(first, min(first + block, stop)))
 
-    if rows * row_bytes < PARALLEL_BYTES:
+    if rows * row_bytes < cutting.parallel_bytes:
         run(0, rows)
     else:
         _share(run, rows)
@@ -184,24 +222,36 @@ def row_blocks(formula: Callable[[slice], Any], array: Array) -> None:
 def sum_over_blocks(formula: Callable[[slice], tuple[Array, ...]], array: Array) -> tuple[Array, ...]:
     """Like `row_blocks`, for a formula that returns sums over its rows: add the sums of all blocks, in row order.
 
+    The array's size alone decides where blocks end, so the sums are the same bits on any number of threads.
     In float64: one after the other in float32, the sums of many blocks would lose their last digits (see sums.py).
     """
+    rows = len(array)
+    count = 1 if is_on_gpu(array) else min(rows, sum_blocks(array.nbytes))
+    if count <= 1:
+        return formula(slice(0, rows))
+    bounds = [rows * i // count for i in range(count + 1)]
     partial: dict[int, tuple[Array, ...]] = {}
 
-    def run(block: slice) -> None:
-        partial[block.start] = formula(block)
+    def run(start: int, stop: int) -> None:
+        for i in range(start, start + 1 if _mode.get().abstract else stop):
+            partial[i] = formula(slice(bounds[i], bounds[i + 1]))
 
-    if len(array) == 0:
-        return formula(slice(0, 0))
-    row_blocks(run, array)
-    first, *rest = (partial[start] for start in sorted(partial))
-    if not rest:
-        return first
+    if array.nbytes < cutting.parallel_bytes:
+        run(0, count)
+    else:
+        _share(run, count)
+    first, *rest = (partial[i] for i in sorted(partial))
     totals = [sums.astype(np.float64) for sums in first]
     for sums in rest:
         for total, addend in zip(totals, sums, strict=True):
             total += addend
     return tuple(total.astype(sums.dtype) for total, sums in zip(totals, first, strict=True))
+
+
+def sum_blocks(size: int) -> int:
+    """Number of blocks in which an array of so many bytes is summed: a power of two, which threads can share evenly."""
+    fit_the_cache = -(-size // CACHE_BYTES)
+    return max(1 << (fit_the_cache - 1).bit_length() if fit_the_cache else 1, 2 if size >= SUM_BYTES else 1)
 
 
 def elementwise(function: Callable, *arrays: Any) -> Array:
@@ -210,7 +260,7 @@ def elementwise(function: Callable, *arrays: Any) -> Array:
     `function` is a ufunc, or takes `out` as one does.
     """
     first = arrays[0]
-    if type(first) is not np.ndarray or first.nbytes < PARALLEL_BYTES or first.dtype.kind != "f":
+    if type(first) is not np.ndarray or first.nbytes < cutting.parallel_bytes or first.dtype.kind != "f":
         return function(*arrays)
     for x in arrays:
         if type(x) is not np.ndarray or x.shape != first.shape or x.dtype != first.dtype or not x.flags.c_contiguous:
@@ -235,37 +285,6 @@ def contiguous(x: Array) -> Array:
 def as_array(x: Any) -> Array:
     """x itself if it is an array, on whichever device, else the NumPy array of it."""
     return x if is_on_gpu(x) else np.asarray(x)
-
-
-def device_and_dtype(targets: tuple[Any, ...]) -> tuple[str | None, np.dtype | None]:
-    """What `to("cuda", "bfloat16")` asks for, in any order: a device, a dtype, or both; None for what is not named."""
-    device, dtype = None, None
-    for target in targets:
-        if is_device(target):
-            device = target
-        else:
-            try:
-                dtype = as_dtype(target or "nothing")  # NumPy takes None for float64
-            except TypeError:
-                raise DtypeError(
-                    f"to: {target!r} is neither a device nor a dtype; give 'cpu', 'cuda' or 'cuda:1', 'float32' or "
-                    "'bfloat16'"
-                ) from None
-    return device, dtype
-
-
-def as_dtype(dtype: Any) -> np.dtype:
-    """The dtype of a name or a type; "bfloat16" too, which NumPy has from the package ml_dtypes."""
-    if not isinstance(dtype, str) or dtype != "bfloat16":
-        try:
-            return np.dtype(dtype)
-        except TypeError:
-            raise DtypeError(f"dtype: {dtype!r} is no dtype; give 'float32', np.int64 or 'bfloat16', say") from None
-    try:
-        from ml_dtypes import bfloat16
-    except ImportError:
-        raise DtypeError("dtype: NumPy has bfloat16 from ml_dtypes, which is missing; pip install ml_dtypes") from None
-    return np.dtype(bfloat16)
 
 
 def stable_argsort(x: Array) -> Array:
@@ -357,10 +376,12 @@ def matmuls(*products: Product) -> list[Array]:
             out = np.empty((a.shape[0], b.shape[1]), a.dtype if a.dtype == b.dtype else np.result_type(a, b))
         outs.append(out)
         flops += 2.0 * a.shape[0] * a.shape[1] * b.shape[1]
-    if not _blas_is_single or flops < PARALLEL_FLOPS:
+    if cutting.blas_threads != 1 or flops < cutting.parallel_flops:
         for product, out in zip(products, outs, strict=True):
             product.compute(out)
         return outs
+
+    threads = cutting.threads
 
     def share(start: int, stop: int) -> None:
         for product, out in zip(products, outs, strict=True):
@@ -369,32 +390,3 @@ def matmuls(*products: Product) -> list[Array]:
 
     parallel(share, threads)
     return outs
-
-
-@contextlib.contextmanager
-def tuned_process() -> Iterator[None]:
-    """Settings of the whole process that make training fast; for a program's main function, never for a library.
-
-    Not for generating text token by token: there the BLAS's own threads, which wait awake, are faster.
-
-    - BLAS gets one thread, because `matmul` and attention cut the work themselves; restored on leaving.
-    - glibc keeps freed memory instead of handing it back to the kernel (mallopt M_MMAP_THRESHOLD, M_TRIM_THRESHOLD):
-      a fresh 12 MB array otherwise page-faults all through its first use. This one cannot be undone; it costs memory
-      that the process once used and does not give back before it ends.
-    """
-    global _blas_is_single
-    from threadpoolctl import threadpool_limits
-
-    with contextlib.suppress(OSError, AttributeError):  # only glibc has mallopt
-        libc = ctypes.CDLL(None)
-        trim_threshold, top_pad, mmap_threshold = -1, -2, -3
-        libc.mallopt(mmap_threshold, 1 << 30)
-        libc.mallopt(trim_threshold, (1 << 31) - 1)
-        libc.mallopt(top_pad, 64 << 20)
-    before = _blas_is_single
-    with threadpool_limits(limits=1, user_api="blas"):
-        _blas_is_single = True
-        try:
-            yield
-        finally:
-            _blas_is_single = before

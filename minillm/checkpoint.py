@@ -13,8 +13,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from minillm.backend import Array, as_dtype
+from minillm.backend import Array
 from minillm.device import to_host
+from minillm.dtypes import as_dtype
 from minillm.errors import CheckpointError
 
 

@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from minillm import backend
 from minillm.cuda.kernel import kernel_dtypes
 from minillm.cuda.source import KernelError
 from minillm.device import Array, is_on_gpu
@@ -79,7 +80,7 @@ def current_engine() -> str:
 def engine(name: str) -> Iterator[None]:
     """Choose the engine, for all threads, until the block ends; MINILLM_ENGINE sets the one to begin with.
 
-    - "plain": the formulas as they are derived, for reading and stepping through.
+    - "plain": the formulas as they are derived, for reading and stepping through; everything runs on one thread.
     - "auto": the fast pairs for arrays on the CPU, kernels for arrays on a GPU; formulas where there is neither.
     - "fast": like "auto", without kernels.
     - "emulate": like "auto", and on NumPy arrays the kernels are emulated.
@@ -89,8 +90,10 @@ def engine(name: str) -> Iterator[None]:
     """
     global _engine
     before, _engine = _engine, _checked("engine", name)
+    cutting = backend.cutting._replace(threads=1) if name == "plain" else backend.cutting
     try:
-        yield
+        with backend.cut_by(cutting):
+            yield
     finally:
         _engine = before
 

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from minillm.backend import as_dtype
+from minillm.dtypes import as_dtype
 from minillm.errors import CheckpointError, InputError
 from minillm.models.llama import Llama, LlamaConfig, rows_in_hugging_face
 from minillm.nn import uninitialized
@@ -169,7 +169,7 @@ def _config(fields: dict[str, Any], tensors: dict[str, Any]) -> LlamaConfig:
         context=context,
         layers=count("block_count"),
         heads=heads,
-        key_heads=count("attention.head_count_kv", heads),
+        kv_heads=count("attention.head_count_kv", heads),
         channels=channels,
         hidden=count("feed_forward_length"),
         head_size=None if head_size * heads == channels else head_size,

@@ -254,7 +254,7 @@ FUNCTIONS = {
     "profiler": "minillm.study.profile",
     "seed": "minillm.manual_seed(seed)",
     "initial_seed": "minillm.random.default.state()",
-    "get_num_threads": "minillm.backend.threads",
+    "get_num_threads": "minillm.backend.cutting.threads",
     "get_default_dtype": "np.float32",
     "use_deterministic_algorithms": "nothing: remove it; results are the same from run to run",
     "set_float32_matmul_precision": "nothing: remove it; float32 is not rounded to TF32",

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from minillm.backend import as_dtype
+from minillm.dtypes import as_dtype
 from minillm.errors import CheckpointError, InputError
 from minillm.nn import uninitialized
 from minillm.pretrained import FAMILIES, GENERATION, SavedWith, joined_names, keep, pieces_in_hugging_face

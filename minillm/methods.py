@@ -11,6 +11,11 @@ class Methods:
 
     __slots__ = ()
 
+    add: Callable[..., Self]
+    sub: Callable[..., Self]
+    mul: Callable[..., Self]
+    div: Callable[..., Self]
+    neg: Callable[..., Self]
     exp: Callable[..., Self]
     log: Callable[..., Self]
     sqrt: Callable[..., Self]

@@ -53,6 +53,7 @@ SYNONYMS = {
     "--out": "output output-dir out-dir save-dir",
     "--resume": "init-from checkpoint ckpt resume-from-checkpoint continue",
     "--nproc": "nproc-per-node num-processes gpus ranks world-size",
+    "--threads": "num-threads n-threads nthreads cpus cores",
     "--device": "gpu cuda",
     "--dtype": "precision torch-dtype bf16 fp16",
     "--recompute": "gradient-checkpointing activation-checkpointing",

@@ -15,7 +15,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from minillm.backend import Array, as_dtype
+from minillm.backend import Array
+from minillm.dtypes import as_dtype
 from minillm.errors import CheckpointError
 
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"

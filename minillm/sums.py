@@ -231,7 +231,7 @@ def _add_short_rows(table: Array, named: Array, rows: Array, order: Array, start
 
 
 def _over_columns(function: Callable[[int, int], None], rows: Array) -> None:
-    if rows.nbytes < backend.PARALLEL_BYTES:
+    if rows.nbytes < backend.cutting.parallel_bytes:
         function(0, rows.shape[1])
     else:
         backend.parallel(function, rows.shape[1])

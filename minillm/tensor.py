@@ -18,6 +18,7 @@ from minillm import backend, hints
 from minillm.backend import Array
 from minillm.backward import FROZEN, Hook, Into, Node, Version, run_backward
 from minillm.device import check_device, device_of, is_on_gpu, like, to_device, to_host
+from minillm.dtypes import as_dtype
 from minillm.errors import DtypeError, GraphError, MinillmError, ShapeError
 from minillm.grad_mode import quiet, state
 from minillm.methods import Methods
@@ -382,10 +383,10 @@ def tensor(data: Any, requires_grad: bool = False, dtype: Any = None, device: st
             )
         data = data.data
     if is_on_gpu(data):
-        copy = data.astype(data.dtype if dtype is None else backend.as_dtype(dtype))
+        copy = data.astype(data.dtype if dtype is None else as_dtype(dtype))
         return Tensor(to_device(copy, device), requires_grad)
     try:
-        array = np.array(data, dtype=None if dtype is None else backend.as_dtype(dtype))
+        array = np.array(data, dtype=None if dtype is None else as_dtype(dtype))
     except ValueError as error:
         if isinstance(error, MinillmError):
             raise

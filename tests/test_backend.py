@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import gc
 import os
-import subprocess
-import sys
-import textwrap
 import threading
 import weakref
 
@@ -17,27 +14,25 @@ from hypothesis import strategies as st
 
 from minillm import backend, ops, random
 from minillm.autograd import Tensor
+from minillm.backend import Cutting
+from minillm.fast import attention as fast_attention
+from minillm.fast import silu as fast_silu
 from minillm.study.cases import CASES
 from minillm.study.gradcheck import run_cases
-
-ATTENTION = sys.modules["minillm.ops.attention"]
 
 
 @pytest.fixture
 def three_threads(monkeypatch):
-    monkeypatch.setattr(backend, "threads", 3)
+    monkeypatch.setattr(backend, "cutting", backend.cutting._replace(threads=3))
 
 
 @pytest.fixture
 def finely_cut(monkeypatch):
     """Blocks and threads on arrays of a few elements: a block is a row or two, everything goes to the pool."""
-    monkeypatch.setattr(backend, "threads", 2)
     monkeypatch.setattr(backend, "CACHE_BYTES", 64)
-    monkeypatch.setattr(backend, "PARALLEL_BYTES", 0)
-    monkeypatch.setattr(backend, "PARALLEL_FLOPS", 0)
-    monkeypatch.setattr(backend, "_blas_is_single", True)
-    monkeypatch.setattr(ATTENTION, "QUERY_BLOCK", 2)
-    monkeypatch.setattr(ATTENTION, "SCORE_BYTES", 64)
+    monkeypatch.setattr(backend, "cutting", Cutting(2, 1, parallel_bytes=0, parallel_flops=0))
+    monkeypatch.setattr(fast_attention, "QUERY_BLOCK", 2)
+    monkeypatch.setattr(fast_attention, "SCORE_BYTES", 64)
 
 
 # --- parallel ------------------------------------------------------------------------------------------------------
@@ -46,12 +41,12 @@ def finely_cut(monkeypatch):
 @settings(max_examples=60, deadline=None)
 @given(st.integers(0, 40), st.integers(1, 5))
 def test_ranges_cover_everything_once(count, threads):
-    before, backend.threads = backend.threads, threads
+    before, backend.cutting = backend.cutting, backend.cutting._replace(threads=threads)
     try:
         ranges = []
         backend.parallel(lambda start, stop: ranges.append((start, stop)), count)
     finally:
-        backend.threads = before
+        backend.cutting = before
     ranges.sort()
     assert [i for start, stop in ranges for i in range(start, stop)] == list(range(count))
     assert len(ranges) == max(1, min(threads, count))
@@ -114,7 +109,7 @@ def test_an_exception_in_a_worker_surfaces_through_an_operation(finely_cut, monk
         if threading.current_thread() is not threading.main_thread():
             raise FloatingPointError("in a worker")
 
-    monkeypatch.setattr(sys.modules["minillm.ops.silu"], "value_and_slope", fails_off_the_main_thread)
+    monkeypatch.setattr(fast_silu, "value_and_slope", fails_off_the_main_thread)
     with pytest.raises(FloatingPointError, match="in a worker"):
         ops.silu(Tensor(np.ones((4, 4))))
 
@@ -166,7 +161,7 @@ def test_workers_keep_nothing_alive(three_threads):
 
 
 def test_one_thread_stays_on_the_calling_thread(monkeypatch):
-    monkeypatch.setattr(backend, "threads", 1)
+    monkeypatch.setattr(backend, "cutting", backend.cutting._replace(threads=1))
     seen = []
     backend.parallel(lambda start, stop: seen.append((start, stop, threading.get_ident())), 9)
     assert seen == [(0, 9, threading.get_ident())]
@@ -198,9 +193,9 @@ def test_a_forked_process_makes_its_own_threads(three_threads):
 @given(st.integers(0, 50), st.integers(0, 500), st.integers(1, 3), st.sampled_from([64, 1000]), st.booleans())
 def test_blocks_cover_all_rows_once_and_fit_the_cache(rows, row_bytes, threads, cache, always_parallel):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(backend, "threads", threads)
+        patch.setattr(backend, "cutting", backend.cutting._replace(threads=threads))
         patch.setattr(backend, "CACHE_BYTES", cache)
-        patch.setattr(backend, "PARALLEL_BYTES", 0 if always_parallel else 10**9)
+        patch.setattr(backend, "cutting", backend.cutting._replace(parallel_bytes=0 if always_parallel else 10**9))
         blocks = []
         backend.row_blocks(blocks.append, np.empty((rows, row_bytes), np.uint8))
     blocks.sort(key=lambda block: block.start)
@@ -224,7 +219,7 @@ def test_large_arrays_use_every_thread(three_threads):
             first.seen = True
             together.wait()
 
-    backend.row_blocks(block, np.empty((3000, backend.PARALLEL_BYTES // 1000), np.uint8))
+    backend.row_blocks(block, np.empty((3000, backend.cutting.parallel_bytes // 1000), np.uint8))
 
 
 @pytest.mark.parametrize("shape", [(1,), (7,), (1, 1), (3, 65), (2, 0, 4), (0, 3), (2, 3, 4, 5)])
@@ -242,9 +237,9 @@ def test_row_max(shape, dtype, rng):
 @pytest.mark.parametrize("threads", [1, 2, 3])
 @pytest.mark.parametrize("rows", [0, 1, 7, 64])
 def test_sums_over_blocks_are_the_sums(rows, threads, monkeypatch, rng):
-    monkeypatch.setattr(backend, "threads", threads)
+    monkeypatch.setattr(backend, "cutting", backend.cutting._replace(threads=threads))
     monkeypatch.setattr(backend, "CACHE_BYTES", 64)
-    monkeypatch.setattr(backend, "PARALLEL_BYTES", 0)
+    monkeypatch.setattr(backend, "cutting", backend.cutting._replace(parallel_bytes=0))
     x = rng.normal(size=(rows, 5))
 
     def sums(block):
@@ -255,6 +250,27 @@ def test_sums_over_blocks_are_the_sums(rows, threads, monkeypatch, rng):
     np.testing.assert_allclose(second, (x**2).sum(axis=0), atol=1e-13)
     again = backend.sum_over_blocks(sums, x)
     np.testing.assert_array_equal(again[0], first)  # always in the order of the rows
+
+
+@pytest.mark.parametrize("shape", [(1300, 100), (700, 300), (7, 50_000), (3000, 333)])
+def test_sums_over_blocks_are_the_same_bits_however_work_is_cut(shape, monkeypatch, rng):
+    """On 520 KB to 4 MB, around every size at which something changes."""
+    x = rng.normal(size=shape).astype(np.float32)
+    results = []
+    for cutting in (Cutting(1), Cutting(2), Cutting(3, 1), Cutting(2, 2, 10**9), Cutting(5, 1, 0, 0)):
+        monkeypatch.setattr(backend, "cutting", cutting)
+        results.append(backend.sum_over_blocks(lambda rows: (x[rows].sum(axis=0, dtype=np.float32),), x)[0])
+    for result in results:
+        np.testing.assert_array_equal(result, results[0])
+    np.testing.assert_allclose(results[0], x.sum(axis=0, dtype=np.float64), rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("size", "count"),
+    [(0, 1), (1, 1), (512 * 1024 - 1, 1), (512 * 1024, 2), (1536 * 1024, 2), (1536 * 1024 + 1, 4), (10 << 20, 16)],
+)
+def test_the_size_of_an_array_says_in_how_many_blocks_it_is_summed(size, count):
+    assert backend.sum_blocks(size) == count
 
 
 @pytest.mark.parametrize(
@@ -319,12 +335,11 @@ def test_matmul_keeps_and_promotes_dtypes(finely_cut):
 
 
 def test_matmul_is_left_whole_while_the_blas_has_its_threads(monkeypatch, rng):
-    monkeypatch.setattr(backend, "PARALLEL_FLOPS", 0)
+    monkeypatch.setattr(backend, "cutting", backend.cutting._replace(parallel_flops=0))
     monkeypatch.setattr(backend, "parallel", None)  # calling it would fail
     a = rng.normal(size=(4, 4))
     np.testing.assert_array_equal(backend.matmul(a, a), a @ a)
-    monkeypatch.setattr(backend, "_blas_is_single", True)
-    monkeypatch.setattr(backend, "PARALLEL_FLOPS", 1e9)
+    monkeypatch.setattr(backend, "cutting", backend.cutting._replace(blas_threads=1, parallel_flops=1e9))
     np.testing.assert_array_equal(backend.matmul(a, a), a @ a)
 
 
@@ -356,20 +371,20 @@ def test_threads_and_blocks_change_nothing(op, request):
 
 
 CUT = {
-    *("gelu", "silu", "swiglu", "softmax", "log_softmax", "layernorm", "rmsnorm", "cross_entropy"),
+    *("gelu", "bias_gelu", "silu", "swiglu", "softmax", "log_softmax", "layernorm", "rmsnorm", "cross_entropy"),
     *("linear", "matmul", "attention", "dropout"),
 }
 
 
 @pytest.mark.parametrize("op", sorted(CUT))
 def test_gradients_hold_in_blocks_and_on_threads(op, finely_cut, monkeypatch):
-    calls, right = [], backend.parallel
+    calls, right = [], backend._share
 
     def counted(function, count):
         calls.append(count)
         right(function, count)
 
-    monkeypatch.setattr(backend, "parallel", counted)
+    monkeypatch.setattr(backend, "_share", counted)
     for result in run_cases([op]):
         assert result.passed, f"{result.case}: {result.report}"
     assert max(calls) > 1 or op == "dropout"  # whose chunk is larger than any case
@@ -379,8 +394,7 @@ def test_dropout_on_threads(monkeypatch, rng):
     x = rng.normal(size=(50, 1000))
     results = []
     for threads in (1, 2):
-        monkeypatch.setattr(backend, "threads", threads)
-        monkeypatch.setattr(backend, "PARALLEL_BYTES", 0)
+        monkeypatch.setattr(backend, "cutting", backend.cutting._replace(threads=threads, parallel_bytes=0))
         random.manual_seed(3)
         leaf = Tensor(x, requires_grad=True)
         y = ops.dropout(leaf, 0.3)
@@ -389,43 +403,7 @@ def test_dropout_on_threads(monkeypatch, rng):
     np.testing.assert_array_equal(results[0], results[1])
 
 
-# --- settings of the process ---------------------------------------------------------------------------------------
-
-
-def test_tuned_process_sets_the_blas_and_restores_it():
-    """In a process of its own: what it tells the allocator cannot be taken back."""
-    program = """
-        import numpy as np
-        from threadpoolctl import threadpool_info
-        from minillm import backend
-
-        def blas_threads():
-            return {pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"}
-
-        a = np.ones((300, 300))
-        before = blas_threads()
-        assert not backend._blas_is_single
-        for fails in (False, True):
-            try:
-                with backend.tuned_process():
-                    assert backend._blas_is_single
-                    assert blas_threads() <= {1}, blas_threads()
-                    with backend.tuned_process():
-                        pass
-                    assert backend._blas_is_single
-                    assert (backend.matmul(a, a) == 300).all()
-                    if fails:
-                        raise KeyError
-            except KeyError:
-                pass
-            assert not backend._blas_is_single
-            assert blas_threads() == before
-        print("done")
-    """
-    result = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(program)], capture_output=True, text=True, check=False
-    )
-    assert result.stdout == "done\n", result.stderr
+# --- the number of threads -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("value", "expected"), [("1", 1), ("7", 7)])

@@ -251,8 +251,8 @@ def test_a_setting_that_is_not_there(model: GPT2) -> None:
 
 DECODERS = {
     "gpt2": lambda: GPT2(GPT2Config(vocab_size=11, context=12, layers=2, heads=2, channels=12)),
-    "llama": lambda: Llama(LlamaConfig(11, 12, layers=2, heads=4, key_heads=2, channels=16, hidden=20)),
-    "mistral": lambda: Llama(LlamaConfig(11, 12, layers=2, heads=4, key_heads=2, channels=16, hidden=20, window=4)),
+    "llama": lambda: Llama(LlamaConfig(11, 12, layers=2, heads=4, kv_heads=2, channels=16, hidden=20)),
+    "mistral": lambda: Llama(LlamaConfig(11, 12, layers=2, heads=4, kv_heads=2, channels=16, hidden=20, window=4)),
 }
 
 

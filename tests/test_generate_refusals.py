@@ -118,7 +118,7 @@ def test_an_extreme_penalty_leaves_a_distribution(penalty: float) -> None:
 
 def test_nan_weights_of_real_models_are_refused_without_warnings() -> None:
     """NumPy's warnings are errors in these tests, also those of the other threads."""
-    llama = Llama(LlamaConfig(V, 8, layers=1, heads=2, key_heads=1, channels=8, hidden=8))
+    llama = Llama(LlamaConfig(V, 8, layers=1, heads=2, kv_heads=1, channels=8, hidden=8))
     bart = Bart(BartConfig.preset("nano"))
     for value in (np.nan, np.inf):
         for model in (GPT2(GPT2Config(V, 8, 1, 2, 8)), llama):
@@ -142,7 +142,7 @@ def test_other_threads_are_as_quiet_as_the_caller() -> None:
 
     with np.errstate(divide="ignore"):
         backend.parallel(divide, 64)
-    if backend.threads > 1:
+    if backend.cutting.threads > 1:
         with pytest.raises(RuntimeWarning, match="divide by zero"), np.errstate(divide="warn"):
             backend.parallel(divide, 64)
 

@@ -41,7 +41,7 @@ STRETCHED = {
 
 def stretched(name: str, **changes) -> LlamaConfig:
     """A small model with heads large enough that their slowest pairs are stretched in full."""
-    values = dict(vocab_size=19, context=96, layers=2, heads=2, key_heads=1, channels=128, hidden=64, rope_base=5e5)
+    values = dict(vocab_size=19, context=96, layers=2, heads=2, kv_heads=1, channels=128, hidden=64, rope_base=5e5)
     return LlamaConfig(**(values | changes), rope_scaling=STRETCHED[name])
 
 
@@ -78,7 +78,7 @@ def write(path: Path, model: Llama, kind: str = "F32", change=lambda tensors: No
     writer.add_embedding_length(config.channels)
     writer.add_feed_forward_length(config.hidden)
     writer.add_head_count(config.heads)
-    writer.add_head_count_kv(fields.pop("key_heads", config.key_heads))
+    writer.add_head_count_kv(fields.pop("kv_heads", config.kv_heads))
     writer.add_rope_freq_base(config.rope_base)
     writer.add_layer_norm_rms_eps(config.norm_eps)
     if config.head_size is not None:
@@ -107,7 +107,7 @@ def write(path: Path, model: Llama, kind: str = "F32", change=lambda tensors: No
         number = next((part for part in name.split(".") if part.isdigit()), "")
         theirs = NAMES[".".join("{i}" if part.isdigit() else part for part in name.split("."))]
         D = config.size_of_head
-        cuts = np.cumsum([config.heads * D, config.key_heads * D]) if len(theirs) == 3 else []
+        cuts = np.cumsum([config.heads * D, config.kv_heads * D]) if len(theirs) == 3 else []
         for one, piece in zip(theirs, np.split(parameter.data, cuts), strict=True):
             if architecture == "llama" and (".attn_q." in one or ".attn_k." in one):
                 piece = half_to_interleaved(piece, D)
@@ -140,16 +140,16 @@ def test_a_model_comes_back(name, tmp_path) -> None:
 def test_numbers_of_each_block(tmp_path) -> None:
     """A field may have a number for each block: one that is the same in all, as here it must be."""
     model, path = random_model(CONFIGS["llama"]), tmp_path / "model.gguf"
-    write(path, model, key_heads=[2, 2])
+    write(path, model, kv_heads=[2, 2])
     assert minillm.load(path).config == model.config == read_config(path)
     for wrong in ([2, 4], [2, 2, 1]):
-        write(path, model, key_heads=wrong)
+        write(path, model, kv_heads=wrong)
         with pytest.raises(
             InputError, match=r"has llama.attention.head_count_kv=\[2, .*\], other numbers in other blocks"
         ):
             minillm.load(path)
     for wrong in (0, [0, 0]):
-        write(path, model, key_heads=wrong)
+        write(path, model, kv_heads=wrong)
         with pytest.raises(CheckpointError, match="head_count_kv=0; it is to be a whole number, 1 or more"):
             read_config(path)
 
@@ -242,7 +242,7 @@ def test_logits_with_stretched_angles_equal_those_of_transformers(name, tmp_path
     received = loaded(ids).data
     assert np.abs(received - expected).max() / np.abs(expected).max() < 5e-5
     atol = 1.3 * 96 * 2 * 2.0**-24  # of 96 radians, whose frequency and product are rounded to float32 there
-    ours_tables = llama._turn(loaded.config.size_of_head, *loaded.config.rope(False), 0, 96)
+    ours_tables = llama.cos_sin_tables(loaded.config.size_of_head, *loaded.config.rope(False), 0, 96)
     for ours, theirs in zip(ours_tables, tables, strict=True):
         np.testing.assert_allclose(ours, theirs[0, :, : ours.shape[1]].numpy(), rtol=1e-6, atol=atol)
 

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import functools
 import math
+import os
 import re
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -12,9 +15,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import minillm
-from minillm import Parameter, backend, nn, optim
+from minillm import Parameter, backend, engine, nn, optim
 from minillm.errors import CheckpointError, GraphError, InputError, ShapeError
 from minillm.optim import SGD, Adam, AdamW, clip_grad_norm_, cosine_schedule, decay_groups, flat, wsd_schedule
+from minillm.optim.adamw import adamw_update
 
 SHAPES = [(3, 5), (7,), (2, 2, 4), (), (1, 17), (16,), (33,)]
 
@@ -116,6 +120,132 @@ def test_sgd_is_its_formula(lr, momentum, decay, seed) -> None:
     assert_equal_values(members, naive.values, rtol=1e-9)
 
 
+# The formula, as it is and as the engines apply it
+
+
+def test_the_formula_is_the_one_of_the_paper(rng: np.random.Generator) -> None:
+    """One step from nothing: m_hat is the gradient itself and v_hat its square, whatever the betas."""
+    w, g = rng.normal(size=(2, 3, 4))
+    w_t, m_t, v_t = adamw_update(w, g, 0 * w, 0 * w, t=1, lr=0.1, betas=(0.9, 0.99), eps=1e-3, weight_decay=0.5)
+    np.testing.assert_allclose(m_t, 0.1 * g, rtol=1e-13)
+    np.testing.assert_allclose(v_t, 0.01 * g**2, rtol=1e-13)
+    np.testing.assert_allclose(w_t, 0.95 * w - 0.1 * g / (abs(g) + 1e-3), rtol=1e-13)
+
+
+def steps_in(name: str, kind: type, dtype, options: dict, parallel: bool = False) -> dict[str, np.ndarray]:
+    """Parameters, moments and norms after steps in which gradients come and go, clipped at some."""
+    rng = np.random.default_rng(3)
+    members = parameters(rng, [*SHAPES, (300, 500)], dtype)
+    optimizer = kind(decay_groups(members, options.pop("weight_decay")), **options)
+    found = {}
+    with engine(name), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(backend, "threads", 2 if parallel else 1)
+        if parallel:
+            patch.setattr(backend, "PARALLEL_BYTES", 0)
+        for step in range(6):
+            optimizer.zero_grad()
+            set_gradients([p for i, p in enumerate(members) if (i + step) % 4], rng)
+            if step % 2:
+                found[f"norm {step}"] = np.array(optimizer.clip_grad_norm(0.5))
+            optimizer.step()
+    return found | {p.name: p.data for p in members} | optimizer.state_dict()
+
+
+OPTIONS = [
+    (AdamW, {"lr": 0.03, "betas": (0.8, 0.95), "eps": 1e-6, "weight_decay": 0.2}),
+    (AdamW, {"lr": 0.03, "weight_decay": 0.0}),
+    (Adam, {"lr": 0.03, "betas": (0.0, 0.5), "weight_decay": 0.2}),
+    (SGD, {"lr": 0.03, "momentum": 0.9, "weight_decay": 0.2}),
+    (SGD, {"lr": 0.03, "weight_decay": 0.0}),
+]
+
+
+@pytest.mark.parametrize("parallel", [False, True])
+@pytest.mark.parametrize(("dtype", "rtol"), [(np.float64, 1e-12), (np.float32, 2e-5)])
+@pytest.mark.parametrize(("kind", "options"), OPTIONS)
+def test_the_fast_step_is_the_formula(kind, options, dtype, rtol, parallel) -> None:
+    fast, plain = (steps_in(name, kind, dtype, dict(options), parallel) for name in ("fast", "plain"))
+    assert fast.keys() == plain.keys()
+    for name, value in fast.items():
+        assert value.dtype == plain[name].dtype
+        np.testing.assert_allclose(value, plain[name], rtol=rtol, atol=rtol * abs(value).max(initial=0), err_msg=name)
+
+
+def test_the_plain_step_gives_the_formula_each_parameter_in_its_shape(rng: np.random.Generator) -> None:
+    seen = []
+
+    class Watched(AdamW):
+        @staticmethod
+        def update(w, g, m, v, *, t, **options):
+            seen.append((w.shape, g.shape, m.shape, v.shape, t))
+            return adamw_update(w, g, m, v, t=t, **options)
+
+    members = parameters(rng)
+    optimizer = Watched(members)
+    with engine("plain"):
+        set_gradients(members, rng)
+        optimizer.step()
+    assert seen == [(shape,) * 4 + (1,) for shape in SHAPES]
+
+
+def test_a_subclass_needs_its_formula_alone(rng: np.random.Generator) -> None:
+    """Lion (Chen et al. 2023, arXiv:2302.06675), in every engine, clipped."""
+
+    class Lion(optim.Optimizer):
+        moment_names = ("exp_avg",)
+
+        @staticmethod
+        def update(w, g, m, *, t, lr, betas, weight_decay):
+            direction = np.sign(betas[0] * m + (1 - betas[0]) * g)
+            return (1 - lr * weight_decay) * w - lr * direction, betas[1] * m + (1 - betas[1]) * g
+
+    moved = []
+    for name in ("plain", "fast", "emulate"):
+        rng = np.random.default_rng(5)
+        members = parameters(rng)
+        before, optimizer = naive_values(members), Lion(members, 0.1, betas=(0.9, 0.99), weight_decay=0.1)
+        with engine(name):
+            gradients = set_gradients(members, rng)
+            optimizer.clip_grad_norm(1e-3)
+            optimizer.step()
+        for parameter, old, g in zip(members, before, gradients, strict=True):
+            np.testing.assert_allclose(parameter.data, 0.99 * old - 0.1 * np.sign(g), rtol=1e-12)
+        moved.append(optimizer.state_dict()["exp_avg.p0"])
+    np.testing.assert_allclose(moved[0], moved[1], rtol=1e-12)
+    assert 0 < abs(moved[0]).max() < 1e-5
+
+
+DEBUGGED = """
+import numpy as np
+from minillm import Parameter
+from minillm.optim import AdamW, adamw
+weight = Parameter(np.ones((2, 3)), "weight")
+weight.grad = np.full((2, 3), 0.5)
+optimizer = AdamW([weight], lr=0.1)
+breakpoint()
+optimizer.step()
+"""
+
+
+def test_a_debugger_stops_in_m_hat_and_v_hat(tmp_path) -> None:
+    """In the plain engine, `step` calls the formula in two frames, and each line of it makes one name."""
+    script = tmp_path / "train.py"
+    script.write_text(DEBUGGED)
+    looks = ["p 'm_hat', m_hat.shape, float(m_hat.max())", "p 'v_hat', float(v_hat.max())"]
+    commands = ["b adamw.adamw_update", "c", *["n"] * 6, *looks]
+    shown = subprocess.run(
+        [sys.executable, str(script)],
+        input="\n".join([*commands, "w", "q"]) + "\n",
+        capture_output=True,
+        text=True,
+        env={**os.environ, "MINILLM_ENGINE": "plain"},
+    ).stdout
+    assert "('m_hat', (2, 3), 0.5)" in shown, shown
+    assert "('v_hat', 0.25)" in shown, shown
+    stack = re.findall(r"py\(\d+\)(\w+|<module>)\(\)", shown[shown.index("('v_hat'") :])
+    assert stack[stack.index("<module>") :] == ["<module>", "step", "_move", "adamw_update"], shown
+
+
 def test_groups_have_their_own_decay_and_the_learning_rate_may_change(rng: np.random.Generator) -> None:
     members = parameters(rng)
     decays = [0.5 if parameter.ndim >= 2 else 0.0 for parameter in members]
@@ -180,8 +310,7 @@ def some_gradients(members: list[Parameter], step: int, rng: np.random.Generator
 @pytest.mark.parametrize("parallel_bytes", [0, 10**9])
 @pytest.mark.parametrize("kind", ["adamw", "sgd"])
 def test_each_parameter_counts_its_own_steps(monkeypatch, rng: np.random.Generator, kind: str, parallel_bytes) -> None:
-    monkeypatch.setattr(backend, "PARALLEL_BYTES", parallel_bytes)
-    monkeypatch.setattr(backend, "threads", 3)
+    monkeypatch.setattr(backend, "cutting", backend.cutting._replace(parallel_bytes=parallel_bytes, threads=3))
     monkeypatch.setattr(flat, "CHUNK", 24)
     members = parameters(rng)
     if kind == "adamw":
@@ -430,8 +559,7 @@ def test_chunks_and_threads_change_no_bit(
 
     expected, expected_norms = run()
     monkeypatch.setattr(flat, "CHUNK", chunk)
-    monkeypatch.setattr(backend, "PARALLEL_BYTES", parallel_bytes)
-    monkeypatch.setattr(backend, "threads", 3)
+    monkeypatch.setattr(backend, "cutting", backend.cutting._replace(parallel_bytes=parallel_bytes, threads=3))
     arrays, norms = run()
     for array, value in zip(arrays, expected, strict=True):
         np.testing.assert_array_equal(array, value)

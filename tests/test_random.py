@@ -165,8 +165,7 @@ def test_shapes_are_filled_in_order(shape):
 @pytest.mark.parametrize("threads", [1, 2, 3])
 def test_masks_depend_neither_on_chunks_nor_on_threads(size, threads, monkeypatch):
     expected = np.where(bits(9, 5, size) >= round(0.3 * 2**32), np.float32(1 / 0.7), np.float32(0))
-    monkeypatch.setattr(backend, "threads", threads)
-    monkeypatch.setattr(backend, "PARALLEL_BYTES", 0)
+    monkeypatch.setattr(backend, "cutting", backend.cutting._replace(threads=threads, parallel_bytes=0))
     monkeypatch.setattr(backend, "CACHE_BYTES", 1)
     np.testing.assert_array_equal(keep_scale(9, 5, (size,), 0.3, np.dtype(np.float32)), expected)
 
@@ -190,8 +189,7 @@ def test_a_part_of_a_mask_begins_anywhere(seed, counter, skip, count, p):
 @pytest.mark.parametrize("skip", [1, 7, 8195])
 def test_a_long_part_depends_neither_on_chunks_nor_on_threads(skip, monkeypatch):
     expected = np.where(bits(9, 5, skip + 50_000) >= round(0.3 * 2**32), np.float32(1 / 0.7), np.float32(0))[skip:]
-    monkeypatch.setattr(backend, "threads", 2)
-    monkeypatch.setattr(backend, "PARALLEL_BYTES", 0)
+    monkeypatch.setattr(backend, "cutting", backend.cutting._replace(threads=2, parallel_bytes=0))
     np.testing.assert_array_equal(keep_scale(9, 5, (50_000,), 0.3, np.dtype(np.float32), skip), expected)
 
 

@@ -145,7 +145,7 @@ def test_rows_are_added_where_they_belong(size, channels, ids, few, seed):
     with pytest.MonkeyPatch.context() as patch:
         for name, value in (("FEW", few), ("GATHERED", 7)):
             patch.setattr(sums, name, value)
-        patch.setattr(backend, "PARALLEL_BYTES", 0)
+        patch.setattr(backend, "cutting", backend.cutting._replace(parallel_bytes=0))
         sums.add_rows(table, ids, rows)
     np.testing.assert_allclose(table, expected, atol=1e-12)
 
@@ -210,9 +210,8 @@ def test_gradients_of_what_all_rows_share(kind, rng):
         call(b).backward(u)
         assert wrong_by(b.grad, expected, 0) < BOUND, name
     for name, call in (
-        ("gelu", lambda x, b: ops.gelu(x, "none", b)),
-        ("gelu tanh", lambda x, b: ops.gelu(x, "tanh", b)),
-        ("silu", ops.silu),
+        ("bias_gelu", ops.bias_gelu),
+        ("bias_gelu, tanh form", lambda x, b: ops.bias_gelu(x, b, "tanh")),
     ):
         leaf, b = tensor(constant.copy(), requires_grad=True), ones(4)
         call(leaf, b).backward(u)
@@ -258,7 +257,7 @@ def test_attention_adds_up_many_queries():
 
 @pytest.mark.parametrize("threads", [1, 2])
 def test_sums_over_many_blocks(threads, monkeypatch):
-    monkeypatch.setattr(backend, "threads", threads)
+    monkeypatch.setattr(backend, "cutting", backend.cutting._replace(threads=threads))
     monkeypatch.setattr(backend, "CACHE_BYTES", 64)
     x = np.full((100_000, 4), 1.1, np.float32)
     (total,) = backend.sum_over_blocks(lambda rows: (x[rows].sum(axis=0),), x)

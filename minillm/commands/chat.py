@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from minillm.backend import tuned_process
 from minillm.commands.common import is_run
 from minillm.console import lines_of_input, print_as_it_comes
 from minillm.errors import InputError
 from minillm.options import Positional, read
+from minillm.tuning import tuned_process
 
 
 @dataclass(frozen=True)

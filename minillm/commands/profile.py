@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from rich.console import Console
 from rich.table import Table
 
-from minillm.backend import tuned_process
 from minillm.errors import InputError
 from minillm.models.gpt2 import GPT2Config
 from minillm.options import filled, scan
 from minillm.training.config import preset
+from minillm.tuning import tuned_process
 
 
 @dataclass(frozen=True)

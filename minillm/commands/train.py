@@ -13,8 +13,8 @@ from minillm.options import filled, scan
 from minillm.training.config import TrainConfig, preset
 
 CHANGEABLE_ON_RESUME = {
-    *("device", "steps", "eval_every", "eval_batches", "sample_every", "sample_tokens", "resume"),
-    *("nproc", "timeout", "trace", "dp", "tp", "pp", "zero", "pipeline", "recompute", "micro_batches"),
+    *("progress", "device", "steps", "eval_every", "eval_batches", "sample_every", "sample_tokens", "resume"),
+    *("threads", "nproc", "timeout", "trace", "dp", "tp", "pp", "zero", "pipeline", "recompute", "micro_batches"),
 }
 
 
@@ -24,6 +24,8 @@ class Train(TrainConfig):
 
     resume: Path | None = None
     """Run directory to continue; of the other options only device, steps, intervals, samples and ranks may change."""
+    progress: bool = True
+    """Draw a live line of progress if the output is a terminal; otherwise print a line for each validation."""
     nproc: int = 1
     """Ranks to start on this machine; other launchers set WORLD_SIZE, and this stays 1."""
     timeout: float | None = None
@@ -75,11 +77,11 @@ def train(arguments: list[str]) -> None:
             if given.trace:
                 given.trace.mkdir(parents=True, exist_ok=True)
                 here.trace = Trace(given.trace / f"messages-{here.rank}.jsonl")
-            run_training(config, given.resume, communicator=here)
+            run_training(config, given.resume, communicator=here, progress=given.progress)
 
         launch.run_rank(rank, given.device)
     else:
-        run_training(config, given.resume)
+        run_training(config, given.resume, progress=given.progress)
 
 
 def check_effect(values: dict[tuple[str, ...], Any], given: Train) -> None:

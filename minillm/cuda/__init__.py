@@ -5,7 +5,7 @@ it on a CPU; launch.py says how kernels over rows are cut into blocks. `<op>.py`
 """
 
 from minillm.cuda.emulate import emulation
-from minillm.cuda.kernel import WARP, Kernel, get_kernel, kernel_dtypes, launch_counts
+from minillm.cuda.kernel import WARP, Kernel, get_kernel, kernel_dtypes, launch_counts, strides_of
 from minillm.cuda.nvrtc import compile_table
 from minillm.cuda.source import KernelError
 
@@ -18,4 +18,5 @@ __all__ = [
     "get_kernel",
     "kernel_dtypes",
     "launch_counts",
+    "strides_of",
 ]

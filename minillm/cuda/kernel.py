@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from minillm.backend import Array, as_dtype
+from minillm.backend import Array
 from minillm.cuda.emulate import launch_emulated
 from minillm.cuda.nvrtc import CUDA_OPTIONS
 from minillm.cuda.source import (
@@ -35,7 +35,9 @@ from minillm.cuda.source import (
     read_source,
     signature,
     split_instance,
+    strides_dtype,
 )
+from minillm.dtypes import as_dtype
 from minillm.errors import DeviceError, DtypeError, InputError, MinillmError, ShapeError, did_you_mean
 
 
@@ -73,12 +75,18 @@ def get_kernel(file: str, name: str, *template: Any) -> Kernel:
     return Kernel(file, f"{name}<{', '.join(arguments)}>" if arguments else name)
 
 
+def strides_of(*operands: Array) -> Array:
+    """The argument `Strides<N>` of a kernel (attention.cuh): the strides, in elements, of all axes but the last."""
+    strides = [[stride // x.itemsize for stride in x.strides[:3]] for x in operands]
+    return np.array(strides, np.int64).reshape(-1).view(strides_dtype(len(operands)))
+
+
 class Kernel:
     """One instance of a kernel, ready to be launched: `kernel(grid, block, args, smem=0)`.
 
-    `grid` and `block` are a number or up to three, `args` arrays and NumPy scalars, `smem` the bytes of dynamic shared
-    memory. The kernel writes into its arrays. One that takes no `long long` is understood to index with int, and is
-    refused arrays of 2^31 elements or more.
+    `grid` and `block` are a number or up to three, `smem` the bytes of dynamic shared memory. `args` are arrays, into
+    which the kernel may write, NumPy scalars, and the results of `strides_of`. A kernel that takes no `long long` is
+    understood to index with int, and is refused arrays of 2^31 elements or more.
 
     Raises, before anything runs: InputError (number of arguments, grid, block, shared memory, size), DtypeError (a type
     that is not exactly the parameter's), ShapeError (an array that is not C-contiguous), DeviceError (arrays on several
@@ -94,13 +102,15 @@ class Kernel:
             raise InputError(f"Kernel: {self.source.path.name} does not list {self.instance}{known}")
         self.group = groups[0]
         self.parameters, self.max_threads = signature(self.source, self.instance)
-        self._indexes_with_int = not any("long long" in p.c_type and not p.pointer for p in self.parameters)
+        self._indexes_with_int = not any(
+            p.operands or ("long long" in p.c_type and not p.pointer) for p in self.parameters
+        )
         self._on_gpu: dict[int, list] = {}  # device: CuPy's kernel, and the dynamic shared memory that it may have
 
     @functools.cached_property
     def dtypes(self) -> list[np.dtype]:
         """Of each parameter, or of the elements it points to."""
-        return [as_dtype(DTYPES[parameter.c_type]) for parameter in self.parameters]
+        return [strides_dtype(p.operands) if p.operands else as_dtype(DTYPES[p.c_type]) for p in self.parameters]
 
     def __repr__(self) -> str:
         return f"Kernel({self.source.path.name!r}, {self.instance!r})"
@@ -137,7 +147,9 @@ class Kernel:
         on_gpu = cupy.ndarray if cupy else ()
         devices: dict[int | None, str] = {}  # with the first array that is there
         for value, parameter, dtype in zip(args, self.parameters, self.dtypes, strict=True):
-            if parameter.pointer and isinstance(value, np.ndarray):
+            if parameter.operands:
+                self._check_strides(value, parameter, dtype)
+            elif parameter.pointer and isinstance(value, np.ndarray):
                 devices.setdefault(None, f"{parameter.name} is a NumPy array")
             elif parameter.pointer and isinstance(value, on_gpu):
                 devices.setdefault(value.data.device_id, f"{parameter.name} is on GPU {value.data.device_id}")
@@ -162,6 +174,11 @@ class Kernel:
             raise self._error(InputError, f"{given}; launch it on parts of less than 2^31")
         if isinstance(array, np.ndarray) and not parameter.const and not array.flags.writeable:
             raise self._error(InputError, f"{parameter} is given a read-only array, to write into; pass a copy")
+
+    def _check_strides(self, value: Any, parameter: Parameter, dtype: np.dtype) -> None:
+        if not isinstance(value, np.ndarray) or value.dtype != dtype or value.size != 1:
+            given = f"{parameter} is given {value!r:.60}, of type {type(value).__name__}"
+            raise self._error(DtypeError, f"{given}; pass strides_of({parameter.operands} arrays)")
 
     def _launch(self, device: int, grid: tuple, block: tuple, args: tuple, smem: int) -> None:
         import cupy

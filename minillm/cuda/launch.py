@@ -1,6 +1,8 @@
-"""How kernels that walk over rows or elements are launched: threads and blocks, sums over rows, activations."""
+"""How kernels that walk over rows or elements are launched: threads and blocks, sums over rows, norms."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -20,17 +22,28 @@ def blocks_for(elements: int, of_a_thread: int) -> int:
 
 
 def blocks_that_sum(rows: int) -> int:
-    """How many blocks take rows in turn and add them up: BLOCKS, or what leaves a block SUMMED_ROWS."""
+    """How many blocks take rows in turn and add them up: BLOCKS, and more where one would get over SUMMED_ROWS rows."""
     return max(min(rows, BLOCKS), -(-rows // SUMMED_ROWS))
 
 
 def threads_of_row(x: Array) -> int:
-    """One for every 16 bytes of a row, in whole warps, as far as they go."""
+    """The threads of a block that takes a row: one for every 16 bytes of it, in whole warps, and 512 at most."""
     return min(512, -(-x.shape[-1] * x.itemsize // 512) * WARP)
 
 
+def launch_rows(file: str, name: str, arrays: Sequence[Array], *settings: np.generic) -> None:
+    """Launch a kernel with a block for each row of the first array (rows, columns), up to 2^20 blocks.
+
+    Its arguments are the arrays, the numbers of rows and columns, and the settings.
+    """
+    rows, columns = arrays[0].shape
+    kernel = get_kernel(file, name, arrays[0].dtype)
+    sizes = np.int64(rows), np.int32(columns)
+    kernel(min(rows, 1 << 20), threads_of_row(arrays[0]), (*arrays, *sizes, *settings))
+
+
 def shared_bytes(x: Array, sums: int) -> int:
-    """What a block takes to keep `sums` sums for each column: as many as its threads meet, in float at least."""
+    """Shared-memory bytes of a block for `sums` accumulators per column, in float at least."""
     at_a_time = threads_of_row(x) * 16 // x.itemsize
     return sums * -(-x.shape[-1] // at_a_time) * at_a_time * max(4, x.itemsize)
 
@@ -55,45 +68,34 @@ def sum_rows(x: Array, dtype: np.dtype) -> Array:
     return out[0] if last else sum_rows(out, dtype)
 
 
-# ---- activations: kernels/activation.cuh ----------------------------------------------------------------------------
-# `function` is the name of an activation f in kernels/<file>; x, bias and dout are contiguous.
+# ---- norms: kernels/layernorm.cu and kernels/rmsnorm.cu -------------------------------------------------------------
 
 
-def activation_fits(x: Array, bias: Array | None) -> bool:
-    """Whether the kernels take these arrays."""
-    return x.size > 0 and (bias is None or bias.dtype == x.dtype)
+def norm_fits(x: Array, *others: Array | None, sums: int) -> bool:
+    """Whether the kernels of a norm take these arrays, with `sums` sums for each column in the backward."""
+    alike = all(other is None or other.dtype == x.dtype for other in others)
+    return alike and x.size > 0 and shared_bytes(x, sums) <= SHARED_LIMIT
 
 
-def activation_forward(file: str, function: str, x: Array, bias: Array | None) -> Array:
-    """f(x), or f(x + bias)."""
-    out = np.empty_like(x)
-    if bias is None:
-        kernel = get_kernel(file, "activation_forward", x.dtype, function)
-        kernel(blocks_for(x.size, 16 // x.itemsize), THREADS, (x, out, np.int64(x.size)))
-    else:
-        grid, sizes = _grid_and_sizes(x)
-        get_kernel(file, "bias_activation_forward", x.dtype, function)(grid, (WARP, 8), (x, bias, out, *sizes))
-    return out
-
-
-def activation_backward(
-    file: str, function: str, dout: Array, x: Array, bias: Array | None
-) -> tuple[Array, Array | None]:
-    """The gradients of x and of the bias."""
-    dx = np.empty_like(x)
-    if bias is None:
-        kernel = get_kernel(file, "activation_backward", x.dtype, function)
-        kernel(blocks_for(x.size, 16 // x.itemsize), THREADS, (dout, x, dx, np.int64(x.size)))
-        return dx, None
-    grid, sizes = _grid_and_sizes(x)
-    partial = np.empty_like(x, shape=(grid[1], len(bias)), dtype=np.promote_types(x.dtype, np.float32))
-    kernel = get_kernel(file, "bias_activation_backward", x.dtype, function)
-    kernel(grid, (WARP, 8), (dout, x, bias, dx, partial, *sizes))
-    return dx, sum_rows(partial, x.dtype)
-
-
-def _grid_and_sizes(x: Array) -> tuple[tuple, tuple]:
+def launch_norm_forward(file: str, name: str, *arrays: Array, eps: float) -> None:
+    """Launch a forward. `arrays` are the kernel's, contiguous: x is the first, rstd the last."""
+    x, rstd = arrays[0], arrays[-1]
     rows, columns = as_rows(x).shape
-    chunk = chunk_of(rows)
-    grid = (-(-columns * x.itemsize // 512), -(-rows // chunk))
-    return grid, (np.int64(rows), np.int32(chunk), np.int32(columns))
+    kernel = get_kernel(file, name, x.dtype)
+    kernel(min(rows, BLOCKS), threads_of_row(x), (*arrays, np.int64(rows), np.int32(columns), rstd.dtype.type(eps)))
+
+
+def launch_norm_backward(file: str, name: str, *arrays: Array, sums: int) -> tuple[Array, Array]:
+    """Launch a backward; returns dx and the gradients of the parameters, (sums, columns).
+
+    `arrays` are the kernel's, contiguous: dy is the first, rstd the last. Each block leaves the sums over its rows in
+    `partial`.
+    """
+    dy, rstd = arrays[0], arrays[-1]
+    rows, columns = as_rows(dy).shape
+    dx = np.empty_like(dy)
+    partial = np.empty_like(rstd, shape=(blocks_that_sum(rows), sums * columns))
+    kernel = get_kernel(file, name, dy.dtype)
+    sizes = np.int64(rows), np.int32(columns)
+    kernel(len(partial), threads_of_row(dy), (*arrays, dx, partial, *sizes), shared_bytes(dy, sums))
+    return dx, sum_rows(partial, dy.dtype).reshape(sums, columns)

@@ -10,6 +10,8 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+
 from minillm.errors import InputError, MinillmError
 
 FOLDER = Path(__file__).parents[1] / "_kernels"  # where the wheel carries them
@@ -29,6 +31,7 @@ DTYPES = {
     "bool": "bool",
 }
 C_TYPES = {dtype: c_type for c_type, dtype in DTYPES.items()}
+STRIDES = re.compile(r"Strides<(\d+)>")  # of attention.cuh: three long long for each operand, in one argument by value
 SYNONYMS = {"unsigned int": "unsigned", "half": "__half"}
 THREADS_LIMIT = 1024  # of a block, where a kernel has no __launch_bounds__
 
@@ -65,12 +68,18 @@ class Source(NamedTuple):
 
 
 class Parameter(NamedTuple):
-    """One parameter of a kernel."""
+    """One parameter of a kernel: a number, a pointer, or the strides of several arrays by value."""
 
     name: str
     c_type: str
     pointer: bool
     const: bool
+
+    @property
+    def operands(self) -> int:
+        """For how many arrays it has strides; 0 for all but Strides."""
+        found = STRIDES.fullmatch(self.c_type)
+        return int(found[1]) if found else 0
 
     def __str__(self) -> str:
         return f"{'const ' * self.const}{self.c_type}{'*' * self.pointer} {self.name}".strip()
@@ -129,6 +138,14 @@ def canonical(instance: str) -> str:
     return f"{name}<{', '.join(arguments)}>" if arguments else name
 
 
+def strides_dtype(operands: int) -> np.dtype:
+    """The dtype of a Strides argument: an array of size one, whose element is an array (operands, 3).
+
+    CuPy, like CUDA, passes a NumPy array of size one by value.
+    """
+    return np.dtype([("of", np.int64, (operands, 3))])
+
+
 def signature(source: Source, instance: str) -> tuple[list[Parameter], int]:
     """The parameters of an instance, and how many threads its __launch_bounds__ allows."""
     name, arguments = split_instance(instance)
@@ -151,6 +168,6 @@ def _parameter(where: str, text: str, template: dict[str, str]) -> Parameter:
     c_type = SYNONYMS.get(c_type, c_type)
     if c_type.startswith("Accumulator<"):  # the one trait that a signature may use, defined in common.cuh
         c_type = "double" if "double" in c_type else "float"
-    if not found or c_type not in DTYPES:
+    if not found or (c_type not in DTYPES and not STRIDES.fullmatch(c_type)):
         raise KernelError(f"{where}: parameter '{text.strip()}' is none of {', '.join(DTYPES)}, nor a pointer to one")
     return Parameter(found[4], c_type, bool(found[3]), bool(found[1]))

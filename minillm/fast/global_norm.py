@@ -25,7 +25,7 @@ def sum_of_squares(vectors: list[Array]) -> float:
             for i in range(start, stop):
                 squares[i] = _sum_of_squares_of_one(vectors[i])
 
-    if sum(vector.nbytes for vector in vectors) < backend.PARALLEL_BYTES:
+    if sum(vector.nbytes for vector in vectors) < backend.cutting.parallel_bytes:
         run(0, len(vectors))
     else:
         backend.parallel(run, len(vectors))

@@ -1,15 +1,15 @@
 """BERT (Devlin et al. 2018, arXiv:1810.04805): a stack of Transformer blocks in which every token sees every other.
 
-It learns by filling gaps. Some tokens of a text are hidden (data/masking.py), and the model says what they were, from
-what stands before and after them; and, of two sentences, whether the second follows the first. What differs from
-GPT-2, with ids (B, T):
+It learns by filling gaps. Some tokens of a text are hidden (data/masking.py), and the model predicts them from the
+tokens before and after. It also predicts, for two sentences, whether the second follows the first. What differs from
+GPT-2 (gpt2.py), with ids (B, T):
 
-- attention looks both ways, so nothing is generated from left to right; of a padded text it sees the real tokens only;
+- attention looks both ways, so nothing is generated from left to right; in a padded text it sees the real tokens only;
 - the norm comes after each sum, x = norm(x + attention(x)), and again x = norm(x + mlp(x)) (post-norm);
-- a token is the sum of three vectors, for its id, its position, and which of the two sentences it stands in;
+- a token is the sum of three vectors: for its id, for its position, and for the sentence that it is in;
 - GELU is the exact one, x Phi(x);
-- two heads read the features (B, T, C): the one for hidden tokens gives logits (B, T, V) by way of one more layer, its
-  norm, and the token table; the one for sentences reads the first position, [CLS], alone.
+- two heads read the features (B, T, C): the head for hidden tokens gives logits (B, T, V) through one more layer, its
+  norm, and the token table; the head for sentences reads the first position, [CLS], alone.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ from minillm.backend import Array, as_array
 from minillm.errors import DtypeError, InputError, ShapeError, check_index, check_shapes, did_you_mean
 from minillm.models.config import Config, check_fixed, config_from, table, whole_number
 from minillm.models.heads import PROBLEMS, QuestionAnswering, SequenceClassification, TokenClassification
-from minillm.nn import MLP, Dropout, Embedding, LayerNorm, Linear, Module, SelfAttention, normal_, uninitialized
+from minillm.nn import MLP, Dropout, Embedding, LayerNorm, Linear, Module, SelfAttention
+from minillm.nn.initial import normal_, uninitialized
 
 
 @dataclass(frozen=True)
@@ -39,14 +40,14 @@ class BertConfig(Config):
     heads: int = 12  # H, attention heads per block; must divide channels
     channels: int = 768  # C, width of the residual stream
     hidden: int = 3072  # width of the MLP
-    token_types: int = 2  # kinds of sentence: the first and the second; 0: nothing is added for them
-    dropout: float = 0.1  # probability, after the embedding and on each residual branch
-    attention_dropout: float = 0.1  # probability, of each weight in attention
+    token_types: int = 2  # kinds of sentences: the first and the second; 0: no vector is added for them
+    dropout: float = 0.1  # probability: after the embedding and on each residual branch
+    attention_dropout: float = 0.1  # probability for each attention weight
     norm_eps: float = 1e-12  # added to the variance
     padding_id: int = 0  # token id that fills short sequences
-    labels: int = 2  # classes of a text, or of each token, for the heads that tell them apart
-    classifier_dropout: float | None = None  # probability, before such a head; None: dropout
-    problem_type: str | None = None  # what such a head of texts is asked (heads.py); None: its labels tell
+    labels: int = 2  # number of classes of a text, or of each token, for the heads that classify them
+    classifier_dropout: float | None = None  # probability before such a head; None: that of dropout
+    problem_type: str | None = None  # what a head for texts learns (see heads.py); None: the labels decide
 
     LEAST_TOKEN_TYPES: ClassVar[int] = 1
 
@@ -68,24 +69,24 @@ class BertConfig(Config):
 
     @property
     def head_dropout(self) -> float:
-        """Probability, before a head that tells texts or tokens apart."""
+        """Dropout probability before a head that classifies texts or tokens."""
         return self.dropout if self.classifier_dropout is None else self.classifier_dropout
 
     @property
     def positions(self) -> int:
-        """Rows of the position table."""
+        """Number of rows of the position table."""
         return self.context
 
 
 PRESETS = {
     # for tests: 37 thousand weights
     "nano": BertConfig(256, 32, layers=2, heads=2, channels=32, hidden=128, dropout=0.0, attention_dropout=0.0),
-    # Turc et al. 2019 (arXiv:1908.08962): 4.4, 11, 29 and 41 million
+    # Turc et al. 2019 (arXiv:1908.08962): 4.4, 11, 29 and 41 million weights
     "bert-tiny": BertConfig(layers=2, heads=2, channels=128, hidden=512),
     "bert-mini": BertConfig(layers=4, heads=4, channels=256, hidden=1024),
     "bert-small": BertConfig(layers=4, heads=8, channels=512, hidden=2048),
     "bert-medium": BertConfig(layers=8, heads=8, channels=512, hidden=2048),
-    # of the paper: 110 and 336 million
+    # the sizes of the paper: 110 and 336 million weights
     "bert-base-uncased": BertConfig(),
     "bert-base-cased": BertConfig(vocab_size=28996),
     "bert-large-uncased": BertConfig(layers=24, heads=16, channels=1024, hidden=4096),
@@ -103,19 +104,18 @@ class Block(Module):
         self.ln_2 = LayerNorm(config.channels, config.norm_eps)
 
     def forward(self, x: Tensor, lengths: Any = None, mask: Array | None = None) -> Tensor:
-        _, x = self.ln_1(x, self.attn(x, mask=mask, lengths=lengths))  # the norm of the sum
-        _, x = self.ln_2(x, self.mlp(x))
-        return x
+        x = self.ln_1(x + self.attn(x, mask=mask, lengths=lengths))  # (B, T, C)
+        return self.ln_2(x + self.mlp(x))
 
 
 class Encoder(Module):
-    """From ids (B, T) to features (B, T, C): what BERT and RoBERTa share."""
+    """The part that BERT, RoBERTa and DistilBERT share: from ids (B, T) to features (B, T, C)."""
 
     def __init__(self, config: BertConfig):
         self.config = config
         self.wte = Embedding(config.vocab_size, config.channels)  # tokens; also the output layer
         self.wpe = Embedding(config.positions, config.channels)  # positions
-        # first or second sentence; DistilBERT has no such table
+        # table of the first and the second sentence, which DistilBERT lacks
         self.wse = Embedding(config.token_types, config.channels) if config.token_types else None
         self.ln = LayerNorm(config.channels, config.norm_eps)
         self.drop = Dropout(config.dropout)
@@ -124,7 +124,7 @@ class Encoder(Module):
     def _init_weights(self) -> None:
         """Matrices from N(0, 0.02), biases 0, norms 1; padding starts as the zero vector.
 
-        Source: Devlin et al.'s code (initializer_range), which cuts the normal distribution at two deviations.
+        Source: Devlin et al.'s code (initializer_range), which truncates the normal distribution at two deviations.
         """
         for name, parameter in self.named_parameters():
             if parameter.ndim == 2:
@@ -134,16 +134,16 @@ class Encoder(Module):
         self.wte.weight.data[self.config.padding_id] = 0
 
     def position_ids(self, ids: Array) -> Array:
-        """The row of the position table for each token, (B, T) or, where it is the same for all sequences, (T,)."""
+        """The row of the position table for each token: (B, T), or (T,) if it is the same in all sequences."""
         return np.arange(ids.shape[1], like=ids)
 
     def features(self, ids: Any, token_types: Any = None, lengths: Any = None, attention_mask: Any = None) -> Tensor:
-        """One vector for each token, which knows of the whole text.
+        """A vector for each token that depends on the whole text.
 
-        Shapes: ids (B, T) and token_types (B, T) of integers, the latter all 0 where it is None; result (B, T, C).
-        lengths: (B,), of each sequence the number of real tokens, which come first; or else
-        attention_mask: (B, T), boolean or 0 and 1: which tokens are real. No token sees one that is not, and what
-            stands at its place in the result has no meaning.
+        Shapes: ids and token_types (B, T), integers, where None means that all token types are 0; result (B, T, C).
+        lengths: (B,), the number of real tokens of each sequence, which come first; or instead
+        attention_mask: (B, T), boolean or 0 and 1: true for real tokens. No token sees padding, and the result has no
+            meaning at padding.
         Raises: ShapeError for shapes that do not fit, or more tokens than the context; DtypeError and InputError for
             ids that are not in the tables; InputError for lengths together with a mask.
         """
@@ -157,14 +157,14 @@ class Encoder(Module):
             raise ShapeError(f"{name}: ids have T={ids.shape[1]}; give 1 to {self.config.context}, the context")
         check_shapes(name, **{key: ("B T", x) for key, x in arrays.items()})
         if mask is not None and lengths is not None:
-            raise InputError(f"{name}: lengths and attention_mask both say which tokens are real; give one of them")
+            raise InputError(f"{name}: lengths and attention_mask both mark the real tokens; give one of them")
         if mask is not None and mask.dtype.kind not in "biu":
             raise DtypeError(f"{name}: attention_mask has dtype {mask.dtype}; give bool, True where a token is real")
 
         x, places = self.wte(ids), self.wpe(self.position_ids(ids))  # (B, T, C)
         if self.wse is None:
             if token_types is not None:
-                raise InputError(f"{name}: token_types are given, but this model has none; leave them out")
+                raise InputError(f"{name}: token_types were given, but this model has none; leave them out")
         elif token_types is None:
             places = places + self.wse.weight[0]
         else:
@@ -176,9 +176,11 @@ class Encoder(Module):
             x = block(x, lengths, mask)
         return x
 
+    forward = features
+
 
 class MaskedLMHead(Module):
-    """From features to the logits of hidden tokens: table norm(gelu(linear(x))) + bias."""
+    """Logits of hidden tokens from features x: norm(gelu(linear(x))) table^T + bias."""
 
     def __init__(self, config: BertConfig):
         self.fc = Linear(config.channels, config.channels)
@@ -186,11 +188,11 @@ class MaskedLMHead(Module):
         self.bias = Parameter(np.zeros(config.vocab_size, np.float32))
 
     def forward(self, x: Tensor, table: Tensor) -> Tensor:
-        x = ops.gelu(self.fc(x, add_bias=False), "none", self.fc.bias)
-        return ops.linear(self.ln(x), table, self.bias)  # (..., V)
+        x = self.ln(ops.gelu(self.fc(x)))  # (..., C)
+        return ops.linear(x, table, self.bias)  # (..., V)
 
     def loss(self, x: Tensor, table: Tensor, labels: Any, reduction: str = "mean") -> Tensor:
-        """Cross-entropy at the positions that have a label: logits of the others, some six in seven, are not made."""
+        """Cross-entropy at the positions with a label; logits of the others, about six in seven, are not computed."""
         labels = labels.data if isinstance(labels, Tensor) else as_array(labels)
         sizes = check_shapes("loss", features=("B T C", x), labels=("B T", labels))
         labels = labels.reshape(-1)
@@ -218,17 +220,17 @@ class MaskedLM(Encoder):
     ) -> Tensor:
         """Cross-entropy of the hidden tokens, in nats: their mean, or their sum.
 
-        Shapes: labels (B, T), the ids that were hidden, and -100 where none was; the rest as in `features`.
+        Shapes: labels (B, T), the ids of hidden tokens, and -100 elsewhere; the rest as in `features`.
         """
         x = self.features(ids, token_types, lengths, attention_mask)
         return self.head.loss(x, self.wte.weight, labels, reduction)
 
 
 class BertForMaskedLM(MaskedLM):
-    """A BERT for hidden tokens alone, without the pooler and the question of the next sentence."""
+    """A BERT with the head for hidden tokens alone, without the pooler and the head for sentences."""
 
     def __init__(self, config: BertConfig):
-        with uninitialized():  # numbers are drawn below, for all
+        with uninitialized():  # all weights are drawn below
             super().__init__(config)
         self.head = MaskedLMHead(config)
         self.assign_names()
@@ -244,22 +246,19 @@ class BertModel(Encoder):
         self.assign_names()
         self._init_weights()
 
-    def forward(self, ids: Any, token_types: Any = None, lengths: Any = None, attention_mask: Any = None) -> Tensor:
-        return self.features(ids, token_types, lengths, attention_mask)
-
     def pool(self, features: Tensor) -> Tensor:
-        """One vector for each text, (B, C): tanh of a linear layer on the features of the first token, [CLS]."""
+        """A vector for each text, (B, C): tanh of a linear layer on the features of the first token, [CLS]."""
         return ops.tanh(self.pooler(features[:, 0]))
 
 
 class BertForPreTraining(BertModel):
-    """A BERT with both heads: called with ids (B, T), it returns logits (B, T, V) of tokens, and (B, 2) of sentences.
+    """A BERT with both heads: called with ids (B, T), it returns logits (B, T, V) of tokens and (B, 2) of sentences.
 
-    Of the latter, class 0 says that the second sentence follows the first, class 1 that it comes from elsewhere.
+    Class 0 of the latter means that the second sentence follows the first, class 1 that it comes from elsewhere.
     """
 
     def __init__(self, config: BertConfig):
-        with uninitialized():  # numbers are drawn below, for all
+        with uninitialized():  # all weights are drawn below
             super().__init__(config)
         self.head = MaskedLMHead(config)
         self.next_sentence = Linear(config.channels, 2)
@@ -279,10 +278,10 @@ class BertForPreTraining(BertModel):
         next_sentence: Any = None,
         attention_mask: Any = None,
     ) -> Tensor:
-        """Cross-entropy of the hidden tokens, in nats for each, and, where `next_sentence` is given, of the sentences.
+        """Mean cross-entropy of the hidden tokens, in nats, plus that of the sentences if `next_sentence` is given.
 
-        Shapes: labels (B, T), the ids that were hidden, and -100 where none was; next_sentence (B,), 0 where the second
-            sentence follows the first, 1 where it does not, -100 where it is not known; the rest as in `features`.
+        Shapes: labels (B, T), the ids of hidden tokens, and -100 elsewhere; next_sentence (B,), 0 if the second
+            sentence follows the first, 1 if it does not, -100 if that is unknown; the rest as in `features`.
         Source: Devlin et al. 2018, appendix A.2: the sum of the two means.
         """
         x = self.features(ids, token_types, lengths, attention_mask)
@@ -293,10 +292,10 @@ class BertForPreTraining(BertModel):
 
 
 class BertForSequenceClassification(SequenceClassification, BertModel):
-    """A BERT that tells texts apart, by what its pooler makes of [CLS]."""
+    """A BERT that classifies texts by the pooled vector of [CLS]."""
 
     def __init__(self, config: BertConfig):
-        with uninitialized():  # numbers are drawn below, for all
+        with uninitialized():  # all weights are drawn below
             super().__init__(config)
         self.drop_features = Dropout(config.head_dropout)
         self.classifier = Linear(config.channels, config.labels)
@@ -308,7 +307,7 @@ class BertForSequenceClassification(SequenceClassification, BertModel):
 
 
 class BertForTokenClassification(TokenClassification, Encoder):
-    """A BERT that tells tokens apart, such as names of people from all else."""
+    """A BERT that classifies tokens, for example as names of people or as none."""
 
     def __init__(self, config: BertConfig):
         with uninitialized():
@@ -333,14 +332,14 @@ class BertForQuestionAnswering(QuestionAnswering, Encoder):
 
 
 def weight_and_bias(names: dict[str, str]) -> dict[str, str | tuple[str, ...]]:
-    """A layer's name, ours and theirs, as the names of its weight and its bias."""
+    """The names of weights and biases, ours and theirs, from the names of their layers."""
     return {f"{ours}.{kind}": f"{theirs}.{kind}" for ours, theirs in names.items() for kind in ("weight", "bias")}
 
 
 def names_of_encoder(body: str) -> dict[str, str | tuple[str, ...]]:
-    """Of each parameter of an Encoder the name there, with {i} for the number of the block.
+    """Hugging Face's name for each parameter of an Encoder, with {i} for the number of the block.
 
-    Several names are rows below each other in one of ours.
+    Several names: their rows, stacked, are one of our parameters.
     """
     layer, parts = f"{body}.encoder.layer.{{i}}", ("query", "key", "value")
     return {
@@ -365,7 +364,7 @@ def names_of_encoder(body: str) -> dict[str, str | tuple[str, ...]]:
 
 
 PREFIX = "bert."
-# Numbers 0, 1, ...; tied copies; what files of BertForMaskedLM hold beside its head (Google's do).
+# Positions 0, 1, ...; tied copies; layers that Google's files of BertForMaskedLM hold beside its head.
 IGNORED = (
     *("position_ids", "predictions.decoder.weight", "predictions.decoder.bias"),
     *(f"{layer}.{kind}" for layer in ("pooler.dense", "seq_relationship") for kind in ("weight", "bias")),
@@ -388,7 +387,7 @@ HUGGING_FACE: dict[str, str | tuple[str, ...]] = {
     ),
     "head.bias": "cls.predictions.bias",
 }
-# Of each field of the configuration the key there, and what it is where the key is missing.
+# For each field of the configuration: its key in a config.json, and its value if the key is missing.
 KEYS: dict[str, tuple[str, Any]] = {
     "vocab_size": ("vocab_size", 30522),
     "context": ("max_position_embeddings", 512),
@@ -414,13 +413,16 @@ FIXED = {
 
 
 def labels_from(values: Mapping[str, Any], missing: int = 2) -> int:
-    """How many classes a config.json names in `id2label`, or counts; InputError where it does neither."""
+    """The number of classes of a config.json: those named in `id2label`, or `num_labels`.
+
+    Raises: InputError that names the key if its value has the wrong type.
+    """
     names = table(values, "id2label")
     return len(names) if names else whole_number(values, "num_labels", missing)
 
 
 def labels_to(config: BertConfig) -> dict[str, Any]:
-    """The classes of a config.json, where there are not two, which is what a missing key means."""
+    """The keys of a config.json that name the classes; none for two classes, the meaning of a missing key."""
     if config.labels == 2:
         return {}
     names = {str(number): f"LABEL_{number}" for number in range(config.labels)}
@@ -428,9 +430,9 @@ def labels_to(config: BertConfig) -> dict[str, Any]:
 
 
 def config_from_hugging_face(values: Mapping[str, Any]) -> BertConfig:
-    """From the values of a config.json of model type bert.
+    """The configuration in the values of a config.json of model type bert.
 
-    Raises: InputError for what this model cannot do, and for keys that have another type or do not fit, by name.
+    Raises: InputError that names a key which this model cannot honour, or whose value has the wrong type.
     """
     check_fixed(values, {key: (only,) for key, only in {"model_type": "bert", **FIXED}.items()})
     return config_from(BertConfig, KEYS, values, labels=labels_from(values))

@@ -1,8 +1,8 @@
-"""What the configurations of all models share: fields that are checked, sizes with a name, values from a config.json.
+"""Configurations of models: fields whose types are checked, sizes with a name, and values from a config.json.
 
-A config.json comes from anywhere: a key may be missing, null, a text where a number belongs, or NaN. A missing key has
-the default of its family in transformers. The rest is checked where any configuration is, by the types of its fields
-(`Config.__post_init__`), and the error then says which keys of the file it was (`config_from`).
+A config.json comes from anywhere: a key may be missing, null, NaN, or a text instead of a number. A missing key has the
+default of its family in transformers. All other values are checked by the types of the fields, as for any configuration
+(`Config.__post_init__`), and the error then names the keys of the file (`config_from`).
 """
 
 from __future__ import annotations
@@ -19,22 +19,22 @@ from typing import Any, Self
 
 from minillm.errors import InputError, did_you_mean
 
-LARGEST = 1e300  # so that a little arithmetic does not lead out of the range of floats
-Keys = Mapping[str, tuple[str, Any]]  # of each field the key in a config.json, and what holds where it is missing
+LARGEST = 1e300  # so that a little arithmetic with the number does not overflow
+Keys = Mapping[str, tuple[str, Any]]  # for each field: its key in a config.json, and its value if the key is missing
 
 
 class Config:
-    """The base of frozen dataclasses whose file has named sizes, `PRESETS`."""
+    """Base of frozen dataclasses whose file holds named sizes, `PRESETS`."""
 
     def __post_init__(self) -> None:
-        """Every field has the type that it is declared with. Raises: InputError that names the first that has not."""
+        """Check the type of every field. Raises: InputError that names the first wrong one."""
         check_types(type(self).__name__, self)
 
     @classmethod
     def preset(cls, name: str, **changes: Any) -> Self:
         """A named size, with some fields changed: `GPT2Config.preset("tiny", vocab_size=65)`.
 
-        Raises: InputError for an unknown name, with the nearest; what the class raises for fields that cannot be.
+        Raises: InputError for an unknown name, with the nearest known one, and for impossible fields.
         """
         files = [vars(sys.modules[kind.__module__]) for kind in cls.__mro__]
         presets = next(file["PRESETS"] for file in files if "PRESETS" in file)
@@ -43,21 +43,21 @@ class Config:
         return replace(presets[name], **changes)
 
     def check_least(self, least: float, *names: str) -> None:
-        """Raise InputError for the first of these fields that is below; None is passed over."""
+        """Raise InputError for the first of these fields that is below `least`; a field that is None passes."""
         for name in names:
             value = getattr(self, name)
             if value is not None and value < least:
                 raise InputError(f"{type(self).__name__}: {name} is {value}; give {least} or more")
 
     def check_above_zero(self, *names: str) -> None:
-        """Raise InputError for the first of these fields that is 0 or below; None is passed over."""
+        """Raise InputError for the first of these fields that is not above 0; a field that is None passes."""
         for name in names:
             value = getattr(self, name)
             if value is not None and value <= 0:
                 raise InputError(f"{type(self).__name__}: {name} is {value}; give a number above 0")
 
     def check_probabilities(self, *names: str) -> None:
-        """Raise InputError for the first of these fields that is no probability below 1; None is passed over."""
+        """Raise InputError for the first of these fields outside of [0, 1); a field that is None passes."""
         for name in names:
             value = getattr(self, name)
             if value is not None and not 0 <= value < 1:
@@ -66,14 +66,14 @@ class Config:
                 )
 
     def check_divides(self, part: str, whole: str) -> None:
-        """Raise InputError where the field `part` does not divide the field `whole`."""
+        """Raise InputError if the field `part` does not divide the field `whole`."""
         parts, size = getattr(self, part), getattr(self, whole)
         if size % parts:
             raise InputError(f"{type(self).__name__}: {whole}={size} is not a multiple of {part}={parts}")
 
 
 def check_types(function: str, config: Any) -> None:
-    """Raise InputError for the first field of a dataclass whose value has another type than it is declared with."""
+    """Raise InputError for the first field of a dataclass whose value has another type than its annotation."""
     for field in fields(config):
         value, kinds = getattr(config, field.name), _types_of(config.__class__)[field.name]
         if not any(_is(value, kind) for kind in kinds):
@@ -93,7 +93,7 @@ WANTED: dict[Any, str] = {
 
 @functools.cache
 def _types_of(kind: type) -> dict[str, tuple[Any, ...]]:
-    """Of each field the types that its value may have."""
+    """The types that the value of each field may have."""
     found = typing.get_type_hints(kind)
     return {
         name: typing.get_args(hint) if NoneType in typing.get_args(hint) else (hint,) for name, hint in found.items()
@@ -128,8 +128,9 @@ def config_from(
 ) -> Any:
     """The configuration of this class that the values of a config.json describe.
 
-    A key that is null has its default, but for the fields in `nulls`, where it means None. computed: fields that follow
-    from more than their key. Raises: InputError that names the keys and their values.
+    A null means the default value, except in the fields in `nulls`, where it means None.
+    computed: fields that depend on more than their own key.
+    Raises: InputError that names the keys and their values.
     """
     given = {}
     for field, (key, missing) in keys.items():
@@ -149,7 +150,7 @@ def config_from(
 
 
 def check_fixed(values: Mapping[str, Any], fixed: Mapping[str, tuple[Any, ...]]) -> None:
-    """Refuse what a model cannot do. fixed: of each key all values that it may have; a null is as a missing key.
+    """Check keys that this model supports with some values only; `fixed` has these for each key. A null passes.
 
     Raises: InputError that names the key.
     """
@@ -162,7 +163,7 @@ def check_fixed(values: Mapping[str, Any], fixed: Mapping[str, tuple[Any, ...]])
 
 
 def whole_number(values: Mapping[str, Any], key: str, missing: int | None, least: int = 1) -> Any:
-    """A whole number of a config.json that others are computed from; InputError that names the key otherwise."""
+    """The whole number under a key of a config.json. Raises: InputError that names the key if it is not one."""
     value = values.get(key)
     value = missing if value is None else value
     if value is not None and (not _is(value, int) or value < least):
@@ -171,7 +172,7 @@ def whole_number(values: Mapping[str, Any], key: str, missing: int | None, least
 
 
 def table(values: Mapping[str, Any], key: str) -> Mapping[str, Any]:
-    """An object within a config.json, empty where there is none; InputError that names the key otherwise."""
+    """The object under a key of a config.json, empty if missing. Raises: InputError that names the key if not one."""
     value = values.get(key)
     if value is not None and not isinstance(value, dict):
         raise InputError(f"load: config.json has {key}={value!r}; give an object with names and values")

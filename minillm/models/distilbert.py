@@ -1,7 +1,7 @@
-"""DistilBERT (Sanh et al. 2019, arXiv:1910.01108): half the blocks of a BERT, taught by the whole one.
+"""DistilBERT (Sanh et al. 2019, arXiv:1910.01108): a BERT with half the blocks, trained to imitate the whole one.
 
-The model is BERT's. What differs: there are no kinds of sentences, no pooler, and no dropout behind attention; texts
-are told apart by two layers on the vector of the first token, with a ReLU between.
+The model is BERT's (bert.py). What differs: there are no kinds of sentences, no pooler, and no dropout after attention;
+the head for texts is two layers on the vector of the first token, with a ReLU between them.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ from minillm.models.bert import (
 )
 from minillm.models.config import check_fixed, config_from
 from minillm.models.heads import QuestionAnswering, SequenceClassification, TokenClassification
-from minillm.nn import Dropout, Linear, uninitialized
+from minillm.nn import Dropout, Linear
+from minillm.nn.initial import uninitialized
 
 
 @dataclass(frozen=True)
@@ -33,8 +34,10 @@ class DistilBertConfig(BertConfig):
 
     layers: int = 6
     token_types: int = 0
-    classifier_dropout: float | None = 0.2  # probability, before the last layer of a head of texts; None: dropout
-    answer_dropout: float = 0.1  # probability, before a head of answers
+    classifier_dropout: float | None = (
+        0.2  # probability before the last layer of a head for texts; None: that of dropout
+    )
+    answer_dropout: float = 0.1  # probability before a head for answers
 
     LEAST_TOKEN_TYPES: ClassVar[int] = 0
 
@@ -51,7 +54,7 @@ NO_DROPOUT: dict[str, Any] = dict(dropout=0.0, attention_dropout=0.0, classifier
 PRESETS = {
     # for tests: 36 thousand weights
     "nano": DistilBertConfig(256, 32, layers=2, heads=2, channels=32, hidden=128, **NO_DROPOUT),
-    # of the paper: 67 million
+    # the sizes of the paper: 67 million weights
     "distilbert-base-uncased": DistilBertConfig(),
     "distilbert-base-cased": DistilBertConfig(vocab_size=28996),
 }
@@ -67,15 +70,12 @@ class DistilBertModel(Encoder):
         self.assign_names()
         self._init_weights()
 
-    def forward(self, ids: Any, token_types: Any = None, lengths: Any = None, attention_mask: Any = None) -> Tensor:
-        return self.features(ids, token_types, lengths, attention_mask)
-
 
 class DistilBertForMaskedLM(MaskedLM, DistilBertModel):
     """A DistilBERT with its head: called with ids (B, T), it returns logits (B, T, V)."""
 
     def __init__(self, config: DistilBertConfig):
-        with uninitialized():  # numbers are drawn below, for all
+        with uninitialized():  # all weights are drawn below
             super().__init__(config)
         self.head = MaskedLMHead(config)
         self.assign_names()
@@ -83,7 +83,7 @@ class DistilBertForMaskedLM(MaskedLM, DistilBertModel):
 
 
 class DistilBertForSequenceClassification(SequenceClassification, DistilBertModel):
-    """A DistilBERT that tells texts apart."""
+    """A DistilBERT that classifies texts."""
 
     def __init__(self, config: DistilBertConfig):
         with uninitialized():
@@ -99,7 +99,7 @@ class DistilBertForSequenceClassification(SequenceClassification, DistilBertMode
 
 
 class DistilBertForTokenClassification(TokenClassification, DistilBertModel):
-    """A DistilBERT that tells tokens apart."""
+    """A DistilBERT that classifies tokens."""
 
     def __init__(self, config: DistilBertConfig):
         with uninitialized():
@@ -123,7 +123,7 @@ class DistilBertForQuestionAnswering(QuestionAnswering, DistilBertModel):
 # --- Hugging Face's names ------------------------------------------------------------------------------------------
 
 PREFIX = "distilbert."
-IGNORED = ("position_ids", "vocab_projector.weight")  # numbers 0, 1, ...; the token table again
+IGNORED = ("position_ids", "vocab_projector.weight")  # positions 0, 1, ...; a second copy of the token table
 TIED = {"vocab_projector.weight": "distilbert.embeddings.word_embeddings.weight"}
 TABLES = {"wte": "word_embeddings", "wpe": "position_embeddings"}
 LAYER = "distilbert.transformer.layer.{i}"
@@ -150,7 +150,7 @@ HUGGING_FACE: dict[str, str | tuple[str, ...]] = {
     ),
     "head.bias": "vocab_projector.bias",
 }
-# Of each field of the configuration the key there, and what it is where the key is missing.
+# For each field of the configuration: its key in a config.json, and its value if the key is missing.
 KEYS: dict[str, tuple[str, Any]] = {
     "vocab_size": ("vocab_size", 30522),
     "context": ("max_position_embeddings", 512),
@@ -169,9 +169,9 @@ FIXED = {"activation": "gelu", "tie_word_embeddings": True}
 
 
 def config_from_hugging_face(values: Mapping[str, Any]) -> DistilBertConfig:
-    """From the values of a config.json of model type distilbert.
+    """The configuration in the values of a config.json of model type distilbert.
 
-    Raises: InputError for what this model cannot do, and for keys that have another type or do not fit, by name.
+    Raises: InputError that names a key which this model cannot honour, or whose value has the wrong type.
     """
     check_fixed(values, {key: (only,) for key, only in {"model_type": "distilbert", **FIXED}.items()})
     return config_from(DistilBertConfig, KEYS, values, labels=labels_from(values))

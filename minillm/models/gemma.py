@@ -2,16 +2,16 @@
 
 What differs from a Llama (llama.py), whose parts these are:
 
-- what is looked up in the table of tokens is multiplied by sqrt(C), for the same table is the output layer;
-- a norm multiplies by 1 + weight, so that weights decay towards a norm that changes nothing;
+- token vectors are multiplied by sqrt(C), because the token table is the output layer, too;
+- a norm multiplies by 1 + weight, so that weight decay pulls it towards a norm that changes no scale;
 - the gate of the MLP is a GELU: down(gelu(gate(x)) up(x));
-- scores are divided by the square root of a number of the configuration, not of the size of a head;
-- there are norms behind attention and MLP too: x + norm(attention(norm(x))), then x + norm(mlp(norm(x)));
-- most blocks see a window, and every second (Gemma 2) or sixth (3) sees everything;
+- scores are divided by the square root of a number in the configuration, instead of the size of a head;
+- there are norms after attention and MLP, too: x + norm(attention(norm(x))), then x + norm(mlp(norm(x)));
+- most blocks see a window, and every second (Gemma 2) or sixth (Gemma 3) sees everything;
 - Gemma 2 keeps scores and logits between -cap and cap: y = cap tanh(x / cap);
-- Gemma 3 normalises queries and keys instead, and has angles of their own in blocks with a window.
+- Gemma 3 normalises queries and keys instead, and has other angles in blocks with a window.
 
-Scores with a cap are made by single operations, which take memory for all of them: ops.attention has no cap.
+Capped scores are computed by single operations, which hold all of them in memory, because ops.attention has no cap.
 """
 
 from __future__ import annotations
@@ -44,31 +44,29 @@ from minillm.models.rotary import number, rope_to, scaling_from
 from minillm.nn import Embedding, KVCache, Linear, Module, RMSNorm
 from minillm.ops.rope import RopeScaling
 
-HIDDEN = -65504.0  # score of a key that is not seen: the least number of float16, and e to it is 0 in every dtype
-LARGEST_CAP = 1e4  # so that no score comes near it
+HIDDEN = -65504.0  # score of a hidden key: the lowest finite float16, whose exponential is 0 in every dtype
+LARGEST_CAP = 1e4  # keeps scores far above HIDDEN
 
 
 @dataclass(frozen=True)
 class GemmaConfig(LlamaConfig):
-    """The shape of a Gemma; qkv_bias and proj_bias come together, and there is no mlp_bias, rotary or kind."""
+    """The shape of a Gemma; qkv_bias and proj_bias are equal, and mlp_bias, rotary and kind stay at their defaults."""
 
     vocab_size: int = 256000
     context: int = 8192
     layers: int = 26
     heads: int = 8
-    key_heads: int = 4
+    kv_heads: int = 4
     channels: int = 2304
     hidden: int = 9216
     head_size: int | None = 256
     norm_eps: float = 1e-6
     tied: bool = True
-    scale: float = 256.0  # what scores are divided by the square root of
-    attention_cap: float | None = None  # how far scores go; None: as far as they like
-    logit_cap: float | None = None  # the same of logits
-    window_rope_base: float | None = (
-        None  # of the angles in blocks with a window, not stretched; None: as in the others
-    )
-    activation: str = "gelu_tanh"  # of the gate: "gelu_tanh" or "gelu" (the exact one)
+    scale: float = 256.0  # scores are divided by its square root
+    attention_cap: float | None = None  # bound of the scores; None: no bound
+    logit_cap: float | None = None  # bound of the logits; None: no bound
+    window_rope_base: float | None = None  # base of unstretched angles in blocks with a window; None: rope_base
+    activation: str = "gelu_tanh"  # in the gate: "gelu_tanh" or "gelu" (the exact one)
 
     def __post_init__(self):
         super().__post_init__()
@@ -84,15 +82,15 @@ class GemmaConfig(LlamaConfig):
             raise InputError(f"GemmaConfig: activation is {self.activation!r}; give 'gelu_tanh' or 'gelu'")
 
     def rope(self, windowed: bool) -> tuple[float, RopeScaling | None]:
-        """Base and scaling of the angles in blocks with a window, and in those without."""
+        """Base and scaling of the angles, in blocks with or without a window."""
         if windowed and self.window_rope_base is not None:
             return self.window_rope_base, None
         return self.rope_base, self.rope_scaling
 
 
-ACTIVATIONS = {"gelu_tanh": "tanh", "gelu": "none"}  # and the form of ops.gelu
+ACTIVATIONS = {"gelu_tanh": "tanh", "gelu": "none"}  # each with its `approximate` in ops.gelu
 PRESETS = {
-    # for tests: 43 thousand weights, with all that Gemma 3 has
+    # for tests: 43 thousand weights, with every feature of Gemma 3
     "nano": GemmaConfig(
         *(256, 32, 3, 4, 2, 32, 88, 8, 1e6),
         scale=8.0,
@@ -113,7 +111,7 @@ PRESETS = {
 
 
 class OneCenteredRMSNorm(RMSNorm):
-    """Root-mean-square normalisation that multiplies by 1 + weight, weight 0 at the start."""
+    """Root-mean-square normalisation that multiplies by 1 + weight; the weight starts as zeros."""
 
     def __init__(self, channels: int, eps: float):
         super().__init__(channels, eps)
@@ -124,7 +122,7 @@ class OneCenteredRMSNorm(RMSNorm):
 
 
 class Attention(llama.Attention):
-    """Llama's, with another scale, and perhaps with a cap."""
+    """Llama's attention with a scale from the configuration, and with a cap if there is one."""
 
     def __init__(self, config: GemmaConfig):
         super().__init__(config)
@@ -139,13 +137,15 @@ class Attention(llama.Attention):
             return ops.attention(q, k, v, causal=True, mask=visible, scale=self.scale)
         B, H, T, D = q.shape
         G, Tk = k.shape[1:3]
-        q = q.reshape(B, G, H // G, T, D)  # the heads that share a key head
-        k, v = (x.reshape(B, G, 1, Tk, D) for x in (k, v))
+        q = q.reshape(B, G, H // G, T, D)  # query heads grouped by the head of keys that they share
+        k, v = k.reshape(B, G, 1, Tk, D), v.reshape(B, G, 1, Tk, D)
         scores = ops.tanh(q @ k.transpose(-1, -2) * (self.scale / self.cap)) * self.cap  # (B, G, H/G, T, Tk)
-        seen = np.tri(T, Tk, Tk - T, dtype=bool)
+        causal = like(np.tri(T, Tk, Tk - T, dtype=bool), q.data)  # (T, Tk)
+        seen = causal
         if visible is not None:
-            seen = like(seen, visible) & (visible if visible.ndim == 2 else visible[:, :, None])
-        return (ops.softmax(ops.where(like(seen, q.data), scores, HIDDEN)) @ v).reshape(B, H, T, D)
+            seen = causal & (visible if visible.ndim == 2 else visible[:, :, None])
+        weights = ops.softmax(ops.where(seen, scores, HIDDEN))
+        return (weights @ v).reshape(B, H, T, D)
 
 
 class MLP(GatedMLP):
@@ -169,8 +169,8 @@ class Block(Module):
         self.ln_1, self.attn, self.ln_1_post = norm(), Attention(config), norm()
         self.ln_2, self.mlp, self.ln_2_post = norm(), MLP(config), norm()
 
-    def forward(self, x: Tensor, turn: tuple[Array, Array], visible: Array | None, cache: KVCache | None) -> Tensor:
-        x = x + self.ln_1_post(self.attn(self.ln_1(x), turn, visible, cache))
+    def forward(self, x: Tensor, cos_sin: tuple[Array, Array], visible: Array | None, cache: KVCache | None) -> Tensor:
+        x = x + self.ln_1_post(self.attn(self.ln_1(x), cos_sin, visible, cache))  # (B, T, C)
         return x + self.ln_2_post(self.mlp(self.ln_2(x)))
 
 
@@ -190,12 +190,12 @@ class Gemma(Llama):
         self._init_weights()
 
     def embed(self, ids: Any, cache: list[KVCache] | None = None) -> Tensor:
-        """What the first block gets, (B, T, C): of each id its token's vector, times sqrt(C)."""
+        """Input of the first block, (B, T, C): for each id the vector of its token, times sqrt(C)."""
         return super().embed(ids, cache) * math.sqrt(self.config.channels)
 
-    def logits(self, features: Tensor) -> Tensor:
-        """Of features (..., C), the logits (..., V)."""
-        logits, cap = super().logits(features), self.config.logit_cap
+    def logits(self, x: Tensor) -> Tensor:
+        """Logits (..., V) of features (..., C), between -cap and cap if there is a cap."""
+        logits, cap = super().logits(x), self.config.logit_cap
         return logits if cap is None else ops.tanh(logits / cap) * cap
 
 
@@ -205,7 +205,7 @@ PREFIX, IGNORED, TIED = llama.PREFIX, llama.IGNORED, llama.TIED
 LAYER = "model.layers.{i}"
 HUGGING_FACE = {
     **{name: theirs for name, theirs in llama.HUGGING_FACE.items() if ".mlp." not in name or "weight" in name},
-    "h.{i}.ln_1_post.weight": f"{LAYER}.post_attention_layernorm.weight",  # the name of Llama's second norm
+    "h.{i}.ln_1_post.weight": f"{LAYER}.post_attention_layernorm.weight",  # Llama's second norm has this name
     "h.{i}.ln_2.weight": f"{LAYER}.pre_feedforward_layernorm.weight",
     "h.{i}.ln_2_post.weight": f"{LAYER}.post_feedforward_layernorm.weight",
 }
@@ -221,7 +221,7 @@ KEYS = {
 COMMON: dict[str, Any] = {"hidden_size": 2304, "intermediate_size": 9216, "num_hidden_layers": 26, "head_dim": 256}
 COMMON |= {"num_attention_heads": 8, "num_key_value_heads": 4, "rms_norm_eps": 1e-6, "sliding_window": 4096}
 COMMON |= {"tie_word_embeddings": True, "query_pre_attn_scalar": 256, "attention_bias": False}
-# Of each kind what is there where a key is missing.
+# The values of missing keys, by model type.
 DEFAULTS = {
     GEMMA2: COMMON
     | {"vocab_size": 256000, "max_position_embeddings": 8192, "rope_theta": 10000.0}
@@ -232,9 +232,9 @@ IN_FILES = {"gelu_tanh": "gelu_pytorch_tanh", "gelu": "gelu"}
 
 
 def config_from_hugging_face(values: Mapping[str, Any]) -> GemmaConfig:
-    """From the values of a config.json of model type gemma2 or gemma3_text.
+    """The configuration in the values of a config.json of model type gemma2 or gemma3_text.
 
-    Raises: InputError for what this model cannot do, and for keys that have another type or do not fit, by name.
+    Raises: InputError that names a key which this model cannot honour, or whose value has the wrong type.
     """
     check_fixed(
         values,
@@ -247,7 +247,7 @@ def config_from_hugging_face(values: Mapping[str, Any]) -> GemmaConfig:
     )
     kind = values.get("model_type") or GEMMA2
     if kind == GEMMA3:
-        check_fixed(values, {"attn_logit_softcapping": ()})  # which transformers passes over
+        check_fixed(values, {"attn_logit_softcapping": ()})  # transformers ignores it
     missing = DEFAULTS[kind]
     context = whole_number(values, "max_position_embeddings", missing["max_position_embeddings"])
     place = "rope_scaling" if values.get("rope_scaling") else "rope_parameters"
@@ -287,9 +287,9 @@ def config_from_hugging_face(values: Mapping[str, Any]) -> GemmaConfig:
 
 
 def config_to_hugging_face(config: GemmaConfig) -> dict[str, Any]:
-    """The values of a config.json: of a Gemma 3 where queries and keys are normalised, else of a Gemma 2.
+    """The values of a config.json: of a Gemma 3 if queries and keys are normalised, else of a Gemma 2.
 
-    Raises: InputError for a model that neither is like.
+    Raises: InputError for a model that neither of them can express.
     """
     kind = GEMMA3 if config.qk_norm else GEMMA2
     if (kind == GEMMA3 and config.attention_cap) or (kind == GEMMA2 and config.window_rope_base):

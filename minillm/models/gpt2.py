@@ -1,7 +1,14 @@
 """GPT-2 (Radford et al. 2019): a stack of pre-norm Transformer blocks that predicts the next token.
 
-Read from the bottom up, or with the data: ids (B, T) become vectors (B, T, C), each block adds to them twice, and the
-table that turned ids into vectors turns vectors into logits (B, T, V).
+Read it with the data, from `GPT2.forward` on. With ids (B, T):
+
+    x = token table[ids] + position table[positions]             (B, T, C), the residual stream
+    in each block:  x = x + attention(norm(x)),  x = x + mlp(norm(x))
+    logits = norm(x) token table^T                               (B, T, V)
+
+so every block adds to the residual stream twice, and the table that turned ids into vectors turns vectors into logits.
+Attention and the MLP are SelfAttention and MLP of minillm/nn. The second half of the file says how Hugging Face's files
+name the same things.
 """
 
 from __future__ import annotations
@@ -13,23 +20,13 @@ from typing import Any
 
 import numpy as np
 
+from minillm import ops
 from minillm.autograd import Tensor
 from minillm.backend import Array
 from minillm.errors import InputError, did_you_mean
 from minillm.models.config import Config, check_fixed, config_from
-from minillm.nn import (
-    ACTIVATIONS,
-    MLP,
-    Decoder,
-    Dropout,
-    Embedding,
-    KVCache,
-    LayerNorm,
-    Linear,
-    Module,
-    SelfAttention,
-    normal_,
-)
+from minillm.nn import ACTIVATIONS, MLP, Decoder, Dropout, Embedding, KVCache, LayerNorm, Linear, Module, SelfAttention
+from minillm.nn.initial import normal_
 
 
 @dataclass(frozen=True)
@@ -41,14 +38,14 @@ class GPT2Config(Config):
     layers: int = 12  # L, number of blocks
     heads: int = 12  # H, attention heads per block; must divide channels
     channels: int = 768  # C, width of the residual stream
-    dropout: float = 0.0  # probability, after the embedding, in attention and on each residual branch
-    bias: bool = True  # whether linear layers and layer norms have a bias
+    dropout: float = 0.0  # probability: after the embedding, in attention and on each residual branch
+    bias: bool = True  # linear layers and layer norms have a bias
     hidden: int | None = None  # width of the MLP; None: 4 channels
-    activation: str = "gelu_tanh"  # of the MLP: "gelu_tanh", "gelu" (the exact one), "relu" or "silu"
-    tied: bool = True  # whether the output layer is the token table
+    activation: str = "gelu_tanh"  # in the MLP: "gelu_tanh", "gelu" (the exact one), "relu" or "silu"
+    tied: bool = True  # the output layer is the token table
     norm_eps: float = 1e-5  # added to the variance
-    embedding_dropout: float | None = None  # probability, after the embedding; None: dropout
-    attention_dropout: float | None = None  # probability, of each weight in attention; None: dropout
+    embedding_dropout: float | None = None  # probability after the embedding; None: that of dropout
+    attention_dropout: float | None = None  # probability for each attention weight; None: that of dropout
 
     def __post_init__(self):
         super().__post_init__()
@@ -63,17 +60,17 @@ class GPT2Config(Config):
 
     @property
     def size_of_mlp(self) -> int:
-        """Channels within the MLP."""
+        """Width of the MLP."""
         return 4 * self.channels if self.hidden is None else self.hidden
 
 
 PRESETS = {
     # for tests: 35 thousand weights
     "nano": GPT2Config(vocab_size=256, context=32, layers=2, heads=2, channels=32),
-    # nanoGPT's character-level examples, for a CPU and for a GPU: 0.8 and 11 million
+    # nanoGPT's character-level examples, for a CPU and for a GPU: 0.8 and 11 million weights
     "tiny": GPT2Config(vocab_size=65, context=64, layers=4, heads=4, channels=128),
     "baby": GPT2Config(vocab_size=65, context=256, layers=6, heads=6, channels=384),
-    # the four of the paper: 124, 355, 774 and 1,558 million
+    # the four of the paper: 124, 355, 774 and 1,558 million weights
     "gpt2": GPT2Config(),
     "gpt2-medium": GPT2Config(layers=24, heads=16, channels=1024),
     "gpt2-large": GPT2Config(layers=36, heads=20, channels=1280),
@@ -93,8 +90,8 @@ class Block(Module):
         self.mlp = MLP(channels, config.size_of_mlp, config.dropout, bias, config.activation)
 
     def forward(self, x: Tensor, cache: KVCache | None = None, visible: Array | None = None) -> Tensor:
-        x, normed = self.ln_2(x, self.attn(self.ln_1(x), cache, visible))  # the sum, and the norm of it
-        return x + self.mlp(normed)
+        x = x + self.attn(self.ln_1(x), cache, visible)  # (B, T, C)
+        return x + self.mlp(self.ln_2(x))
 
 
 class GPT2(Decoder):
@@ -102,8 +99,8 @@ class GPT2(Decoder):
 
     def __init__(self, config: GPT2Config):
         self.config = config
-        self.wte = Embedding(config.vocab_size, config.channels)  # tokens; also the output layer, unless it has its own
-        self.wpe = Embedding(config.context, config.channels)  # positions
+        self.wte = Embedding(config.vocab_size, config.channels)  # token table; also the output layer, if tied
+        self.wpe = Embedding(config.context, config.channels)  # position table
         self.drop = Dropout(config.dropout if config.embedding_dropout is None else config.embedding_dropout)
         self.h = [Block(config) for _ in range(config.layers)]
         self.ln_f = LayerNorm(config.channels, config.norm_eps, config.bias)
@@ -124,31 +121,51 @@ class GPT2(Decoder):
             elif name.endswith("bias"):
                 parameter.data[...] = 0
 
-    @property
-    def output_weight(self) -> Tensor:
-        """Of the output layer, (V, C): the token table, where they are tied."""
-        return self.wte.weight if self.config.tied else self.lm_head.weight
+    def forward(self, ids: Any) -> Tensor:
+        """Logits (B, T, V): for each of the ids (B, T), how likely each token is to follow it."""
+        x = self.features(ids)  # (B, T, C)
+        return self.logits(x)
 
-    def new_cache(self, batch: int = 1, padding: Array | None = None) -> list[KVCache]:
-        """An empty cache for `next_logits`, one for each block, with room for the whole context."""
-        head_size = self.config.channels // self.config.heads
-        shape = (batch, self.config.heads, self.config.context, head_size)
-        return [KVCache(*shape, self.wte.weight.data, padding) for _ in self.h]
+    def loss(self, ids: Any, targets: Any, reduction: str = "mean") -> Tensor:
+        """Cross-entropy of the logits against targets (B, T), in nats per token; a target of -100 does not count."""
+        logits = self(ids)  # (B, T, V); nothing else reads them, so the gradient may take their memory
+        return ops.cross_entropy(logits, targets, reduction=reduction, overwrite=True, dim=-1)
+
+    def features(self, ids: Any, cache: list[KVCache] | None = None) -> Tensor:
+        """Input of the output layer, (B, T, C). With a cache, the ids follow the tokens in it, and are added to it."""
+        x = self.embed(ids, cache)
+        x = self.blocks(x, cache)
+        return self.ln_f(x)
 
     def embed(self, ids: Any, cache: list[KVCache] | None = None) -> Tensor:
-        """What the first block gets, (B, T, C): of each id its token's vector, and that of its position."""
+        """Input of the first block, (B, T, C): for each id the vector of its token plus that of its position."""
         ids, start, stop = self.checked_positions(ids, cache)
-        positions = np.arange(start, stop, like=ids)
+        positions = np.arange(start, stop, like=ids)  # (T,)
         if cache and cache[0].padding is not None:
             positions = np.maximum(positions - cache[0].padding[:, None], 0)  # (B, T)
         return self.drop(self.wte(ids) + self.wpe(positions))
 
     def blocks(self, x: Tensor, cache: list[KVCache] | None = None) -> Tensor:
-        """What the last norm gets, (B, T, C)."""
+        """Residual stream after the last block, (B, T, C)."""
         visible = cache[0].visible(cache[0].length + x.shape[1]) if cache else None
         for number, block in enumerate(self.h):
             x = block(x, cache[number] if cache else None, visible)
         return x
+
+    def logits(self, x: Tensor) -> Tensor:
+        """Logits (..., V) of features (..., C)."""
+        return ops.linear(x, self.output_weight)
+
+    @property
+    def output_weight(self) -> Tensor:
+        """Output-projection weight, (V, C): the token table, if the two are tied."""
+        return self.wte.weight if self.config.tied else self.lm_head.weight
+
+    def new_cache(self, batch: int = 1, padding: Array | None = None) -> list[KVCache]:
+        """An empty cache for each block, with room for the whole context; see KVCache for padding."""
+        head_size = self.config.channels // self.config.heads
+        shape = (batch, self.config.heads, self.config.context, head_size)
+        return [KVCache(*shape, self.wte.weight.data, padding) for _ in self.h]
 
 
 # --- Hugging Face's names ------------------------------------------------------------------------------------------
@@ -174,10 +191,10 @@ HUGGING_FACE = {
     "lm_head.weight": "lm_head.weight",
 }
 TRANSPOSED = {f"h.{{i}}.{part}.weight" for part in ("attn.qkv", "attn.proj", "mlp.fc", "mlp.proj")}  # Conv1D
-IGNORED = ("attn.bias", "attn.masked_bias", "lm_head.weight")  # masks; the token table again
+IGNORED = ("attn.bias", "attn.masked_bias", "lm_head.weight")  # causal masks; a second copy of the token table
 
 
-# Of each field of the configuration the key there, and what it is where the key is missing.
+# For each field of the configuration: its key in a config.json, and its value if the key is missing.
 KEYS: dict[str, tuple[str, Any]] = {
     "vocab_size": ("vocab_size", 50257),
     "context": ("n_positions", 1024),
@@ -192,10 +209,10 @@ KEYS: dict[str, tuple[str, Any]] = {
     "norm_eps": ("layer_norm_epsilon", 1e-5),
     "tied": ("tie_word_embeddings", True),
 }
-# Activations by their names there; of several for one function the first is written.
+# Activations by their names in files; where several names mean one function, the first is written.
 ACTIVATIONS_IN_FILES = {"gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "gelu_fast": "gelu_tanh"}
 ACTIVATIONS_IN_FILES |= {"gelu": "gelu", "relu": "relu", "silu": "silu", "swish": "silu"}
-DROPOUTS = ("embedding_dropout", "attention_dropout")  # fields that are None where all dropout is the same
+DROPOUTS = ("embedding_dropout", "attention_dropout")  # fields that are None if all dropout probabilities are equal
 FIXED = {
     "model_type": ("gpt2",),
     "activation_function": tuple(ACTIVATIONS_IN_FILES),
@@ -206,9 +223,9 @@ FIXED = {
 
 
 def config_from_hugging_face(values: Mapping[str, Any]) -> GPT2Config:
-    """From the values of a config.json of model type gpt2.
+    """The configuration in the values of a config.json of model type gpt2.
 
-    Raises: InputError for what this model cannot do, and for keys that have another type or do not fit, by name.
+    Raises: InputError that names a key which this model cannot honour, or whose value has the wrong type.
     """
     check_fixed(values, FIXED)
     config = config_from(
@@ -221,9 +238,11 @@ def config_from_hugging_face(values: Mapping[str, Any]) -> GPT2Config:
 
 
 def config_to_hugging_face(config: GPT2Config) -> dict[str, Any]:
-    """The values of a config.json. Raises: InputError without biases, which GPT-2 has."""
+    """The values of a config.json. Raises: InputError for a model without biases, which the format cannot express."""
     if not config.bias:
-        raise InputError("save_pretrained: a GPT2 with bias=False has no form in Hugging Face's format")
+        raise InputError(
+            "save_pretrained: Hugging Face's GPT-2 has biases; a GPT2 with bias=False cannot be saved for it"
+        )
     values = {key: getattr(config, field) for field, (key, _) in KEYS.items()}
     activation = next(name for name, ours in ACTIVATIONS_IN_FILES.items() if ours == config.activation)
     return {
@@ -232,5 +251,5 @@ def config_to_hugging_face(config: GPT2Config) -> dict[str, Any]:
         **values,
         **{KEYS[name][0]: config.dropout for name in DROPOUTS if getattr(config, name) is None},
         "activation_function": activation,
-        **dict.fromkeys(("bos_token_id", "eos_token_id")),  # a model alone knows of none
+        **dict.fromkeys(("bos_token_id", "eos_token_id")),  # the model itself has no such ids
     }

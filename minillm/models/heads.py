@@ -1,13 +1,13 @@
-"""Heads that tell texts or tokens apart, or find an answer in a text, on the features of any encoder.
+"""Heads that classify texts or tokens, or find an answer in a text, on the features of any encoder.
 
-A pretrained encoder gives each token a vector (B, T, C). A head is a layer or two from there to numbers of few classes,
-and is trained together with the encoder (Devlin et al. 2018, section 4):
+A pretrained encoder gives each token a vector (B, T, C). A head is a layer or two from there to the logits of a few
+classes, and is trained together with the encoder (Devlin et al. 2018, section 4):
 
-- texts: of the first token's vector, the logits (B, K) of K classes, or one number;
-- tokens: of each token's vector, the logits (B, T, K), such as names of people and places;
-- answers: of each token's vector two logits, that an answer starts there, and that it ends there, (B, T) each.
+- texts: the vector of the first token gives logits (B, K) of K classes, or one number;
+- tokens: the vector of each token gives logits (B, T, K), of names of people and places, for example;
+- answers: the vector of each token gives two logits, that an answer starts there, and that it ends there, (B, T) each.
 
-A file of an encoder gives its classes one of these and the encoder as bases, and says how `class_logits` come about.
+A class in an encoder's file has one of these heads and the encoder as bases, and defines `class_logits`.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ from minillm.errors import InputError, check_shapes
 from minillm.nn import Dropout, Linear, Module
 
 PROBLEMS = ("regression", "single_label_classification", "multi_label_classification")
-UNKNOWN = -100  # label of what is not counted
+UNKNOWN = -100  # label of a token or text that does not count
 
 
 class Head(Module):
-    """What has features (B, T, C) of ids: an encoder is the other base."""
+    """Base of all heads; the other base is an encoder, with `features` (B, T, C) of ids."""
 
     config: Any
     features: Any
 
     def class_logits(self, features: Tensor) -> Any:
-        """What the head makes of features (B, T, C)."""
+        """The logits of the head from features (B, T, C)."""
         raise TypeError(f"{type(self).__name__}: a head needs a class_logits method")
 
     def forward(self, ids: Any, token_types: Any = None, lengths: Any = None, attention_mask: Any = None) -> Any:
@@ -42,17 +42,18 @@ class Head(Module):
 
 
 class SequenceClassification(Head):
-    """Called with ids (B, T), it returns logits (B, K) of the classes of a text."""
+    """A head for texts: called with ids (B, T), the model returns logits (B, K) of the classes of each text."""
 
     def loss(
         self, ids: Any, classes: Any, token_types: Any = None, lengths: Any = None, attention_mask: Any = None
     ) -> Tensor:
-        """How far the logits are from the classes that the texts have, on average.
+        """The mean loss of the logits against the classes of the texts, by the configuration's `problem_type`.
 
-        Cross-entropy, in nats, of one class for each text: classes (B,), integers, -100 where it is not known. With one
-        logit, or where the configuration says "regression", the square of the difference: classes (B,) or (B, K),
-        numbers. With numbers for several logits, or "multi_label_classification", each is a question of its own,
-        whether a text is of that class: classes (B, K), 1 or 0, and the cross-entropy of each answer.
+        - "single_label_classification": cross-entropy, in nats; classes (B,), integers, -100 if unknown.
+        - "regression": squared difference; classes (B,) or (B, K), numbers.
+        - "multi_label_classification": binary cross-entropy of each class; classes (B, K), 1 if the text has it, or 0.
+
+        None: regression if there is one logit, else single label for integers and multi label for other numbers.
         """
         logits = self(ids, token_types, lengths, attention_mask)
         given = array_of(classes, logits.data)
@@ -73,16 +74,16 @@ class SequenceClassification(Head):
 
 
 def binary_cross_entropy(logits: Tensor, wanted: Tensor) -> Tensor:
-    """-log of the probability of each answer, on average: log(1 + e^x) - x y, without ever taking e^x of a large x."""
+    """The mean of log(1 + e^x) - x y over logits x and answers y of 1 or 0, without computing e^x of a large x."""
     positive, negative = ops.relu(logits), ops.relu(-logits)
     return (positive - logits * wanted + ops.log(ops.exp(-(positive + negative)) + 1)).mean()
 
 
 class TokenClassification(Head):
-    """Called with ids (B, T), it returns logits (B, T, K) of the classes of each token."""
+    """A head for tokens: called with ids (B, T), the model returns logits (B, T, K) of the classes of each token."""
 
     def add_head(self, dropout: float) -> None:
-        """The layers of the head."""
+        """Add the layers of the head."""
         self.drop_features = Dropout(dropout)
         self.classifier = Linear(self.config.channels, self.config.labels)
 
@@ -92,22 +93,22 @@ class TokenClassification(Head):
     def loss(
         self, ids: Any, labels: Any, token_types: Any = None, lengths: Any = None, attention_mask: Any = None
     ) -> Tensor:
-        """Cross-entropy of the tokens that have a label, in nats for each.
+        """Mean cross-entropy of the tokens with a label, in nats.
 
-        Shapes: labels (B, T), classes from 0 on, and -100 where there is nothing to say.
+        Shapes: labels (B, T), classes from 0 on, and -100 for tokens without one.
         """
         logits = self(ids, token_types, lengths, attention_mask)
         return ops.cross_entropy(logits, array_of(labels, logits.data), ignore_index=UNKNOWN, overwrite=True, dim=-1)
 
 
 class QuestionAnswering(Head):
-    """Called with ids (B, T), it returns two logits (B, T) each: that an answer starts, and that it ends at a token."""
+    """A head for answers: called with ids (B, T), the model returns logits (B, T) of the start, and of the end."""
 
     def add_head(self, dropout: float = 0.0) -> None:
-        """The layers of the head."""
+        """Add the layers of the head."""
         if self.config.labels != 2:
             raise InputError(
-                f"{type(self).__name__}: labels is {self.config.labels}; give 2: an answer starts, and an answer ends"
+                f"{type(self).__name__}: labels is {self.config.labels}; give 2, for the start and the end of an answer"
             )
         self.drop_features = Dropout(dropout)
         self.qa_outputs = Linear(self.config.channels, 2)
@@ -125,9 +126,9 @@ class QuestionAnswering(Head):
         lengths: Any = None,
         attention_mask: Any = None,
     ) -> Tensor:
-        """The mean of two cross-entropies, of where the answer starts and of where it ends, in nats.
+        """The mean of the cross-entropies of the answer's start and end, in nats.
 
-        Shapes: starts and ends (B,), positions; one beyond the text is not counted.
+        Shapes: starts and ends (B,), positions; a position beyond the text does not count.
         """
         logits = self(ids, token_types, lengths, attention_mask)
         losses = []
@@ -142,5 +143,5 @@ class QuestionAnswering(Head):
 
 
 def array_of(x: Any, beside: Array) -> Array:
-    """What a person gave, as an array on the device of another."""
+    """An argument as an array, on the device of `beside`."""
     return like(x.data if isinstance(x, Tensor) else as_array(x), beside)

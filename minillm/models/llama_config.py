@@ -1,7 +1,7 @@
 """The shape of a Llama or one of its relatives, and how a config.json says it.
 
-Llama, Mistral, Qwen2, Qwen3 and Phi-3 are one model (llama.py) with different settings. Their files do not say all of
-them: Qwen2's has nothing of the biases that every Qwen2 has, and what a missing key means depends on the family.
+Llama, Mistral, Qwen2, Qwen3 and Phi-3 are one model (llama.py) with different settings. Their files leave some of these
+out: Qwen2's say nothing of the biases that every Qwen2 has, and the meaning of a missing key depends on the family.
 """
 
 from __future__ import annotations
@@ -24,27 +24,27 @@ class LlamaConfig(Config):
     context: int = 2048  # longest sequence, in tokens
     layers: int = 32  # L, number of blocks
     heads: int = 32  # H, attention heads per block
-    key_heads: int = 32  # G, heads of keys and values; must divide heads
+    kv_heads: int = 32  # G, heads of keys and of values; must divide heads
     channels: int = 4096  # C, width of the residual stream
     hidden: int = 11008  # width of the MLP
-    head_size: int | None = None  # D, channels of a head, even; channels / heads where it is None
-    rope_base: float = 10000.0  # of the rotary angles
-    rope_scaling: RopeScaling | None = None  # how they are stretched to a longer context
-    window: int | None = None  # how many last positions a token sees, its own included; None: all
+    head_size: int | None = None  # D, channels of a head, an even number; None: channels / heads
+    rope_base: float = 10000.0  # base of the rotary angles
+    rope_scaling: RopeScaling | None = None  # how the angles are stretched to a longer context; None: not at all
+    window: int | None = None  # number of last positions that a token sees, including its own; None: all
     norm_eps: float = 1e-5  # added to the mean square
-    qkv_bias: bool = False  # whether queries, keys and values have a bias
-    tied: bool = False  # whether the output layer is the token table
-    proj_bias: bool = False  # whether the layer after attention has a bias
-    mlp_bias: bool = False  # whether the layers of the MLP have one
-    qk_norm: bool = False  # whether each head's queries and keys are normalised
-    full_blocks: tuple[int, ...] = ()  # numbers of the blocks that have no window although the others have
-    rotary: int | None = None  # how many channels of a head turn, the first ones, an even number; None: all
-    kind: str | None = None  # the model type in Hugging Face's files; None: the first that has all this (see `forms`)
+    qkv_bias: bool = False  # queries, keys and values have a bias
+    tied: bool = False  # the output layer is the token table
+    proj_bias: bool = False  # the linear layer after attention has a bias
+    mlp_bias: bool = False  # the linear layers of the MLP have a bias
+    qk_norm: bool = False  # queries and keys are normalised, head by head
+    full_blocks: tuple[int, ...] = ()  # numbers of the blocks without a window, if the others have one
+    rotary: int | None = None  # number of rotated channels of a head, the first ones, an even number; None: all
+    kind: str | None = None  # the model type in Hugging Face's files; None: the first that fits (see `forms`)
 
     def __post_init__(self):
         super().__post_init__()
-        self.check_least(1, "vocab_size", "context", "layers", "heads", "key_heads", "channels", "hidden")
-        self.check_divides("key_heads", "heads")
+        self.check_least(1, "vocab_size", "context", "layers", "heads", "kv_heads", "channels", "hidden")
+        self.check_divides("kv_heads", "heads")
         if self.head_size is None:
             self.check_divides("heads", "channels")
         if self.size_of_head < 2 or self.size_of_head % 2:
@@ -61,30 +61,30 @@ class LlamaConfig(Config):
                 f"{type(self).__name__}: rotary is {self.rotary}; give an even number, 2 to {self.size_of_head}"
             )
         if self.rope_scaling is not None:
-            check_scaling(self.rope_scaling, self.turned_channels)
+            check_scaling(self.rope_scaling, self.rotary_channels)
 
     @property
     def size_of_head(self) -> int:
-        """D."""
+        """D, channels of a head."""
         return self.channels // self.heads if self.head_size is None else self.head_size
 
     @property
-    def turned_channels(self) -> int:
-        """Of a head, those that turn."""
+    def rotary_channels(self) -> int:
+        """Number of rotated channels of a head."""
         return self.size_of_head if self.rotary is None else self.rotary
 
     def has_window(self, block: int) -> bool:
-        """Whether the block of this number sees the window only."""
+        """True if the block with this number sees a window only."""
         return self.window is not None and block not in self.full_blocks
 
     def rope(self, windowed: bool) -> tuple[float, RopeScaling | None]:
-        """Base and scaling of the angles in blocks with a window, and in those without; here the same."""
+        """Base and scaling of the angles, in blocks with or without a window; a Llama uses one for all blocks."""
         return self.rope_base, self.rope_scaling
 
 
 PRESETS = {
     # for tests: 33 thousand weights
-    "nano": LlamaConfig(256, context=32, layers=2, heads=4, key_heads=2, channels=32, hidden=88, tied=True),
+    "nano": LlamaConfig(256, context=32, layers=2, heads=4, kv_heads=2, channels=32, hidden=88, tied=True),
     "smollm2-135m": LlamaConfig(49152, 8192, 30, 9, 3, 576, 1536, rope_base=1e5, tied=True),
     "qwen2-0.5b": LlamaConfig(
         151936, 32768, 24, 14, 2, 896, 4864, rope_base=1e6, norm_eps=1e-6, qkv_bias=True, tied=True
@@ -94,12 +94,12 @@ PRESETS = {
     ),
     "phi-3-mini-4k": LlamaConfig(32064, 4096, 32, 32, 32, 3072, 8192, window=2047, kind="phi3"),
     "llama-2-7b": LlamaConfig(32000, 4096),
-    "mistral-7b": LlamaConfig(32000, 32768, key_heads=8, hidden=14336, window=4096),
+    "mistral-7b": LlamaConfig(32000, 32768, kv_heads=8, hidden=14336, window=4096),
     "llama-3.2-1b": LlamaConfig(
         128256,
         131072,
         layers=16,
-        key_heads=8,
+        kv_heads=8,
         channels=2048,
         hidden=8192,
         rope_base=5e5,
@@ -111,7 +111,7 @@ PRESETS = {
 
 # --- in a config.json ------------------------------------------------------------------------------------------------
 
-# Of each kind what is there where a key is missing; what all have in common comes first.
+# The values of missing keys, by model type; the first three lines are common to all types.
 COMMON: dict[str, Any] = {"hidden_size": 4096, "num_hidden_layers": 32, "num_attention_heads": 32, "rms_norm_eps": 1e-6}
 COMMON |= {"head_dim": None, "num_key_value_heads": None, "rope_theta": 10000.0, "tie_word_embeddings": False}
 COMMON |= {"sliding_window": 4096}
@@ -131,7 +131,7 @@ KEYS = {
     "context": "max_position_embeddings",
     "layers": "num_hidden_layers",
     "heads": "num_attention_heads",
-    "key_heads": "num_key_value_heads",
+    "kv_heads": "num_key_value_heads",
     "channels": "hidden_size",
     "hidden": "intermediate_size",
     "head_size": "head_dim",
@@ -153,12 +153,12 @@ FIXED = {
     "use_bidirectional_attention": (False,),
 }
 MOST_LAYERS = 100_000
-SLIDING, FULL = "sliding_attention", "full_attention"  # a layer with the window, and one without
-NO_IDS = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))  # a model alone knows of none
+SLIDING, FULL = "sliding_attention", "full_attention"  # a layer with a window, and one without
+NO_IDS = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))  # the model itself has no such ids
 
 
 def forms(config: LlamaConfig) -> list[str]:
-    """The model types of Hugging Face's that such a model can have."""
+    """The Hugging Face model types that can express this configuration."""
     has_bias = config.qkv_bias or config.proj_bias or config.mlp_bias
     alike = config.qkv_bias == config.proj_bias
     plain = not config.qk_norm and config.rotary is None
@@ -173,9 +173,9 @@ def forms(config: LlamaConfig) -> list[str]:
 
 
 def config_from_hugging_face(values: Mapping[str, Any]) -> LlamaConfig:
-    """From the values of a config.json of model type llama, mistral, qwen2, qwen3 or phi3.
+    """The configuration in the values of a config.json of model type llama, mistral, qwen2, qwen3 or phi3.
 
-    Raises: InputError for what this model cannot do, and for keys that have another type or do not fit, by name.
+    Raises: InputError that names a key which this model cannot honour, or whose value has the wrong type.
     """
     check_fixed(values, {"model_type": tuple(DEFAULTS)})
     kind = values.get("model_type") or "llama"
@@ -192,18 +192,18 @@ def config_from_hugging_face(values: Mapping[str, Any]) -> LlamaConfig:
     heads = whole_number(values, "num_attention_heads", missing["num_attention_heads"])
     channels = whole_number(values, "hidden_size", missing["hidden_size"])
     head_size = whole_number(values, "head_dim", missing["head_dim"])
-    key_heads = whole_number(values, "num_key_value_heads", missing["num_key_value_heads"])
+    kv_heads = whole_number(values, "num_key_value_heads", missing["num_key_value_heads"])
     if "num_key_value_heads" in values and values["num_key_value_heads"] is None:
-        key_heads = heads
+        kv_heads = heads
     place = "rope_scaling" if values.get("rope_scaling") else "rope_parameters"
     rope, rotary = dict(table(values, place)), None
     if any(isinstance(value, dict) for value in rope.values()):
         raise InputError(f"load: config.json has {place}={rope!r}, of several kinds of layers; Llama here has one")
     original = None
     if kind == "phi3":
-        rotary = _turning_channels(rope, values, head_size or channels // heads)
+        rotary = _rotary_channels(rope, values, head_size or channels // heads)
         original = whole_number(values, "original_max_position_embeddings", 4096)
-        if rope.get("rope_type", rope.get("type")) in ("su", "yarn"):  # its names in old files
+        if rope.get("rope_type", rope.get("type")) in ("su", "yarn"):  # two older names of it
             rope["rope_type"] = "longrope"
     scaling = scaling_from(rope, place, values, context, original)
     window, full_blocks = windows_from(kind, values, missing)
@@ -212,7 +212,7 @@ def config_from_hugging_face(values: Mapping[str, Any]) -> LlamaConfig:
         keys,
         values,
         context=stretched_context(context, scaling),
-        key_heads=key_heads or heads,
+        kv_heads=kv_heads or heads,
         head_size=None if head_size == channels / heads else head_size,
         rope_base=number(rope, place, "rope_theta", number(values, "rotary angles", "rope_theta", 10000.0)),
         rope_scaling=scaling,
@@ -227,8 +227,8 @@ def config_from_hugging_face(values: Mapping[str, Any]) -> LlamaConfig:
     return config if forms(config)[:1] == [kind] else replace(config, kind=kind)
 
 
-def _turning_channels(rope: dict[str, Any], values: Mapping[str, Any], head_size: int) -> int | None:
-    """How many channels of a head turn, by the share that is taken out of `rope` or stands beside it."""
+def _rotary_channels(rope: dict[str, Any], values: Mapping[str, Any], head_size: int) -> int | None:
+    """Number of rotated channels of a head, from the share of them in `rope`, where it is removed, or in `values`."""
     where, key = "rotary angles", "partial_rotary_factor"
     share = number({key: rope.pop(key, None)}, where, key, number(values, where, key, 1.0))
     return None if share == 1 else int(head_size * share)
@@ -239,7 +239,7 @@ def windows_from(
 ) -> tuple[int | None, tuple[int, ...]]:
     """The window, and the numbers of the blocks without it.
 
-    full_at: of the number of a block, whether it has no window where `layer_types` does not say.
+    full_at(block): True if this block has no window, for files without `layer_types`.
     """
     layers = whole_number(values, "num_hidden_layers", missing["num_hidden_layers"])
     is_used = kind != "llama" and (kind not in ("qwen2", "qwen3") or values.get("use_sliding_window"))
@@ -261,16 +261,16 @@ def windows_from(
     if SLIDING in types and window is None:
         given = {key: values[key] for key in ("sliding_window", "use_sliding_window") if key in values}
         raise InputError(f"load: config.json has layer_types={types!r}, but no window for {SLIDING!r}: {given}")
-    if FULL in types and window is not None and full_at is None:  # transformers goes by the window alone
+    if FULL in types and window is not None and full_at is None:  # transformers looks at the window alone
         raise InputError(f"load: config.json has layer_types={types!r}, but a {kind} has its window in every layer")
     full_blocks = tuple(i for i, one in enumerate(types) if one == FULL)
     return (None, ()) if len(full_blocks) == layers else (window, full_blocks)
 
 
 def kind_of(config: LlamaConfig) -> str:
-    """The model type that such a model is written as: its own, or the first that has all this.
+    """The model type to save a model with this configuration as: its own `kind`, or the first that fits.
 
-    Raises: InputError for a model that no type is like.
+    Raises: InputError if no type fits.
     """
     kinds = forms(config)
     if not kinds:
@@ -279,7 +279,7 @@ def kind_of(config: LlamaConfig) -> str:
 
 
 def config_to_hugging_face(config: LlamaConfig) -> dict[str, Any]:
-    """The values of a config.json. Raises: InputError for a model that no type of Hugging Face's is like."""
+    """The values of a config.json. Raises: InputError if no Hugging Face model type fits."""
     kind = kind_of(config)
     values = sizes_to_hugging_face(config) | {
         "architectures": [f"{kind.title()}ForCausalLM"],
@@ -295,17 +295,17 @@ def config_to_hugging_face(config: LlamaConfig) -> dict[str, Any]:
         values |= {"sliding_window": config.window}
     if kind == "phi3":
         scaling = config.rope_scaling
-        values["rope_parameters"]["partial_rotary_factor"] = config.turned_channels / config.size_of_head
+        values["rope_parameters"]["partial_rotary_factor"] = config.rotary_channels / config.size_of_head
         values["original_max_position_embeddings"] = scaling.original_context if scaling else config.context
     if kind in ("qwen2", "qwen3") and config.window is not None:
         values |= {"use_sliding_window": True, "sliding_window": config.window, "layer_types": layer_types(config)}
         if config.full_blocks == tuple(range(first := len(config.full_blocks))):
-            values["max_window_layers"] = first  # what older readers go by
+            values["max_window_layers"] = first  # for older versions of transformers
     return values
 
 
 def sizes_to_hugging_face(config: LlamaConfig) -> dict[str, Any]:
-    """What every kind calls by the same name."""
+    """The values of the keys that all model types have."""
     context, scaling = config.context, config.rope_scaling
     if scaling is not None and scaling.kind == "dynamic":
         context = scaling.original_context
@@ -319,7 +319,7 @@ def sizes_to_hugging_face(config: LlamaConfig) -> dict[str, Any]:
         "max_position_embeddings": context,
         "num_hidden_layers": config.layers,
         "num_attention_heads": config.heads,
-        "num_key_value_heads": config.key_heads,
+        "num_key_value_heads": config.kv_heads,
         "hidden_size": config.channels,
         "intermediate_size": config.hidden,
         "head_dim": config.size_of_head,
@@ -330,10 +330,10 @@ def sizes_to_hugging_face(config: LlamaConfig) -> dict[str, Any]:
 
 
 def stretched_context(context: int, scaling: RopeScaling | None) -> int:
-    """The longest sequence here, of the longest there: with "dynamic" scaling, that before the stretching."""
+    """Our `context` for Hugging Face's, which for "dynamic" scaling is the context before it is stretched."""
     return round(context * scaling.factor) if scaling is not None and scaling.kind == "dynamic" else context
 
 
 def layer_types(config: LlamaConfig) -> list[str]:
-    """Of each block whether it has the window."""
+    """The name for each block's attention, with or without a window."""
     return [SLIDING if config.has_window(i) else FULL for i in range(config.layers)]

@@ -1,15 +1,15 @@
 """RoBERTa (Liu et al. 2019, arXiv:1907.11692): BERT, trained better; and XLM-R (Conneau et al. 2019, arXiv:1911.02116).
 
-The model is BERT's. What differs, in the model and around it:
+The model is BERT's (bert.py). What differs, in the model and around it:
 
-- there is one kind of sentence, and no question whether one follows the other: one head, for hidden tokens;
-- the table of positions starts at padding_id + 1, and padding counts as no position: with padding_id = 1, the
-  positions of [5, 7, 1, 9, 1] are [2, 3, 1, 4, 1], and the table has padding_id + 1 rows more than the context;
-- what is hidden is drawn anew whenever a text is seen, not once and for all (dynamic masking, section 4.1): call
+- there is one kind of sentence, and no prediction of the next one: the only head is for hidden tokens;
+- the table of positions starts at padding_id + 1, and padding has no position: with padding_id = 1, the positions of
+  [5, 7, 1, 9, 1] are [2, 3, 1, 4, 1], and the table has padding_id + 1 rows more than the context;
+- the hidden tokens are drawn anew whenever a text is seen, instead of once for all (dynamic masking, section 4.1): call
   `mask_tokens` of data/masking.py for each batch;
-- text is cut by GPT-2's tokenizer, with more of everything: text, steps, and sequences in a batch.
+- GPT-2's tokenizer splits the text, and training takes more text, more steps, and more sequences in a batch.
 
-XLM-R is the same model of a hundred languages, whose text SentencePiece cuts into 250 thousand tokens.
+XLM-R is the same model for a hundred languages, with a vocabulary of 250 thousand SentencePiece tokens.
 """
 
 from __future__ import annotations
@@ -36,7 +36,8 @@ from minillm.models.bert import (
 )
 from minillm.models.config import check_fixed, config_from, whole_number
 from minillm.models.heads import QuestionAnswering, SequenceClassification, TokenClassification
-from minillm.nn import Dropout, Linear, uninitialized
+from minillm.nn import Dropout, Linear
+from minillm.nn.initial import uninitialized
 
 KINDS = ("roberta", "xlm-roberta")
 
@@ -58,18 +59,18 @@ class RobertaConfig(BertConfig):
 
     @property
     def positions(self) -> int:
-        """Rows of the position table: those up to padding_id are of no real token."""
+        """Number of rows of the position table; real tokens use those after padding_id."""
         return self.context + self.padding_id + 1
 
 
 PRESETS = {
     # for tests: 36 thousand weights
     "nano": RobertaConfig(256, 32, layers=2, heads=2, channels=32, hidden=128, dropout=0.0, attention_dropout=0.0),
-    # Sanh et al. 2019, and the two of the paper: 83, 125 and 355 million
+    # Sanh et al. 2019, and the two of the paper: 83, 125 and 355 million weights
     "distilroberta-base": RobertaConfig(layers=6),
     "roberta-base": RobertaConfig(),
     "roberta-large": RobertaConfig(layers=24, heads=16, channels=1024, hidden=4096),
-    # of Conneau et al.: 278 and 560 million
+    # the sizes of Conneau et al.: 278 and 560 million weights
     "xlm-roberta-base": RobertaConfig(vocab_size=250002, kind="xlm-roberta"),
     "xlm-roberta-large": RobertaConfig(
         vocab_size=250002, layers=24, heads=16, channels=1024, hidden=4096, kind="xlm-roberta"
@@ -90,19 +91,16 @@ class RobertaModel(Encoder):
         self.wpe.weight.data[self.config.padding_id] = 0
 
     def position_ids(self, ids: Array) -> Array:
-        """padding_id + the number of real tokens up to each, (B, T); padding_id for padding."""
+        """Rows (B, T) of the position table: padding_id + 1, + 2, ... for real tokens, and padding_id for padding."""
         real = ids != self.config.padding_id
         return np.cumsum(real, axis=1) * real + self.config.padding_id
-
-    def forward(self, ids: Any, token_types: Any = None, lengths: Any = None, attention_mask: Any = None) -> Tensor:
-        return self.features(ids, token_types, lengths, attention_mask)
 
 
 class RobertaForMaskedLM(MaskedLM, RobertaModel):
     """A RoBERTa with its head: called with ids (B, T), it returns logits (B, T, V)."""
 
     def __init__(self, config: RobertaConfig):
-        with uninitialized():  # numbers are drawn below, for all
+        with uninitialized():  # all weights are drawn below
             super().__init__(config)
         self.head = MaskedLMHead(config)
         self.assign_names()
@@ -110,10 +108,10 @@ class RobertaForMaskedLM(MaskedLM, RobertaModel):
 
 
 class RobertaForSequenceClassification(SequenceClassification, RobertaModel):
-    """A RoBERTa that tells texts apart, by two layers on the vector of the first token."""
+    """A RoBERTa that classifies texts by two layers on the vector of the first token."""
 
     def __init__(self, config: RobertaConfig):
-        with uninitialized():  # numbers are drawn below, for all
+        with uninitialized():  # all weights are drawn below
             super().__init__(config)
         self.drop_features = Dropout(config.head_dropout)
         self.classifier_fc = Linear(config.channels, config.channels)
@@ -127,7 +125,7 @@ class RobertaForSequenceClassification(SequenceClassification, RobertaModel):
 
 
 class RobertaForTokenClassification(TokenClassification, RobertaModel):
-    """A RoBERTa that tells tokens apart."""
+    """A RoBERTa that classifies tokens."""
 
     def __init__(self, config: RobertaConfig):
         with uninitialized():
@@ -151,7 +149,7 @@ class RobertaForQuestionAnswering(QuestionAnswering, RobertaModel):
 # --- Hugging Face's names ------------------------------------------------------------------------------------------
 
 PREFIX = "roberta."
-# Numbers 0, 1, ...; tied copies; a layer that some files have, and that nothing trained.
+# Positions 0, 1, ...; tied copies; an untrained layer in some files.
 IGNORED = ("position_ids", "lm_head.decoder.weight", "lm_head.decoder.bias", "pooler.dense.weight", "pooler.dense.bias")
 TIED = {"lm_head.decoder.weight": "roberta.embeddings.word_embeddings.weight", "lm_head.decoder.bias": "lm_head.bias"}
 HUGGING_FACE: dict[str, str | tuple[str, ...]] = {
@@ -170,14 +168,14 @@ HUGGING_FACE: dict[str, str | tuple[str, ...]] = {
 }
 
 
-# Of each kind what is there where a key is missing and BERT has another.
+# The values of missing keys that differ from BERT's, by model type.
 MISSING = {"roberta": {"vocab_size": 50265, "pad_token_id": 1}, "xlm-roberta": {"vocab_size": 30522, "pad_token_id": 1}}
 
 
 def config_from_hugging_face(values: Mapping[str, Any]) -> RobertaConfig:
-    """From the values of a config.json of model type roberta or xlm-roberta.
+    """The configuration in the values of a config.json of model type roberta or xlm-roberta.
 
-    Raises: InputError for what this model cannot do, and for keys that have another type or do not fit, by name.
+    Raises: InputError that names a key which this model cannot honour, or whose value has the wrong type.
     """
     check_fixed(values, {"model_type": tuple(MISSING), **{key: (only,) for key, only in bert.FIXED.items()}})
     kind = values.get("model_type") or "roberta"
@@ -187,8 +185,8 @@ def config_from_hugging_face(values: Mapping[str, Any]) -> RobertaConfig:
     context = positions - padding_id - 1
     if context < 1:
         raise InputError(
-            f"load: config.json has max_position_embeddings={positions}; give more, for the first {padding_id + 1} "
-            f"places, up to pad_token_id={padding_id}, are of no token"
+            f"load: config.json has max_position_embeddings={positions}; give more, because no token uses the first "
+            f"{padding_id + 1} places, up to pad_token_id={padding_id}"
         )
     return config_from(RobertaConfig, keys, values, context=context, labels=labels_from(values), kind=kind)
 

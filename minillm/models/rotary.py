@@ -1,7 +1,7 @@
-"""How a config.json says that rotary angles are stretched, and which stretching can be done (ops/rope.py has it).
+"""The stretching of rotary angles in a config.json, and whether ops/rope.py can do it.
 
-Old files have `rope_theta` beside `rope_scaling`, new ones both in `rope_parameters`; transformers takes the old place
-first. Which context the angles were made for stands in there, or beside it, or is the longest sequence.
+Old files have `rope_theta` beside `rope_scaling`, new files have both in `rope_parameters`; transformers reads the old
+place first. The context that the angles were made for is given there, or beside it, or it is the longest sequence.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from minillm.errors import InputError
 from minillm.models.config import whole_number
 from minillm.ops.rope import SCALINGS, RopeScaling
 
-# Of each kind the numbers that it must have, those that it may have, and the lists; by their names there.
+# The numbers that each kind must have, those that it may have, and its lists, by their names in the file.
 NEEDED: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("linear", "dynamic", "yarn"), ("factor",)),
     "llama3": ("factor", "low_freq_factor", "high_freq_factor"),
@@ -27,12 +27,12 @@ NAMES = {
     "short_factor": "short",
     "long_factor": "long",
 }
-LARGEST = 1e18  # of any of these numbers
+LARGEST = 1e18  # bound of all these numbers
 REFUSED = {"mscale": (0, 1), "mscale_all_dim": (0, 1), "truncate": (True,), "partial_rotary_factor": (1,)}
 
 
-def check_scaling(scaling: RopeScaling, turned_channels: int) -> None:
-    """Raise InputError for a scaling of the angles that cannot be."""
+def check_scaling(scaling: RopeScaling, rotary_channels: int) -> None:
+    """Raise InputError for an impossible scaling of the angles."""
     name = f"rope_scaling of kind {scaling.kind!r}"
     if scaling.kind not in SCALINGS:
         raise InputError(f"{name} is not known; choose one of {', '.join(SCALINGS)}")
@@ -44,14 +44,14 @@ def check_scaling(scaling: RopeScaling, turned_channels: int) -> None:
             f"{name} has low_frequency_factor={scaling.low_frequency_factor} and high_frequency_factor="
             f"{scaling.high_frequency_factor}; the second must be larger"
         )
-    if scaling.kind == "dynamic" and turned_channels < 4:
-        raise InputError(f"{name} needs 4 channels of a head or more that turn, but there are {turned_channels}")
+    if scaling.kind == "dynamic" and rotary_channels < 4:
+        raise InputError(f"{name} needs 4 or more rotated channels in a head, but there are {rotary_channels}")
     if scaling.kind == "longrope":
         for field in ("short", "long"):
             given = getattr(scaling, field)
-            if len(given) != turned_channels // 2 or not all(0 < number < math.inf for number in given):
+            if len(given) != rotary_channels // 2 or not all(0 < number < math.inf for number in given):
                 raise InputError(
-                    f"{name} has {len(given)} numbers {field}; give {turned_channels // 2} above 0, one for each pair"
+                    f"{name} has {len(given)} values in {field}; give {rotary_channels // 2} above 0, one a pair"
                 )
         if scaling.original_context < 2:
             raise InputError(f"{name} has original_context={scaling.original_context}; give 2 or more")
@@ -60,15 +60,18 @@ def check_scaling(scaling: RopeScaling, turned_channels: int) -> None:
 def scaling_from(
     rope: Mapping[str, Any], where: str, values: Mapping[str, Any], context: int, original: int | None = None
 ) -> RopeScaling | None:
-    """The scaling that an object of a config.json describes; `where` is its key, for errors.
+    """The scaling that an object in a config.json describes; errors name the object by its key, `where`.
 
-    context: the longest sequence there; original: the context that the angles were made for, where the family has one.
-    Raises: InputError for what is not known here, missing, or no number, with its name.
+    context: the longest sequence in the file; original: the context that the angles were made for, if the family has
+    one. Raises: InputError that names an unknown kind, a missing number, or a value that is not a number.
     """
     kind = rope.get("rope_type", rope.get("type")) or "default"
     for key, only in REFUSED.items():
         if rope.get(key) is not None and rope[key] not in only:
-            raise InputError(f"load: config.json has {where} with {key}={rope[key]!r}, which is not done here")
+            raise InputError(
+                f"load: config.json has {where} with {key}={rope[key]!r}; here it can only be "
+                f"{' or '.join(map(repr, only))}"
+            )
     if kind == "default":
         return None
     if kind not in SCALINGS:
@@ -97,7 +100,7 @@ def scaling_from(
 
 
 def number(rope: Mapping[str, Any], where: str, key: str, missing: float | None = None) -> float:
-    """A number of such an object; InputError that names it otherwise."""
+    """The number under a key of such an object. Raises: InputError that names the key if it is not a number."""
     value = rope.get(key)
     value = missing if value is None else value
     if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= LARGEST:
@@ -107,12 +110,12 @@ def number(rope: Mapping[str, Any], where: str, key: str, missing: float | None 
 
 
 def rope_to(base: float, scaling: RopeScaling | None) -> dict[str, Any]:
-    """The object `rope_parameters` of a config.json."""
+    """The object `rope_parameters` for a config.json."""
     if scaling is None:
         return {"rope_theta": base, "rope_type": "default"}
     kind = scaling.kind
     values: dict[str, Any] = {"rope_theta": base, "rope_type": kind, "factor": scaling.factor}
-    if kind != "dynamic":  # there it is the longest sequence
+    if kind != "dynamic":  # whose original context is max_position_embeddings
         values["original_max_position_embeddings"] = scaling.original_context
     for key in (*NEEDED.get(kind, ()), *OPTIONAL.get(kind, ()), *LISTS.get(kind, ())):
         value = getattr(scaling, NAMES.get(key, key))

@@ -14,8 +14,14 @@ import numpy as np
 from minillm.autograd import Tensor
 from minillm.backend import Array, as_array
 from minillm.errors import DtypeError, ShapeError
-from minillm.ops.arithmetic import operands
-from minillm.ops.reduce import choose_axis
+from minillm.grad_mode import quiet
+from minillm.ops.axes import choose_axis
+from minillm.ops.operands import operands
+
+__all__ = [
+    "all", "allclose", "any", "eq", "equal", "ge", "gt", "isclose", "isfinite", "isinf", "isnan", "le", "logical_and",
+    "logical_not", "logical_or", "logical_xor", "lt", "ne",
+]  # fmt: skip
 
 
 def _array(x: Any) -> Array:
@@ -95,7 +101,7 @@ def isclose(x: Any, y: Any, rtol: float = 1e-5, atol: float = 1e-8, equal_nan: b
         same = np.equal(a, b)
         if equal_nan:
             same = same | (np.isnan(a) & np.isnan(b))
-        with np.errstate(invalid="ignore", over="ignore"):
+        with quiet():
             return same | ((np.absolute(np.subtract(a, b)) <= atol + rtol * np.absolute(b)) & np.isfinite(b))
 
     return _apply("isclose", close, x, y)

@@ -1,19 +1,22 @@
 """Cross-entropy of logits against target ids: the loss of a language model, in nats per token.
 
-For one row of logits x over V classes, with target t and label smoothing e (Szegedy et al. 2015), the target
-distribution is q_i = (1 - e) 1[i=t] + e/V, and
+Forward, for one row x of V logits with target t. With label smoothing e (Szegedy et al. 2015) the target distribution
+is q, which puts 1 - e on t and spreads e over all classes; each class counts by its weight w (1 unless given):
 
-    loss = -sum_i q_i log p_i = lse(x) - (1 - e) x_t - e/V sum_i x_i,        lse(x) = log sum_i e^(x_i)
+    shifted_i = x_i - max(x)            total   = sum(e^shifted)
+    p_i       = e^(shifted_i) / total   log p_i = shifted_i - log(total)
+    q_i       = ((1 - e) 1[i = t] + e/V) w_i
+    loss      = -sum(q log p),  where 0 log 0 = 0
+    y         = sum over the rows of share loss
 
-because log p_i = x_i - lse and q sums to 1. As d lse / d x_i = p_i, with g the gradient of this row's loss:
+The share of a row is 0 if its target is ignored, and else 1, or for a mean 1 over the sum of w_t of all rows that
+count. At the start of training p is nearly uniform, so the loss is nearly log V.
 
-    dx_i = g (p_i - q_i)
+Backward. A row's loss gets dloss = share dy. By the derivative of log_softmax, d log p_i / d x_j = 1[i = j] - p_j:
 
-With m the largest logit and s = sum_i e^(x_i - m), lse = m + log s and p_i = e^(x_i - m) / s. The forward saves m and s
-apart, because their sum has no digits left for s where m is large; the backward makes p from them in one pass. At the
-start of training p is nearly uniform, so the loss is nearly log V.
+    dx_j = -dloss sum_i q_i (1[i = j] - p_j) = dloss (p_j sum(q) - q_j)
 
-A row that has no part in the loss, as one whose target is ignored, gets no gradient, whatever is in it.
+A row that has no part in the loss, as one whose target is ignored, gets the gradient 0, whatever is in it.
 """
 
 from __future__ import annotations
@@ -22,142 +25,59 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from minillm.autograd import Op, Tensor, snapshot
-from minillm.backend import Array, as_array, as_rows, contiguous, row_blocks, row_max
-from minillm.cuda import WARP, get_kernel
+from minillm.autograd import Op, Tensor
+from minillm.backend import Array, as_array
 from minillm.device import is_on_gpu, like
-from minillm.errors import DtypeError, GraphError, InputError, ShapeError, check_index, check_shapes
-from minillm.ops.arithmetic import where
-from minillm.ops.shape import permute
-from minillm.ops.softmax import log_softmax
-from minillm.sums import row_sums, sum_over
+from minillm.errors import DtypeError, InputError, ShapeError, check_index, check_shapes
+from minillm.ops.transpose import permute
 
 
 class Saved(NamedTuple):
-    """The logits and targets, three numbers per row: m, s, and the weight of the row's loss in the result."""
+    """What the forward keeps for the backward."""
 
-    logits: Array
-    targets: Array
-    largest: Array
-    total: Array
-    weight: Array
-    smoothing: float
-    overwrite: bool
-    overwritten: list  # of what the backward did: empty until it has written over the logits
+    p: Array  # (..., V)
+    q: Array  # (..., V)
+    share: Array  # (...)
 
 
 def cross_entropy_forward(
     logits, targets, *, ignore_index, label_smoothing, reduction, overwrite=False, class_weights=None
 ):
-    x, t = as_rows(logits), targets.reshape(-1)
-    counted = t != ignore_index
-    t = np.where(counted, t, 0)
-    largest, total, loss = np.empty_like(x, shape=(3, len(x)))
-
-    def formula(rows):
-        z = x[rows]
-        highest = row_max(z)
-        shifted = z - highest
-        target_logit = shifted[np.arange(len(z), like=z), t[rows]] * (1 - label_smoothing)
-        if label_smoothing:
-            target_logit += shifted.mean(axis=-1) * label_smoothing
-        largest[rows] = highest[:, 0]
-        total[rows] = row_sums(np.exp(shifted, out=shifted))[:, 0]
-        loss[rows] = np.log(total[rows]) - target_logit
-
-    row_blocks(formula, x)
-    weight = row_weights(counted, t, class_weights, reduction, x.dtype)
-    np.copyto(loss, 0, where=~counted)  # not by the weight alone: an infinite loss times 0 is not a number
-    loss *= weight
-    return _result(loss, targets, reduction), Saved(logits, t, largest, total, weight, label_smoothing, overwrite, [])
+    V = logits.shape[-1]
+    shifted = logits - logits.max(axis=-1, keepdims=True)  # (..., V), 0 at most, so that its exponential is finite
+    total = np.exp(shifted).sum(axis=-1, keepdims=True)  # (..., 1)
+    p = np.exp(shifted) / total  # (..., V)
+    log_p = shifted - np.log(total)  # (..., V)
+    w = np.ones_like(logits, shape=V) if class_weights is None else class_weights  # (V,)
+    counts = targets != ignore_index  # (...)
+    t = np.where(counts, targets, 0)  # (...), a class for the rows that do not count, too
+    is_target = t[..., None] == np.arange(V, like=t)  # (..., V)
+    q = (1 - label_smoothing) * (is_target * w) + label_smoothing / V * w  # (..., V)
+    loss = -np.where(q == 0, 0, q * log_p).sum(axis=-1)  # (...)
+    share = row_shares(counts, w[t], reduction).astype(logits.dtype)  # (...)
+    y = share * np.where(counts, loss, 0)  # (...)
+    if reduction != "none":
+        y = y.sum()  # ()
+    return y, Saved(p, q, share)
 
 
-def _result(loss: Array, targets: Array, reduction: str) -> Array:
-    return loss.reshape(targets.shape) if reduction == "none" else sum_over(loss).astype(loss.dtype, copy=False)
+def cross_entropy_backward(dy, saved):
+    p, q, share = saved
+    dloss = (share * dy)[..., None]  # (..., 1)
+    dlogits = dloss * (p * q.sum(axis=-1, keepdims=True) - q)  # (..., V)
+    return np.where(dloss == 0, 0, dlogits), None
 
 
-def cross_entropy_backward(dout, saved):
-    logits, targets, largest, total, weight, smoothing, *_ = saved
-    dlogits = memory_for_gradient(saved)
-    x, dx = as_rows(logits), as_rows(dlogits)
-    g = weight * dout.reshape(-1)  # one gradient for each row, or one for all
-    classes, without = x.shape[-1], g == 0  # rows without a part in the loss
-    some = is_on_gpu(g) or without.any()
-
-    def formula(rows):
-        gp = np.subtract(x[rows], largest[rows, None], out=dx[rows])
-        np.exp(gp, out=gp)
-        gp *= (g[rows] / total[rows])[:, None]
-        gp[np.arange(len(gp), like=gp), targets[rows]] -= g[rows] * (1 - smoothing)
-        if smoothing:
-            gp -= g[rows, None] * (smoothing / classes)
-        if some:
-            np.copyto(gp, 0, where=without[rows, None])
-
-    row_blocks(formula, x)
-    return dlogits, None
+def row_shares(counts, target_weights, reduction):
+    """The share of each row in the result, in float64: a count of rows has more digits than 16 bits can hold."""
+    ones = counts.astype(np.float64)  # (...), 0 where a row does not count
+    if reduction != "mean":
+        return ones
+    total = (ones * target_weights).sum()  # ()
+    return ones / np.where(total == 0, 1, total)  # (...)
 
 
-def row_weights(counted: Array, targets: Array, class_weights: Array | None, reduction: str, dtype: Any) -> Array:
-    """The factor of each row's loss: the weight of its class, or 0 if it is ignored; over their sum for a mean."""
-    weight = counted.astype(np.float64)  # a count of rows has more digits than bfloat16 or float16 can hold
-    if class_weights is not None:
-        weight *= class_weights[targets]
-    if reduction == "mean":
-        total = weight.sum()  # stays on a GPU, where a comparison by Python would wait for the number
-        weight /= np.where(total == 0, 1.0, total)
-    return weight.astype(dtype)
-
-
-def memory_for_gradient(saved: Saved) -> Array:
-    """Their own memory if the logits may be overwritten: formula and kernel read a number before they write it."""
-    if not saved.overwrite or not saved.logits.flags.c_contiguous:
-        return np.empty_like(saved.logits, order="C")
-    if saved.overwritten:
-        raise GraphError("cross_entropy: overwrite=True lets a graph have one backward, which has been; leave it out")
-    saved.overwritten.append(True)
-    return saved.logits
-
-
-def cross_entropy_forward_cuda(
-    logits, targets, *, ignore_index, label_smoothing, reduction, overwrite=False, class_weights=None
-):
-    if logits.size == 0:
-        return NotImplemented
-    logits, t = contiguous(logits), contiguous(targets.reshape(-1).astype(np.int64, copy=False))
-    accumulator = np.promote_types(logits.dtype, np.float32)  # bfloat16 has too few digits for lse and the loss
-    largest, total, loss = np.empty_like(logits, shape=(3, t.size), dtype=accumulator)
-    smoothing = accumulator.type(label_smoothing)
-    _launch("cross_entropy_forward", (as_rows(logits), t, loss, largest, total), np.int64(ignore_index), smoothing)
-    counted = t != ignore_index
-    weight = row_weights(counted, np.where(counted, t, 0), class_weights, reduction, accumulator)
-    loss *= weight
-    return _result(loss, targets, reduction), Saved(logits, t, largest, total, weight, label_smoothing, overwrite, [])
-
-
-def cross_entropy_backward_cuda(dout, saved):
-    logits, targets, largest, total, weight, smoothing, *_ = saved
-    dlogits = memory_for_gradient(saved)
-    dloss = (weight * dout.reshape(-1)).astype(total.dtype, copy=False)  # 0 where the target is ignored
-    arrays = (as_rows(logits), targets, largest, total, dloss, as_rows(dlogits))
-    _launch("cross_entropy_backward", arrays, total.dtype.type(smoothing))
-    return dlogits, None
-
-
-def _launch(name: str, arrays: tuple[Array, ...], *settings: np.generic) -> None:
-    """A block for each row, with a thread for every 16 bytes of it as far as they go, as the .cu file recommends."""
-    rows, classes = arrays[0].shape
-    threads = min(512, -(-classes * arrays[0].itemsize // 512) * WARP)
-    kernel = get_kernel("cross_entropy.cu", name, arrays[0].dtype)
-    kernel(min(rows, 1 << 20), threads, (*arrays, np.int64(rows), np.int32(classes), *settings))
-
-
-CROSS_ENTROPY = Op(
-    "cross_entropy",
-    cross_entropy_forward,
-    cross_entropy_backward,
-    cuda=(cross_entropy_forward_cuda, cross_entropy_backward_cuda),
-)
+CROSS_ENTROPY = Op("cross_entropy", cross_entropy_forward, cross_entropy_backward)
 
 
 def cross_entropy(
@@ -171,16 +91,16 @@ def cross_entropy(
     weight: Any = None,
     dim: int | None = None,
 ) -> Tensor:
-    """-log p(target), where p = softmax(logits) over the classes.
+    """The loss -log p(target) of each row, where p = softmax(logits) over the classes.
 
     Shapes: logits (..., V) with targets (...), or PyTorch's layout (N, V, ...) with targets (N, ...): integer ids in
         [0, V) or `ignore_index`. Where the targets fit both, `dim` must say which axis has the classes.
     reduction: "mean" over the targets that are not ignored (0 if there are none), "sum", or "none" for (...).
     overwrite: let the backward write the gradient over the logits, which nothing else may use after it. They are the
-        largest array of a step: 64k tokens of GPT-2 have 6.6 GB of them in bfloat16.
+        largest array of a step: 64k tokens of GPT-2 have 6.6 GB of them in bfloat16. The plain pair never does.
     weight: (V,), a factor for the loss of each class; a mean is then divided by the sum of the targets' weights.
     Units: nats per token.
-    Saves: a reference to the logits, and three numbers per row.
+    Saves: a reference to the logits, and three numbers per row; the plain pair two arrays of the size of the logits.
     Raises: ShapeError, InputError for an id out of range or an unknown reduction, DtypeError for targets of floats.
     """
     targets = targets.data if isinstance(targets, Tensor) else as_array(targets)
@@ -190,15 +110,12 @@ def cross_entropy(
         logits = permute(logits, *(i for i in range(logits.ndim) if i != axis), axis)
     used = targets[targets != ignore_index] if targets.dtype.kind in "iu" and not is_on_gpu(targets) else targets
     check_index("cross_entropy", used, logits.shape[-1], "target")
-    settings: dict[str, Any] = dict(ignore_index=ignore_index, reduction=reduction)
-    targets = like(targets, logits.data)
+    settings: dict[str, Any] = dict(ignore_index=ignore_index, label_smoothing=float(label_smoothing))
     if weight is not None:
         weight = like(as_array(weight.data if isinstance(weight, Tensor) else weight), logits.data)
         check_shapes("cross_entropy", logits=("... V", logits), weight=("V", weight))
         settings["class_weights"] = weight.astype(logits.dtype, copy=False)
-        if label_smoothing:
-            return _smoothed_with_weights(logits, targets, label_smoothing, **settings)
-    return CROSS_ENTROPY(logits, targets, label_smoothing=float(label_smoothing), overwrite=overwrite, **settings)
+    return CROSS_ENTROPY(logits, like(targets, logits.data), reduction=reduction, overwrite=overwrite, **settings)
 
 
 def _check_settings(logits: Tensor, ignore_index: Any, label_smoothing: float, reduction: str) -> None:
@@ -233,19 +150,3 @@ def _class_axis(logits: Tensor, targets: Array, dim: int | None) -> int:
     if logits.shape[fitting[0]] == 0:
         raise ShapeError(f"cross_entropy: logits of shape {logits.shape} have no classes; give at least one")
     return fitting[0]
-
-
-def _smoothed_with_weights(
-    logits: Tensor, targets: Array, label_smoothing: float, *, class_weights: Array, ignore_index: int, reduction: str
-) -> Tensor:
-    """(1 - e) w_t (-log p_t) + e/V sum_i w_i (-log p_i), the mean over the sum of w_t, as PyTorch combines the two."""
-    counted = targets != ignore_index
-    class_weights = snapshot(class_weights)  # the backward of the product reads them
-    settings: dict[str, Any] = dict(ignore_index=ignore_index, reduction="none")
-    of_target = cross_entropy(logits, targets, weight=class_weights, dim=-1, **settings)  # (...)
-    of_all = -(log_softmax(logits) * Tensor(class_weights)).mean(axis=-1)  # (...)
-    loss = (1 - label_smoothing) * of_target + where(counted, label_smoothing * of_all, 0.0)  # (...)
-    if reduction != "mean":
-        return loss if reduction == "none" else loss.sum()
-    total = (class_weights[np.where(counted, targets, 0)] * counted).sum()
-    return loss.sum() / Tensor(np.where(total == 0, 1, total).astype(logits.dtype))

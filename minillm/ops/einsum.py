@@ -26,30 +26,34 @@ from minillm import backend
 from minillm.autograd import Op, Tensor
 from minillm.backend import Array
 from minillm.errors import InputError, ShapeError
-from minillm.ops.rearrange import diagonal
+from minillm.ops.broadcast import broadcast_to
+from minillm.ops.join import tensors_of
 from minillm.ops.reduce import sum
-from minillm.ops.shape import broadcast_to, tensors_of
+from minillm.ops.triangle import diagonal
+
+__all__ = ["einsum"]
 
 
 class Saved(NamedTuple):
-    """All factors, their letters, and those of the result."""
+    """What the forward keeps for the backward."""
 
     factors: tuple[Array, ...]
-    letters: tuple[str, ...]
-    out: str
+    letters: tuple[str, ...]  # of each factor, one for each of its axes
+    out: str  # the letters of the result
 
 
 def einsum_forward(*factors, letters, out):
-    return contract(factors, letters, out), Saved(factors, letters, out)
+    y = contract(factors, letters, out)  # the sizes of the letters `out`
+    return y, Saved(factors, letters, out)
 
 
-def einsum_backward(dout, saved):
+def einsum_backward(dy, saved):
     factors, letters, out = saved
-    gradients = []
+    dfactors = []
     for i, own in enumerate(letters):
-        others = [dout, *factors[:i], *factors[i + 1 :]]
-        gradients.append(contract(others, [out, *letters[:i], *letters[i + 1 :]], own))
-    return tuple(gradients)
+        others = [dy, *factors[:i], *factors[i + 1 :]]
+        dfactors.append(contract(others, [out, *letters[:i], *letters[i + 1 :]], own))  # the shape of factor i
+    return tuple(dfactors)
 
 
 EINSUM = Op("einsum", einsum_forward, einsum_backward, aliases=True)

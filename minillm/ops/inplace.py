@@ -21,7 +21,7 @@ from minillm.backend import Array, as_array
 from minillm.backward import FROZEN
 from minillm.device import is_on_gpu, like
 from minillm.errors import DtypeError, GraphError, ShapeError
-from minillm.ops.shape import index_key
+from minillm.ops.getitem import index_key
 
 
 def check_writable(name: str, x: Tensor, *others: Any, instead: str) -> None:

@@ -4,7 +4,8 @@ For Y = A B with L a function of Y: dL/dA_ik = sum_j dY_ij B_kj and dL/dB_kj = s
 
     dA = dY B^T          dB = A^T dY
 
-Batch axes that were stretched sum their gradients, like any broadcast.
+Batch axes that were stretched sum their gradients, like any broadcast. A vector is a matrix with one row (on the left)
+or one column (on the right), which Y has not.
 """
 
 from __future__ import annotations
@@ -13,34 +14,41 @@ from typing import Any, NamedTuple
 
 from minillm import backend
 from minillm.autograd import Op, Tensor
-from minillm.backend import Array, Product, as_array
+from minillm.backend import Array, as_array
 from minillm.errors import ShapeError
-from minillm.ops.arithmetic import mul, operands, unbroadcast
+from minillm.ops.arithmetic import mul
+from minillm.ops.broadcast import unbroadcast
+from minillm.ops.operands import operands
+
+__all__ = ["addmm", "baddbmm", "bmm", "dot", "matmul", "mm", "mv", "outer"]
 
 
 class Saved(NamedTuple):
-    """Both factors."""
+    """What the forward keeps for the backward."""
 
-    a: Array
-    b: Array
+    a: Array  # (..., M, K)
+    b: Array  # (..., K, N)
 
 
 def matmul_forward(a, b):
-    out = backend.matmul(a, b)
-    return out, Saved(a, b)
+    y = backend.matmul(a, b)  # (..., M, N)
+    return y, Saved(a, b)
 
 
-def matmul_backward(dout, saved):
-    a, b = saved
-    # A vector is a matrix with one row (on the left) or one column (on the right) that the product dropped again.
-    rows = a[None, :] if a.ndim == 1 else a
-    columns = b[:, None] if b.ndim == 1 else b
+def matmul_backward(dy, saved):
+    a, b, dy_matrix = as_matrices(saved.a, saved.b, dy)  # (..., M, K), (..., K, N), (..., M, N)
+    da = backend.matmul(dy_matrix, b.swapaxes(-1, -2))  # (..., M, K), with the batch axes of Y
+    db = backend.matmul(a.swapaxes(-1, -2), dy_matrix)  # (..., K, N), with the batch axes of Y
+    return unbroadcast(da, a.shape).reshape(saved.a.shape), unbroadcast(db, b.shape).reshape(saved.b.shape)
+
+
+def as_matrices(a, b, dy):
+    """Vectors as matrices: a (..., M, K), b (..., K, N) and dy (..., M, N)."""
     if b.ndim == 1:
-        dout = dout[..., None]
+        b, dy = b[:, None], dy[..., None]  # (K, 1), (..., M, 1)
     if a.ndim == 1:
-        dout = dout[..., None, :]
-    da, db = backend.matmuls(Product(dout, columns.swapaxes(-1, -2)), Product(rows.swapaxes(-1, -2), dout))
-    return unbroadcast(da, rows.shape).reshape(a.shape), unbroadcast(db, columns.shape).reshape(b.shape)
+        a, dy = a[None, :], dy[..., None, :]  # (1, K), (..., 1, N)
+    return a, b, dy
 
 
 MATMUL = Op("matmul", matmul_forward, matmul_backward)
@@ -50,6 +58,7 @@ def matmul(a: Any, b: Any) -> Tensor:
     """A B: the product over the last axis of a and the second-last of b.
 
     Shapes: a (..., M, K), b (..., K, N), result (..., M, N); batch axes broadcast, a vector is one row or column.
+    Saves: references to both.
     Raises: ShapeError naming both K where they differ.
     """
     a, b = (x if hasattr(x, "ndim") else as_array(x) for x in operands(a, b, "matmul"))
@@ -61,9 +70,12 @@ def matmul(a: Any, b: Any) -> Tensor:
     return MATMUL(a, b)
 
 
+# --- under PyTorch's other names -----------------------------------------------------------------------------------
+
+
 def _product(function: str, a: Any, b: Any, axes: tuple[int, int]) -> Tensor:
-    """`matmul` of operands that must have so many axes, and, of stacks of matrices, the same number of them."""
-    a, b = (x if hasattr(x, "ndim") else as_array(x) for x in operands(a, b))
+    """`matmul` of operands that must have this many axes, and stacks of matrices one batch size."""
+    a, b = (x if hasattr(x, "ndim") else as_array(x) for x in operands(a, b, function))
     if (a.ndim, b.ndim) != axes or (axes == (3, 3) and len(a) != len(b)):
         raise ShapeError(
             f"{function}: the shapes are {a.shape} and {b.shape}, expected {axes[0]} and {axes[1]} axes"
@@ -95,7 +107,7 @@ def bmm(a: Any, b: Any) -> Tensor:
 
 def outer(a: Any, b: Any) -> Tensor:
     """Every element of a vector times every element of another, (M,) and (N,) to (M, N)."""
-    a, b = (x if hasattr(x, "ndim") else as_array(x) for x in operands(a, b))
+    a, b = (x if hasattr(x, "ndim") else as_array(x) for x in operands(a, b, "outer"))
     if (a.ndim, b.ndim) != (1, 1):
         raise ShapeError(f"outer: the shapes are {a.shape} and {b.shape}, expected two vectors")
     return mul(a.reshape(-1, 1) if len(a) else a.reshape(0, 1), b)

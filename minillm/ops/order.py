@@ -10,17 +10,17 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from minillm.autograd import Tensor, tensor
+from minillm.autograd import Tensor
 from minillm.backend import Array, stable_argsort
 from minillm.errors import ShapeError, check_whole
-from minillm.ops.elementwise import maximum, minimum
-from minillm.ops.index import gather
-from minillm.ops.rearrange import squeeze
-from minillm.ops.reduce import amax, amin, one_axis, refuse_nothing
+from minillm.ops.axes import last_axis, refuse_nothing
+from minillm.ops.choice import maximum, minimum
+from minillm.ops.create import as_tensor
+from minillm.ops.gather import gather
+from minillm.ops.reduce import amax, amin
+from minillm.ops.reshape import squeeze
 
-__all__ = [
-    "argmax", "argmin", "argsort", "max", "median", "min", "sort", "topk",
-]  # fmt: skip
+__all__ = ["argmax", "argmin", "argsort", "max", "median", "min", "sort", "topk"]
 
 
 class ValuesAndIndices(NamedTuple):
@@ -28,15 +28,6 @@ class ValuesAndIndices(NamedTuple):
 
     values: Tensor
     indices: Tensor
-
-
-def _tensor(x: Any) -> Tensor:
-    return x if isinstance(x, Tensor) else tensor(x)
-
-
-def _one_axis(function: str, axis: Any, dim: Any, ndim: int) -> int:
-    """An axis from the front, the last where none was given; a number without axes counts as having one."""
-    return one_axis(function, -1 if axis is None and dim is None else axis, ndim or 1, dim)
 
 
 def _order(x: Array, axis: int, descending: bool) -> Array:
@@ -50,8 +41,8 @@ def _order(x: Array, axis: int, descending: bool) -> Array:
 
 
 def _arg(function: str, x: Any, axis: Any, keepdims: bool, dim: Any) -> Tensor:
-    x = _tensor(x)
-    chosen = None if x.ndim == 0 or (axis is None and dim is None) else _one_axis(function, axis, dim, x.ndim)
+    x = as_tensor(x)
+    chosen = None if x.ndim == 0 or (axis is None and dim is None) else last_axis(function, axis, x.ndim, dim)
     refuse_nothing(function, x.shape, chosen, {"argmax": "maximum", "argmin": "minimum"}[function])
     place = np.asarray(getattr(np, function)(x.data, axis=chosen), like=x.data)
     if keepdims:
@@ -100,7 +91,7 @@ def min(x: Tensor, axis: Any = None, keepdims: bool = False, *, dim: Any = None,
 
 
 def _extreme(function: str, x: Any, axis: Any, keepdims: bool, dim: Any) -> Any:
-    x = _tensor(x)
+    x = as_tensor(x)
     whole, of_two, place = {"max": (amax, maximum, argmax), "min": (amin, minimum, argmin)}[function]
     if isinstance(axis, Tensor) and (axis.ndim or axis.dtype.kind not in "iu"):  # else an axis in a tensor
         return of_two(x, axis)
@@ -109,7 +100,7 @@ def _extreme(function: str, x: Any, axis: Any, keepdims: bool, dim: Any) -> Any:
         return whole(x, None, keepdims)
     if isinstance(axis, (tuple, list)) or isinstance(dim, (tuple, list)):
         raise ShapeError(f"{function}: over several axes there is no one index; write a{function}(x, {axis or dim})")
-    chosen = _one_axis(function, axis, dim, x.ndim)
+    chosen = last_axis(function, axis, x.ndim, dim)
     refuse_nothing(function, x.shape or (1,), chosen, f"{function}imum")
     return _picked(x, place(x, chosen, True), chosen, keepdims)
 
@@ -119,8 +110,8 @@ def topk(x: Tensor, k: int, dim: int = -1, largest: bool = True, sorted: bool = 
 
     Equal elements come in their order in x. `sorted` is there for PyTorch's sake: they always are.
     """
-    x = _tensor(x)
-    axis, count = _one_axis("topk", dim, None, x.ndim), check_whole("topk", "k", k)
+    x = as_tensor(x)
+    axis, count = last_axis("topk", dim, x.ndim), check_whole("topk", "k", k)
     size = (x.shape or (1,))[axis]
     if not 0 <= count <= size:
         raise ShapeError(f"topk: k is {count}, but axis {axis} has size {size}; give 0 to {size}")
@@ -131,25 +122,25 @@ def topk(x: Tensor, k: int, dim: int = -1, largest: bool = True, sorted: bool = 
 
 def sort(x: Tensor, dim: int = -1, descending: bool = False, stable: bool = True) -> ValuesAndIndices:
     """x sorted along an axis, and where each element was: (values, indices). Equal elements keep their order."""
-    x = _tensor(x)
-    axis = _one_axis("sort", dim, None, x.ndim)
+    x = as_tensor(x)
+    axis = last_axis("sort", dim, x.ndim)
     index = Tensor(_order(x.data, axis, descending))
     return ValuesAndIndices(gather(x, axis, index), index)
 
 
 def argsort(x: Tensor, dim: int = -1, descending: bool = False, stable: bool = True) -> Tensor:
     """The indices that sort x along an axis; equal elements keep their order."""
-    x = _tensor(x)
-    return Tensor(_order(x.data, _one_axis("argsort", dim, None, x.ndim), descending))
+    x = as_tensor(x)
+    return Tensor(_order(x.data, last_axis("argsort", dim, x.ndim), descending))
 
 
 def median(x: Tensor, dim: int | None = None, keepdim: bool = False) -> Any:
     """The middle element, the lower of two, as torch.median: of all, or along an axis as (values, indices)."""
-    x = _tensor(x)
+    x = as_tensor(x)
     refuse_nothing("median", x.shape, dim if x.ndim else None, "median")
     if dim is None:
         return median(x.reshape(-1), 0).values
-    axis = _one_axis("median", dim, None, x.ndim)
+    axis = last_axis("median", dim, x.ndim)
     order = _order(x.data, axis, False)
     if not x.ndim:
         return ValuesAndIndices(x, Tensor(order))

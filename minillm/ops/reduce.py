@@ -1,7 +1,8 @@
-"""Sums, means, maxima and minima over axes.
+"""Sums, means, maxima and minima over axes. Each hands its gradient back over the axes that it removed.
 
-Each reduction stretches its gradient back over the axes that it removed: for a sum, every element that went in gets
-the gradient of the sum; for a mean, 1/n of it; for a maximum, only the elements that reach it, in equal shares.
+y = sum over i of x_i           dx_i = dy
+y = 1/n sum over i of x_i       dx_i = dy / n
+y = largest (smallest) x_i      dx_i = dy / k for the k elements that are equal to y, else 0
 """
 
 from __future__ import annotations
@@ -11,90 +12,58 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from minillm.autograd import Op, Tensor, tensor
+from minillm.autograd import Op, Tensor
 from minillm.backend import Array
-from minillm.errors import DtypeError, ShapeError, check_whole
-from minillm.sums import sum_over
+from minillm.errors import DtypeError
+from minillm.ops.axes import Axis, reduced_axis, refuse_nothing
+from minillm.ops.create import as_tensor
 
-Axis = int | tuple[int, ...] | None
+__all__ = ["amax", "amin", "mean", "sum"]
 
 
 class Reduced(NamedTuple):
-    """The shape that went in, and the axes that were removed."""
+    """What the forward keeps for the backward."""
 
-    shape: tuple[int, ...]
+    shape: tuple[int, ...]  # of x
     axis: Axis
     keepdims: bool
 
 
 class Extreme(NamedTuple):
-    """Which elements reach the maximum (or minimum): one byte each."""
+    """What the forward keeps for the backward."""
 
-    reached: Array
+    reached: Array  # the shape of x: which elements are equal to the result, a byte each
     axis: Axis
     keepdims: bool
 
 
-def choose_axis(function: str, axis: Any, dim: Any, ndim: int) -> Any:
-    """`axis` or PyTorch's `dim`, whichever was given, checked against the number of dimensions."""
-    if dim is not None:
-        if axis is not None:
-            raise ShapeError(f"{function}: both axis={axis} and dim={dim} were given; give one of them")
-        axis = dim
-    if axis is None:
-        return None
-    several = isinstance(axis, (tuple, list))
-    chosen = tuple(check_whole(function, "axis", one) for one in (axis if several else [axis]))
-    for one in chosen:
-        if not -ndim <= one < ndim:
-            raise ShapeError(f"{function}: axis {one} is out of range for a tensor with {ndim} dimensions")
-    if len({one % ndim for one in chosen}) < len(chosen):
-        raise ShapeError(f"{function}: axis {axis} names an axis twice")
-    return chosen if several else chosen[0]
-
-
-def one_axis(function: str, axis: Any, ndim: int, dim: Any = None) -> int:
-    """A single axis, counted from the front."""
-    return check_whole(function, "axis", choose_axis(function, axis, dim, ndim)) % ndim
-
-
-def reduced_axis(function: str, axis: Any, dim: Any, ndim: int) -> Any:
-    """`choose_axis` for a reduction, where a number without axes may be asked for its first or last, as in PyTorch."""
-    chosen = choose_axis(function, axis, dim, ndim or 1)
-    return chosen if ndim else None
-
-
-def refuse_nothing(function: str, shape: tuple[int, ...], axis: Axis, what: str) -> None:
-    """Raise ShapeError where no element is left to make a result of."""
-    axes = range(len(shape)) if axis is None else axis if isinstance(axis, tuple) else (axis,)
-    if any(shape[one] == 0 for one in axes):
-        raise ShapeError(f"{function}: the tensor has shape {shape}, and no elements have no {what}")
-
-
 def in_dtype(x: Any, dtype: Any) -> Tensor:
-    """What a sum or product adds up: x in `dtype`, and without one, integers and booleans in int64, as in PyTorch."""
-    x = x if isinstance(x, Tensor) else tensor(x)
+    """x in the dtype in which a sum or product adds it up: `dtype`, else int64 for integers and booleans."""
+    x = as_tensor(x)
     if dtype is None:
         dtype = np.int64 if x.dtype.kind in "iub" else x.dtype
     return x.to(dtype)
 
 
-def restore_axes(reduced: Array, axis: Axis, keepdims: bool, ndim: int) -> Array:
+def restore_axes(reduced, axis, keepdims, ndim):
     """Give a reduced array its removed axes back, with size 1, so that it broadcasts against what went in."""
     if keepdims:
         return reduced
     return reduced.reshape((1,) * ndim) if axis is None else np.expand_dims(reduced, axis)
 
 
+# --- sum and mean --------------------------------------------------------------------------------------------------
+
+
 def sum_forward(x, *, axis, keepdims):
-    total = sum_over(x, axis, keepdims)
-    if x.dtype.kind not in "iub":  # the sum of booleans is a count
-        total = total.astype(x.dtype, copy=False)
-    return total, Reduced(x.shape, axis, keepdims)
+    y = x.sum(axis=axis, keepdims=keepdims)  # the kept axes of x
+    return y, Reduced(x.shape, axis, keepdims)
 
 
-def sum_backward(dout, saved):
-    return (np.broadcast_to(restore_axes(dout, saved.axis, saved.keepdims, len(saved.shape)), saved.shape),)
+def sum_backward(dy, saved):
+    shape, axis, keepdims = saved
+    dx = np.broadcast_to(restore_axes(dy, axis, keepdims, len(shape)), shape)  # the shape of x
+    return (dx,)
 
 
 SUM = Op("sum", sum_forward, sum_backward, aliases=True)
@@ -103,25 +72,27 @@ SUM = Op("sum", sum_forward, sum_backward, aliases=True)
 def sum(
     x: Tensor, axis: Axis = None, keepdims: bool = False, *, dim: Axis = None, keepdim: bool = False, dtype: Any = None
 ) -> Tensor:
-    """The sum over `axis` (an int, a tuple, or None for all); `dim` and `keepdim` are PyTorch's names for the same.
+    """The sum over `axis` (an int, a tuple, or None for all); `dim` and `keepdim` are PyTorch's names for these.
 
-    `dtype` is what is added up and what comes out; integers and booleans are added up in int64.
+    x is converted to `dtype` first; without one, integers and booleans are added up in int64.
     """
     x = in_dtype(x, dtype)
     return SUM(x, axis=reduced_axis("sum", axis, dim, x.ndim), keepdims=keepdims or keepdim)
 
 
 def mean_forward(x, *, axis, keepdims):
-    total = sum_over(x, axis, keepdims)
-    mean = total / (x.size // (total.size or 1))
-    return mean if x.dtype.kind in "iub" else mean.astype(x.dtype, copy=False), Reduced(x.shape, axis, keepdims)
+    total = x.sum(axis=axis, keepdims=keepdims)  # the kept axes of x
+    n = x.size // (total.size or 1)
+    y = (total.astype(np.float64) / n).astype(x.dtype)  # the kept axes of x; n may be too large for 16 bits
+    return y, Reduced(x.shape, axis, keepdims)
 
 
-def mean_backward(dout, saved):
-    share = restore_axes(dout, saved.axis, saved.keepdims, len(saved.shape))
-    count = math.prod(saved.shape) // (share.size or 1)  # of elements that went into each mean: it may overflow 16 bits
-    share = np.divide(share, count, dtype=np.promote_types(share.dtype, np.float32)).astype(share.dtype, copy=False)
-    return (np.broadcast_to(share, saved.shape),)
+def mean_backward(dy, saved):
+    shape, axis, keepdims = saved
+    n = math.prod(shape) // (dy.size or 1)
+    share = (dy.astype(np.float64) / n).astype(dy.dtype)  # the shape of dy; n may be too large for 16 bits
+    dx = np.broadcast_to(restore_axes(share, axis, keepdims, len(shape)), shape)  # the shape of x
+    return (dx,)
 
 
 MEAN = Op("mean", mean_forward, mean_backward, aliases=True)
@@ -148,20 +119,21 @@ def mean(
 
 
 def amax_forward(x, *, axis, keepdims):
-    out = np.max(x, axis=axis, keepdims=keepdims)
-    return out, Extreme(x == restore_axes(out, axis, keepdims, x.ndim), axis, keepdims)
+    y = np.max(x, axis=axis, keepdims=keepdims)  # the kept axes of x
+    return y, Extreme(x == restore_axes(y, axis, keepdims, x.ndim), axis, keepdims)
 
 
 def amin_forward(x, *, axis, keepdims):
-    out = np.min(x, axis=axis, keepdims=keepdims)
-    return out, Extreme(x == restore_axes(out, axis, keepdims, x.ndim), axis, keepdims)
+    y = np.min(x, axis=axis, keepdims=keepdims)  # the kept axes of x
+    return y, Extreme(x == restore_axes(y, axis, keepdims, x.ndim), axis, keepdims)
 
 
-def extreme_backward(dout, saved):
+def extreme_backward(dy, saved):
     reached, axis, keepdims = saved
-    ties = reached.sum(axis=axis, keepdims=True)
-    ties = np.where(ties == 0, np.nan, ties).astype(dout.dtype)  # nothing equals a NaN: its gradient is NaN too
-    return (reached * (restore_axes(dout, axis, keepdims, reached.ndim) / ties),)
+    k = reached.sum(axis=axis, keepdims=True)  # the axes of x, the removed ones with size 1
+    ties = np.where(k == 0, np.nan, k).astype(dy.dtype)  # like k; nothing equals a NaN, whose gradient is NaN too
+    dx = reached * (restore_axes(dy, axis, keepdims, reached.ndim) / ties)  # the shape of x
+    return (dx,)
 
 
 AMAX = Op("amax", amax_forward, extreme_backward)
@@ -169,7 +141,7 @@ AMIN = Op("amin", amin_forward, extreme_backward)
 
 
 def _extreme(op: Op, x: Any, axis: Axis, keepdims: bool, dim: Axis) -> Tensor:
-    x = x if isinstance(x, Tensor) else tensor(x)
+    x = as_tensor(x)
     axis = reduced_axis(op.name, axis, dim, x.ndim)
     refuse_nothing(op.name, x.shape, axis, "maximum" if op is AMAX else "minimum")
     return op(x, axis=axis, keepdims=keepdims)

@@ -1,46 +1,40 @@
-"""x // y and x % y: the quotient rounded down, and what is left over.
+"""y = a % b, what is left over of a division, and a // b, the quotient rounded down.
 
-    x % y = x - y floor(x / y)
+    y = a - b floor(a / b)
 
-which has the sign of y. Between the jumps of the floor it is a straight line in x and in y:
+which has the sign of b. Between the jumps of the floor it is a straight line in a and in b:
 
-    dx = dout        dy = -dout floor(x / y)
+    da = dy        db = -dy floor(a / b)
 
-The floor itself is flat between its jumps, so x // y has no gradient at all.
+The floor itself is flat between its jumps, so a // b has no gradient at all.
 """
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from minillm.autograd import Op, Tensor
 from minillm.device import is_on_gpu
 from minillm.errors import InputError
-from minillm.ops.arithmetic import operands, shape_of, unbroadcast
+from minillm.grad_mode import quiet
+from minillm.ops.arithmetic import Operands
+from minillm.ops.broadcast import stretched
+from minillm.ops.operands import is_number, operands
+
+__all__ = ["floor_divide", "remainder"]
 
 
-class Saved(NamedTuple):
-    """Both operands, each an array or a Python number."""
-
-    x: Any
-    y: Any
+def remainder_forward(a, b):
+    y = np.remainder(a, b)  # (...)
+    return y, Operands(a, b)
 
 
-def remainder_forward(x, y):
-    with np.errstate(divide="ignore", invalid="ignore"):  # x % 0 is NaN
-        return np.remainder(x, y), Saved(x, y)
-
-
-def remainder_backward(dout, saved):
-    x, y = saved
-    dx = unbroadcast(dout, shape_of(x))
-    dy = None
-    if shape_of(y) is not None:
-        with np.errstate(divide="ignore", invalid="ignore"):
-            dy = unbroadcast(-dout * np.floor_divide(x, y), y.shape)
-    return dx, dy
+def remainder_backward(dy, saved):
+    a, b = saved
+    db = None if is_number(b) else -dy * np.floor_divide(a, b)  # (...)
+    return dy, db
 
 
 REMAINDER = Op("remainder", remainder_forward, remainder_backward, aliases=True)
@@ -49,9 +43,10 @@ REMAINDER = Op("remainder", remainder_forward, remainder_backward, aliases=True)
 def remainder(x: Any, y: Any) -> Tensor:
     """x % y = x - y floor(x / y), elementwise with broadcasting; it has the sign of y, as in Python.
 
+    Saves: references to both.
     Raises: InputError for whole numbers modulo 0.
     """
-    return REMAINDER(*_divisible("remainder", x, y))
+    return REMAINDER(*stretched("remainder", *_divisible("remainder", x, y)))
 
 
 def floor_divide(x: Any, y: Any) -> Tensor:
@@ -60,7 +55,7 @@ def floor_divide(x: Any, y: Any) -> Tensor:
     Raises: InputError for whole numbers divided by 0.
     """
     x, y = _divisible("floor_divide", x, y)
-    with np.errstate(divide="ignore", invalid="ignore"):  # 1 // 0 is infinite, 0 // 0 NaN
+    with quiet():  # 1.0 // 0 is infinite, 0.0 // 0 is NaN
         return Tensor(np.floor_divide(*(one.data if isinstance(one, Tensor) else one for one in (x, y))))
 
 

@@ -2,12 +2,19 @@
 
 Forward, for one row x of C channels:
 
-    rstd = 1 / sqrt(1/C sum x^2 + eps),   norm = x rstd,   y = norm * weight
+    mean_square = sum(x^2) / C        rstd = 1 / sqrt(mean_square + eps)
+    norm = x rstd
+    y    = norm weight
 
-Backward, with dnorm = dy * weight and d rstd / d x_j = -rstd^2 norm_j / C:
+Backward. Let dnorm = dy weight. Every norm_i depends on every x_j, through x_i itself and rstd, and
+d rstd / d x_j = -rstd^3 x_j / C = -rstd^2 norm_j / C:
 
-    dx      = rstd (dnorm - norm mean(dnorm * norm))
-    dweight = sum over rows of dy * norm
+    d norm_i / d x_j = rstd (1[i = j] - norm_i norm_j / C)
+
+Multiply by dnorm_i and sum over i: one term through x itself, one through rstd:
+
+    dx      = rstd (dnorm - norm sum(dnorm norm) / C)
+    dweight = sum over the rows of dy norm
 """
 
 from __future__ import annotations
@@ -17,92 +24,51 @@ from typing import NamedTuple
 import numpy as np
 
 from minillm.autograd import Op, Tensor
-from minillm.backend import Array, as_rows, contiguous, row_blocks, sum_over_blocks
-from minillm.cuda import get_kernel
-from minillm.cuda.launch import BLOCKS, SHARED_LIMIT, blocks_that_sum, shared_bytes, sum_rows, threads_of_row
+from minillm.backend import Array
 from minillm.errors import check_floating, check_shapes
-from minillm.sums import column_sums, vecdot
+from minillm.ops.layernorm import weight_or_ones
 
 
 class Saved(NamedTuple):
-    """The input, the weight, and one number per row."""
+    """What the forward keeps for the backward: the memory bill of this op."""
 
-    x: Array
-    weight: Array
-    rstd: Array
+    norm: Array  # (..., C), the size of x
+    rstd: Array  # (..., 1)
+    weight: Array  # (C,)
 
 
 def rmsnorm_forward(x, weight, *, eps):
-    out = np.empty_like(x, order="C")
-    x_rows, y = as_rows(x), as_rows(out)
-    rstd = np.empty_like(x, shape=(len(y), 1))
-
-    def formula(rows):
-        mean_square = vecdot(x_rows[rows], x_rows[rows])[:, None] / y.shape[-1]
-        np.divide(1, np.sqrt(mean_square + eps), out=rstd[rows])
-        np.multiply(x_rows[rows], rstd[rows], out=y[rows])
-        y[rows] *= weight
-
-    row_blocks(formula, y)
-    return out, Saved(x, weight, rstd)
+    C = x.shape[-1]
+    mean_square = (x**2).sum(axis=-1, keepdims=True) / C  # (..., 1)
+    rstd = 1 / np.sqrt(mean_square + eps)  # (..., 1)
+    norm = x * rstd  # (..., C)
+    y = norm * weight  # (..., C)
+    return y, Saved(norm, rstd, weight)
 
 
-def rmsnorm_backward(dout, saved):
-    x, weight, rstd = saved
-    dx = np.empty_like(x, order="C")
-    x_rows, dy, dx_rows = as_rows(x), as_rows(dout), as_rows(dx)
-    channels = x.shape[-1]
-
-    def formula(rows):
-        norm = x_rows[rows] * rstd[rows]
-        dweight = column_sums(np.multiply(dy[rows], norm, out=dx_rows[rows]))
-        dnorm = np.multiply(dy[rows], weight, out=dx_rows[rows])
-        norm *= vecdot(dnorm, norm)[:, None] / channels
-        dnorm -= norm
-        dnorm *= rstd[rows]
-        return (dweight,)
-
-    (dweight,) = sum_over_blocks(formula, dy)
+def rmsnorm_backward(dy, saved):
+    norm, rstd, weight = saved
+    C = norm.shape[-1]
+    rows = tuple(range(dy.ndim - 1))  # every axis but the channels
+    dweight = (dy * norm).sum(axis=rows)  # (C,)
+    dnorm = dy * weight  # (..., C)
+    through_rstd = norm * (dnorm * norm).sum(axis=-1, keepdims=True) / C  # (..., C)
+    dx = rstd * (dnorm - through_rstd)  # (..., C)
     return dx, dweight
 
 
-def rmsnorm_forward_cuda(x, weight, *, eps):
-    if x.size == 0 or weight.dtype != x.dtype or shared_bytes(x, sums=1) > SHARED_LIMIT:
-        return NotImplemented
-    x, weight = contiguous(x), contiguous(weight)
-    rows, columns = as_rows(x).shape
-    out, rstd = np.empty_like(x), np.empty_like(x, shape=rows, dtype=np.promote_types(x.dtype, np.float32))
-    arguments = (x, weight, out, rstd, np.int64(rows), np.int32(columns), rstd.dtype.type(eps))
-    kernel = get_kernel("rmsnorm.cu", "rmsnorm_forward", x.dtype)
-    kernel(min(rows, BLOCKS), threads_of_row(x), arguments)
-    return out, Saved(x, weight, rstd)
-
-
-def rmsnorm_backward_cuda(dout, saved):
-    x, weight, rstd = saved
-    rows, columns = as_rows(x).shape
-    dx = np.empty_like(x)
-    partial = np.empty_like(rstd, shape=(blocks_that_sum(rows), columns))  # each block's sums over its rows
-    arguments = (contiguous(dout), x, weight, rstd, dx, partial, np.int64(rows), np.int32(columns))
-    kernel = get_kernel("rmsnorm.cu", "rmsnorm_backward", x.dtype)
-    kernel(len(partial), threads_of_row(x), arguments, shared_bytes(x, sums=1))
-    return dx, sum_rows(partial, x.dtype)
-
-
-RMSNORM = Op("rmsnorm", rmsnorm_forward, rmsnorm_backward, cuda=(rmsnorm_forward_cuda, rmsnorm_backward_cuda))
+RMSNORM = Op("rmsnorm", rmsnorm_forward, rmsnorm_backward)
 
 
 def rms_norm(x: Tensor, weight: Tensor | None = None, eps: float = 1e-6) -> Tensor:
-    """y = x / sqrt(mean(x^2) + eps) * weight, over the last axis.
+    """Bring the mean square of each row to 1, then scale it: x / sqrt(mean(x^2) + eps) * weight.
 
-    Shapes: x (..., C), weight (C,) or None for ones.
+    Shapes: x (..., C), weight (C,) or None for ones; result (..., C).
     Units: eps is in units of x squared.
-    Saves: a reference to x, and one number per row.
-    Raises: ShapeError where C differs.
+    Saves: a reference to x and one number per row; the plain pair an array the size of x and one number per row.
+    Raises: ShapeError, such as `rms_norm: weight has C=512, but x has C=768`.
     Source: Zhang, Sennrich 2019, equation 4.
     """
     check_shapes("rms_norm", x=("... C", x), weight=("C", weight))
     check_floating("rms_norm", x=x, weight=weight)
-    if weight is None:
-        weight = Tensor(np.ones_like(x.data, shape=x.shape[-1:]))
-    return RMSNORM(x, weight, eps=eps)
+    return RMSNORM(x, weight_or_ones(weight, x), eps=eps)

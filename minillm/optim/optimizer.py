@@ -45,8 +45,8 @@ class Optimizer:
 
     moment_names: tuple[str, ...] = ()
     fast_update: Callable[..., None] | None = None  # computes `update`, and overwrites w and the moments
-    kernel = ""  # the name of kernels/<kernel>.cu, if there is one, and
-    cuda_update: Callable[..., None] | None = None  # its launch
+    kernel = ""  # the name of kernels/<kernel>.cu, if there is one, which
+    cuda_update: Callable[..., None]  # launches
     add_over_ranks: Callable[[Array], None] | None = None  # in parallel training: adds up one number of all ranks
 
     def __init__(self, parameters: Iterable[Any], lr: float, **options: Any):
@@ -195,7 +195,7 @@ class Optimizer:
             for chunk, t in pieces[start:stop]:
                 self._move(formula, *group.parts(chunk), t=t, **options)
 
-        if group.data.nbytes < backend.PARALLEL_BYTES:
+        if group.data.nbytes < backend.cutting.parallel_bytes:
             run(0, len(pieces))
         else:
             backend.parallel(run, len(pieces))
@@ -218,11 +218,11 @@ class Optimizer:
         if rounded:
             data[...] = masters.astype(data.dtype)
 
-    def update(self, w: Array, g: Array, *moments: Array, t: int, **options: Any) -> tuple[Array, ...]:
-        """The formula: new weights and new moments, from weights w and gradient g.
+    def update(self, *arguments: Any, **options: Any) -> tuple[Array, ...]:
+        """The formula `update(w, g, *moments, t, **options)`: new weights and moments from weights w and gradient g.
 
         t counts the gradients of the parameter, this one included; `options` are those of its group. The arrays have
-        the shape of the parameter, or are a piece of it.
+        the shape of the parameter, or are a piece of it; they are not to be written to.
         """
         raise TypeError(f"{type(self).__name__}: an Optimizer needs an update method")
 

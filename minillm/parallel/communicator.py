@@ -1,4 +1,4 @@
-"""What ranks say to each other: the operations that every way of training in parallel is made of.
+"""The operations between ranks, of which every way of training in parallel is made.
 
 A communicator is one rank's place in a group of `size` ranks. A collective operation is called by all ranks of the
 group, in the same order, with arrays of the same size; it starts at once and returns a `Work`, and the array may be
@@ -10,8 +10,8 @@ used again when `wait()` has returned. With n ranks and an array of N bytes, eac
     broadcast         (n - 1) N by the root over shared memory, N at most along a ring
     reduce            N, all but the root
 
-which is what a ring sends (Patarasuk, Yuan 2009, "Bandwidth optimal all-reduce algorithms"). Over shared memory there
-is no ring: each rank reads from every other, as much in all.
+as a ring does (Patarasuk, Yuan 2009, "Bandwidth optimal all-reduce algorithms"). Over shared memory there
+is no ring: each rank reads from every other rank, and the total is equal.
 
 Sums are made in the order of the ranks, in float32 at least, and made once, so every rank has the same bits, in every
 run. A `Trace` keeps a record of each message, where one is switched on.
@@ -31,8 +31,9 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from minillm.backend import Array, as_dtype
+from minillm.backend import Array
 from minillm.device import like, to_host
+from minillm.dtypes import as_dtype
 from minillm.errors import InputError, ParallelError, ShapeError
 
 REDUCTIONS = ("sum", "mean", "max")
@@ -85,7 +86,7 @@ class Trace:
 
 
 def bytes_sent(messages: Iterable[Message]) -> Counter[tuple[int, str]]:
-    """Of each rank and kind of content, the bytes it sent, from the messages that all ranks received."""
+    """Bytes sent by each rank for each kind of content, from the messages that all ranks received."""
     sent: Counter[tuple[int, str]] = Counter()
     for message in messages:
         sent[message.source, message.what] += message.bytes
@@ -95,7 +96,7 @@ def bytes_sent(messages: Iterable[Message]) -> Counter[tuple[int, str]]:
 class Communicator:
     """One rank's place in a group. `ranks` are the members' numbers in the whole job, in the order of the group.
 
-    Arrays are C-contiguous, and of any dtype; a mean or maximum is of numbers.
+    Arrays are C-contiguous. Sums, means and maxima need numbers; all other operations take any dtype.
     """
 
     rank: int
@@ -146,11 +147,11 @@ class Communicator:
         """Raise ParallelError if a rank of the job has failed."""
 
     def sum_of(self, *numbers: float) -> list[float]:
-        """Of each number, the sum over the ranks, in float64."""
+        """The sum over the ranks of each number, in float64."""
         return self._numbers(numbers, "sum")
 
     def max_of(self, *numbers: float) -> list[float]:
-        """Of each number, the maximum over the ranks."""
+        """The maximum over the ranks of each number."""
         return self._numbers(numbers, "max")
 
     def _numbers(self, numbers: Iterable[float], op: str) -> list[float]:
@@ -202,7 +203,7 @@ class Alone(Communicator):
 
 
 class Done:
-    """The Work of an operation that has ended."""
+    """The Work of an operation that has already ended."""
 
     def wait(self) -> None:
         return None
@@ -237,12 +238,12 @@ def check_parts(function: str, communicator: Communicator, whole: Array, part: A
 
 
 def differing(function: str, calls: dict[int, str]) -> ParallelError:
-    """The error of ranks that call different operations."""
+    """The error to raise when ranks call different operations."""
     told = "; ".join(f"rank {rank} calls {call}" for rank, call in sorted(calls.items()))
     return ParallelError(f"{function}: the ranks do not do the same: {told}; every rank must run the same step")
 
 
-# --- small things that all ranks need ------------------------------------------------------------------------------
+# --- small values that all ranks need ------------------------------------------------------------------------------
 
 
 def broadcast_bytes(communicator: Communicator, content: bytes = b"") -> bytes:
@@ -277,7 +278,7 @@ def broadcast_arrays(communicator: Communicator, arrays: Mapping[str, Array]) ->
 
 
 def agree(communicator: Communicator, what: str, value: str, advice: str) -> None:
-    """Raise ParallelError, on all ranks, unless this is the same on all of them; the error names those that differ."""
+    """Raise ParallelError on all ranks unless `value` is equal on all of them; the error names the others."""
     if communicator.size == 1:
         return
     digest = hashlib.sha256(value.encode()).digest()
@@ -288,11 +289,11 @@ def agree(communicator: Communicator, what: str, value: str, advice: str) -> Non
     communicator.check()
     differing = [rank for rank, row in zip(communicator.ranks, found, strict=True) if (row != found[0]).any()]
     if differing:
-        raise ParallelError(f"rank {', '.join(map(str, differing))}: another {what} than rank 0; {advice}")
+        raise ParallelError(f"rank {', '.join(map(str, differing))}: not the same {what} as rank 0; {advice}")
 
 
 def agree_on_weights(communicator: Communicator, function: str, arrays: Mapping[str, Array]) -> None:
-    """Raise ParallelError, on all ranks, unless these arrays, by name, are the same on all of them, bit for bit.
+    """Raise ParallelError on all ranks unless these named arrays are equal on all of them, bit for bit.
 
     The error names the ranks that differ from the first, and the first array that does. Only checksums are sent.
     """

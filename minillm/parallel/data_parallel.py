@@ -6,21 +6,21 @@ gradients after the sum, so parameters stay the same, bit for bit.
 
 **Units.** Parameters are laid out as the model is built: one unit for each block, and one, the root, for what comes
 before and after them. A unit's parameters lie one after another in one row of memory, and so do their gradients: one
-operation sends them, and the optimiser moves them as vectors. The sum of a unit starts as soon as its gradients are
+operation sends them, and the optimiser updates them as vectors. The sum of a unit starts as soon as its gradients are
 complete, while the backward goes on below it:
 
     backward   block 3   block 2   block 1   block 0   embedding
     sums                 block 3   block 2   block 1   block 0    root
 
-When is a unit complete? When the gradient of its input is: every path from a weight of the block to the loss has been
-walked by then. So a block's input passes through an operation that does nothing, but whose backward says so
-(`BOUNDARY`); a block that was computed several times is complete when the last of these has been walked. Sums start in
-the order of the blocks, also on a rank that has skipped one. Gradients of the root may come from both ends (a tied
-table), and are summed last. A parameter that several blocks share, or that is used beside its block too, belongs to it.
+A unit is complete when the gradient of its input is: every path from a weight of the block to the loss has been walked
+by then. So a block's input passes through an operation that does nothing forward and whose backward says that it was
+reached (`BOUNDARY`). A block that was computed several times is complete after as many backwards. Sums start in the
+order of the blocks, also on a rank that has skipped one. Gradients of the root may come from both ends (a tied table),
+and are summed last. A parameter that several blocks share, or that is also used outside of its block, is in the root.
 
-A parameter that no rank has used in a step has no gradient, as in one process, and is neither moved nor decayed. With
-the loss ranks send which of their parameters have got one (`finish`); a rank waits for that only where one of its own
-has not.
+A parameter that no rank has used in a step has no gradient, as in one process, and is neither updated nor decayed.
+Beside the loss, ranks send which of their parameters got a gradient (`finish`); a rank waits for that only if one of
+its own parameters got none.
 
 **Bytes** a rank sends in a step, for P bytes of gradients on n ranks: 2 (n - 1) / n P, those of an all_reduce; with
 micro-batches the same, because only the last of them is followed by sums (`synchronise`). And 8 bytes for the loss and
@@ -30,7 +30,6 @@ Source: Li et al. 2020, PyTorch Distributed, arXiv:2006.15704, section 3.2.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
@@ -43,10 +42,11 @@ from minillm.errors import DtypeError, GraphError
 from minillm.nn import Module
 from minillm.optim import ALIGN
 from minillm.parallel.communicator import Communicator, agree_on_weights
+from minillm.parallel.wrapper import Wrapper, replace
 
 
 def step_bytes(gradients: int, ranks: int) -> dict[str, int]:
-    """What a rank sends in a step, in bytes: 2 (n - 1) / n of its gradients, padding included; n divides them."""
+    """Bytes that a rank sends in a step: 2 (n - 1) / n of its gradients, padding included; n must divide them."""
     return {"gradients": 2 * (ranks - 1) * gradients // ranks}
 
 
@@ -63,15 +63,15 @@ BOUNDARY = Op("boundary", boundary_forward, boundary_backward, aliases=True)
 
 
 def boundary(x: Tensor, passed: Callable[[], None]) -> Tensor:
-    """x itself; `passed` is called when the gradient of x is complete, before it goes further down."""
+    """x itself; the backward calls `passed` when the gradient of x is complete, before it goes further down."""
     return BOUNDARY(x, passed=passed)
 
 
 class Part(NamedTuple):
-    """What this rank keeps of a unit's parameters in one group of the optimiser.
+    """The part of a unit's parameters that this rank keeps for one group of the optimiser.
 
-    start: in what is kept of the unit. data, grad: that part of the rows.
-    pieces: of each parameter that reaches into it, by its number in the unit, a vector in `data`, for the optimiser.
+    start: where the part begins in what this rank keeps of the unit. data, grad: the part of the two rows.
+    pieces: vectors in `data` for the optimiser, one for each parameter in the part, by its number in the unit.
     """
 
     group: int
@@ -82,13 +82,13 @@ class Part(NamedTuple):
 
 
 class Unit:
-    """Parameters that are sent together: one after another in one row, the groups of the optimiser one after another.
+    """Parameters that are sent together: they lie one after another in one row, ordered by the optimiser's groups.
 
-    data, grad: the row of the parameters and that of their gradients, (size,); None while there is none.
-    kept_data, kept_grad: the part of each that this rank keeps, `mine` of the row; here all of it.
-    parts: of each group, its part of what is kept, as the optimiser gets it.
-    reached: of each parameter, whether it has got a gradient on this rank since the last step.
-    calls: how often the unit's block was computed, and its backward not yet.
+    data, grad: the rows of the parameters and of their gradients, (size,); None while there is none.
+    kept_data, kept_grad: the part of each row that this rank keeps, `mine` of it; in DataParallel the whole row.
+    parts: the part of each of the optimiser's groups in what is kept.
+    reached: for each parameter, whether it got a gradient on this rank since the last step.
+    calls: forwards of the unit's block that no backward has followed yet.
     """
 
     data: Array = None
@@ -126,14 +126,14 @@ class Unit:
         self.has_sum = False  # whether what is kept of the gradients is of this step, and not of one before
 
     def views(self, row: Array) -> list[Array]:
-        """Of each parameter, its part of a row, in its shape."""
+        """The part of a row that belongs to each parameter, in the parameter's shape."""
         return [
             row[start : start + parameter.numel()].reshape(parameter.shape)
             for parameter, start in zip(self.parameters, self.starts, strict=True)
         ]
 
     def row_of(self, arrays: Mapping[str, Array], like: Array) -> Array:
-        """A row like another, with these arrays in it, by the names of the parameters."""
+        """A new row like another that holds these arrays, which have the names of the parameters."""
         row = np.zeros_like(like, shape=self.size)
         for parameter, view in zip(self.parameters, self.views(row), strict=True):
             view[...] = arrays[parameter.name]
@@ -144,21 +144,21 @@ class Unit:
         return {p.name: view for p, view in zip(self.parameters, self.views(row), strict=True)}
 
     def use_data(self, row: Array) -> None:
-        """Have the parameters read from a row."""
+        """Make the parameters views of a row."""
         self.data = row[: self.size]
         for parameter, view in zip(self.parameters, self.views(self.data), strict=True):
             parameter.data = view
 
     def use_grad(self, row: Array) -> None:
-        """Have gradients written to a row."""
+        """Make the gradients views of a row, into which the next backward writes."""
         self.grad = row[: self.size]
         for parameter, view in zip(self.parameters, self.views(self.grad), strict=True):
             parameter.grad, parameter.grad_buffer = None, view
 
     def complete_gradients(self) -> Array:
-        """The row of gradients, with zeros for a parameter that got none and in the gaps, which the norm may be of too.
+        """The row of gradients, with zeros for parameters that got none and in the gaps, which a norm may include.
 
-        What comes later is not taken any more.
+        No later gradient goes into it.
         """
         for gap in self.gaps:
             self.grad[gap] = 0
@@ -175,7 +175,7 @@ class Unit:
         return self.grad
 
     def check_nothing_came_late(self) -> None:
-        """Raise GraphError for a gradient that came after, or before, the backward of the unit's block."""
+        """Raise GraphError if a gradient came before or after the backward of the unit's block."""
         for parameter in self.parameters:
             if parameter.grad is not None:
                 raise GraphError(
@@ -185,7 +185,7 @@ class Unit:
                 )
 
     def settle(self, reached: list[bool]) -> None:
-        """Give gradients, now summed, to the parameters that any rank has reached, and make ready for the next step."""
+        """Give the summed gradients to the parameters that any rank has reached, and prepare the next step."""
         self.check_nothing_came_late()
         for part in self.parts:
             for number, piece in part.pieces.items():
@@ -197,11 +197,11 @@ class Unit:
         self.start_anew()
 
     def start_anew(self) -> None:
-        """Forget what happened since the last step."""
+        """Reset what was noted since the last step."""
         self.summed, self.calls, self.has_sum, self.reached = False, 0, False, [False] * len(self.parameters)
 
     def keep(self, data: Array, grad: Array) -> None:
-        """Settle what this rank keeps, and make the parameters of the optimiser from it."""
+        """Set what this rank keeps, and make the optimiser's parameters of it."""
         self.kept_data, self.kept_grad, self.parts = data, grad, []
         for group, (first, stop) in enumerate(self.spans):
             start = max(first, self.mine.start) - self.mine.start
@@ -210,7 +210,7 @@ class Unit:
                 self.parts.append(Part(group, start, data[start:stop], grad[start:stop], self._pieces(start, stop)))
 
     def _pieces(self, start: int, stop: int) -> dict[int, Parameter]:
-        """Of each parameter that reaches into a part of what is kept, that piece."""
+        """The piece of each parameter that lies from `start` to `stop` of what is kept."""
         pieces = {}
         for number, (parameter, first) in enumerate(zip(self.parameters, self.starts, strict=True)):
             a = max(first - self.mine.start, start)
@@ -226,16 +226,16 @@ class DataParallel:
         parallel = DataParallel(model, communicator, decay_groups(model.parameters(), 0.1))
         optimizer = AdamW(parallel.groups, lr)
         ...
-        parallel.begin()                        # of each micro-batch
+        parallel.begin()                        # before each micro-batch
         (model.loss(...) / tokens).backward()   # of this rank's rows; tokens are those of the whole batch
         ...
         loss = parallel.finish(loss)            # once, before optimizer.step()
         optimizer.step()
         parallel.sync_parameters()                      # after it
 
-    groups: as an optimiser takes them; frozen parameters stay out of both. Set `synchronise` to False for all
-    micro-batches but the last. The optimiser moves what this rank keeps of each parameter; see mesh.py for the state of
-    whole ones.
+    groups: parameter groups as an optimiser takes them; frozen parameters are left out. Set `synchronise` to False for
+    all micro-batches but the last. The optimiser updates what this rank keeps of each parameter; mesh.py brings whole
+    parameters together.
     Raises: DtypeError for a unit of several dtypes; ParallelError where ranks begin with different weights.
     """
 
@@ -270,43 +270,43 @@ class DataParallel:
             ]
         for path, block in modules.items():
             if path in self.units:
-                vars(block)["forward"] = functools.partial(self._forward, self.units[path], block.forward)
+                replace(model, path, BlockOfUnit(block, self, self.units[path]))
 
     def order(self) -> list[Unit]:
         """The units in the order in which their gradients are summed, on every rank."""
         return [*reversed(self.blocks), *([self.root] if self.root else [])]
 
-    # --- what a way of dividing the memory decides -------------------------------------------------------------------
+    # --- what ZeRO does in another way -------------------------------------------------------------------
 
     def lay_out(self, unit: Unit) -> None:
-        """Give a unit its memory, and the parameters their values in it."""
+        """Allocate the rows of a unit, and move its parameters into them."""
         row = unit.row_of({p.name: p.data for p in unit.parameters}, unit.parameters[0].data)
         unit.use_data(row)
         unit.use_grad(np.zeros_like(row))
         unit.keep(row, unit.grad)
 
     def start_sum(self, unit: Unit) -> None:
-        """Start to sum a unit's gradients, which are complete on this rank."""
+        """Start the sum of a unit's gradients, which are complete on this rank."""
         unit.work = self.communicator.all_reduce(unit.complete_gradients(), what="gradients")
 
     def end_sum(self, unit: Unit) -> None:
-        """Have the sum in what is kept."""
+        """Wait for the sum; afterwards it is in `kept_grad`."""
         unit.work.wait()
         unit.work = None
 
     def before_forward(self, unit: Unit) -> None:
-        """A block is about to be computed."""
+        """Called before a block is computed."""
 
     def before_backward(self, unit: Unit) -> None:
-        """The backward is about to enter a block."""
+        """Called before the backward enters a block."""
 
     def begin(self) -> None:
-        """A micro-batch begins."""
+        """Prepare a micro-batch."""
         for unit in self.units.values():
             unit.calls = 0  # of forwards that no backward has followed
 
     def sync_parameters(self) -> None:
-        """The optimiser has moved what this rank keeps: let the others have it."""
+        """After the optimiser's step: give the other ranks what this rank has updated, and get what they have."""
         for unit in self.units.values():
             for parameter in unit.parameters:
                 parameter.version += 1
@@ -314,12 +314,12 @@ class DataParallel:
     # --- a step ------------------------------------------------------------------------------------------------------
 
     def finish(self, number: Any = 0.0) -> Any:
-        """Return when all gradients are summed, with the sum of a number over the ranks; the optimiser may step.
+        """Wait until all gradients are summed; returns the sum of a number, such as the loss, over the ranks.
 
-        number: such as the loss. On a GPU it is an array without dimensions, for which nobody waits.
-        Raises: GraphError for a gradient that no sum has.
+        The optimiser may step after this. On a GPU the sum is an array without dimensions, for which nobody waits.
+        Raises: GraphError for a gradient that came too late to be summed.
         """
-        for unit in self.order():  # what no hook has reached: the root; blocks whose input needs no gradient
+        for unit in self.order():  # those without a boundary: the root, and blocks whose input needs no gradient
             self._sum(unit)
         for unit in self.order():
             if unit.work is not None:
@@ -331,7 +331,7 @@ class DataParallel:
         return number
 
     def _known_to_all(self, number: Any, reached: list[bool]) -> tuple[Any, list[bool]]:
-        """The sum of a number over the ranks, and for each parameter, whether any rank has reached it."""
+        """The sum of a number over the ranks, and whether any rank has reached each parameter."""
         if self.communicator.size == 1:
             return number, reached
         numbers = self.communicator.host_array([0.0, *reached])
@@ -344,7 +344,7 @@ class DataParallel:
         return numbers[0], reached
 
     def zero_grad(self) -> None:
-        """Forget all gradients."""
+        """Drop all gradients."""
         for unit in self.units.values():
             unit.start_anew()
             if unit.grad is not None and unit.work is None:
@@ -357,25 +357,16 @@ class DataParallel:
             self.start_sum(unit)
             unit.summed = True
 
-    def _forward(self, unit: Unit, forward: Callable[..., Tensor], x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """A block's forward, between two boundaries."""
-        self.before_forward(unit)
-        if not is_grad_enabled():
-            return forward(x, *args, **kwargs)
-        unit.calls += 1
-        y = forward(boundary(x, functools.partial(self._passed, unit)), *args, **kwargs)
-        return boundary(y, functools.partial(self.before_backward, unit))
-
-    def _passed(self, unit: Unit) -> None:
-        """One of the computations of a unit's block has been walked back."""
+    def passed(self, unit: Unit) -> None:
+        """The backward has come through a unit's block, once for each time that the block was computed."""
         unit.calls -= 1
         if self.synchronise:
             self._sum_complete()
 
     def _sum_complete(self) -> None:
-        """Start the sums of blocks to which nothing more comes, in an order that is the same on all ranks.
+        """Start the sums of the blocks whose gradients are complete, in an order that is equal on all ranks.
 
-        A block that this rank has not computed, as none of its rows needed it, is among them: others may have.
+        A block that this rank has not computed, because no row needed it, is among them: other ranks may have.
         """
         for unit in reversed(self.blocks):
             if unit.calls > 0:  # its backward is still to come
@@ -391,7 +382,7 @@ class DataParallel:
         return row
 
     def memory(self) -> dict[str, int]:
-        """Bytes that this rank keeps from step to step: parameters and gradients; and `working`, rows used in turn."""
+        """Bytes that this rank keeps from step to step: parameters, gradients, and `working`, shared rows."""
         units = self.units.values()
         return {
             "parameters": sum(unit.kept_data.nbytes for unit in units),
@@ -400,17 +391,34 @@ class DataParallel:
         }
 
 
+class BlockOfUnit(Wrapper):
+    """A block between two boundaries, which say when the backward enters it, and when it has come through."""
+
+    def __init__(self, block: Module, parallel: DataParallel, unit: Unit):
+        super().__init__(block)
+        self.parallel, self.unit = parallel, unit
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        parallel, unit = self.parallel, self.unit
+        parallel.before_forward(unit)
+        if not is_grad_enabled():
+            return self.module(x, *args, **kwargs)
+        unit.calls += 1
+        y = self.module(boundary(x, lambda: parallel.passed(unit)), *args, **kwargs)
+        return boundary(y, lambda: parallel.before_backward(unit))
+
+
 def model_blocks(model: Module) -> dict[str, Module]:
-    """The blocks of a model by path: the modules in its lists, but not those within them."""
+    """The blocks of a model by path: the modules in its lists, but not the modules within those."""
     found: dict[str, Module] = {}
     for path, module in model.named_modules():
         if path.rpartition(".")[2].isdigit() and not any(path.startswith(f"{other}.") for other in found):
-            found[path] = module
+            found.setdefault(path, module)  # the outermost, if it is wrapped
     return found
 
 
 def parameter_owners(model: Module, blocks: Mapping[str, Module]) -> dict[int, set[str]]:
-    """Of each parameter, by its id, the paths of the blocks that have it; "" for what is in none."""
+    """The paths of the blocks that have each parameter, by the parameter's id; "" stands for outside of all blocks."""
     found: dict[int, set[str]] = {}
     for path, module in model.named_modules():
         owner = next((block for block in blocks if path == block or path.startswith(f"{block}.")), "")

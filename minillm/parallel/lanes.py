@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 
 class Work:
-    """An operation of a lane: run by the lane's thread, or by the one that waits for it if that is there first."""
+    """An operation of a lane. The lane's thread runs it, or the thread that waits for it, if that comes first."""
 
     def __init__(self, lane: Lane, run: Callable[[], None]):
         self.lane, self.run = lane, run
@@ -24,7 +24,7 @@ class Work:
 
 
 class Lane(threading.Thread):
-    """Operations that run one after another, on a thread of their own."""
+    """A thread that runs operations one after another."""
 
     def __init__(self, name: str):
         super().__init__(name=name, daemon=True)
@@ -36,14 +36,14 @@ class Lane(threading.Thread):
         self.start()
 
     def add(self, run: Callable[[], None]) -> Work:
-        """Have this run after all that came before."""
+        """Add an operation that runs after all that were added before."""
         work = Work(self, run)
         self.works.append(work)
         self.count.release()
         return work
 
     def run_next(self) -> bool:
-        """Run the operation that is next, unless one is running; whether there was one."""
+        """Run the next operation, unless one is running; returns whether there was one."""
         if not self.running.acquire(blocking=False):
             return False
         try:
@@ -73,7 +73,7 @@ class Lane(threading.Thread):
                 ended = not self._run_one() and self.stopped
 
     def stop(self) -> None:
-        """End the thread, when what it runs has ended."""
+        """End the thread after the operations that were added."""
         self.stopped = True
         self.count.release()
         self.join(1.0)

@@ -1,9 +1,9 @@
 """Starting ranks: `minillm train --nproc 4` from a shell, `launch(function, 4)` from Python, or any other launcher.
 
-`run` starts the same command once for each rank, in the environment that every launcher sets (see rendezvous.py), and
-`launch` a function in fresh processes. Both see that nothing is left behind: when a rank fails, the others end by
-themselves within seconds, for they are told; what has not ended then is ended. If the launcher itself is killed, the
-ranks notice by a pipe that ends, and end too. Ranks other than 0 print nothing, but their error.
+`run` starts one command once for each rank, in the environment that every launcher sets (see place.py), and `launch`
+calls a function in fresh processes. Neither leaves a process behind: when a rank fails, the others are told and end by
+themselves within seconds, and those that do not are killed. If the launcher itself is killed, the ranks notice that a
+pipe has ended, and end too. Ranks other than 0 print nothing but their error.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from minillm.backend import core_count
 from minillm.errors import InputError, MinillmError, ParallelError
 from minillm.parallel.communicator import Alone, Communicator
 from minillm.parallel.place import TIMEOUT, Place
@@ -40,12 +41,12 @@ TERMINATED = 1.5  # seconds that they have after SIGTERM, before SIGKILL
 
 @contextlib.contextmanager
 def connect(place: Place, device: str = "cpu", listener: socket.socket | None = None) -> Iterator[Communicator]:
-    """Meet the other ranks; within, this rank's communicator: over shared memory on a CPU, over NCCL on GPUs.
+    """Meet the other ranks, and yield this rank's communicator: over shared memory on a CPU, over NCCL on GPUs.
 
         with connect(Place.from_environment()) as communicator:
             ...
 
-    An exception that leaves the block is told to all other ranks, whose next call of the communicator then raises.
+    An exception that leaves the block is sent to all other ranks, whose next call of the communicator then raises.
 
     Raises: ParallelError where ranks do not meet, and for ranks of a CPU that are not on one machine.
     """
@@ -83,13 +84,13 @@ def _communicator(job: Job, device: str) -> Communicator:
 
 
 def own_gpu(place: Place) -> int:
-    """Which of the GPUs that this process sees is its own: the only one, where the launcher shows each rank one."""
+    """Number of this rank's GPU among those that the process sees: 0 if the launcher shows each rank only its own."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
     return 0 if visible and "," not in visible else place.local_rank
 
 
 def _machine() -> str:
-    """A name for this machine, as long as it runs."""
+    """A name of this machine that is its own until it restarts."""
     boot = Path("/proc/sys/kernel/random/boot_id")
     return f"{socket.gethostname()} {boot.read_text()[:8] if boot.exists() else ''}".strip()
 
@@ -97,9 +98,9 @@ def _machine() -> str:
 def run_rank(function: Callable[[Communicator], Any], device: str = "cpu", command: str = "train") -> None:
     """Call `function(communicator)` as one rank of a job, in the place that the environment gives.
 
-    What it raises is told to the other ranks. A rank other than 0 prints nothing but that, `rank 2: ` before it.
+    An exception is sent to the other ranks. A rank other than 0 prints nothing but its exception, after `rank 2: `.
 
-    Raises: SystemExit for what a rank other than 0 raised, and with OTHER_FAILED where another rank is the cause.
+    Raises: SystemExit if a rank other than 0 raised, with status OTHER_FAILED if another rank is the cause.
     """
     place = Place.from_environment()
     if "MINILLM_LIFELINE" in os.environ:
@@ -137,7 +138,7 @@ def _silent() -> Iterator[None]:
 
 
 def end_with(pipe: int, rank: int) -> None:
-    """End this process when the other end of a pipe is closed, as it is when the launcher ends, however that ends."""
+    """End this process when the other end of a pipe is closed, which happens however the launcher ends."""
 
     def wait() -> None:
         with contextlib.suppress(OSError):
@@ -162,8 +163,8 @@ class Started(NamedTuple):
 def run(arguments: Sequence[str], nproc: int, program: Sequence[str] = (sys.executable, "-m", "minillm")) -> int:
     """Start `minillm ARGUMENTS` as `nproc` ranks on this machine, and wait for them; returns the exit status.
 
-    Ctrl-C and SIGTERM are handed on to every rank, once; a third one ends them. The status is 0, that of the rank that
-    failed first, or 128 and the number of the signal that ended it.
+    Ctrl-C and SIGTERM are handed on to every rank; the third one kills them. The exit status is 0 if all ranks succeed.
+    Otherwise it is that of the rank that failed first: its own, or 128 plus the number of the signal that ended it.
     """
     check_nproc(nproc)
     token = secrets.token_hex(16)
@@ -205,7 +206,7 @@ def run(arguments: Sequence[str], nproc: int, program: Sequence[str] = (sys.exec
     if cause is None:
         return 0
     rank, status = cause
-    if status not in (130, OTHER_FAILED):  # Ctrl-C, of which rank 0 has told, or a rank that ended without a word
+    if status not in (130, OTHER_FAILED):  # Ctrl-C, of which rank 0 has told, or a rank that ended without a message
         print(f"minillm {' '.join(arguments[:1])}: rank {rank} {ended(status)}; all ranks have ended", file=sys.stderr)
     return status if status >= 0 else 128 - status
 
@@ -278,7 +279,7 @@ def _call(
     function: Callable[..., Any],
     args: tuple[Any, ...],
 ) -> None:
-    """What a process of `launch` does."""
+    """Run the function as one rank: the main function of each process that `launch` starts."""
     end_with(pipe.fileno(), place.rank)
     job: Job | None = None
     try:
@@ -306,13 +307,12 @@ def check_nproc(nproc: int) -> None:
 
 
 def threads_per_rank(nproc: int) -> str:
-    """MINILLM_THREADS for each rank: what is set, or a fair share of the cores."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return os.environ.get("MINILLM_THREADS", str(max(1, cores // nproc)))
+    """MINILLM_THREADS for each rank: its value in the environment, or an equal share of the cores."""
+    return os.environ.get("MINILLM_THREADS", str(max(1, core_count() // nproc)))
 
 
 def ended(status: int) -> str:
-    """How a process ended, in words."""
+    """A sentence for an exit status: `ended with exit status 3`, `was ended by SIGKILL`."""
     if status >= 0:
         return f"ended with exit status {status}"
     try:
@@ -323,7 +323,7 @@ def ended(status: int) -> str:
 
 
 def _free_port() -> socket.socket:
-    """A socket that holds a port for rank 0: chosen here and given away, it could be taken in between."""
+    """A socket that holds a port for rank 0: a number that was chosen and released could be taken in between."""
     listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
     listener.bind(("127.0.0.1", 0))
     return listener
@@ -334,7 +334,7 @@ def _started(process: Any) -> Started:
 
 
 def _supervise(ranks: list[Started], tick: Callable[[], None] = lambda: None) -> tuple[int, int] | None:
-    """Wait until all ranks have ended; the number and exit status of the one that was the cause, if one failed."""
+    """Wait until all ranks have ended; returns the number and exit status of the rank that failed first, or None."""
     statuses: dict[int, int] = {}  # in the order in which they ended
     while len(statuses) < len(ranks):
         tick()

@@ -1,16 +1,16 @@
-"""The ways of dividing the work, together: ranks in a grid of pp x dp x tp, and a model divided over it.
+"""All ways of dividing the work together: ranks in a grid of pp x dp x tp, and a model that is divided over it.
 
     rank = (p dp + d) tp + t        stage p of the pipeline, part d of the batch, part t of each matrix
 
-Ranks that exchange most are nearest: those of a tensor-parallel group, twice a block each way; then the sums of
-gradients; then the activations from stage to stage. Each rank is in one group of each kind. A model is built whole,
-the same on all ranks, and then cut: its matrices (tensor_parallel.py), its layers (pipeline.py), and what is left is
-laid out in units (data_parallel.py, zero.py). Each file knows nothing of the others.
+Ranks that exchange most are nearest to each other: those of a tensor-parallel group, twice a block in each direction;
+then come the sums of gradients, then the activations from stage to stage. Each rank is in one group of each kind. A
+model is built whole and equal on all ranks, and then divided: its matrices (tensor_parallel.py), its layers
+(pipeline.py), and what is left is laid out in units (data_parallel.py, zero.py). These files do not know each other.
 
     batch --> micro-batches --> rows of rank d --> stage 0 --> ... --> stage p - 1 --> loss --> and back
 
-**State.** A checkpoint is what one process would write: rank 0 gets every parameter and moment whole, and any other
-mesh takes its parts of them. Nobody sees from a file how many ranks made it.
+**State.** A checkpoint is what one process would write: rank 0 gets every parameter and moment whole, and any mesh
+takes its parts of them. A file does not show how many ranks wrote it.
 """
 
 from __future__ import annotations
@@ -24,8 +24,9 @@ import numpy as np
 
 from minillm import random
 from minillm.autograd import no_grad
-from minillm.backend import Array, as_dtype
+from minillm.backend import Array
 from minillm.device import like, to_host
+from minillm.dtypes import as_dtype
 from minillm.errors import CheckpointError, InputError
 from minillm.nn import Decoder, uninitialized
 from minillm.optim import FlatGroup, Optimizer, decay_groups
@@ -39,14 +40,14 @@ from minillm.parallel.zero import ZeRO
 
 
 class Mesh:
-    """A rank's groups: `dp`, `tp` and `pp`, communicators of those that differ from it in that alone; `world` of all.
+    """The groups of a rank: `world` has all ranks; `dp`, `tp` and `pp` are its rows in the grid, one for each axis.
 
-    Raises: InputError where dp tp pp is not the number of ranks.
+    Raises: InputError if dp x tp x pp is not the number of ranks.
     """
 
     def __init__(self, world: Communicator, dp: int | None = None, tp: int = 1, pp: int = 1):
         if dp is None:
-            dp = max(1, world.size // (tp * pp))  # of too few ranks, the error below says how many one of each takes
+            dp = max(1, world.size // (tp * pp))  # with too few ranks, the error below says how many are needed
         if min(dp, tp, pp) < 1 or dp * tp * pp != world.size:
             raise InputError(
                 f"mesh: --dp {dp} --tp {tp} --pp {pp} are {dp * tp * pp} ranks, but there are {world.size}; "
@@ -65,14 +66,14 @@ class Mesh:
         return self.world.split(color) if size > 1 else Alone(self.world.rank)
 
     def close(self) -> None:
-        """Give back the groups; the world stays."""
+        """Close the groups, but not the world."""
         for group in (self.tp, self.dp, self.pp):
             if group is not self.world:
                 group.close()
 
 
 class ParallelModel:
-    """A model divided over a mesh, with the parts of a training step that the division changes.
+    """A model divided over a mesh, and the parts of a training step that depend on how it is divided.
 
         parallel = ParallelModel(model, mesh, weight_decay=0.1, zero=1)
         optimizer = AdamW(parallel.groups, lr)
@@ -82,10 +83,11 @@ class ParallelModel:
         optimizer.step()
         parallel.sync_parameters()
 
-    zero: 0 to 3, see zero.py; above 1 without a pipeline. layers: numbers of the blocks that are computed again in the
-    backward (recompute.py).
-    Raises: InputError for a combination that there is not, or a model that cannot be cut so; ParallelError where ranks
-    begin with different weights.
+    training.WholeModel has the same methods for a model in one process.
+    zero: stage 0 to 3 of ZeRO, see zero.py; with a pipeline 0 or 1. layers: numbers of the blocks that are computed
+    again in the backward (recompute.py).
+    Raises: InputError for a combination that is not supported, or a model that cannot be divided so; ParallelError if
+    ranks begin with different weights.
     """
 
     def __init__(
@@ -121,7 +123,7 @@ class ParallelModel:
         return self.weights
 
     def attach(self, optimizer: Optimizer) -> None:
-        """Have the optimiser's norm be that of all ranks' gradients, each counted once."""
+        """Make the optimiser's gradient norm that of the whole model: summed over ranks, each gradient counted once."""
         elsewhere = self.pipeline.copies if self.pipeline else set()
         for unit, part, group in self._flat_groups(optimizer):
             counted = [
@@ -147,7 +149,7 @@ class ParallelModel:
     def forward_backward(self, ids: Array, targets: Array, micro_batches: int = 1) -> Any:
         """Replace the gradients by those of the mean loss of a batch, on all ranks; returns the loss.
 
-        All ranks give the whole batch (B, T); rank d of a data-parallel group computes the d-th part of the rows of
+        All ranks pass the whole batch (B, T); rank d of a data-parallel group computes the d-th part of the rows of
         each micro-batch. Targets of -100 do not count.
         """
         self.data.zero_grad()
@@ -178,7 +180,7 @@ class ParallelModel:
     def losses(self, batches: Iterable[tuple[Array, Array]]) -> list[float]:
         """The mean loss of each batch, without gradients or dropout; each data-parallel rank computes some of them."""
         given, dp = list(batches), self.mesh.dp
-        rounds = -(-len(given) // dp.size)  # the same for all, because forwards of stage 3 are made together
+        rounds = -(-len(given) // dp.size)  # equal on all ranks, because ZeRO 3 gathers a block on all of them together
         mine = [min(dp.rank + i * dp.size, len(given) - 1) for i in range(rounds)]
         self.model.eval()
         with no_grad():
@@ -195,7 +197,7 @@ class ParallelModel:
         self.data.synchronise = True
 
     def _own_rows(self, ids: Array, targets: Array) -> MicroBatch:
-        """A rank without a row computes the first one, of which no token counts: its sums stand beside the others'."""
+        """This rank's rows of a micro-batch. A rank without a row computes the first one with no token that counts."""
         edges = bounds(len(ids), self.mesh.dp.size)
         first, stop = edges[self.mesh.dp.rank : self.mesh.dp.rank + 2]
         if first < stop:
@@ -205,7 +207,7 @@ class ParallelModel:
     # --- state, in the layout of one process -------------------------------------------------------------------------
 
     def gather(self) -> Decoder | None:
-        """The whole model with the weights of now, on rank 0; None on the others. All ranks call it."""
+        """The whole model with its present weights on rank 0, None on the other ranks. All ranks call this."""
         weights = self.state_dict()
         if weights is None:
             return None
@@ -216,11 +218,11 @@ class ParallelModel:
         return model
 
     def state_dict(self) -> dict[str, Array] | None:
-        """Every parameter, whole, on rank 0; None on the others. All ranks call it."""
+        """Every parameter, whole, on rank 0; None on the other ranks. All ranks call this."""
         return self._at_rank_zero(self._rows(lambda unit: self.data.whole_row(unit, unit.kept_data)))
 
     def optimizer_state_dict(self, optimizer: Optimizer) -> dict[str, Array] | None:
-        """As Optimizer.state_dict of one process, on rank 0; None on the others. All ranks call it."""
+        """The optimiser's state as in one process on rank 0, None on the other ranks. All ranks call this."""
         state: dict[str, Array] = {"steps": np.array(optimizer.steps, np.int64)}
         for name in _moment_names(optimizer):
             kept = self._kept(optimizer, name)
@@ -233,7 +235,7 @@ class ParallelModel:
         return state if self.mesh.world.rank == 0 else None
 
     def load_state_dict(self, state: Mapping[str, Array]) -> None:
-        """Take this rank's parts of a whole model's state, all of them or none.
+        """Load this rank's parts of a whole model's state, all of them or none.
 
         Raises: CheckpointError that lists what is missing or of another shape.
         """
@@ -244,7 +246,7 @@ class ParallelModel:
         self.sync_parameters()
 
     def load_optimizer_state_dict(self, optimizer: Optimizer, state: Mapping[str, Array]) -> None:
-        """Take this rank's parts of a whole optimiser's state, all of them or none.
+        """Load this rank's parts of a whole optimiser's state, all of them or none.
 
         Raises: CheckpointError that lists what is missing or of another shape.
         """
@@ -283,12 +285,12 @@ class ParallelModel:
         return parts
 
     def _rows(self, row_of: Any) -> Iterator[tuple[str, Array]]:
-        """Each parameter's name and array of this stage and tensor-parallel rank, unit by unit."""
+        """Names and arrays of the parameters of this stage and tensor-parallel rank, unit by unit."""
         for unit in self.data.units.values():
             yield from unit.arrays_of(row_of(unit)).items()
 
     def _kept(self, optimizer: Optimizer, name: str) -> dict[str, Array]:
-        """Of each unit, a moment as its data are kept: that of all its groups in one array."""
+        """A moment of each unit by the unit's name: the optimiser's groups in one array, like `unit.kept_data`."""
         kept: dict[str, Array] = {}
         for unit, part, group in self._flat_groups(optimizer):
             moment, first = _moment(group, name), part.start
@@ -301,7 +303,7 @@ class ParallelModel:
         return kept
 
     def _steps(self, optimizer: Optimizer) -> dict[str, int]:
-        """Of each parameter of this stage, how often it was moved; all ranks of a data-parallel group call this."""
+        """The count of updates of each parameter of this stage; all ranks of a data-parallel group call this."""
         counts = {parameter.name: 0 for unit in self.data.units.values() for parameter in unit.parameters}
         for _, _, group in self._flat_groups(optimizer):
             counts |= {piece.name: steps for piece, steps in zip(group.parameters, group.steps, strict=True)}
@@ -310,16 +312,16 @@ class ParallelModel:
         return counts
 
     def _flat_groups(self, optimizer: Optimizer) -> Iterator[tuple[Unit, Part, FlatGroup]]:
-        """The optimiser's groups, each with the part of a unit that it moves."""
+        """The optimiser's groups, each with the part of a unit that it updates."""
         flat = {id(group.parameters[0]): group for group in optimizer.groups}
         for unit in self.data.units.values():
             for part in unit.parts:
                 yield unit, part, flat[id(next(iter(part.pieces.values())))]
 
     def _at_rank_zero(self, arrays: Iterator[tuple[str, Array]]) -> dict[str, Array] | None:
-        """The whole arrays of all ranks' parts, on rank 0.
+        """The whole arrays of all ranks' parts on rank 0, None on the other ranks.
 
-        Ranks take turns, so that one whole model at most is on its way. Those that have the same send nothing.
+        Ranks send in turn, so that at most one whole model is on its way; ranks with a copy of another's part do not.
         """
         mesh = self.mesh
         given = list(arrays)  # all ranks gather each row
@@ -353,7 +355,7 @@ class ParallelModel:
         return wholes
 
     def _first_of_each(self) -> list[int]:
-        """The ranks but 0 that are the first of their data-parallel group."""
+        """All ranks except 0 that are the first of their data-parallel group."""
         tp, dp, pp = self.mesh.tp.size, self.mesh.dp.size, self.mesh.pp.size
         return [p * dp * tp + t for p in range(pp) for t in range(tp) if p or t]
 

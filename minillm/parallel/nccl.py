@@ -65,7 +65,7 @@ FAR_CAUSES = (1, 2, 6)  # statuses of NCCL that another rank's end can have: CUD
 
 
 class Job(Protocol):
-    """What a communicator needs to know of the job; see rendezvous.py."""
+    """The part of rendezvous.Job that a communicator uses."""
 
     rank: int
     size: int
@@ -77,7 +77,7 @@ class Job(Protocol):
         """Raise ParallelError if a rank has failed."""
 
     def on_failure(self, callback: Callable[..., None]) -> None:
-        """Have this called, on another thread, when a rank has failed."""
+        """Call `callback` on another thread when a rank has failed."""
 
 
 def connect(job: Job, local_rank: int | None, trace: Trace | None = None, timeout: float = TIMEOUT) -> NcclCommunicator:
@@ -118,7 +118,7 @@ def _cupy() -> Any:
 
 
 class Party:
-    """What all communicators of this process share: the job, the library, the GPU, and one end."""
+    """State that all communicators of this process share: the job, the library, the GPU, and whether it was aborted."""
 
     def __init__(self, job: Job, nccl: Any, cuda: Any, timeout: float):
         self.job, self.nccl, self.cuda, self.timeout = job, nccl, cuda, timeout
@@ -150,13 +150,13 @@ class Party:
                 self.lock.release()
 
     def close(self) -> None:
-        """Watch no longer."""
+        """Stop watching."""
         self.closed.set()
         atexit.unregister(self.abort)
 
     @contextlib.contextmanager
     def calling(self, function: str) -> Iterator[None]:
-        """Within, NCCL is called; its error becomes that of the job, if a rank has failed."""
+        """A context in which NCCL is called: its error is replaced by that of the job, if a rank has failed."""
         with self.lock:
             self.check()
             try:
@@ -201,7 +201,7 @@ class Line:
         party.lines.append(self)
 
     def start(self, function: str, call: Callable[[int], None], *arrays: Array) -> Work:
-        """Have `call(stream)` start an operation on these arrays, behind what the current stream was given so far."""
+        """Start an operation by `call(stream)`; it runs after everything that the current stream was given so far."""
         with self.party.calling(function):
             if self.stream is None:
                 event = HostEvent()
@@ -240,12 +240,12 @@ class NcclWork:
         self.arrays = ()
 
     def is_late(self, timeout: float) -> bool:
-        """Whether it has not ended in so many seconds."""
+        """True if the operation has run for more seconds than `timeout`."""
         return time.monotonic() - self.since > timeout and not self.event.done
 
 
 class HostEvent:
-    """What a stand-in that works on host memory is given as the stream: a number, 1 when the operation has ended."""
+    """The stream of a stand-in that works on host memory: the address of a number that is 1 after the operation."""
 
     def __init__(self) -> None:
         self.number = np.zeros(1, np.int32)

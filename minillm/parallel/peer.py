@@ -35,7 +35,7 @@ class Peer:
                 connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, f"TCP_{name}"), value)
 
     def send(self, **message: Any) -> None:
-        """Send a message; if the other has ended, that is noticed where it is listened to."""
+        """Send a message; the thread that listens notices if the other rank has ended."""
         frame = json.dumps(message).encode()
         if len(frame) > LIMIT:
             raise InputError(f"{message['kind']}: {len(frame)} bytes are too many; a message holds {LIMIT}")
@@ -43,7 +43,7 @@ class Peer:
             self.connection.sendall(len(frame).to_bytes(4, "big") + frame)
 
     def receive(self) -> dict[str, Any]:
-        """The next message. Raises: OSError at the end, ValueError for bytes that are none."""
+        """The next message. Raises: OSError at the end, ValueError for bytes that are not a message."""
         length = int.from_bytes(read(self.connection, 4), "big")
         if length > LIMIT:
             raise ValueError("longer than any message")
@@ -53,7 +53,7 @@ class Peer:
         return message
 
     def close(self) -> None:
-        """End the connection, and what waits for it on another thread."""
+        """End the connection, and the wait of another thread for it."""
         with contextlib.suppress(OSError):
             self.connection.shutdown(socket.SHUT_RDWR)
         self.connection.close()
@@ -102,7 +102,7 @@ def listen(place: Place) -> socket.socket:
 
 
 def read(connection: socket.socket, count: int, deadline: float | None = None) -> bytes:
-    """That many bytes. Raises: OSError if the connection ends, or is not done at the deadline."""
+    """Read `count` bytes. Raises: OSError if the connection ends, or the deadline passes."""
     data = bytearray()
     while len(data) < count:
         if deadline is not None:

@@ -18,9 +18,9 @@ backward, as long as a forward to keep the picture small):
 - 1f1b does one forward, one backward, as soon as it can: stage s (from 0) has p - s micro-batches alive at most,
   however many there are (Narayanan et al. 2021, arXiv:2104.04473, section 2.2.1, there called PipeDream-Flush).
 
-A stage computes what one process would: the micro-batches' gradients are added in the same order, and dropout takes
-its numbers from the places of the random stream where one process would be. That runs a micro-batch through all
-layers, then the next one; a stage gets there by knowing how many numbers each stage takes for a micro-batch.
+A stage computes what one process would: it adds the micro-batches' gradients in the same order, and dropout draws its
+numbers from the places of the random stream where one process would be. One process runs a micro-batch through all
+layers, then the next one; a stage finds its place because it knows how many numbers each stage uses for a micro-batch.
 
 Where the output layer is the token table, the first and the last stage both have it, and add up its two gradients.
 
@@ -32,9 +32,9 @@ A stage sends in a step, of a batch of B sequences of T tokens, C channels and k
     loss          8 (p - 1)  the last, to all others
 
 and once for each new shape of a micro-batch 16 (p - 1) bytes, where there is dropout. Sends and receives are started
-a step of the schedule ahead, so they go on while a stage computes, and one more activation and a few gradients than
-those above are in memory. What comes from one neighbour never waits for what goes to it, which the communicators see
-to; the order of each alone is that of the micro-batches.
+one action of the schedule ahead, so they go on while a stage computes, and one more activation and a few gradients
+than those above are in memory. Communicators never let a receive from a neighbour wait for a send to it; sends, like
+receives, are in the order of the micro-batches.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ from minillm.backend import Array, contiguous
 from minillm.errors import GraphError, InputError
 from minillm.nn import Decoder, Module
 from minillm.parallel.communicator import Communicator, Work, bounds
-from minillm.parallel.wrapper import unwrap
+from minillm.parallel.wrapper import replace, unwrap
 
 SCHEDULES = ("1f1b", "gpipe")
 LAST_STAGE = ("ln_f", "lm_head")  # layers after the blocks; what else is beside them comes before
@@ -64,7 +64,7 @@ Action = tuple[str, int]  # "forward" or "backward", and of which micro-batch
 
 
 class Event(NamedTuple):
-    """What a stage computed, and when, in seconds; waiting for other stages is not in it."""
+    """A forward or backward of a stage with its start and end in seconds, without the wait for other stages."""
 
     stage: int
     kind: str
@@ -89,9 +89,9 @@ class MicroBatch(NamedTuple):
 
 
 def schedule(kind: str, stage: int, stages: int, micro_batches: int) -> list[Action]:
-    """What a stage does, in order: ("forward" or "backward", micro-batch).
+    """The actions of a stage in order, each ("forward" or "backward", number of the micro-batch).
 
-    kind: "gpipe" or "1f1b". Of both, micro-batches go forward in order, and backward in order.
+    kind: "gpipe" or "1f1b". In both, forwards are in the order of the micro-batches, and so are backwards.
     Raises: InputError for another kind.
     """
     check_schedule(kind)
@@ -109,7 +109,7 @@ def check_schedule(kind: str) -> None:
 
 
 def bubble_fraction(stages: int, micro_batches: int) -> float:
-    """The share of its time that a stage waits, (p - 1) / (m + p - 1): of either schedule, if stages are equally fast.
+    """The share of the time that a stage waits, (p - 1) / (m + p - 1), in both schedules, if stages are equally fast.
 
     Source: Huang et al. 2018, arXiv:1811.06965, section 2.3.
     """
@@ -119,7 +119,7 @@ def bubble_fraction(stages: int, micro_batches: int) -> float:
 def simulate(
     kind: str, stages: int, micro_batches: int, forward: float = 1.0, backward: float = 2.0, sending: float = 0.0
 ) -> list[Event]:
-    """A step on ideal stages: when each does what, if a forward, a backward and sending take these seconds."""
+    """The events of a step on ideal stages, on which a forward, a backward and sending take these seconds."""
     left = [deque(schedule(kind, stage, stages, micro_batches)) for stage in range(stages)]
     done: dict[tuple[int, str, int], Event] = {}
     clocks = [0.0] * stages
@@ -140,7 +140,7 @@ def simulate(
 
 
 def idle_fraction(events: Iterable[Event]) -> float:
-    """Of the time from the first event to the end of the last, the share that stages did nothing, on average."""
+    """The share of the time from the first event to the last that a stage does nothing, averaged over stages."""
     given = list(events)
     span = max(event.end for event in given) - min(event.start for event in given)
     busy = sum(event.end - event.start for event in given)
@@ -158,9 +158,9 @@ class Identity(Module):
 
 
 def cut(model: Decoder, communicator: Communicator, kind: str = "1f1b") -> Pipeline:
-    """Leave of a model, in place, what this rank's stage has; ranks are stages, and layers are cut as evenly as can be.
+    """Keep of a model only the layers of this rank's stage, in place; layers are divided as evenly as possible.
 
-    The names of parameters stay, so `h.3.attn.qkv.weight` is that of the whole model. Every rank gives the same model.
+    Parameters keep their names: `h.3.attn.qkv.weight` is that of the whole model. Every rank passes the same model.
     Raises: InputError for more stages than layers, a parameter that layers of several stages share, or an unknown
     schedule.
     """
@@ -187,7 +187,7 @@ def cut(model: Decoder, communicator: Communicator, kind: str = "1f1b") -> Pipel
         if shared and stages > 1:
             tied = [parameter for parameter in layer.parameters() if parameter is output]
         if not (is_last if name in LAST_STAGE else is_first or (shared and is_last)):
-            setattr(whole, name, Identity())
+            replace(whole, name, Identity())
     if not is_first:
         whole.embed = Identity()  # it gets activations instead of ids
     pair = None
@@ -198,7 +198,7 @@ def cut(model: Decoder, communicator: Communicator, kind: str = "1f1b") -> Pipel
 
 
 def _check_shared(blocks: list[Module], edges: list[int]) -> None:
-    """Raise InputError for a parameter of blocks of several stages, each of which would have a part of its gradient."""
+    """Raise InputError for a parameter that blocks of several stages share: each would have a part of its gradient."""
     stage_of: dict[int, int] = {}
     for stage, (first, stop) in enumerate(itertools.pairwise(edges)):
         for parameter in (parameter for block in blocks[first:stop] for parameter in block.parameters()):
@@ -211,19 +211,19 @@ def _check_shared(blocks: list[Module], edges: list[int]) -> None:
 
 
 class Transfer(NamedTuple):
-    """An array that is being sent or received; it must live until that has ended."""
+    """An array that is being sent or received, and must live until then."""
 
     work: Work
     array: Array
 
     def wait(self) -> Array:
-        """The array, when it may be used."""
+        """Wait until the array may be used; returns it."""
         self.work.wait()
         return self.array
 
 
 class InFlight(NamedTuple):
-    """A micro-batch between its forward and its backward: what came in, what went out, and its way to the next."""
+    """A micro-batch between its forward and its backward: its input, its output, and the sending of that."""
 
     x: Tensor | None
     y: Tensor
@@ -233,8 +233,8 @@ class InFlight(NamedTuple):
 class Pipeline:
     """A stage, made by `cut`: runs a model's steps together with the other stages.
 
-    tied: parameters that the first and the last stage both have, of which `step` adds up the gradients.
-    copies: the names of those that are another stage's, here: a norm and a checkpoint leave them out.
+    tied: parameters that both the first and the last stage have; `step` adds up their gradients.
+    copies: names of the tied parameters on the last stage; a norm and a checkpoint leave these out.
     events: set it to a list to have each forward and backward recorded; on a GPU, when it was launched.
     """
 
@@ -246,12 +246,12 @@ class Pipeline:
         self.is_first, self.is_last = self.stage == 0, self.stage == self.stages - 1
         self.copies = set() if self.is_first else {parameter.name for parameter in tied}
         self.events: list[Event] | None = None
-        self._used: dict[Any, list[int]] = {}  # of each shape of a micro-batch, the counters that each stage takes
+        self._used: dict[Any, list[int]] = {}  # by the shape of a micro-batch: random counters of each stage
 
     def accumulate_gradients(self, ids: Any, targets: Any, micro_batches: int = 1) -> Any:
         """Add the gradient of the mean loss of a batch to the parameters, computed in parts; returns the loss.
 
-        As in the trainer: all stages give the same batch, and targets of -100 do not count.
+        All stages pass the same batch; targets of -100 do not count.
         """
         counted = np.maximum((targets != -100).sum(), 1).astype(np.float32)
         parts = zip(np.array_split(ids, micro_batches), np.array_split(targets, micro_batches), strict=True)
@@ -335,7 +335,7 @@ class Pipeline:
             work.wait()
 
     def close(self) -> None:
-        """Give back what `cut` took; the stages' own communicator stays."""
+        """Close the group that `cut` made; the communicator of the stages stays open."""
         if self.pair is not None:
             self.pair.close()
 
@@ -353,7 +353,7 @@ class Pipeline:
         return InFlight(x, y, self._send(y.data, self.stage + 1, "activations"))
 
     def _backward(self, number: int, flight: InFlight, gradient: Array | None) -> Array | None:
-        """The gradient of what came in, for the stage before, if there is one."""
+        """The gradient of the stage's input, for the stage before; None on the first stage."""
         if flight.sending:
             flight.sending.wait()  # no waiting: the gradient that answers it is here
         with self._timed("backward", number):
@@ -375,7 +375,7 @@ class Pipeline:
         return Transfer(self.communicator.send(array, stage, what), array)
 
     def _receive(self, action: Action, micro_batches: Sequence[MicroBatch]) -> Transfer | None:
-        """Start to receive what an action needs from another stage, if it needs anything."""
+        """Start to receive the input of an action from another stage; None if it has none."""
         kind, number = action
         source = self.stage - 1 if kind == "forward" else self.stage + 1
         if not 0 <= source < self.stages:
@@ -387,23 +387,23 @@ class Pipeline:
 
     @property
     def _like(self) -> Array:
-        """An array of the dtype of activations, where they are."""
+        """An array with the dtype and device of the activations."""
         return next(parameter for _, parameter in self.model.named_parameters()).data
 
     def _numbers(self, count: int) -> Array:
         return np.zeros_like(self._like, shape=count, dtype=np.float64, order="C")
 
     def _known_to_all(self, numbers: Array) -> Array:
-        """The last stage's numbers."""
+        """The last stage's numbers, on all stages."""
         self.communicator.broadcast(numbers, self.stages - 1, what="loss").wait()
         return numbers
 
     # --- places in the random stream ---------------------------------------------------------------------------------
 
     def _places(self, micro_batches: Sequence[MicroBatch]) -> list[int]:
-        """Where in the random stream one process would be as each micro-batch comes to this stage, and at the end.
+        """Random counters that one process would have when each micro-batch comes to this stage, and at the end.
 
-        Empty where nothing random happens, and where there is one stage. A new shape of a micro-batch costs a forward
+        The list is empty if nothing random happens, and with one stage. A new shape of a micro-batch costs a forward
         on zeros, by all stages at once.
         """
         if self.stages == 1 or not self.model.training or not getattr(self.model.config, "dropout", 0.0):
@@ -416,7 +416,7 @@ class Pipeline:
         return [*places, place]
 
     def _counters_used(self, batch: MicroBatch) -> list[int]:
-        """How many counters of the random stream each stage takes for a micro-batch of this shape."""
+        """Number of random counters that each stage uses for a micro-batch of this shape."""
         shape = batch.ids.shape, batch.rows and batch.rows[1]
         if shape not in self._used:
             own = [0] * self.stages
@@ -437,7 +437,7 @@ class Pipeline:
 
 
 def _keep(sends: deque[Transfer], send: Transfer) -> None:
-    """Hold on to what is being sent, but not to more than a few."""
+    """Add an array to those that are being sent; wait for the oldest if there are many."""
     sends.append(send)
     if len(sends) > GRADIENT_SENDS:
         sends.popleft().wait()

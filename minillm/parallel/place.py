@@ -1,4 +1,4 @@
-"""Which rank this process is, and where rank 0 is found: what a launcher says in the environment."""
+"""The number of this rank and the address of rank 0, read from the environment that a launcher sets."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Place:
     address: str = "127.0.0.1"
     port: int = 0
     token: str = field(default="", repr=False)
-    """What only the ranks of this job know."""
+    """A secret of the ranks of this job."""
     timeout: float = TIMEOUT
     """Seconds that ranks wait for each other."""
     listen: str = ""
@@ -75,7 +75,7 @@ class Place:
 
 
 def world_size(environment: Mapping[str, str] = os.environ) -> int:
-    """How many ranks a launcher has started, of which this process is one; 1 if none has."""
+    """Number of ranks that a launcher has started, this process among them; 1 without a launcher."""
     name = "WORLD_SIZE" if "WORLD_SIZE" in environment or "SLURM_PROCID" not in environment else "SLURM_NTASKS"
     return _number(environment, name, 1, 1 << 20) if environment.get(name) else 1
 

@@ -1,28 +1,28 @@
 """Activation checkpointing: a block keeps its input alone, and is computed a second time in the backward.
 
 Of L blocks with activations of A bytes and inputs of I, what a forward leaves falls from L A to L I + A, for a third
-more operations (Chen et al. 2016, "Training deep nets with sublinear memory cost", arXiv:1604.06174, section 3). The
-second forward draws the same dropout masks, for they are a function of the place in the random stream, and gives the
-same bits as the first.
+more FLOPs (Chen et al. 2016, "Training deep nets with sublinear memory cost", arXiv:1604.06174, section 3). The
+second forward draws the same dropout masks, because they are a function of the place in the random stream, and gives
+the same bits as the first.
 """
 
 from __future__ import annotations
 
 import copy
-import functools
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 from minillm import random
-from minillm.autograd import Op, Tensor, enable_grad, enter_scope, is_grad_enabled, no_grad
+from minillm.autograd import Op, Tensor, enable_grad, is_grad_enabled, no_grad
 from minillm.backend import Array
 from minillm.errors import InputError
 from minillm.nn import Module
 from minillm.parallel.data_parallel import model_blocks
+from minillm.parallel.wrapper import Wrapper, replace
 
 
 class Saved(NamedTuple):
-    """The input, what to compute again, the place in the random stream where it began, and the number of inputs."""
+    """The input, the function to compute again, the random generator at its start, and the number of inputs."""
 
     x: Array
     function: Callable[[Tensor], Tensor]
@@ -49,30 +49,26 @@ RECOMPUTE = Op("recompute", recompute_forward, recompute_backward)
 
 
 def recompute(model: Module, layers: Iterable[int] | None = None) -> None:
-    """Have the blocks of a model with these numbers, or all, compute their forward a second time in the backward.
+    """Make the blocks of a model with these numbers, or all, compute their forward a second time in the backward.
 
-    Before the model is laid out by DataParallel or ZeRO.
+    Call this before DataParallel or ZeRO lay the model out.
     Raises: InputError for a number without a block.
     """
-    blocks = dict(enumerate(model_blocks(model).values()))
-    chosen = list(blocks) if layers is None else list(layers)
-    for number in chosen:
-        if number not in blocks:
+    blocks = list(model_blocks(model).items())
+    numbers = list(range(len(blocks))) if layers is None else list(layers)
+    for number in numbers:
+        if not 0 <= number < len(blocks):
             raise InputError(f"recompute: there is no block {number}; the model has {len(blocks)}, counted from 0")
-    for block in {id(blocks[number]): blocks[number] for number in chosen}.values():  # one used twice has one forward
-        vars(block)["forward"] = functools.partial(_forward, block, block.forward)
+    made: dict[int, Recomputed] = {}  # a block at two places stays one
+    for path, block in (blocks[number] for number in numbers):
+        replace(model, path, made.setdefault(id(block), Recomputed(block)))
 
 
-def _forward(block: Module, forward: Callable[..., Tensor], x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-    if not is_grad_enabled():
-        return forward(x, *args, **kwargs)
-    weights = [parameter for parameter in block.parameters() if parameter.requires_grad]  # so that it is recorded
+class Recomputed(Wrapper):
+    """A block that keeps its input alone, and is computed again in the backward."""
 
-    def function(x: Tensor) -> Tensor:
-        before = enter_scope(block.name)
-        try:
-            return forward(x, *args, **kwargs)
-        finally:
-            enter_scope(before)
-
-    return RECOMPUTE(x, *weights, function=function)
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        if not is_grad_enabled():
+            return self.module(x, *args, **kwargs)
+        weights = [parameter for parameter in self.parameters() if parameter.requires_grad]  # so that it is recorded
+        return RECOMPUTE(x, *weights, function=lambda x: self.module(x, *args, **kwargs))

@@ -1,4 +1,4 @@
-"""How ranks find each other, and how each of them learns that another has failed.
+"""Ranks find each other, and each of them learns when another has failed.
 
 Rank 0 listens at MASTER_ADDR:MASTER_PORT, on that interface alone, and every other rank connects to it. Each side
 proves to the other that it knows MINILLM_TOKEN, which never travels (challenge and response, HMAC-SHA256, RFC 2104):
@@ -7,13 +7,13 @@ proves to the other that it knows MINILLM_TOKEN, which never travels (challenge 
     r -> rank 0    b, r, n, HMAC(token, "rank", a, b, r, n)
     rank 0 -> r    HMAC(token, "root", a, b)              the labels keep one proof from serving as the other
 
-All of this has a fixed length and a time limit, so whatever else comes to the port ends its own connection and
-nothing more. What follows is not encrypted, as little as the gradients are: the network between ranks is trusted.
+All of this has a fixed length and a time limit, so anything else that connects to the port ends its own connection and
+nothing more. Later messages are not encrypted, and neither are gradients: the network between ranks is trusted.
 
 The connections stay open for as long as the job runs, and carry frames: four bytes of length, and a JSON object.
-They are its lifelines. A rank that raises says so; a rank that is killed is noticed by the end of its connection, a
-machine that is lost by unanswered keep-alives; rank 0 tells all others, and if rank 0 dies, all see it themselves. A
-rank that computes on for five seconds after it was told is ended, so that nobody has to look for what is left.
+They show who is alive. A rank that raises says so; the end of a connection shows that a rank was killed, unanswered
+keep-alives that a machine was lost. Rank 0 tells all others, and if rank 0 dies, all see it themselves. A rank that
+still computes five seconds after it was told is ended, so that no process is left behind.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ from minillm.parallel.peer import Peer, connect, listen, read
 from minillm.parallel.place import NO_TOKEN, Place
 
 MAGIC = b"minillm\x01"
-HANDSHAKE = 5.0  # seconds in which a connection must prove itself
+HANDSHAKE = 5.0  # seconds that a connection has to prove that it is a rank
 GRACE = 5.0  # seconds that a rank has to end by itself, after another has failed
 OTHER_FAILED = 3  # exit status of a rank that ended because another failed
-STRANGERS = 64  # connections that may be proving themselves at once, beside those of the ranks
+STRANGERS = 64  # connections that may be in the handshake at once, in addition to those of the ranks
 
 
 def join(place: Place, listener: socket.socket | None = None, end: Callable[[int], Any] = os._exit) -> Job:
@@ -48,8 +48,8 @@ def join(place: Place, listener: socket.socket | None = None, end: Callable[[int
 
     listener: for rank 0, a socket that is bound already. end: called with an exit status where this process must end.
 
-    Raises: ParallelError on all ranks that can know, where a rank is missing after `place.timeout`, two have one
-    number, they were started for different world sizes, the port is in use, or a token is wrong.
+    Raises: ParallelError, on every rank that can know of it, if a rank is missing after `place.timeout`, two ranks have
+    one number or different world sizes, the port is in use, or a token is wrong.
     """
     job = Job(place, end)
     if place.size > 1:
@@ -64,9 +64,9 @@ def join(place: Place, listener: socket.socket | None = None, end: Callable[[int
 
 
 class Job:
-    """All ranks that were started together, as one of them sees it; every rank makes the same calls of share and agree.
+    """All ranks that were started together, seen from one of them; every rank makes the same calls of share and agree.
 
-    `with join(place) as job:` tells the others of an exception that leaves the block, and says goodbye otherwise.
+    `with join(place) as job:` tells the others of an exception that leaves the block; otherwise it says goodbye.
     """
 
     def __init__(self, place: Place, end: Callable[[int], Any] = os._exit):
@@ -87,7 +87,7 @@ class Job:
     # --- what ranks do together --------------------------------------------------------------------------------------
 
     def share(self, value: bytes = b"") -> bytes:
-        """The value that rank 0 gives, on every rank; at most some thousand bytes."""
+        """Returns the value of rank 0 on every rank; it may have some thousand bytes."""
         self.check()
         if self.rank:
             return bytes.fromhex(self._take(0, "share")["value"])
@@ -97,9 +97,9 @@ class Job:
         return value
 
     def agree(self, what: str, value: str, advice: str = "start all ranks with the same") -> None:
-        """Return if every rank gives the same value; what: the thing's name, such as `data`.
+        """Return if every rank passes the same value. what: the name of the value, such as `data`.
 
-        Raises: ParallelError, on all ranks, that names those which differ.
+        Raises: ParallelError, on all ranks, that names the ranks that differ.
         """
         self.check()
         value = value if len(value) <= 200 else f"{value[:100]}... {hashlib.sha256(value.encode()).hexdigest()[:16]}"
@@ -117,7 +117,7 @@ class Job:
         if verdict:
             raise ParallelError(verdict)
 
-    # --- how the job fares -------------------------------------------------------------------------------------------
+    # --- whether a rank has failed -----------------------------------------------------------------------------------
 
     def check(self) -> None:
         """Raise ParallelError if another rank has failed."""
@@ -156,7 +156,7 @@ class Job:
         self._hang_up()
 
     def close(self) -> None:
-        """Say goodbye; rank 0 waits until all others have, for it is the one who tells them of failures.
+        """Say goodbye; rank 0 waits until all others have, because it tells them of failures.
 
         Raises: ParallelError if another rank has failed.
         """
@@ -190,7 +190,7 @@ class Job:
     # --- rank 0 ------------------------------------------------------------------------------------------------------
 
     def _gather(self, listener: socket.socket) -> None:
-        """Listen until all others have come."""
+        """Listen until all other ranks have come."""
         self._listener = listener
         listener.listen(max(128, self.size))
         threading.Thread(target=self._accept, args=(listener,), name="minillm-rendezvous", daemon=True).start()
@@ -211,7 +211,7 @@ class Job:
             peer.send(kind="welcome")
 
     def _accept(self, listener: socket.socket) -> None:
-        """Greet whoever connects, each on a thread of its own, so that nobody can keep the others waiting."""
+        """Handle each connection on a thread of its own, so that none can keep the others waiting."""
         greetings = threading.Semaphore(STRANGERS + self.size)
         while not self._closed:
             try:
@@ -225,7 +225,7 @@ class Job:
                 connection.close()
 
     def _greet(self, connection: socket.socket, greetings: threading.Semaphore) -> None:
-        """Let a connection prove that it is a rank of this job; whatever it sends, at worst it is closed."""
+        """Let a connection prove that it is a rank of this job, or close it."""
         try:
             deadline = time.monotonic() + HANDSHAKE
             connection.settimeout(HANDSHAKE)
@@ -245,7 +245,7 @@ class Job:
         self._admit(rank, size, Peer(connection))
 
     def _admit(self, rank: int, size: int, peer: Peer) -> None:
-        """Make the peer one of the job, or say why not; before the job is complete that ends it."""
+        """Add the peer to the job, or tell it why not; before the job is complete a refusal ends it."""
         with self._changed:
             if size != self.size:
                 refusal = f"rank {rank} has WORLD_SIZE={size}, but rank 0 has {self.size}; start all alike"
@@ -268,7 +268,7 @@ class Job:
     # --- the other ranks ---------------------------------------------------------------------------------------------
 
     def _reach(self) -> None:
-        """Connect to rank 0, which may not be there yet, and wait until all have come."""
+        """Connect to rank 0, which may not have started yet, and wait until all ranks have come."""
         place, deadline = self.place, time.monotonic() + self.place.timeout
         where = f"{place.address}:{place.port}"
         while True:
@@ -296,7 +296,7 @@ class Job:
         self._take(0, "welcome", place.timeout + HANDSHAKE)  # longer than rank 0, who knows which rank is missing
 
     def _prove(self, connection: socket.socket, deadline: float) -> None:
-        """Show that this rank knows the token, and see that the other does."""
+        """Prove that this rank knows the token, and check that rank 0 does."""
         hello = read(connection, len(MAGIC) + 32, deadline)
         if not hello.startswith(MAGIC):
             raise ValueError("another protocol")
@@ -321,7 +321,7 @@ class Job:
         self._changed.notify_all()
 
     def _listen(self, rank: int, peer: Peer) -> None:
-        """Read what a rank says until its connection ends."""
+        """Read the messages of a rank until its connection ends."""
         try:
             while True:
                 message = peer.receive()
@@ -336,11 +336,11 @@ class Job:
                     self._changed.notify_all()
         except (OSError, ValueError, KeyError, RecursionError):  # it ended, or says what no rank says
             if rank not in self._left:
-                self._failed(_failed(rank, "it ended without a word, as a process that is killed does"))
+                self._failed(_failed(rank, "it ended without a message, as a killed process does"))
         peer.close()
 
     def _failed(self, failure: str) -> None:
-        """Note that another rank has failed, tell the others, and see that this one ends."""
+        """Note that another rank has failed, tell the others, and end this rank if it does not end by itself."""
         with self._changed:
             if self.failure is not None or self._closed:
                 return
@@ -357,7 +357,7 @@ class Job:
                 callback()
 
     def _end_if_stuck(self) -> None:
-        """End this process, whose main thread has not come to see that the job has failed."""
+        """End this process if its main thread has not noticed that the job has failed."""
         if not self._closed:
             prefix = f"rank {self.rank}: " if self.rank else ""
             print(f"{prefix}{self.failure}", file=sys.__stderr__, flush=True)
@@ -381,7 +381,7 @@ class Job:
         return message
 
     def _hang_up(self) -> None:
-        """End the connections when the others have read what was said: closed at once, it might be lost."""
+        """Close the connections after the others have read the last messages, which would be lost otherwise."""
         self._closed = True
         if self._listener is not None:
             with contextlib.suppress(OSError):
@@ -398,7 +398,7 @@ class Job:
 
 
 def describe(error: BaseException | str) -> str:
-    """An exception in one line, for the other ranks."""
+    """An exception in one line, to be sent to other ranks."""
     name = "" if isinstance(error, str | MinillmError) else type(error).__name__
     return ": ".join(part for part in (name, " ".join(str(error).split())[:1000]) if part)
 
@@ -414,7 +414,7 @@ def _ranks(ranks: list[int]) -> str:
 
 
 def _disagreement(said: dict[int, tuple[str, str]], advice: str) -> str:
-    """What the ranks that differ have, beside what most have; empty if all are alike."""
+    """A sentence with the values of the ranks that differ from most ranks; empty if all are equal."""
     groups: dict[tuple[str, str], list[int]] = {}
     for rank, answer in sorted(said.items()):
         groups.setdefault(answer, []).append(rank)

@@ -18,14 +18,14 @@ NEWS = 2.0  # seconds in which a rank hears that another has failed
 
 
 class Watch(Protocol):
-    """Who knows how the job fares."""
+    """An object that knows whether a rank of the job has failed."""
 
     def check(self) -> None:
         """Raise ParallelError if a rank has failed."""
 
 
 class Unwatched:
-    """A job that nobody watches: ranks that fail are noticed by their silence."""
+    """For a job that nobody watches: a failed rank is noticed when its messages stay out."""
 
     def check(self) -> None:
         return None
@@ -37,15 +37,15 @@ def counter_numbers(size: int) -> int:
 
 
 def segment_bytes(size: int) -> int:
-    """Of the memory that a group of `size` ranks shares; what is never used takes none."""
+    """Bytes of the segment of a group of `size` ranks; pages that are never used take no memory."""
     return 8 * counter_numbers(size) + size * SLOT + size * size * BOX
 
 
 class Unnamed:
     """Linux's memory without a name (memfd_create): none is left behind, however the processes that hold it end.
 
-    Unlike named segments it is not bound by the size of /dev/shm, which is 64 MB in a container of Docker. Others of
-    the same user find it through the process that made it, under `name`, until that unlinks it.
+    Unlike a named segment it is not limited by the size of /dev/shm, which is 64 MB in a Docker container. Other
+    processes of the same user open it through the process that made it, under `name`, until that unlinks it.
     """
 
     def __init__(self, file: int, name: str):
@@ -62,7 +62,7 @@ class Unnamed:
 
 
 def create_segment(size: int) -> Any:
-    """A new segment for a group of `size` ranks, which its maker unlinks when all have attached."""
+    """A new segment for a group of `size` ranks; its maker unlinks it when all have attached."""
     if not hasattr(os, "memfd_create"):
         return shared_memory.SharedMemory(create=True, size=segment_bytes(size))
     file = os.memfd_create("minillm")
@@ -71,7 +71,7 @@ def create_segment(size: int) -> Any:
 
 
 def attach_segment(name: str) -> Any:
-    """The segment of that name. Its maker alone cleans it up; Python before 3.13 would have every process do so."""
+    """The segment of that name. Only its maker cleans it up; before Python 3.13 every process would do so."""
     if name.startswith("/proc/"):
         memory = Unnamed(os.open(name, os.O_RDWR), name)
         memory.unlink()  # its own descriptor; the mapping stays
@@ -86,9 +86,9 @@ def attach_segment(name: str) -> Any:
 
 
 def attach_to(rank: int, owner: int, name: str, watch: Watch) -> Any:
-    """attach_segment, by `rank`, for the segment that rank `owner` has just made.
+    """The segment that rank `owner` has just made, for `rank`.
 
-    Raises: ParallelError where it cannot be opened: what the job says, if that rank has failed meanwhile.
+    Raises: ParallelError if it cannot be opened: the error of the job, if that rank has failed meanwhile.
     """
     try:
         return attach_segment(name)

@@ -1,21 +1,21 @@
-"""Ranks as processes on one machine, which talk through memory that they share: every parallel algorithm on a laptop.
+"""Ranks as processes on one machine that share memory: every parallel algorithm runs on a laptop.
 
-A group of n ranks has one segment of memory. In it each rank has a slot, where it alone writes, and two counters:
-`posted`, how many exchanges it has written for, and `done`, how many it has read. Every collective operation is made
-of exchanges, and an exchange is
+A group of n ranks has one segment of memory. In it each rank has a slot, where only it writes, and two counters:
+`posted`, the number of exchanges for which it has written, and `done`, the number that it has read. Every collective
+operation is made of exchanges, and an exchange is
 
-    wait until all ranks are done with the one before, for they may still read my slot
+    wait until all ranks are done with the exchange before, because they may still read my slot
     write my slot, and post
     wait until all ranks have posted, read their slots, and say done
 
-A slot holds a piece; longer arrays go piece by piece. In an all_reduce every rank adds up its n-th part of a piece, in
-the order of the ranks, and then all of them read the n sums: the bits are the same on every rank and in every run.
-For send and recv each pair of ranks has a box, which the one fills and the other empties.
+A slot holds one piece; longer arrays are sent piece by piece. In an all_reduce every rank adds up its n-th part of a
+piece, in the order of the ranks, and then all of them read the n sums: the bits are equal on every rank and in every
+run. For send and recv each pair of ranks has a box, which the sender fills and the receiver empties.
 
 Operations run on threads of their own, so that they go on while the caller computes: one for the collectives of a
 group, in the order they were called, and one for each direction of each pair, so that no send stands before a recv.
 
-A rank that waits looks at how the job fares too: where another rank has failed, or none came in time, it says so.
+A rank that waits also looks whether another rank has failed or has not come in time, and raises then.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Call(NamedTuple):
     root: int = 0
 
     def code(self) -> tuple[int, int, int, int]:
-        """As four numbers, to see whether all ranks call the same."""
+        """The call as four numbers, to compare it with the calls of other ranks."""
         if self.array is None:
             return CALLS.index(self.name), 0, 0, 0
         return CALLS.index(self.name), self.array.nbytes, self.array.dtype.num, self.root
@@ -167,7 +167,7 @@ class SharedMemoryCommunicator(Communicator):
         self._start("all", meet).wait()
 
     def _in_pieces(self, count: int, step: int, piece: Callable[[int], None]) -> Work:
-        """Start an operation on `count` numbers, of which a slot holds `step`."""
+        """Start an operation on `count` elements, of which a slot holds `step`."""
 
         def run() -> None:
             for start in range(0, max(1, count), step):
@@ -181,7 +181,7 @@ class SharedMemoryCommunicator(Communicator):
 
     @contextlib.contextmanager
     def _exchange(self, call: Call, values: Array | None = None, place: slice = slice(None)) -> Iterator[None]:
-        """Write values to this rank's slot, or to a part of it; within, all ranks have written, and slots are read."""
+        """Write values to this rank's slot or a part of it; in the block all have written, and slots may be read."""
         me, number = self.rank, self._exchanges + 1
         self._wait_for(call, self._done, number - 1)
         if values is not None:
@@ -199,7 +199,7 @@ class SharedMemoryCommunicator(Communicator):
         self._done[me] = self._exchanges = number
 
     def _wait_for(self, call: Call, counters: Array, number: int) -> None:
-        """Return when all ranks' counters have come to `number`."""
+        """Wait until the counters of all ranks have reached `number`."""
 
         def missing() -> list[int]:
             return [rank for rank, count in zip(self.ranks, counters.tolist(), strict=True) if count < number]
@@ -289,7 +289,7 @@ class SharedMemoryCommunicator(Communicator):
         with contextlib.suppress(BufferError):  # somebody still has a view; the process's end frees it
             self.memory.close()
 
-    # --- what they are made of ---------------------------------------------------------------------------------------
+    # --- helpers ---------------------------------------------------------------------------------------
 
     def _start(self, lane: Any, run: Callable[[], None]) -> Work:
         if lane not in self._lanes:
@@ -297,7 +297,7 @@ class SharedMemoryCommunicator(Communicator):
         return self._lanes[lane].add(run)
 
     def _record(self, call: Call, count: int, source: int | None = None) -> None:
-        """Note `count` bytes from one rank, or from each of the others."""
+        """Record `count` bytes from one rank, or from each of the others."""
         if self.trace is None:
             return
         for other in range(self.size) if source is None else (source,):
@@ -305,12 +305,12 @@ class SharedMemoryCommunicator(Communicator):
                 self.trace.add(call.name, call.what, self.ranks[other], self.ranks[self.rank], count)
 
     def _wait(self, name: str, ready: Callable[[], Any], missing: Callable[[], list[int]]) -> None:
-        """Return when `ready()`; what the others wrote before is there then."""
+        """Wait until `ready()`; what other ranks wrote before can be read then."""
         self._poll(name, ready, missing)
         fence()
 
     def _poll(self, name: str, ready: Callable[[], Any], missing: Callable[[], list[int]]) -> None:
-        """Ask again and again: first with the processor at hand, then in naps, which leave it to the others."""
+        """Call `ready` until it is true: first in a busy loop, then with naps, which leave the processor to others."""
         for _ in range(50):
             if ready():
                 return
@@ -332,10 +332,10 @@ class SharedMemoryCommunicator(Communicator):
 
 
 def fence() -> None:
-    """What this thread reads and writes before it happens before what it does after it, as other ranks see it.
+    """A memory barrier: other ranks see what this thread reads and writes before it before what it does afterwards.
 
-    x86 keeps that order by itself; ARM does not. A lock that is taken keeps what follows from moving before it, and
-    one that is given back what precedes from moving behind it: one of each, and one more, leave no way past.
+    x86 keeps that order by itself; ARM does not. Taking a lock keeps later accesses from moving before it, and giving
+    it back keeps earlier ones from moving behind it. Doing both twice lets no access pass in either direction.
     """
     lock = threading.Lock()
     for _ in range(2):

@@ -125,7 +125,7 @@ def table_of(model: Decoder) -> Table:
 
 def kv_heads(config: Any) -> int:
     """The number of heads of keys and values, which may be fewer than those of queries."""
-    return getattr(config, "key_heads", config.heads)
+    return getattr(config, "kv_heads", config.heads)
 
 
 # --- layers ----------------------------------------------------------------------------------------------------------
@@ -186,8 +186,8 @@ class ParallelRegion(Wrapper):
         self.place: tuple[int, int] | None = None  # the first head of this rank, and the number of all
         if "heads" in vars(layer):
             self.place = bounds(layer.heads, communicator.size)[communicator.rank], layer.heads
-        for name in vars(layer).keys() & {"heads", "key_heads"}:
-            setattr(layer, name, getattr(layer, name) // communicator.size)
+        for name in vars(layer).keys() & {"heads", "kv_heads"}:
+            vars(layer)[name] //= communicator.size
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """Shapes: x (B, T, C) and the result are the same on all ranks."""
@@ -303,7 +303,7 @@ def _check(config: Any, ranks: int) -> None:
             "gradients; divide the batch (--dp) or the layers (--pp)"
         )
     hidden = getattr(config, "size_of_mlp", config.hidden)
-    for name, size in {"heads": config.heads, "key_heads": kv_heads(config), "hidden": hidden}.items():
+    for name, size in {"heads": config.heads, "kv_heads": kv_heads(config), "hidden": hidden}.items():
         if size % ranks:
             raise InputError(f"tensor_parallel: {ranks} ranks do not divide {name}={size}; take fewer ranks")
     if config.vocab_size < ranks:

@@ -23,14 +23,10 @@ import numpy as np
 
 from minillm.autograd import Op, Tensor
 from minillm.backend import Array, as_array, as_rows, contiguous, row_blocks, row_max
+from minillm.cuda import cross_entropy as kernels
 from minillm.device import is_on_gpu, like
 from minillm.errors import DtypeError, InputError, ShapeError, check_index
-from minillm.ops.cross_entropy import (
-    Saved,
-    cross_entropy_backward_cuda,
-    cross_entropy_forward_cuda,
-    memory_for_gradient,
-)
+from minillm.fast.cross_entropy import Saved, memory_for_gradient
 from minillm.parallel.communicator import Communicator, bounds
 from minillm.sums import row_sums, sum_over
 
@@ -54,8 +50,8 @@ def vocabulary_cross_entropy_forward_cuda(logits, targets, **settings):
     if logits.size == 0:
         return NotImplemented
     zeros = np.zeros_like(targets, dtype=np.int64)  # a class that there is; the kernel's loss is not used
-    result = cross_entropy_forward_cuda(logits, zeros, ignore_index=-1, label_smoothing=0.0, reduction="none")
-    return _loss(contiguous(logits), targets, result[1].largest, result[1].total, **settings)
+    _, own = kernels.forward(logits, zeros, ignore_index=-1, label_smoothing=0.0, reduction="none")
+    return _loss(contiguous(logits), targets, own.largest, own.total, **settings)
 
 
 def _two_rows(logits: Array) -> Array:
@@ -114,7 +110,7 @@ VOCABULARY_CROSS_ENTROPY = Op(
     "vocabulary_cross_entropy",
     vocabulary_cross_entropy_forward,
     vocabulary_cross_entropy_backward,
-    cuda=(vocabulary_cross_entropy_forward_cuda, cross_entropy_backward_cuda),
+    cuda=(vocabulary_cross_entropy_forward_cuda, kernels.backward),
     kernel="cross_entropy",
 )
 

@@ -40,19 +40,20 @@ def unwrap(module: Any) -> Any:
 
 def replace(model: Module, path: str, new: Module) -> None:
     """Put another module at a path, such as `h.3.attn.qkv`."""
-    *steps, last = path.split(".")
-    owner: Any = unwrap(model)
-    for step in steps:
-        owner = unwrap(owner[_key(owner, step)] if _holds_items(owner) else getattr(owner, step))
-    if _holds_items(owner):
-        owner[_key(owner, last)] = new
-    else:
-        setattr(owner, last, new)
+    _replaced(model, path.split("."), new)
 
 
-def _holds_items(owner: Any) -> bool:
-    return isinstance(owner, (list, dict, ModuleList))
-
-
-def _key(owner: Any, step: str) -> Any:
-    return step if isinstance(owner, dict) else int(step)
+def _replaced(owner: Any, steps: list[str], new: Module) -> Any:
+    """The owner with another module at the end of these steps; a tuple cannot be changed, so it is made anew."""
+    if not steps:
+        return new
+    inside, step = unwrap(owner), steps[0]
+    if not isinstance(inside, (list, tuple, dict, ModuleList)):
+        vars(inside)[step] = _replaced(vars(inside)[step], steps[1:], new)
+        return owner
+    key: Any = step if isinstance(inside, dict) else int(step)
+    changed = _replaced(inside[key], steps[1:], new)
+    if isinstance(inside, tuple):
+        return (*inside[:key], changed, *inside[key + 1 :])
+    inside[key] = changed
+    return owner

@@ -1,9 +1,9 @@
-"""ZeRO: data parallel without the same numbers on every rank (Rajbhandari et al. 2020, arXiv:1910.02054).
+"""ZeRO: data parallel in which no two ranks keep the same numbers (Rajbhandari et al. 2020, arXiv:1910.02054).
 
 Data-parallel ranks all keep parameters, gradients and the optimiser's state, and all make the same update. Here rank i
-of n keeps the i-th part of each unit's row, and moves that alone:
+of n keeps the i-th part of each unit's row, and updates that alone:
 
-    stage 1   the optimiser's state is in parts
+    stage 1   the optimiser's state is divided
     stage 2   and the gradients
     stage 3   and the parameters
 
@@ -49,7 +49,7 @@ from minillm.parallel.data_parallel import DataParallel, Unit
 
 
 def step_bytes(stage: int, root: int, block: int, layers: int, ranks: int, micro_batches: int = 1) -> dict[str, int]:
-    """What a rank sends in a step, in bytes, of a row of `root` bytes and `layers` of `block` each; n divides each."""
+    """Bytes that a rank sends in a step, for a root of `root` bytes and `layers` blocks of `block`; n divides each."""
     sums, gathers = layers, layers
     if stage > 1:
         sums *= micro_batches
@@ -62,7 +62,7 @@ def step_bytes(stage: int, root: int, block: int, layers: int, ranks: int, micro
 
 
 class Rows:
-    """Two rows of memory that the blocks use in turn: block i row i % 2."""
+    """Two rows of memory that the blocks use in turn: block i uses row i % 2."""
 
     def __init__(self, blocks: list[Unit]):
         largest = max((unit.size for unit in blocks), default=0)
@@ -72,18 +72,18 @@ class Rows:
 
     @property
     def nbytes(self) -> int:
-        """Of both."""
+        """Bytes of both rows."""
         return sum(row.nbytes for row in self.rows)
 
 
 class ZeRO(DataParallel):
-    """Data parallel in which each rank keeps a part; as DataParallel, with `stage` 1, 2 or 3."""
+    """Data parallel in which each rank keeps a part. It is used as DataParallel is; `stage` is 1, 2 or 3."""
 
     def __init__(self, model: Module, communicator: Communicator, groups: Iterable[Mapping[str, Any]], stage: int = 1):
         if stage not in (1, 2, 3):
             raise InputError(f"ZeRO: stage is {stage}; choose 1, 2 or 3")
         self.stage = stage
-        self.gathering: dict[int, Work] = {}  # of blocks, by their number
+        self.gathering: dict[int, Work] = {}  # by the number of the block
         super().__init__(model, communicator, groups)
         self.numbers = {id(unit): number for number, unit in enumerate(self.blocks)}
         self.grad_rows = Rows(self.blocks if stage >= 2 else [])
@@ -123,7 +123,7 @@ class ZeRO(DataParallel):
             self._gather(unit, ahead=-1)
         if self.stage > 1:
             for other in reversed(self.blocks[self.numbers[id(unit)] + 1 :]):
-                if other.calls == 0 and other.grad is None:  # this rank has skipped it, unlike others perhaps
+                if other.calls == 0 and other.grad is None:  # this rank has skipped it; other ranks may not have
                     self._sum(other)
             self._lend_grad(unit)
 
@@ -131,15 +131,15 @@ class ZeRO(DataParallel):
         if self.stage == 1:
             super()._sum_complete()
 
-    def _passed(self, unit: Unit) -> None:
-        super()._passed(unit)
+    def passed(self, unit: Unit) -> None:
+        super().passed(unit)
         if self.stage > 1 and unit.calls == 0:
             self._sum(unit)
 
     def _lend_grad(self, unit: Unit) -> None:
-        """Give a block one of the two rows, from which the gradients of another are gone before.
+        """Give a block one of the two rows for its gradients, after those of the block before have been summed.
 
-        A block that was computed several times gets a row of its own, until all of these have been walked back.
+        A block that was computed several times gets a row of its own, until all its backwards have been walked.
         """
         if unit.work is not None:  # of the micro-batch before
             self.end_sum(unit)
@@ -184,7 +184,7 @@ class ZeRO(DataParallel):
             self._gather(unit, ahead=1)
 
     def _gather(self, unit: Unit, ahead: int) -> None:
-        """Have the parameters of a block, and start to gather those of the one that is next."""
+        """Wait for the parameters of a block, and start to gather those of the next one."""
         number = self.numbers[id(unit)]
         self._start_gather(number)
         if (work := self.gathering.pop(number, None)) is not None:

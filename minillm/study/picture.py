@@ -16,11 +16,11 @@ from typing import NamedTuple
 import numpy as np
 
 from minillm import random
-from minillm.backend import tuned_process
 from minillm.errors import InputError
 from minillm.models.gpt2 import GPT2, GPT2Config
 from minillm.parallel.communicator import Communicator
 from minillm.parallel.pipeline import Event, bubble_fraction, check_schedule, cut, idle_fraction
+from minillm.tuning import tuned_process
 
 ROWS, CONTEXT, VOCABULARY, CHANNELS = 8, 64, 64, 128  # of a micro-batch and of the model
 WARM_UP, STEPS = 2, 5  # steps before, and those of which the shortest is shown

@@ -91,8 +91,8 @@ def _seconds(product: Shapes) -> float:
     if a.ndim == b.ndim == 2:
         return alone
     start = time.perf_counter()
-    backend.parallel(lambda first, last: backend.matmul(a, b), backend.threads)
-    return min(alone, (time.perf_counter() - start) / backend.threads)
+    backend.parallel(lambda first, last: backend.matmul(a, b), backend.cutting.threads)
+    return min(alone, (time.perf_counter() - start) / backend.cutting.threads)
 
 
 @contextlib.contextmanager

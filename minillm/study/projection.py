@@ -349,7 +349,7 @@ def projection_tables(name: str, machine: Machine, gpus: int, batch: int, contex
     work = work_of(name, min(config.context, 4096) if context is None else context)
     heads = (
         config.heads,
-        getattr(config, "key_heads", config.heads),
+        getattr(config, "kv_heads", config.heads),
         getattr(config, "size_of_mlp", 0) or config.hidden,
     )
     found = settings(work, machine, gpus, batch, heads)

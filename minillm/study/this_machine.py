@@ -15,7 +15,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from minillm.backend import tuned_process
 from minillm.errors import InputError
 from minillm.optim import AdamW
 from minillm.parallel.communicator import Communicator
@@ -24,6 +23,7 @@ from minillm.study.describe.tables import Table, in_bytes
 from minillm.study.parallel_report import Division, Measured, Place, divisions, exact_tables, measure, stage_of
 from minillm.study.projection import Link, Machine, Seconds, Work, step_seconds, work_of
 from minillm.training.trainer import accumulate_gradients
+from minillm.tuning import tuned_process
 
 
 class Constants(NamedTuple):
@@ -142,7 +142,7 @@ def measured_run(name: str, nproc: int, batch: int, context: int | None = None, 
     kind, config, _ = opened(name)
     config = replace(config, dropout=0.0) if hasattr(config, "dropout") else config
     work = work_of(name, context, "float32")
-    heads = min(config.heads, getattr(config, "key_heads", config.heads))
+    heads = min(config.heads, getattr(config, "kv_heads", config.heads))
     given = divisions(nproc, work.shapes, heads, min(4, batch))
     outcomes = launch(train_and_measure, nproc, kind, config, given, batch, work.context, steps)
     measured = [outcome[1] for outcome in outcomes]

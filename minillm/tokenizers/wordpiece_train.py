@@ -60,9 +60,10 @@ def first_symbols(words: Mapping[str, int], limit_alphabet: int | None = None) -
 def learn_pieces(words: Mapping[str, int], symbols: Sequence[str], min_frequency: int = 0) -> Iterator[str]:
     """The pieces that `WordPieceTokenizer.train` learns from words and their counts, until no pair is left.
 
-    A token's id is its place in `symbols`, then in the order of learning. As in `bpe_train.learn_merges`, an entry of the
-    heap never ranks its pair too low, and a pair whose count has fallen goes back. Unlike there, equal pairs are ordered
-    by their ids, and two pairs may make the same piece, or one that is a special token; it is learnt once.
+    A token's id is its place in `symbols`, then in the order of learning. As in `bpe_train.learn_merges`, an entry of
+    the heap never ranks its pair too low, and a pair whose count has fallen goes back. Unlike there, pairs of equal
+    count are ordered by their ids, and two pairs may make the same piece, or one that is a special token; it is learnt
+    once.
     """
     tokens = list(symbols)
     ids = {token: i for i, token in enumerate(tokens)}

@@ -18,15 +18,15 @@ FORMAT = 2  # of the runs that begin now; see TrainConfig.format
 
 
 class Derived:
-    """Marks a number that nobody gave: it follows from other settings, and anew when these are replaced."""
+    """A number that was not given: it follows from other settings, and changes when these are replaced."""
 
 
 class DerivedFloat(Derived, float):
-    """Such a number of floating point."""
+    """A derived floating-point number."""
 
 
 class DerivedInt(Derived, int):
-    """Such a whole number."""
+    """A derived whole number."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class TrainConfig:
     """Settings of a training run; each can be set on the command line."""
 
     preset: str = "default"
-    """Named settings to start from: default, shakespeare-char-cpu or nano; other options change single ones."""
+    """Start from a preset (default, shakespeare-char-cpu, nano); other options override it."""
     data: str = "builtin"
     """Text to train on: a file, a folder, a glob pattern, a .jsonl, or `builtin` (the help texts of Python itself)."""
     field: str | None = None
@@ -54,7 +54,7 @@ class TrainConfig:
     batch_size: int = 12
     """Sequences per step, each of `context` tokens."""
     micro_batches: int = 1
-    """Parts in which a batch is computed one after another: the same gradient, less memory."""
+    """Number of parts in which a batch is computed, one after another: equal gradient, less memory."""
     optimizer: Literal["adamw", "sgd"] = "adamw"
     """AdamW, or stochastic gradient descent with momentum 0.9."""
     lr: float = 1e-3
@@ -74,7 +74,7 @@ class TrainConfig:
     weight_decay: float = 0.1
     """AdamW's decay of matrices; biases and normalisation weights are not decayed."""
     clip: float = 1.0
-    """Largest global norm of the gradient."""
+    """Largest global norm of the gradient; a larger gradient is scaled down to it."""
     eval_every: int = 200
     """Steps between validations, each of which also saves."""
     eval_batches: int = 20
@@ -83,31 +83,33 @@ class TrainConfig:
     """Steps between samples of generated text; 0 for none."""
     sample_tokens: int = 60
     """Length of such a sample, in tokens."""
+    threads: int | None = None
+    """Threads of this process on the CPU; by default the fastest of some ways to use all cores, tried before step 1."""
     device: str = "cpu"
-    """Where to train: `cpu`, `cuda` (the current GPU), or `cuda:1`."""
+    """Device to train on: `cpu`, `cuda` (the current GPU), or `cuda:1`."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Of weights and activations; with bfloat16, which needs a GPU, the optimiser keeps the weights in float32 too."""
+    """Dtype of weights and activations; bfloat16 needs a GPU, and the optimiser then keeps float32 weights as well."""
     dp: int | None = None
-    """Data parallel: ranks that each compute a part of the batch; by default as many as --tp and --pp leave."""
+    """Data parallel: number of ranks that each compute a part of the batch; default: all that --tp and --pp leave."""
     tp: int = 1
-    """Tensor parallel: ranks that each have a part of every large matrix."""
+    """Tensor parallel: number of ranks that each have a part of every large matrix."""
     pp: int = 1
-    """Pipeline parallel: ranks that each have a part of the layers; give more --micro-batches than these."""
+    """Pipeline parallel: number of ranks that each have some of the layers; give more --micro-batches than ranks."""
     zero: int = 0
-    """ZeRO stage: what data-parallel ranks keep in parts, 1: moments, 2: and gradients, 3: and weights; 0: nothing."""
+    """ZeRO stage. 0: off; 1: shard optimiser moments; 2: also gradients; 3: also weights."""
     pipeline: Literal["1f1b", "gpipe"] = "1f1b"
-    """Order of a pipeline's work: backwards as soon as possible, or after all forwards."""
+    """Pipeline schedule: backwards as soon as possible (1f1b), or after all forwards (gpipe)."""
     recompute: str = "none"
     """Layers whose activations are computed again in the backward, to save memory: none, all, or such as `0,2-5`."""
     seed: int = 1337
     """Seed of the weights, the order of the data, and dropout."""
     format: int = dataclasses.field(default=FORMAT, metadata={"option": False})
-    """Of the run: those of format 1 began with another schedule and order of data (see history.py), and keep them."""
+    """Format of the run: runs of format 1 began with another schedule and order of data, and keep them (history.py)."""
 
     def __post_init__(self):
         self._derive()
         whole = dict(steps=1, batch_size=1, micro_batches=1, warmup=0, decay_steps=0, eval_every=1, eval_batches=1)
-        parallel = dict(dp=1, tp=1, pp=1, zero=0)
+        parallel = dict(threads=1, dp=1, tp=1, pp=1, zero=0)
         for name, least in {**whole, **parallel, "sample_every": 0, "sample_tokens": 0, "seed": 0}.items():
             if getattr(self, name) is not None and getattr(self, name) < least:
                 raise InputError(f"train: {name} is {getattr(self, name)}; give {least} or more")
@@ -116,7 +118,7 @@ class TrainConfig:
                 raise InputError(f"train: {name} is {getattr(self, name)}; give 0 or more, but a finite number")
         if self.format not in (1, FORMAT):
             raise InputError(
-                f"train: the run has format {self.format}; this version knows 1 to {FORMAT}, use a later one"
+                f"train: the run has format {self.format}; this version knows 1 to {FORMAT}; install a later version"
             )
         if self.format > 1:
             self._check_schedule()
@@ -127,7 +129,7 @@ class TrainConfig:
         if not is_device(self.device):
             raise InputError(f"train: device is {self.device!r}; choose cpu, cuda or cuda:0")
         if self.dtype == "bfloat16" and self.device == "cpu":
-            raise InputError("train: bfloat16 needs --device cuda, because a CPU has no arithmetic for it; use float32")
+            raise InputError("train: bfloat16 needs --device cuda, because a CPU cannot compute in it; use float32")
         if not 0 < self.validation_fraction < 1:
             raise InputError(
                 f"train: validation_fraction is {self.validation_fraction}; give a share above 0 and below 1"
@@ -139,7 +141,7 @@ class TrainConfig:
             )
 
     def _derive(self) -> None:
-        """Fill in the numbers that nobody gave, each from the settings before it."""
+        """Fill in the numbers that were not given, each from the settings before it."""
         rules: dict[str, Callable[[], Derived]] = {
             "min_lr": lambda: DerivedFloat(self.lr / 10),
             "warmup": lambda: DerivedInt(min(100, self.steps // 10)),

@@ -1,9 +1,19 @@
-"""What a training run shows: a live line on a terminal, and a plain line per validation elsewhere."""
+"""What a training run shows: a live line on a terminal, and a plain line for each validation elsewhere.
+
+The live line is drawn by the steps themselves; no thread draws it meanwhile. When a debugger starts, by breakpoint()
+or by pdb, the line is left as it stands, so that the prompt has the terminal; it returns at the first step that no
+debugger follows.
+"""
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import math
 import shlex
+import statistics
+import sys
+import time
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,15 +23,20 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.text import Text
 
 from minillm.errors import InputError
+from minillm.training import speed
+from minillm.tuning import Choice
 
 if TYPE_CHECKING:
     from minillm.training.saving import State
 
 
-class Display:
-    """Progress of one run; entered around the loop."""
+DRAW_EVERY = 0.1  # seconds
 
-    def __init__(self, run: Any, weights: int, corpus: Any, state: State, config: Any):
+
+class Display:
+    """Progress of one run; entered around the loop. live: draw a live line if the output is a terminal."""
+
+    def __init__(self, run: Any, weights: int, corpus: Any, state: State, config: Any, live: bool = True):
         self.run = run
         self.corpus = corpus
         self.config = config
@@ -34,8 +49,10 @@ class Display:
             TimeRemainingColumn(),
             TextColumn("left"),
             console=self.console,
-            disable=not self.console.is_terminal,
+            auto_refresh=False,
+            disable=not (live and self.console.is_terminal),
         )
+        self.drawn = 0.0  # when the live line was drawn last
         self.task = self.progress.add_task(
             "", total=config.steps, completed=state.step, loss="-", val_loss="-", speed="-"
         )
@@ -48,30 +65,68 @@ class Display:
         self.console.print(
             f"run directory {escape(str(run.folder))}" + (f", from step {state.step}" if state.step else "")
         )
+        self.choice = Choice.from_json(state.choice) if state.choice else None
+        if self.choice and self.choice.seconds:
+            told = f"{self.choice.name}, as when it began" if state.step else f"{self.choice}"
+            self.console.print(f"work is cut over {told}; --threads fixes the number")
+        self.speeds: list[float] = []  # tokens per second of each step so far
 
     def __enter__(self) -> Display:
-        self.progress.start()
+        if not self.progress.disable:
+            _watch_for_debuggers()
+            _entered.append(self)
+            if not debugger_is_attached():
+                self.progress.start()
         return self
 
     def __exit__(self, *error: Any) -> None:
         self.progress.stop()
+        if self in _entered:
+            _entered.remove(self)
+
+    def is_live(self) -> bool:
+        """Whether a live line is there; if a debugger has gone, it is there again."""
+        if self.progress.disable:
+            return False
+        if debugger_is_attached():
+            self.progress.stop()
+        elif self in _entered:
+            self.progress.start()
+        return self.progress.live.is_started
 
     def step(self, record: dict[str, Any]) -> None:
         """Write the line of a step to metrics.jsonl, and show it."""
         self.run.add_metrics(record)
         self.speed += (record["tokens_per_s"] - self.speed) * (0.05 if self.speed else 1)
         fields: dict[str, Any] = {"loss": f"{record['loss']:.3f}", "speed": f"{self.speed:,.0f}"}
+        live = self.is_live()
         if record["val_loss"] is not None:
             fields["val_loss"] = f"{record['val_loss']:.3f}"
-            if not self.console.is_terminal:
+            if not live:
                 self.console.print(
                     f"step {record['step']}/{self.config.steps}  loss {fields['loss']}  validation "
                     f"{fields['val_loss']}  {fields['speed']} tokens/s  {record['seconds']:.0f} s"
                 )
-        self.progress.update(self.task, completed=record["step"], **fields)
+        due = live and time.monotonic() - self.drawn >= DRAW_EVERY
+        self.progress.update(self.task, completed=record["step"], refresh=due, **fields)
+        self.drawn = time.monotonic() if due else self.drawn
+        self.speeds.append(record["tokens_per_s"])
+        if len(self.speeds) == speed.TOLD_AT:
+            self.tell_the_rest(record["step"])
+
+    def tell_the_rest(self, step: int) -> None:
+        """Say how long the run will take, and whether two processes would be faster."""
+        tokens = self.config.batch_size * self.config.model.context
+        seconds = tokens / statistics.median(self.speeds[speed.TOLD_AT // 2 :])
+        model = dataclasses.replace(self.config.model, vocab_size=self.corpus.tokenizer.vocab_size)
+        config = dataclasses.replace(self.config, model=model)
+        one_process = self.choice and self.choice.seconds  # where ways were tried, two processes are one more
+        two = speed.seconds_in_two_processes if one_process else None
+        for line in speed.forecast(config, step, seconds, self.folder(), two):
+            self.console.print(line)
 
     def sample(self, prompt: str, continuation: str) -> None:
-        """Some generated text."""
+        """Show a prompt and how the model continues it."""
         self.console.print(Text.assemble((prompt, "dim"), continuation))
         self.console.print("-" * 40, style="dim")
 
@@ -79,8 +134,7 @@ class Display:
         """Draw the loss curve, and show the results and the command that comes next."""
         self.run.plot()
         self.progress.stop()
-        name = str(self.run.folder)
-        folder = escape(shlex.quote(f"./{name}" if name.startswith("-") else name))  # or it would be an option
+        folder = self.folder()
         validated = [record for record in self.run.metrics() if record["val_loss"] is not None]
         if validated:
             self.console.print(
@@ -94,6 +148,11 @@ class Display:
         else:
             self.console.print("to sample from it:")
             self.console.print(f"  minillm sample {folder} --prompt {escape(self.prompt())} --max-tokens 200")
+
+    def folder(self) -> str:
+        """The run directory, quoted for a shell."""
+        name = str(self.run.folder)
+        return escape(shlex.quote(f"./{name}" if name.startswith("-") else name))  # or it would be an option
 
     def prompt(self) -> str:
         """The start of a sentence, quoted for a shell; where the tokenizer cannot write it, that of the text."""
@@ -114,10 +173,34 @@ class NoDisplay:
         return None
 
     def step(self, record: dict[str, Any]) -> None:
-        """As Display.step."""
+        """Do nothing; see Display.step."""
 
     def sample(self, prompt: str, continuation: str) -> None:
-        """As Display.sample."""
+        """Do nothing; see Display.sample."""
 
     def finish(self, state: State, interrupted: bool) -> None:
-        """As Display.finish."""
+        """Do nothing; see Display.finish."""
+
+
+# --- debuggers -----------------------------------------------------------------------------------------------------
+
+_entered: list[Display] = []  # the displays whose live line may be on the terminal
+
+
+@functools.cache
+def _watch_for_debuggers() -> None:
+    """Stop the live line when a debugger starts. Python has no way to end this, so it is begun once."""
+    starts = ("builtins.breakpoint", "pdb.Pdb")
+
+    def before(event: str, _: tuple) -> None:
+        if event in starts:
+            for display in _entered:
+                display.progress.stop()
+
+    sys.addaudithook(before)
+
+
+def debugger_is_attached() -> bool:
+    """Whether a debugger (or another tool) follows every line: pdb between two prompts, or while it has breakpoints."""
+    monitoring = getattr(sys, "monitoring", None)  # of Python 3.12; pdb uses it from 3.14 on
+    return sys.gettrace() is not None or (monitoring is not None and bool(monitoring.get_tool(monitoring.DEBUGGER_ID)))

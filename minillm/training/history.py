@@ -1,7 +1,8 @@
-"""What runs of format 1 began with, so that they go on exactly so.
+"""Rules of runs of format 1, so that such a run goes on exactly as it began.
 
-Their schedules reached min_lr at step `steps`, one after the last that runs, a wsd decay longer than what the warmup
-leaves began below lr, and no rate was refused. Their data (data/batches.py) never came to the last tokens of the text.
+Their schedules reached min_lr at step `steps`, one step after the last one. A wsd decay longer than what the warmup
+leaves began below lr, and no rate was refused. Their batches (data/batches.py) never contained the last tokens of the
+text.
 """
 
 from __future__ import annotations

@@ -64,7 +64,7 @@ class Run:
             content = json.loads((folder / "config.json").read_text(encoding="utf-8-sig"))
         except (FileNotFoundError, NotADirectoryError):
             raise CheckpointError(
-                f"{folder} is no run directory, as it has no config.json; give a folder that `minillm train` made"
+                f"{folder} is not a run directory: it has no config.json; give a folder that `minillm train` made"
             ) from None
         except (json.JSONDecodeError, UnicodeDecodeError) as error:
             raise CheckpointError(f"{folder / 'config.json'} is damaged ({error}); restore it from a copy") from None
@@ -72,11 +72,11 @@ class Run:
             raise CheckpointError(
                 f"{folder / 'config.json'} holds no JSON object; give a folder that `minillm train` made"
             )
-        content.setdefault("format", 1)  # the first wrote none
+        content.setdefault("format", 1)  # runs of the first format have no such key
         return cls(folder, TrainConfig.from_json(content), Tokenizer.load(folder / "tokenizer"))
 
     def keep_settings(self, config: TrainConfig) -> None:
-        """Write config.json again: those of a resumed run may have changed, and hold when it is resumed once more."""
+        """Write config.json again: the settings of a resumed run may have changed, and hold from then on."""
         unfinished = self.folder / "config.json.tmp"
         unfinished.write_text(json.dumps(config.to_json(), indent=2) + "\n", encoding="utf-8")
         os.replace(unfinished, self.folder / "config.json")
@@ -92,7 +92,7 @@ class Run:
             file.write(json.dumps(record) + "\n")
 
     def metrics(self) -> list[dict[str, Any]]:
-        """Every complete line of metrics.jsonl; a line cut off by a kill is passed over."""
+        """Every complete line of metrics.jsonl; a line that a kill has cut off is skipped."""
         records = []
         path = self.folder / "metrics.jsonl"
         for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else ():
@@ -103,7 +103,7 @@ class Run:
         return records
 
     def forget_metrics_after(self, step: int) -> None:
-        """Drop the lines of steps after a checkpoint, which a resumed run does again."""
+        """Drop the lines of steps after a checkpoint, because a resumed run takes these steps again."""
         kept = [record for record in self.metrics() if record["step"] <= step]
         path = self.folder / "metrics.jsonl"
         unfinished = path.with_suffix(".tmp")

@@ -1,4 +1,4 @@
-"""What a run saves of itself, and how it goes on from there."""
+"""Checkpoints of a run: what is saved, and how a run goes on from there."""
 
 from __future__ import annotations
 
@@ -25,6 +25,8 @@ class State(NamedTuple):
     seconds: float = 0.0
     best_loss: float = math.inf
     best_step: int = 0
+    choice: dict[str, Any] | None = None  # how work is cut (a tuning.Choice as JSON), on so many
+    ranks: int = 1
 
     def after_step(self, tokens: int, seconds: float) -> State:
         """The state one step later."""
@@ -73,7 +75,7 @@ def restore(run: Run | None, model: Any, optimizer: Optimizer, corpus: Corpus, w
     random.default.set_state(content["random"])
     for unfinished in run.folder.rglob("*.tmp") if run else ():  # left by a kill in the middle of a save
         unfinished.unlink()
-    return State(**{name: content[name] for name in State._fields})
+    return State(**{name: content[name] for name in State._fields if name in content})
 
 
 def read_last(run: Run, corpus: Corpus) -> Checkpoint:
@@ -83,7 +85,8 @@ def read_last(run: Run, corpus: Corpus) -> Checkpoint:
     """
     checkpoint = load_checkpoint(run.checkpoint("last"))
     content = checkpoint.state
-    if missing := {"corpus", "random", *State._fields} - content.keys():
+    lately = {"choice", "ranks"}  # older runs have none
+    if missing := {"corpus", "random", *State._fields} - lately - content.keys():
         raise CheckpointError(
             f"train: {run.checkpoint('last')} lacks {', '.join(sorted(missing))}, so `minillm train` did not write it; "
             "resume a run that it did"

@@ -16,7 +16,7 @@ class StopRequest:
     requested = False
 
     def requested_of_any(self, world: Communicator) -> bool:
-        """Whether it is set on any rank: all ranks must end after the same step."""
+        """True if it is set on any rank, because all ranks must end after the same step."""
         return self.requested if world.size == 1 else world.max_of(float(self.requested))[0] > 0
 
     def __enter__(self) -> StopRequest:

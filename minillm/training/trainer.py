@@ -14,13 +14,13 @@ import dataclasses
 import math
 import os
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from minillm import backend, random
+from minillm import random
 from minillm.autograd import no_grad
 from minillm.backend import Array
 from minillm.data import Batches
@@ -34,6 +34,7 @@ from minillm.parallel.communicator import Alone, Communicator, broadcast_bytes
 from minillm.parallel.mesh import Mesh, ParallelModel, parse_layers
 from minillm.parallel.recompute import recompute
 from minillm.tokenizers import Tokenizer
+from minillm.training import speed
 from minillm.training.config import TrainConfig
 from minillm.training.corpus import Corpus, load_corpus_on_all, make_batches
 from minillm.training.display import Display, NoDisplay
@@ -41,22 +42,27 @@ from minillm.training.history import learning_rate_of_format_1
 from minillm.training.run import Run, check_free
 from minillm.training.saving import State, restore, save
 from minillm.training.stop import StopRequest
+from minillm.tuning import Choice, tuned_process
 
 
-def train(config: TrainConfig, resume: Path | None = None, communicator: Communicator | None = None) -> Run:
+def train(
+    config: TrainConfig, resume: Path | None = None, communicator: Communicator | None = None, progress: bool = True
+) -> Run:
     """Train a model from the start, or continue the run at `resume` with these settings; returns the finished run.
 
-    Ctrl-C (or SIGTERM) ends the step at hand, saves, and says how to go on; a second one ends at once.
+    Ctrl-C (or SIGTERM) ends the step at hand, saves, and says how to go on; a second one ends at once. `progress` shows
+    a live line if the output is a terminal.
 
     Raises: InputError or CheckpointError for settings, data or a run that cannot be used, before anything is written;
     InputError when the loss stops being a number; ParallelError when another rank fails, or has other settings or text.
     """
     world = communicator or Alone()
-    run, corpus, model, optimizer, state = prepare(config, resume, world)
+    run, corpus, model, optimizer, state, choice = prepare(config, resume, world)
     batches, validation = make_batches(corpus, config)
     uploads = Uploads(config.device)
-    display = Display(run, model.num_parameters(), corpus, state, config) if world.rank == 0 else NoDisplay()
-    with backend.tuned_process(), StopRequest() as stop, quiet(), display:
+    leads = world.rank == 0
+    display = Display(run, model.num_parameters(), corpus, state, config, progress) if leads else NoDisplay()
+    with tuned_process(choice.cutting), StopRequest() as stop, quiet(), display:
         last = state.step >= config.steps
         while not last:
             started = time.perf_counter()
@@ -225,6 +231,7 @@ class Prepared(NamedTuple):
     model: WholeModel | ParallelModel
     optimizer: Optimizer
     state: State
+    choice: Choice
 
 
 def prepare(config: TrainConfig, resume: Path | None, world: Communicator) -> Prepared:
@@ -239,6 +246,8 @@ def prepare(config: TrainConfig, resume: Path | None, world: Communicator) -> Pr
     run = Run.open(resume) if leads and resume else None
     corpus = load_corpus_on_all(config, run.tokenizer if run else None, world)
     make_batches(corpus, config)  # raises where the text is too short
+    if not resume:
+        choice = speed.choose(config, world, lambda: throwaway_step(config, corpus))
     random.manual_seed(config.seed)
     model = divide(make_model(config, corpus.tokenizer), config, world)
     optimizer = make_optimizer(config, model.groups)
@@ -246,6 +255,7 @@ def prepare(config: TrainConfig, resume: Path | None, world: Communicator) -> Pr
     state = State()
     if resume:
         state = restore(run, model, optimizer, corpus, world)
+        choice = speed.choose_again(config, world, state.choice, state.ranks)
         if config.steps < state.step:
             raise InputError(
                 f"train: steps is {config.steps}, but {resume} has done {state.step} already; give --steps above that"
@@ -257,7 +267,24 @@ def prepare(config: TrainConfig, resume: Path | None, world: Communicator) -> Pr
         run = Run.create(config, corpus.tokenizer)
     folder = broadcast_bytes(world, os.fsencode(run.folder) if run else b"")
     run = run or Run(Path(os.fsdecode(folder)), config, corpus.tokenizer)
-    return Prepared(run, corpus, model, optimizer, state)
+    state = state._replace(choice=choice.to_json(), ranks=world.size)
+    return Prepared(run, corpus, model, optimizer, state, choice)
+
+
+def throwaway_step(config: TrainConfig, corpus: Corpus) -> Callable[[], None]:
+    """A function that trains a model of its own by a step, again and again on the first batch, at a rate of 0."""
+    model = divide(make_model(config, corpus.tokenizer), config, Alone())
+    optimizer = make_optimizer(config, model.groups)
+    model.attach(optimizer)
+    optimizer.lr = 0.0
+    ids, targets = make_batches(corpus, config)[0].batch(0)
+
+    def step() -> None:
+        model.forward_backward(ids, targets, config.micro_batches)
+        optimizer.clip_grad_norm(config.clip)
+        optimizer.step()
+
+    return step
 
 
 def build(config: TrainConfig, tokenizer: Tokenizer) -> tuple[GPT2, Optimizer]:

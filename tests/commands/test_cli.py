@@ -144,9 +144,9 @@ BAD = [
     ("train --preset nano --data good.txt --out .", r"choose another --out"),
     (f"train --preset nano --data good.txt --out {LONG}", "File name too long"),
     # runs
-    ("train --resume missing", r"^missing is no run directory, as it has no config\.json; give a folder that"),
-    ("train --resume taken", r"^taken is no run directory"),
-    ("train --resume good.txt", r"^good\.txt is no run directory"),
+    ("train --resume missing", r"^missing is not a run directory: it has no config\.json; give a folder that"),
+    ("train --resume taken", r"^taken is not a run directory"),
+    ("train --resume good.txt", r"^good\.txt is not a run directory"),
     ("train --resume CHAR --lr 0.5", r"^train: lr is 0\.001 in .* and cannot change when a run is resumed; leave it"),
     ("train --resume CHAR --layers 2", r"^train: model is .* and cannot change"),
     (
@@ -155,8 +155,8 @@ BAD = [
     ),
     ("train --resume strange", r"^config: there is no setting called 'layer'; did you mean 'layers'\?"),
     ("train --resume damaged", r"last\.safetensors is damaged or no minillm checkpoint"),
-    ("sample missing", r"^missing is no run directory"),
-    ("sample good.txt", r"^good\.txt is no run directory"),
+    ("sample missing", r"^missing is not a run directory"),
+    ("sample good.txt", r"^good\.txt is not a run directory"),
     (f"sample {LONG}", "File name too long"),
     ("sample wider", r"^load_state_dict: the weights do not fit GPT2"),
     ("sample damaged", r"best\.safetensors is damaged"),

@@ -202,11 +202,11 @@ def test_a_prediction_depends_on_what_is_before_it_in_the_order_and_on_nothing_e
     given = {key: value for key, value in batch._asdict().items() if key not in ("ids", "labels")}
     mems = [rng.normal(size=(2, 3, 8)) for _ in range(3)]
     with no_grad():
-        before, memory = model(ids, mems=mems, use_mems=True, **given)
+        before, memory = model.logits_and_mems(ids, mems=mems, **given)
         for j in range(T):
             changed = ids.copy()
             changed[:, j] = (ids[:, j] + rng.integers(1, 9, 2)) % 9
-            after, new_memory = model(changed, mems=mems, use_mems=True, **given)
+            after, new_memory = model.logits_and_mems(changed, mems=mems, **given)
             for b in range(2):
                 for p in np.flatnonzero(batch.target_mapping[b].any(1)):
                     t = int(np.flatnonzero(batch.target_mapping[b, p])[0])

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import NamedTuple
 
 import ml_dtypes
 import numpy as np
 
 from minillm import random
+from minillm.cuda import attention
+from minillm.ops.attention import Dropout
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
-attention = import_module("minillm.ops.attention")  # the module: its function has the same name
-Dropout = attention.Dropout
 
 
 class Problem(NamedTuple):
@@ -32,23 +31,23 @@ def forward(problem, out=None):
     q, k, v, _, lengths, *settings = problem
     out = np.empty_like(q) if out is None else out
     lse = np.full(q.shape[:3], np.nan, np.promote_types(q.dtype, np.float32))
-    attention._launch("attention_forward", (q, k, v), lengths, (lse,), (out,), *settings)
+    attention.launch("attention_forward", (q, k, v), lengths, (lse,), (out,), *settings)
     return out, lse
 
 
 def backward_keys(problem, lse, delta, dk, dv):
     sums, outputs = (lse, delta), (dk, dv)
-    attention._launch("attention_backward_keys", problem[:4], problem.lengths, sums, outputs, *problem[5:])
+    attention.launch("attention_backward_keys", problem[:4], problem.lengths, sums, outputs, *problem[5:])
 
 
 def backward_queries(problem, lse, delta, dq):
     sums, outputs = (lse, delta), (dq,)
-    attention._launch("attention_backward_queries", problem[:4], problem.lengths, sums, outputs, *problem[5:])
+    attention.launch("attention_backward_queries", problem[:4], problem.lengths, sums, outputs, *problem[5:])
 
 
 def backward(problem, out, lse, grads):
     dq, dk, dv = grads
-    delta = attention._launch_delta(problem.dout, out, lse)
+    delta = attention.launch_delta(problem.dout, out, lse)
     backward_keys(problem, lse, delta, dk, dv)
     backward_queries(problem, lse, delta, dq)
     return dq, dk, dv
@@ -65,8 +64,8 @@ def formula(problem, dtype=np.float64, stored=None):
         return x if stored is None else x.astype(stored).astype(dtype)
 
     q, k, v, dout = (x.astype(dtype) for x in problem[:4])
-    (batch, heads, queries, _), (_, key_heads, keys, _) = q.shape, k.shape
-    group = heads // key_heads
+    (batch, heads, queries, _), (_, kv_heads, keys, _) = q.shape, k.shape
+    group = heads // kv_heads
     k, v = np.repeat(k, group, axis=1), np.repeat(v, group, axis=1)
     j = np.arange(keys)
     seen = np.broadcast_to((j < problem.lengths[:, None])[:, None, None], (batch, heads, queries, keys))
@@ -95,5 +94,5 @@ def formula(problem, dtype=np.float64, stored=None):
     ds = keep(p * (dp - (dout * out).sum(axis=-1, keepdims=True)))
     dq = ds @ k * dtype(problem.scale)
     dk = ds.swapaxes(-1, -2) @ q * dtype(problem.scale)
-    dk, dv = (x.reshape(batch, key_heads, group, keys, -1).sum(axis=2) for x in (dk, dv))
+    dk, dv = (x.reshape(batch, kv_heads, group, keys, -1).sum(axis=2) for x in (dk, dv))
     return out, lse, keep(dq), keep(dk), keep(dv)

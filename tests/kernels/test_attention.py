@@ -311,7 +311,7 @@ def test_the_op_runs_its_kernels(rng, dtype, settings):
             (out * Tensor(weights)).sum().backward()
         return out.data, qkv.grad
 
-    expected = run("off")
+    expected = run("plain")
     before = cuda.launch_counts()
     received = run("emulate")
     ran = {name.split("<")[0] for name in cuda.launch_counts() - before if name.startswith("attention")}
@@ -332,7 +332,7 @@ def test_the_op_on_a_part_runs_its_kernels(rng, part):
             (out * Tensor(weights)).sum().backward()
         return out.data, leaf.grad
 
-    for x, y in zip(run("require"), run("off"), strict=True):
+    for x, y in zip(run("require"), run("plain"), strict=True):
         np.testing.assert_allclose(x, y, rtol=0, atol=1e-13)
 
 

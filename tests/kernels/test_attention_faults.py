@@ -91,7 +91,7 @@ FAULTS = [
     replaced(TENSOR, "mask * ds_i - of_query.y", "mask * ds_i", KEYS + "_bf16"),
     replaced(TENSOR, "dk_sum[i / (D / 2)][i % (D / 2) / 4][i % 4] *= scale", ";", KEYS + "_bf16"),
     # The wrong head, the wrong place in shared memory, no zeros beyond the end.
-    replaced(TENSOR, "head / group * k_head", "head % group * k_head", FORWARD + "_bf16"),
+    replaced(TENSOR, "strides.head(K, batch, head / group)", "strides.head(K, batch, head % group)", FORWARD + "_bf16"),
     replaced(PLAIN, "head < (key_head + 1) * group", "head < key_head * group + 1", KEYS),
     replaced(SHARED, "(chunk ^ exchange) * 8", "(chunk + exchange) * 8", FORWARD + "_bf16"),
     replaced(SHARED, "const bool valid = first + row < end;", "const bool valid = true;", KEYS + "_bf16"),

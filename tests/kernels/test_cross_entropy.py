@@ -85,7 +85,9 @@ def formula(x, targets, dloss, smoothing, dtype) -> list[np.ndarray]:
     """loss, lse and dlogits, computed in `dtype`"""
     settings = {"ignore_index": IGNORED, "label_smoothing": smoothing, "reduction": "none"}
     loss, saved = cross_entropy_forward(x.astype(dtype), targets, **settings)
-    lse = np.stack([saved.largest, saved.total])
+    rows = x.astype(dtype)
+    largest = rows.max(axis=-1)
+    lse = np.stack([largest, np.exp(rows - largest[:, None]).sum(axis=-1)])
     return [loss, lse, cross_entropy_backward(dloss.astype(dtype), saved)[0]]
 
 
@@ -257,7 +259,7 @@ def test_the_pair_of_the_operation(draw, dtype, reduction, smoothing):
 def test_the_operation_runs_the_kernels(rng, reduction):
     x, targets = rng.standard_normal((2, 3, 50)).astype(np.float32), rng.integers(0, 50, (2, 3))
     results = []
-    for policy in ("off", "require"):
+    for policy in ("plain", "require"):
         before = launch_counts()
         with engine(policy):
             logits = Tensor(x, requires_grad=True)

@@ -157,7 +157,7 @@ def test_attention_of_one_query_over_a_cache(rng, dtype, keys):
     assert "attention_decode<" in ran
     assert "attention_decode_combine<" in ran
     assert "attention_forward" not in ran
-    for given, expected in zip(received, run("off", wide=True), strict=True):
+    for given, expected in zip(received, run("plain", wide=True), strict=True):
         assert near(given, expected, dtype, 8)
 
 

@@ -1,4 +1,4 @@
-"""kernels/gelu.cu, emulated, against the formulas of minillm/ops/gelu.py: both forms, alone and fused with a bias."""
+"""kernels/gelu.cu, emulated, against the formulas of minillm/ops/gelu.py and bias_gelu.py, in both forms."""
 
 from __future__ import annotations
 
@@ -7,8 +7,11 @@ import pytest
 
 from minillm import cuda, ops
 from minillm.cuda import Kernel, get_kernel
+from minillm.cuda import bias_gelu as bias_gelu_cuda
+from minillm.cuda import gelu as gelu_cuda
 from minillm.engine import engine
-from minillm.ops.gelu import erf_form, gelu_backward_cuda, gelu_forward, gelu_forward_cuda, tanh_form
+from minillm.ops.bias_gelu import bias_gelu_backward, bias_gelu_forward
+from minillm.ops.gelu import gelu_backward, gelu_forward
 from minillm.study.gradcheck import run_cases
 
 pytestmark = pytest.mark.usefixtures("_compiler")
@@ -61,31 +64,20 @@ def bias_backward(dy, x, bias, form, chunk_rows=16, kernel: Kernel | None = None
     return dx, dbias
 
 
-def value_and_slope(x: np.ndarray, form: str) -> tuple[np.ndarray, np.ndarray]:
-    """By the formulas that the kernels follow, 1 + erf included, which NumPy has a better one for in float32."""
-    y, slope = np.empty_like(x), np.empty_like(x)
-    {"tanh": tanh_form, "none": erf_form}[form](x, y, slope)
-    return y, slope
-
-
 def forward_formula(form):
-    return lambda x: value_and_slope(x, form)[0]
+    return lambda x: gelu_forward(x, approximate=form)[0]
 
 
 def backward_formula(form):
-    return lambda dy, x: dy * value_and_slope(x, form)[1]
+    return lambda dy, x: gelu_backward(dy, gelu_forward(x, approximate=form)[1])[0]
 
 
 def bias_forward_formula(form):
-    return lambda x, bias: value_and_slope(x + bias, form)[0]
+    return lambda x, bias: bias_gelu_forward(x, bias, approximate=form)[0]
 
 
 def bias_backward_formula(form):
-    def formula(dy, x, bias):
-        dx = dy * value_and_slope(x + bias, form)[1]
-        return dx, dx.sum(axis=0)
-
-    return formula
+    return lambda dy, x, bias: bias_gelu_backward(dy, bias_gelu_forward(x, bias, approximate=form)[1])
 
 
 @pytest.mark.parametrize("count", COUNTS)
@@ -178,29 +170,32 @@ def test_the_operation_by_kernel_and_by_formula(agree, rng, form, shape):
 def test_the_operation_with_a_bias(agree, rng, form, shape):
     """Also where a grid of chunks has several stages of sums over them."""
     x, bias = 2 * rng.standard_normal(shape), rng.standard_normal(shape[-1])
-    agree(lambda x, bias: ops.gelu(x, form, bias), x, bias, ran="bias_activation_backward")
+    agree(lambda x, bias: ops.bias_gelu(x, bias, form), x, bias, ran="bias_activation_backward")
 
 
 def test_the_operation_in_every_dtype(check, rng, dtype, form):
     x, dy = rng.standard_normal((2, 70, 33)).astype(dtype)
     bias = rng.standard_normal(33).astype(dtype)
-    y, saved = gelu_forward_cuda(x, bias, approximate=form)
+    y, saved = gelu_cuda.forward(x, approximate=form)
+    check(y, forward_formula(form), (x,), factor=2)
+    check(gelu_cuda.backward(dy, saved)[0], backward_formula(form), (dy, x), factor=3)
+    y, saved = bias_gelu_cuda.forward(x, bias, approximate=form)
     check(y, bias_forward_formula(form), (x, bias), factor=2)
-    check(gelu_backward_cuda(dy, saved), bias_backward_formula(form), (dy, x, bias), factor=3)
+    check(bias_gelu_cuda.backward(dy, saved), bias_backward_formula(form), (dy, x, bias), factor=3)
 
 
 def test_a_bias_of_another_dtype_is_left_to_the_formula(rng):
     x = rng.standard_normal((2, 8)).astype(np.float32)
-    assert gelu_forward_cuda(x, x[0].astype(np.float64), approximate="tanh") is NotImplemented
-    assert gelu_forward_cuda(x[:0], x[0], approximate="tanh") is NotImplemented
-    assert gelu_forward_cuda(x, x[0], approximate="tanh") is not NotImplemented
+    assert bias_gelu_cuda.forward(x, x[0].astype(np.float64), approximate="tanh") is NotImplemented
+    assert bias_gelu_cuda.forward(x[:0], x[0], approximate="tanh") is NotImplemented
+    assert bias_gelu_cuda.forward(x, x[0], approximate="tanh") is not NotImplemented
 
 
 def test_every_case_of_the_gradient_check_by_kernels():
     ran = "activation_backward<double, GeluTanh>", "bias_activation_backward<double, GeluTanh>"
     before = cuda.launch_counts()
     with engine("emulate"):
-        results = run_cases(["gelu"])
+        results = run_cases(["gelu", "bias_gelu"])
     assert results
     assert [result.report for result in results if result.report] == []
     assert all(cuda.launch_counts()[name] > before[name] for name in ran)

@@ -161,6 +161,22 @@ def test_parameters_come_from_the_signature(shift):
     assert parameters == ["const double* x", "double* y", "double* wide", "unsigned n", "const double by"]
 
 
+def test_strides_are_one_argument_by_value(load):
+    """Those of two arrays, one of them transposed; another number of arrays, or of numbers, is refused."""
+    kernel = Kernel("attention.cu", "attention_delta<float>")
+    assert str(kernel.parameters[-1]) == "Strides<2> strides"
+    rng = np.random.default_rng(0)
+    dout, out = rng.random((1, 2, 5, 7), np.float32), rng.random((1, 5, 2, 7), np.float32).swapaxes(1, 2)
+    delta = np.full((1, 2, 5), np.nan, np.float32)
+    flat = out.swapaxes(1, 2).reshape(-1)
+    sizes = np.int32(5), np.int32(7)
+    kernel((2, 2, 1), 128, (dout, flat, delta, *sizes, cuda.strides_of(dout, out)))
+    np.testing.assert_allclose(delta, (dout * out).sum(-1), rtol=1e-6)
+    for wrong in (cuda.strides_of(dout), np.zeros((2, 3), np.int64), np.int64(6)):
+        with pytest.raises(DtypeError, match=r"(?s)Strides<2> strides is given .*; pass strides_of\(2 arrays\)"):
+            kernel((2, 2, 1), 128, (dout, flat, delta, *sizes, wrong))
+
+
 def test_an_included_file_that_changes_is_compiled_again(shift, monkeypatch):
     write, cache = shift
     assert launch_shift(write()) == 13.5

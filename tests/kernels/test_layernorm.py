@@ -7,15 +7,10 @@ import pytest
 
 from minillm import cuda, ops
 from minillm.autograd import Tensor
-from minillm.cuda import Kernel, get_kernel
+from minillm.cuda import Kernel, add_layernorm, get_kernel, layernorm
 from minillm.engine import engine
-from minillm.ops.layernorm import (
-    Saved,
-    layernorm_backward,
-    layernorm_backward_cuda,
-    layernorm_forward,
-    layernorm_forward_cuda,
-)
+from minillm.ops.add_layernorm import add_layernorm_backward
+from minillm.ops.layernorm import Saved, layernorm_backward, layernorm_forward
 from minillm.study.gradcheck import run_cases
 
 pytestmark = pytest.mark.usefixtures("_compiler")
@@ -70,15 +65,21 @@ def backward(dy, x, weight, mean, rstd, dout=None, blocks=None, kernel: Kernel |
 
 def forward_formula(x, weight, bias):
     y, saved = layernorm_forward(x, weight, bias, eps=EPS)
-    return y, saved.mean[:, 0], saved.rstd[:, 0]
+    return y, x.mean(axis=-1), saved.rstd[:, 0]
 
 
 def backward_formula(dy, x, weight, mean, rstd):
-    return layernorm_backward(dy, Saved(x, weight, mean[:, None], rstd[:, None], True))
+    return layernorm_backward(dy, saved_of(x, weight, mean, rstd))
 
 
 def residual_backward_formula(dy, x, weight, mean, rstd, dout):
-    return layernorm_backward((dout, dy), Saved(x, weight, mean[:, None], rstd[:, None], True))[:3]
+    return add_layernorm_backward((dout, dy), saved_of(x, weight, mean, rstd))[1:]
+
+
+def saved_of(x, weight, mean, rstd):
+    """What the plain forward keeps."""
+    norm = (x - mean[:, None]) * rstd[:, None]
+    return Saved(norm, rstd[:, None], weight, True)
 
 
 @pytest.fixture
@@ -225,14 +226,14 @@ def test_the_operation_behind_a_residual_addition(agree, rng, shape, used):
 
 def test_the_operations_in_every_dtype(check, draw):
     x, residual, dy, dout, weight, bias = draw(9, 100)
-    (total, y), saved = layernorm_forward_cuda(x, weight, bias, residual, eps=EPS)
+    (total, y), saved = add_layernorm.forward(x, residual, weight, bias, eps=EPS)
     check(total, lambda x, residual: x + residual, (x, residual), factor=2)
     check((y, saved.mean, saved.rstd), forward_formula, (total, weight, bias), factor=2)
-    dx, dweight, dbias, dresidual = layernorm_backward_cuda((dout, dy), saved)
+    dx, dresidual, dweight, dbias = add_layernorm.backward((dout, dy), saved)
     assert dresidual is dx
     arguments = (dy, total, weight, saved.mean, saved.rstd, dout)
     check((dx, dweight, dbias), residual_backward_formula, arguments, factor=3)
-    dx, dweight, dbias, _ = layernorm_backward_cuda((dout, None), saved)
+    dx, _, dweight, dbias = add_layernorm.backward((dout, None), saved)
     assert dx is dout
     assert dweight.dtype == dbias.dtype == dy.dtype
     assert not dweight.any()
@@ -241,10 +242,10 @@ def test_the_operations_in_every_dtype(check, draw):
 
 def test_many_rows_are_added_up_in_stages(rng):
     x, dy = rng.standard_normal((2, 3000, 8)).astype(np.float32)
-    y, saved = layernorm_forward_cuda(x, x[0], x[1], eps=EPS)
+    y, saved = layernorm.forward(x, x[0], x[1], eps=EPS)
     np.testing.assert_allclose(y, layernorm_forward(x, x[0], x[1], eps=EPS)[0], atol=1e-5)
     for received, expected in zip(
-        layernorm_backward_cuda(dy, saved),
+        layernorm.backward(dy, saved),
         layernorm_backward(dy, layernorm_forward(x, x[0], x[1], eps=EPS)[1]),
         strict=True,
     ):
@@ -253,14 +254,14 @@ def test_many_rows_are_added_up_in_stages(rng):
 
 def test_rows_too_long_for_shared_memory_are_left_to_the_formula(rng):
     x = rng.standard_normal((2, 8193)).astype(np.float32)
-    assert layernorm_forward_cuda(x, x[0], x[1], eps=EPS) is NotImplemented
+    assert layernorm.forward(x, x[0], x[1], eps=EPS) is NotImplemented
     with engine("require"), pytest.raises(cuda.KernelError, match="layernorm: no kernel for"):
         ops.layer_norm(*map(Tensor, (x, x[0], x[1])))
-    assert layernorm_forward_cuda(x[:, :8192].copy(), x[0, :8192], x[1, :8192], eps=EPS) is not NotImplemented
-    assert layernorm_forward_cuda(x[:, :64].copy(), x[0, :64].astype(float), None, eps=EPS) is NotImplemented
+    assert layernorm.forward(x[:, :8192].copy(), x[0, :8192], x[1, :8192], eps=EPS) is not NotImplemented
+    assert layernorm.forward(x[:, :64].copy(), x[0, :64].astype(float), None, eps=EPS) is NotImplemented
     x = x[:, :64].copy()
-    assert layernorm_forward_cuda(x, x[0], None, x.astype(float), eps=EPS) is NotImplemented
-    assert layernorm_forward_cuda(x, x[0], None, x, eps=EPS) is not NotImplemented
+    assert add_layernorm.forward(x, x.astype(float), x[0], None, eps=EPS) is NotImplemented
+    assert add_layernorm.forward(x, x, x[0], None, eps=EPS) is not NotImplemented
 
 
 def test_every_case_of_the_gradient_check_by_kernels():

@@ -1,4 +1,4 @@
-"""kernels/silu.cu, emulated, against the formulas of minillm/ops/silu.py: silu, silu fused with a bias, and swiglu."""
+"""kernels/silu.cu, emulated, against the formulas of minillm/ops/silu.py and swiglu.py."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ import pytest
 from minillm import cuda, ops
 from minillm.cuda import Kernel, get_kernel
 from minillm.engine import engine
-from minillm.ops.silu import silu_backward, silu_forward, swiglu_backward, swiglu_forward
+from minillm.ops.silu import silu_backward, silu_forward
+from minillm.ops.swiglu import swiglu_backward, swiglu_forward
 from minillm.study.gradcheck import run_cases
 
 pytestmark = pytest.mark.usefixtures("_compiler")
 COUNTS = [1, 17, 1023, 4096, 4099]
-SHAPES = [(1, 1), (17, 3), (100, 31), (40, 256), (23, 509)]
 
 
 def launch(name: str, *arrays: np.ndarray, outputs: int = 1, blocks: int = 2, kernel: Kernel | None = None) -> tuple:
@@ -26,26 +26,8 @@ def launch(name: str, *arrays: np.ndarray, outputs: int = 1, blocks: int = 2, ke
     return written
 
 
-def with_bias(x, bias, dy=None, chunk_rows=16):
-    """y; or, of dy, dx and dbias."""
-    rows, columns = x.shape
-    grid = (-(-columns // (32 * (16 // x.itemsize))), -(-rows // chunk_rows))
-    sizes = (np.int64(rows), np.int32(chunk_rows), np.int32(columns))
-    out, dbias = np.full_like(x, np.nan), np.full_like(bias, np.nan)
-    if dy is None:
-        get_kernel("silu.cu", "bias_activation_forward", x.dtype, "Silu")(grid, (32, 4), (x, bias, out, *sizes))
-        return out
-    partial = np.full((grid[1], columns), np.nan, np.float64 if x.dtype == np.float64 else np.float32)
-    kernel = get_kernel("silu.cu", "bias_activation_backward", x.dtype, "Silu")
-    kernel(grid, (32, 4), (dy, x, bias, out, partial, *sizes))
-    chunks = len(partial)
-    add_up = get_kernel("column_sums.cu", "column_sums", partial.dtype, x.dtype)
-    add_up(-(-columns // 64), (32, 8), (partial, dbias, np.int64(chunks), np.int32(chunks), np.int32(columns)))
-    return out, dbias
-
-
 def silu_backward_formula(dy, x):
-    return silu_backward(dy, silu_forward(x)[1])[:1]
+    return silu_backward(dy, silu_forward(x)[1])
 
 
 def swiglu_forward_formula(gate, up):
@@ -54,10 +36,6 @@ def swiglu_forward_formula(gate, up):
 
 def swiglu_backward_formula(dy, gate, up):
     return swiglu_backward(dy, swiglu_forward(gate, up)[1])
-
-
-def bias_backward_formula(dy, x, bias):
-    return silu_backward(dy, silu_forward(x, bias)[1])
 
 
 @pytest.mark.parametrize("count", COUNTS)
@@ -74,14 +52,6 @@ def test_swiglu(check, warp_order, rng, dtype, count):
     check(y, swiglu_forward_formula, (gate, up), factor=2)
     received = launch("swiglu_backward", dy, gate, up, outputs=2)
     check(received, swiglu_backward_formula, (dy, gate, up), factor=3)
-
-
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_with_a_bias(check, warp_order, rng, dtype, shape):
-    x, dy = (2 * rng.standard_normal((2, *shape))).astype(dtype)
-    bias = rng.standard_normal(shape[1]).astype(dtype)
-    check(with_bias(x, bias), lambda x, bias: silu_forward(x, bias)[0], (x, bias), factor=2)
-    check(with_bias(x, bias, dy), bias_backward_formula, (dy, x, bias), factor=3)
 
 
 def test_large_inputs(dtype):
@@ -114,21 +84,11 @@ def test_double_backwards_are_the_derivatives_of_the_forwards(rng):
     assert abs(((there - back) * u).sum() / (2 * h) - (launch("activation_backward", u, gate)[0] * v).sum()) < 1e-8
 
 
-def test_the_bias_gradient_repeats_to_the_last_bit_in_every_order(rng, dtype):
-    x, dy = rng.standard_normal((2, 50, 70)).astype(dtype)
-    expected = [a.tobytes() for a in with_bias(x, x[0].copy(), dy)]
-    for seed in range(3):
-        with cuda.emulation(order="random", seed=seed):
-            assert [a.tobytes() for a in with_bias(x, x[0].copy(), dy)] == expected
-
-
 @pytest.mark.parametrize("shape", [(), (1,), (5, 17), (40, 1023)], ids=str)
 def test_the_operations_by_kernel_and_by_formula(agree, rng, shape):
     x, up = 2 * rng.standard_normal((2, *shape))
     agree(ops.silu, x, ran="activation_backward")
     agree(ops.swiglu, x, up, ran="swiglu_backward")
-    if shape:
-        agree(ops.silu, x, rng.standard_normal(shape[-1]), ran="bias_activation_backward")
 
 
 def test_every_case_of_the_gradient_check_by_kernels():

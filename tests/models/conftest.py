@@ -1,4 +1,4 @@
-"""Makes what the tests of all models share, model_checks.py, importable."""
+"""Makes model_checks.py, which the tests of all models share, importable."""
 
 import sys
 from pathlib import Path

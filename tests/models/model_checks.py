@@ -1,4 +1,4 @@
-"""What the tests of every model ask in the same way: of its gradients, its graph, and of its twin in transformers."""
+"""Checks that the tests of all models share: of gradients, of graphs, and against the same model in transformers."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from minillm.pretrained import joined_names, pieces_in_hugging_face
 
 
 def with_large_weights(model: Any, std: float = 0.4, seed: int = 0) -> Any:
-    """The model, with weights large enough that every part of it matters: norms about 1, the rest about 0."""
+    """Give the model weights so large that every part of it matters: around 1 in norms, around 0 elsewhere."""
     rng = np.random.default_rng(seed)
     for name, parameter in model.named_parameters():
         is_norm = name.endswith("weight") and parameter.ndim == 1
@@ -67,7 +67,7 @@ def check_slopes(model: Module, loss: Callable[[], Tensor], rng: np.random.Gener
 
 
 def joined(model: Any, name: str, theirs: dict[str, Any]) -> np.ndarray:
-    """What one of our parameters, or its gradient, is there: tensors by their name, in our shape."""
+    """The tensors in transformers that are one of our parameters, by their names, in our shape."""
     module = sys.modules[type(model).__module__]
     theirs = taken_apart(module, model.config, theirs)
     parts = []
@@ -81,7 +81,7 @@ def joined(model: Any, name: str, theirs: dict[str, Any]) -> np.ndarray:
 
 
 def taken_apart(module: Any, config: Any, theirs: dict[str, Any]) -> dict[str, Any]:
-    """The tensors there by the names of their parts, where one is several."""
+    """The tensors in transformers by name; a joined tensor by the names of its parts."""
     split = dict(theirs)
     for whole, parts in joined_names(module, config).items():
         tensor = split.pop(whole)
@@ -92,14 +92,14 @@ def taken_apart(module: Any, config: Any, theirs: dict[str, Any]) -> dict[str, A
 
 
 def twin(model: Any, reference: Any) -> Any:
-    """The model, with the weights of the other."""
+    """Copy the weights of the reference into our model."""
     state = reference.state_dict()
     model.load_state_dict({name: joined(model, name, state) for name in model.state_dict()})
     return model
 
 
 def enlarge(reference: Any, std: float = 0.4) -> Any:
-    """The model there, with weights that are large and everywhere."""
+    """Give the reference large random weights in all its parameters."""
     import torch
 
     with torch.no_grad():
@@ -111,7 +111,7 @@ def enlarge(reference: Any, std: float = 0.4) -> Any:
 def check_parameters(
     kind: str, model: Any, reference: Any, tolerance: float, floor: float = 0.0, unused: tuple[str, ...] = ()
 ) -> None:
-    """Every parameter ("data"), or every gradient ("grad"), is that of the other.
+    """Check that every parameter ("data"), or every gradient ("grad"), equals the reference's.
 
     floor: share of the largest number there up to which all is rounding error, of what has no effect.
     unused: how the names of parameters begin that may have no gradient here; there it must then be 0.
@@ -121,7 +121,7 @@ def check_parameters(
     theirs = {name: reference.get_parameter(name) * 0 if x is None else x for name, x in theirs.items()}
     least = floor * max(float(array.detach().abs().max()) for array in theirs.values())
     for name, parameter in model.named_parameters():
-        if not parameter.requires_grad:  # a buffer there
+        if not parameter.requires_grad:  # a buffer in transformers
             continue
         array, expected = getattr(parameter, kind), joined(model, name, theirs)
         if array is None:
@@ -135,7 +135,7 @@ def check_parameters(
 
 
 def optimizers(model: Any, reference: Any) -> tuple[AdamW, Any]:
-    """AdamW of both, with settings that are nobody's defaults."""
+    """AdamW for both, with settings that are neither library's defaults."""
     import torch
 
     settings = 1e-2, (0.8, 0.9), 1e-3
@@ -144,7 +144,7 @@ def optimizers(model: Any, reference: Any) -> tuple[AdamW, Any]:
 
 
 def check_language_model(model: Any, reference: Any, ids: np.ndarray, targets: np.ndarray, tolerance: float) -> None:
-    """Logits, loss, every gradient and every weight after a step of AdamW are those of the other."""
+    """Check that logits, loss, all gradients, and all weights after a step of AdamW equal the reference's."""
     import torch
 
     check_parameters("data", model, reference, 1e-30)

@@ -1,4 +1,4 @@
-"""BERT: its sizes, that padding is never seen, that it learns, and Hugging Face's implementation of it."""
+"""BERT: sizes, padding that no token sees, learning, and Hugging Face's implementation."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ SMALL = BertConfig(19, context=12, layers=2, heads=2, channels=16, hidden=24, dr
 
 
 def random_model(config: BertConfig = SMALL, seed: int = 0, dtype: type = np.float32) -> BertForPreTraining:
-    """A model whose weights are large enough that every part of it matters."""
+    """A model with weights so large that every part of it matters."""
     return with_large_weights(BertForPreTraining(config).to(dtype), seed=seed)
 
 
 def some_labels(rng: np.random.Generator, shape: tuple[int, int], vocab_size: int, lengths=None) -> np.ndarray:
-    """A label at about every third place that is real, and at the first of the first text."""
+    """Labels at about every third real token, and at the first token of the first text."""
     labels = np.where(rng.random(shape) < 1 / 3, rng.integers(0, vocab_size, shape), -100)
     labels[0, 0] = 3
     if lengths is not None:
@@ -51,7 +51,7 @@ def some_labels(rng: np.random.Generator, shape: tuple[int, int], vocab_size: in
 
 
 def number_of_weights(config: BertConfig, heads: bool = True) -> int:
-    """Counted on paper."""
+    """The number of weights, counted by hand."""
     V, T, L, C, F = config.vocab_size, config.context, config.layers, config.channels, config.hidden
     norm, square = 2 * C, C * C + C
     block = 4 * square + (C * F + F) + (F * C + C) + 2 * norm
@@ -135,6 +135,57 @@ def test_a_config_says_what_is_wrong(change, message: str) -> None:
         replace(SMALL, **change)
 
 
+# Plain loops
+
+
+def plain_outputs(
+    weights: dict[str, np.ndarray], config: BertConfig, ids: np.ndarray, types: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Logits (T, V) of the tokens and (2,) of the sentences of one text, a vector at a time, without minillm."""
+    C, D = config.channels, config.channels // config.heads
+
+    def norm(name: str, x: np.ndarray) -> np.ndarray:
+        scaled = (x - x.mean()) / np.sqrt(((x - x.mean()) ** 2).mean() + config.norm_eps)
+        return scaled * weights[f"{name}.weight"] + weights[f"{name}.bias"]
+
+    def linear(name: str, x: np.ndarray) -> np.ndarray:
+        return weights[f"{name}.weight"] @ x + weights[f"{name}.bias"]
+
+    def gelu(x: np.ndarray) -> np.ndarray:
+        return x / 2 * (1 + np.array([math.erf(one / math.sqrt(2)) for one in x]))
+
+    tables = [weights[f"{table}.weight"] for table in ("wte", "wpe", "wse")]
+    stream = [
+        norm("ln", sum(table[i] for table, i in zip(tables, (ids[t], t, types[t]), strict=True)))
+        for t in range(len(ids))
+    ]
+    for i in range(config.layers):
+        qkv = [linear(f"h.{i}.attn.qkv", x) for x in stream]
+        after = []
+        for t, x in enumerate(stream):
+            found = []
+            for head in range(config.heads):
+                q, k, v = (slice(n * C + head * D, n * C + (head + 1) * D) for n in range(3))
+                scores = np.array([np.exp(qkv[t][q] @ other[k] / np.sqrt(D)) for other in qkv])
+                found.append(sum(w * other[v] for w, other in zip(scores / scores.sum(), qkv, strict=True)))
+            x = norm(f"h.{i}.ln_1", x + linear(f"h.{i}.attn.proj", np.concatenate(found)))
+            after.append(norm(f"h.{i}.ln_2", x + linear(f"h.{i}.mlp.proj", gelu(linear(f"h.{i}.mlp.fc", x)))))
+        stream = after
+    logits = [tables[0] @ norm("head.ln", gelu(linear("head.fc", x))) + weights["head.bias"] for x in stream]
+    return np.array(logits), linear("next_sentence", np.tanh(linear("pooler", stream[0])))
+
+
+def test_logits_are_those_of_plain_loops(rng: np.random.Generator) -> None:
+    model = random_model(dtype=np.float64)
+    lengths = [6, 4]
+    ids, types = rng.integers(0, model.config.vocab_size, (2, 6)), rng.integers(0, 2, (2, 6))
+    logits, sentences = model(ids, types, lengths)
+    for b, length in enumerate(lengths):
+        expected = plain_outputs(model.state_dict(), model.config, ids[b, :length], types[b, :length])
+        assert relative_error(logits.data[b, :length], expected[0]) < 1e-13
+        assert relative_error(sentences.data[b], expected[1]) < 1e-13
+
+
 # Ids in, logits out
 
 
@@ -185,7 +236,7 @@ def test_labels_that_cannot_be_used() -> None:
 
 
 def test_the_loss_is_that_of_the_labels_and_of_the_sentences(rng: np.random.Generator) -> None:
-    """From the logits of all positions, of which the loss makes only some."""
+    """The loss, from the logits of all positions; the model computes only some of them."""
     model = random_model(dtype=np.float64)
     ids, types = rng.integers(0, 19, (3, 12)), rng.integers(0, 2, (3, 12))
     lengths, sentences = [12, 7, 1], np.array([1, 0, 1])
@@ -220,7 +271,7 @@ def test_the_output_layer_is_the_token_table(rng: np.random.Generator) -> None:
     model = random_model()
     model.loss([[1, 2, 3]], [[-100, 3, -100]]).backward()
     assert [name for name, parameter in model.named_parameters() if parameter.shape == (19, 16)] == ["wte.weight"]
-    assert (model.wte.weight.grad != 0).all()  # also of tokens that are not among the inputs: by way of the logits
+    assert (model.wte.weight.grad != 0).all()  # also for tokens that are not inputs, through the logits
 
 
 def test_every_token_sees_every_other_and_no_other_text(rng: np.random.Generator) -> None:
@@ -288,18 +339,18 @@ def test_dropout_acts_in_every_place_while_training_only(rng: np.random.Generato
     nodes = all_nodes(model(ids)[0])
     found = {(node.scope, node.edges[0][0].op.name) for node in nodes if node.op.name == "dropout"}
     branches = {(f"h.{i}.{part}.dropout", "linear") for i in range(2) for part in ("attn", "mlp")}
-    assert found == {("drop", "layernorm"), *branches}  # each with what it drops
+    assert found == {("drop", "layernorm"), *branches}  # each scope with the input of its dropout
     assert [node.saved.p for node in nodes if node.op.name == "dropout"] == [0.5] * 5
     assert [node.saved.dropout.p for node in nodes if node.op.name == "attention"] == [0.25] * 2
     assert (model(ids)[0].data != model(ids)[0].data).any()
     np.testing.assert_array_equal(model.eval()(ids)[0].data, random_model()(ids)[0].data)
 
 
-# It learns
+# Learning
 
 
 def test_every_gradient_equals_central_differences(rng: np.random.Generator) -> None:
-    """Along one random direction in each parameter, in float64: nothing here needs another library."""
+    """Gradients against central differences along a random direction in each parameter, in float64."""
     model = random_model(dtype=np.float64)
     ids, types, lengths = rng.integers(0, 19, (3, 12)), rng.integers(0, 2, (3, 12)), [12, 4, 9]
     given = ids, some_labels(rng, (3, 12), 19, lengths), types, lengths, [1, 0, 0]
@@ -307,7 +358,7 @@ def test_every_gradient_equals_central_differences(rng: np.random.Generator) -> 
 
 
 def test_it_learns_to_fill_gaps_better_than_by_counting() -> None:
-    """On text that it has not read, hidden anew each time, the loss falls clearly under the entropy of the letters.
+    """On unseen text, with tokens hidden anew each time, the loss falls well below the entropy of the letters.
 
     0.17 under it can be had from the hidden place alone: a fifth of the time a letter stands there, and half of those
     are right, which leaves log 2 + entropy / 2. More takes the neighbours.
@@ -325,7 +376,7 @@ def test_it_learns_to_fill_gaps_better_than_by_counting() -> None:
     model = BertForPreTraining(config)
     for parameter in model.parameters():
         if parameter.ndim == 2:
-            parameter.data *= 3  # 0.02 is for 768 channels: from there, 64 take longer to begin
+            parameter.data *= 3  # 0.02 suits 768 channels; with 64, training starts slowly from it
     optimizer = AdamW(decay_groups(model.parameters(), 0.01), 4e-3)
     rng = np.random.default_rng(0)
 
@@ -357,7 +408,7 @@ CASES = {
 
 
 def random_transformers_model(transformers, torch, config: BertConfig, dtype: type):
-    """A small model there, of its own random weights, made larger, and ours with the same."""
+    """A small model of transformers with its own random weights, enlarged, and ours with the same weights."""
     torch.manual_seed(0)
     values = bert.config_to_hugging_face(config)
     theirs = transformers.BertForPreTraining(transformers.BertConfig(**values, attn_implementation="eager"))
@@ -373,7 +424,7 @@ def test_logits_gradients_and_a_step_equal_hugging_faces(rng, case: str, dtype, 
     transformers = pytest.importorskip("transformers")
     config, padding = CASES[case]
     model, reference = random_transformers_model(transformers, torch, config, dtype)
-    assert sum(p.numel() for p in reference.parameters()) == model.num_parameters()  # tied there too
+    assert sum(p.numel() for p in reference.parameters()) == model.num_parameters()  # tied in transformers, too
 
     lengths = [12, 5, 1, 8]
     real = np.ones((4, 12), bool)
@@ -386,14 +437,14 @@ def test_logits_gradients_and_a_step_equal_hugging_faces(rng, case: str, dtype, 
         how = {"attention_mask": real}
         real[:, 0] = [True, True, True, False]  # [CLS] itself may be missing
     ids = rng.integers(0, 19, (4, 12))
-    ids[ids == config.padding_id] = 7  # of padding the two keep other gradients
+    ids[ids == config.padding_id] = 7  # the two treat the gradient of padding differently
     ids[~real] = config.padding_id
     types = rng.integers(0, config.token_types, (4, 12))
     labels = np.where(real & (rng.random((4, 12)) < 0.5), rng.integers(0, 19, (4, 12)), -100)
     labels[0, real[0].nonzero()[0][0]] = 3
     sentences = np.array([1, 0, 0, 1])
     if not real[:, 0].all():
-        sentences[3] = -100  # its [CLS] is padding, whose gradient they leave out
+        sentences[3] = -100  # [CLS] is padding, whose gradient transformers leaves out
 
     theirs = [torch.tensor(x) for x in (ids, real.astype(int), types)]
     for kinds, their_kinds in ((types, theirs[2]), (None, None)):
@@ -406,7 +457,7 @@ def test_logits_gradients_and_a_step_equal_hugging_faces(rng, case: str, dtype, 
     def check(kind: str) -> None:
         check_parameters(kind, model, reference, tolerance, unused=("pooler", "next_sentence"))
 
-    # Without sentences, then with them, and a step.
+    # Without sentences, then with them, then after a step.
     expected = reference(*theirs)
     cross_entropy = torch.nn.functional.cross_entropy
     their_loss = cross_entropy(expected.prediction_logits.flatten(0, 1), torch.tensor(labels).flatten())
@@ -433,7 +484,7 @@ def test_logits_gradients_and_a_step_equal_hugging_faces(rng, case: str, dtype, 
 
 
 def test_hidden_tokens_alone(rng, tmp_path) -> None:
-    """BertForMaskedLM says of tokens what BertForPreTraining says, and takes its files, as Google's are."""
+    """BertForMaskedLM gives the token logits of BertForPreTraining, and loads its files, such as Google's."""
     whole = random_model()
     whole.save_pretrained(tmp_path)
     values = json.loads((tmp_path / "config.json").read_text())

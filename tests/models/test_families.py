@@ -1,4 +1,4 @@
-"""What holds for the models of every family alike: their names, sizes and configurations, here and in transformers."""
+"""Tests for the models of all families: names, sizes and configurations, here and in transformers."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Family(NamedTuple):
     file: ModuleType
     model: type[Module]
     small: Any
-    other: Any  # with what the small one does not have
+    other: Any  # with settings that the small one lacks
     others: tuple[str, ...] = ()  # more classes, with heads of their own
 
 
@@ -186,7 +186,7 @@ NAMED = [(name, preset) for name, family in FAMILIES.items() for preset in famil
 @pytest.mark.oracle
 @pytest.mark.parametrize(("name", "preset"), NAMED)
 def test_transformers_builds_the_same_shapes_from_our_config(name: str, preset: str) -> None:
-    """Its number of weights, and its names: those of the files, and no other."""
+    """Our parameters have exactly the names and the number of weights of transformers' files."""
     torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
     file, model, *_ = FAMILIES[name]
     config = file.PRESETS[preset]
@@ -196,7 +196,7 @@ def test_transformers_builds_the_same_shapes_from_our_config(name: str, preset: 
         theirs = architecture(architecture.config_class(**values))
     assert file.config_from_hugging_face(theirs.config.to_dict()) == config
     with uninitialized():
-        ours = model(config)  # memory that nobody touches
+        ours = model(config)  # memory that is never touched
     trained = [parameter.numel() for parameter in ours.parameters() if parameter.requires_grad]
     assert sum(p.numel() for p in theirs.parameters()) == sum(trained)
     names = {piece.name for piece in pieces_in_hugging_face(ours)}
@@ -274,7 +274,7 @@ DAMAGES = [None, "absent", "7", -3, 0, 1.5, float("nan"), float("inf"), [1], {"a
 
 
 def refusal(family: Family, values: dict) -> str | None:
-    """What is said of such a config.json; None where it is taken."""
+    """The error for such a config.json; None if it is accepted."""
     try:
         family.file.config_from_hugging_face(values)
     except InputError as error:
@@ -284,7 +284,7 @@ def refusal(family: Family, values: dict) -> str | None:
 
 @pytest.mark.parametrize("damage", DAMAGES, ids=repr)
 def test_any_damaged_value_is_taken_or_named(family: Family, damage: Any) -> None:
-    """Of every key: a configuration, or an error of ours that says which key it was; never anything else."""
+    """Every bad value gives a configuration or our own error that names the key, and nothing else."""
     written = family.file.config_to_hugging_face(family.small)
     for key in written:
         values = {name: value for name, value in written.items() if name != key}
@@ -316,13 +316,13 @@ def test_heads_that_do_not_divide_channels_are_said_by_their_keys() -> None:
     assert (refusal(FAMILIES["gpt2"], values | {"n_head": 5}) or "").startswith(said)
 
 
-# Keys whose null means that there is none.
+# Keys whose null means None.
 NULLS = ("head_dim", "sliding_window", "num_key_value_heads", "attn_logit_softcapping", "mem_len")
 
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_a_null_is_what_transformers_takes_where_a_key_is_missing(name: str) -> None:
-    """Of every key that may not be None, the default of the family."""
+    """A null gives the default of the family, for every key that may not be None."""
     family = FAMILIES[name]
     values = family.file.config_to_hugging_face(family.small)
     for key, value in values.items():

@@ -1,4 +1,4 @@
-"""Gemma: its sizes, its windows and caps, and Hugging Face's implementations of Gemma 2 and 3."""
+"""Gemma: sizes, windows and caps, and Hugging Face's implementations of Gemma 2 and 3."""
 
 from __future__ import annotations
 
@@ -38,17 +38,17 @@ KINDS = {
 
 
 def random_model(config: GemmaConfig = KINDS["gemma2"], dtype: type = np.float32) -> Gemma:
-    """A model whose weights are large enough that every part of it matters."""
+    """A model with weights so large that every part of it matters."""
     model = with_large_weights(Gemma(config).to(dtype))
     for name, parameter in model.named_parameters():
-        if name.endswith("weight") and parameter.ndim == 1:  # norms, which are 1 and their weight
+        if name.endswith("weight") and parameter.ndim == 1:  # norms multiply by 1 + weight
             parameter.data -= 1
     return model
 
 
 def number_of_weights(config: GemmaConfig) -> int:
-    """Counted on paper."""
-    C, D, H, G = config.channels, config.size_of_head, config.heads, config.key_heads
+    """The number of weights, counted by hand."""
+    C, D, H, G = config.channels, config.size_of_head, config.heads, config.kv_heads
     block = 4 * C + (H + 2 * G) * D * (C + config.qkv_bias) + H * D * C + 3 * C * config.hidden
     block += 2 * D * config.qk_norm + C * config.proj_bias
     return config.vocab_size * C * (1 if config.tied else 2) + config.layers * block + C
@@ -68,9 +68,9 @@ def test_the_presets_have_the_published_numbers_of_weights() -> None:
 
 
 def naive_logits(model: Gemma, ids: np.ndarray) -> np.ndarray:
-    """One sequence, one head and one position at a time, as the reports write it."""
+    """Logits of one sequence, one head and one position at a time, as in the reports."""
     config, weights = model.config, {name: array.astype(float) for name, array in model.state_dict().items()}
-    C, D, G, T = config.channels, config.size_of_head, config.heads // config.key_heads, len(ids)
+    C, D, G, T = config.channels, config.size_of_head, config.heads // config.kv_heads, len(ids)
 
     def norm(x, name):
         return x / np.sqrt((x * x).mean(-1, keepdims=True) + config.norm_eps) * (1 + weights[f"{name}.weight"])
@@ -93,7 +93,7 @@ def naive_logits(model: Gemma, ids: np.ndarray) -> np.ndarray:
         heads = qkv.reshape(T, -1, D)
         y = np.zeros((T, config.heads, D))
         for head in range(config.heads):
-            q, k, v = (heads[:, place] for place in (head, config.heads + head // G, -config.key_heads + head // G))
+            q, k, v = (heads[:, place] for place in (head, config.heads + head // G, -config.kv_heads + head // G))
             if config.qk_norm:
                 q, k = norm(q, f"{h}.attn.q_norm"), norm(k, f"{h}.attn.k_norm")
             for t in range(T):
@@ -141,7 +141,7 @@ def test_every_gradient_equals_central_differences(name, rng) -> None:
 
 
 def test_a_cap_that_is_far_away_changes_nothing(rng) -> None:
-    """So the composed attention is that of ops.attention, with grouped heads, windows and padding."""
+    """With a large cap, the composed attention equals ops.attention, with grouped heads, windows and padding."""
     config = KINDS["gemma2 without caps"]
     near, far = (random_model(c, np.float64).eval() for c in (config, replace(config, attention_cap=1e4)))
     far.load_state_dict(near.state_dict())
@@ -253,7 +253,7 @@ def test_what_is_not_done_is_refused_by_name(kind, change, message) -> None:
 
 
 def in_float64(reference, model, monkeypatch) -> None:
-    """transformers computes norms, rotary tables and softmax in float32 whatever the dtype: give it ours for these."""
+    """Replace transformers' norms, rotary tables and softmax, which it computes in float32 in every dtype, by ours."""
     import torch
 
     softmax = torch.nn.functional.softmax
@@ -267,7 +267,8 @@ def in_float64(reference, model, monkeypatch) -> None:
 
             def both_halves(x, position_ids, layer_type="full_attention"):
                 config, length = model.config, position_ids.shape[-1]
-                found = llama._turn(config.turned_channels, *config.rope(layer_type != "full_attention"), 0, length)
+                base, scaling = config.rope(layer_type != "full_attention")
+                found = llama.cos_sin_tables(config.rotary_channels, base, scaling, 0, length)
                 cos, sin = (torch.tensor(t) for t in found)
                 return torch.cat([cos, cos], -1)[None], torch.cat([sin, sin], -1)[None]
 

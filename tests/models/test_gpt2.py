@@ -1,8 +1,9 @@
-"""GPT-2: its initial weights, its shapes, that it never sees the future, and Hugging Face's implementation of it."""
+"""GPT-2: initial weights, shapes, a future that no token sees, and Hugging Face's implementation."""
 
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -30,7 +31,7 @@ SMALL = GPT2Config(vocab_size=11, context=8, layers=2, heads=2, channels=12)
 
 
 def random_model(config: GPT2Config = SMALL, seed: int = 0, dtype: type = np.float32) -> GPT2:
-    """A model whose weights are large enough that every part of it matters."""
+    """A model with weights so large that every part of it matters."""
     return with_large_weights(GPT2(config).to(dtype), 0.5, seed)
 
 
@@ -38,7 +39,7 @@ def random_model(config: GPT2Config = SMALL, seed: int = 0, dtype: type = np.flo
 
 
 def number_of_weights(config: GPT2Config) -> int:
-    """Counted on paper."""
+    """The number of weights, counted by hand."""
     V, T, L, C = config.vocab_size, config.context, config.layers, config.channels
     bias = 1 if config.bias else 0
     block = 12 * C * C + 2 * C + bias * (3 * C + C + 4 * C + C + 2 * C)
@@ -104,14 +105,14 @@ def test_the_output_layer_is_the_token_table(rng: np.random.Generator) -> None:
     model.loss(np.array([[1, 2, 3]]), np.array([[2, 3, 4]])).backward()
     assert [name for name, parameter in model.named_parameters() if parameter.shape == (11, 12)] == ["wte.weight"]
     gradient = model.wte.weight.grad
-    assert (gradient != 0).all()  # also of tokens that are not among the inputs: by way of the logits
+    assert (gradient != 0).all()  # also for tokens that are not inputs, through the logits
     model.wte.weight.data[5] = 0
     assert not model(np.array([[1, 2]])).data[..., 5].any()
     x = np.full((1, 1), 5)
     model.wpe.weight.data[0] = 0
     before = model(x).data
     model.wpe.weight.data[0] = rng.normal(size=12)
-    assert (model(x).data != before).any()  # the table's row 5 is the input too, and was zero
+    assert (model(x).data != before).any()  # row 5 of the table is the input, too, and was zero
 
 
 @pytest.mark.parametrize("change", [{"vocab_size": 0}, {"context": 0}, {"layers": -1}, {"heads": 0}, {"channels": 0}])
@@ -127,6 +128,61 @@ def test_a_config_checks_heads_and_dropout() -> None:
     for dropout in (-0.1, 1.0, math.nan):
         with pytest.raises(InputError, match=f"^GPT2Config: dropout is {dropout}"):
             GPT2Config(dropout=dropout)
+
+
+# Plain loops
+
+
+def plain_logits(weights: dict[str, np.ndarray], config: GPT2Config, ids: np.ndarray) -> np.ndarray:
+    """The logits (T, V) of one sequence, a vector at a time: no batch and no operation of minillm."""
+    C, D = config.channels, config.channels // config.heads
+    activations = {
+        "gelu_tanh": lambda z: z / 2 * (1 + np.tanh(np.sqrt(2 / np.pi) * (z + 0.044715 * z**3))),
+        "gelu": lambda z: z / 2 * (1 + np.array([math.erf(one / math.sqrt(2)) for one in z])),
+        "relu": lambda z: z * (z > 0),
+        "silu": lambda z: z / (1 + np.exp(-z)),
+    }
+
+    def norm(name: str, x: np.ndarray) -> np.ndarray:
+        scaled = (x - x.mean()) / np.sqrt(((x - x.mean()) ** 2).mean() + config.norm_eps)
+        return scaled * weights[f"{name}.weight"] + weights.get(f"{name}.bias", 0)
+
+    def linear(name: str, x: np.ndarray) -> np.ndarray:
+        return weights[f"{name}.weight"] @ x + weights.get(f"{name}.bias", 0)
+
+    stream = [weights["wte.weight"][token] + weights["wpe.weight"][t] for t, token in enumerate(ids)]
+    for i in range(config.layers):
+        qkv = [linear(f"h.{i}.attn.qkv", norm(f"h.{i}.ln_1", x)) for x in stream]
+        after = []
+        for t, x in enumerate(stream):
+            found = []
+            for head in range(config.heads):
+                q, k, v = (slice(n * C + head * D, n * C + (head + 1) * D) for n in range(3))
+                scores = np.array([np.exp(qkv[t][q] @ qkv[s][k] / np.sqrt(D)) for s in range(t + 1)])
+                found.append(sum(w * qkv[s][v] for s, w in enumerate(scores / scores.sum())))
+            x = x + linear(f"h.{i}.attn.proj", np.concatenate(found))
+            hidden = activations[config.activation](linear(f"h.{i}.mlp.fc", norm(f"h.{i}.ln_2", x)))
+            after.append(x + linear(f"h.{i}.mlp.proj", hidden))
+        stream = after
+    table = weights["wte.weight" if config.tied else "lm_head.weight"]
+    return np.array([table @ norm("ln_f", x) for x in stream])
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"bias": False, "tied": False}, {"activation": "gelu", "hidden": 7}, {"activation": "relu", "norm_eps": 0.1}],
+)
+def test_logits_and_loss_are_those_of_plain_loops(rng: np.random.Generator, changes: dict) -> None:
+    config = replace(SMALL, **changes)
+    model = with_large_weights(GPT2(config)).to(np.float64)
+    ids, targets = rng.integers(0, 11, (2, 7)), rng.integers(0, 11, (2, 7))
+    targets[0, 2:4] = -100
+    expected = np.array([plain_logits(model.state_dict(), config, row) for row in ids])
+    assert relative_error(model(ids).data, expected) < 1e-13
+    picked = expected - np.log(np.exp(expected).sum(-1, keepdims=True))
+    losses = [-picked[b, t, targets[b, t]] for b, t in np.argwhere(targets >= 0)]
+    assert model.loss(ids, targets).item() == pytest.approx(np.mean(losses), rel=1e-13)
+    assert model.loss(ids, targets, "sum").item() == pytest.approx(np.sum(losses), rel=1e-13)
 
 
 # Ids in, logits out
@@ -149,7 +205,7 @@ def test_ids_may_be_lists_arrays_or_tensors() -> None:
         ([1, 2], ShapeError, r"^GPT2: ids have shape \(2,\); give \(B, T\)"),
         (np.zeros((1, 2, 3), int), ShapeError, r"^GPT2: ids have shape \(1, 2, 3\)"),
         (3, ShapeError, r"^GPT2: ids have shape \(\)"),
-        (np.zeros((1, 9), int), ShapeError, r"^GPT2: ids have T=9, but the context is 8; give that many at most$"),
+        (np.zeros((1, 9), int), ShapeError, r"^GPT2: ids have T=9, but the context is 8; give at most 8$"),
         ([[0.0, 1.0]], DtypeError, "token id must be integers, but the array has dtype float64"),
         ([[True]], DtypeError, "dtype bool"),
         ([["a"]], DtypeError, "dtype <U1"),
@@ -203,7 +259,7 @@ def test_no_position_sees_a_later_token(rng: np.random.Generator) -> None:
         changed[:, t] = (ids[:, t] + 1 + rng.integers(0, 10, 2)) % 11
         after = model(changed).data
         np.testing.assert_array_equal(after[:, :t], before[:, :t])
-        assert (after[:, t:] != before[:, t:]).any(axis=-1).all()  # while all that may see it do
+        assert (after[:, t:] != before[:, t:]).any(axis=-1).all()  # and all later tokens see it
 
 
 def test_no_gradient_comes_from_a_later_position() -> None:
@@ -252,7 +308,7 @@ def test_nodes_know_their_layer() -> None:
     } <= scopes
 
 
-# It learns
+# Learning
 
 
 def test_it_learns_one_batch_by_heart(rng: np.random.Generator) -> None:
@@ -271,7 +327,7 @@ def test_it_learns_one_batch_by_heart(rng: np.random.Generator) -> None:
 
 
 def test_every_gradient_equals_central_differences(rng: np.random.Generator) -> None:
-    """Along one random direction through all weights at once, in float64: nothing here needs another library."""
+    """Gradients against central differences along a random direction through all weights, in float64."""
     model = random_model(dtype=np.float64)
     ids, targets = rng.integers(0, 11, (2, 3, 8))
     check_slopes(model, lambda: model.loss(ids, targets), rng)
@@ -300,7 +356,7 @@ def test_logits_gradients_and_a_step_equal_hugging_faces(rng: np.random.Generato
         )
     ).to(getattr(torch, np.dtype(dtype).name))
     model = twin(GPT2(GPT2Config(61, 16, 3, 4, 24)).to(dtype), enlarge(reference, 0.5))
-    assert len(dict(reference.named_parameters())) == len(model.parameters())  # tied there too
+    assert len(dict(reference.named_parameters())) == len(model.parameters())  # tied in transformers, too
 
     ids, targets = rng.integers(0, 61, (2, 3, 16))
     targets[1, 5:] = -100
@@ -323,10 +379,10 @@ def test_logits_gradients_and_a_step_equal_hugging_faces(rng: np.random.Generato
 @pytest.mark.parametrize(("dtype", "tolerance"), [(np.float64, 1e-12), (np.float32, 1e-5)])
 @pytest.mark.parametrize("pieces", [[1] * 12, [12], [5, 1, 1, 1, 4], [7, 5]])
 def test_cached_logits_are_those_without_a_cache(dtype, tolerance, pieces, rng):
-    """Whatever the pieces in which the text comes: prompts at once, then token by token."""
+    """Logits do not depend on the pieces of a text: a prompt at once, then token by token."""
     minillm.manual_seed(3)
     model = GPT2(GPT2Config(vocab_size=19, context=12, layers=3, heads=2, channels=16)).to(dtype).eval()
-    for parameter in model.parameters():  # at the first weights attention is nearly uniform, which hides mistakes
+    for parameter in model.parameters():  # with initial weights attention is nearly uniform, which hides mistakes
         parameter.data[...] = rng.normal(size=parameter.shape) / 2
     ids = rng.integers(0, 19, (3, 12))
     expected = model(ids).data
@@ -339,7 +395,7 @@ def test_cached_logits_are_those_without_a_cache(dtype, tolerance, pieces, rng):
         assert [layer.length for layer in cache] == [12] * 3
         with pytest.raises(ShapeError, match="ids have T=13 with the cache, but the context is 12"):
             model.next_logits(ids[:, :1], cache)
-    with pytest.raises(GraphError, match=r"KVCache: cached keys have no gradient; compute within minillm.no_grad\(\)"):
+    with pytest.raises(GraphError, match="KVCache: cached keys and values have no gradient; call the model"):
         model.next_logits(ids[:, :1], model.new_cache(batch=3))
 
 

@@ -1,4 +1,4 @@
-"""Heads that tell texts or tokens apart or find answers, DistilBERT, XLM-R: by formula, and in Hugging Face's code."""
+"""Heads that classify texts or tokens or find answers, DistilBERT, XLM-R: by formula, and in Hugging Face's code."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ HEADS = ("ForSequenceClassification", "ForTokenClassification", "ForQuestionAnsw
 
 
 def built(family: str, head: str, dtype: Any = np.float64, **changes: Any) -> Any:
-    """A model whose weights are large enough that every part of it matters."""
+    """A model with weights so large that every part of it matters."""
     file, prefix, config = FAMILIES[family]
     changes = {"labels": 2} | changes if head == HEADS[2] else changes
     return with_large_weights(getattr(file, prefix + head)(replace(config, **changes)).to(dtype))
@@ -101,7 +101,7 @@ def test_tokens_and_answers(family, rng) -> None:
     assert model.loss(ids, starts, ends).item() == pytest.approx(-expected, rel=1e-10)
     with pytest.raises(InputError, match="loss: positions have dtype float64; give whole numbers"):
         model.loss(ids, starts * 1.0, ends)
-    with pytest.raises(InputError, match="ForQuestionAnswering: labels is 3; give 2: an answer starts"):
+    with pytest.raises(InputError, match="ForQuestionAnswering: labels is 3; give 2, for the start and the end"):
         built(family, HEADS[2], labels=3)
 
 
@@ -142,7 +142,7 @@ def test_dropout_is_where_the_family_has_it() -> None:
 def test_a_distilbert_has_no_kinds_of_sentences() -> None:
     model = distilbert.DistilBertModel(FAMILIES["distilbert"][2])
     assert not [name for name in model.state_dict() if "wse" in name]
-    with pytest.raises(InputError, match="DistilBertModel: token_types are given, but this model has none"):
+    with pytest.raises(InputError, match="DistilBertModel: token_types were given, but this model has none"):
         model(np.zeros((1, 3), int), token_types=np.zeros((1, 3), int))
     with pytest.raises(InputError, match="token_types=1 and norm_eps=1e-12; give 0 and 1e-12"):
         replace(FAMILIES["distilbert"][2], token_types=1)
@@ -192,9 +192,9 @@ def test_logits_gradients_and_a_step_equal_hugging_faces(family, head, dtype, to
     )
     assert not report["missing_keys"]
     assert not report["unexpected_keys"]
-    lengths = [12, 12, 12, 12] if head == HEADS[2] else [12, 5, 9, 12]  # what padding says of answers counts there
+    lengths = [12, 12, 12, 12] if head == HEADS[2] else [12, 5, 9, 12]  # transformers counts the logits of padding
     real = np.arange(12) < np.array(lengths)[:, None]
-    floor = 0.0 if head != HEADS[2] else 100 * float(np.finfo(dtype).eps)  # what is added to every token has no effect
+    floor = 0.0 if head != HEADS[2] else 100 * float(np.finfo(dtype).eps)  # adding a constant has no effect
     ids = np.where(real, rng.integers(4, 19, (4, 12)), model.config.padding_id)
     targets: dict[str, np.ndarray] = {
         HEADS[0]: {"labels": rng.integers(0, 3, 4)},
@@ -215,7 +215,7 @@ def test_logits_gradients_and_a_step_equal_hugging_faces(family, head, dtype, to
     assert loss.item() == pytest.approx(expected.loss.item(), rel=tolerance)
     check_parameters("grad", model, reference, tolerance, floor)
     if head == HEADS[2]:
-        return  # the step that AdamW makes of a gradient that is only rounding
+        return  # AdamW's step for a gradient that is rounding error alone
     optimizer, their_optimizer = optimizers(model, reference)
     optimizer.step()
     their_optimizer.step()

@@ -1,4 +1,4 @@
-"""Llama: its sizes, that it never sees the future nor beyond its window, and Hugging Face's implementations of it."""
+"""Llama: sizes, no view of the future or beyond the window, and Hugging Face's implementations."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from minillm.ops.rope import RopeScaling
 from minillm.optim import AdamW
 
 LONG = dict(short=(1.0, 1.1, 1.3, 1.7), long=(1.0, 2.0, 3.5, 6.0))
-SMALL = LlamaConfig(19, context=16, layers=2, heads=4, key_heads=2, channels=16, hidden=24)
+SMALL = LlamaConfig(19, context=16, layers=2, heads=4, kv_heads=2, channels=16, hidden=24)
 KINDS = {
     "llama": SMALL,
     "tied": LlamaConfig(19, 16, 2, 4, 1, 16, 24, tied=True, norm_eps=1e-6),
@@ -38,7 +38,7 @@ KINDS = {
     ),
     "phi3": LlamaConfig(19, 16, 2, 4, 2, 16, 24, window=7, kind="phi3"),
     "phi4": LlamaConfig(19, 16, 2, 2, 2, 16, 24, rotary=6),
-    # with 16 tokens, longer than what the angles were made for
+    # 16 tokens are more than the original context of the angles
     "longrope": LlamaConfig(19, 16, 2, 2, 2, 16, 24, rope_scaling=RopeScaling("longrope", 4.0, 8, **LONG)),
     "phi4 longrope": LlamaConfig(
         *(19, 24, 2, 2, 2, 32, 24), rotary=8, rope_scaling=RopeScaling("longrope", 2.0, 12, **LONG)
@@ -49,13 +49,13 @@ KINDS = {
 
 
 def random_model(config: LlamaConfig = SMALL, seed: int = 0, dtype: type = np.float32) -> Llama:
-    """A model whose weights are large enough that every part of it matters."""
+    """A model with weights so large that every part of it matters."""
     return with_large_weights(Llama(config).to(dtype), seed=seed)
 
 
 def number_of_weights(config: LlamaConfig) -> int:
-    """Counted on paper."""
-    C, D, H, G = config.channels, config.size_of_head, config.heads, config.key_heads
+    """The number of weights, counted by hand."""
+    C, D, H, G = config.channels, config.size_of_head, config.heads, config.kv_heads
     block = 2 * C + (H + 2 * G) * D * (C + config.qkv_bias) + H * D * C + 3 * C * config.hidden
     block += 2 * D * config.qk_norm + C * config.proj_bias + (2 * config.hidden + C) * config.mlp_bias
     return config.vocab_size * C * (1 if config.tied else 2) + config.layers * block + C
@@ -116,9 +116,9 @@ def test_cached_logits_are_those_without_a_cache(config, dtype, tolerance, piece
 
 
 def naive_logits(model: Llama, ids: np.ndarray) -> np.ndarray:
-    """One sequence, one head and one position at a time, as the papers write it; no scaling of the angles."""
+    """Logits of one sequence, one head and one position at a time, as in the papers; without scaling of the angles."""
     config, weights = model.config, {name: array.astype(float) for name, array in model.state_dict().items()}
-    D, group, T = config.size_of_head, config.heads // config.key_heads, len(ids)
+    D, group, T = config.size_of_head, config.heads // config.kv_heads, len(ids)
 
     def norm(x, name):
         return x / np.sqrt((x * x).mean(-1, keepdims=True) + config.norm_eps) * weights[name]
@@ -141,7 +141,7 @@ def naive_logits(model: Llama, ids: np.ndarray) -> np.ndarray:
                 seen = range(max(0, t + 1 - (config.window if config.has_window(i) else T)), t + 1)
                 q = turned(heads[t, head], t)
                 score = np.exp([q @ turned(heads[j, key_head], j) / np.sqrt(D) for j in seen])
-                y[t, head] = score / score.sum() @ heads[list(seen), key_head + config.key_heads]
+                y[t, head] = score / score.sum() @ heads[list(seen), key_head + config.kv_heads]
         x = x + y.reshape(T, -1) @ weights[f"{h}.attn.proj.weight"].T
         z = norm(x, f"{h}.ln_2.weight")
         gate = z @ weights[f"{h}.mlp.gate.weight"].T
@@ -159,7 +159,7 @@ def test_logits_are_those_of_the_papers(name, rng) -> None:
 
 @pytest.mark.parametrize("name", ["llama", "qwen2 windows", "qwen3", "phi4", "longrope", "dynamic"])
 def test_it_generates_what_its_logits_say(name) -> None:
-    """Also where all angles change on the way, so that what was cached is of no use."""
+    """Generation equals full forwards, even if all angles change on the way and the cache becomes invalid."""
     model = random_model(KINDS[name])
     text = [1, 2, 3]
     for token in generate(model, text, 12, temperature=0):
@@ -178,7 +178,7 @@ def test_it_learns_one_batch_by_heart(rng) -> None:
     model = Llama(SMALL)
     optimizer = AdamW(model.parameters(), 1e-2)
     ids, targets = rng.integers(0, 19, (2, 2, 16))
-    ids[:, 0] = 0, 1  # so that no two begin alike and go on differently
+    ids[:, 0] = 0, 1  # so that equal beginnings continue equally
     for _ in range(80):
         optimizer.zero_grad()
         loss = model.loss(ids, targets)
@@ -196,13 +196,13 @@ def test_every_gradient_of_a_relative_equals_central_differences(name, rng) -> N
 
 def test_a_head_that_turns_in_part_is_a_part_that_turns_beside_a_rest_that_stays(rng) -> None:
     x, table = rng.normal(size=(2, 5, 8)), ops.rope_table(5, 6)
-    y = llama.turned(minillm.tensor(x), *table).data
+    y = llama.rotate(minillm.tensor(x), *table).data
     np.testing.assert_allclose(y[..., :6], ops.rope(minillm.tensor(x[..., :6].copy()), *table).data)
     np.testing.assert_array_equal(y[..., 6:], x[..., 6:])
 
 
 def test_angles_by_length_are_those_of_the_whole_text(rng) -> None:
-    """Up to the original context they are as in a shorter text, and beyond it all of them are others."""
+    """Up to the original context, the angles are those of a shorter text; beyond it, all of them differ."""
     dynamic = KINDS["dynamic"]
     longer = 2.0 * 16 / 10 - 1
     assert longer > 2
@@ -229,7 +229,7 @@ def test_texts_of_different_lengths_have_no_angles_by_length_in_common() -> None
     ("change", "message"),
     [
         ({"hidden": 0}, "LlamaConfig: hidden is 0; give 1 or more"),
-        ({"heads": 3}, "LlamaConfig: heads=3 is not a multiple of key_heads=2"),
+        ({"heads": 3}, "LlamaConfig: heads=3 is not a multiple of kv_heads=2"),
         ({"heads": 6}, "LlamaConfig: channels=16 is not a multiple of heads=6"),
         ({"head_size": 5}, "LlamaConfig: a head has 5 channels by head_size.*; rotary pairs need an even number"),
         ({"window": 0}, "LlamaConfig: window is 0; give 1 or more, or None for no window"),
@@ -245,18 +245,18 @@ def test_texts_of_different_lengths_have_no_angles_by_length_in_common() -> None
         ({"rotary": 6}, "LlamaConfig: rotary is 6; give an even number, 2 to 4"),
         ({"rope_scaling": RopeScaling("linear", 0.0, 8)}, r"kind 'linear' has factor=0\.0; give a number above 0"),
         ({"rope_scaling": RopeScaling("ntk", 2.0, 8)}, "kind 'ntk' is not known; choose one of linear, dynamic"),
-        ({"rope_scaling": RopeScaling("longrope", 2.0, 8, short=(1.0,))}, "has 1 numbers short; give 2 above 0"),
-        ({"head_size": 2, "rope_scaling": RopeScaling("dynamic", 2.0, 8)}, "'dynamic' needs 4 channels of a head"),
+        ({"rope_scaling": RopeScaling("longrope", 2.0, 8, short=(1.0,))}, "has 1 values in short; give 2 above 0"),
+        ({"head_size": 2, "rope_scaling": RopeScaling("dynamic", 2.0, 8)}, "'dynamic' needs 4 or more rotated"),
     ],
 )
 def test_a_config_that_cannot_be(change, message) -> None:
-    values = {"channels": 16, "heads": 4, "key_heads": 2} | change
+    values = {"channels": 16, "heads": 4, "kv_heads": 2} | change
     with pytest.raises(InputError, match=message):
         LlamaConfig(**values)
 
 
 def test_layouts_convert_into_each_other(rng) -> None:
-    """Turned in the other layout, reordered weights give the same scores of queries with keys."""
+    """Reordered weights, rotated in the other layout, give the same scores of queries and keys."""
     H, D, C, T = 3, 8, 5, 7
     query, key, x = rng.normal(size=(H * D, C)), rng.normal(size=(H * D, C)), rng.normal(size=(T, C))
     table = ops.rope_table(T, D)
@@ -315,7 +315,7 @@ def test_any_damaged_setting_of_the_angles_is_taken_or_named(place, kind, model_
         ({"factor": "8"}, r"rope_scaling with factor='8'; give a number of 1e\+18 at most"),
         ({"factor": -8.0}, "rope_parameters={.*kind 'llama3' has factor=-8.0; give a number above 0"),
         ({"high_freq_factor": 1.0}, "kind 'llama3' has low_frequency_factor=1.0 and high_frequency_factor=1.0; the"),
-        ({"partial_rotary_factor": 0.5}, "rope_scaling with partial_rotary_factor=0.5, which is not done here"),
+        ({"partial_rotary_factor": 0.5}, "rope_scaling with partial_rotary_factor=0.5; here it can only be 1"),
         ({"full_attention": {}}, "of several kinds of layers; Llama here has one"),
     ],
 )
@@ -329,7 +329,7 @@ def test_what_is_said_of_damaged_angles(change, message) -> None:
     ("values", "window", "full_blocks"),
     [
         ({"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 3}, None, ()),
-        ({"use_sliding_window": True, "sliding_window": 8}, None, ()),  # there, 28 layers have none
+        ({"use_sliding_window": True, "sliding_window": 8}, None, ()),  # the default is 28 layers without one
         ({"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 0}, 8, ()),
         ({"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 2}, 8, (0, 1)),
         ({"use_sliding_window": False, "sliding_window": 8, "max_window_layers": 0}, None, ()),
@@ -382,12 +382,12 @@ def test_a_model_that_no_type_is_like_is_not_written(tmp_path) -> None:
 
 
 def tables(config: LlamaConfig, length: int, windowed: bool = False) -> tuple[np.ndarray, np.ndarray]:
-    """cos and sin of positions 0 to length."""
-    return llama._turn(config.turned_channels, *config.rope(windowed), 0, length)
+    """cos and sin at positions 0 to length."""
+    return llama.cos_sin_tables(config.rotary_channels, *config.rope(windowed), 0, length)
 
 
 def in_float64(reference, model) -> None:
-    """transformers computes norms and rotary tables in float32 whatever the dtype: give it ours for these."""
+    """Replace transformers' norms and rotary tables, which it computes in float32 in every dtype, by ours."""
     import torch
 
     for module in reference.modules():
@@ -424,7 +424,7 @@ def test_logits_gradients_and_a_step_equal_hugging_faces(config, dtype, toleranc
 @pytest.mark.oracle
 @pytest.mark.parametrize("kind", ["llama", "linear", "llama3", "yarn", "phi4", "longrope", "phi4 longrope", "dynamic"])
 def test_rotary_tables_equal_hugging_faces(kind, tmp_path) -> None:
-    """Theirs are in float32, and so are the angles that they are made of."""
+    """transformers' tables are in float32, and so are the angles that they come from."""
     transformers = pytest.importorskip("transformers")
     import torch
 
@@ -440,7 +440,7 @@ def test_rotary_tables_equal_hugging_faces(kind, tmp_path) -> None:
 @pytest.mark.parametrize("first", [0, 1, 2, 3, None])
 @pytest.mark.parametrize("name", ["qwen2 windows", "qwen3 windows"])
 def test_windows_by_the_number_of_the_layer_alone(name, first, rng, tmp_path) -> None:
-    """As files say it that have no layer_types."""
+    """The windows of files without layer_types."""
     torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
     random_model(KINDS[name]).save_pretrained(tmp_path)
     path = tmp_path / "config.json"

@@ -1,4 +1,4 @@
-"""RoBERTa: its sizes, its positions, that padding is never seen, and Hugging Face's implementation of it."""
+"""RoBERTa: sizes, positions, padding that no token sees, and Hugging Face's implementation."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SMALL = RobertaConfig(19, context=12, layers=2, heads=2, channels=16, hidden=24,
 
 
 def random_model(config: RobertaConfig = SMALL, seed: int = 0, dtype: type = np.float32) -> RobertaForMaskedLM:
-    """A model whose weights are large enough that every part of it matters."""
+    """A model with weights so large that every part of it matters."""
     return with_large_weights(RobertaForMaskedLM(config).to(dtype), seed=seed)
 
 
@@ -30,7 +30,7 @@ def random_model(config: RobertaConfig = SMALL, seed: int = 0, dtype: type = np.
 
 
 def number_of_weights(config: RobertaConfig) -> int:
-    """Counted on paper."""
+    """The number of weights, counted by hand."""
     V, L, C, F = config.vocab_size, config.layers, config.channels, config.hidden
     norm, square = 2 * C, C * C + C
     block = 4 * square + (C * F + F) + (F * C + C) + 2 * norm
@@ -115,7 +115,7 @@ def test_what_stands_at_a_padded_place_changes_nothing_at_a_real_one(data: st.Da
         np.testing.assert_array_equal(model(other, attention_mask=real).data[real], expected)
 
 
-# It learns
+# Learning
 
 
 def test_the_loss_is_that_of_the_labels(rng: np.random.Generator) -> None:
@@ -128,7 +128,7 @@ def test_the_loss_is_that_of_the_labels(rng: np.random.Generator) -> None:
 
 
 def test_every_gradient_equals_central_differences(rng: np.random.Generator) -> None:
-    """Along one random direction in each parameter, in float64: nothing here needs another library."""
+    """Gradients against central differences along a random direction in each parameter, in float64."""
     model = random_model(dtype=np.float64)
     ids, lengths = rng.integers(2, 19, (3, 12)), [12, 4, 9]
     labels = np.where(rng.random((3, 12)) < 0.3, rng.integers(0, 19, (3, 12)), -100)
@@ -180,18 +180,18 @@ def test_logits_gradients_and_a_step_equal_hugging_faces(rng, case: str, dtype, 
     reference = transformers.RobertaForMaskedLM(transformers.RobertaConfig(**values, attn_implementation="eager"))
     reference = enlarge(reference.to(getattr(torch, np.dtype(dtype).name)))
     model = twin(RobertaForMaskedLM(config).to(dtype), reference)
-    assert sum(p.numel() for p in reference.parameters()) == model.num_parameters()  # tied there too
+    assert sum(p.numel() for p in reference.parameters()) == model.num_parameters()  # tied in transformers, too
 
     real, how = np.ones((4, 12), bool), {}
     if padding == "lengths":
         lengths = [12, 5, 1, 8]
         real, how = np.arange(12) < np.array(lengths)[:, None], {"lengths": lengths}
-    elif padding == "mask":  # in front and within too, so that positions pass over it
+    elif padding == "mask":  # padding in front and inside, too, which positions skip
         real = rng.random((4, 12)) < 0.6
         real[:, 5] = True
         how = {"attention_mask": real}
     ids = rng.integers(0, 19, (4, 12))
-    ids[ids == config.padding_id] = 7  # of padding that is seen the two keep other gradients
+    ids[ids == config.padding_id] = 7  # the two treat the gradient of visible padding differently
     ids[~real] = config.padding_id
     types = rng.integers(0, config.token_types, (4, 12))
     labels = np.where(real & (rng.random((4, 12)) < 0.5), rng.integers(0, 19, (4, 12)), -100)
@@ -224,5 +224,5 @@ def test_a_config_comes_back_from_hugging_faces_form() -> None:
 
 
 def test_what_a_config_leaves_out_is_what_transformers_takes() -> None:
-    """Its defaults are not those of the published models."""
+    """XLM-R's defaults in transformers are not those of the published models."""
     assert roberta.config_from_hugging_face({}) == RobertaConfig(context=510, token_types=2, norm_eps=1e-12)

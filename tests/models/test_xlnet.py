@@ -1,4 +1,4 @@
-"""XLNet: its sizes, its scores beside plain loops, who sees whom, memory, that it learns, and Hugging Face's XLNet."""
+"""XLNet: sizes, scores against plain loops, masks, memory, learning, and Hugging Face's implementation."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ SMALL = XLNetConfig(19, layers=2, heads=2, channels=16, hidden=24, dropout=0.0)
 
 
 def random_model(config: XLNetConfig = SMALL, seed: int = 0, dtype: type = np.float32) -> XLNetLMHeadModel:
-    """A model whose weights are large enough that every part of it matters."""
+    """A model with weights so large that every part of it matters."""
     return with_large_weights(XLNetLMHeadModel(config).to(dtype), seed=seed)
 
 
 def some_order(rng: np.random.Generator, B: int, T: int, P: int) -> dict[str, np.ndarray]:
-    """An order of the last P of a random permutation, without help of data/permutation.py."""
+    """Masks that predict the last P tokens of a random order, independent of data/permutation.py."""
     perm_mask, target_mapping = np.zeros((B, T, T), bool), np.zeros((B, P, T), bool)
     for b in range(B):
         predicted = rng.permutation(T)[:P]
@@ -51,7 +51,7 @@ def some_order(rng: np.random.Generator, B: int, T: int, P: int) -> dict[str, np
 
 
 def number_of_weights(config: XLNetConfig, head: bool = True) -> int:
-    """Counted on paper."""
+    """The number of weights, counted by hand."""
     V, L, C, F = config.vocab_size, config.layers, config.channels, config.hidden
     block = 5 * C * C + 3 * C + 2 * C + (C * F + F) + (F * C + C) + 2 * (2 * C)
     return V * C + C + L * block + head * V
@@ -112,7 +112,7 @@ def test_a_config_says_what_is_wrong(change, message: str) -> None:
         replace(SMALL, **change)
 
 
-# Plain loops: nothing here needs another library
+# Plain loops
 
 
 @given(*(st.integers(1, 5) for _ in range(3)), st.integers(0, 6))
@@ -136,7 +136,7 @@ def test_sinusoids() -> None:
 
 
 def plain_features(state: dict, config: XLNetConfig, ids, types, perm_mask, predict, mems, real) -> np.ndarray:
-    """The paper's appendix A.2, one text, head, query and key at a time: features (B, P, C) of the places `predict`."""
+    """Features (B, P, C) at positions `predict`, by appendix A.2, one text, head, query and key at a time."""
     C, H = config.channels, config.heads
     D = C // H
     M = 0 if mems is None else mems[0].shape[1]
@@ -217,7 +217,7 @@ def test_features_equal_those_of_plain_loops(rng, case: str) -> None:
     B, T, M = 2, 6, how.get("M", 0)
     ids, types, lengths = rng.integers(0, 19, (B, T)), rng.integers(0, 3, (B, T)), [6, 4]
     given = {"token_types": types} if how.get("types") else {}
-    order = some_order(rng, B, T, 6 if how.get("order") else 0)  # all of them: the first sees nothing
+    order = some_order(rng, B, T, 6 if how.get("order") else 0)  # all of them, so the first sees nothing
     mems = [rng.normal(size=(B, M, 16)) for _ in range(2)] if M else None
     real = np.arange(T) < np.array(lengths if how.get("padding") else [T, T])[:, None]
     given |= {"attention_mask": real} if how.get("padding") else {}
@@ -237,7 +237,7 @@ def test_features_equal_those_of_plain_loops(rng, case: str) -> None:
 
 
 def test_every_gradient_equals_central_differences(rng: np.random.Generator) -> None:
-    """Along one random direction in each parameter, in float64: two streams, memory, segments, padding."""
+    """Gradients against central differences, in float64, with two streams, memory, segments and padding."""
     model = random_model(dtype=np.float64)
     ids, types = rng.integers(0, 19, (2, 8)), rng.integers(0, 2, (2, 8))
     given = {"token_types": types, "lengths": [8, 6], "mems": [rng.normal(size=(2, 3, 16)) for _ in range(2)]}
@@ -247,7 +247,7 @@ def test_every_gradient_equals_central_differences(rng: np.random.Generator) -> 
     check_slopes(model, lambda: model.loss(ids, labels, **given), rng)
 
 
-# Who sees whom
+# Masks
 
 
 @given(st.integers(1, 9), st.integers(0, 99))
@@ -268,7 +268,7 @@ def test_a_prediction_does_not_depend_on_its_own_token_and_the_later_ones(T, see
 
 
 def test_who_sees_nothing_finds_zero_and_passes_no_gradient() -> None:
-    """The prediction is then that of the position's query alone, whatever the text."""
+    """The prediction then depends on the position's query alone, and not on the text."""
     model = random_model(dtype=np.float64)
     order = {"perm_mask": np.ones((1, 3, 3), bool), "target_mapping": np.eye(3, dtype=bool)[None]}
     logits = [model(ids, **order) for ids in ([[1, 2, 3]], [[4, 5, 6]])]
@@ -303,7 +303,7 @@ def test_a_padded_text_has_the_features_of_the_text_alone(rng: np.random.Generat
 
 
 def test_a_text_written_backwards_is_the_same_text(rng: np.random.Generator) -> None:
-    """With bi_data the second half of a batch; without it the model sees that it is another."""
+    """With bi_data, the second half of a batch may be written backwards; without it, the model gives another result."""
     ids = rng.integers(0, 19, (2, 7))
     both = np.concatenate([ids, ids[:, ::-1]])
     for bi_data in (True, False):
@@ -318,8 +318,8 @@ def test_a_text_written_backwards_is_the_same_text(rng: np.random.Generator) -> 
 def test_what_is_remembered(rng: np.random.Generator) -> None:
     ids = rng.integers(0, 19, (2, 5))
     whole = random_model()
-    _, first = whole(ids, use_mems=True)
-    _, second = whole(ids, mems=first, use_mems=True)
+    _, first = whole.logits_and_mems(ids)
+    _, second = whole.logits_and_mems(ids, mems=first)
     assert [x.shape for x in first] == [(2, 5, 16)] * 2
     np.testing.assert_array_equal(first[0].data, whole.wte.weight.data[ids])
     np.testing.assert_array_equal(second[1].data[:, :5], first[1].data)
@@ -327,21 +327,21 @@ def test_what_is_remembered(rng: np.random.Generator) -> None:
     assert not any(x.requires_grad for x in first)
     for mem_len, reuse_len in ((3, None), (None, 2), (3, 2), (8, 4)):
         model = random_model(replace(SMALL, mem_len=mem_len, reuse_len=reuse_len))
-        _, mems = model(ids, use_mems=True)
+        _, mems = model.logits_and_mems(ids)
         kept = first[1].data[:, : reuse_len or 5]
         np.testing.assert_array_equal(mems[1].data, kept[:, -(mem_len or 5) :])
-        _, more = model(ids, mems=mems, use_mems=True)
+        _, more = model.logits_and_mems(ids, mems=mems)
         assert more[1].shape[1] == min(mem_len or 99, mems[1].shape[1] + (reuse_len or 5))
 
 
 def test_a_text_in_two_pieces_is_read_like_one_in_that_order(rng: np.random.Generator) -> None:
-    """A mask that keeps the first piece from seeing the second does what memory does."""
+    """Memory equals a mask that hides the second piece of a text from the first."""
     model = random_model(dtype=np.float64)
     ids = rng.integers(0, 19, (2, 9))
     perm_mask = np.zeros((2, 9, 9), bool)
     perm_mask[:, :4, 4:] = True
     whole = model(ids, perm_mask=perm_mask).data
-    first, mems = model(ids[:, :4], use_mems=True)
+    first, mems = model.logits_and_mems(ids[:, :4])
     second = model(ids[:, 4:], mems=mems).data
     np.testing.assert_allclose(np.concatenate([first.data, second], 1), whole, rtol=1e-10, atol=1e-10)
 
@@ -349,13 +349,13 @@ def test_a_text_in_two_pieces_is_read_like_one_in_that_order(rng: np.random.Gene
 def test_no_gradient_goes_through_memory(rng: np.random.Generator) -> None:
     model = random_model()
     ids, labels = rng.integers(0, 19, (2, 2, 5))
-    loss, mems = model.loss(ids, labels, use_mems=True)
+    loss, mems = model.loss_and_mems(ids, labels)
     loss.backward()
     model.zero_grad()
     model.loss(ids, labels, mems=[x.data for x in mems]).backward()
     expected = [parameter.grad for parameter in model.parameters()]
     model.zero_grad()
-    model.loss(ids, labels, mems=mems).backward()  # the graph that made it is released: it is not needed
+    model.loss(ids, labels, mems=mems).backward()  # the graph that made the memory is released, and not needed
     for parameter, grad in zip(model.parameters(), expected, strict=True):
         if grad is not None:
             np.testing.assert_array_equal(parameter.grad, grad)
@@ -375,7 +375,8 @@ def test_what_goes_in_may_be_lists_arrays_or_tensors(rng: np.random.Generator) -
         formed = {key: form(value) for key, value in given.items()}
         np.testing.assert_array_equal(model(form(ids), **formed).data, expected.data)
         assert model.loss(form(ids), form(labels), **formed).item() == loss
-    np.testing.assert_array_equal(model(ids, types, [5, 5]).data, model(ids, token_types=types).data)
+    whole = model(ids, token_types=types, lengths=[5, 5])
+    np.testing.assert_array_equal(whole.data, model(ids, token_types=types).data)
 
 
 @pytest.mark.parametrize(
@@ -415,19 +416,19 @@ def test_dropout_acts_in_every_place_while_training_only(rng: np.random.Generato
     dropped = [(n.scope, n.edges[0][0].op.name) for n in all_nodes(model(ids)) if n.op.name == "dropout"]
     branches = [("h.0.attn.dropout", "softmax"), ("h.0.attn.dropout", "linear")]
     branches += [("h.0.mlp.dropout", "gelu"), ("h.0.mlp.dropout", "linear")]
-    assert sorted(dropped) == sorted([("drop", "embedding"), ("drop", "add_layernorm"), *branches])
+    assert sorted(dropped) == sorted([("drop", "embedding"), ("drop", "layernorm"), *branches])
     assert (model(ids, **order).data != model(ids, **order).data).any()
     exact = random_model(replace(SMALL, layers=1))
     np.testing.assert_array_equal(model.eval()(ids, **order).data, exact(ids, **order).data)
 
 
 def test_it_learns_to_predict_in_any_order() -> None:
-    """Of a text of 12 letters, over and over, each tells all others: the loss falls far below their entropy, log 12."""
+    """In a repeated text of 12 letters, each determines the others: the loss falls far below the entropy, log 12."""
     minillm.manual_seed(1)
     model = XLNetLMHeadModel(XLNetConfig(12, 2, 4, 32, 64, dropout=0.0))
     for parameter in model.parameters():
         if parameter.ndim == 2:
-            parameter.data *= 4  # 0.02 is for 768 channels: from there, 32 take longer to begin
+            parameter.data *= 4  # 0.02 suits 768 channels; with 32, training starts slowly from it
     optimizer = AdamW(model.parameters(), 1e-2)
     rng = np.random.default_rng(0)
     text = np.tile(rng.permutation(12), 10)
@@ -449,7 +450,7 @@ def test_it_learns_to_predict_in_any_order() -> None:
 
 @pytest.fixture
 def torch():
-    """torch on one thread: in products as small as these, two wait for each other ten times as long."""
+    """Run torch on one thread: with two, products as small as these take ten times as long."""
     torch = pytest.importorskip("torch")
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -458,7 +459,7 @@ def torch():
 
 
 def in_float64(torch, config: XLNetConfig):
-    """Their table of positions, which is float32 whatever the model is: the same formula, in float64."""
+    """transformers' table of distances, by its formula, in float64 instead of float32."""
 
     def table(qlen, klen, bsz=None, device=None):
         frequency = 1 / 10000 ** (torch.arange(0, config.channels, 2.0, dtype=torch.float64) / config.channels)
@@ -476,7 +477,7 @@ def in_float64(torch, config: XLNetConfig):
 
 
 def random_transformers_model(transformers, torch, config: XLNetConfig, dtype: type):
-    """A small model there, of its own random weights, made larger, and ours with the same."""
+    """A small model of transformers with its own random weights, enlarged, and ours with the same weights."""
     torch.manual_seed(0)
     theirs = transformers.XLNetLMHeadModel(transformers.XLNetConfig(**xlnet.config_to_hugging_face(config)))
     theirs = enlarge(theirs.to(getattr(torch, np.dtype(dtype).name)), 0.25)
@@ -504,8 +505,8 @@ def test_logits_gradients_and_a_step_equal_hugging_faces(torch, rng, case: str, 
     transformers = pytest.importorskip("transformers")
     config, parts = CASES[case]
     model, reference = random_transformers_model(transformers, torch, config, dtype)
-    assert sum(p.numel() for p in reference.parameters()) == model.num_parameters()  # tied there too
-    # What has no effect has a gradient of rounding errors, there or here.
+    assert sum(p.numel() for p in reference.parameters()) == model.num_parameters()  # tied in transformers, too
+    # The gradients of these, which have no effect, are rounding errors in both libraries.
     floor = 1e-6 if dtype == np.float32 else 1e-14
 
     B, T, P = 4, 10, 5
@@ -528,7 +529,7 @@ def test_logits_gradients_and_a_step_equal_hugging_faces(torch, rng, case: str, 
         if "mask" in parts:
             ours["perm_mask"] = rng.random((B, T, T)) < 0.4
         if "perm_mask" in ours and "memory" not in parts:
-            ours["perm_mask"][:, :, 0] = False  # so that all see something: where none does, theirs sees all
+            ours["perm_mask"][:, :, 0] = False  # in transformers, a query that sees nothing sees all
         for key in ("perm_mask", "target_mapping"):
             if key in ours:
                 theirs[key] = torch.tensor(ours[key].astype(dtype))
@@ -545,11 +546,11 @@ def test_logits_gradients_and_a_step_equal_hugging_faces(torch, rng, case: str, 
         check_parameters(kind, model, reference, tolerance, floor, unused=("mask_emb", "h."))
 
     optimizer, their_optimizer = optimizers(model, reference)
-    for text, theirs, labels in texts:  # with a gradient and a step of each
+    for text, theirs, labels in texts:  # gradients and a step, too
         before = their_mems
         expected = reference(**theirs, mems=before, use_mems=True, labels=torch.tensor(labels))
         their_mems = expected.mems
-        logits, new_mems = model(**text, mems=mems, use_mems=True)
+        logits, new_mems = model.logits_and_mems(**text, mems=mems)
         seen = slice(None) if "order" in parts else real
         assert relative_error(logits.data[seen], expected.logits.detach().numpy()[seen]) < tolerance
         loss = model.loss(labels=labels, mems=mems, **text)

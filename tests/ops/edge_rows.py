@@ -70,7 +70,7 @@ class Differs(NamedTuple):
 
     reason: str
     where: Callable[..., np.ndarray]
-    mode: str = ""  # of the kernels alone, or (empty) of both
+    mode: str = ""  # of one engine alone, or (empty) of all
     only: str = ""  # "y" for values, "d" for gradients; empty for all
     cotangent: str = ""  # of one cotangent alone, or (empty) of all
 
@@ -150,6 +150,12 @@ HIDDEN_VALUE = Differs(
     lambda q, k, v: (~np.isfinite(v) | huge(v) | ~np.isfinite(k) | huge(k)).any((1, 2, 3)),
     KERNELS,
 )
+HUGE_VALUE = Differs(
+    "dP overflows, and with it delta, the sum of P dP; PyTorch's delta is dY . Y",
+    lambda q, k, v: huge(v).any((1, 2, 3)),
+    "plain",
+    "d",
+)
 
 
 # ---- the table ------------------------------------------------------------------------------------------------------
@@ -228,7 +234,7 @@ def attentions() -> list[Row]:
                     lambda q, k, v: F.scaled_dot_product_attention(q, cut(k), cut(v), is_causal=c)
                 ),
                 heads(place),
-                (NAN_QUERY, HUGE_QUERY, HIDDEN_VALUE),
+                (NAN_QUERY, HUGE_QUERY, HIDDEN_VALUE, HUGE_VALUE),
                 close=True,
             )
 
@@ -354,9 +360,8 @@ ROWS: list[Row] = [
     Row("split", "", lambda x: x.split(20)[1], lambda t, F: lambda x: x.split(20)[1]),
     Row("broadcast", "", lambda x: x.broadcast_to(3, 31), lambda t, F: lambda x: x.broadcast_to(3, 31)),
     Row("silu", "", ops.silu, lambda t, F: F.silu, each, (ACTIVATION,), close=True),
-    Row("silu", "bias", ops.silu, lambda t, F: lambda x, b: F.silu(x + b), with_bias, (ACTIVATION,), close=True),
     Row("gelu", "", ops.gelu, lambda t, F: F.gelu, each, (ACTIVATION,), close=True),
-    Row("gelu", "bias", lambda x, b: ops.gelu(x, bias=b), gelu_of_sum(), with_bias, (ACTIVATION,), True),
+    Row("bias_gelu", "", ops.bias_gelu, gelu_of_sum(), with_bias, (ACTIVATION,), True),
     Row(
         "gelu",
         "tanh form",
@@ -367,9 +372,9 @@ ROWS: list[Row] = [
         close=True,
     ),
     Row(
-        "gelu",
-        "tanh form, bias",
-        lambda x, b: ops.gelu(x, "tanh", b),
+        "bias_gelu",
+        "tanh form",
+        lambda x, b: ops.bias_gelu(x, b, "tanh"),
         gelu_of_sum(approximate="tanh"),
         with_bias,
         (ACTIVATION,),

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import math
-import sys
 
 import numpy as np
 import pytest
 
 from minillm import manual_seed, ops, random
 from minillm.autograd import Tensor
+from minillm.engine import engine
 from minillm.errors import DtypeError, InputError, ShapeError
-
-MODULE = sys.modules["minillm.ops.attention"]
+from minillm.fast import attention as fast_attention
 
 
 def naive(q, k, v, visible=None, bias=None, scale=None):
@@ -218,7 +217,8 @@ def test_nothing_to_do(sizes, rng):
 
 def test_the_output_keeps_the_memory_order_of_the_queries(rng):
     q = rng.normal(size=(2, 5, 4, 3)).transpose(0, 2, 1, 3)
-    y = ops.attention(Tensor(q), Tensor(q), Tensor(q))
+    with engine("fast"):
+        y = ops.attention(Tensor(q), Tensor(q), Tensor(q))
     assert y.data.transpose(0, 2, 1, 3).flags.c_contiguous
 
 
@@ -256,7 +256,7 @@ def test_dropout_draws_the_same_mask_in_the_backward(causal):
 @pytest.mark.parametrize("block", [1, 7, 64, 100])
 def test_a_dropout_mask_does_not_depend_on_the_blocks(block, monkeypatch):
     expected, _ = weights_of(np.random.default_rng(0), 0.5, keys=9, causal=True)
-    monkeypatch.setattr(MODULE, "QUERY_BLOCK", block)
+    monkeypatch.setattr(fast_attention, "QUERY_BLOCK", block)
     y, _ = weights_of(np.random.default_rng(0), 0.5, keys=9, causal=True)
     np.testing.assert_array_equal(y.data == 0, expected.data == 0)
     np.testing.assert_allclose(y.data, expected.data, atol=1e-14)
@@ -316,8 +316,8 @@ def test_dropout_differs_by_seed_call_batch_and_head(rng):
         (((2, 2, 3, 4), (2, 2, 3, 5), (2, 2, 3, 5)), "attention: k has D=5, but q has D=4"),
         (((2, 2, 3, 4), (2, 2, 3, 4), (2, 2, 5, 4)), "attention: v has Tk=5, but k has Tk=3"),
         (((2, 2, 3, 4), (2, 2, 3, 4), (2, 1, 3, 4)), "attention: v has G=1, but k has G=2"),
-        (((2, 3, 3, 4), (2, 2, 3, 4), (2, 2, 3, 4)), "attention: q has H=3 heads, which 2 key heads do not divide"),
-        (((2, 3, 3, 4), (2, 0, 3, 4), (2, 0, 3, 4)), "attention: q has H=3 heads, which 0 key heads do not divide"),
+        (((2, 3, 3, 4), (2, 2, 3, 4), (2, 2, 3, 4)), "attention: q has H=3 heads, which 2 kv heads do not divide"),
+        (((2, 3, 3, 4), (2, 0, 3, 4), (2, 0, 3, 4)), "attention: q has H=3 heads, which 0 kv heads do not divide"),
     ],
 )
 def test_shapes_that_do_not_fit(shapes, message):

@@ -29,7 +29,7 @@ def weighted_loss(logits, targets, weight, smoothing, reduction):
     return losses.sum() / (weights.sum() if reduction == "mean" else 1)
 
 
-@pytest.mark.parametrize("policy", ["auto", "emulate"])
+@pytest.mark.parametrize("policy", ["plain", "auto", "emulate"])
 @pytest.mark.parametrize("smoothing", [0.0, 0.3])
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
 def test_class_weights(reduction, smoothing, policy, rng):
@@ -122,7 +122,7 @@ def naive_attention(q, k, v, mask=None):
     return weights / weights.sum(axis=-1, keepdims=True) @ v
 
 
-@pytest.mark.parametrize("policy", ["auto", "emulate"])
+@pytest.mark.parametrize("policy", ["plain", "auto", "emulate"])
 @pytest.mark.parametrize("sizes", [(2, 2, 2), (1, 2, 2), (2, 1, 1), (2, 2, 1), (1, 1, 3)], ids=str)
 @pytest.mark.parametrize("value_size", [1, 4, 6])
 def test_value_sizes_and_batches_of_one(sizes, value_size, policy, rng):
@@ -161,7 +161,7 @@ def test_attention_of_torch(same_as_torch, rng):
 # Embedding and the norms
 
 
-@pytest.mark.parametrize("policy", ["auto", "emulate"])
+@pytest.mark.parametrize("policy", ["plain", "auto", "emulate"])
 @pytest.mark.parametrize("channels", [3, 600])
 def test_the_row_of_padding_gets_no_gradient(channels, policy, rng):
     ids, table, u = np.array([[1, 0, 1], [2, 2, 2]]), rng.normal(size=(3, channels)), rng.normal(size=(2, 3, channels))
@@ -179,7 +179,7 @@ def test_the_row_of_padding_gets_no_gradient(channels, policy, rng):
         ops.embedding(ids, Tensor(table), padding_idx=3)
 
 
-@pytest.mark.parametrize("policy", ["auto", "emulate"])
+@pytest.mark.parametrize("policy", ["plain", "auto", "emulate"])
 def test_norms_without_a_weight(policy, rng):
     x = rng.normal(size=(3, 4)).astype(np.float32)
     ones, bias = Tensor(np.ones(4, np.float32)), Tensor(rng.normal(size=4).astype(np.float32))

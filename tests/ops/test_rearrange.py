@@ -277,7 +277,7 @@ def test_every_method_is_declared_and_every_declared_one_is_there():
     from minillm.methods import Methods
 
     declared = set(Methods.__annotations__)
-    missing = set(ops._FUNCTIONS.split()) - declared
-    assert not missing, f"declare as methods in minillm/methods.py: {', '.join(sorted(missing))}"
     assert all(callable(getattr(Tensor, name)) for name in declared)
+    attached = {name for name in vars(Tensor) if name in ops.__all__ and not name.startswith("_")}
+    assert attached <= declared, "a method that no type checker knows: declare it in minillm/methods.py"
     assert all(getattr(minillm, name) is getattr(ops, name) for name in ops.__all__)

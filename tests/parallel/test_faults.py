@@ -186,8 +186,8 @@ def free_port():
         (raises_ours, 2, "failed: train: the loss is nan; take a lower --lr; see what it printed"),
         (leaves, 7, "failed: SystemExit: 7"),
         (is_interrupted, None, "failed: KeyboardInterrupt"),
-        (is_killed, -9, "failed: it ended without a word, as a process that is killed does"),
-        (ends_the_process, 0, "failed: it ended without a word"),
+        (is_killed, -9, "failed: it ended without a message, as a killed process does"),
+        (ends_the_process, 0, "failed: it ended without a message"),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )
@@ -325,7 +325,7 @@ def test_killed_50_times_at_random_moments(tmp_path):
         for job, killed, _ in jobs:
             found = job.wait()
             assert found[killed].status == -9, (seed, found)
-            causes = [f"rank {killed} failed: it ended without a word", f"rank {killed} did not come within 5 s"]
+            causes = [f"rank {killed} failed: it ended without a message", f"rank {killed} did not come within 5 s"]
             if killed == 0:
                 causes += ["found no rank 0 at", "does not answer as rank 0 does"]
             for one in found[:killed] + found[killed + 1 :]:
@@ -346,7 +346,7 @@ class ToldLater:
     def check(self):
         self.asked += 1
         if self.asked == 3:
-            raise ParallelError("rank 0 failed: it ended without a word")
+            raise ParallelError("rank 0 failed: it ended without a message")
 
 
 def test_memory_that_ended_with_its_owner_is_laid_to_that():

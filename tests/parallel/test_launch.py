@@ -92,7 +92,7 @@ def test_launch_returns_what_each_rank_returns():
     [
         ("raises", "launch: rank 1 failed: ValueError: on purpose"),
         ("is killed", "launch: rank 1 was ended by SIGKILL, as the system does when memory runs out"),
-        ("exits", "launch: rank 1 failed: it ended without a word"),
+        ("exits", "launch: rank 1 failed: it ended without a message"),
         ("cannot be sent", "launch: rank 1 failed: "),
         ("interrupted", "launch: rank 1 ended with exit status 130"),
     ],
@@ -485,7 +485,7 @@ def test_a_rank_of_a_training_is_killed(tmp_path, corpus):
         assert process.returncode == 137
         assert errors.splitlines()[-1] == f"minillm train: rank {i} {ended(-9)}; all ranks have ended"
         assert all(gone(pid) for pid in ranks[i])
-    assert "rank 1 failed: it ended without a word" in errors
+    assert "rank 1 failed: it ended without a message" in errors
 
 
 def test_ctrl_c_saves_and_another_number_of_ranks_goes_on(tmp_path, corpus):

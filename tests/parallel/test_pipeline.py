@@ -98,9 +98,9 @@ def build(family, dropout=0.0, dtype="float64"):
         model = GPT2(GPT2Config(heads=2, dropout=dropout, tied=False, **shape))
     elif family == "gemma":  # two kinds of blocks, a scaled table, and a cap behind the output layer
         more = dict(head_size=6, window=3, full_blocks=(1, 2), attention_cap=0.5, logit_cap=0.2, window_rope_base=10.0)
-        model = Gemma(GemmaConfig(heads=4, key_heads=2, hidden=24, scale=3.0, **more, **shape))
+        model = Gemma(GemmaConfig(heads=4, kv_heads=2, hidden=24, scale=3.0, **more, **shape))
     else:
-        model = Llama(LlamaConfig(heads=4, key_heads=2, hidden=24, tied=family == "llama tied", **shape))
+        model = Llama(LlamaConfig(heads=4, kv_heads=2, hidden=24, tied=family == "llama tied", **shape))
     for parameter in model.parameters():  # weights that are neither 0 nor 1, so that nothing hides
         parameter.data += 0.05 * np.sin(1.0 + np.arange(parameter.numel()).reshape(parameter.shape)).astype(np.float32)
     return model.to(dtype)

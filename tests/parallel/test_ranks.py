@@ -44,7 +44,7 @@ def hangs_on_one(communicator):
 def threads(communicator):
     from minillm import backend
 
-    return backend.threads
+    return backend.cutting.threads
 
 
 def test_runs_keep_their_processes(ranks):

@@ -508,7 +508,9 @@ def test_a_rank_that_ends_without_a_word_is_known_to_all(culprit):
     for job in jobs:
         if job.rank != culprit:
             settled(lambda job=job: job.failure is not None)
-            with pytest.raises(ParallelError, match=f"rank {culprit} failed: it ended without a word, as a process"):
+            with pytest.raises(
+                ParallelError, match=f"rank {culprit} failed: it ended without a message, as a killed process"
+            ):
                 job.check()
     for job in jobs:
         job.fail("over")

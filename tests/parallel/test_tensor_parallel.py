@@ -13,7 +13,7 @@ import pytest
 import minillm
 from minillm import Tensor, cuda, ops, random
 from minillm.autograd import Op
-from minillm.backend import as_dtype
+from minillm.dtypes import as_dtype
 from minillm.engine import engine
 from minillm.errors import InputError, ShapeError
 from minillm.generate import generate
@@ -29,18 +29,18 @@ from minillm.parallel.shard import Shard, shard, shard_specs, unshard
 
 V, B, T = 37, 3, 9  # V divides by no number of ranks
 GPT = GPT2Config(V, context=12, layers=2, heads=4, channels=24)
-LLAMA = LlamaConfig(V, context=12, layers=2, heads=8, key_heads=4, channels=24, hidden=20, head_size=6)
+LLAMA = LlamaConfig(V, context=12, layers=2, heads=8, kv_heads=4, channels=24, hidden=20, head_size=6)
 CONFIGS = {
     "gpt2": GPT,
     "gpt2-dropout": GPT2Config(V, 12, 2, 4, 24, dropout=0.2),
     "gpt2-without-bias": GPT2Config(V, 12, 1, 4, 24, dropout=0.2, bias=False),
     "llama": LLAMA,
-    "llama-tied": LlamaConfig(V, 12, 2, heads=4, key_heads=4, channels=24, hidden=20, qkv_bias=True, tied=True),
+    "llama-tied": LlamaConfig(V, 12, 2, heads=4, kv_heads=4, channels=24, hidden=20, qkv_bias=True, tied=True),
     "llama-window": LlamaConfig(V, 12, 1, 8, 4, 24, 20, head_size=6, qkv_bias=True, window=4),
     "llama-windows-biases": LlamaConfig(
         *(V, 12, 2, 4, 4, 24, 20), qkv_bias=True, proj_bias=True, mlp_bias=True, window=4, full_blocks=(0,)
     ),
-    "llama-in-part": LlamaConfig(V, 12, 2, heads=4, key_heads=4, channels=32, hidden=20, rotary=4, kind="phi3"),
+    "llama-in-part": LlamaConfig(V, 12, 2, heads=4, kv_heads=4, channels=32, hidden=20, rotary=4, kind="phi3"),
     "gpt2-other": GPT2Config(V, 12, 2, 4, 24, hidden=20, activation="relu", tied=False, attention_dropout=0.2),
 }
 
@@ -107,7 +107,7 @@ def test_equals_one_process(ranks, name, n):
 
 
 def test_equals_one_process_on_three_ranks_by_the_sum_of_losses(ranks):
-    config = LlamaConfig(V, 12, 2, heads=6, key_heads=3, channels=24, hidden=21)
+    config = LlamaConfig(V, 12, 2, heads=6, kv_heads=3, channels=24, hidden=21)
     parts = ranks(3).run(step, config, "float64", "sum")
     assert difference(parts, config, "float64", "sum") < 1e-12
 
@@ -493,7 +493,7 @@ class RanksThere(Alone):
     ("config", "size", "message"),
     [
         (GPT, 3, "3 ranks do not divide heads=4"),
-        (LLAMA, 8, "8 ranks do not divide key_heads=4"),
+        (LLAMA, 8, "8 ranks do not divide kv_heads=4"),
         (LlamaConfig(V, 12, 1, 4, 4, 24, 21), 2, "2 ranks do not divide hidden=21"),
         (GPT2Config(3, 12, 1, 4, 24), 4, "vocab_size=3 is less than 4 ranks"),
     ],

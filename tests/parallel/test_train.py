@@ -126,10 +126,12 @@ def test_ranks_that_do_not_train_the_same_are_named(ranks, text, tmp_path):
     config = dataclasses.replace(CONFIG, data=str(text), out=tmp_path / "run")
     errors = [outcome.error for outcome in ranks(3).outcomes(other_settings, config)]
     assert all(isinstance(error, ParallelError) for error in errors)
-    assert any("rank 1: another settings than rank 0; start all ranks with the same options" in str(e) for e in errors)
+    assert any(
+        "rank 1: not the same settings as rank 0; start all ranks with the same options" in str(e) for e in errors
+    )
     (text.parent / "text.txt.other").write_text(TEXT + "to be")
     errors = [outcome.error for outcome in ranks(3).outcomes(other_text, config)]
-    assert any("rank 2: another" in str(error) for error in errors)
+    assert any("rank 2: not the same" in str(error) for error in errors)
     assert not (tmp_path / "run").exists()
 
 

@@ -342,4 +342,6 @@ def other_model(communicator):
 
 
 def test_ranks_with_another_model_are_told(ranks):
-    told(ranks(2), ParallelError, "rank 1: another model than rank 0; build the same model on all ranks", other_model)
+    told(
+        ranks(2), ParallelError, "rank 1: not the same model as rank 0; build the same model on all ranks", other_model
+    )

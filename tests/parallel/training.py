@@ -16,7 +16,7 @@ from minillm.parallel.mesh import Mesh, ParallelModel
 from minillm.training.trainer import accumulate_gradients
 
 GPT = GPT2Config(vocab_size=61, context=16, layers=4, heads=4, channels=32)
-LLAMA = LlamaConfig(61, context=16, layers=4, heads=4, key_heads=4, channels=32, hidden=48, tied=False)
+LLAMA = LlamaConfig(61, context=16, layers=4, heads=4, kv_heads=4, channels=32, hidden=48, tied=False)
 
 
 # A bias of all keys changes no softmax, so its gradient is rounding, which AdamW makes as large as any other unless eps

@@ -50,7 +50,7 @@ SMALL = dict(channels=192, hidden=520, heads=6, layers=5, context=160, vocab_siz
 BART = dict(channels=128, encoder_layers=4, decoder_layers=3, encoder_hidden=400, decoder_hidden=500, vocab_size=700)
 BART |= dict(encoder_heads=4, decoder_heads=2, context=100)
 XLNET = dict(channels=128, heads=4, hidden=500, layers=4, vocab_size=700)
-GEMMA = SMALL | dict(key_heads=2, head_size=32, window=40, full_blocks=(1,))
+GEMMA = SMALL | dict(kv_heads=2, head_size=32, window=40, full_blocks=(1,))
 DISTILLED = dict(vocab_size=999, layers=4, channels=192, heads=4, hidden=500)
 MODELS = {  # class, configuration, batch size, context
     "nano": (GPT2, gpt2("nano"), 64, 32),
@@ -62,12 +62,12 @@ MODELS = {  # class, configuration, batch size, context
     "baby": (GPT2, gpt2("baby"), 2, 256),
     "baby with dropout": (GPT2, gpt2("baby", dropout=0.2), 2, 200),
     "large vocabulary": (GPT2, gpt2("tiny", vocab_size=20000), 4, 64),
-    "grouped heads": (Llama, llama("nano", **SMALL, key_heads=2, tied=True), 5, 160),
-    "not tied": (Llama, llama("nano", **SMALL, key_heads=6, tied=False), 4, 130),
-    "window, biases": (Llama, llama("nano", **SMALL, key_heads=3, window=40, qkv_bias=True), 4, 150),
-    "windows in some blocks": (Llama, llama("nano", **SMALL, key_heads=3, window=40, full_blocks=(1,)), 4, 150),
-    "norms of queries and keys": (Llama, llama("nano", **SMALL, key_heads=2, qk_norm=True, head_size=24), 4, 150),
-    "heads that turn in part": (Llama, llama("nano", **SMALL, key_heads=2, rotary=24, mlp_bias=True), 4, 150),
+    "grouped heads": (Llama, llama("nano", **SMALL, kv_heads=2, tied=True), 5, 160),
+    "not tied": (Llama, llama("nano", **SMALL, kv_heads=6, tied=False), 4, 130),
+    "window, biases": (Llama, llama("nano", **SMALL, kv_heads=3, window=40, qkv_bias=True), 4, 150),
+    "windows in some blocks": (Llama, llama("nano", **SMALL, kv_heads=3, window=40, full_blocks=(1,)), 4, 150),
+    "norms of queries and keys": (Llama, llama("nano", **SMALL, kv_heads=2, qk_norm=True, head_size=24), 4, 150),
+    "heads that turn in part": (Llama, llama("nano", **SMALL, kv_heads=2, rotary=24, mlp_bias=True), 4, 150),
     "gemma 2": (Gemma, gemma("nano", **GEMMA, qk_norm=False, attention_cap=50.0, logit_cap=30.0), 4, 150),
     "gemma 3": (Gemma, gemma("nano", **GEMMA), 4, 150),
     "gpt2 with relu": (GPT2, gpt2("tiny", hidden=400, activation="relu", tied=False), 12, 64),
@@ -148,9 +148,9 @@ def measured(model: Any, arrays: dict[str, np.ndarray]) -> tuple[int, int]:
 
 @pytest.fixture
 def one_thread() -> Iterator[None]:
-    before, backend.threads = backend.threads, 1
+    before, backend.cutting = backend.cutting, backend.cutting._replace(threads=1)
     yield
-    backend.threads = before
+    backend.cutting = before
 
 
 @pytest.mark.usefixtures("one_thread")
@@ -271,7 +271,7 @@ def test_what_a_block_keeps_is_what_the_docstring_says() -> None:
     config = gpt2("baby")
     assert kept_in_a_block(described(GPT2, config, 3, 100)) == 16 * config.channels + config.heads + 4
     for dtype in ("float32", "float64"):
-        config = llama("nano", **SMALL, key_heads=2)
+        config = llama("nano", **SMALL, kv_heads=2)
         C, F, GD, D = 192, 520, 2 * 32, 32
         tables = 0 if dtype == "float64" else 4 * D / 2 / 3  # cos and sin of queries and keys, for 3 sequences
         expected = 4 * C + (C + 2 * GD) + (C + GD) + C + 3 * F + 6 + 2 + tables
@@ -281,7 +281,7 @@ def test_what_a_block_keeps_is_what_the_docstring_says() -> None:
 def test_a_shared_array_counts_once_where_it_is_kept_first() -> None:
     found = described(GPT2, gpt2("nano"), 1, 32)
     names = {(key.operation, key.names) for key in found.kept}
-    assert {("attn attention", "q, k, v"), ("attn attention", "out"), ("mlp gelu", "slope")} <= names
+    assert {("attn attention", "q, k, v"), ("attn attention", "y"), ("mlp gelu", "slope")} <= names
     assert not any(operation == "attn.proj linear" for operation, _ in names)  # its input is attention's output
 
 
@@ -436,7 +436,7 @@ def test_a_gguf_file(tmp_path: Path) -> None:
     writer.add_block_count(config.layers)
     writer.add_feed_forward_length(config.hidden)
     writer.add_head_count(config.heads)
-    writer.add_head_count_kv(config.key_heads)
+    writer.add_head_count_kv(config.kv_heads)
     writer.add_layer_norm_rms_eps(config.norm_eps)
     writer.add_tensor("token_embd.weight", np.zeros((config.vocab_size, config.channels), np.float32))
     writer.write_header_to_file()

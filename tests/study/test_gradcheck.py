@@ -625,10 +625,9 @@ DRAWN = {
     "gelu": st.one_of(
         one_operand(ops.gelu),
         one_operand(lambda x: ops.gelu(x, "tanh")),
-        with_bias(lambda x, bias: ops.gelu(x, bias=bias)),
-        with_bias(lambda x, bias: ops.gelu(x, "tanh", bias)),
     ),
-    "silu": st.one_of(one_operand(ops.silu), with_bias(ops.silu)),
+    "bias_gelu": st.one_of(with_bias(ops.bias_gelu), with_bias(lambda x, bias: ops.bias_gelu(x, bias, "tanh"))),
+    "silu": one_operand(ops.silu),
     "swiglu": shapes.flatmap(lambda shape: drawn([shape, shape])).map(lambda arrays: (ops.swiglu, arrays)),
     "rope": rope_inputs(),
     "linear": linear_inputs(),

@@ -27,8 +27,8 @@ from minillm.study.parallel_report import (
 # five layers, which neither 2 nor 4 stages divide; 61 ids, which no number of ranks divides
 MODELS = {
     "gpt2": (GPT2, GPT2Config(61, context=16, layers=5, heads=4, channels=36)),
-    "llama": (Llama, LlamaConfig(61, 16, layers=5, heads=4, key_heads=4, channels=32, hidden=44, tied=False)),
-    "tied llama": (Llama, LlamaConfig(61, 16, layers=5, heads=8, key_heads=4, channels=32, hidden=44, tied=True)),
+    "llama": (Llama, LlamaConfig(61, 16, layers=5, heads=4, kv_heads=4, channels=32, hidden=44, tied=False)),
+    "tied llama": (Llama, LlamaConfig(61, 16, layers=5, heads=8, kv_heads=4, channels=32, hidden=44, tied=True)),
 }
 TWO = [
     *(Division(dp=2, zero=zero, micro_batches=m) for zero in range(4) for m in (1, 3)),

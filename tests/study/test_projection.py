@@ -155,8 +155,8 @@ def test_constants_are_measured_on_as_many_ranks_as_there_are_cores(ranks, monke
 
 @pytest.mark.parametrize("n", [2, 4])
 def test_activations_of_a_rank_are_those_of_a_model_with_its_heads(monkeypatch, n):
-    whole = LlamaConfig(64 * n, context=32, layers=4, heads=8, key_heads=4, channels=64, hidden=32 * n, head_size=8)
-    part = dataclasses.replace(whole, vocab_size=64, heads=8 // n, key_heads=4 // n, hidden=32)
+    whole = LlamaConfig(64 * n, context=32, layers=4, heads=8, kv_heads=4, channels=64, hidden=32 * n, head_size=8)
+    part = dataclasses.replace(whole, vocab_size=64, heads=8 // n, kv_heads=4 // n, hidden=32)
     monkeypatch.setattr(lookup, "presets", lambda: {"whole": (Llama, whole), "part": (Llama, part)})
     a, b = (work_of(name, None, "float32") for name in ("whole", "part"))
     # its output layer has a part of the ids, so the loss keeps a part of the logits

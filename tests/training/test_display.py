@@ -75,6 +75,7 @@ def test_elsewhere_it_prints_a_plain_line_a_validation(shown: io.StringIO) -> No
     assert shown.getvalue().splitlines() == [
         "step 10/200  loss 3.250  validation 12.500  1,000 tokens/s  12 s",
         "step 20/200  loss 3.250  validation 22.500  1,000 tokens/s  12 s",
+        "at 1.54e+03 ms a step, about 4.8 minutes to go",
     ]
     assert "\x1b" not in shown.getvalue()
 

@@ -126,7 +126,7 @@ def test_a_folder_that_appears_meanwhile_is_not_written_over(
 def test_a_folder_that_is_no_run(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     for folder in (tmp_path, tmp_path / "none", tmp_path / "file"):
-        with pytest.raises(CheckpointError, match=f"^{folder} is no run directory, as it has no config.json; give"):
+        with pytest.raises(CheckpointError, match=f"^{folder} is not a run directory: it has no config.json; give"):
             Run.open(folder)
 
 

@@ -129,9 +129,8 @@ def _one_operand() -> Iterator[Case]:
     yield Case("gelu", "tanh form, empty", lambda x: ops.gelu(x, "tanh"), normal((0, 4)))
     yield from in_views("gelu", lambda x: ops.gelu(x, "tanh"), normal((3, 4)), "tanh form, ")
     for op, what, biased in [
-        ("gelu", "bias", lambda x, bias: ops.gelu(x, bias=bias)),
-        ("gelu", "tanh form, bias", lambda x, bias: ops.gelu(x, "tanh", bias)),
-        ("silu", "bias", lambda x, bias: ops.silu(x, bias)),
+        ("bias_gelu", "exact form", ops.bias_gelu),
+        ("bias_gelu", "tanh form", lambda x, bias: ops.bias_gelu(x, bias, "tanh")),
     ]:
         for name, shape in {"matrix": (3, 4), "vector": (4,), "size 1": (1, 1), "three axes": (2, 3, 4)}.items():
             yield Case(op, f"{what}, {name}", biased, normal(shape, shape[-1:]))

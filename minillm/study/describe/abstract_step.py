@@ -16,8 +16,8 @@ from minillm.autograd import Backward, Forward, Node, Tensor, observe
 from minillm.backend import Array, Product, observe_products, product_flops
 from minillm.data.permutation import permute_tokens
 from minillm.engine import engine
+from minillm.fast.attention import Saved, query_blocks
 from minillm.ops import OPS
-from minillm.ops.attention import Saved, query_blocks
 
 LABELLED = 0.15  # share of the tokens that an encoder is asked for (Devlin et al. 2018, section 3.1)
 OF_TEXTS = ("classes", "starts", "ends")  # arguments of losses that have one number for each text
@@ -35,7 +35,11 @@ class Step(NamedTuple):
 def training_batch(model: Any, batch_size: int, context: int) -> dict[str, Array]:
     """The arguments of the model's loss, or of its forward if it has no loss; all ids are 0."""
     parameters = inspect.signature(loss_of(model)).parameters
-    names = [name for name, parameter in parameters.items() if parameter.default is parameter.empty]
+    names = [
+        name
+        for name, parameter in parameters.items()
+        if parameter.default is parameter.empty and parameter.kind is not parameter.VAR_KEYWORD
+    ]
     ids = np.zeros((batch_size, context), np.int64)
     if "labels" in names and "target_mapping" in parameters:
         drawn = permute_tokens(ids, reuse_len=model.config.reuse_len, generator=random.Generator())

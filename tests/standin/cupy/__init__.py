@@ -471,8 +471,9 @@ class RawKernel:
 
         if shared_mem > self.max_dynamic_shared_size_bytes:
             raise cuda.driver.CUDADriverError("CUDA_ERROR_INVALID_VALUE: invalid argument")
-        if any(not isinstance(a, (ndarray, np.generic)) for a in args):
-            raise TypeError("a kernel's arguments here are arrays and NumPy numbers")
+        by_value = [a for a in args if isinstance(a, np.ndarray)]  # as CuPy does, of size one
+        if any(not isinstance(a, (ndarray, np.generic, np.ndarray)) for a in args) or any(a.size > 1 for a in by_value):
+            raise TypeError("a kernel's arguments here are arrays, NumPy numbers, and NumPy arrays of size one")
         launch_emulated(self.kernel, grid, block, tuple(map(_unwrap, args)), shared_mem)
 
 

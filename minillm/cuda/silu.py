@@ -1,0 +1,15 @@
+"""SiLU by kernels/silu.cu."""
+
+from __future__ import annotations
+
+from minillm.cuda import activations
+
+FILE, FUNCTION = "silu.cu", "Silu"
+
+
+def forward(x):
+    return activations.forward(FILE, FUNCTION, x)
+
+
+def backward(dy, saved):
+    return activations.backward(FILE, dy, saved)

@@ -1,0 +1,128 @@
+"""Which pair of functions runs: the engine's choice, pairs found by name, and what a node remembers of it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+import minillm
+from minillm import ops
+from minillm.autograd import Op, Tensor, observe
+from minillm.engine import ENGINES, current_engine, engine
+
+X = np.random.default_rng(0).normal(size=(3, 5))
+
+
+def backward_of(op: Op, mode: str):
+    """The backward that the node of this op remembers when it runs in an engine."""
+    seen = []
+    with engine(mode), observe(on_forward=seen.append):
+        ops.linear(Tensor(X, requires_grad=True), Tensor(X, requires_grad=True))
+    return next(call.node.backward for call in seen if call.op is op)
+
+
+def test_each_engine_runs_its_pair():
+    plain, fast = ops.LINEAR.backward, ops.LINEAR.pair("fast").backward
+    assert plain is not fast
+    assert backward_of(ops.LINEAR, "plain") is plain
+    for mode in ("auto", "fast"):
+        assert backward_of(ops.LINEAR, mode) is fast
+
+
+def test_engines_nest_and_come_back():
+    before = current_engine()
+    with engine("plain"):
+        with engine("fast"):
+            assert current_engine() == "fast"
+        assert current_engine() == "plain"
+    assert current_engine() == before
+    assert minillm.engine is engine
+
+
+def test_a_backward_belongs_to_its_forward_whatever_the_engine_is_by_then():
+    x, weight = Tensor(X, requires_grad=True), Tensor(X, requires_grad=True)
+    with engine("plain"):
+        y = ops.gelu(ops.linear(x, weight))
+    with engine("fast"):
+        y.backward(np.ones(y.shape))
+        plain = x.grad.copy()
+    x.grad = None
+    with engine("fast"):
+        y = ops.gelu(ops.linear(x, weight))
+    with engine("plain"):
+        y.backward(np.ones(y.shape))
+    np.testing.assert_allclose(x.grad, plain, rtol=1e-12)
+
+
+PACKAGE = {
+    "ops/twice.py": """
+        from minillm.autograd import Op
+        def twice_forward(x):
+            return 2 * x, None
+        def twice_backward(dy, saved):
+            return (2 * dy,)
+        TWICE = Op("twice", twice_forward, twice_backward)
+        """,
+    "fast/twice.py": """
+        def forward(x):
+            return (NotImplemented if x.size == 1 else (x + x, "fast"))
+        def backward(dy, saved):
+            return (dy + dy,)
+        """,
+}
+
+
+@pytest.fixture
+def package(tmp_path, monkeypatch):
+    """A package of somebody else's with an operation in ops/ and its fast pair."""
+    for name, text in PACKAGE.items():
+        path = tmp_path / "others" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("\n".join(line[8:] for line in text.splitlines()))
+    monkeypatch.syspath_prepend(tmp_path)
+    yield tmp_path / "others"
+    for name in [name for name in sys.modules if name.partition(".")[0] == "others"]:
+        del sys.modules[name]
+
+
+def test_the_pair_of_another_package_is_found_by_name(package):
+    from others.ops.twice import TWICE
+
+    assert TWICE.pair("fast").backward.__module__ == "others.fast.twice"
+    assert TWICE.pair("cuda") is None
+    seen = []
+    with observe(on_forward=seen.append):
+        np.testing.assert_array_equal(TWICE(Tensor(X)).data, 2 * X)
+        np.testing.assert_array_equal(TWICE(Tensor(X[:1, :1])).data, 2 * X[:1, :1])
+    assert [call.saved for call in seen] == ["fast", None]  # the fast pair does not take a single element
+
+
+def test_an_error_inside_a_pair_is_not_taken_for_a_missing_pair(package):
+    (package / "fast" / "twice.py").write_text("import a_module_that_is_not_there\n")
+    from others.ops.twice import TWICE
+
+    with pytest.raises(ModuleNotFoundError, match="a_module_that_is_not_there"):
+        TWICE(Tensor(X))
+
+
+def test_an_operation_of_that_name_elsewhere_keeps_its_own_pair():
+    """A person's own op may be called layernorm; the fast pair of ours is not its pair."""
+    mine = Op("layernorm", lambda x: (x * 3, None), lambda dy, saved: (3 * dy,))
+    x = Tensor(X, requires_grad=True)
+    y = mine(x)
+    y.backward(np.ones_like(X))
+    np.testing.assert_array_equal(y.data, 3 * X)
+    np.testing.assert_array_equal(x.grad, np.full_like(X, 3))
+
+
+@pytest.mark.parametrize("name", ENGINES)
+def test_the_environment_chooses(name):
+    program = "import minillm.engine, sys; print(sys.modules['minillm.engine'].current_engine())"
+    environment = {**os.environ, "MINILLM_ENGINE": name}
+    environment.pop("MINILLM_KERNELS", None)
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment)
+    assert result.stdout == f"{name}\n", result.stderr
