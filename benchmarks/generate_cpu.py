@@ -1,8 +1,9 @@
 """Generating text beside transformers: `python benchmarks/generate_cpu.py [--out benchmarks/results/generate_cpu.md]`.
 
-A GPT-2 of the size of the smallest published one (124M, random weights, float32), batch 1, greedy, with a KV cache,
-each side a process with 2 threads, told in turn, A B A B. Two figures: the prompt alone (prefill), and each token after
-it (the time for 33 tokens less that for one, over 32). transformers is called as its users call it, `generate`.
+The model is a GPT-2 of the size of the smallest published one (124M, random weights, float32). Generation is greedy,
+for one sequence, with a KV cache. Each side is a process of its own with 2 threads, and the two take turns, A B A B.
+There are two figures: the time of the prompt alone (prefill), and the time of each token after it (that of 33 tokens
+less that of one, divided by 32). transformers is called as its users call it, by `generate`.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ TOKENS = 32
 
 
 def minillm_side():
-    """A function of the number of prompt tokens and of new ones that generates these."""
+    """A function (number of prompt tokens, number of new tokens) that generates the new ones."""
     from minillm.generate import generate
     from minillm.models.gpt2 import GPT2, GPT2Config
 
@@ -44,7 +45,7 @@ def transformers_side():
 
 
 def serve(side):
-    """The child process: for each line read, the seconds of a prompt alone and of each token after it."""
+    """The child process: for each line read, measure the seconds of a prompt alone and of each token after it."""
     import numpy as np
 
     rng = np.random.default_rng(0)

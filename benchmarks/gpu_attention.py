@@ -1,4 +1,4 @@
-"""Causal attention in bfloat16 beside PyTorch's flash kernels: how fast, and how right."""
+"""Causal attention in bfloat16, compared with PyTorch's flash kernels in speed and in accuracy."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ ROUNDS = 3  # of ours and theirs in turn
 
 
 def attention(job: Job) -> None:
-    """Forward and backward by head size and sequence length, each at 16384 tokens of 2048 channels."""
+    """Time forward and backward for each head size and sequence length, always at 16384 tokens of 2048 channels."""
     clock, torch = Clock(job), job.torch
     if torch is None:
         job.note("PyTorch is not installed, so nothing stands beside ours")
@@ -50,7 +50,7 @@ def attention(job: Job) -> None:
 
 
 def in_turn(clock: Clock, functions: dict[str, Callable | None], operations: float, what: str) -> list[float | None]:
-    """TFLOP/s of each: medians over rounds of A B A B, so that a change of the clocks meets both."""
+    """TFLOP/s of each function: medians over rounds of A B A B, so that a change of the clocks meets both."""
     rates: dict[str, list[float]] = {who: [] for who in functions}
     for _ in range(1 if clock.job.dry else ROUNDS):
         for who, function in functions.items():
@@ -61,7 +61,7 @@ def in_turn(clock: Clock, functions: dict[str, Callable | None], operations: flo
 
 
 def our_attention(job: Job, shape: tuple[int, ...]) -> dict[str, Callable]:
-    """As the engine launches it."""
+    """A function that runs our attention as the engine launches it."""
     q, k, v, dout = (job.random(shape, as_dtype("bfloat16")) for _ in range(4))
     constants, leaves = ([Tensor(x, requires_grad=wanted) for x in (q, k, v)] for wanted in (False, True))
     with engine("require"):
@@ -73,7 +73,7 @@ def our_attention(job: Job, shape: tuple[int, ...]) -> dict[str, Callable]:
 
 
 def torch_attention(torch: Any, shape: tuple[int, ...], dry: bool) -> dict[str, Callable]:
-    """The same by scaled_dot_product_attention with its flash kernels."""
+    """A function that runs PyTorch's scaled_dot_product_attention with its flash kernels."""
     *leaves, dout = (torch.randn(shape, device="cpu" if dry else "cuda", dtype=torch.bfloat16) for _ in range(4))
     leaves = [x.requires_grad_() for x in leaves]
 
@@ -95,7 +95,7 @@ def only(torch: Any, backend: str, dry: bool) -> Any:
 
 
 def attention_agrees(job: Job, torch: Any, d: int) -> None:
-    """Ours and the flash kernels in bfloat16 against PyTorch in float32; ours may be 2 or 3 times as wrong as those."""
+    """Compare ours and the flash kernels in bfloat16 with PyTorch in float32; our error may be 2 or 3 times theirs."""
     tokens, heads, bfloat16 = job.size(1024, 48), job.size(8, 2), as_dtype("bfloat16")
     host = [np.random.default_rng(i).standard_normal((1, heads, tokens, d)).astype(bfloat16) for i in range(4)]
     leaves, dout = [Tensor(job.cupy.asarray(x), requires_grad=True) for x in host[:3]], job.cupy.asarray(host[3])

@@ -1,4 +1,4 @@
-"""With what the GPU report checks each operation that has kernels: sizes that fit nothing, and every setting.
+"""The cases with which the GPU report checks each operation that has kernels: awkward sizes, and every setting.
 
 `OPERATIONS` names each operation's cases; `small` leaves out those sizes that are there to fill a GPU.
 """
@@ -28,12 +28,12 @@ class Case(NamedTuple):
 
 
 def normal(*shapes: tuple[int, ...]) -> Callable[[np.random.Generator], list[Array]]:
-    """Standard normal numbers."""
+    """An array of standard normal numbers."""
     return lambda rng: [rng.standard_normal(shape) for shape in shapes]
 
 
 def rows(small: bool, wide: bool = False) -> list[tuple[int, ...]]:
-    """Shapes that are no multiples of anything; on a GPU one that fills it too, and rows as wide as a vocabulary."""
+    """Shapes that are multiples of nothing; on a GPU also one that fills it, and rows as wide as a vocabulary."""
     shapes = [(1, 1), (17, 3), (5, 17), (3, 1023), (2, 3, 64), (150, 129)]
     return shapes if small else [*shapes, (2100, 768), *([(33, 50257)] if wide else [])]
 
@@ -153,7 +153,7 @@ def attention_cases(small: bool) -> Iterator[Case]:
 
 
 class Attention(NamedTuple):
-    """Attention with some settings, fused and not."""
+    """Cases of attention with these settings, fused and unfused."""
 
     causal: bool
     p: float
@@ -167,7 +167,7 @@ class Attention(NamedTuple):
         return ops.attention(q, k, v, self.causal, lengths=self.lengths, dropout_p=self.p)
 
     def unfused(self, q: Array, k: Array, v: Array, dout: Array) -> list[Array]:
-        """In bfloat16, as a program without a fused kernel computes it: every array that it keeps is rounded."""
+        """Attention without a fused kernel: in bfloat16, every array that such a program keeps is rounded."""
 
         def keep(x: Array) -> Array:
             return x.astype(as_dtype("bfloat16")).astype(np.float32)

@@ -42,11 +42,11 @@ class Clock:
         self.copy_rate = 2 * self.filler[0].nbytes / self.copy_ms / 1e-3  # bytes a second, read and written
 
     def copy(self) -> None:
-        """A large copy on the device."""
+        """Milliseconds of a large copy on the device."""
         self.job.cupy.copyto(*self.filler)
 
     def sets(self, nbytes: int) -> int:
-        """How many sets of arrays, of so many bytes, it takes to leave nothing in the cache."""
+        """Number of sets of arrays, each of so many bytes, that leave nothing of the first in the cache."""
         return 2 if self.job.dry else min(64, math.ceil(3 * self.cache_bytes / nbytes))
 
     def time(self, launches: list[Callable[[], Any]], what: str, samples: int = 25) -> tuple[float, float]:
@@ -80,7 +80,7 @@ class Clock:
 
 
 def matrix_rate(clock: Clock, dtype: str = "bfloat16") -> float:
-    """Operations a second of a large product of random matrices by cuBLAS."""
+    """FLOP/s of a large product of random matrices by cuBLAS."""
     n = clock.job.size(8192, 16)
     a, b, out = (clock.job.random((n, n), as_dtype(dtype)) for _ in range(3))
     milliseconds, _ = clock.time([lambda: matmuls(Product(a, b, out))], "a product")
@@ -88,7 +88,7 @@ def matrix_rate(clock: Clock, dtype: str = "bfloat16") -> float:
 
 
 def free(job: Job) -> None:
-    """Give back the memory of the last sizes, so that it does not lie in the way of the next."""
+    """Give back the memory of the last sizes, so that the next ones find it free."""
     job.cupy.get_default_memory_pool().free_all_blocks()
 
 
@@ -96,7 +96,7 @@ def free(job: Job) -> None:
 
 
 def machine(job: Job) -> None:
-    """What everything else was measured on, and the ceilings."""
+    """Note the machine on which everything is measured, and its two ceilings."""
     runtime = job.cupy.cuda.runtime
     properties = runtime.getDeviceProperties(0)
     table = job.table("The machine", "what", "value")
@@ -124,12 +124,12 @@ def machine(job: Job) -> None:
 
 
 def name_of_gpu(job: Job) -> str:
-    """As the driver has it: "NVIDIA H200"."""
+    """The GPU's name as the driver gives it: "NVIDIA H200"."""
     return job.cupy.cuda.runtime.getDeviceProperties(0)["name"].decode()
 
 
 def version(number: int) -> str:
-    """13000 is CUDA 13.0."""
+    """A CUDA version in words: 13000 is 13.0."""
     return f"{number // 1000}.{number % 1000 // 10}"
 
 
@@ -139,7 +139,7 @@ def clocks() -> str:
 
 
 def nvidia_smi(fields: str) -> str:
-    """What nvidia-smi says, where there is one."""
+    """The answer of nvidia-smi, on a machine that has it."""
     if shutil.which("nvidia-smi") is None:
         return "not known"
     command = ["nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader"]

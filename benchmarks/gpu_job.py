@@ -1,7 +1,7 @@
-"""What a section of the GPU report is given: the device, tables to fill, and a clock to watch.
+"""A job of the GPU report: its device, the tables that it fills, and the time that it has left.
 
 Every section runs in a process of its own, because one illegal address ends all CUDA work of a process, and a kernel
-that never returns can only be killed. Whatever a section has put into its tables is on disk at once.
+that never returns can only be killed. Every row that a section puts into a table is written to disk at once.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ PASS, FAIL, DRY = "pass", "FAIL", "dry"
 
 
 def verdict(passed: Any) -> str:
-    """What a table says of a check."""
+    """The word in a table for the result of a check."""
     return PASS if passed else FAIL
 
 
@@ -34,20 +34,20 @@ class Table:
         self.job, self.content = job, {"title": title, "columns": list(columns), "rows": []}
 
     def row(self, *values: Any) -> None:
-        """Add a row: text, numbers, or None for what there is not."""
+        """Add a row of texts and numbers; None leaves a cell empty."""
         assert len(values) == len(self.content["columns"]), values
         self.content["rows"].append([plain(value) for value in values])
         self.job.save()
 
 
 def plain(value: Any) -> Any:
-    """As JSON has it: no NumPy numbers, and what is not finite as text."""
+    """The value as JSON can hold it: Python's numbers for NumPy's, and text for numbers that are not finite."""
     value = value.item() if isinstance(value, np.generic) else value
     return value if not isinstance(value, float) or math.isfinite(value) else str(value)
 
 
 class Job:
-    """A section at work. `dry`: on a machine without a GPU; then all is tiny, and what is measured means nothing."""
+    """A section at work. `dry` means a machine without a GPU: all sizes are tiny, and the times mean nothing."""
 
     def __init__(self, file: Path, seconds: float, dry: bool = False, small: bool = False, plain_memory: bool = False):
         self.file, self.deadline = file, time.monotonic() + seconds
@@ -98,13 +98,13 @@ class Job:
             self.save()
 
     def save(self) -> None:
-        """Write what there is, under another name first, so that nobody reads half of it."""
+        """Write the tables, under another name first, so that nobody reads half of them."""
         unfinished = self.file.with_suffix(".unfinished")
         unfinished.write_text(json.dumps(self.results))
         os.replace(unfinished, self.file)
 
     def in_time(self, seconds: float, what: str) -> bool:
-        """Whether so many seconds are left; if not, a note says what was left out."""
+        """Tell if so many seconds are left; if not, a note says what was left out."""
         if time.monotonic() + seconds <= self.deadline:
             return True
         self.note(f"no time was left for {what}")
@@ -115,7 +115,7 @@ class Job:
         return dry if self.dry else full
 
     def measured(self, value: float) -> float | str:
-        """A measurement, which in a dry run is none."""
+        """The measurement, or None in a dry run."""
         return DRY if self.dry else value
 
     def random(self, shape: tuple[int, ...], dtype: Any, scale: float = 1.0, positive: bool = False) -> Any:

@@ -13,12 +13,12 @@ from minillm.cuda.launch import threads_of_row
 
 
 def blocks(count: int, of: int) -> int:
-    """How many blocks of `of` take `count`."""
+    """Number of blocks of `of` elements that hold `count`."""
     return -(-count // of)
 
 
 def accumulator(x: Array) -> np.dtype:
-    """What kernels compute in: float64 for float64, else float32."""
+    """The dtype in which kernels compute: float64 for float64, else float32."""
     return np.promote_types(x.dtype, np.float32)
 
 

@@ -1,7 +1,8 @@
-"""Parallel training on one GPU: a group of one rank, whose every operation still is a call of NCCL.
+"""Parallel training on one GPU: a group of one rank, in which every operation is still a call of NCCL.
 
-What goes in must come out, so a training through it is that of one process. Whether sums of several ranks are right is
-not to be seen here: tests/parallel shows it on CPUs, with the same calls on a stand-in for NCCL.
+With one rank the result of each operation is its input, so a training through it must equal that of one process. This
+does not show that sums of several ranks are right: tests/parallel shows it on CPUs, with the same calls to a stand-in
+for NCCL.
 """
 
 from __future__ import annotations
@@ -57,7 +58,7 @@ class OneRank:
 
 
 def ranks(job: Job, part: str) -> None:
-    """One of PARTS, through a communicator of one rank."""
+    """Run one of PARTS through a communicator of one rank."""
     if job.nccl is None:
         return
     communicator = connect(OneRank(), 0)
@@ -70,7 +71,7 @@ def ranks(job: Job, part: str) -> None:
 
 
 def operations(job: Job, communicator: Communicator) -> None:
-    """Every operation, bit by bit; what is written to was full of NaN."""
+    """Check every operation bit by bit; the memory that it writes to was full of NaN."""
     table = job.table("One rank's operations", "operation", "dtype", "sizes", "verdict")
     sizes = 1, 1023, job.size(5_000_011, 4099)
     for dtype in ("float32", "float64", "bfloat16"):
@@ -88,7 +89,7 @@ def operations(job: Job, communicator: Communicator) -> None:
 
 
 def results(job: Job, communicator: Communicator, x: Any) -> Iterator[tuple[str, Any]]:
-    """Of each operation, its name and what it made of x, which with one rank is x."""
+    """The name and the result of each operation on x; with one rank the result is x."""
     nothing = np.full_like(x, np.nan)
     for op in ("sum", "mean", "max"):
         y = x.copy()
@@ -127,7 +128,7 @@ def results(job: Job, communicator: Communicator, x: Any) -> Iterator[tuple[str,
 
 
 class Steps(NamedTuple):
-    """What steps of training leave."""
+    """The results of some steps of training."""
 
     losses: list[float]
     norms: list[float]
@@ -150,7 +151,7 @@ class Training:
         self.batches = [tuple(map(job.cupy.asarray, pair)) for pair in random_batches(self.config, 4)]
 
     def steps(self, count: int) -> Steps:
-        """Take so many, in two micro-batches each."""
+        """Take so many steps, each in two micro-batches."""
         losses, norms = [], []
         for _ in range(count):
             ids, targets = self.batches[self.optimizer.steps % 4]
@@ -172,7 +173,7 @@ class Training:
 
 
 def steps(job: Job, communicator: Communicator) -> None:
-    """Each way of keeping numbers in parts, with and without recompute, beside no ranks at all."""
+    """Compare each way of dividing weights and moments, with and without recompute, with a training without ranks."""
     count = job.size(20, 3)
     title = f"{count} steps of a small GPT-2 on a mesh of one rank, beside the same without ranks"
     columns = "dtype", "ZeRO", "recompute", "losses differ by", "norms differ by", "allowed", "state", "verdict"
@@ -192,7 +193,7 @@ def steps(job: Job, communicator: Communicator) -> None:
 
 
 def goes_on(job: Job, dtype: str, mesh: Mesh, zero: int, training: Training) -> bool:
-    """Whether another model and optimiser, given the state of these, have that state, and the same next step."""
+    """Check that another model and optimiser, loaded with this state, have it, and make the same next step."""
     weights, moments = training.state()
     place, other = random.default.state(), Training(job, dtype, mesh, zero)
     other.steps(1)
@@ -209,7 +210,7 @@ def goes_on(job: Job, dtype: str, mesh: Mesh, zero: int, training: Training) -> 
 
 
 def apart(found: list[float], expected: list[float]) -> float:
-    """The largest difference, relative to what is expected; infinite where there is no number."""
+    """The largest difference relative to the expected value; infinite where a value is not a number."""
     differences = [abs(a - b) / abs(b) for a, b in zip(found, expected, strict=True)]
     return max(d if np.isfinite(d) else np.inf for d in differences)
 
@@ -218,7 +219,7 @@ def apart(found: list[float], expected: list[float]) -> float:
 
 
 class Quiet:
-    """In place of the trainer's display, which needs rich; interrupts after step `stop_after`, as Ctrl-C does."""
+    """A display for the trainer that needs no rich; it interrupts after step `stop_after`, like Ctrl-C."""
 
     stop_after = -1
 
@@ -263,7 +264,7 @@ def quiet_trainer(job: Job) -> Any:
 
 
 def save_pickle(path: Path, model: Any, optimizer: Any, state: Any) -> None:
-    """As checkpoint.save_checkpoint, without safetensors."""
+    """Save a checkpoint like checkpoint.save_checkpoint, without safetensors."""
     model, optimizer = ({name: to_host(array) for name, array in arrays.items()} for arrays in (model, optimizer))
     path.write_bytes(pickle.dumps((model, optimizer, state)))
 
@@ -276,7 +277,7 @@ def load_pickle(path: Path) -> Any:
 
 
 def trainer(job: Job, communicator: Communicator) -> None:
-    """`train` through the communicator, stopped and resumed, beside `train` without."""
+    """Compare `train` through the communicator, stopped and resumed, with `train` without one."""
     train, stop = quiet_trainer(job).train, job.size(11, 3)
     from minillm.training.config import TrainConfig
 
@@ -311,7 +312,7 @@ def trainer(job: Job, communicator: Communicator) -> None:
 
 
 def numbers(run: Any) -> list[float]:
-    """All that a run notes of its training, step by step."""
+    """All numbers that a run notes in its metrics, step by step."""
     return [r[name] for r in run.metrics() for name in ("loss", "grad_norm", "val_loss") if r[name] is not None]
 
 
@@ -319,7 +320,7 @@ def numbers(run: Any) -> list[float]:
 
 
 def overlap(job: Job, communicator: Communicator) -> None:
-    """A step of GPT-2 124M whose gradients go through NCCL as the backward goes on, in turn with one without."""
+    """Time steps of GPT-2 124M with and without gradients that go through NCCL during the backward, in turn."""
     config, batch = gpt2(job)
     sides = {
         "without": our_step(config, "cuda", "bfloat16", batch, job),

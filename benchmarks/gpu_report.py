@@ -1,27 +1,28 @@
-"""Everything a GPU can tell about minillm: `PYTHONPATH=. python benchmarks/gpu_report.py --out benchmarks/results/gpu`.
+"""Check and time minillm on a GPU: `PYTHONPATH=. python benchmarks/gpu_report.py --out benchmarks/results/gpu`.
 
-Is it right?
-- Every kernel, in every dtype, against the same formula in float64 NumPy, on awkward sizes; the memory it writes to was
-  full of NaN. The bound is relative to what NumPy loses with the formula in that dtype (gpu_parity.py).
-- Gradients of the double kernels against differences of their values, along random directions.
-- Training losses, kernels on and off, against the CPU; memory that does not grow.
-- NCCL with one rank: its operations, parallel training of every kind, and the whole trainer, against none.
-- compute-sanitizer's memcheck and racecheck over the first of these, with every array an allocation of its own.
+Correctness:
+- Every kernel, in every dtype, is compared with the same formula in float64 NumPy, on awkward sizes; the memory that it
+  writes to was full of NaN. The bound is relative to the error of NumPy in that dtype (gpu_parity.py).
+- Gradients of the double kernels are compared with differences of their values, along random directions.
+- Training losses, with kernels and without, are compared with those of the CPU; memory must not grow.
+- NCCL with one rank: its operations, parallel training of every kind, and the whole trainer are compared with none.
+- compute-sanitizer's memcheck and racecheck run the first of these, with every array an allocation of its own.
 
-Is it fast?
-- Warm-up, then CUDA events around launches that the GPU finds already queued, behind copies that keep it busy until
-  then; medians of many samples, and their spread. Each launch works on memory that is in no cache (gpu_clock.py).
-- What one GPU reaches depends on its clocks, which nobody sets here. So each time is given as a fraction of a copy's
-  bandwidth or of cuBLAS's rate, measured by the same process minutes before at most, and what is compared with PyTorch
-  is timed in turn with it. nvidia-smi's clocks are noted.
-- On random numbers. On zeros the same matrix product runs faster, because fewer bits change.
+Speed:
+- After a warm-up, CUDA events time launches that the GPU finds already queued, behind copies that keep it busy until
+  then. The tables show medians of many samples, and their spread. Each launch works on memory that is in no cache
+  (gpu_clock.py).
+- The speed of a GPU depends on its clocks, which are left as they are. So each time is given as a fraction of a copy's
+  bandwidth or of cuBLAS's rate, which the same process has measured at most minutes before, and comparisons with
+  PyTorch take turns. nvidia-smi's clocks are noted.
+- All arrays hold random numbers: on zeros a matrix product runs faster, because fewer bits change.
 
 Each section, and each part of those that can run side by side, is a process of its own with a time limit; whatever
 happens to it, its rows so far and the last line of its traceback are in OUT.json and OUT.md, written after each
 section. The exit status is 1 if any check failed.
 
-`--dry` goes the same road without a GPU, with tests/standin for CuPy, kernels in the emulator and tiny sizes: it shows
-that the report works, and its times mean nothing.
+`--dry` runs the same code without a GPU, with tests/standin for CuPy, kernels in the emulator and tiny sizes. It shows
+that the report works; its times mean nothing.
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ from gpu_job import FAIL, PASS, Job, verdict
 
 
 class Section(NamedTuple):
-    """What runs, how long it may take, and the parts that run side by side."""
+    """A section: the function that runs, its time limit, and the parts that run side by side."""
 
     run: Callable
     seconds: float
@@ -60,12 +61,12 @@ class Section(NamedTuple):
     checks: bool = False  # whether it must not fail
 
     def jobs(self, name: str) -> list[str]:
-        """What `--only` and the processes call its parts."""
+        """The names of the parts of a section, for `--only` and for the processes."""
         return [f"{name}:{part}" for part in self.parts] or [name]
 
 
 def sanitizer(job: Job) -> None:
-    """The parity checks once more, at small sizes, under each tool of compute-sanitizer."""
+    """Run the parity checks once more, at small sizes, under each tool of compute-sanitizer."""
     table = job.table("compute-sanitizer", "tool", "processes", "errors", "verdict", "what it says first")
     program = find_sanitizer()
     if program is None:
@@ -91,7 +92,7 @@ def sanitizer(job: Job) -> None:
 
 
 def find_sanitizer() -> str | None:
-    """The program's path."""
+    """The path of compute-sanitizer."""
     packages = (Path(path) / "nvidia" for path in sys.path if path)
     bundled = (str(found) for folder in packages for found in folder.rglob("compute-sanitizer") if found.is_file())
     toolkit = shutil.which("compute-sanitizer", path="/usr/local/cuda/bin:/usr/local/cuda/compute-sanitizer")
@@ -99,7 +100,7 @@ def find_sanitizer() -> str | None:
 
 
 def sanitizer_says(logs: Iterable[str]) -> tuple[int, int, str]:
-    """How many processes came to a summary, the errors of all, and the first lines about one."""
+    """The number of processes that printed a summary, all their errors, and the first lines about one of them."""
     processes = errors = 0
     first = ""
     for text in logs:
@@ -149,7 +150,7 @@ def run_limited(command: list[str], seconds: float, output: Path, threads: int =
 
 
 def run_job(name: str, seconds: float, options: argparse.Namespace) -> dict[str, Any]:
-    """What a job's process left behind: its tables and notes, its status, and how it ended if not well."""
+    """Run a job's process; returns its tables and notes, its status, and how it ended if it failed."""
     if seconds < LEAST:
         return {"job": name, "status": "skipped", "error": "no time was left", "tables": [], "notes": []}
     with tempfile.TemporaryDirectory() as folder:
@@ -171,14 +172,14 @@ def run_job(name: str, seconds: float, options: argparse.Namespace) -> dict[str,
 
 
 def last_line_of(printed: str) -> str:
-    """A traceback's last line, as far as it is known."""
+    """The last line of a traceback, if there is one."""
     lines = [line for line in printed.splitlines() if line.strip()]
     of_error = [line for line in lines if re.match(r"[\w.]*(Error|Exception|Interrupt|Exit|Iteration)\b", line)]
     return (of_error or lines or [""])[-1][:500]
 
 
 def do_job(name: str, file: str, seconds: str, options: argparse.Namespace) -> None:
-    """In the process of a job: fill the tables of its section."""
+    """Fill the tables of a job's section; this runs in the job's own process."""
     signal.alarm(math.ceil(float(seconds)) + 2)  # ends it even when nobody is left who would
     section, _, part = name.partition(":")
     job = Job(Path(file), float(seconds), options.dry, options.small, options.plain_memory)
@@ -220,7 +221,7 @@ def run_section(name: str, jobs: list[str], seconds: float, options: argparse.Na
 
 
 def outcome(section: dict[str, Any]) -> str:
-    """FAIL if a row says so, or if a section that checks crashed or hung; else how it ended."""
+    """FAIL if a row says so or if a section of checks crashed or hung; else a word for how it ended."""
     cells = [cell for table in section["tables"] for row in table["rows"] for cell in row]
     statuses = {problem["status"] for problem in section["problems"]}
     broken = statuses & {"failed", "stopped"}
@@ -248,7 +249,7 @@ def markdown(report: dict[str, Any]) -> str:
 
 
 def problem_line(problem: dict[str, str]) -> str:
-    """Which job did not come to its end, and why."""
+    """A line that names a job that did not finish, and says why."""
     return f"{problem['job']} {problem['status']}: {problem['error']}"
 
 
@@ -259,7 +260,7 @@ def table_lines(columns: list[str], rows: Iterable[list[Any]]) -> Iterator[str]:
 
 
 def cell(value: Any) -> str:
-    """Three digits of a number; text on one line."""
+    """A cell of the table: a number with three digits, or text on one line."""
     if value is None:
         return ""
     if isinstance(value, float):
@@ -268,7 +269,7 @@ def cell(value: Any) -> str:
 
 
 def write(report: dict[str, Any], out: Path) -> None:
-    """OUT.json and OUT.md, and in OUT.log what the processes printed that did not end well."""
+    """Write OUT.json, OUT.md, and to OUT.log the output of the processes that failed."""
     out.parent.mkdir(parents=True, exist_ok=True)
     logs = [text for section in report["sections"] for text in section["log"]]
     plain = [{key: section[key] for key in section if key != "log"} for section in report["sections"]]

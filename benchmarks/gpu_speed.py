@@ -1,4 +1,4 @@
-"""Times of the kernels that memory bounds, and of the levels from naive to fast."""
+"""Measure the kernels that memory bounds, and the levels from naive to fast."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def both_ways(
 
 
 def memory_bound(job: Job, dtype: np.dtype) -> Iterator[Timed]:
-    """GPT-2's sizes at 16 x 1024 tokens, and the bytes as each kernel's header counts them."""
+    """The kernels at GPT-2's sizes for 16 x 1024 tokens, with the bytes as each kernel's header counts them."""
     full, dry = (16 * 1024, 768, 50304, 124_000_000), (32, 64, 96, 3000)
     tokens, channels, classes, parameters = dry if job.dry else full
     size, exact = dtype.itemsize, np.promote_types(dtype, np.float32)
@@ -123,7 +123,7 @@ def _one(function: Callable, arrays: tuple) -> Callable[[], Any]:
 
 
 def kernels(job: Job, part: str) -> None:
-    """Every kernel that memory bounds, in one dtype: its bandwidth beside that of a copy."""
+    """Measure every kernel that memory bounds, in one dtype: its bandwidth beside that of a copy."""
     clock, dtype = Clock(job), as_dtype(part)
     title = "Kernels that memory bounds, at GPT-2's sizes"
     table = job.table(title, "kernel", "dtype", "MB", "us", "spread", "GB/s", "of copy bandwidth")
@@ -149,7 +149,7 @@ def kernels(job: Job, part: str) -> None:
 
 
 def levels(job: Job) -> None:
-    """The roads from naive to fast, each level at one size."""
+    """Measure each level from naive to fast, at one size."""
     clock = Clock(job)
     table = job.table("The levels, from naive to fast", *("level", "us", "spread", "rate", "unit", "of", "ceiling"))
     cublas = {dtype: matrix_rate(clock, dtype) for dtype in ("float32", "bfloat16")}

@@ -1,4 +1,4 @@
-"""Training on the device: does it follow the CPU, how fast is it beside PyTorch, and where does its time go?"""
+"""Training on the GPU: compare its losses with the CPU's and its speed with PyTorch's, and profile a step."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def random_batches(config: GPT2Config, batch: int) -> list[Any]:
 
 
 def agreement(job: Job) -> None:
-    """A small GPT-2, the same weights and batches on the CPU and on the device, with cuda and without."""
+    """Compare the losses of a small GPT-2 on the CPU and on the GPU, with and without kernels."""
     size = {"vocab_size": 65, "context": 64, "heads": 2, "channels": 64}
     if job.dry:
         size = {"vocab_size": 33, "context": 12, "heads": 1, "channels": 32}
@@ -88,14 +88,14 @@ TITLE = "Training GPT-2 124M: bfloat16, AdamW, clipping, no dropout, {batch} x {
 
 
 def gpt2(job: Job) -> tuple[GPT2Config, int]:
-    """The configuration, and how many sequences a step takes."""
+    """The configuration, and the number of sequences of a step."""
     if job.dry:
         return GPT2Config(vocab_size=64, context=16, layers=1, heads=1, channels=32), 2
     return GPT2Config(vocab_size=50304, context=1024), 32
 
 
 def operations_of_token(config: GPT2Config) -> float:
-    """Forward and backward: 6 for each weight in a matrix product, and for attention, half of it masked, 6 L T C.
+    """FLOPs of a token, forward and backward: 6 for each weight in a matrix product, and for causal attention 6 L T C.
 
     Source: Chowdhery et al. 2022 (PaLM), appendix B, with the half of attention that causality leaves.
     """
@@ -104,7 +104,7 @@ def operations_of_token(config: GPT2Config) -> float:
 
 
 def training(job: Job) -> None:
-    """Ours, then PyTorch's eager mode, one after the other with the memory freed between."""
+    """Measure ours, then PyTorch's eager mode, with the memory freed in between."""
     config, batch = gpt2(job)
     with engine("require"):
         report_speed(job, "minillm", our_step(config, "cuda", "bfloat16", batch, job), our_peak(job))
@@ -117,7 +117,7 @@ def training(job: Job) -> None:
 
 
 def compiled(job: Job) -> None:
-    """PyTorch's compiled mode; in a section of its own, because compiling takes its time."""
+    """Measure PyTorch's compiled mode, in a section of its own, because compiling takes minutes."""
     if job.torch is None:
         job.note("PyTorch is not installed")
     else:
@@ -125,12 +125,12 @@ def compiled(job: Job) -> None:
 
 
 def our_peak(job: Job) -> Callable[[], float]:
-    """Bytes that the allocator has taken from the device by then."""
+    """Bytes that our allocator has taken from the device so far."""
     return job.cupy.get_default_memory_pool().total_bytes
 
 
 def torch_peak(job: Job) -> Callable[[], float]:
-    """The same of PyTorch's allocator."""
+    """Bytes that PyTorch's allocator has taken from the device so far."""
     return (lambda: 0.0) if job.dry else job.torch.cuda.max_memory_reserved
 
 
@@ -161,7 +161,7 @@ def report_speed(job: Job, who: str, step: Callable[[], Any], peak: Callable[[],
 
 
 def peak_rate(job: Job) -> float:
-    """Operations a second that a utilisation of 1 would be."""
+    """FLOP/s at a utilisation of 1."""
     peak = PEAKS.get(name_of_gpu(job))
     if peak is None:
         peak = matrix_rate(Clock(job))
@@ -172,7 +172,7 @@ def peak_rate(job: Job) -> float:
 
 
 def torch_step(job: Job, compiled: bool = False) -> Callable[[], Any]:
-    """The same model and step in PyTorch, written as its users write it."""
+    """A training step of the same model in PyTorch, written as its users write it."""
     torch = job.torch
     from torch import nn
     from torch.nn import functional as F
@@ -237,7 +237,7 @@ def torch_step(job: Job, compiled: bool = False) -> Callable[[], Any]:
 
 
 def profile(job: Job) -> None:
-    """Three of our steps under PyTorch's profiler, which sees all kernels of the process, CuPy's and cuBLAS's too."""
+    """Profile three of our steps with PyTorch's profiler, which sees all kernels of the process, also CuPy's."""
     torch = job.torch
     if torch is None:
         job.note("the profiler is PyTorch's, which is not installed")
@@ -262,7 +262,7 @@ def profile(job: Job) -> None:
 
 
 def tabulate(job: Job, events: list[dict[str, Any]], steps: int) -> None:
-    """The kernels of a trace by the time they took."""
+    """Fill a table with the kernels of a trace, the slowest first."""
     on_gpu = [event for event in events if event.get("cat") in ("kernel", "gpu_memcpy", "gpu_memset")]
     if not on_gpu:
         job.note("the profiler saw no kernels on a GPU")

@@ -1,10 +1,10 @@
-"""Does each objective learn? `python benchmarks/objectives.py [--steps 750]` writes benchmarks/results/objectives.md.
+"""What each objective learns: `python benchmarks/objectives.py [--steps 750]` writes benchmarks/results/objectives.md.
 
 Small models of the families that learn by filling gaps are trained on tinyshakespeare, each with the tokenizer and the
 objective that go with it: BERT on WordPieces with masked tokens and next sentences, RoBERTa on byte pairs with masked
-tokens, XLNet on Unigram pieces with permutations. The text's last tenth is for validation. What a loss is worth is
-told by the unigram entropy: what it costs to predict each token of the validation text from the frequencies of all
-tokens in it, and from nothing else.
+tokens, XLNet on Unigram pieces with permutations. The text's last tenth is for validation. A loss is to be compared
+with the unigram entropy: the loss of a model that knows how frequent each token of the validation text is, and nothing
+else.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def windows(row: np.ndarray, length: int, generator: random.Generator) -> np.nda
 
 
 def streams() -> dict[bool, random.Generator]:
-    """Of the training batches, and of the validation batches, which are the same each time."""
+    """Random streams for the training batches and for the validation batches, which are the same each time."""
     return {True: random.Generator(1), False: random.Generator(2)}
 
 
@@ -63,7 +63,7 @@ def nothing_else(batch: dict[str, Any]) -> dict[str, float]:
 
 
 def bert(texts: dict[bool, str]) -> Task:
-    """Masked tokens, whole words, and next sentences; documents are 30 speeches, sentences their lines."""
+    """BERT's task: masked tokens, whole words, and next sentences; documents are 30 speeches, sentences their lines."""
     tokenizer = WordPieceTokenizer.train(texts[True], VOCAB)
     special = tokenizer.special_tokens
     documents = {}
@@ -113,7 +113,7 @@ def bert(texts: dict[bool, str]) -> Task:
 
 
 def roberta(texts: dict[bool, str]) -> Task:
-    """Masked tokens of stretches between <s> and </s>."""
+    """RoBERTa's task: masked tokens in stretches of text between <s> and </s>."""
     tokenizer = BPETokenizer.train(texts[True], VOCAB, special_tokens=("<s>", "<pad>", "</s>", "<mask>"))
     special = tokenizer.special_tokens
     rows = {training: np.array(tokenizer.encode(text)) for training, text in texts.items()}
@@ -134,7 +134,7 @@ def roberta(texts: dict[bool, str]) -> Task:
 
 
 def xlnet(texts: dict[bool, str]) -> Task:
-    """Spans predicted in a random order, of stretches before <sep> and <cls>."""
+    """XLNet's task: spans predicted in a random order, in stretches of text before <sep> and <cls>."""
     tokenizer = UnigramTokenizer.train(texts[True], VOCAB, special_tokens=("<sep>", "<cls>"))
     special = tokenizer.special_tokens
     rows = {training: np.array(tokenizer.encode(text)) for training, text in texts.items()}
@@ -152,13 +152,13 @@ def xlnet(texts: dict[bool, str]) -> Task:
 
 
 def entropy(tokens: np.ndarray) -> float:
-    """Of the frequencies of tokens, in nats."""
+    """The entropy of the frequencies of tokens, in nats."""
     shares = np.bincount(tokens) / len(tokens)
     return float(-(shares[shares > 0] * np.log(shares[shares > 0])).sum())
 
 
 def validate(task: Task) -> dict[str, float]:
-    """Means over the validation batches, the same whenever it is called."""
+    """Mean losses over the validation batches; the batches are the same at every call."""
     task.model.eval()
     notes: list[dict[str, float]] = []
     with no_grad():

@@ -1,9 +1,9 @@
 """Every operation beside PyTorch's, forward and backward: `python benchmarks/ops.py [--out benchmarks/results/ops.md]`.
 
 The shapes are those of the baby model (6 layers, 6 heads, 384 channels, 8 x 256 tokens, 65 ids). Each side is a process
-of its own with 2 threads; the two are told in turn to run an operation some times, A B A B, and the ratio is the median
-over rounds of (PyTorch's time) / (minillm's time): above 1, minillm is faster. The backward includes what the engine
-does: the walk over the graph, and adding up gradients.
+of its own with 2 threads; the two take turns, A B A B, in running an operation some times. A ratio is the median over
+rounds of (PyTorch's time) / (minillm's time): above 1, minillm is faster. The backward includes the work of the engine:
+the walk over the graph, and adding up gradients.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ SHAPES = {
 
 
 def ours(name):
-    """The operation, from tensors to a tensor or several."""
+    """The operation of minillm: a function from tensors to one or several."""
     import numpy as np
 
     from minillm import ops
@@ -88,7 +88,7 @@ def ours(name):
 
 
 def theirs(name):
-    """The same in PyTorch."""
+    """The same operation of PyTorch."""
     import torch
     import torch.nn.functional as F
 
@@ -171,7 +171,7 @@ def runner(side, name):
 
 
 def serve(side, name):
-    """The child process: for each line read, run the operation that often and print the medians."""
+    """The child process: for each line read, run the operation so many times and print the medians."""
     with settings(side):
         run = runner(side, name)
         for line in sys.stdin:

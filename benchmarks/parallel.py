@@ -1,12 +1,13 @@
 """Many ranks on one machine: `python benchmarks/parallel.py [--out benchmarks/results/parallel.md]`.
 
-Two tables of bytes and memory, measured and by formula, for 2 and 4 ranks; the time of a step in every way of dividing
-it, measured and predicted by minillm/study/this_machine.py from constants that the same run measures; and the speed of
-data parallel in two processes, of one thread each, beside one process of two threads.
+It makes tables of the bytes sent and the memory kept, measured and by formula, for 2 and 4 ranks; of the time of a step
+in every way of dividing it, measured and predicted by minillm/study/this_machine.py from constants that the same run
+measures; and of the speed of data parallel in two processes, of one thread each, beside one process of two threads.
 
 The last is measured in one pair of processes: in each round the first trains alone, on two threads, while the second
-waits; then both train together, on one each. A ratio is the median over rounds of (alone) / (together): above 1, two
-processes are faster.
+waits; then both train together, on one each. Alone it trains in the way of cutting that is the fastest for it, as in
+`minillm train`. A ratio is the median over rounds of (alone) / (together): above 1, two processes are faster. `--sleep`
+slows the hand-over between threads by so many microseconds, as in train_cpu.py.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
+from minillm import backend
 from minillm.backend import cut_by
 from minillm.models.gpt2 import GPT2, GPT2Config
 from minillm.optim import AdamW
@@ -27,7 +29,7 @@ from minillm.parallel.mesh import Mesh, ParallelModel
 from minillm.study.this_machine import measured_run, time_table, told
 from minillm.training.config import preset
 from minillm.training.trainer import accumulate_gradients
-from minillm.tuning import own_threads, tuned_process
+from minillm.tuning import BLAS_AWAKE, fastest_way, own_choice, own_threads, tuned_process, ways_of_cutting
 
 CONFIGS = {  # model and batch: those of the presets, without dropout
     "nano": (GPT2Config.preset("nano"), 8),
@@ -38,7 +40,7 @@ CONFIGS = {  # model and batch: those of the presets, without dropout
 STEPS = {"nano": 20, "baby": 1}  # a round; others 5
 
 
-def compare(communicator, config, batch, rounds, steps):
+def compare(communicator, config, batch, rounds, steps, sleep):
     """Seconds of a step in each round: of one process on two threads, and of two processes."""
     ids = np.random.default_rng(0).integers(0, config.vocab_size, (batch, config.context + 1))
     x, y = ids[:, :-1], ids[:, 1:]
@@ -62,29 +64,36 @@ def compare(communicator, config, batch, rounds, steps):
 
     def timed(function):
         communicator.barrier()
+        time.sleep(BLAS_AWAKE)
         start = time.perf_counter()
         for _ in range(steps):
             function()
         communicator.barrier()
         return (time.perf_counter() - start) / steps
 
+    backend.wake_up_delay = 1e-6 * sleep
+    alone_way = own_threads(1)
+    if communicator.rank == 0:
+        own = own_choice(communicator.size)
+        with tuned_process(own.cutting):
+            alone_way = fastest_way(train_alone, ways_of_cutting(own), rounds=8).cutting
     found = []
     with tuned_process():
         for _ in range(1 + rounds):  # the first to warm up
-            with cut_by(own_threads(communicator.size)):
+            with cut_by(alone_way):
                 one = timed(train_alone if communicator.rank == 0 else lambda: None)
             with cut_by(own_threads(1)):
                 found.append((one, timed(train_together)))
     return found[1:]
 
 
-def speed_table(names, rounds):
-    """Lines of Markdown."""
+def speed_table(names, rounds, sleep):
+    """The table of two processes beside one, as lines of Markdown."""
     yield "| configuration | one process ms | two processes ms | two beside one |"
     yield "|---|---|---|---|"
     for name in names:
         config, batch = CONFIGS[name]
-        times = launch(compare, 2, config, batch, rounds, STEPS.get(name, 5))[0]
+        times = launch(compare, 2, config, batch, rounds, STEPS.get(name, 5), sleep)[0]
         one, two = (1e3 * statistics.median(column) for column in zip(*times, strict=True))
         ratios = [a / b for a, b in times]
         spread = f"({min(ratios):.2f} to {max(ratios):.2f})"
@@ -98,7 +107,7 @@ def markdown(table):
 
 
 def report(arguments):
-    """Lines of Markdown."""
+    """The whole report, as lines of Markdown."""
     yield "# Many ranks on one machine"
     yield ""
     yield (
@@ -117,7 +126,7 @@ def report(arguments):
     yield ""
     yield f"{arguments.rounds} interleaved rounds, medians (lowest to highest); above 1, two processes are faster."
     yield ""
-    yield from speed_table(arguments.configs, arguments.rounds)
+    yield from speed_table(arguments.configs, arguments.rounds, arguments.sleep)
 
 
 def main():
@@ -127,6 +136,7 @@ def main():
     parser.add_argument("--nproc", nargs="*", type=int, default=[2, 4])
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--configs", nargs="*", choices=list(CONFIGS), default=list(CONFIGS))
+    parser.add_argument("--sleep", type=float, default=0.0, help="us that a woken thread sleeps first")
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--out", type=Path, help="write the tables to this Markdown file too")
     arguments = parser.parse_args()

@@ -1,8 +1,8 @@
 """Whole training runs: `python benchmarks/runs.py [--data tinyshakespeare.txt]` writes benchmarks/results/runs.md.
 
-Runs the default job (`minillm train`) and, where the text is at hand, nanoGPT's character-level Shakespeare example,
-and notes the validation losses and the time of each; also how long `import minillm` takes. The loss curves are
-copied beside the table.
+It runs the default job (`minillm train`) and, where the text is at hand, nanoGPT's character-level Shakespeare example.
+It notes the validation losses and the time of each, and the time of `import minillm`, and copies the loss curves beside
+the table.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ RESULTS = ROOT / "benchmarks" / "results"
 
 
 def train(name, options):
-    """One run in a process of its own: its row of the table."""
+    """Train in a process of its own; returns the run's row of the table."""
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / name
         started = time.perf_counter()

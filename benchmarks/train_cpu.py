@@ -32,6 +32,7 @@ CONFIGS = {  # vocabulary, context, layers, heads, channels, batch
     "gpt2": (50257, 64, 12, 12, 768, 4),
     "llama": (4096, 256, 6, 6, 384, 8),  # RoPE, RMSNorm, SwiGLU, no biases
 }
+REST = 0.03  # seconds before each measurement
 STEPS = {"micro": 100, "tiny": 20, "baby": 2, "gpt2": 2, "llama": 2}  # per round
 
 
@@ -106,12 +107,12 @@ def minillm_llama(name):
 
 
 def hidden_size(channels):
-    """Of SwiGLU, whose three matrices then have as many weights as a GPT's two of 4 C."""
+    """Hidden size of SwiGLU, whose three matrices then have as many weights as a GPT's two of 4 C."""
     return 8 * channels // 3
 
 
 def torch_step(name, compiled=False):
-    """The same in PyTorch, written as its users write it; the model may be compiled."""
+    """A training step in PyTorch, written as its users write it; the model may be compiled."""
     import torch
     import torch.nn.functional as F
     from torch import nn
@@ -258,6 +259,8 @@ def timed(step, count):
     """Run so many steps: the seconds of each, the last loss, and the most memory that the process has used, in MB."""
     import resource
 
+    time.sleep(REST)  # threads of a BLAS wait awake for so long, and keep a core busy
+    step()
     start = time.perf_counter()
     for _ in range(count):
         loss = step()

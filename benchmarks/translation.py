@@ -1,10 +1,10 @@
 """Translation: `python benchmarks/translation.py [--minutes 25]` writes benchmarks/results/translation.md.
 
-Trains a small Bart on Multi30k (29,000 English captions of pictures with German translations) for the stated time on
+It trains a small Bart on Multi30k (29,000 English captions of pictures with German translations) for the stated time on
 two cores, and translates the 1,014 pairs of its validation set, greedily and by beam search. BLEU is sacrebleu's
-(`pip install ".[translation]"`), on the plain text, beside that of three translators that need no network: the English
-itself; each word by the German word that IBM model 1 finds likeliest; the German of the most similar English of the
-training set.
+(`pip install ".[translation]"`), on the plain text. It is compared with that of three translators that need no network:
+the English itself; for each word the German word that IBM model 1 finds likeliest; the German translation of the most
+similar English line of the training set.
 
 Nothing is chosen by the validation set: the last 1,000 pairs of the training set are held apart, and the weights that
 have the lowest loss on them, looked for after every epoch, are those that translate. The learning rate follows the
@@ -117,7 +117,7 @@ def main():
 
 
 def read_pairs(folder, part):
-    """The English and the German lines."""
+    """Read the English and the German lines."""
     return [
         gzip.decompress((folder / f"multi30k.{part}.{language}.gz").read_bytes()).decode().strip().split("\n")
         for language in ("en", "de")
@@ -128,7 +128,7 @@ def read_pairs(folder, part):
 
 
 def train_model(train, validation, options):
-    """The tokenizer, the model with its best weights, and what is to be said of the run."""
+    """Train; returns the tokenizer, the model with its best weights, and a summary of the run."""
     import minillm
     from minillm.data import PairBatches
     from minillm.models.bart import Bart, BartConfig
@@ -182,14 +182,14 @@ def train_model(train, validation, options):
 
 
 def rate(progress, warmup=0.08):
-    """Of the learning rate's peak: up in a line, and down in half a cosine, with the share of the time that is over."""
+    """Share of the peak learning rate by the share of the time that is over: a linear rise, then half a cosine down."""
     if progress < warmup:
         return (progress + 1e-3) / warmup
     return 0.5 * (1 + math.cos(math.pi * (progress - warmup) / (1 - warmup)))
 
 
 def mean_loss(model, batches):
-    """In nats per token, without dropout and label smoothing."""
+    """Mean loss in nats per token, without dropout and label smoothing."""
     from minillm import no_grad
 
     model.eval()
@@ -203,7 +203,7 @@ def mean_loss(model, batches):
 
 
 def translate(model, tokenizer, lines, beams, at_once=64):
-    """The translation of each line, sentences of like lengths together."""
+    """Translate each line; sentences of similar lengths are translated together."""
     from minillm.beam_search import beam_search
     from minillm.data import pad_pairs
     from minillm.generate import generate_batch
@@ -235,7 +235,7 @@ def words(line):
 
 
 def word_by_word(english, german, lines, rounds=5):
-    """Each word by the German word f with the largest t(f | e): IBM model 1 (Brown et al. 1993), by EM."""
+    """Replace each word e by the German word f with the largest t(f | e): IBM model 1 (Brown et al. 1993), by EM."""
     numbers = [defaultdict(lambda side=side: len(numbers[side])) for side in (0, 1)]
     e, f, sentence_word, place = [], [], [], 0
     for line, other in zip(english, german, strict=True):
@@ -261,7 +261,7 @@ def word_by_word(english, german, lines, rounds=5):
 
 
 def nearest(english, german, lines):
-    """The German of the English line with the largest cosine, words weighed by log(N / lines with the word)."""
+    """The translation of the English line with the largest cosine, words weighed by log(N / lines with the word)."""
     holders = defaultdict(list)
     for i, line in enumerate(english):
         for word in set(words(line.lower())):

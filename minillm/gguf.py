@@ -24,7 +24,7 @@ from minillm.dtypes import as_dtype
 from minillm.errors import CheckpointError, InputError
 from minillm.models.llama import Llama, LlamaConfig, rows_in_hugging_face
 from minillm.nn import uninitialized
-from minillm.ops.rope import RopeScaling, interleaved_to_half
+from minillm.ops.rope_table import RopeScaling, interleaved_to_half
 from minillm.pretrained import SavedWith, keep
 from minillm.tokenizers import BPETokenizer, SentencePieceBPE
 from minillm.weights import build_model, check_weights, pieces

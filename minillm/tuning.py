@@ -20,7 +20,8 @@ from minillm.backend import Cutting, cut_by
 
 HAND_OVER = 50e-6  # seconds for which the sizes of `Cutting` hold
 REST = 100e-6  # seconds between the measured hand-overs: an idle core takes longer to wake
-SLOWER = 1.1  # a way this many times as slow as the fastest is not tried again
+BLAS_AWAKE = 0.03  # seconds for which the BLAS's threads wait awake after a product, and keep a core busy
+SLOWER = 3.0, 1.1  # a way so many times as slow as the fastest is dropped: after the first round, and later on
 GAIN = 1.02  # the first way is kept unless another is this many times as fast
 
 
@@ -51,7 +52,7 @@ class Choice(NamedTuple):
 def tuned_process(cutting: Cutting | None = None) -> Iterator[None]:
     """Settings of the whole process that make training fast; for a program's main function, never for a library.
 
-    They do not help where text is generated token by token: there the BLAS's own threads, which wait awake, are faster.
+    They do not help where text is generated token by token: the BLAS's own threads, which wait awake, are faster there.
 
     - Work is cut by `cutting`; by default over our own threads, from the sizes on that the hand-over between threads
       gives, which is measured here and takes a millisecond or two.
@@ -131,8 +132,7 @@ def fastest_way(
 ) -> Choice:
     """Time `step` under each way in turn, `rounds` times, and keep the way with the least median.
 
-    The ways take turns, so that other work on the machine meets all alike. From the third round on, only those that
-    are still close to the fastest are timed.
+    The ways take turns, so that other work on the machine meets all alike, and slow ones are dropped on the way.
     """
     step()  # makes what is made once
     seconds: dict[str, list[float]] = {name: [] for name in ways}
@@ -140,13 +140,13 @@ def fastest_way(
     for number in range(rounds):
         for name in left:
             with cut_by(ways[name]):
+                time.sleep(BLAS_AWAKE)
                 start = clock()
                 step()
                 seconds[name].append(clock() - start)
         medians = {name: statistics.median(values) for name, values in seconds.items()}
-        if number >= 1:
-            least = min(medians.values())
-            left = [name for name in left if medians[name] <= SLOWER * least]
+        slowest = SLOWER[min(number, 1)] * min(medians.values())
+        left = [name for name in left if medians[name] <= slowest]
         if len(left) == 1:
             break
     first, best = next(iter(ways)), min(left, key=medians.__getitem__)

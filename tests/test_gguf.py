@@ -17,7 +17,7 @@ from minillm.gguf import DIVISORS, NAMES, _scaling_of, read_config
 from minillm.models import llama
 from minillm.models.llama import Llama, LlamaConfig
 from minillm.ops import half_to_interleaved
-from minillm.ops.rope import RopeScaling
+from minillm.ops.rope_table import RopeScaling
 
 gguf = pytest.importorskip("gguf", reason="the package gguf is not installed")
 

@@ -77,6 +77,11 @@ def test_a_given_cutting_is_not_measured(monkeypatch: pytest.MonkeyPatch) -> Non
         assert backend.cutting == given
 
 
+@pytest.fixture(autouse=True)
+def _no_rest(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tuning, "BLAS_AWAKE", 0.0)
+
+
 # --- trying ways ---------------------------------------------------------------------------------------------------
 
 
@@ -132,15 +137,16 @@ def test_the_first_way_stays_where_another_is_hardly_faster() -> None:
 
 def test_slow_ways_are_dropped_and_one_that_is_left_ends_the_trial() -> None:
     ways = {"a": Cutting(2, 1), "b": Cutting(1, 1), "c": Cutting(3, 1)}
-    machine = Machine(lambda cutting: {2: 1.0, 1: 1.05, 3: 5.0}[cutting.threads])
+    machine = Machine(lambda cutting: {2: 1.0, 1: 1.05, 3: 2.5}[cutting.threads])
     choice = fastest_way(machine.step, ways, 4, machine.clock)
     assert [cutting.threads for cutting in machine.steps[1:]] == [2, 1, 3, 2, 1, 3, 2, 1, 2, 1]
-    assert (choice.name, choice.cutting, choice.seconds) == ("a", ways["a"], pytest.approx({"a": 1, "b": 1.05, "c": 5}))
-    assert str(choice) == "a, 1e+03 ms a step (others: b 1.05e+03 ms, c 5e+03 ms)"
+    assert (choice.name, choice.cutting) == ("a", ways["a"])
+    assert choice.seconds == pytest.approx({"a": 1.0, "b": 1.05, "c": 2.5})
+    assert str(choice) == "a, 1e+03 ms a step (others: b 1.05e+03 ms, c 2.5e+03 ms)"
     assert Choice.from_json(json.loads(json.dumps(choice.to_json()))) == choice
     machine = Machine(lambda cutting: {2: 1.0, 1: 2.0, 3: 5.0}[cutting.threads])
     fastest_way(machine.step, ways, 4, machine.clock)
-    assert len(machine.steps) == 1 + 6
+    assert [cutting.threads for cutting in machine.steps[1:]] == [2, 1, 3, 2, 1]
 
 
 def test_on_one_thread_there_is_one_way() -> None:

@@ -69,12 +69,12 @@ def backward(dy, saved):
     def block(rows):
         shifted = np.subtract(x[rows], largest[rows, None], out=dx[rows])
         e = np.exp(shifted, out=dx[rows])
-        gradient = np.multiply(e, (dloss[rows] / total[rows])[:, None], out=dx[rows])  # dloss p; and now less dloss q
-        gradient[np.arange(len(gradient)), targets[rows]] -= dloss[rows] * (1 - smoothing)
+        np.multiply(e, (dloss[rows] / total[rows])[:, None], out=dx[rows])  # dloss p, from which dloss q is taken
+        dx[np.arange(rows.start, rows.stop), targets[rows]] -= dloss[rows] * (1 - smoothing)
         if smoothing:
-            gradient -= dloss[rows, None] * (smoothing / classes)
+            dx[rows] -= dloss[rows, None] * (smoothing / classes)
         if some_have_no_part:
-            np.copyto(gradient, 0, where=no_part[rows, None])
+            np.copyto(dx[rows], 0, where=no_part[rows, None])
 
     row_blocks(block, x)
     return dlogits, None

@@ -42,7 +42,7 @@ from minillm.models.llama_config import (
 from minillm.models.llama_config import KEYS as LLAMA_KEYS
 from minillm.models.rotary import number, rope_to, scaling_from
 from minillm.nn import Embedding, KVCache, Linear, Module, RMSNorm
-from minillm.ops.rope import RopeScaling
+from minillm.ops.rope_table import RopeScaling
 
 HIDDEN = -65504.0  # score of a hidden key: the lowest finite float16, whose exponential is 0 in every dtype
 LARGEST_CAP = 1e4  # keeps scores far above HIDDEN

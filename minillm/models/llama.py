@@ -32,7 +32,7 @@ from minillm.models.llama_config import config_from_hugging_face as config_from_
 from minillm.models.llama_config import config_to_hugging_face as config_to_hugging_face
 from minillm.nn import Decoder, Embedding, KVCache, Linear, Module, RMSNorm, join_heads, split_heads
 from minillm.nn.initial import normal_
-from minillm.ops.rope import RopeScaling
+from minillm.ops.rope_table import RopeScaling
 
 
 class Attention(Module):

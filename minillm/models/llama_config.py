@@ -13,7 +13,7 @@ from typing import Any
 from minillm.errors import InputError
 from minillm.models.config import Config, Keys, check_fixed, config_from, table, whole_number
 from minillm.models.rotary import check_scaling, number, rope_to, scaling_from
-from minillm.ops.rope import RopeScaling
+from minillm.ops.rope_table import RopeScaling
 
 
 @dataclass(frozen=True)

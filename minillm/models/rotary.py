@@ -12,7 +12,7 @@ from typing import Any
 
 from minillm.errors import InputError
 from minillm.models.config import whole_number
-from minillm.ops.rope import SCALINGS, RopeScaling
+from minillm.ops.rope_table import SCALINGS, RopeScaling
 
 # The numbers that each kind must have, those that it may have, and its lists, by their names in the file.
 NEEDED: dict[str, tuple[str, ...]] = {

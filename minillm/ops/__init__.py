@@ -55,7 +55,8 @@ from minillm.ops.remainder import *
 from minillm.ops.reshape import *
 from minillm.ops.rmsnorm import rms_norm
 from minillm.ops.roll import *
-from minillm.ops.rope import half_to_interleaved, interleaved_to_half, rope, rope_table
+from minillm.ops.rope import rope
+from minillm.ops.rope_table import half_to_interleaved, interleaved_to_half, rope_table
 from minillm.ops.rounding import *
 from minillm.ops.sample import *
 from minillm.ops.silu import silu

@@ -9,8 +9,8 @@ is q, which puts 1 - e on t and spreads e over all classes; each class counts by
     loss      = -sum(q log p),  where 0 log 0 = 0
     y         = sum over the rows of share loss
 
-The share of a row is 0 if its target is ignored, and else 1, or for a mean 1 over the sum of w_t of all rows that
-count. At the start of training p is nearly uniform, so the loss is nearly log V.
+The share of a row is 0 if its target is ignored. It is 1 for the rows that count; for a mean it is 1 over the sum of
+their w_t. At the start of training p is nearly uniform, so the loss is nearly log V.
 
 Backward. A row's loss gets dloss = share dy. By the derivative of log_softmax, d log p_i / d x_j = 1[i = j] - p_j:
 
@@ -53,7 +53,7 @@ def cross_entropy_forward(
     t = np.where(counts, targets, 0)  # (...), a class for the rows that do not count, too
     is_target = t[..., None] == np.arange(V, like=t)  # (..., V)
     q = (1 - label_smoothing) * (is_target * w) + label_smoothing / V * w  # (..., V)
-    loss = -np.where(q == 0, 0, q * log_p).sum(axis=-1)  # (...)
+    loss = -(q * np.where(q == 0, 0, log_p)).sum(axis=-1)  # (...)
     share = row_shares(counts, w[t], reduction).astype(logits.dtype)  # (...)
     y = share * np.where(counts, loss, 0)  # (...)
     if reduction != "none":

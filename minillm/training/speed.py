@@ -33,21 +33,18 @@ FASTER = 1.05  # two processes are worth a word from this factor on
 
 
 def choose(config: TrainConfig, world: Communicator, make_step: Callable[[], Callable[[], object]]) -> Choice:
-    """The way of cutting for a new run, which rank 0 chooses for all.
+    """The way of cutting for a new run.
 
     `make_step()` returns a function that trains a model, not the one of the run, by a step. It is called where there
     is something to choose: one process on a CPU with several threads, in a run that is long enough to repay it.
     """
-    if world.rank == 0:
-        choice = own_choice(config.threads)
-        rounds = min(MOST_ROUNDS, config.steps // STEPS_OF_A_ROUND)
-        alone = world.size == 1 and config.device == "cpu" and config.threads is None
-        if alone and choice.cutting.threads > 1 and rounds >= FEWEST_ROUNDS:
-            with tuned_process(choice.cutting):
-                choice = fastest_way(make_step(), ways_of_cutting(choice), rounds)
-    return Choice.from_json(
-        json.loads(broadcast_bytes(world, json.dumps(choice.to_json()).encode() if world.rank == 0 else b""))
-    )
+    choice = own_choice(config.threads)
+    rounds = min(MOST_ROUNDS, config.steps // STEPS_OF_A_ROUND)
+    alone = world.size == 1 and config.device == "cpu" and config.threads is None
+    if not (alone and choice.cutting.threads > 1 and rounds >= FEWEST_ROUNDS):
+        return agreed(choice, world)
+    with tuned_process(choice.cutting):
+        return fastest_way(make_step(), ways_of_cutting(choice), rounds)
 
 
 def choose_again(config: TrainConfig, world: Communicator, kept: dict[str, Any] | None, ranks: int) -> Choice:
@@ -56,7 +53,12 @@ def choose_again(config: TrainConfig, world: Communicator, kept: dict[str, Any] 
         choice = Choice.from_json(kept)
         if config.threads in (None, choice.cutting.threads) and not (config.threads and choice.seconds):
             return choice
-    return choose(config, world, lambda: lambda: None) if config.threads else own_choice()
+    return agreed(own_choice(config.threads), world)
+
+
+def agreed(choice: Choice, world: Communicator) -> Choice:
+    """The choice of rank 0, on every rank."""
+    return Choice.from_json(json.loads(broadcast_bytes(world, json.dumps(choice.to_json()).encode())))
 
 
 # --- at step 20 ----------------------------------------------------------------------------------------------------

@@ -8,7 +8,8 @@ import pytest
 from minillm import cuda, ops
 from minillm.cuda import Kernel, get_kernel
 from minillm.engine import engine
-from minillm.ops.rope import Saved, rope_backward, rope_forward, rope_table
+from minillm.ops.rope import Saved, rope_backward, rope_forward
+from minillm.ops.rope_table import rope_table
 from minillm.study.gradcheck import run_cases
 
 pytestmark = pytest.mark.usefixtures("_compiler")

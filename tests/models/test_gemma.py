@@ -16,7 +16,7 @@ from minillm.errors import InputError
 from minillm.generate import generate, generate_batch
 from minillm.models import gemma, llama
 from minillm.models.gemma import PRESETS, Gemma, GemmaConfig
-from minillm.ops.rope import RopeScaling
+from minillm.ops.rope_table import RopeScaling
 
 SIZES = (19, 16, 3, 4, 2, 16, 24, 6)
 KINDS = {

@@ -17,7 +17,7 @@ from minillm.errors import InputError, ShapeError
 from minillm.generate import generate, generate_batch
 from minillm.models import llama
 from minillm.models.llama import PRESETS, Llama, LlamaConfig
-from minillm.ops.rope import RopeScaling
+from minillm.ops.rope_table import RopeScaling
 from minillm.optim import AdamW
 
 LONG = dict(short=(1.0, 1.1, 1.3, 1.7), long=(1.0, 2.0, 3.5, 6.0))
