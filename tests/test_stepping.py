@@ -116,7 +116,7 @@ def test_every_backward_runs_in_one_frame_with_its_names(op):
     given, *_ = inspect.signature(op.backward).parameters
     assert re.fullmatch(r"d[a-z_]+", given), f"{op.name}: the gradient of the output is called {given}"
     assert given not in ("dout", "d_out"), (
-        f"{op.name}: call the gradient of the output by the name that the output has in the forward"
+        f"{op.name}: call the gradient of the output y dy"
     )
     inner = [one for one in op.backward.__code__.co_consts if inspect.iscode(one) and one.co_name not in COMPREHENSIONS]
     assert not inner, f"{op.name}: a function inside of the backward hides its lines from a debugger"
