@@ -22,7 +22,7 @@ def blocks_for(elements: int, of_a_thread: int) -> int:
 
 
 def blocks_that_sum(rows: int) -> int:
-    """The number of blocks that take rows in turn and add them up: BLOCKS, and more where one would get over SUMMED_ROWS rows."""
+    """The number of blocks that add up rows in turn: BLOCKS, and more where one would get over SUMMED_ROWS rows."""
     return max(min(rows, BLOCKS), -(-rows // SUMMED_ROWS))
 
 
