@@ -66,7 +66,7 @@ def _thread_count() -> int:
 
 
 class Mode(NamedTuple):
-    """What `abstract` and `observe_products` set: a thread's own, and that of the workers to which it hands work."""
+    """The mode of a thread, and of the workers to which it hands work; `abstract` and `observe_products` set it."""
 
     abstract: bool = False
     on_products: tuple[Callable[[tuple[Product, ...]], Any], ...] = ()
@@ -85,7 +85,7 @@ def _mode_with(mode: Mode) -> Iterator[None]:
 
 
 def abstract() -> contextlib.AbstractContextManager[None]:
-    """Within this context work takes the memory that it always takes, but hardly any of it is done.
+    """Do hardly any work within this context, but allocate the memory that it always takes.
 
     Matrix products are left out, each thread stops after its first block of rows or its first part, and only the last
     of attention's blocks of queries is computed. Shapes and dtypes are right; the numbers mean nothing.
@@ -94,7 +94,7 @@ def abstract() -> contextlib.AbstractContextManager[None]:
 
 
 def observe_products(function: Callable[[tuple[Product, ...]], Any]) -> contextlib.AbstractContextManager[None]:
-    """Within this context `function(products)` is called before the products of each call of `matmuls` are made."""
+    """Call `function(products)` within this context before the products of each call of `matmuls` are made."""
     mode = _mode.get()
     return _mode_with(mode._replace(on_products=(*mode.on_products, function)))
 

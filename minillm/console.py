@@ -1,4 +1,4 @@
-"""What the command line does with its streams: terminals that lack characters, readers that leave, no input at all."""
+"""The streams of the command line: terminals that lack characters, readers that leave, no input at all."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ PIPE_CLOSED = 141  # the exit status that a shell gives a program whose reader h
 
 
 def replace_what_cannot_be_shown() -> None:
-    """From here on, a character that the output's encoding lacks is printed as `?`, instead of ending the program.
+    """Print a character that the output's encoding lacks as `?` from here on, instead of ending the program.
 
     What is typed in another encoding becomes U+FFFD. (Python's stderr can show everything already.)
     """
@@ -51,7 +51,7 @@ def print_as_it_comes(pieces: Iterable[str], begin: str = "") -> None:
 
 
 def lines_of_input(prompt: str) -> Iterator[str]:
-    """What a person types, line by line, until Ctrl-D; nothing where there is no input."""
+    """Yield the lines that a person types, until Ctrl-D; none where there is no input."""
     if sys.stdin is None:  # closed by whoever started this
         return
     while True:

@@ -81,7 +81,7 @@ class Option(NamedTuple):
 
     @property
     def name(self) -> str:
-        """As it is written: --top-k, or RUN."""
+        """The option as a person writes it: --top-k, or RUN."""
         return self.path[-1].upper() if self.positional else "--" + self.path[-1].replace("_", "-")
 
 
@@ -171,7 +171,7 @@ def options_of(kind: type, path: tuple[str, ...] = ()) -> Iterator[Option]:
 
 
 def texts_of(kind: type) -> dict[str, str]:
-    """What is written of each field, by its name: the text below it, or the comment behind it."""
+    """The help of each field, by its name: the text below it, or the comment behind it."""
     texts: dict[str, str] = {}
     for base in reversed(kind.__mro__):
         if not dataclasses.is_dataclass(base):

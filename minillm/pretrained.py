@@ -60,7 +60,7 @@ SAID_ANEW = ("architectures", "dtype", "torch_dtype", "rope_theta", "rope_scalin
 
 
 class SavedWith(NamedTuple):
-    """What the files of a model say beside its weights."""
+    """Values that the files of a model hold beside its weights."""
 
     config: dict[str, Any]  # the values of config.json
     generation: dict[str, Any]  # those of generation_config.json, empty where there is none

@@ -88,7 +88,7 @@ def _checked(function: str, name: str, count: int, place: tuple[int, int] | None
 
 @contextlib.contextmanager
 def using(generator: Generator) -> Iterator[None]:
-    """Within this context `generator` is the default stream."""
+    """Make `generator` the default stream within this context."""
     global default
     before, default = default, generator
     try:

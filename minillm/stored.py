@@ -40,7 +40,7 @@ class Stored(NamedTuple):
 
 
 def are_same(a: Stored, b: Stored) -> bool:
-    """Whether two arrays in files hold the same numbers; some rows are looked at at a time."""
+    """Tell whether two arrays in files hold equal numbers; a few rows are compared at a time."""
     if a.shape != b.shape:
         return False
     rows = a.shape[0] if a.shape else 1

@@ -19,11 +19,11 @@ class Chat:
     model: Positional[Path]
     """A .gguf file, or a folder with config.json, model.safetensors and tokenizer.json."""
     template: str | None = None
-    """How the model was taught to read a conversation (chatml, llama3, ...); by its tokenizer, if that tells."""
+    """Chat template (chatml, llama3, ...) that the model was trained with; by default the one of its tokenizer."""
     system: str | None = None
-    """What the model is told before the conversation."""
+    """System message, which the model reads before the conversation."""
     max_tokens: int = 512
-    """Most tokens in an answer."""
+    """Maximum number of tokens in an answer."""
     temperature: float = 0.7
     """Divides the logits: 0 takes the likeliest token."""
     top_k: int | None = None
@@ -35,7 +35,7 @@ class Chat:
     repetition_penalty: float = 1.0
     """Above 1, tokens that were there before become less likely."""
     seed: int = 0
-    """The same seed, and the same messages, give the same answers."""
+    """Seed of the random choices; equal seeds and messages give equal answers."""
 
 
 def chat(arguments: list[str]) -> None:

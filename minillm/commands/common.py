@@ -19,7 +19,7 @@ from minillm.training.trainer import make_model
 
 
 def is_run(path: Path) -> bool:
-    """Whether `path` is a directory of `minillm train`, even one that was stopped before its first step."""
+    """Tell whether `path` is a directory of `minillm train`, even one that was stopped before its first step."""
     return (path / "checkpoints").is_dir() or (path / "metrics.jsonl").exists()
 
 

@@ -20,9 +20,9 @@ class Convert:
     out: Positional[Path]
     """Folder to write."""
     dtype: Literal["float32", "float64", "float16", "bfloat16"] = "float32"
-    """Of the weights in the files."""
+    """Dtype of the weights in the files."""
     max_shard_bytes: int = 5 * 10**9
-    """More than that goes to several files."""
+    """Size from which on weights go to several files."""
 
 
 def convert(arguments: list[str]) -> None:

@@ -11,7 +11,7 @@ from minillm.options import Positional, read
 
 @dataclass(frozen=True)
 class Describe:
-    """Say what a model takes before it is built: parameters, memory of a training step, operations, KV cache."""
+    """Report size, memory, FLOPs and KV cache without building the model."""
 
     model: Positional[str]
     """A preset such as gpt2 or llama-2-7b, a folder with config.json, a .gguf, or a run directory."""
@@ -20,11 +20,11 @@ class Describe:
     context: int | None = None
     """Tokens per sequence; the model's own by default, but 2048 at most."""
     dtype: Literal["float32", "float64", "bfloat16"] | None = None
-    """Of weights and activations; a run's own, or float32, by default."""
+    """Dtype of weights and activations; a run's own, or float32, by default."""
 
 
 def describe(arguments: list[str]) -> None:
-    """Print what a model takes."""
+    """Print the tables of a model, and the rules of thumb."""
     from minillm.study.describe import describe as described
     from minillm.study.describe.tables import rules, tables
 

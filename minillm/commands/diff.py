@@ -19,9 +19,9 @@ class Diff:
     a: Positional[Path]
     """A run directory of `minillm train`, or a folder or .safetensors to load."""
     b: Positional[Path]
-    """The other."""
+    """The other model."""
     tolerance: float = 1e-5
-    """Of the largest number that a layer gives."""
+    """Largest difference that passes, relative to the largest element of a layer's output."""
     tokens: int = 16
     """Length of the input, which is drawn at random."""
 

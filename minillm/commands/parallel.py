@@ -13,16 +13,16 @@ from minillm.options import Positional, read
 
 @dataclass(frozen=True)
 class ParallelReport:
-    """Say what each way of dividing a training sends, keeps and takes: measured here, and projected to a cluster."""
+    """Report bytes, memory and time of each way of dividing a training: measured here, and projected to a cluster."""
 
     model: Positional[str] = "gpt2-xl"
-    """What to train on the cluster: a preset such as llama-2-7b, a folder with config.json, or a .gguf."""
+    """Model to train on the cluster: a preset such as llama-2-7b, a folder with config.json, or a .gguf."""
     nproc: int = 4
     """Ranks on this machine, on which a small model is trained in every way; 0 for none."""
     small: str = "tiny"
-    """That small model."""
+    """Preset of the small model."""
     small_batch_size: int = 8
-    """Sequences of its batch."""
+    """Sequences of the small model's batch."""
     gpus: int = 1024
     """GPUs of the cluster."""
     gpus_per_node: int = 8
@@ -32,13 +32,13 @@ class ParallelReport:
     context: int | None = None
     """Tokens per sequence; the model's own by default, but 4096 at most."""
     flops: float = 989e12
-    """Operations a second that a GPU's maker names, in bfloat16."""
+    """Peak FLOP/s of a GPU in bfloat16, as its maker names it."""
     mfu: float = 0.5
-    """Share of them that a GPU reaches alone."""
+    """Share of the peak that a GPU reaches alone."""
     memory: float = 80e9
-    """Bytes of a GPU."""
+    """Bytes of a GPU's memory."""
     memory_bandwidth: float = 3.35e12
-    """Bytes a second of that."""
+    """Bytes a second of a GPU's memory."""
     link_bandwidth: float = 450e9
     """Bytes a second between the GPUs of a machine, each way."""
     network_bandwidth: float = 50e9
@@ -74,7 +74,7 @@ class PipelinePicture:
     micro_batches: int = 8
     """Parts of the batch, which follow one another through the stages."""
     schedule: Literal["1f1b", "gpipe"] = "1f1b"
-    """In which order a stage does forwards and backwards."""
+    """Order in which a stage does forwards and backwards."""
     out: Path = Path("pipeline.png")
     """Picture to write, a PNG."""
 

@@ -19,7 +19,7 @@ class Profile:
     """Show where the time of a training step goes, operation by operation, on a CPU."""
 
     preset: str
-    """Named settings to start from: default, shakespeare-char-cpu or nano; other options change single ones."""
+    """Preset to start from (default, shakespeare-char-cpu, nano); other options override it."""
     model: GPT2Config
     """Shape of the model."""
     batch_size: int

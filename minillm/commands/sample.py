@@ -20,7 +20,7 @@ class Sample:
     prompt: str = "The "
     """Text to continue."""
     max_tokens: int = 200
-    """Most tokens to add; an end-of-text token ends sooner."""
+    """Maximum number of new tokens; stops early at end-of-text."""
     temperature: float = 0.8
     """Divides the logits: 0 takes the likeliest token, 1 the model's own distribution."""
     top_k: int | None = None
@@ -32,7 +32,7 @@ class Sample:
     repetition_penalty: float = 1.0
     """Above 1, tokens that were there before become less likely."""
     seed: int = 0
-    """The same seed gives the same text."""
+    """Seed of the random choices; equal seeds give equal texts."""
     device: str = "cpu"
     """Where to compute: `cpu`, `cuda` or `cuda:1`."""
 

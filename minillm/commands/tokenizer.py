@@ -21,7 +21,7 @@ class TokenizerTrain:
     data: str = "builtin"
     """Text: a file, a folder, a glob pattern, a .jsonl, or `builtin`."""
     field: str | None = None
-    """Which field of a .jsonl line holds the text; `text` by default."""
+    """Field of a .jsonl line that holds the text; `text` by default."""
     kind: Literal["bpe", "wordpiece", "unigram", "char"] = "bpe"
     """Byte-level BPE, BERT's WordPiece, Unigram, or one token a character."""
     vocab_size: int = 1024
@@ -59,7 +59,7 @@ class TokenizerEncode:
     data: str | None = None
     """Instead of a text: a file, a folder, a glob pattern, a .jsonl, or `builtin`."""
     field: str | None = None
-    """Which field of a .jsonl line holds the text; `text` by default."""
+    """Field of a .jsonl line that holds the text; `text` by default."""
     out: Path | None = None
     """With --data: folder for train_*.bin and validation_*.bin, which `minillm train --data` reads."""
     validation_fraction: float = 0.1

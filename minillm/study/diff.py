@@ -1,4 +1,4 @@
-"""Where two models part: both run on the same input, and what their layers give is compared, one after the other."""
+"""The first layer in which two models differ: both run on one input, and the outputs of their layers are compared."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ WITH_VARIANTS = 3  # functions of each operation that `run_cases` checks at vari
 
 
 class Result(NamedTuple):
-    """What came of a case; `report` says what is wrong, or is None."""
+    """The outcome of a case; `report` says what is wrong, or is None."""
 
     op: str
     engine: str  # whose pair of functions ran
@@ -86,7 +86,7 @@ def without_a_row(op: Op) -> Result:
 
 
 def run_case(case: Case, variants: bool = True) -> Result:
-    """Check one case, at variants of its arguments too if so wished; an exception becomes the report."""
+    """Check one case, with `variants` also at variants of its arguments; an exception becomes the report."""
     start = time.perf_counter()
     try:
         check = check_gradients(case.fn, *case.make_arrays(np.random.default_rng(0)), variants=variants)

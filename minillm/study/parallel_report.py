@@ -1,4 +1,4 @@
-"""What each way of dividing a training sends and keeps, a rank and a step: formulas, and the same measured.
+"""The bytes that a rank sends in a step and keeps between steps, for each division of a training: computed, measured.
 
 `step_bytes` and `kept_bytes` put together what the files beside this one say of themselves, for their product too. A
 rank of a mesh dp x tp x pp is in part d of the batch, part t of each matrix, stage s of the pipeline. Its stage has
@@ -72,12 +72,12 @@ class Division(NamedTuple):
 
     @property
     def ranks(self) -> int:
-        """Of the whole job."""
+        """Number of ranks of the whole job."""
         return self.dp * self.tp * self.pp
 
     @property
     def name(self) -> str:
-        """Such as `dp 2 x tp 2, zero 1`."""
+        """The division as text, such as `dp 2 x tp 2, zero 1`."""
         sizes = {"dp": self.dp, "tp": self.tp, "pp": self.pp}
         found = " x ".join(f"{name} {size}" for name, size in sizes.items() if size > 1) or "one process"
         return found + f", zero {self.zero}" * (self.zero > 0) + ", recompute" * self.recompute
@@ -92,7 +92,7 @@ class Place(NamedTuple):
 
 
 def place(division: Division, rank: int) -> Place:
-    """Of a rank: rank = (stage dp + d) tp + t, as mesh.py counts."""
+    """The place of a rank: rank = (stage dp + d) tp + t, as mesh.py counts."""
     rest, t = divmod(rank, division.tp)
     return Place(*divmod(rest, division.dp), t)
 
@@ -101,7 +101,7 @@ def place(division: Division, rank: int) -> Place:
 
 
 class Shapes(NamedTuple):
-    """Of a model's parameters, by name: those of one block, what comes before the blocks and after them."""
+    """Shapes of a model's parameters, by name: in one block, before the blocks and after them."""
 
     block: dict[str, tuple[int, ...]]
     before: dict[str, tuple[int, ...]]
@@ -112,7 +112,7 @@ class Shapes(NamedTuple):
 
 
 def shapes_of(kind: Callable[[Any], Any], config: Any) -> Shapes:
-    """Of a GPT2 or a Llama, whose blocks are all alike; one block is built, and without numbers.
+    """The shapes of a GPT2 or a Llama, whose blocks are all alike; one block is built, without filling its arrays.
 
     Raises: InputError for another model.
     """
@@ -132,7 +132,7 @@ def shapes_of(kind: Callable[[Any], Any], config: Any) -> Shapes:
 
 
 def numbers_of(name: str, shape: tuple[int, ...], tp: int, t: int) -> int:
-    """Of a parameter, on rank t of a tensor-parallel group."""
+    """Number of elements of a parameter on rank t of a tensor-parallel group."""
     axis = CUT_AXES.get(name.split(".")[-2])
     if tp == 1 or axis is None or axis >= len(shape):
         return math.prod(shape)
@@ -141,7 +141,7 @@ def numbers_of(name: str, shape: tuple[int, ...], tp: int, t: int) -> int:
 
 
 class Row(NamedTuple):
-    """Of a unit (data_parallel.Unit): the numbers of its parameters, those with each filled up, and the whole row."""
+    """Element counts of a unit (data_parallel.Unit): raw, padded per parameter, padded in total."""
 
     numbers: int
     used: int
@@ -160,7 +160,7 @@ def _filled(count: int, multiple: int) -> int:
 
 
 class Stage(NamedTuple):
-    """What a rank has of the model."""
+    """The part of the model that a rank has."""
 
     layers: int
     block: Row
@@ -172,17 +172,17 @@ class Stage(NamedTuple):
 
     @property
     def size(self) -> int:
-        """Of all rows."""
+        """Elements of all rows, with their padding."""
         return self.layers * self.block.size + self.root.size
 
     @property
     def numbers(self) -> int:
-        """Of all parameters."""
+        """Elements of all parameters."""
         return self.layers * self.block.numbers + self.root.numbers
 
 
 def stage_of(shapes: Shapes, division: Division, at: Place) -> Stage:
-    """What the rank at a place has."""
+    """The part of the model that the rank at a place has."""
     edges = bounds(shapes.layers, division.pp)
     is_first, is_last = at.stage == 0, at.stage == division.pp - 1
     tied = {shapes.tied: shapes.before[shapes.tied]} if shapes.tied else {}
@@ -210,7 +210,7 @@ def rows_of(division: Division, batch: int, d: int) -> list[int]:
 
 
 def all_reduce_bytes(numbers: int, itemsize: int, ranks: int, rank: int) -> int:
-    """What one rank of a group sends in an all_reduce: 2 (n - 1) / n of it, where n divides the numbers."""
+    """Bytes that one rank of a group sends in an all_reduce: 2 (n - 1) / n of the array, where n divides its length."""
     edges = bounds(numbers, ranks)
     return itemsize * (numbers + (ranks - 2) * (edges[rank + 1] - edges[rank]))
 
@@ -218,7 +218,7 @@ def all_reduce_bytes(numbers: int, itemsize: int, ranks: int, rank: int) -> int:
 def step_bytes(
     shapes: Shapes, division: Division, batch: int, context: int, itemsize: int = 4, rank: int = 0
 ) -> Counter[str]:
-    """What a rank sends in a step, in bytes, by kind of content: the formulas on top of this file, exactly.
+    """Bytes that a rank sends in a step, by kind of content: the formulas at the top of this file, exactly.
 
     batch, context: sequences of the whole batch, and tokens of each.
     """
@@ -251,7 +251,7 @@ def _data_bytes(stage: Stage, division: Division, itemsize: int) -> dict[str, in
 def _tensor_bytes(
     stage: Stage, division: Division, tokens: int, channels: int, itemsize: int, t: int
 ) -> dict[str, int]:
-    """Of a micro-batch; `tensor_parallel.step_bytes` is the sum of these, of one stage and on average."""
+    """Bytes of a micro-batch; `tensor_parallel.step_bytes` is their sum, for one stage and on average."""
     one = all_reduce_bytes(tokens * channels, itemsize, division.tp, t)
     loss = sum(all_reduce_bytes(count * tokens, max(4, itemsize), division.tp, t) for count in (1, 2))
     forwards = 2 if division.recompute else 1
@@ -263,7 +263,7 @@ def _tensor_bytes(
 
 
 def kept_bytes(shapes: Shapes, division: Division, itemsize: int = 4, rank: int = 0) -> dict[str, int]:
-    """What a rank keeps from step to step, in bytes: `parameters`, `gradients`, AdamW's `state`; and `working` rows.
+    """Bytes that a rank keeps from step to step: `parameters`, `gradients`, AdamW's `state`; and `working` rows.
 
     state: two moments of float32 at least, and float32 masters for parameters of fewer bits. working: of ZeRO 2 and 3,
     the rows that blocks use in turn, and the root's.
@@ -299,7 +299,7 @@ def paper_bytes(parameters: float, division: Division) -> dict[str, float]:
 
 
 class Measured(NamedTuple):
-    """Of a rank: what it received in a step, by source and content, what it keeps, and its median time of a step."""
+    """Measurements of a rank: bytes received in a step, by source and content; bytes kept; the median seconds."""
 
     received: Counter[tuple[int, str]]
     kept: dict[str, int]
@@ -349,12 +349,12 @@ def measure(
 def measure_all(
     communicator: Communicator, kind: Any, config: Any, divisions: Iterable[Division], *args: Any
 ) -> list[Measured]:
-    """One after another."""
+    """Measure the divisions one after another."""
     return [measure(communicator, kind, config, division, *args) for division in divisions]
 
 
 def sent_by(rank: int, outcomes: Iterable[Measured]) -> Counter[str]:
-    """What a rank sent, by content, from what all ranks received."""
+    """Bytes that a rank sent, by content, from the messages that all ranks received."""
     sent: Counter[str] = Counter()
     for outcome in outcomes:
         sent.update({what: count for (source, what), count in outcome.received.items() if source == rank})
@@ -383,7 +383,7 @@ KEPT = ("parameters", "gradients", "state")
 def exact_tables(
     name: str, shapes: Shapes, given: list[Division], outcomes: list[list[Measured]], batch: int, context: int
 ) -> list[Table]:
-    """What was measured beside the formulas, in bytes: what ranks send, and what they keep. outcomes: of each rank."""
+    """Tables of bytes that ranks send and keep, measured and by formula. outcomes: the measurements of each rank."""
     sent_rows, kept_rows = [], []
     for number, division in enumerate(given):
         found, ranks = [rank[number] for rank in outcomes], range(division.ranks)

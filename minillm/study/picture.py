@@ -36,11 +36,11 @@ class Measured(NamedTuple):
     events: list[Event]
 
     def seconds(self) -> float:
-        """From the start of the first event to the end of the last."""
+        """Seconds from the start of the first event to the end of the last."""
         return max(event.end for event in self.events)
 
     def title(self) -> str:
-        """What it is, and its bubble fraction, as measured and by the formula."""
+        """The schedule and its bubble fraction, measured and by the formula."""
         cores = os.cpu_count() or self.stages
         crowded = f" on {cores} core{'s' * (cores > 1)}" if cores < self.stages else ""
         theory = bubble_fraction(self.stages, self.micro_batches)
@@ -66,7 +66,7 @@ def measure(stages: int = 4, micro_batches: int = 8, kind: str = "1f1b") -> Meas
 
 
 def events_of_steps(communicator: Communicator, kind: str, micro_batches: int) -> list[list[Event]]:
-    """What this stage does in each of some steps of a small GPT-2."""
+    """The events of this stage in each step of training a small GPT-2."""
     random.manual_seed(0)
     layers = 2 * communicator.size
     stage = cut(GPT2(GPT2Config(VOCABULARY, CONTEXT, layers, heads=4, channels=CHANNELS)), communicator, kind)

@@ -35,7 +35,7 @@ class Shapes(NamedTuple):
 
 
 class Profile:
-    """What was measured of some steps; every number that it gives is for one step."""
+    """Times and products of some steps; every number that it gives is for one step."""
 
     def __init__(self) -> None:
         self.steps: list[float] = []  # seconds of each
@@ -46,7 +46,7 @@ class Profile:
 
     @property
     def seconds(self) -> float:
-        """Of a step, on average."""
+        """Seconds of a step, on average."""
         return sum(self.steps) / len(self.steps)
 
     @property
@@ -77,7 +77,7 @@ class Profile:
 
 
 def _seconds(product: Shapes) -> float:
-    """Of one product; a stack of small ones also on every thread at once, as attention does, where that is faster."""
+    """Seconds of one product; a stack is also tried on every thread at once, as attention does, and the less counts."""
     rng = np.random.default_rng(0)
     a, b = (
         rng.standard_normal((*shape[:-2], shape[-1], shape[-2]), np.float32).astype(product.dtype).swapaxes(-1, -2)

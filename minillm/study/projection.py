@@ -69,7 +69,7 @@ class Link(NamedTuple):
 
 
 class Machine(NamedTuple):
-    """What a training runs on. Bandwidths are those of a rank."""
+    """The machine that a training runs on. Bandwidths are those of a rank."""
 
     flops: float  # operations of matrix products a second, as a rank reaches them
     node: Link
@@ -82,7 +82,7 @@ class Machine(NamedTuple):
 
 
 class Work(NamedTuple):
-    """What a model asks for; operations and bytes are those of one token."""
+    """The FLOPs and bytes that a model needs for one token."""
 
     shapes: Shapes
     context: int
@@ -94,16 +94,16 @@ class Work(NamedTuple):
 
     @property
     def flops(self) -> float:
-        """Of the whole model."""
+        """FLOPs of the whole model."""
         return self.shapes.layers * self.block_flops + self.outer_flops
 
     def message(self, tokens: float) -> float:
-        """Bytes of the residual stream."""
+        """Bytes of the residual stream of `tokens` tokens."""
         return tokens * self.shapes.channels * self.itemsize
 
 
 def work_of(name: str | Path, context: int | None = None, dtype: str = "bfloat16") -> Work:
-    """Of a preset, or whatever else `describe` takes.
+    """The work of a preset, or of another model that `describe` takes.
 
     Raises: InputError for what describe does not know, or a model that cannot be divided.
     """
@@ -134,7 +134,7 @@ def work_of(name: str | Path, context: int | None = None, dtype: str = "bfloat16
 
 
 def _is_cut(key: Kept) -> bool:
-    """Whether tensor parallelism cuts what is kept: the heads, the MLP's hidden channels, the vocabulary."""
+    """Tell whether tensor parallelism cuts these arrays: those of heads, of MLP channels, of the vocabulary."""
     if key.part in ("attention", "MLP"):
         return not key.operation.startswith(WHOLE)
     return key.names == "logits"
@@ -144,7 +144,7 @@ def _is_cut(key: Kept) -> bool:
 
 
 def scatter_seconds(machine: Machine, size: float, ranks: int, stride: int = 1) -> float:
-    """Of a reduce_scatter or an all_gather of `size` bytes, between ranks whose numbers are `stride` apart."""
+    """Seconds of a reduce_scatter or an all_gather of `size` bytes between ranks whose numbers are `stride` apart."""
     near = max(1, min(ranks, machine.per_node // stride))
     far = -(-ranks // near)
     (a, b), (c, d) = machine.node, machine.network
@@ -152,7 +152,7 @@ def scatter_seconds(machine: Machine, size: float, ranks: int, stride: int = 1) 
 
 
 def message_seconds(machine: Machine, size: float, stride: int, ranks: int) -> float:
-    """Of a message to the rank that is `stride` further, the slowest in a group of so many."""
+    """Seconds of a message to the rank that is `stride` further, for the slowest pair of `ranks` ranks."""
     link = machine.node if stride * ranks <= machine.per_node else machine.network
     return link.latency + size / link.bandwidth
 
@@ -171,7 +171,7 @@ class Seconds(NamedTuple):
 
     @property
     def total(self) -> float:
-        """Of the step."""
+        """Seconds of the whole step."""
         return sum(self)
 
 
@@ -200,7 +200,7 @@ def step_seconds(work: Work, division: Division, machine: Machine, batch: int) -
 def _pass_seconds(
     work: Work, division: Division, machine: Machine, tokens: int, layers: int, stage: int
 ) -> tuple[float, float, float]:
-    """Of a micro-batch's forward, its backward, and their sums, on a stage with so many layers."""
+    """Seconds of a micro-batch's forward, its backward, and their all-reduces, on a stage of `layers` blocks."""
     is_first, is_last = stage == 0, stage == division.pp - 1
     blocks = layers * work.block_flops * tokens / (division.tp * machine.flops)
     blocks += machine.overhead * layers / work.shapes.layers
@@ -218,7 +218,7 @@ def _pass_seconds(
 def _data_seconds(
     work: Work, stage: Any, division: Division, machine: Machine, forward: float, backward: float
 ) -> float:
-    """What shows of the sums and gathers of a data-parallel group."""
+    """Communication time of a data-parallel group that is not hidden by compute."""
     if division.dp == 1:
         return 0.0
     block, root = (
@@ -241,7 +241,7 @@ def _data_seconds(
 
 
 def rank_bytes(work: Work, division: Division, batch: int) -> float:
-    """The memory of the rank that holds most, at the peak: what it keeps from step to step, and activations."""
+    """Bytes at the peak of the rank that holds most: its lasting arrays and its activations."""
     tokens = -(-batch // (division.micro_batches * division.dp)) * work.context
     edges = bounds(work.shapes.layers, division.pp)
     block, outer = (whole + cut / division.tp for whole, cut in (work.block_kept, work.outer_kept))
@@ -266,12 +266,12 @@ class Setting(NamedTuple):
     rows: int  # sequences of a rank's micro-batch
     seconds: Seconds
     bytes: float
-    tokens: int  # of a step
+    tokens: int  # in a step
     efficiency: float  # tokens a second and GPU, beside those of one GPU alone that had the memory
 
 
 def settings(work: Work, machine: Machine, gpus: int, batch: int, heads: Iterable[int]) -> list[Setting]:
-    """The settings that fit in memory, the fastest first; of each dp, tp, pp, ZeRO and recomputation the best.
+    """The settings that fit in memory, fastest first: the best one for each dp, tp, pp, ZeRO stage and recomputation.
 
     tp stays within a node and divides `heads`, the sizes that are cut; each micro-batch has as many sequences, 1 to 16.
     """
@@ -292,7 +292,7 @@ def _powers(most: int, fits: Callable[[int], bool]) -> list[int]:
 
 
 def _best(work: Work, machine: Machine, division: Division, batch: int) -> Setting | None:
-    """With the size of micro-batches that is fastest among those that fit."""
+    """The setting of a division with the fastest micro-batch size among those that fit."""
     found = []
     for rows in (1, 2, 4, 8, 16):
         if batch % (division.dp * rows):
@@ -326,7 +326,7 @@ def gpu_machine(
     network_bandwidth: float,
     latency: float,
 ) -> Machine:
-    """A cluster: of a GPU what its maker names, the share `mfu` of its operations that it reaches, and its links.
+    """A cluster of GPUs: a GPU's peak FLOP/s, the share `mfu` of it that is reached, its memory, and its links.
 
     Raises: InputError for a number that is not above 0.
     """
@@ -338,7 +338,7 @@ def gpu_machine(
 
 
 def projection_tables(name: str, machine: Machine, gpus: int, batch: int, context: int | None) -> Iterator[Table]:
-    """The best settings on so many GPUs, and the best one on fewer and fewer.
+    """Tables of the best settings on `gpus` GPUs, and of the best one on fewer GPUs.
 
     Raises: InputError where nothing fits, or for a model that cannot be divided.
     """

@@ -27,7 +27,7 @@ from minillm.tuning import tuned_process
 
 
 class Constants(NamedTuple):
-    """Measured on a rank: seconds of forward and backward of few and of many sequences, and of other things."""
+    """Seconds measured on a rank: forward and backward of few and of many sequences, an update, all-reduces."""
 
     few: float
     many: float
@@ -70,7 +70,7 @@ def constants(
 
 
 def medians(functions: Sequence[Callable[[], Any]], repeats: int) -> list[float]:
-    """Of each function the median of its seconds, called in turn; once before, to warm up."""
+    """Median seconds of each function, called in turn, after one call of each to warm up."""
     seconds: list[list[float]] = [[] for _ in functions]
     for number in range(1 + repeats):
         for function, times in zip(functions, seconds, strict=True):
@@ -82,12 +82,12 @@ def medians(functions: Sequence[Callable[[], Any]], repeats: int) -> list[float]
 
 
 def core_count() -> int:
-    """Of the cores that this process may use."""
+    """Number of usable CPU cores."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def machine_of(work: Work, measured: list[Constants], rows: tuple[int, int]) -> Machine:
-    """A machine of which every rank has measured `Constants`.
+    """The machine whose ranks have measured `Constants`.
 
     A pass takes overhead + F N / flops, a line through two points; an all_reduce 2 (n - 1) (alpha + size / (n beta)).
     """
@@ -105,14 +105,14 @@ def machine_of(work: Work, measured: list[Constants], rows: tuple[int, int]) -> 
 
 
 def few_and_many(batch: int) -> tuple[int, int]:
-    """Two numbers of sequences, between which a line tells the time of others."""
+    """Two numbers of sequences to measure; the time of other numbers lies on the line through both."""
     return max(1, batch // 4), max(2, batch)
 
 
 def train_and_measure(
     communicator: Communicator, kind: Any, config: Any, given: list[Division], batch: int, context: int, steps: int
 ) -> tuple[Constants, list[Measured]]:
-    """On every rank: the machine's constants, and each division."""
+    """Measure the machine's constants and every division; each rank calls this."""
     times, measured = [], []
     with tuned_process():  # as the trainer has it
         for division in given:  # both in turn, so that a change in the machine's speed meets both
@@ -122,7 +122,7 @@ def train_and_measure(
 
 
 class Run(NamedTuple):
-    """What `measured_run` found: bytes, and for each division the step's seconds, measured and predicted."""
+    """The result of `measured_run`: bytes, and for each division the seconds of a step, measured and predicted."""
 
     exact: list[Table]
     machine: Machine
@@ -166,7 +166,7 @@ def time_table(name: str, run: Run) -> Table:
 
 
 def told(machine: Machine) -> str:
-    """A machine in a line."""
+    """The constants of a machine as one line of text."""
     latency, bandwidth = machine.node
     return (
         f"{machine.flops / 1e9:.1f} GFLOP/s a rank, {1e3 * machine.overhead:.2f} ms a micro-batch beside its products, "

@@ -24,7 +24,7 @@ def _softmax() -> Iterator[Case]:
         yield from in_views(op, lambda x, fn=fn: fn(x, axis=0), normal((3, 4)), "axis 0, ")
 
 
-def _normalisation() -> Iterator[Case]:
+def _layer_norm() -> Iterator[Case]:
     def norm(x, weight, bias, eps=1e-5):
         return ops.layer_norm(x, weight, bias, eps)
 
@@ -51,6 +51,8 @@ def _normalisation() -> Iterator[Case]:
     )
     yield from in_views("layernorm", norm, normal((3, 4), (4,), (4,)))
 
+
+def _residual_and_norm() -> Iterator[Case]:
     def add_norm(x, residual, weight, bias, eps=1e-5):
         return ops.add_layer_norm(x, residual, weight, bias, eps)
 
@@ -74,6 +76,8 @@ def _normalisation() -> Iterator[Case]:
     yield Case("add_layernorm", "one tensor twice", lambda x, w, b: add_norm(x, x, w, b), normal((3, 4), (4,), (4,)))
     yield from in_views("add_layernorm", add_norm, normal((3, 4), (3, 4), (4,), (4,)))
 
+
+def _rms_norm() -> Iterator[Case]:
     def rms(x, weight, eps=1e-6):
         return ops.rms_norm(x, weight, eps)
 
@@ -148,18 +152,26 @@ def _dropout_and_rope() -> Iterator[Case]:
         yield from in_views("rope", lambda x, layout=layout: turn(x, layout, 1), normal((3, 4)), f"{layout}, ")
 
 
-def _attention() -> Iterator[Case]:
-    def qkv(b=2, h=2, tq=3, d=2, groups=None, tk=None) -> Make:
-        keys = (b, groups or h, tq if tk is None else tk, d)
-        return normal((b, h, tq, d), keys, keys)
+def qkv(b=2, h=2, tq=3, d=2, groups=None, tk=None) -> Make:
+    """Queries, keys and values of attention; `groups` heads of keys, `tk` keys."""
+    keys = (b, groups or h, tq if tk is None else tk, d)
+    return normal((b, h, tq, d), keys, keys)
 
+
+def _some_visible() -> Array:
+    """A mask (2, 2, 3, 4) in which some queries see nothing."""
+    some = np.random.default_rng(1).random((2, 2, 3, 4)) < 0.6
+    some[0, 1, 2] = False
+    some[1, 0] = False
+    return some
+
+
+def _attention() -> Iterator[Case]:
     def row(name: str, make: Make, **settings) -> Case:
         return Case("attention", name, lambda q, k, v: ops.attention(q, k, v, **settings), make)
 
     hidden = np.array([[True, True, True, False], [True, False, False, True]])[:, None, None]  # a padding mask
-    some = np.random.default_rng(1).random((2, 2, 3, 4)) < 0.6
-    some[0, 1, 2] = False  # a query that sees nothing
-    some[1, 0] = False
+    some = _some_visible()
     bias = np.random.default_rng(2).normal(size=(2, 1, 3, 4))
     bias_hiding = np.where(some, bias, -np.inf)
 
@@ -203,6 +215,8 @@ def _attention() -> Iterator[Case]:
     yield row("two axes", normal((3, 2), (4, 2), (4, 2)), causal=True)
     yield Case("attention", "one tensor for all", lambda x: ops.attention(x, x, x, causal=True), normal((1, 2, 3, 2)))
 
+
+def _attention_dropout_and_views() -> Iterator[Case]:
     def dropped(name: str, make: Make, **settings) -> Case:
         def fn(q, k, v):
             random.manual_seed(3)
@@ -212,7 +226,7 @@ def _attention() -> Iterator[Case]:
 
     yield dropped("dropout", qkv(tk=5))
     yield dropped("dropout, causal, grouped", qkv(2, 4, 5, 2, 2), causal=True)
-    yield dropped("dropout, mask", qkv(tk=4), mask=some)
+    yield dropped("dropout, mask", qkv(tk=4), mask=_some_visible())
     yield dropped("dropout, lengths", qkv(tk=9), lengths=[9, 2])
     yield dropped("dropout, two blocks", qkv(1, 1, 66, 1), causal=True)
     yield from in_views("attention", lambda q, k, v: ops.attention(q, k, v), qkv(2, 4, 3, 2, 2))
@@ -272,9 +286,12 @@ def _cross_entropy() -> Iterator[Case]:
 
 CASES: tuple[Case, ...] = (
     *_softmax(),
-    *_normalisation(),
+    *_layer_norm(),
+    *_residual_and_norm(),
+    *_rms_norm(),
     *_linear_and_embedding(),
     *_dropout_and_rope(),
     *_attention(),
+    *_attention_dropout_and_views(),
     *_cross_entropy(),
 )

@@ -78,7 +78,7 @@ VIEWS = {"transposed in memory": _transposed, "every other element": _strided, "
 
 
 def in_views(op: str, fn: Callable, make: Make, what: str = "") -> Iterator[Case]:
-    """The same numbers in each kind of view: none of the arrays is contiguous."""
+    """One row for each kind of view, with equal numbers; none of the arrays is contiguous."""
     for name, view in VIEWS.items():
         yield Case(op, what + name, fn, lambda rng, view=view: tuple(view(x) for x in make(rng)))  # type: ignore[misc]
 

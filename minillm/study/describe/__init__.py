@@ -1,4 +1,4 @@
-"""What a model takes, before it is built: parameters, memory of a training step, operations a token, KV cache.
+"""The size and cost of a model that is not built: parameters, memory of a training step, FLOPs a token, KV cache.
 
 Parameters, matrix products and cache follow from shapes. What a step keeps for its backward does not: it is whatever
 each operation's `Saved` says, arrays that several operations share counted once. So nothing is written down here a
@@ -8,7 +8,7 @@ Memory that nobody touches is an address range and no more, so a step of a billi
 memory. Three blocks are enough: the first, the last, of which XLNet reads one stream only, and one that stands for the
 L - 2 between them.
 
-**Activations**, in numbers per token and block, for C channels (GPT-2, whose MLP has 4C; no dropout):
+**Activations**, in elements per token and block, for C channels (GPT-2, whose MLP has 4C; no dropout):
 
     ln_1        C    its input, a sum of the residual stream; mean and rstd, 2
     attn.qkv    C    its input, the norm
@@ -37,7 +37,7 @@ kernels on a GPU keep inputs where formulas keep slopes, as many numbers.
 an order that is drawn, with both streams, or a target for each source, which is as long. A step's T tokens of BART are
 those of the target; what the T tokens of the source take counts with them.
 
-**Operations.** A matrix product of (M, K) and (K, N) has 2MKN. Forward plus backward of N weights make 6N a token
+**FLOPs.** A matrix product of (M, K) and (K, N) has 2MKN. Forward plus backward of N weights make 6N a token
 (Kaplan et al. 2020, arXiv:2001.08361, section 2.1: without the tables of tokens and positions), and attention 12 L C T
 more (Chowdhery et al. 2022, PaLM, arXiv:2204.02311, appendix B). The count here is of the products that are really
 made: with the output layer; for causal attention of few keys beyond the diagonal; and with the scores a second time.

@@ -82,13 +82,13 @@ def abstract_step(model: Any, batch_size: int, context: int) -> Step:
 
 @contextlib.contextmanager
 def abstract_engine() -> Iterator[None]:
-    """Within this context operations run their fast pairs and take their usual memory, but hardly compute."""
+    """Run fast pairs within this context, which take their usual memory but hardly compute."""
     with engine("fast"), backend.abstract():
         yield
 
 
 class Notes:
-    """What the observers of an abstract step note down."""
+    """The notes that the observers of an abstract step take."""
 
     def __init__(self) -> None:
         self.saved: list[tuple[str, str, Any]] = []  # layer, operation, and what it keeps

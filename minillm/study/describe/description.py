@@ -14,7 +14,7 @@ PARTS = {**TABLES, "attn": "attention", "cross": "attention", "mlp": "MLP", "lm_
 
 
 class Amount(NamedTuple):
-    """Of numbers, bytes or operations: in each block, and in the whole model."""
+    """An amount per block and for the whole model."""
 
     block: float
     total: float
@@ -30,17 +30,17 @@ class Kept(NamedTuple):
 
 @dataclass(frozen=True)
 class Description:
-    """What a model takes: its parameters, and a training step on `batch_size` sequences of `context` tokens."""
+    """The size of a model, and the cost of a training step on `batch_size` sequences of `context` tokens."""
 
     name: str
     config: Any
     batch_size: int
     context: int
     dtype: str
-    parameters: dict[str, Amount]  # numbers, by part; tied ones once
+    parameters: dict[str, Amount]  # elements, by part; tied ones once
     kept: dict[Kept, Amount]  # bytes
     peak: float  # bytes of activations and their gradients, where they are most
-    forward: dict[str, Amount]  # operations of the matrix products, by part
+    forward: dict[str, Amount]  # FLOPs of the matrix products, by part
     backward: dict[str, Amount]
     cache_token: int  # bytes of keys and values for one token of one sequence; 0 where nothing is generated
     cache_source: int  # the same for one token of the source of one target; 0 for a model without sources
@@ -52,32 +52,32 @@ class Description:
 
     @property
     def tokens(self) -> int:
-        """Of a step."""
+        """Tokens of a step."""
         return self.batch_size * self.context
 
     @property
     def num_parameters(self) -> int:
-        """Tied ones once."""
+        """Number of weights, tied ones once."""
         return int(total(self.parameters))
 
     @property
     def weight_bytes(self) -> int:
-        """Of the weights; their gradients take as many."""
+        """Bytes of the weights; their gradients take as many."""
         return self.num_parameters * self.itemsize
 
     @property
     def moment_bytes(self) -> int:
-        """Of AdamW's two moments, which have 32 bits or more."""
+        """Bytes of AdamW's two moments, which have 32 bits or more."""
         return self.num_parameters * 2 * max(4, self.itemsize)
 
     @property
     def master_bytes(self) -> int:
-        """Of the float32 copies of weights of fewer bits."""
+        """Bytes of the float32 copies of weights of fewer bits."""
         return self.num_parameters * 4 if self.itemsize < 4 else 0
 
     @property
     def activation_bytes(self) -> int:
-        """What a forward leaves for its backward."""
+        """Bytes that a forward leaves for its backward."""
         return int(total(self.kept))
 
     @property
@@ -87,7 +87,7 @@ class Description:
 
     @property
     def flops_per_token(self) -> float:
-        """Of the matrix products, forward and backward."""
+        """FLOPs of the matrix products of a token, forward and backward."""
         return (total(self.forward) + total(self.backward)) / self.tokens
 
     @property
@@ -98,5 +98,5 @@ class Description:
 
 
 def total(amounts: Mapping[Any, Amount]) -> float:
-    """Of all parts together."""
+    """The sum of all parts."""
     return sum(amount.total for amount in amounts.values())

@@ -20,7 +20,7 @@ from minillm.training.run import Run
 
 
 def presets() -> dict[str, tuple[type[Module], Any]]:
-    """Of every preset in minillm/models the class and the configuration.
+    """The class and the configuration of every preset in minillm/models.
 
     A name that several files have is told apart by the file's: `gpt2-nano`, `bert-nano`.
     """

@@ -1,4 +1,4 @@
-"""From layers to the parts of a model, and from the few blocks that are looked at to all of them."""
+"""The parts of a model that layers belong to, and the sizes of all blocks from the few that were run."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Stacks:
         return 1 + self.numbers[field] - self.cut[field] if field and number == middle else 0
 
     def gathered(self, sizes: Iterable[tuple[Any, str, float]]) -> dict[Any, Amount]:
-        """Of (key, layer, size) the sizes by key; the middle block stands for all between the first and the last."""
+        """Add up triples (key, layer, size) by key; the middle block stands for all between the first and last."""
         amounts: dict[Any, Amount] = {}
         for key, layer, size in sizes:
             times = self.times(layer)
@@ -53,5 +53,5 @@ def part(layer: str) -> str:
 
 
 def row(layer: str, operation: str, names: str) -> Kept:
-    """Where arrays are listed."""
+    """The row of the table in which arrays are listed."""
     return Kept(part(layer), f"{split(layer)[2]} {operation}".strip(), names)

@@ -1,4 +1,4 @@
-"""A description as tables to print, and beside the rules of thumb."""
+"""A description as tables to print, and compared with the rules of thumb."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from minillm.study.describe.description import Amount, Description, Kept, total
 
 
 class Table(NamedTuple):
-    """Texts to print."""
+    """A table of texts to print."""
 
     title: str
     columns: tuple[str, ...]
@@ -17,7 +17,7 @@ class Table(NamedTuple):
 
 
 def tables(found: Description) -> Iterator[Table]:
-    """Parameters, what is kept for the backward, the memory of a step, and the operations of a token."""
+    """Parameters, what is kept for the backward, the memory of a step, and the FLOPs of a token."""
     step = f"a step of {found.batch_size} x {found.context} tokens in {found.dtype}"
     rows: list[tuple[str, ...]] = [
         (name, f"{n.block:,.0f}", f"{n.total:,.0f}", in_bytes(n.total * found.itemsize))
@@ -57,15 +57,15 @@ def tables(found: Description) -> Iterator[Table]:
     products = {name: [way.get(name, Amount(0, 0)).total for way in (found.forward, found.backward)] for name in names}
     products["all"] = [sum(column) for column in zip(*products.values(), strict=True)]
     rows = [(name, *(f"{n / found.tokens:,.0f}" for n in both)) for name, both in products.items() if any(both)]
-    yield Table(f"operations of the matrix products, a token of {step}", ("part", "forward", "backward"), rows)
+    yield Table(f"FLOPs of the matrix products, a token of {step}", ("part", "forward", "backward"), rows)
 
 
 def rules(found: Description) -> Iterator[str]:
-    """The count of operations beside the rules of thumb."""
+    """The counted FLOPs compared with the rules of thumb."""
     rule, exact = 6 * found.kaplan_parameters, found.flops_per_token
     layers = sum(number for name, number in vars(found.config).items() if name.endswith("layers"))
     attention = 12 * layers * found.config.channels * found.context
-    yield f"counted, forward and backward: {exact:.4g} operations a token"
+    yield f"counted, forward and backward: {exact:.4g} FLOPs a token"
     number = f"N = {found.kaplan_parameters:,} without tables"
     yield f"6N (Kaplan et al. 2020), {number}: {rule:.4g}, {rule / exact:.2f} of it"
     yield f"6N + 12 L C T (PaLM 2022, appendix B): {rule + attention:.4g}, {(rule + attention) / exact:.2f} of it"
