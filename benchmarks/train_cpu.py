@@ -244,12 +244,12 @@ def serve_minillm(name, sleep):
         step = minillm_step(name)
         step()
         choice = tuning.fastest_way(step, ways, rounds=8)  # as many as in a run of 2000 steps
+        told = {"choice": choice.name, "ways": list(ways), "hand_over": tuning.measured_hand_over()}
         for line in sys.stdin:
             order, _, way = line.strip().partition(" ")
             with backend.cut_by(ways[way or choice.name]):
                 if order == "ways":
-                    hand_over = tuning.measured_hand_over()
-                    answer = {"choice": choice.name, "ways": list(ways), "hand_over": hand_over}
+                    answer = told
                 else:
                     answer = {"floor": products_alone(step)} if order == "floor" else timed(step, int(order))
             print(json.dumps(answer), flush=True)

@@ -89,25 +89,13 @@ class Op:
 
     __slots__ = ("aliases", "backward", "forward", "name", "pairs", "writes_into")
 
-    def __init__(
-        self,
-        name: str,
-        forward: Callable,
-        backward: Callable,
-        *,
-        cuda: tuple[Callable, Callable] | None = None,
-        kernel: str | None = None,
-        aliases: bool = False,
-    ):
+    def __init__(self, name: str, forward: Callable, backward: Callable, *, aliases: bool = False):
         self.name = name
         self.forward = forward
         self.backward = backward
         self.aliases = aliases
         self.writes_into = takes_into(backward)
         self.pairs: dict[str, Pair | None] = {}
-        # Until every pair is in its own file:
-        if cuda is not None:
-            self.pairs["cuda"] = Pair(*cuda, kernel=kernel or name)
 
     def __repr__(self) -> str:
         return f"Op({self.name})"

@@ -348,7 +348,7 @@ def _train(where, steps=20, dtype="float32", policy="auto", micro_batches=1):
     return losses, {name: device.to_host(p.data) for name, p in model.named_parameters()}
 
 
-@pytest.mark.parametrize("policy", ["off", "require"])
+@pytest.mark.parametrize("policy", ["plain", "require"])
 def test_a_gpt_trains_as_on_the_cpu(cupy, policy):
     """By formulas, and by nothing but kernels: with dropout, clipping and weight decay."""
     expected, weights = _train("cpu")

@@ -139,9 +139,8 @@ def steps_in(name: str, kind: type, dtype, options: dict, parallel: bool = False
     optimizer = kind(decay_groups(members, options.pop("weight_decay")), **options)
     found = {}
     with engine(name), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(backend, "threads", 2 if parallel else 1)
         if parallel:
-            patch.setattr(backend, "PARALLEL_BYTES", 0)
+            patch.setattr(backend, "cutting", backend.cutting._replace(parallel_bytes=0, threads=2))
         for step in range(6):
             optimizer.zero_grad()
             set_gradients([p for i, p in enumerate(members) if (i + step) % 4], rng)
@@ -904,7 +903,7 @@ def test_a_schedule_that_is_not_refused_keeps_its_promises(total, warmup, decay,
         ({"floor": 3.0}, r"floor=3.0 is above peak=2.0, so the rate would rise"),
         ({"warmup": 10}, r"warmup=10 leaves none of total=10 steps to reach floor=0.5"),
         ({"total": 0}, r"total=0, warmup=2, decay=\d"),
-        ({"warmup": -1}, r"total=10, warmup=-1, decay=\d; give 1 or more"),
+        ({"warmup": -1}, r"total=10, warmup=-1, decay=\d; give a total of 1 or more"),
         ({"decay": 9}, r"warmup=2 and decay=9 do not fit into total=10 steps; give a decay of 8 at most"),
         ({"warmup": 0, "decay": 10}, r"warmup=0 and decay=10 do not fit into total=10 steps; give a decay of 9"),
     ],

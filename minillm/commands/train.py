@@ -23,7 +23,7 @@ class Train(TrainConfig):
     """Train a small GPT on a text."""
 
     resume: Path | None = None
-    """Run directory to continue; of the other options only device, steps, intervals, samples and ranks may change."""
+    """Run directory to continue; only device, threads, steps, intervals, samples and ranks may change."""
     progress: bool = True
     """Draw a live line of progress if the output is a terminal; otherwise print a line for each validation."""
     nproc: int = 1

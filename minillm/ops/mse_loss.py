@@ -1,8 +1,12 @@
-"""Mean squared error, the loss of a regression.
+"""Mean squared error of n numbers x against their targets t, the loss of a regression.
 
-    loss = 1/n sum_i (x_i - t_i)^2,        dx_i = 2/n (x_i - t_i),   dt_i = -dx_i
+    difference_i = x_i - t_i        square_i = difference_i^2        loss = sum(square) / n
 
-It is written with three operations, whose backwards multiply to the derivative above.
+Backward, with dloss the gradient of the loss:
+
+    dsquare_i = dloss / n    ddifference_i = 2 difference_i dsquare_i    dx_i = ddifference_i    dt_i = -ddifference_i
+
+It is made of three operations, whose backwards are these lines from left to right.
 """
 
 from __future__ import annotations
@@ -16,10 +20,11 @@ from minillm.ops.reduce import mean, sum
 
 
 def mse_loss(x: Tensor, target: Any, reduction: str = "mean") -> Tensor:
-    """(x - target)^2, its mean, or its sum.
+    """The squares (x - target)^2, their mean, or their sum.
 
     Shapes: x and target (...), the same: a target (N,) against (N, 1) would be stretched to (N, N) without a word.
     reduction: "mean", "sum", or "none" for (...).
+    Saves: x - target.
     Raises: ShapeError where the shapes differ; InputError for an unknown reduction.
     """
     if reduction not in ("mean", "sum", "none"):

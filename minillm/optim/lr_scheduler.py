@@ -7,9 +7,9 @@
         optimizer.step()
         scheduler.step()                        # after the optimiser's step: the rate of the next one
 
-The objects are PyTorch's, with its names and numbers, and two that models of language are trained with: WarmupCosineLR
-and WarmupStableDecayLR. Each is a rate as a function of the number of steps made and of the rate that a group began
-with, `initial_lr`; no rate depends on the one before, so a schedule can be taken up anywhere.
+The objects have PyTorch's names and give its rates; WarmupCosineLR and WarmupStableDecayLR, the usual schedules of
+language models, are ours. Each computes a group's rate from the number of steps made and the rate that the group began
+with, `initial_lr`. No rate depends on the one before, so a schedule can resume at any step.
 """
 
 from __future__ import annotations
@@ -69,11 +69,13 @@ def _check(function: str, peak: float, floor: float, warmup: int, total: int, de
         raise InputError(f"{function}: floor={floor} is above peak={peak}, so the rate would rise; give a lower floor")
     if total < 1 or warmup < 0 or decay < 0:
         raise InputError(
-            f"{function}: total={total}, warmup={warmup}, decay={decay}; give 1 or more, and twice 0 or more"
+            f"{function}: total={total}, warmup={warmup}, decay={decay}; give a total of 1 or more, and 0 or "
+            "more for the others"
         )
     if warmup >= total:
         raise InputError(
-            f"{function}: warmup={warmup} leaves none of total={total} steps to reach floor={floor}; give less of it"
+            f"{function}: warmup={warmup} leaves none of total={total} steps to reach floor={floor}; give a "
+            "smaller warmup"
         )
     if decay and max(warmup, 1) + decay > total:  # a step before the decay has the peak
         raise InputError(
@@ -86,10 +88,10 @@ def _check(function: str, peak: float, floor: float, warmup: int, total: int, de
 
 
 class LRScheduler:
-    """What all schedules share. A subclass gives `rate`, the rate of a group after a number of steps.
+    """The base class of all schedules. A subclass has `rate`, the rate of a group after a number of steps.
 
-    last_epoch: the number of calls of `step`, as PyTorch calls it.
-    base_lrs: of each group, the rate it began with; kept as `initial_lr` in the group, where another schedule finds it.
+    last_epoch: the number of calls of `step`, under PyTorch's name.
+    base_lrs: the rate that each group began with, which is also its `initial_lr`, where another schedule finds it.
     """
 
     def __init__(self, optimizer: Optimizer):
@@ -113,7 +115,7 @@ class LRScheduler:
         self._set_rates()
 
     def get_last_lr(self) -> list[float]:
-        """Of each group, the rate that was set last."""
+        """The present rate of each group."""
         return list(self._rates)
 
     def _set_rates(self) -> None:
@@ -123,13 +125,13 @@ class LRScheduler:
             group["lr"] = rate
 
     def state_dict(self) -> dict[str, Any]:
-        """The step, and the rates that groups began with; JSON can hold it."""
+        """The step, and the rates that the groups began with, in a form that JSON can hold."""
         return {"last_epoch": self.last_epoch, "base_lrs": list(self.base_lrs)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from a saved state, and set the rates of its step.
+        """Continue from a saved state, and set the rates of its step.
 
-        Raises: CheckpointError for a state of another number of groups.
+        Raises: CheckpointError for a state with another number of groups.
         """
         if state.keys() != {"last_epoch", "base_lrs"} or len(state["base_lrs"]) != len(self.base_lrs):
             raise CheckpointError(
@@ -178,8 +180,8 @@ class LinearLR(LRScheduler):
     ):
         if not 0 < start_factor <= 1 or not 0 <= end_factor <= 1:
             raise InputError(
-                f"LinearLR: start_factor is {start_factor} and end_factor {end_factor}; give numbers up to 1, the "
-                "first above 0 and the second 0 or more"
+                f"LinearLR: start_factor is {start_factor} and end_factor {end_factor}; give numbers up to 1: a "
+                "start_factor above 0, and an end_factor of 0 or more"
             )
         if total_iters < 1:
             raise InputError(f"LinearLR: total_iters is {total_iters}; give 1 or more")
@@ -192,7 +194,7 @@ class LinearLR(LRScheduler):
 
 
 class CosineAnnealingLR(LRScheduler):
-    """Half a cosine from the rate a group began with to `eta_min` in `T_max` steps, and on from there, up and down.
+    """Half a cosine from the rate a group began with down to `eta_min` in `T_max` steps, then up again, and so on.
 
         eta_min + (base - eta_min) (1 + cos(pi step / T_max)) / 2
 

@@ -266,17 +266,17 @@ class ParallelModel:
         parts, problems = {}, []
         for unit in self.data.units.values():
             for parameter in unit.parameters:
-                name, found = parameter.name, self.shards.get(parameter.name)
+                name, spec = parameter.name, self.shards[parameter.name]
                 whole = list(parameter.shape)
-                if found is not None:
-                    whole[found.axis] = found.size
+                if spec is not None:
+                    whole[spec.axis] = spec.size
                 if f"{prefix}{name}" not in state:
                     problems.append(f"missing {prefix}{name}")
                 elif np.shape(state[f"{prefix}{name}"]) != tuple(whole):
                     shape = np.shape(state[f"{prefix}{name}"])
                     problems.append(f"{prefix}{name} has shape {shape}, expected {tuple(whole)}")
                 else:
-                    parts[name] = like(shard(found, state[f"{prefix}{name}"]), unit.kept_data)
+                    parts[name] = like(shard(spec, state[f"{prefix}{name}"]), unit.kept_data)
         if problems:
             raise CheckpointError(
                 f"the saved state does not fit this model: {'; '.join(problems)}; "
@@ -344,14 +344,9 @@ class ParallelModel:
             _add(wholes, name, array, self.shards.get(name))
         for source in self._first_of_each():
             header = json.loads(self._receive(source).tobytes())
-            for name, (shape, dtype, found) in header.items():
+            for name, (shape, dtype, spec) in header.items():
                 array = self._receive(source).view(as_dtype(dtype)).reshape(shape)
-                _add(
-                    wholes,
-                    name,
-                    array,
-                    None if found is None else Shard(found[0], tuple(map(tuple, found[1])), found[2]),
-                )
+                _add(wholes, name, array, spec and Shard(spec[0], tuple(map(tuple, spec[1])), spec[2]))
         return wholes
 
     def _first_of_each(self) -> list[int]:
@@ -378,15 +373,14 @@ class ParallelModel:
         return found
 
 
-def _add(wholes: dict[str, Array], name: str, part: Array, found: Shard | None) -> None:
-    if found is None:
-        wholes[name] = part.copy()
-        return
+def _add(wholes: dict[str, Array], name: str, part: Array, spec: Shard | None) -> None:
+    """Put a rank's part of an array into the whole one, which is made when its first part comes."""
     if name not in wholes:
         shape = list(part.shape)
-        shape[found.axis] = found.size
+        if spec is not None:
+            shape[spec.axis] = spec.size
         wholes[name] = np.zeros(shape, part.dtype)
-    unshard(found, wholes[name], part)
+    unshard(spec, wholes[name], part)
 
 
 def _moment_names(optimizer: Optimizer) -> list[str]:

@@ -23,7 +23,7 @@ is the other sum. Megatron calls these two operations f and g (collective_ops.py
 
 With the token table, a rank looks up the ids whose rows it has, gives zeros for the others, and the sum is the
 embedding. The output layer gives each rank the logits of its ids, which stay there: the loss needs three numbers of
-each token from the other ranks (vocabulary_cross_entropy.py).
+each token from the other ranks (ops/vocabulary_cross_entropy.py).
 
 Every rank has whole what no table names: norms, the biases after a sum, positions. Their gradients are the same on all
 ranks, bit for bit, because sums are, so they stay the same; and so do the dropout masks of the residual stream. In
@@ -58,10 +58,10 @@ from minillm.models.gemma import Gemma
 from minillm.models.gpt2 import GPT2
 from minillm.models.llama import Llama
 from minillm.nn import Decoder, Embedding, KVCache, Linear, Module
+from minillm.ops.vocabulary_cross_entropy import vocabulary_cross_entropy
 from minillm.parallel.collective_ops import copy_to_ranks, gather_from_ranks, reduce_from_ranks
 from minillm.parallel.communicator import Communicator, bounds
 from minillm.parallel.shard import Shard, shard
-from minillm.parallel.vocabulary_cross_entropy import vocabulary_cross_entropy
 from minillm.parallel.wrapper import Wrapper, replace
 
 
@@ -120,7 +120,7 @@ def table_of(model: Decoder) -> Table:
     for kind, table in TABLES.items():
         if isinstance(model, kind) and not isinstance(model, Gemma):
             return table(model.config)
-    raise InputError(f"tensor_parallel: a {type(model).__name__} cannot be cut; give a GPT2 or a Llama")
+    raise InputError(f"tensor_parallel: a {type(model).__name__} cannot be divided; give a GPT2 or a Llama")
 
 
 def kv_heads(config: Any) -> int:
@@ -134,7 +134,8 @@ def kv_heads(config: Any) -> int:
 class ColumnParallelLinear(Linear):
     """y_r = x W_r^T + b_r: a linear layer divided by its outputs, which are rows of W (out, in) and elements of b.
 
-    The weight may hold several matrices, one below the other, of which a rank has the r-th part each: `sizes`.
+    It computes what Linear does, with fewer rows. sizes: rows of the matrices that the weight holds, one below the
+    other; this is rank r's part of each.
     """
 
     def __init__(self, whole: Linear, communicator: Communicator, *sizes: int):
@@ -235,7 +236,7 @@ def tensor_parallel(model: Decoder, communicator: Communicator) -> Any:
         fewer tokens than ranks; the model is then as it was.
     """
     if isinstance(model, TensorParallel):
-        raise InputError("tensor_parallel: the model is cut already; build it anew")
+        raise InputError("tensor_parallel: the model is divided already; build it anew")
     table = table_of(model)
     _check(model.config, communicator.size)
     if communicator.size == 1:
@@ -278,13 +279,11 @@ class TensorParallel(Wrapper):
 
     def loss(self, ids: Any, targets: Any, reduction: str = "mean") -> Tensor:
         """Cross-entropy against targets (B, T), in nats per token; -100 is not counted."""
+        group, size = self.communicator, self.module.config.vocab_size
+        first, stop = bounds(size, group.size)[group.rank : group.rank + 2]  # the classes of this rank
+        logits = self.own_logits(self.features(ids))
         return vocabulary_cross_entropy(
-            self.own_logits(self.features(ids)),
-            targets,
-            self.communicator,
-            self.module.config.vocab_size,
-            reduction=reduction,
-            overwrite=True,
+            logits, targets, group, (first, stop), size, reduction=reduction, overwrite=True
         )
 
     def new_cache(self, batch: int = 1, padding: Array | None = None) -> list[KVCache]:
@@ -299,7 +298,7 @@ def _check(config: Any, ranks: int) -> None:
     """Raise InputError unless a model of this configuration can be divided over so many ranks."""
     if getattr(config, "qk_norm", False):
         raise InputError(
-            "tensor_parallel: qk_norm=True cannot be cut, because each rank would know only a part of the norms' "
+            "tensor_parallel: qk_norm=True cannot be divided, because each rank would know only a part of the norms' "
             "gradients; divide the batch (--dp) or the layers (--pp)"
         )
     hidden = getattr(config, "size_of_mlp", config.hidden)

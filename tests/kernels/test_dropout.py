@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 
 from minillm import cuda, manual_seed, ops, random
-from minillm.cuda import Kernel, get_kernel
+from minillm.cuda import Kernel, dropout, get_kernel
 from minillm.engine import engine
-from minillm.ops.dropout import dropout_forward_cuda
 from minillm.study.gradcheck import run_cases
 
 pytestmark = pytest.mark.usefixtures("_compiler")
@@ -134,9 +133,9 @@ def test_the_operation_by_kernel_and_by_formula(agree, rng, shape):
 
 def test_seeds_that_the_kernel_does_not_take(rng):
     x = rng.standard_normal(10)
-    assert dropout_forward_cuda(x, p=0.5, seed=-1, counter=0) is NotImplemented
-    assert dropout_forward_cuda(x, p=0.5, seed=2**128, counter=0) is NotImplemented
-    assert dropout_forward_cuda(x, p=0.5, seed=1, counter=2**64 - 1) is NotImplemented
+    assert dropout.forward(x, p=0.5, seed=-1, counter=0) is NotImplemented
+    assert dropout.forward(x, p=0.5, seed=2**128, counter=0) is NotImplemented
+    assert dropout.forward(x, p=0.5, seed=1, counter=2**64 - 1) is NotImplemented
 
 
 def test_every_case_of_the_gradient_check_by_kernels():

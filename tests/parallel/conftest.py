@@ -43,7 +43,7 @@ RUN = 60.0  # seconds that a whole run may take
 
 
 class RankError(AssertionError):
-    """What happened on a rank of a test."""
+    """An error on a rank of a test, with the traceback of that rank."""
 
 
 class FirstFailure:
@@ -93,7 +93,7 @@ class Pool:
         return outcomes
 
     def outcomes(self, function: Callable[..., Any], *args: Any, timeout: float = RUN) -> list[Any]:
-        """What `function(communicator, *args)` returned on each rank, or a RankError; its `error` was raised there."""
+        """The result of `function(communicator, *args)` on each rank, or a RankError whose `error` was raised there."""
         from minillm.parallel.segments import create_segment
 
         self.failed.value = -1
@@ -134,7 +134,7 @@ class Pool:
         return [outcomes[rank] for rank in range(self.n)]
 
     def _where(self, rank: int) -> str:
-        """What all threads of a rank are doing."""
+        """The stacks of all threads of a rank."""
         with contextlib.suppress(ProcessLookupError):
             os.kill(self.processes[rank].pid, signal.SIGUSR1)
             time.sleep(0.5)
@@ -158,7 +158,7 @@ class Pool:
 
 @contextlib.contextmanager
 def environment_of(values: dict[str, str]) -> Iterator[None]:
-    """Have these environment variables while processes are started."""
+    """Set these environment variables while processes are started."""
     before = {name: os.environ.get(name) for name in values}
     os.environ.update(values)
     try:
@@ -172,7 +172,7 @@ def environment_of(values: dict[str, str]) -> Iterator[None]:
 
 
 def serve(rank: int, n: int, connection: Connection, failed: Any, dump: str) -> None:
-    """What a process does: run functions until its pipe ends."""
+    """The main function of a process: it runs functions until its pipe ends."""
     from minillm.parallel.segments import attach_segment
     from minillm.parallel.shared_memory import SharedMemoryCommunicator
 

@@ -61,7 +61,7 @@ class NcclRanks:
         return self.pool.run(on_nccl, *self._arguments(function, args), **options)[: self.n]
 
     def outcomes(self, function: Callable[..., Any], *args: Any, **options: Any) -> list[Any]:
-        """What the function returned on each rank, or the RankError of that rank."""
+        """The result of the function on each rank, or the RankError of that rank."""
         return self.pool.outcomes(on_nccl, *self._arguments(function, args), **options)[: self.n]
 
     def _arguments(self, function: Callable[..., Any], args: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -75,7 +75,7 @@ def over_nccl(ranks: Callable[..., Any]) -> Callable[[int], NcclRanks]:
 
 
 def on_nccl(shared: Communicator, n: int, module: str, file: str, pickled: bytes) -> Any:
-    """What each process runs: the function with an NcclCommunicator, on the first n ranks."""
+    """Run the function with an NcclCommunicator on the first n ranks."""
     from minillm.parallel.nccl import connect
 
     group = shared.split(int(shared.rank >= n))
@@ -97,7 +97,7 @@ def on_nccl(shared: Communicator, n: int, module: str, file: str, pickled: bytes
 
 
 class JobOfTest:
-    """What nccl.py needs of a job, made of the communicator that the `ranks` fixture gives."""
+    """A job for nccl.py, made of the communicator of the `ranks` fixture."""
 
     def __init__(self, shared: Communicator, group: Communicator):
         self.shared, self.group = shared, group

@@ -82,7 +82,7 @@ def test_fewer_rows_than_ranks_and_uneven_ones(ranks, stage, batch):
 
 
 def gathered_ahead(communicator):
-    """Of each block, the blocks whose parameters were under way or there when its forward and its backward began."""
+    """The blocks whose parameters were being gathered, or present, when each block's forward and backward began."""
     model = build(Case())
     parallel = ZeRO(model, communicator, decay_groups(model.parameters(), 0.1), 3)
     seen = []
@@ -169,7 +169,7 @@ def test_frozen_parameters_stay_and_the_others_move(ranks, stage):
 
 
 def gathers(communicator, stage):
-    """How often each block is gathered in two steps, and the bytes of working rows."""
+    """Number of gathers of each block in two steps, and the bytes of the working rows."""
     communicator.trace = Trace()
     outcome = on_mesh(communicator, Case(dp=2, zero=stage, steps=2))
     return [m for m in outcome.messages if m.operation == "all_gather" and m.what == "parameters"], outcome.memory

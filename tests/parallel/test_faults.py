@@ -1,4 +1,4 @@
-"""What goes wrong on one rank ends all of them, within 10 s, with an error that names the rank and the cause."""
+"""A failure of one rank ends all ranks within 10 s, with an error that names the rank and the cause."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ END = 10.0  # seconds in which every rank must have ended
 
 
 class Ended(NamedTuple):
-    """How a rank ended: its exit status (-9 where SIGKILL did it), and what it printed as errors."""
+    """The end of a rank: its exit status (-9 after SIGKILL), and what it printed as errors."""
 
     status: int
     error: str
@@ -67,7 +67,7 @@ class Started:
         return there
 
     def wait(self, seconds=END):
-        """How all of them ended; those that have not after so many seconds fail the test."""
+        """Wait for the end of all ranks; one that has not ended after so many seconds fails the test."""
         deadline = time.monotonic() + seconds
         for process in self.processes:
             process.join(max(0.0, deadline - time.monotonic()))
@@ -88,7 +88,7 @@ class Started:
 
 
 def rank_process(environment, listener, file, function, args):
-    """What a process of `Started` does: the same as the command line."""
+    """The main function of a process of `Started`: it does what the command line does."""
     os.dup2(os.open(file, os.O_CREAT | os.O_WRONLY), 2)
     os.environ.update(environment)
     if listener is not None:

@@ -28,7 +28,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def gone(pid):
-    """Whether a process has ended; one that only waits for its parent to ask has."""
+    """True if a process has ended, even if its parent has not yet asked for its status."""
     try:
         return (Path("/proc") / str(pid) / "stat").read_text().rpartition(")")[2].split()[0] == "Z"
     except (FileNotFoundError, ProcessLookupError):
@@ -132,7 +132,7 @@ def test_how_a_process_ended():
 
 
 def connected(size, devices=None):
-    """What each of `size` ranks, on threads, meets with."""
+    """The outcome of connect on each of `size` ranks, which are threads."""
     listener = module._free_port()
     port, found = listener.getsockname()[1], {}
 
@@ -184,7 +184,7 @@ def test_each_rank_has_a_gpu_of_its_own(monkeypatch):
 
 
 def test_ranks_that_see_other_processes(monkeypatch):
-    """As in two containers on one machine."""
+    """Two containers on one machine do not see each other's processes."""
 
     def no_such(name):
         raise FileNotFoundError(2, "No such file", name)

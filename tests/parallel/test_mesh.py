@@ -130,7 +130,7 @@ def trained_in_part(communicator):
 
 
 def test_a_rank_that_keeps_nothing_but_padding(ranks):
-    """Of a block with 16 numbers to train two ranks keep 16 each, the second none of them."""
+    """A block with 16 elements to train is padded to 32, so the second of two ranks keeps padding alone."""
     (alone,) = ranks(1).run(trained_in_part)
     found, nothing = ranks(2).run(trained_in_part)
     assert nothing is None

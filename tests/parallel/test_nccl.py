@@ -39,7 +39,7 @@ def nccl_ranks(ranks: Callable[..., Any]) -> Callable[[int], Any]:
 
 
 def numbers(rank: int, size: int, dtype: str) -> np.ndarray:
-    """What rank `rank` brings; every rank can tell."""
+    """The array of rank `rank`, which every rank can compute."""
     import ml_dtypes
 
     values = np.random.default_rng([rank, size]).uniform(0, 60, size)
@@ -416,7 +416,7 @@ def test_wrong_calls_are_refused(nccl_ranks: Any, wrong: str) -> None:
 
 
 def refused_at_once(communicator: Communicator, wrong: str) -> str:
-    """What one rank alone gets to hear; the others need not come."""
+    """Calls that are refused on one rank without the others."""
     return call_wrongly(communicator, wrong) if communicator.rank in WRONG_CALLS[wrong][-1] else ""
 
 
@@ -517,7 +517,7 @@ class LoneJob:
 
 
 def forget_gpu() -> None:
-    """What was learnt of one CuPy does not hold for another."""
+    """Reset what device.py found out, because it does not hold for another CuPy."""
     for known in (device._check_cuda, cuda.get_kernel, cuda.kernel._gpu_module):
         known.cache_clear()
 

@@ -1,4 +1,4 @@
-"""The same trainings through the calls that a GPU gets: nccl.py and the real cupy.cuda.nccl, on a stand-in libnccl."""
+"""The trainings of test_equality through nccl.py and the real cupy.cuda.nccl, on a stand-in for libnccl."""
 
 from __future__ import annotations
 
@@ -29,6 +29,6 @@ def test_float32(nccl_ranks, name):
 
 @pytest.mark.parametrize("zero", [0, 1, 2, 3])
 def test_one_rank(nccl_ranks, zero):
-    """As on a machine with one GPU: every collective is called, on a group of one."""
+    """With one rank, as on a machine with one GPU, every collective is called on a group of one."""
     case = Case(zero=zero, dropout=0.2, steps=5)
     check(nccl_ranks(1).run(on_mesh, case), case, 1e-12)

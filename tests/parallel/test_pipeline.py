@@ -134,7 +134,7 @@ def one_process(family, micro_batches, dropout, dtype):
 
 
 def steps_of_a_stage(communicator, cases, fault=None):
-    """Of each case, the outcomes of two steps on this stage, and its copies; with a fault, if one is named."""
+    """The outcomes of two steps on this stage and its copies, for each case; with a planted fault if one is named."""
     if fault is not None:
         with pytest.MonkeyPatch.context() as patch:
             FAULTS[fault](patch.setattr)
@@ -156,7 +156,7 @@ def steps_of_a_stage(communicator, cases, fault=None):
 
 
 def worst_error(expected, stages, copies):
-    """Of loss and gradients, over all stages; and every parameter is on one stage, but for the copies."""
+    """The largest error of loss and gradients over all stages; every parameter is on one stage, except for copies."""
     errors = []
     for step, (loss, counter, gradients) in enumerate(expected):
         seen = []
@@ -273,7 +273,7 @@ def test_planted_faults_are_seen(ranks, fault):
 
 
 def watched_step(communicator, family, kind, micro_batches, dropout):
-    """Of a step: the messages received, the most micro-batches alive at a time, those left, the calls, the events."""
+    """Messages, largest number of live micro-batches, those left at the end, calls and events of one step."""
     stage = cut(build(family, dropout), communicator, kind)
     trace = communicator.trace = Trace()
     if stage.pair is not None:

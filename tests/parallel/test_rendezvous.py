@@ -1,4 +1,4 @@
-"""How ranks meet: the right ones do, the wrong ones are told why, strangers stay out, and all learn of a failure."""
+"""The right ranks meet, the wrong ones are told why, strangers stay out, and all ranks learn of a failure."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def place_of(rank, size, port, **changes):
 
 
 def together(calls):
-    """What each of these functions returns, or the MinillmError that it raises, when all run at the same time."""
+    """The result of each function, or the MinillmError that it raises, when all of them run at the same time."""
 
     def outcome(call):
         try:

@@ -21,9 +21,9 @@ from minillm.models.bert import BertConfig, BertForMaskedLM
 from minillm.models.gemma import Gemma, GemmaConfig
 from minillm.models.gpt2 import GPT2, GPT2Config
 from minillm.models.llama import Llama, LlamaConfig
+from minillm.ops import vocabulary_cross_entropy as loss_file
 from minillm.parallel import collective_ops
 from minillm.parallel import tensor_parallel as tp
-from minillm.parallel import vocabulary_cross_entropy as loss_file
 from minillm.parallel.communicator import Alone, Trace, bounds, bytes_sent
 from minillm.parallel.shard import Shard, shard, shard_specs, unshard
 
@@ -161,23 +161,23 @@ def gradient_of_others_rows():
 
 
 def largest_of_own_logits():
-    right = loss_file._loss
-
-    def loss(logits, targets, largest, total, *, communicator, **settings):
+    def forward(logits, targets, *, communicator, **settings):
         sums = mock.Mock(wraps=communicator)
         sums.all_reduce = lambda array, op="sum", what="": communicator.all_reduce(
             array if op == "sum" else array.copy(), op, what
         )
-        return right(logits, targets, largest, total, communicator=sums, **settings)
+        return loss_file.vocabulary_cross_entropy_forward(logits, targets, communicator=sums, **settings)
 
-    return mock.patch.object(loss_file, "_loss", loss)
+    return mock.patch.object(
+        loss_file, "VOCABULARY_CROSS_ENTROPY", Op("loss", forward, loss_file.vocabulary_cross_entropy_backward)
+    )
 
 
 def target_on_every_rank():
-    right = loss_file.VOCABULARY_CROSS_ENTROPY.backward
-
     def backward(dout, saved):
-        return right(dout, saved._replace(targets=np.maximum(saved.targets, 0)))
+        is_target = saved.is_target.copy()
+        is_target[..., 0] |= ~is_target.any(axis=-1)
+        return loss_file.vocabulary_cross_entropy_backward(dout, saved._replace(is_target=is_target))
 
     return mock.patch.object(
         loss_file, "VOCABULARY_CROSS_ENTROPY", Op("loss", loss_file.vocabulary_cross_entropy_forward, backward)
@@ -234,6 +234,11 @@ def test_a_planted_fault_is_caught(ranks, fault):
 # --- the operations ---------------------------------------------------------------------------------------------------
 
 
+def divided_loss(logits, targets, communicator, size, **settings):
+    first, stop = bounds(size, communicator.size)[communicator.rank : communicator.rank + 2]
+    return loss_file.vocabulary_cross_entropy(logits, targets, communicator, (first, stop), size, **settings)
+
+
 def joint_differences(communicator, name, seed):
     """|<u, f(x + e v) - f(x - e v)> / 2e - <df, v>| of a function that all ranks compute together, and its scale.
 
@@ -254,7 +259,7 @@ def joint_differences(communicator, name, seed):
         )
 
     def loss(x, reduction):
-        return loss_file.vocabulary_cross_entropy(x, targets, communicator, 7, reduction=reduction)
+        return divided_loss(x, targets, communicator, 7, reduction=reduction)
 
     function, whole, own = {
         "copy": (lambda x: collective_ops.copy_to_ranks(x, communicator), [(2, 3, 5)], []),
@@ -303,9 +308,7 @@ def loss_of_parts(communicator, logits, targets, reduction, mode="fast", overwri
     x = Tensor(mine, requires_grad=True)
     with engine(mode):
         before = cuda.launch_counts()
-        y = loss_file.vocabulary_cross_entropy(
-            x, targets, communicator, logits.shape[-1], reduction=reduction, overwrite=overwrite
-        )
+        y = divided_loss(x, targets, communicator, logits.shape[-1], reduction=reduction, overwrite=overwrite)
         y.backward(np.full(y.shape, 0.7))
         ran = {name.split("<")[0] for name in cuda.launch_counts() - before}
     return y.data, x.grad, ran, np.shares_memory(x.grad, x.data)
@@ -329,15 +332,16 @@ LOGITS = {
 @pytest.mark.filterwarnings("ignore:invalid value encountered")
 @pytest.mark.parametrize("values", LOGITS)
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
-def test_loss_of_parts(ranks, rng, values, reduction):
+@pytest.mark.parametrize("mode", ["plain", "fast"])
+def test_loss_of_parts(ranks, rng, values, reduction, mode):
     logits = LOGITS[values](rng.normal(size=(4, 5, 11)))
     targets = rng.integers(0, 7, (4, 5))
     targets[1], targets[0, :2] = -100, (0, 4)
     expected, gradient = whole_loss(logits, targets, reduction)
-    results = ranks(3).run(loss_of_parts, logits, targets, reduction, "fast", True)
+    results = ranks(3).run(loss_of_parts, logits, targets, reduction, mode, True)
     for loss, *_, overwritten in results:
         np.testing.assert_allclose(loss, expected, rtol=1e-13, atol=1e-13)
-        assert overwritten
+        assert overwritten == (mode == "fast")
     np.testing.assert_allclose(np.concatenate([r[1] for r in results], axis=-1), gradient, rtol=1e-9, atol=1e-13)
 
 
@@ -508,14 +512,14 @@ def test_sizes_that_cannot_be_cut(config, size, message):
 
 
 def test_models_that_cannot_be_cut():
-    with pytest.raises(InputError, match="a BertForMaskedLM cannot be cut"):
+    with pytest.raises(InputError, match="a BertForMaskedLM cannot be divided"):
         tp.tensor_parallel(BertForMaskedLM(BertConfig.preset("nano")), RanksThere(2))
-    with pytest.raises(InputError, match="a Gemma cannot be cut; give a GPT2 or a Llama"):
+    with pytest.raises(InputError, match="a Gemma cannot be divided; give a GPT2 or a Llama"):
         tp.tensor_parallel(Gemma(GemmaConfig.preset("nano")), RanksThere(2))
-    with pytest.raises(InputError, match="qk_norm=True cannot be cut, because each rank would know only a part"):
+    with pytest.raises(InputError, match="qk_norm=True cannot be divided, because each rank would know only a part"):
         tp.tensor_parallel(whole_model(LlamaConfig(V, 12, 1, 4, 4, 24, 20, qk_norm=True)), RanksThere(2))
     model = tp.tensor_parallel(whole_model(GPT), RanksThere(2))
-    with pytest.raises(InputError, match="the model is cut already"):
+    with pytest.raises(InputError, match="the model is divided already"):
         tp.tensor_parallel(model, RanksThere(2))
 
 
@@ -525,11 +529,11 @@ def test_calls_that_do_not_fit():
     with pytest.raises(ShapeError, match="gather_from_ranks: x has 4 columns, but rank 0 has 3 of 5"):
         collective_ops.gather_from_ranks(x, two, 5)
     with pytest.raises(ShapeError, match="vocabulary_cross_entropy: logits have shape"):
-        loss_file.vocabulary_cross_entropy(x, np.zeros(3, int), two, 5)
+        divided_loss(x, np.zeros(3, int), two, 5)
     with pytest.raises(InputError, match="target 8 is out of range"):
-        loss_file.vocabulary_cross_entropy(x, np.array([0, 1, 8]), two, 8)
+        divided_loss(x, np.array([0, 1, 8]), two, 8)
     with pytest.raises(InputError, match="reduction is 'max'"):
-        loss_file.vocabulary_cross_entropy(x, np.zeros(3, int), two, 8, reduction="max")
+        divided_loss(x, np.zeros(3, int), two, 8, reduction="max")
     model = tp.tensor_parallel(whole_model(GPT), two)
     with pytest.raises(InputError, match="token id 37 is out of range"):
         model(np.array([[V]]))

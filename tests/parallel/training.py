@@ -41,7 +41,7 @@ class Case(NamedTuple):
     layers: tuple[int, ...] = ()
 
     def alone(self) -> Case:
-        """The same in one process."""
+        """The case in one process."""
         return Case(*self[:6])
 
     @property
@@ -50,7 +50,7 @@ class Case(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """What a training leaves: losses and norms of all steps, weights, the optimiser's state; on a mesh, of rank 0."""
+    """The results of a training: losses, norms, weights, the optimiser's state; on a mesh those of rank 0."""
 
     losses: list[float]
     norms: list[float]

@@ -68,7 +68,8 @@ def test_every_op_that_the_modules_define_is_in_the_list():
         for value in vars(module).values()
         if isinstance(value, Op)
     }
-    del defined["to"]  # it moves and computes nothing; see tests/ops/test_shape.py
+    defined.pop("to", None)  # it moves and computes nothing; see tests/ops/test_shape.py
+    defined.pop("vocabulary_cross_entropy", None)  # it needs ranks; see tests/parallel/test_tensor_parallel.py
     missing = [f"{op.name.upper()} ({op.name})" for name, op in defined.items() if BY_NAME.get(name) is not op]
     assert not missing, f"add to OPS in minillm/ops/__init__.py: {', '.join(missing)}"
     assert len(BY_NAME) == len(ops.OPS)

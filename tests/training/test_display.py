@@ -1,4 +1,4 @@
-"""What a run shows, on a terminal and elsewhere."""
+"""The output of a run, on a terminal and elsewhere."""
 
 from __future__ import annotations
 

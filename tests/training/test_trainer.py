@@ -91,7 +91,7 @@ def assert_same_run(one: Run, other: Run) -> None:
 
 
 def signal_at(monkeypatch: pytest.MonkeyPatch, step: int, number: int = signal.SIGINT, times: int = 1) -> None:
-    """Have this process send itself a signal in the middle of a step (counted from 1, in each `train`)."""
+    """Make this process send itself a signal in the middle of a step (counted from 1, in each `train`)."""
     original = trainer.accumulate_gradients
     calls = iter(range(1, 10**6))
 
