@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import math
+import os
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -21,6 +22,9 @@ from minillm.backend import Cutting, cut_by
 HAND_OVER = 50e-6  # seconds for which the sizes of `Cutting` hold
 REST = 100e-6  # seconds between the measured hand-overs: an idle core takes longer to wake
 BLAS_AWAKE = 0.03  # seconds for which the BLAS's threads wait awake after a product, and keep a core busy
+WAIT = "OPENBLAS_THREAD_TIMEOUT"  # a thread of OpenBLAS waits awake for 2^this many ticks of the processor's clock
+SHORT, LONG = 18, 26  # a tenth of a millisecond; OpenBLAS's own, 25 milliseconds
+READS_AGAIN = "openblas_read_env", "blas_thread_shutdown_"  # functions of OpenBLAS
 SLOWER = 3.0, 1.1  # a way so many times as slow as the fastest is dropped: after the first round, and later on
 GAIN = 1.02  # the first way is kept unless another is this many times as fast
 
@@ -56,7 +60,9 @@ def tuned_process(cutting: Cutting | None = None) -> Iterator[None]:
 
     - Work is cut by `cutting`; by default over our own threads, from the sizes on that the hand-over between threads
       gives, which is measured here and takes a millisecond or two.
-    - The BLAS gets as many threads as that says, mostly one. Both are restored on leaving.
+    - The BLAS gets as many threads as that says, mostly one.
+    - The threads of OpenBLAS, where it has several, wait awake for a tenth of a millisecond after a product, and then
+      sleep. They do so for 25 otherwise, and keep a core busy that our own threads need. All this is undone on leaving.
     - glibc keeps freed memory instead of handing it back to the kernel (mallopt M_MMAP_THRESHOLD, M_TRIM_THRESHOLD):
       a fresh 12 MB array otherwise page-faults all through its first use. This cannot be undone; the process keeps
       the memory that it once used until it ends.
@@ -67,8 +73,38 @@ def tuned_process(cutting: Cutting | None = None) -> Iterator[None]:
         libc.mallopt(mmap_threshold, 1 << 30)
         libc.mallopt(trim_threshold, (1 << 31) - 1)
         libc.mallopt(top_pad, 64 << 20)
-    with cut_by(cutting or own_choice().cutting):
+    with short_waits(), cut_by(cutting or own_choice().cutting):
         yield
+
+
+@contextlib.contextmanager
+def short_waits() -> Iterator[None]:
+    """Have the threads of OpenBLAS sleep soon after a product, until the block ends.
+
+    OpenBLAS reads the time from OPENBLAS_THREAD_TIMEOUT when it is loaded, which is before a program can set it. Two of
+    its functions make it read the variable again, and start its threads anew. Nothing happens where it lacks them, or
+    where the variable is set already. No other thread may use the BLAS meanwhile.
+    """
+    from threadpoolctl import threadpool_info
+
+    found = [ctypes.CDLL(pool["filepath"]) for pool in threadpool_info() if pool["internal_api"] == "openblas"]
+    libraries = [library for library in found if all(hasattr(library, name) for name in READS_AGAIN)]
+    if WAIT in os.environ or not libraries:
+        yield
+        return
+
+    def wait(exponent: int) -> None:
+        os.environ[WAIT] = str(exponent)
+        for library in libraries:
+            for name in READS_AGAIN:
+                library[name]()
+
+    wait(SHORT)
+    try:
+        yield
+    finally:
+        wait(LONG)
+        del os.environ[WAIT]
 
 
 def measured_hand_over(repeats: int = 9) -> float:

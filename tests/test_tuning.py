@@ -6,6 +6,7 @@ No test asserts a time: the clock and the hand-over are given.
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import textwrap
@@ -223,6 +224,47 @@ def test_tuned_process_sets_the_blas_and_restores_it() -> None:
     result = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(program)], capture_output=True, text=True, check=False
     )
+    assert result.stdout == "done\n", result.stderr
+
+
+def test_threads_of_openblas_sleep_soon_in_a_tuned_process() -> None:
+    """In a process of its own, because threads of the BLAS are ended and started."""
+    program = """
+        import ctypes
+        import os
+
+        import numpy as np
+        from threadpoolctl import threadpool_info
+        from minillm.tuning import READS_AGAIN, WAIT, cut_by, own_threads, tuned_process
+
+        [pool] = [pool for pool in threadpool_info() if pool["internal_api"] == "openblas"] or [None]
+        library = pool and ctypes.CDLL(pool["filepath"])
+        if library is None or not all(hasattr(library, name) for name in READS_AGAIN):
+            print("done")
+            raise SystemExit
+        a = np.random.default_rng(0).normal(size=(400, 400))
+        product, threads = a @ a, pool["num_threads"]
+        with tuned_process(own_threads(2)._replace(blas_threads=2)):
+            assert library.openblas_thread_timeout() == 18
+            with tuned_process(own_threads(2)):
+                np.testing.assert_allclose(a @ a, product, rtol=1e-12, atol=1e-12)
+                with cut_by(own_threads(2)._replace(blas_threads=2)):
+                    np.testing.assert_allclose(a @ a, product, rtol=1e-12, atol=1e-12)
+            assert library.openblas_thread_timeout() == 18
+            np.testing.assert_allclose(a @ a, product, rtol=1e-12, atol=1e-12)
+        assert library.openblas_thread_timeout() == 26
+        assert WAIT not in os.environ
+        assert [pool["num_threads"] for pool in threadpool_info() if pool["internal_api"] == "openblas"] == [threads]
+        np.testing.assert_allclose(a @ a, product, rtol=1e-12, atol=1e-12)
+        os.environ[WAIT] = "20"
+        with tuned_process(own_threads(2)):
+            assert os.environ[WAIT] == "20"
+            assert library.openblas_thread_timeout() == 26
+        print("done")
+    """
+    environment = {name: value for name, value in os.environ.items() if name != tuning.WAIT}
+    command = [sys.executable, "-c", textwrap.dedent(program)]
+    result = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     assert result.stdout == "done\n", result.stderr
 
 
