@@ -21,6 +21,11 @@ from minillm.engine import engine
 from tests.ops.edge_rows import INF, KERNELS, NAN, ROWS, Row
 
 
+@pytest.fixture
+def pair():
+    """The tests of this file choose the engine themselves."""
+
+
 def test_every_operation_has_a_row():
     missing = {op.name for op in ops.OPS} - {row.op for row in ROWS}
     assert not missing, f"add a row to ROWS in tests/ops/edge_rows.py for each of: {', '.join(sorted(missing))}"
