@@ -147,7 +147,7 @@ FOREIGN = {
     "rich": {f"minillm.{name}" for name in ("commands", "training.display", *TRAINERS)},
     "matplotlib": {"minillm.training.run", "minillm.study.picture"},
     "safetensors": {"minillm.checkpoint", "minillm.pretrained", "minillm.stored"},
-    "threadpoolctl": {"minillm.backend"},
+    "threadpoolctl": {"minillm.backend", "minillm.tuning"},
     "cupy": {"minillm.device", "minillm.cuda", "minillm.parallel.nccl"},
     "cupy_backends": {"minillm.device", "minillm.cuda", "minillm.parallel.nccl"},
     "gguf": {"minillm.gguf"},
