@@ -367,7 +367,7 @@ def coverage(launched: set[str]) -> tuple[int, list[str]]:
 
 def without_cases() -> list[str]:
     """Operations that have kernels, and no case above."""
-    return sorted(op.name for op in ops.OPS if op.cuda and op.name not in OPERATIONS)
+    return sorted(op.name for op in ops.OPS if op.pair("cuda") and op.name not in OPERATIONS)
 
 
 GRADIENT_PARTS = tuple(OPERATIONS)

@@ -1,7 +1,7 @@
 // Cross-entropy of logits against target ids, with label smoothing: the loss, and its gradient.
 //
-// With p = softmax(x) for a row x of V logits, target t and smoothing e, the target distribution is
-// q_i = (1 - e) [i = t] + e/V, and
+// The derivation is in minillm/ops/cross_entropy.py. With p = softmax(x) for a row x of V logits, target t and label
+// smoothing e, the target distribution is q_i = (1 - e) [i = t] + e/V, and
 //
 //   loss = -sum_i q_i log p_i = log s + (1 - e) (m - x_t) + e (m - mean_i x_i)
 //   m    = max_i x_i,           s = sum_i e^(x_i - m)

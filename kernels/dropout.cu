@@ -1,6 +1,6 @@
 // Dropout, and its backward, which is the same kernel applied to the gradient.
 //
-//   y_i = x_i scale   where the i-th random number is at least p 2^32,   x_i 0 elsewhere;   scale = 1 / (1 - p)
+//   y_i = m_i x_i       m_i = scale where the i-th random number is at least p 2^32, and else 0;  scale = 1 / (1 - p)
 //
 // Shapes: x and y any `count` of numbers. The numbers are those of philox.cuh from block `counter` on, less the first
 // `skip` (0 to 7), which belong to what lies before x in a larger array. They are the same as minillm/random.py makes

@@ -1,13 +1,15 @@
 // Layer normalisation of the rows of x, alone and behind a residual addition, and the backward of both.
 //
-//   forward    out     = x + residual                      (or x alone)
-//              mean    = 1/C sum out,   rstd = 1 / sqrt(1/C sum (out - mean)^2 + eps)
-//              y       = norm weight + bias                norm = (out - mean) rstd
-//   backward   dx      = rstd (dnorm - mean(dnorm) - norm mean(dnorm norm)) + dout           dnorm = dy weight
-//              dweight = sum over rows of dy norm,   dbias = sum over rows of dy
+//   forward    out     = x + residual, or x alone
+//              mean    = sum(out) / C       var  = sum((out - mean)^2) / C       rstd = 1 / sqrt(var + eps)
+//              norm    = (out - mean) rstd  y    = norm weight + bias
+//   backward   dnorm   = dy weight
+//              dx      = rstd (dnorm - sum(dnorm) / C - norm sum(dnorm norm) / C) + dout
+//              dweight = sum over the rows of dy norm       dbias = sum over the rows of dy
 //
-// dout is the gradient that reaches `out` on its other way, the residual stream (nothing where there is none); dx is
-// then the gradient of x and of the residual. Shapes: x, residual, out, y and gradients (rows, columns); weight, bias
+// The derivation is in minillm/ops/layernorm.py and add_layernorm.py, where `out` is called total. dout is the gradient
+// that reaches `out` on its other way, the residual stream (0 where there is no residual); dx is then the gradient of x
+// and of the residual. Shapes: x, residual, out, y and gradients (rows, columns), C columns; weight, bias
 // (columns); mean and rstd (rows), in Accumulator<T>: float for bfloat16, as a rounded mean would shift the whole row.
 //
 // Grid: a block for a row; with fewer blocks than rows, each takes every gridDim.x-th. Block: whole warps, up to 512

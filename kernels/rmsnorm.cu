@@ -1,10 +1,13 @@
 // Root-mean-square normalisation of the rows of x, and its backward: layernorm.cu without the mean and the bias.
 //
-//   forward    rstd    = 1 / sqrt(1/C sum x^2 + eps),   y = norm weight        norm = x rstd
-//   backward   dx      = rstd (dnorm - norm mean(dnorm norm))                  dnorm = dy weight
-//              dweight = sum over rows of dy norm
+//   forward    mean_square = sum(x^2) / C       rstd = 1 / sqrt(mean_square + eps)
+//              norm        = x rstd             y    = norm weight
+//   backward   dnorm       = dy weight
+//              dx          = rstd (dnorm - norm sum(dnorm norm) / C)
+//              dweight     = sum over the rows of dy norm
 //
-// Shapes: x, y, dy, dx (rows, columns); weight (columns); rstd (rows), in Accumulator<T>.
+// The derivation is in minillm/ops/rmsnorm.py. Shapes: x, y, dy, dx (rows, columns), C columns; weight (columns); rstd
+// (rows), in Accumulator<T>.
 //
 // Grid: a block for a row; with fewer blocks than rows, each takes every gridDim.x-th. Block: whole warps, up to 512
 // threads; columns / (16 / sizeof(T)), rounded up to a warp, gives every thread one 16-byte load.

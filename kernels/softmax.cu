@@ -1,12 +1,13 @@
 // Softmax over the last axis, its logarithm, and their backwards.
 //
-//   forward    y_i  = e^(x_i - m) / s          m = max_j x_j,  s = sum_j e^(x_j - m)
-//   backward   dx_i = y_i (dy_i - sum_j dy_j y_j)
+//   forward    y_i     = e^(x_i - m) / s             m = max_j x_j,  s = sum_j e^(x_j - m)
+//   backward   dx_i    = y_i (dy_i - sum_j dy_j y_j)
 //
-//   forward    l_i  = (x_i - m) - log s        log_p in the code: no y is so small that its logarithm is lost
-//   backward   dx_i = dl_i - e^(l_i) sum_j dl_j
+//   forward    log_p_i = (x_i - m) - log s           no y is so small that its logarithm is lost
+//   backward   dx_i    = dlog_p_i - e^(log_p_i) sum_j dlog_p_j
 //
-// Shapes: all arrays are (rows, columns), any number of each. Computed in float (double for double).
+// The derivations are in minillm/ops/softmax.py, where y is p, and log_softmax.py. m and s are `largest` and `sum` in
+// the code. Shapes: all arrays are (rows, columns), any number of each. Computed in float (double for double).
 //
 // Grid: one block for a row; with fewer blocks than rows, each takes every gridDim.x-th. Block: 32 to 512 threads,
 // whole warps; columns / (16 / sizeof(T)), rounded up to a warp, gives every thread one 16-byte load.

@@ -89,25 +89,13 @@ class Op:
 
     __slots__ = ("aliases", "backward", "forward", "name", "pairs", "writes_into")
 
-    def __init__(
-        self,
-        name: str,
-        forward: Callable,
-        backward: Callable,
-        *,
-        cuda: tuple[Callable, Callable] | None = None,
-        kernel: str | None = None,
-        aliases: bool = False,
-    ):
+    def __init__(self, name: str, forward: Callable, backward: Callable, *, aliases: bool = False):
         self.name = name
         self.forward = forward
         self.backward = backward
         self.aliases = aliases
         self.writes_into = takes_into(backward)
         self.pairs: dict[str, Pair | None] = {}
-        # Until every pair is in its own file:
-        if cuda is not None:
-            self.pairs["cuda"] = Pair(*cuda, kernel=kernel or name)
 
     def __repr__(self) -> str:
         return f"Op({self.name})"
@@ -171,15 +159,18 @@ class Op:
 
     def _run(self, arrays: list, settings: dict) -> tuple[tuple, Callable, bool]:
         """The forward's result, by the first pair that takes these arrays, and the backward that belongs to it."""
-        for room in rooms_for(arrays[0]):
+        first = arrays[0]
+        if type(first) in _NO_ARRAYS:  # 2 / x
+            first = next((x for x in arrays if type(x) not in _NO_ARRAYS), first)
+        for room in rooms_for(first):
             pair = self.pairs[room] if room in self.pairs else self.pair(room)
-            if pair is None or (room == "cuda" and not uses_kernel(pair.kernel, arrays[0])):
+            if pair is None or (room == "cuda" and not uses_kernel(pair.kernel, first)):
                 continue
             result = self._checked_run(pair.forward, arrays, settings)
             if result is not NotImplemented:
                 return result, pair.backward, pair.writes_into
             if room == "cuda":
-                uses_kernel(pair.kernel, arrays[0], refused="these shapes or settings")  # raises if it is required
+                uses_kernel(pair.kernel, first, refused="these shapes or settings")  # raises if it is required
         return self._checked_run(self.forward, arrays, settings), self.backward, self.writes_into
 
     def _checked_run(self, forward: Callable, arrays: list, settings: dict) -> Any:

@@ -1,4 +1,8 @@
-"""The names of a Tensor's methods, for type checkers and editors; ops/__init__.py attaches the operations."""
+"""The names of a Tensor's methods.
+
+This is the one list of them: ops/__init__.py attaches each function of minillm.ops whose name is declared here, and for
+`exp_` the in-place form of `exp`. Type checkers and editors read it too.
+"""
 
 from __future__ import annotations
 

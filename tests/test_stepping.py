@@ -115,9 +115,7 @@ def test_every_backward_runs_in_one_frame_with_its_names(op):
     assert stops, f"no backward of {op.name} ran in the case {case.name}"
     given, *_ = inspect.signature(op.backward).parameters
     assert re.fullmatch(r"d[a-z_]+", given), f"{op.name}: the gradient of the output is called {given}"
-    assert given not in ("dout", "d_out"), (
-        f"{op.name}: call the gradient of the output y dy"
-    )
+    assert given not in ("dout", "d_out"), f"{op.name}: call the gradient of the output y dy"
     inner = [one for one in op.backward.__code__.co_consts if inspect.iscode(one) and one.co_name not in COMPREHENSIONS]
     assert not inner, f"{op.name}: a function inside of the backward hides its lines from a debugger"
     for frames, first, last in stops:

@@ -333,7 +333,7 @@ def test_a_whole_number_never_requires_a_gradient():
     ids = tensor([1, 2])
     with pytest.raises(DtypeError, match="requires_grad_: dtype int64 cannot have a gradient"):
         ids.requires_grad = True
-    with pytest.raises(DtypeError, match="to: parameters of dtype int64 could not be trained"):
+    with pytest.raises(DtypeError, match="to: parameters of dtype int64 cannot be trained"):
         minillm.nn.Linear(2, 3).to(np.int64)
     assert not ids.requires_grad
     y = x * 2

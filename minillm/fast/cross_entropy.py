@@ -82,7 +82,9 @@ def backward(dy, saved):
 
 def row_weights(counts, targets, class_weights, reduction, dtype):
     """The factor of each row: its share in the result times the weight of its class."""
-    target_weights = 1 if class_weights is None else class_weights[targets]
+    if class_weights is None:
+        return row_shares(counts, counts, reduction).astype(dtype)  # each row that counts weighs 1
+    target_weights = class_weights[targets]
     return (row_shares(counts, target_weights, reduction) * target_weights).astype(dtype)
 
 

@@ -175,11 +175,9 @@ def _bits(name: str, symbol: str, function: Callable) -> Callable:
 
 
 # & | ^ of booleans are logic; of whole numbers, bit by bit.
-and_, or_, xor = (
-    _bits("and", "&", np.bitwise_and),
-    _bits("or", "|", np.bitwise_or),
-    _bits("xor", "^", np.bitwise_xor),
-)
+and_ = _bits("and", "&", np.bitwise_and)
+or_ = _bits("or", "|", np.bitwise_or)
+xor = _bits("xor", "^", np.bitwise_xor)
 
 
 def invert(x: Tensor) -> Tensor:

@@ -157,7 +157,7 @@ def full_like(
 def from_numpy(array: np.ndarray) -> Tensor:
     """A tensor on the array itself, no copy: what is written to one is seen in the other."""
     if not isinstance(array, np.ndarray):
-        raise DtypeError(f"from_numpy: {type(array).__name__} is no NumPy array; use minillm.tensor")
+        raise DtypeError(f"from_numpy: {type(array).__name__} is not a NumPy array; use minillm.tensor")
     return Tensor(array)
 
 

@@ -49,7 +49,7 @@ def reshape(x: Tensor, *shape: Any) -> Tensor:
 def view(x: Tensor, *shape: Any) -> Tensor:
     """The same elements in another shape, as `reshape`: a view where the memory allows it, else a copy."""
     if len(shape) == 1 and not isinstance(shape[0], (int, tuple, list, np.integer, Tensor)):
-        raise DtypeError(f"view: {shape[0]!r} is no shape; to convert elements write x.to({shape[0]!r})")
+        raise DtypeError(f"view: {shape[0]!r} is not a shape; to convert elements write x.to({shape[0]!r})")
     return reshape(x, *shape)
 
 

@@ -53,7 +53,7 @@ def permute(x: Tensor, *axes: Any) -> Tensor:
     order = whole_sizes("permute", axes, "an axis")
     order = tuple(axis + x.ndim if axis < 0 else axis for axis in order)
     if sorted(order) != list(range(x.ndim)):
-        raise ShapeError(f"permute: {axes} is no permutation of the {x.ndim} axes of shape {x.shape}")
+        raise ShapeError(f"permute: {axes} is not a permutation of the {x.ndim} axes of shape {x.shape}")
     return TRANSPOSE(x, axes=order)
 
 

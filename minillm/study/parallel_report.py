@@ -1,4 +1,4 @@
-"""The bytes that a rank sends in a step and keeps between steps, for each division of a training: formulas, and measured.
+"""The bytes that a rank sends in a step and keeps between steps, for each division of a training: computed, measured.
 
 `step_bytes` and `kept_bytes` put together what the files beside this one say of themselves, for their product too. A
 rank of a mesh dp x tp x pp is in part d of the batch, part t of each matrix, stage s of the pipeline. Its stage has

@@ -47,7 +47,7 @@ from minillm.errors import InputError
 from minillm.parallel.communicator import bounds
 from minillm.study.describe import describe
 from minillm.study.describe.description import Kept
-from minillm.study.describe.lookup import opened
+from minillm.study.describe.lookup import look_up
 from minillm.study.describe.tables import Table, in_bytes
 from minillm.study.parallel_report import (
     Division,
@@ -107,7 +107,7 @@ def work_of(name: str | Path, context: int | None = None, dtype: str = "bfloat16
 
     Raises: InputError for what describe does not know, or a model that cannot be divided.
     """
-    kind, config, _ = opened(name)
+    kind, config, _ = look_up(name)
     shapes = shapes_of(kind, config)
     found = describe(name, 1, context, dtype)
     blocks, alls = (
@@ -344,7 +344,7 @@ def projection_tables(name: str, machine: Machine, gpus: int, batch: int, contex
     """
     if min(gpus, batch) < 1:
         raise InputError(f"parallel-report: --gpus is {gpus} and --batch-size {batch}; give 1 or more")
-    kind, config, _ = opened(name)
+    kind, config, _ = look_up(name)
     shapes_of(kind, config)  # raises for a model that cannot be divided
     work = work_of(name, min(config.context, 4096) if context is None else context)
     heads = (

@@ -18,7 +18,7 @@ import numpy as np
 from minillm.errors import InputError
 from minillm.optim import AdamW
 from minillm.parallel.communicator import Communicator
-from minillm.study.describe.lookup import opened
+from minillm.study.describe.lookup import look_up
 from minillm.study.describe.tables import Table, in_bytes
 from minillm.study.parallel_report import Division, Measured, Place, divisions, exact_tables, measure, stage_of
 from minillm.study.projection import Link, Machine, Seconds, Work, step_seconds, work_of
@@ -139,7 +139,7 @@ def measured_run(name: str, nproc: int, batch: int, context: int | None = None, 
     check_nproc(nproc)
     if batch < 1:
         raise InputError(f"parallel-report: the small batch has {batch} sequences; give 1 or more")
-    kind, config, _ = opened(name)
+    kind, config, _ = look_up(name)
     config = replace(config, dropout=0.0) if hasattr(config, "dropout") else config
     work = work_of(name, context, "float32")
     heads = min(config.heads, getattr(config, "kv_heads", config.heads))

@@ -12,7 +12,7 @@ import pytest
 import minillm
 from minillm.models import bart, bart_config, bert, distilbert, gemma, gpt2, llama, roberta, xlnet
 from minillm.nn import Module
-from minillm.ops.rope import RopeScaling
+from minillm.ops.rope_table import RopeScaling
 from minillm.optim import AdamW
 
 STEPS = 20

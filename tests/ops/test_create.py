@@ -194,7 +194,7 @@ def test_from_numpy_shares_and_as_tensor_does_not_copy():
     assert minillm.as_tensor(array).data is array
     assert minillm.as_tensor([1.0]).dtype == np.float32
     assert minillm.as_tensor(array, dtype=np.float32).dtype == np.float32
-    with pytest.raises(DtypeError, match=r"from_numpy: list is no NumPy array; use minillm.tensor"):
+    with pytest.raises(DtypeError, match=r"from_numpy: list is not a NumPy array; use minillm.tensor"):
         minillm.from_numpy([1.0])
 
 

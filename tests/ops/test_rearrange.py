@@ -170,8 +170,8 @@ def test_shapes_that_do_not_fit(call, message):
     ("call", "message"),
     [
         (lambda x: x.view(2.0, 12), "reshape: a size is 2.0; give a whole number"),
-        (lambda x: x.view(None), "view: None is no shape"),
-        (lambda x: x.view("float32"), "view: 'float32' is no shape; to convert elements write x.to('float32')"),
+        (lambda x: x.view(None), "view: None is not a shape"),
+        (lambda x: x.view("float32"), "view: 'float32' is not a shape; to convert elements write x.to('float32')"),
         (lambda x: x.reshape(True, 24), "reshape: a size is True; give a whole number"),
         (lambda x: x.permute(0, 1, 2.0), "permute: an axis is 2.0; give a whole number"),
         (lambda x: x.unsqueeze(None), "unsqueeze"),

@@ -69,7 +69,7 @@ def test_permute(axes):
 
 @pytest.mark.parametrize("axes", [(0, 1), (0, 0, 1), (0, 1, 3), (0, 1, 2, 2), (-4, 1, 2)])
 def test_permute_needs_a_permutation(axes):
-    with pytest.raises(ShapeError, match=r"permute: .* is no permutation of the 3 axes of shape \(2, 3, 4\)"):
+    with pytest.raises(ShapeError, match=r"permute: .* is not a permutation of the 3 axes of shape \(2, 3, 4\)"):
         leaf().permute(*axes)
 
 

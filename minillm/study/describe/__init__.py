@@ -55,7 +55,7 @@ from minillm.errors import InputError
 from minillm.nn import Decoder
 from minillm.study.describe.abstract_step import abstract_engine, abstract_step
 from minillm.study.describe.description import DTYPES, Description, total
-from minillm.study.describe.lookup import empty_model, opened
+from minillm.study.describe.lookup import empty_model, look_up
 from minillm.study.describe.parts import Stacks, row
 from minillm.weights import build_model
 
@@ -74,7 +74,7 @@ def describe(
     Raises: InputError for an unknown name, a size below 1, more tokens than the model has positions for, or a dtype
     that is not in `DTYPES`; what reading a configuration raises.
     """
-    kind, config, run = opened(name)
+    kind, config, run = look_up(name)
     batch_size = run.get("batch_size", 1) if batch_size is None else batch_size
     positions = getattr(config, "context", None)  # None: as many as there are tokens
     context = min(positions or UNLIMITED, LONGEST) if context is None else context

@@ -35,7 +35,7 @@ def presets() -> dict[str, tuple[type[Module], Any]]:
     }
 
 
-def opened(name: str | Path) -> tuple[Callable[[Any], Any], Any, dict[str, Any]]:
+def look_up(name: str | Path) -> tuple[Callable[[Any], Any], Any, dict[str, Any]]:
     """The class and the configuration of a model; of a run also its batch size and dtype."""
     known, path = presets(), Path(name)
     if str(name) in known:
