@@ -1,15 +1,15 @@
 // Attention, forward and backward, a tile at a time (Dao 2023, "FlashAttention-2", arXiv:2307.08691).
 //
-//   forward    S = scale Q K^T,  P_ij = e^(S_ij - lse_i),  lse_i = log sum_j e^(S_ij),  O = (m P) V
-//   backward   delta_i = dO_i . O_i,   dS_ij = P_ij (m_ij dO_i . V_j - delta_i)
-//              dV = (m P)^T dO,   dK = scale dS^T Q,   dQ = scale dS K
+//   forward    S = scale Q K^T,  P_ij = e^(S_ij - lse_i),  lse_i = log sum_j e^(S_ij),  Y = (M P) V
+//   backward   delta_i = dY_i . Y_i,   dS_ij = P_ij (dP_ij - delta_i),   dP = M (dY V^T)
+//              dV = (M P)^T dY,   dK = scale dS^T Q,   dQ = scale dS K
 //
-// m is 1, or with DROPOUT the mask: `rescale` = 1 / (1 - p) where the number of the random stream is at least
-// `threshold` = p 2^32, else 0. Each row of P begins a new block of the stream, the first at block `counter`. The rows
-// of a batch item are followed by `elsewhere` blocks, for heads that other GPUs have. The mask is never stored: every
-// kernel draws it again.
+// as minillm/ops/attention.py derives it; Y is `out` here, and dY `dout`. M is 1, or with DROPOUT the mask: `rescale` =
+// 1 / (1 - p) where the number of the random stream is at least `threshold` = p 2^32, else 0. Each row of P begins a new
+// block of the stream, the first at block `counter`. The rows of a batch item are followed by `elsewhere` blocks, for
+// heads that other GPUs have. The mask is never stored: every kernel draws it again.
 //
-// Shapes: q, out, dout, dq (B, H, Tq, D); k, v, dk, dv (B, G, Tk, D), query head h with key head h / (H/G); lse and
+// Shapes: q, out, dout, dq (B, H, Tq, D); k, v, dk, dv (B, G, Tk, D), query head h with kv head h / (H/G); lse and
 // delta (B, H, Tq), in float (double for double). Any order in memory: `strides` has those of all operands, in the order
 // of the arguments (attention.cuh); rows of D are contiguous. Query i of item b sees the keys j < lengths[b] (but Tk at
 // most) and, if causal, j <= i + Tk - Tq. A query that sees none gives 0, lse = +inf, and no gradient. scale > 0.
@@ -27,8 +27,8 @@
 //
 // Grid: (tiles of queries or keys, heads, B), with H heads forward and for dQ, G for dK and dV. Block: 256 threads.
 //
-// Work: 4 B H Tq Tk D operations forward, 14 backward, half of it where it is causal. Memory: each operand once, and K
-// and V (or Q and dO) again for every block, from L2. For B H = 96, T = 1024, D = 64, causal, float: 12.9 G operations
+// Work: 4 B H Tq Tk D FLOPs forward, 14 backward, half of it where it is causal. Memory: each operand once, and K
+// and V (or Q and dY) again for every block, from L2. For B H = 96, T = 1024, D = 64, causal, float: 12.9 GFLOP
 // forward, 0.19 ms at the 67 TFLOP/s of an H200, against 24 us to move 4 x 25 MB at 4.3 TB/s; backward 0.67 ms. Shared
 // memory sets a nearer bound: forward, a thread reads 6 numbers for 8 multiplications to make S and 6 to 12 for 8 to 32
 // of P V. Dropout adds about 30 instructions for each weight, once forward and twice backward; see attention_bf16.cu.

@@ -5,7 +5,7 @@
 //                lse = log sum_j p_j, as attention.cu has it for a backward
 //   gemv         y = x W^T
 //
-// Shapes: q, out (B, H, D); k, v (B, G, capacity, D), query head h with key head h / (H/G); x (rows, K), W (N, K), y
+// Shapes: q, out (B, H, D); k, v (B, G, capacity, D), query head h with kv head h / (H/G); x (rows, K), W (N, K), y
 // (rows, N). All C-contiguous; D = 32, 64, 96 or 128. Computed in float (double for double), rounded once at the end.
 //
 // Attention in two steps, as one block for each head would leave most of a GPU idle. attention_decode: block (s, h, b)
@@ -14,11 +14,11 @@
 // attention_decode_combine: block (h, b) of 128 threads joins the splits. Both in a fixed order. A sequence of length 0
 // gives 0, and lse = +inf.
 //
-// Memory: K and V once for each query head, 2 lengths D sizeof(T) bytes; all else is small. 4 operations for each
-// number of K or V: bound by memory. B = 8, H = 12, D = 64, length 1024, bfloat16: 25 MB, 5.9 us at the 4.3 TB/s of an
+// Memory: K and V once for each query head, 2 lengths D sizeof(T) bytes; all else is small. 4 FLOPs for each
+// element of K or V: bound by memory. B = 8, H = 12, D = 64, length 1024, bfloat16: 25 MB, 5.9 us at the 4.3 TB/s of an
 // H200. The gemv reads W once: 768 x 3072 bfloat16 are 4.7 MB, 1.1 us.
 //
-// A faster version would let one block take all query heads of a group, which here read their key head's cache again
+// A faster version would let one block take all query heads of a group, which here read their kv head's cache again
 // (from L2), keep several keys a lane under way, and join the last two steps by a counter of blocks that are done.
 #include "attention.cuh"
 

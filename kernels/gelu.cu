@@ -1,8 +1,8 @@
 // The Gaussian error linear unit, y = x Phi(x), in its two forms; the kernels are those of activation.cuh.
 //
-//   erf    y = x Phi(x)        Phi(x) = (1 + erf(x / sqrt 2)) / 2
-//          y' = Phi(x) + x phi(x)        phi(x) = e^(-x^2/2) / sqrt(2 pi)
-//   tanh   y = x (1 + tanh u) / 2        u = sqrt(2/pi) (x + 0.044715 x^3)
+//   erf    y = x cdf        cdf = Phi(x) = (1 + erf(x / sqrt 2)) / 2
+//          y' = cdf + x pdf        pdf = phi(x) = e^(-x^2/2) / sqrt(2 pi)
+//   tanh   y = x cdf        cdf = (1 + tanh u) / 2,   u = sqrt(2/pi) (x + 0.044715 x^3)
 //
 // The tanh form is computed without a tanh: (1 + tanh u) / 2 is the logistic function of 2u, so
 //

@@ -1,7 +1,9 @@
 // Rotary position embedding: each pair of channels is turned by the angle of its position, or back.
 //
 //   forward    y1 = x1 cos - x2 sin,   y2 = x1 sin + x2 cos
-//   backward   the same with -sin, as a rotation's transpose is its inverse: direction = -1
+//   backward   dx1 = dy1 cos + dy2 sin,   dx2 = -dy1 sin + dy2 cos
+//
+// The backward turns back, as a rotation's transpose is its inverse: `direction` = -1 flips the sign of sin.
 //
 // Shapes: x, y (rows, 2 pairs), row r being at position r % length; cos, sin (length, pairs), of type Accumulator<T>. y
 // may be x. Pair i is, by layout,

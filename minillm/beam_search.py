@@ -26,7 +26,7 @@ import numpy as np
 
 from minillm.backend import Array
 from minillm.errors import InputError
-from minillm.generate import Texts, evaluating, stop_ids, whole_number
+from minillm.generate import Sequences, evaluating, stop_ids, whole_number
 from minillm.nn import Decoder
 
 
@@ -69,7 +69,7 @@ def beam_search(
     finished: list[list[Hypothesis]] = [[] for _ in prompts]
     if not len(prompts):
         return finished
-    texts = Texts("beam_search", model, prompts)
+    texts = Sequences("beam_search", model, prompts)
     starts = [len(prompt) for prompt in texts.ids]
     sums = {prompt: np.zeros(1) for prompt in range(len(prompts))}  # log probabilities of the texts that go on
     with evaluating(model):

@@ -25,8 +25,9 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from minillm.errors import InputError, did_you_mean
-from minillm.generate import TextStream, end_tokens, generate
+from minillm.generate import end_tokens, generate
 from minillm.nn import Decoder
+from minillm.text_stream import TextStream
 from minillm.tokenizers.base import Tokenizer
 from minillm.tokenizers.special import SpecialTokens
 

@@ -2,7 +2,7 @@
 
 `generate` continues one text, token by token; `generate_batch` several at once; `generate_text` goes from text to text.
 What comes next depends on the tokens so far alone, so keys and values are cached, and a token costs one position.
-Texts of different lengths stand in one array with their ends aligned:
+Sequences of different lengths stand in one array with their ends aligned:
 
     [.  .  The]      of the cache, the first two positions of the first row are padding: nothing sees them,
     [A  cat is]      and the positions of that row count from where its text begins
@@ -18,7 +18,7 @@ import numbers
 import operator
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -26,7 +26,9 @@ from minillm.autograd import Tensor, no_grad
 from minillm.backend import Array
 from minillm.device import to_host
 from minillm.errors import DtypeError, InputError
+from minillm.grad_mode import quiet
 from minillm.nn import Decoder, KVCache, Module
+from minillm.text_stream import TextCoder, TextStream
 
 
 @dataclass(frozen=True)
@@ -98,8 +100,8 @@ class Sampling:
         return probabilities
 
 
-class Texts:
-    """Texts that grow, and what the model has cached of them.
+class Sequences:
+    """Token sequences that grow, and the keys and values that the model has cached of them.
 
     The model sees as much of each as its context holds. When one is longer, positions shift with every token, and each
     costs the whole window.
@@ -164,24 +166,19 @@ class Texts:
                 one.select(np.array(rows, np.int64))
 
 
-def quiet() -> np.errstate:
-    """Within, NumPy says nothing of NaN and inf, which are looked for in what comes out."""
-    return np.errstate(over="ignore", invalid="ignore", divide="ignore")
-
-
 def end_tokens(model: Any) -> Sequence[int]:
-    """Those that end a text, where the model's files say so; a model may also be no Decoder, and say nothing."""
+    """The token ids that end a text, if the model's files name any; a model that is not a Decoder has none."""
     return getattr(model, "eos_ids", ())
 
 
 def _keeps_cache(model: Any, start: int, stop: int) -> bool:
-    """As `Decoder.keeps_cache`, which a model that is no Decoder may lack."""
+    """True if the cache serves these positions (see Decoder.keeps_cache), as it does in a model without that method."""
     return not hasattr(model, "keeps_cache") or model.keeps_cache(start, stop)
 
 
 @contextlib.contextmanager
 def evaluating(model: Module) -> Iterator[None]:
-    """Within, the model is in evaluation mode; after, in the one that it was in."""
+    """Put the model in evaluation mode until the block ends; then restore the mode that it was in."""
     was_training = model.training
     model.eval()
     try:
@@ -210,12 +207,12 @@ def generate(
         are NaN or inf.
     """
     draw = _Draw(Sampling(**sampling), seed)
-    texts = Texts("generate", model, [ids], cache)
+    texts = Sequences("generate", model, [ids], cache)
     count = whole_number("generate", "max_tokens", max_tokens)
     return _tokens(texts, draw, count, stop_ids("generate", stop, model))
 
 
-def _tokens(texts: Texts, draw: _Draw, count: int, stop: Collection[int]) -> Iterator[int]:
+def _tokens(texts: Sequences, draw: _Draw, count: int, stop: Collection[int]) -> Iterator[int]:
     with evaluating(texts.model):
         for _ in range(count):
             [logits] = texts.next_logits()
@@ -250,7 +247,7 @@ def generate_batch(
     results: list[list[int]] = [[] for _ in prompts]
     if not len(prompts):
         return results
-    texts = Texts("generate_batch", model, prompts)
+    texts = Sequences("generate_batch", model, prompts)
     with evaluating(model):
         for _ in range(count):
             logits = texts.next_logits()
@@ -263,14 +260,6 @@ def generate_batch(
                 break
             texts.select(going)
     return results
-
-
-class TextCoder(Protocol):
-    """What a tokenizer does here. One that has `decode_settled` too says itself what of a text nothing can change."""
-
-    def encode(self, text: str) -> list[int]: ...
-
-    def decode(self, ids: Sequence[int]) -> str: ...
 
 
 def generate_text(
@@ -307,59 +296,6 @@ def _pieces(stream: TextStream, tokens: Iterator[int], ends: Collection[int]) ->
             return
     if rest := stream.rest():
         yield rest
-
-
-class TextStream:
-    """Turns tokens into text as they come, and holds back what may yet change.
-
-    `ended` is true after a stop string, of which nothing is given out.
-    """
-
-    def __init__(self, tokenizer: TextCoder, ids: Sequence[int], stop_strings: Sequence[str] = ()):
-        if isinstance(stop_strings, str) or not all(isinstance(string, str) for string in stop_strings):
-            raise InputError(f"generate_text: stop_strings is {stop_strings!r}; give a list of texts, such as ['END']")
-        if not all(stop_strings):
-            raise InputError("generate_text: a stop string is empty; give at least one character")
-        self.tokenizer, self.ids, self.stop_strings = tokenizer, list(ids), stop_strings
-        text = tokenizer.decode(self.ids)
-        # Where the text that follows begins: before a character that the prompt has begun, of which all is to come.
-        self.start = max(len(self._settled()), len(text.rstrip("\ufffd")))
-        self.text, self.shown, self.ended = text[self.start :], 0, False
-
-    def add(self, token: int) -> str:
-        """The text that one more token made certain."""
-        self.ids.append(token)
-        self.text = self.tokenizer.decode(self.ids)[self.start :]
-        if (end := _first_of(self.stop_strings, self.text, self.shown)) is not None:
-            self.text, self.ended = self.text[:end], True
-            return self.rest()
-        complete = self._settled()[self.start :]
-        return self._show(len(complete) - _possible_beginning(self.stop_strings, complete))
-
-    def _settled(self) -> str:
-        """The text of all tokens without what tokens that may follow can change, such as a character that has begun."""
-        settled = getattr(self.tokenizer, "decode_settled", None)
-        return settled(self.ids) if settled else self.tokenizer.decode(self.ids).rstrip("\ufffd")
-
-    def rest(self) -> str:
-        """What was held back, when nothing more comes."""
-        return self._show(len(self.text))
-
-    def _show(self, end: int) -> str:
-        piece = self.text[self.shown : end]
-        self.shown = max(self.shown, end)
-        return piece
-
-
-def _first_of(strings: Sequence[str], text: str, start: int) -> int | None:
-    """Where the first of the strings begins, at `start` or after it."""
-    return min((place for string in strings if (place := text.find(string, start)) >= 0), default=None)
-
-
-def _possible_beginning(strings: Sequence[str], text: str) -> int:
-    """The length of the longest end of the text that one of the strings begins with."""
-    lengths = (n for string in strings for n in range(min(len(string) - 1, len(text)), 0, -1))
-    return max((n for n in lengths if any(text.endswith(string[:n]) for string in strings)), default=0)
 
 
 class _Draw:

@@ -109,6 +109,22 @@ def test_every_operation_runs_on_the_device(cupy, op, policy):
                 np.testing.assert_allclose(given, wanted, rtol=1e-9, atol=1e-11, err_msg=case.name)
 
 
+@pytest.mark.parametrize(("mask", "channels"), [(True, 8), (False, 136)], ids=["a mask", "large heads"])
+def test_attention_without_a_kernel_keeps_no_weights_there(cupy, mask, channels, rng):
+    """The blocks of the CPU run on the device: P, (1, 1, 70, 70), is not kept. Under "require" it is an error."""
+    arrays = [rng.normal(size=(1, 1, 70, channels)) for _ in range(3)]
+    visible = np.tri(70, dtype=bool) if mask else None
+    with engine("plain"):
+        (expected,), _ = results(lambda q, k, v: ops.attention(q, k, v, mask=visible), arrays, "cpu")
+    leaves = [tensor(x, requires_grad=True).to("cuda") for x in arrays]
+    y = ops.attention(*leaves, mask=visible)
+    np.testing.assert_allclose(y.numpy(), expected, atol=1e-12)
+    assert y.node.saved.lse.shape == (1, 1, 70)
+    assert not hasattr(y.node.saved, "p")
+    with engine("require"), pytest.raises(cuda.KernelError, match="no kernel for these shapes or settings"):
+        ops.attention(*leaves, mask=visible)
+
+
 # ---- which device ---------------------------------------------------------------------------------------------------
 
 

@@ -58,6 +58,7 @@ FLOORS = {  # the longest name that fits counts
     "minillm.stored": 3,
     "minillm.weights": 3,
     "minillm.pretrained": 4,
+    "minillm.text_stream": 6,
     "minillm.generate": 7,
     "minillm.beam_search": 8,
     "minillm.chat": 8,

@@ -7,7 +7,7 @@ from itertools import pairwise
 
 import pytest
 
-from minillm.generate import TextStream
+from minillm.text_stream import TextStream
 from minillm.tokenizers import BPETokenizer, ChainTokenizer, CharacterTokenizer, Tokenizer, UnigramTokenizer
 
 BYTES = BPETokenizer({bytes([byte]): byte for byte in range(256)}, [], {"<s>": 256})

@@ -88,7 +88,7 @@ def launch(
     scale: float,
     dropout: Dropout | None,
 ) -> None:
-    """One of the three kernels, on tensor cores where the GPU, dtype, head size and alignment allow it.
+    """Launch one of the three kernels, on tensor cores where the GPU, dtype, head size and alignment allow it.
 
     inputs: q, k, v and, backward, dy; sums: lse and, backward, delta; each block writes rows of the outputs.
     """
@@ -132,7 +132,7 @@ def launch_delta(dy: Array, y: Array, lse: Array) -> Array:
 
 
 def _launch_decode(q: Array, k: Array, v: Array, lengths: Array, lse: Array, scale: float) -> Array:
-    """One query for each head and item, over the keys of a cache, which several blocks share."""
+    """Attention of one query per head and item over the keys of a cache, which several blocks share."""
     (batch, heads, _, head_size), (_, kv_heads, keys, _), real = q.shape, k.shape, lse.dtype
     splits = max(1, min(-(-keys // SPLIT_KEYS), DECODE_BLOCKS // (batch * heads)))
     chunk = -(-keys // splits)
@@ -149,7 +149,7 @@ def _launch_decode(q: Array, k: Array, v: Array, lengths: Array, lse: Array, sca
 
 
 def _are_cached(k: Array, v: Array) -> bool:
-    """Whether k and v (B, G, T, D) are the first rows of arrays (B, G, capacity, D) in one piece, as in a KV cache."""
+    """True if k and v (B, G, T, D) are the first rows of arrays (B, G, capacity, D) in one piece, as in a KV cache."""
     (_, kv_heads, _, head_size), (item, head, row, number) = k.shape, k.strides
     in_one_piece = number == k.itemsize and row == head_size * number and head % row == 0 and item == kv_heads * head
     return in_one_piece and k.strides == v.strides and _in_16_bytes(k) and _in_16_bytes(v)
@@ -172,6 +172,6 @@ def _memory(x: Array) -> Array:
 
 
 def _in_16_bytes(x: Array) -> bool:
-    """Whether every row of x begins at a multiple of 16 bytes."""
+    """True if every row of x begins at a multiple of 16 bytes."""
     address = x.ctypes.data if isinstance(x, np.ndarray) else x.data.ptr
     return address % 16 == 0 and all(stride % 16 == 0 for stride in x.strides[:3])

@@ -17,12 +17,12 @@ CHUNK = 64  # rows of a block that adds up columns
 
 
 def blocks_for(elements: int, of_a_thread: int) -> int:
-    """How many blocks of THREADS take all elements, up to a number that fills any GPU several times over."""
+    """The number of blocks of THREADS that take all elements, up to a number that fills any GPU several times over."""
     return min(1 << 13, -(-elements // (of_a_thread * THREADS)))
 
 
 def blocks_that_sum(rows: int) -> int:
-    """How many blocks take rows in turn and add them up: BLOCKS, and more where one would get over SUMMED_ROWS rows."""
+    """The number of blocks that add up rows in turn: BLOCKS, and more where one would get over SUMMED_ROWS rows."""
     return max(min(rows, BLOCKS), -(-rows // SUMMED_ROWS))
 
 
@@ -49,7 +49,7 @@ def shared_bytes(x: Array, sums: int) -> int:
 
 
 def chunk_of(rows: int) -> int:
-    """How many rows each block takes: CHUNK, or what a grid of at most 65535 such blocks needs."""
+    """The number of rows of a block: CHUNK, or what a grid of at most 65535 such blocks needs."""
     return max(CHUNK, -(-rows // 65535))
 
 
@@ -72,7 +72,7 @@ def sum_rows(x: Array, dtype: np.dtype) -> Array:
 
 
 def norm_fits(x: Array, *others: Array | None, sums: int) -> bool:
-    """Whether the kernels of a norm take these arrays, with `sums` sums for each column in the backward."""
+    """True if the kernels of a norm take these arrays, with `sums` sums for each column in the backward."""
     alike = all(other is None or other.dtype == x.dtype for other in others)
     return alike and x.size > 0 and shared_bytes(x, sums) <= SHARED_LIMIT
 

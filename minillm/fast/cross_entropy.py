@@ -22,7 +22,7 @@ from minillm.sums import row_sums, sum_over
 
 
 class Saved(NamedTuple):
-    """What the forward keeps for the backward; rows are those of `as_rows`."""
+    """Everything that the forward keeps for the backward; rows are those of `as_rows`."""
 
     logits: Array  # (..., V)
     targets: Array  # (rows,), 0 where they are ignored

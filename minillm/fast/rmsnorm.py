@@ -11,7 +11,7 @@ from minillm.sums import column_sums, vecdot
 
 
 class Saved(NamedTuple):
-    """What the forward keeps for the backward; rows are those of `as_rows`."""
+    """Everything that the forward keeps for the backward; rows are those of `as_rows`."""
 
     x: Array  # (..., C)
     weight: Array  # (C,)

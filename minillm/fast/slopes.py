@@ -1,4 +1,4 @@
-"""What the activations share on a CPU: the forward computes the slope dy/dx with the value, and keeps it in place of x.
+"""The CPU's pair of any activation: the forward computes the slope dy/dx with the value, and keeps it in place of x.
 
 While x is in cache, half of the slope is known already, and the backward is then one product, dx = dy slope. Without
 gradients no slope is computed. A function `value_and_slope(x, y, slope)` writes y = f(x), and slope = f'(x) where there

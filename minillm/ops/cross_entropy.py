@@ -33,7 +33,7 @@ from minillm.ops.transpose import permute
 
 
 class Saved(NamedTuple):
-    """What the forward keeps for the backward."""
+    """Everything that the forward keeps for the backward."""
 
     p: Array  # (..., V)
     q: Array  # (..., V)

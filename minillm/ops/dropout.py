@@ -19,7 +19,7 @@ from minillm.errors import InputError, check_floating
 
 
 class Saved(NamedTuple):
-    """What the forward keeps for the backward: the place in the random stream, in place of a mask."""
+    """Everything that the forward keeps for the backward: the place in the random stream, in place of a mask."""
 
     seed: int
     counter: int  # the first block of random numbers
@@ -29,14 +29,14 @@ class Saved(NamedTuple):
 
 def dropout_forward(x, *, p, seed, counter, skip=0):
     saved = Saved(seed, counter, skip, p)
-    m = mask_like(x, saved)  # x's shape
-    y = m * x
+    m = mask_like(x, saved)  # (...)
+    y = m * x  # (...)
     return y, saved
 
 
 def dropout_backward(dy, saved):
-    m = mask_like(dy, saved)  # x's shape
-    dx = m * dy
+    m = mask_like(dy, saved)  # (...)
+    dx = m * dy  # (...)
     return (dx,)
 
 

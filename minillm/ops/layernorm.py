@@ -30,7 +30,7 @@ from minillm.errors import check_floating, check_shapes
 
 
 class Saved(NamedTuple):
-    """What the forward keeps for the backward: the memory bill of this op."""
+    """Everything that the forward keeps for the backward: the memory bill of this op."""
 
     norm: Array  # (..., C), the size of x
     rstd: Array  # (..., 1)

@@ -24,7 +24,7 @@ from minillm.ops.softmax import class_axis
 
 
 class Saved(NamedTuple):
-    """What the forward keeps for the backward."""
+    """Everything that the forward keeps for the backward."""
 
     log_p: Array  # (..., N, ...)
     axis: int  # the axis of the N numbers, counted from the front

@@ -30,7 +30,7 @@ from minillm.ops.layernorm import weight_or_ones
 
 
 class Saved(NamedTuple):
-    """What the forward keeps for the backward: the memory bill of this op."""
+    """Everything that the forward keeps for the backward: the memory bill of this op."""
 
     norm: Array  # (..., C), the size of x
     rstd: Array  # (..., 1)

@@ -57,7 +57,7 @@ def pairs(x: Array, layout: str) -> tuple[Array, Array]:
 
 
 def joined(x1: Array, x2: Array, layout: str) -> Array:
-    """What `pairs` took apart, (..., T, D)."""
+    """The inverse of `pairs`: (..., T, D)."""
     if layout == "half":
         return np.concatenate([x1, x2], axis=-1)
     return np.stack([x1, x2], axis=-1).reshape(*x1.shape[:-1], 2 * x1.shape[-1])

@@ -18,7 +18,7 @@ SCALINGS = ("linear", "dynamic", "llama3", "yarn", "longrope")
 
 
 class RopeScaling(NamedTuple):
-    """How the angles of a model trained on `original_context` positions are stretched to `factor` times as many.
+    """A way to stretch the angles of a model trained on `original_context` positions to `factor` times as many.
 
     - "linear": all frequencies divided by the factor (Chen et al. 2023, arXiv:2306.15595).
     - "dynamic": nothing up to the original context; for a longer text of T tokens the base is multiplied by
@@ -46,7 +46,7 @@ class RopeScaling(NamedTuple):
 
     @property
     def by_length(self) -> bool:
-        """Whether the angles of all positions change when a text grows beyond the original context."""
+        """True if the angles of all positions change when a text grows beyond the original context."""
         return self.kind in ("dynamic", "longrope")
 
     def applied(self, frequency: Array, base: float, length: int = 0) -> tuple[Array, float]:

@@ -28,7 +28,7 @@ from minillm.ops.axes import one_axis
 
 
 class Saved(NamedTuple):
-    """What the forward keeps for the backward."""
+    """Everything that the forward keeps for the backward."""
 
     p: Array  # (..., N, ...)
     axis: int  # the axis of the N numbers, counted from the front

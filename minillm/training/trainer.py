@@ -26,7 +26,8 @@ from minillm.backend import Array
 from minillm.data import Batches
 from minillm.device import Uploads, check_device
 from minillm.errors import InputError
-from minillm.generate import generate, quiet
+from minillm.generate import generate
+from minillm.grad_mode import quiet
 from minillm.models.gpt2 import GPT2
 from minillm.nn import Decoder
 from minillm.optim import SGD, AdamW, Optimizer, cosine_schedule, decay_groups, wsd_schedule

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from minillm.errors import DtypeError, InputError
-from minillm.generate import TextStream
+from minillm.text_stream import TextStream
 from minillm.tokenizers import ChainTokenizer, SentencePieceBPE, Tokenizer, base, sentencepiece
 from minillm.tokenizers.normalizer import BYTE_PIECES
 

@@ -331,6 +331,7 @@ FUNCTIONS = {
     "expand_dims": "a, axis",
     "broadcast_to": "array, shape",
     "concatenate": "tup, axis=0, out=None, *, dtype=None, casting='same_kind'",
+    "repeat": "a, repeats, axis=None",
     "stack": "tup, axis=0, out=None, *, dtype=None, casting='same_kind'",
     "split": "ary, indices_or_sections, axis=0",
     "array_split": "ary, indices_or_sections, axis=0",
@@ -474,7 +475,8 @@ class RawKernel:
         by_value = [a for a in args if isinstance(a, np.ndarray)]  # as CuPy does, of size one
         if any(not isinstance(a, (ndarray, np.generic, np.ndarray)) for a in args) or any(a.size > 1 for a in by_value):
             raise TypeError("a kernel's arguments here are arrays, NumPy numbers, and NumPy arrays of size one")
-        launch_emulated(self.kernel, grid, block, tuple(map(_unwrap, args)), shared_mem)
+        unwrapped = tuple([a if isinstance(a, np.ndarray) else _unwrap(a) for a in args])
+        launch_emulated(self.kernel, grid, block, unwrapped, shared_mem)
 
 
 class _Pool:
