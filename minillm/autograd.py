@@ -165,16 +165,18 @@ class Op:
         first = arrays[0]
         if type(first) in _NO_ARRAYS:  # 2 / x
             first = next((x for x in arrays if type(x) not in _NO_ARRAYS), first)
+        bfloat16 = getattr(first, "dtype", np.dtype(bool)).kind == "V"  # NumPy's kind of it is void
         for room in rooms_for(first):
             pair = self.pairs[room] if room in self.pairs else self.pair(room)
             if pair is None or (room == "cuda" and not uses_kernel(pair.kernel, first)):
                 continue
             result = self._checked_run(pair.forward, arrays, settings)
             if result is not NotImplemented:
-                return result, pair.backward, pair.writes_into
+                return (_rounded(result, arrays, settings) if bfloat16 else result), pair.backward, pair.writes_into
             if room == "cuda":
                 uses_kernel(pair.kernel, first, refused="these shapes or settings")  # raises if it is required
-        return self._checked_run(self.forward, arrays, settings), self.backward, self.writes_into
+        result = self._checked_run(self.forward, arrays, settings)
+        return (_rounded(result, arrays, settings) if bfloat16 else result), self.backward, self.writes_into
 
     def _checked_run(self, forward: Callable, arrays: list, settings: dict) -> Any:
         """The forward's result; errors of NumPy and CuPy about devices and shapes get the operation's name."""
@@ -192,6 +194,20 @@ class Op:
                 raise
             shapes = " and ".join(str(x.shape) for x in arrays if hasattr(x, "shape"))
             raise ShapeError(f"{self.name}: the shapes {shapes} do not broadcast") from None
+
+
+def _rounded(result: tuple, arrays: list, settings: dict) -> tuple:
+    """The result of a forward on bfloat16, rounded to it: NumPy computes bfloat16 beside numbers in float32.
+
+    Among arrays of other dtypes, or with a setting `dtype`, the result stays as it is. The walk rounds gradients
+    likewise (see backward.py).
+    """
+    dtypes = {x.dtype for x in arrays if hasattr(x, "dtype") and x.dtype.kind in "fV"}
+    if len(dtypes) > 1 or "dtype" in settings:
+        return result
+    (out, saved), [dtype] = result, dtypes
+    outs = [y.astype(dtype) if y.dtype.kind == "f" else y for y in (out if type(out) is tuple else (out,))]
+    return (tuple(outs) if type(out) is tuple else outs[0]), saved
 
 
 def _caller(frame: FrameType) -> FrameType:

@@ -75,6 +75,7 @@ class Node:
 
     __slots__ = (
         "backward",
+        "bfloat16",
         "constants",
         "edges",
         "hooks",
@@ -99,6 +100,8 @@ class Node:
         self.constants: list = constants
         self.multiple_outputs: bool = type(outputs) is tuple
         self.output_shapes: tuple = tuple([y.shape for y in outputs]) if self.multiple_outputs else (outputs.shape,)
+        dtype = outputs[0].dtype if self.multiple_outputs else outputs.dtype
+        self.bfloat16: Any = dtype if dtype.kind == "V" else None  # the dtype of the outputs, if it is that
         self.where: tuple[CodeType, int] = where
         self.scope: str = state.scope
         self.watchers: list | None = None  # (output index, weak reference to a tensor with retain_grad)
@@ -187,6 +190,8 @@ def run_backward(roots: list[tuple[Tensor, Array]], keep_graph: bool, wanted: di
                     _deliver(target, dinput, owned, late, wanted)
                 continue
             if dinput is not None:
+                if target.bfloat16 is not None and dinput.dtype != target.bfloat16:  # NumPy computed it in float32
+                    dinput = dinput.astype(target.bfloat16)
                 slots = arrived.setdefault(target, [None] * len(target.output_shapes))
                 slots[number] = _accumulate(slots[number], dinput, owned)
             waiting[target] -= 1

@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from minillm.autograd import Op, Tensor
-from minillm.backend import Array, as_rows
+from minillm.backend import Array, as_rows, matmul
 from minillm.errors import check_floating, check_shapes
 
 
@@ -24,7 +24,7 @@ class Saved(NamedTuple):
 
 
 def linear_forward(x, weight, bias):
-    y = x @ weight.T  # (..., out)
+    y = matmul(x, weight.T)  # (..., out)
     if bias is not None:
         y = y + bias
     return y, Saved(x, weight, bias is not None)
@@ -33,8 +33,8 @@ def linear_forward(x, weight, bias):
 def linear_backward(dy, saved):
     x, weight, has_bias = saved
     x_rows, dy_rows = as_rows(x), as_rows(dy)  # (N, in), (N, out)
-    dx = dy @ weight  # (..., in)
-    dweight = dy_rows.T @ x_rows  # (out, in)
+    dx = matmul(dy, weight)  # (..., in)
+    dweight = matmul(dy_rows.T, x_rows)  # (out, in)
     dbias = dy_rows.sum(axis=0) if has_bias else None  # (out,)
     return dx, dweight, dbias
 
