@@ -15,13 +15,13 @@ from minillm.sums import add_rows
 
 
 def forward(weight, ids, *, padding_idx=None):
-    return np.take(weight, ids, axis=0), Saved(ids, weight.shape, padding_idx)
+    return np.take(weight, ids, axis=0), Saved(ids, weight.shape, padding_idx)  # (..., C)
 
 
 def backward(dy, saved, into=(None, None)):
-    dy = without_padding(dy, saved)
-    dweight = gradient_so_far(dy, saved, into[0])
-    add_rows(dweight, saved.ids.reshape(-1), as_rows(dy))
+    dy_counted = without_padding(dy, saved)  # (..., C)
+    dweight = gradient_so_far(dy, saved, into[0])  # (V, C)
+    add_rows(dweight, saved.ids.reshape(-1), as_rows(dy_counted))
     return dweight, None
 
 

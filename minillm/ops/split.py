@@ -32,7 +32,7 @@ def split_forward(x, *, bounds, axis):
 
 def split_backward(dy, saved):
     shapes, axis = saved
-    arrived = next(part for part in dy if part is not None)
+    arrived = next(part for part in dy if part is not None)  # the shape of one piece
     parts = [
         np.zeros_like(arrived, shape=shape) if part is None else part for part, shape in zip(dy, shapes, strict=True)
     ]  # the shapes of the pieces
