@@ -1,10 +1,10 @@
 """The graph that operations leave behind, and the backward walk through it: nodes in reverse, gradients to the leaves.
 
 Reverse mode, in one paragraph. Let L be the scalar at the end and dX short for dL/dX. A node computed y = f(x1, x2).
-By the chain rule dx_i = (dy/dx_i)^T dy: the walk maps dy to all dx_i. If x1 went into several operations, dx1 is the
-sum of what each returns, so a node may run only when every one of its consumers has (a topological order). The order
-is found by counting consumers, without recursion, so depth is limited by memory alone. The core of it, for nodes that
-have one output and are given in the order in which they ran:
+Let J_i be the Jacobian of y with respect to x_i. The chain rule gives dx_i = J_i^T dy: the walk maps dy to all dx_i. If
+x1 went into several operations, dx1 is the sum of what each returns, so a node may run only when every one of its
+consumers has (a topological order). The order is found by counting consumers, without recursion, so depth is limited by
+memory alone. The core of it, for nodes that have one output and are given in the order in which they ran:
 
     gradient = {root: dL_droot}
     for node in reversed(nodes):
@@ -157,7 +157,7 @@ def run_backward(roots: list[tuple[Tensor, Array]], keep_graph: bool, wanted: di
     wanted: instead, only these get a gradient, and no `grad` changes: its keys are `id(leaf)` or (node, output index),
     and its values become the gradients, or stay None where there is none. Nothing below them runs or is released.
     """
-    late: dict[int, tuple[Tensor, tuple]] = {}  # leaves whose gradient must be whole before it goes on
+    late: dict[int, tuple[Tensor, tuple]] = {}  # leaves whose hooks, or whose caller, need the complete gradient
     # For each node, per output: the gradient so far, and whether the engine may add into that array.
     arrived: dict[Node, list] = {}
     for root, gradient in roots:
@@ -284,7 +284,7 @@ def node_backward(node: Node, douts: list, wanted: dict | None) -> Any:
     for dout in douts:
         if dout is not None:
             break
-    else:  # nothing reached this node, but its parents still wait for its word
+    else:  # No gradient reached this node. The nodes of its inputs must still be told that it is done.
         return [None] * len(edges)
     _check_versions(node)
     dout = tuple(douts) if node.multiple_outputs else douts[0]
@@ -336,8 +336,8 @@ def _check_versions(node: Node) -> None:
     for edge in node.edges:
         if edge is not None and not isinstance(edge[0], Node) and edge[0]._version.number != edge[1]:
             raise GraphError(
-                f"backward: {edge[0]!r} was moved by the optimiser after {node.describe()} used it, or was changed in "
-                "place; call backward before step, or run the forward again"
+                f"backward: {edge[0]!r} was updated by the optimiser after {node.describe()} used it, or was changed "
+                "in place; call backward before step, or run the forward again"
             )
     for version, number, position in node.constants:
         if version.number != number:
