@@ -104,7 +104,11 @@ def test_edges_as_in_torch(row, mode, dtype, cotangent):
         wrong = unlike(own, right, row.close)
         wrong &= ~excused(row, mode, cotangent, key, arrays, wrong)
         places = np.argwhere(np.atleast_1d(wrong))[:5].tolist()
-        assert not places, f"{key} at {places}: {own[wrong][:5]}, PyTorch's is {right[wrong][:5]}"
+        at = [x[place[0]] for x in arrays[:1] for place in places if x.ndim == 1 and place[0] < len(x)]
+        assert not places, (
+            f"{key} at {places}, where the first argument is {at}: {own[wrong][:5]}, PyTorch's is {right[wrong][:5]}; "
+            "make them equal, or give the Row in tests/ops/edge_rows.py a Differs with the reason"
+        )
 
 
 # ---- the principal values, without PyTorch --------------------------------------------------------------------------
