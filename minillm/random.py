@@ -48,14 +48,14 @@ class Generator:
         return self.seed, start
 
     def rows_of(self, function: str, shape: tuple[int, ...]) -> tuple[int, int]:
-        """(first row, number of rows of the whole tensor), for a part of this shape; (0, 1) for a part without axes.
+        """The pair (first row, number of rows of the whole tensor) for a part of this shape; (0, 1) without axis 0.
 
         Raises: InputError where the whole has fewer rows.
         """
         return _checked(function, "rows", shape[0], self.rows) if shape else (0, 1)
 
     def heads_of(self, shape: tuple[int, ...]) -> tuple[int, int]:
-        """(first head, number of heads of the whole tensor), for queries (B, H, Tq, D) of attention."""
+        """The pair (first head, number of heads of the whole tensor) for queries (B, H, Tq, D) of attention."""
         return _checked("attention", "heads", shape[1], self.heads)
 
     def numpy(self) -> np.random.Generator:
@@ -65,7 +65,7 @@ class Generator:
         return np.random.Generator(np.random.Philox(key=key))
 
     def state(self) -> dict[str, int]:
-        """What a checkpoint keeps."""
+        """The seed and the counter, which a checkpoint keeps."""
         return {"seed": self.seed, "counter": self.counter}
 
     def set_state(self, state: dict[str, int]) -> None:
@@ -133,7 +133,7 @@ def keep_scale(seed: int, counter: int, shape: tuple[int, ...], p: float, dtype:
     """
     counter, skip = counter + skip // BLOCK, skip % BLOCK
     size = skip + math.prod(shape)
-    threshold = np.uint32(min(round(p * 2**32), 2**32 - 1))  # ()
+    threshold = np.uint32(min(round(p * 2**32), 2**32 - 1))
     kept = dtype.type(1 / (1 - p))
     chunk = min(8192, -(-max(1, size) // BLOCK) * BLOCK)  # so that every row of `scale` starts a block of the stream
     scale = np.empty((-(-size // chunk), chunk), dtype)  # (rows, chunk), at least `size` elements

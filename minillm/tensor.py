@@ -1,4 +1,4 @@
-"""What a Tensor is: an array, its gradient, and the operation that made it.
+"""A Tensor: an array, its gradient, and the operation that made it.
 
 The data flows through operations (see Op in autograd.py), each of which leaves a node behind; `x.backward()` walks
 these nodes in reverse (see backward.py). This file holds what a person does with a tensor: make it, read it, ask for
@@ -104,7 +104,7 @@ class Tensor(Methods):
 
     @property
     def version(self) -> int:
-        """How often the array was written to in place, or updated by an optimiser."""
+        """The number of writes into the array, in place or by an optimiser."""
         return 0 if self._version is None else self._version.number
 
     @version.setter
@@ -119,7 +119,7 @@ class Tensor(Methods):
         return self._version
 
     def _grad_destination(self) -> Into | None:
-        """Where an op may write this leaf's gradient: onto what is there already, or into memory kept for it."""
+        """The place that this leaf's gradient goes to: added to what is there, or into memory kept for it; None if neither exists."""
         return None if self.grad is None else Into(self.grad, add=True)
 
     # --- reading ---------------------------------------------------------------------------------------------------
@@ -142,7 +142,7 @@ class Tensor(Methods):
 
     @property
     def device(self) -> str:
-        """Where the array is: "cpu" or "cuda:0"."""
+        """The device of the array: "cpu" or "cuda:0"."""
         return device_of(self.data)
 
     def numpy(self) -> Array:
@@ -168,7 +168,7 @@ class Tensor(Methods):
         return (array if array.dtype.kind in "fiub" else array.astype(np.float32)).tolist()
 
     def detach(self) -> Tensor:
-        """The same array without history: gradients stop here."""
+        """This array without history: gradients stop here."""
         twin = Tensor(self.data)
         twin._version = self._shared_version()
         return twin
@@ -246,7 +246,7 @@ class Tensor(Methods):
 
     @property
     def requires_grad(self) -> bool:
-        """Whether a backward gives this tensor, or what it was made of, a gradient. Never true of whole numbers."""
+        """True if a backward gives this tensor, or what it was made of, a gradient. It is False for integers."""
         return self._requires_grad
 
     @requires_grad.setter
@@ -265,7 +265,7 @@ class Tensor(Methods):
 
     @property
     def is_leaf(self) -> bool:
-        """Whether no recorded operation made this tensor; of a leaf that requires a gradient, backward fills `grad`."""
+        """True if no recorded operation made this tensor; a backward fills the `grad` of a leaf that requires one."""
         return self.node is None
 
     @property

@@ -30,7 +30,7 @@ DECODE_BLOCKS = 1024  # enough to keep every multiprocessor reading
 
 
 class Saved(NamedTuple):
-    """What the forward keeps for the backward."""
+    """Everything that the forward keeps for the backward."""
 
     q: Array  # (B, H, Tq, D)
     k: Array  # (B, G, Tk, D)

@@ -97,7 +97,7 @@ class Batches:
             raise InputError(f"Batches.batch: index is {index}, expected 0 or more; batches count from the start")
         epochs, positions = np.divmod(np.arange(first, first + self.batch_size), self.windows_per_epoch)
         starts = [self._epoch_starts(epoch, positions[epochs == epoch]) for epoch in range(epochs[0], epochs[-1] + 1)]
-        return self._gather(np.concatenate(starts))
+        return self._gather(np.concatenate(starts))  # from starts (B,)
 
     def evaluation_batches(self, count: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Yield `count` batches whose windows lie evenly from the first token to the last, the same at every call.
@@ -114,7 +114,7 @@ class Batches:
         return (self._gather(batch) for batch in starts.reshape(count, self.batch_size))
 
     def _epoch_starts(self, epoch: int, positions: np.ndarray) -> np.ndarray:
-        """Where the windows at these positions of an epoch start."""
+        """The starts of the windows at these positions of an epoch, one for each position."""
         if not self.shuffle:
             return positions * self.context
         cached = self._drawn
@@ -130,5 +130,6 @@ class Batches:
         return phase + order[positions] * self.context
 
     def _gather(self, starts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The inputs and targets, (B, T) each, of the windows that start at these tokens, (B,)."""
         windows = np.stack([self.tokens[start : start + self.context + 1] for start in starts.tolist()])  # (B, T + 1)
         return windows[:, :-1].astype(np.int64), windows[:, 1:].astype(np.int64)  # two copies, safe to write to

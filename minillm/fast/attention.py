@@ -32,7 +32,7 @@ SCORE_BYTES = 512 * 1024  # scores held at a time, on each thread
 
 
 class Saved(NamedTuple):
-    """What the forward keeps for the backward."""
+    """Everything that the forward keeps for the backward."""
 
     q: Array  # (B, H, Tq, D)
     k: Array  # (B, G, Tk, D)

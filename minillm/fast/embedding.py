@@ -33,7 +33,7 @@ def without_padding(dy: Array, saved: Saved) -> Array:
 
 
 def gradient_so_far(dy: Array, saved: Saved, into: Into | None) -> Array:
-    """Where the gradient of the table goes: an array that is there to be added to, or zeros."""
+    """The array (V, C) for the table's gradient: the one that is there to be added to, or zeros."""
     if into is None:
         return np.zeros_like(dy, shape=saved.shape, order="C")
     if not into.add:

@@ -16,7 +16,7 @@ from minillm.sums import column_sums, row_sums, vecdot
 
 
 class Saved(NamedTuple):
-    """What the forward keeps for the backward; N is the number of rows."""
+    """Everything that the forward keeps for the backward; N is the number of rows."""
 
     x: Array  # (..., C)
     weight: Array  # (C,)

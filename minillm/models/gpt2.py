@@ -9,7 +9,7 @@ Read it with the data, from `GPT2.forward` on. With ids (B, T):
 so every block adds to the residual stream twice, and the table (V, C) that turned ids into vectors turns vectors into
 logits. The position table is (context, C).
 Attention and the MLP are SelfAttention and MLP of minillm/nn. An optimiser, once built, replaces the array of every
-parameter by a view into one flat buffer (optim/flat.py). The second half of the file says how Hugging Face's files name
+parameter by a view into a flat buffer (optim/flat.py). The second half of the file says how Hugging Face's files name
 the same things.
 """
 

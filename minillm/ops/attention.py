@@ -51,7 +51,7 @@ class Dropout(NamedTuple):
 
 
 class Saved(NamedTuple):
-    """What the forward keeps for the backward."""
+    """Everything that the forward keeps for the backward."""
 
     q: Array  # (B, H, Tq, D)
     k: Array  # (B, G, Tk, D)

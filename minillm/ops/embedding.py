@@ -18,7 +18,7 @@ from minillm.sums import add_at
 
 
 class Saved(NamedTuple):
-    """What the forward keeps for the backward."""
+    """Everything that the forward keeps for the backward."""
 
     ids: Array  # (...), integers
     shape: tuple[int, int]  # (V, C)

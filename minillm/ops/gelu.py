@@ -38,7 +38,7 @@ FAR = 40  # cdf(-40) and pdf(40) are 0 in double precision
 
 
 class Saved(NamedTuple):
-    """What the forward keeps for the backward."""
+    """Everything that the forward keeps for the backward."""
 
     x: Array  # (...)
     cdf: Array  # (...)

@@ -17,7 +17,7 @@ from minillm.errors import check_floating, check_shapes
 
 
 class Saved(NamedTuple):
-    """What the forward keeps for the backward."""
+    """Everything that the forward keeps for the backward."""
 
     x: Array  # (..., in)
     weight: Array  # (out, in)

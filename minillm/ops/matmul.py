@@ -26,7 +26,7 @@ __all__ = ["addmm", "baddbmm", "bmm", "dot", "matmul", "mm", "mv", "outer"]
 
 
 class Saved(NamedTuple):
-    """What the forward keeps for the backward."""
+    """Everything that the forward keeps for the backward."""
 
     a: Array  # (..., M, K), or (K,)
     b: Array  # (..., K, N), or (K,)

@@ -1,4 +1,4 @@
-"""One axis cut into pieces; the gradients of the pieces are joined again, with zeros where one has none.
+"""An axis cut into pieces; the gradients of the pieces are joined again, with zeros where a piece has none.
 
 y_1, y_2, ... = the pieces of x along an axis          dx = [dy_1, dy_2, ...] along it
 """
@@ -19,7 +19,7 @@ __all__ = ["chunk", "split", "unbind"]
 
 
 class Saved(NamedTuple):
-    """What the forward keeps for the backward."""
+    """Everything that the forward keeps for the backward."""
 
     shapes: list[tuple[int, ...]]  # of the pieces
     axis: int

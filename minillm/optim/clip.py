@@ -20,7 +20,7 @@ from minillm.tensor import Parameter
 
 
 def sum_of_squares(vectors: list[Array]) -> float:
-    """The sum of g^2 over vectors (n,), in float64: in float32 the square of 1e20 is infinite, and that of 1e-25 is 0."""
+    """The sum of g^2 over vectors (n,), in float64: in float32 the square of 1e20 is infinite, that of 1e-25 is 0."""
     if vectors and "fast" in rooms_for(vectors[0]):
         return global_norm.sum_of_squares(vectors)
     return math.fsum(float(np.sum(np.square(g.astype(np.float64)))) for g in vectors)

@@ -88,7 +88,7 @@ class FlatGroup:
         return getattr(self.parameters[number], "name", "") or f"number {number} of its group, without a name,"
 
     def parts(self, part: slice) -> list[Array]:
-        """One slice (n,) of data, grad, masters and each moment."""
+        """A slice (n,) of data, grad, masters and each moment."""
         return [flat[part] for flat in (self.data, self.grad, self.masters, *self.moments.values())]
 
     def parts_of(self, number: int) -> list[Array]:

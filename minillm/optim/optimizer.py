@@ -1,4 +1,4 @@
-"""What optimisers share: parameters in groups, flat buffers, clipping, the step, and saved state.
+"""The base of all optimisers: parameters in groups, flat buffers, clipping, the step, and saved state.
 
 An optimiser replaces each `parameter.data` by a view into a flat buffer when it is built (flat.py). A subclass has a
 formula (see adamw.py), which updates the weights of one parameter, or of a piece of one. The engine says how a step

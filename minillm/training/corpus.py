@@ -36,6 +36,7 @@ def load_corpus(config: TrainConfig, tokenizer: Tokenizer | None = None) -> Corp
 
     BPE is trained on the training part. The character tokenizer gets the characters of both parts, so that validation
     text has none that it does not know.
+
     A folder with `train_*.bin` and `validation_*.bin` holds tokens already; it needs the tokenizer that made them.
     """
     if tokenizer is None and config.tokenizer not in ("bpe", "char"):
