@@ -119,7 +119,7 @@ class Tensor(Methods):
         return self._version
 
     def _grad_destination(self) -> Into | None:
-        """The place that this leaf's gradient goes to: added to what is there, or into memory kept for it; None if neither exists."""
+        """The memory of this leaf's gradient: what is there, to be added to, or a buffer; None if there is neither."""
         return None if self.grad is None else Into(self.grad, add=True)
 
     # --- reading ---------------------------------------------------------------------------------------------------
