@@ -2,7 +2,7 @@
 
 `forward(*arrays, **settings)` returns the output and what its backward needs (`saved`); `backward(dout, saved)` returns
 the gradient of every input. Neither knows of tensors, so both run on arrays in a REPL, and a breakpoint in a backward
-shows arrays under the derivation's names, three frames below your line:
+shows arrays under the derivation's names, with three frames between it and your line:
 
     layernorm_backward  <-  node_backward  <-  run_backward  <-  Tensor.backward  <-  your line
 
@@ -11,10 +11,10 @@ intermediate array that no backward needs is freed as soon as the forward has us
 any tensor with requires_grad that no operation made) is held by its edge, because that is where gradients end up. How
 the graph is walked is in backward.py, what a tensor is in tensor.py, which pair of functions runs in engine.py.
 
-What a backward reads is kept by reference, except what is small or not a Tensor: index and boolean arrays, and NumPy
-arrays that meet a tensor, are copied. A tensor that was changed in place, or a parameter that was moved, is found out,
-and its backward refused. What nobody can find out is a write into `x.data` (or into `x.numpy()`, or the array that a
-`Tensor(array)` was made of) between forward and backward: don't.
+A node keeps references to the arrays that its backward reads. It copies index arrays, boolean arrays and plain NumPy
+arrays. The engine detects a tensor changed in place, and a parameter that the optimiser updated, and refuses the
+backward. It cannot detect a write into `x.data` (or into `x.numpy()`, or the array that a `Tensor(array)` was made of)
+between forward and backward: don't.
 
 To see what happens, without changing it, there is `observe`.
 """
@@ -79,7 +79,8 @@ class Op:
 
     With several outputs, `dout` is a tuple with None for an output that reached no gradient. A backward never writes
     into `dout`. With `aliases`, a returned gradient may share memory with dout or with another returned gradient (as in
-    `add`), so the engine must not add into it.
+    `add`), so the engine must not add into it. Example: add returns dy twice; the engine then allocates a sum instead
+    of adding in place.
 
     An operation that is written in `<package>/ops/` has two more pairs where there are files of its name:
     `<package>/fast/<name>.py` for the CPU, `<package>/cuda/<name>.py` to launch kernels. Each holds `forward` and
@@ -223,7 +224,7 @@ _NO_ARRAYS = (float, int, type(None))  # what an operation may be given besides 
 
 
 def _is_frozen(array: Any) -> bool:
-    """Whether nobody can write to an array, nor to what it is a view of."""
+    """True if nobody can write to the array, nor to the array that it is a view of."""
     while type(array) is np.ndarray and not array.flags.writeable:
         if array.base is None:
             return True
@@ -243,7 +244,7 @@ def snapshot(array: Array) -> Array:
 
 
 def _kept(inputs: tuple, arrays: list) -> list:
-    """Copy the arrays that are small or no Tensor's; returns the versions of the tensors that need no gradient."""
+    """Copy index, boolean and plain NumPy arrays; return the versions of the tensors that need no gradient."""
     constants = []
     for position, x in enumerate(inputs):
         if isinstance(x, Tensor):
@@ -272,7 +273,7 @@ def _result(data: Any, inputs: tuple) -> Tensor:
 
 
 class Forward:
-    """One forward that has ended: its operation, inputs (arrays), settings, outputs, what it saved, its seconds.
+    """A forward that has ended: its operation, inputs (arrays), settings, outputs, what it saved, its seconds.
 
     `node` is what the backward will walk through, or None where nothing was recorded.
     """

@@ -1,10 +1,10 @@
 """The graph that operations leave behind, and the backward walk through it: nodes in reverse, gradients to the leaves.
 
 Reverse mode, in one paragraph. Let L be the scalar at the end and dX short for dL/dX. A node computed y = f(x1, x2).
-By the chain rule dx_i = (dy/dx_i)^T dy: the walk maps dy to all dx_i. If x1 went into several operations, dx1 is the
-sum of what each returns, so a node may run only when every one of its consumers has (a topological order). The order
-is found by counting consumers, without recursion, so depth is limited by memory alone. The core of it, for nodes that
-have one output and are given in the order in which they ran:
+Let J_i be the Jacobian of y with respect to x_i. The chain rule gives dx_i = J_i^T dy: the walk maps dy to all dx_i. If
+x1 went into several operations, dx1 is the sum of what each returns, so a node may run only when every one of its
+consumers has (a topological order). The order is found by counting consumers, without recursion, so depth is limited by
+memory alone. The core of it, for nodes that have one output and are given in the order in which they ran:
 
     gradient = {root: dL_droot}
     for node in reversed(nodes):
@@ -44,7 +44,7 @@ Tensor = Any  # an autograd.Tensor, which is built on this file
 
 
 class Into(NamedTuple):
-    """Where a leaf's gradient goes, for an operation that can write it there itself (see engine.Pair).
+    """The place of a leaf's gradient, for an operation that can write it there itself (see engine.Pair).
 
     With `add` the array already holds a gradient to add to; without, its contents mean nothing and are overwritten.
     """
@@ -54,7 +54,7 @@ class Into(NamedTuple):
 
 
 class Version:
-    """How often an array was written to in place: one number, for every tensor that shares the array."""
+    """The count of writes into an array in place: one number, for every tensor that shares the array."""
 
     __slots__ = ("number",)
 
@@ -66,7 +66,7 @@ FROZEN = -1  # the version of an array that a graph may need and that nobody may
 
 
 class Node:
-    """One operation that was run: what its backward needs, where its gradients go, and where it came from.
+    """An operation that was run, with what its backward needs, where its gradients go, and where it came from.
 
     `edges[i]` says where the gradient of input i goes: None (nowhere), `(node, output index)`, or `(leaf, version)`
     with the version that the leaf had in the forward. `constants` are the versions of tensors that need no gradient
@@ -123,7 +123,7 @@ class Node:
 
 
 class Backward:
-    """One backward that has ended: its node, the gradients that reached it and those that it returned, its seconds.
+    """A backward that has ended: its node, the gradients that reached it and those that it returned, its seconds.
 
     `douts` has one gradient per output, None for an output that no gradient reached; `dinputs` one per input.
     """
@@ -140,7 +140,7 @@ class Backward:
 
 
 class Hook:
-    """What register_hook returns: `remove()` ends the hook."""
+    """The result of register_hook: `remove()` ends the hook."""
 
     def __init__(self, hooks: list, entry: tuple[int, Callable]):
         self._hooks, self._entry = hooks, entry
@@ -160,7 +160,7 @@ def run_backward(roots: list[tuple[Tensor, Array]], keep_graph: bool, wanted: di
     wanted: instead, only these get a gradient, and no `grad` changes: its keys are `id(leaf)` or (node, output index),
     and its values become the gradients, or stay None where there is none. Nothing below them runs or is released.
     """
-    late: dict[int, tuple[Tensor, tuple]] = {}  # leaves whose gradient must be whole before it goes on
+    late: dict[int, tuple[Tensor, tuple]] = {}  # leaves whose hooks, or whose caller, need the complete gradient
     # For each node, per output: the gradient so far, and whether the engine may add into that array.
     arrived: dict[Node, list] = {}
     for root, gradient in roots:
@@ -210,7 +210,7 @@ def run_backward(roots: list[tuple[Tensor, Array]], keep_graph: bool, wanted: di
 
 
 def _count_consumers(roots: Iterable[Node]) -> dict[Node, int]:
-    """How many gradients each node must wait for, among the nodes that lead to the roots."""
+    """The number of gradients that each node must wait for, among the nodes that lead to the roots."""
     counts = dict.fromkeys(roots, 0)
     stack = list(counts)
     while stack:
@@ -267,7 +267,7 @@ def _shown(node: Node, douts: list, wanted: dict | None) -> None:
 
 
 def _hooked(hook: Callable, gradient: Array) -> Array:
-    """What a hook makes of a gradient; it gets a copy, because the array may be another tensor's gradient too."""
+    """The gradient that a hook returns; it gets a copy, because the array may be another tensor's gradient too."""
     result = hook(gradient.copy())
     if result is None:
         return gradient
@@ -289,7 +289,7 @@ def node_backward(node: Node, douts: list, wanted: dict | None) -> Any:
     for dout in douts:
         if dout is not None:
             break
-    else:  # nothing reached this node, but its parents still wait for its word
+    else:  # No gradient reached this node. The nodes of its inputs must still be told that it is done.
         return [None] * len(edges)
     _check_versions(node)
     dout = tuple(douts) if node.multiple_outputs else douts[0]
@@ -341,8 +341,8 @@ def _check_versions(node: Node) -> None:
     for edge in node.edges:
         if edge is not None and not isinstance(edge[0], Node) and edge[0]._version.number != edge[1]:
             raise GraphError(
-                f"backward: {edge[0]!r} was moved by the optimiser after {node.describe()} used it, or was changed in "
-                "place; call backward before step, or run the forward again"
+                f"backward: {edge[0]!r} was updated by the optimiser after {node.describe()} used it, or was changed "
+                "in place; call backward before step, or run the forward again"
             )
     for version, number, position in node.constants:
         if version.number != number:

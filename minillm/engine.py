@@ -1,10 +1,14 @@
 """Which pair of functions computes an operation: the plain one, the CPU's fast one, or the one that launches kernels.
 
-Each operation has up to three pairs with the same signatures (see Op in autograd.py), found by the operation's name:
+Each operation has up to three pairs with the same signatures (see Op in autograd.py). The last two are found by the
+operation's name:
 
-    ops/NAME.py    plain   the formula, line by line as it is derived: what a person reads and a debugger stops in
-    fast/NAME.py   fast    row blocks, threads, memory used twice; where there is none, the plain pair is fast enough
-    cuda/NAME.py   cuda    launches the kernels of kernels/NAME.cu, on a GPU or in the emulator
+    ops/           plain   the formula, line by line as it is derived: what a person reads and a debugger stops in
+    fast/NAME.py   fast    works on blocks of rows, on several threads, and reuses memory
+    cuda/NAME.py   cuda    launches kernels/NAME.cu, or the file that its KERNEL names, on a GPU or in the emulator
+
+The plain pair is in ops/NAME.py, or with its family: `add` is in ops/arithmetic.py. An operation without a fast pair
+runs the plain one.
 
 A node keeps the backward that belongs to the forward that ran, so each pair may save what it likes, and the engine may
 be changed between a forward and its backward.
@@ -104,7 +108,7 @@ def rooms_for(array: Any) -> tuple[str, ...]:
 
 
 def uses_kernel(kernel: str, array: Array, refused: str = "") -> bool:
-    """Whether kernels of `kernels/<kernel>.cu` run on this array; if not, a formula does.
+    """True if kernels of `kernels/<kernel>.cu` run on this array; if not, a formula does.
 
     `refused` says why the kernels cannot take these arguments, for reasons other than the dtype: "head size 48".
     Raises: KernelError under "require", where the answer would be no.
@@ -138,6 +142,6 @@ def find_pair(room: str, name: str, forward: Callable, backward: Callable) -> Pa
 
 
 def takes_into(backward: Callable) -> bool:
-    """Whether a backward has the parameter `into`: then it can write gradients where they are to be (see Pair)."""
+    """True if a backward has the parameter `into`: it can then write gradients where they are to be (see Pair)."""
     code = getattr(backward, "__code__", None)
     return code is not None and "into" in code.co_varnames[: code.co_argcount]

@@ -32,8 +32,8 @@ class Generator:
     def __init__(self, seed: int = 0):
         self.seed = seed
         self.counter = 0
-        self.rows: tuple[int, int] | None = None  # of what gets a mask: its first row, and the rows of the whole
-        self.heads: tuple[int, int] | None = None  # the same of the heads of attention, its axis 1
+        self.rows: tuple[int, int] | None = None  # (first row of this part, number of rows of the whole tensor)
+        self.heads: tuple[int, int] | None = None  # (first head of this part, number of heads of the whole tensor)
 
     def copy(self) -> Generator:
         """Another at the same place, for the same part."""
@@ -48,14 +48,14 @@ class Generator:
         return self.seed, start
 
     def rows_of(self, function: str, shape: tuple[int, ...]) -> tuple[int, int]:
-        """Of a tensor of this shape, its first row in the whole, and the rows of the whole. Without axis 0: 0, 1.
+        """The pair (first row, number of rows of the whole tensor) for a part of this shape; (0, 1) without axis 0.
 
-        Raises: InputError where the whole has fewer.
+        Raises: InputError where the whole has fewer rows.
         """
         return _checked(function, "rows", shape[0], self.rows) if shape else (0, 1)
 
     def heads_of(self, shape: tuple[int, ...]) -> tuple[int, int]:
-        """The same of axis 1 of attention's queries, the heads."""
+        """The pair (first head, number of heads of the whole tensor) for queries (B, H, Tq, D) of attention."""
         return _checked("attention", "heads", shape[1], self.heads)
 
     def numpy(self) -> np.random.Generator:
@@ -65,7 +65,7 @@ class Generator:
         return np.random.Generator(np.random.Philox(key=key))
 
     def state(self) -> dict[str, int]:
-        """What a checkpoint keeps."""
+        """The seed and the counter, which a checkpoint keeps."""
         return {"seed": self.seed, "counter": self.counter}
 
     def set_state(self, state: dict[str, int]) -> None:
@@ -121,7 +121,7 @@ def manual_seed(seed: int) -> Generator:
 
 
 def bits(seed: int, counter: int, count: int) -> Array:
-    """`count` random uint32 of the stream of `seed`, from block `counter` on."""
+    """`count` random uint32 of the stream of `seed`, from block `counter` on: (count,)."""
     words = np.random.Philox(key=seed, counter=counter).random_raw(-(-count // 2))
     return words.astype("<u8", copy=False).view("<u4")[:count]
 
@@ -136,10 +136,10 @@ def keep_scale(seed: int, counter: int, shape: tuple[int, ...], p: float, dtype:
     threshold = np.uint32(min(round(p * 2**32), 2**32 - 1))
     kept = dtype.type(1 / (1 - p))
     chunk = min(8192, -(-max(1, size) // BLOCK) * BLOCK)  # so that every row of `scale` starts a block of the stream
-    scale = np.empty((-(-size // chunk), chunk), dtype)
+    scale = np.empty((-(-size // chunk), chunk), dtype)  # (rows, chunk), at least `size` elements
 
     def fill(rows: slice) -> None:
-        numbers = bits(seed, counter + rows.start * chunk // BLOCK, (rows.stop - rows.start) * chunk)
+        numbers = bits(seed, counter + rows.start * chunk // BLOCK, (rows.stop - rows.start) * chunk)  # (n chunk,)
         np.multiply(numbers.reshape(-1, chunk) >= threshold, kept, out=scale[rows])
 
     backend.row_blocks(fill, scale)

@@ -1,4 +1,4 @@
-"""What a Tensor is: an array, its gradient, and the operation that made it.
+"""A Tensor: an array, its gradient, and the operation that made it.
 
 The data flows through operations (see Op in autograd.py), each of which leaves a node behind; `x.backward()` walks
 these nodes in reverse (see backward.py). This file holds what a person does with a tensor: make it, read it, ask for
@@ -30,13 +30,14 @@ class Tensor(Methods):
     Made from data by `minillm.tensor`, or by an operation. Arithmetic follows NumPy in broadcasting and slicing and
     PyTorch in dtypes: float32 stays float32 with Python numbers and whole numbers, and int / int is float32. `x == y`
     compares elements. `x += y` works in place, where nothing is recorded (see ops/inplace.py). Operators and methods
-    are attached in ops/__init__.py, one explicit table.
+    are attached in ops/__init__.py: a loop makes each name declared in methods.py the function of that name, and
+    tables add the operators and the methods that differ from it.
     """
 
     __slots__ = ("__weakref__", "_requires_grad", "_version", "data", "grad", "hooks", "index", "node")
     __hash__ = object.__hash__  # by identity, though == compares elements: a set of tensors is a set of objects
 
-    # Attached by the table at the end of ops/__init__.py; declared for type checkers and editors, names in methods.py.
+    # Operators are attached at the end of ops/__init__.py, and declared here for type checkers and editors.
     __add__: Callable[..., Tensor]
     __radd__: Callable[..., Tensor]
     __sub__: Callable[..., Tensor]
@@ -103,7 +104,7 @@ class Tensor(Methods):
 
     @property
     def version(self) -> int:
-        """How often the array was written to in place, or moved by an optimiser."""
+        """The number of writes into the array, in place or by an optimiser."""
         return 0 if self._version is None else self._version.number
 
     @version.setter
@@ -118,7 +119,7 @@ class Tensor(Methods):
         return self._version
 
     def _grad_destination(self) -> Into | None:
-        """Where an op may write this leaf's gradient: onto what is there already, or into memory kept for it."""
+        """The memory of this leaf's gradient: what is there, to be added to, or a buffer; None if there is neither."""
         return None if self.grad is None else Into(self.grad, add=True)
 
     # --- reading ---------------------------------------------------------------------------------------------------
@@ -141,7 +142,7 @@ class Tensor(Methods):
 
     @property
     def device(self) -> str:
-        """Where the array is: "cpu" or "cuda:0"."""
+        """The device of the array: "cpu" or "cuda:0"."""
         return device_of(self.data)
 
     def numpy(self) -> Array:
@@ -167,7 +168,7 @@ class Tensor(Methods):
         return (array if array.dtype.kind in "fiub" else array.astype(np.float32)).tolist()
 
     def detach(self) -> Tensor:
-        """The same array without history: gradients stop here."""
+        """This array without history: gradients stop here."""
         twin = Tensor(self.data)
         twin._version = self._shared_version()
         return twin
@@ -245,7 +246,7 @@ class Tensor(Methods):
 
     @property
     def requires_grad(self) -> bool:
-        """Whether a backward gives this tensor, or what it was made of, a gradient. Never true of whole numbers."""
+        """True if a backward gives this tensor, or what it was made of, a gradient. It is False for integers."""
         return self._requires_grad
 
     @requires_grad.setter
@@ -264,7 +265,7 @@ class Tensor(Methods):
 
     @property
     def is_leaf(self) -> bool:
-        """Whether no recorded operation made this tensor; of a leaf that requires a gradient, backward fills `grad`."""
+        """True if no recorded operation made this tensor; a backward fills the `grad` of a leaf that requires one."""
         return self.node is None
 
     @property
@@ -309,7 +310,7 @@ class Tensor(Methods):
     ) -> None:
         """Add the gradient of this tensor with respect to every leaf into the leaf's `grad`.
 
-        `gradient` is the cotangent dL/d(this), of this tensor's shape; it may be left out for a single element (1).
+        `gradient` is dL/d(this tensor), of its shape; it may be left out for a single element (1).
         The graph is released as it is used; `keep_graph=True`, or PyTorch's `retain_graph=True`, keeps it for another.
 
         Raises: GraphError on a second backward through a released graph, on a leaf that changed since the forward,
@@ -322,7 +323,7 @@ class Tensor(Methods):
             run_backward([(self, self._cotangent("backward", gradient))], keep_graph)
 
     def _cotangent(self, function: str, gradient: Any) -> Array:
-        """The gradient that a backward from here begins with."""
+        """The cotangent dL/d(this tensor), of its shape: the gradient that a backward from here begins with."""
         if gradient is None:
             if self.data.size != 1:
                 raise ShapeError(
@@ -345,9 +346,9 @@ def refuse_second_order(function: str, create_graph: bool) -> None:
 
 
 class Parameter(Tensor):
-    """A leaf that an optimiser moves: `name` (its key in the state dict) and `version` (how often it was moved).
+    """A leaf that an optimiser updates: `name` (its key in the state dict) and `version` (how often it was updated).
 
-    A node remembers the version of each parameter it used; a backward after the optimiser moved the parameter would
+    A node remembers the version of each parameter it used; a backward after the optimiser updated the parameter would
     mix old activations with new weights, so it raises instead.
     """
 

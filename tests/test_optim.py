@@ -650,7 +650,7 @@ def test_a_backward_after_the_step_of_its_weights_raises(rng: np.random.Generato
     loss = (weight * weight).sum()
     loss.backward(keep_graph=True)
     optimizer.step()
-    with pytest.raises(GraphError, match=r"p0.* moved by the optimiser"):
+    with pytest.raises(GraphError, match=r"p0.* updated by the optimiser"):
         loss.backward()
 
 

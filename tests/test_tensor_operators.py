@@ -416,7 +416,7 @@ def test_every_change_in_place(name):
     assert p.data is memory
     np.testing.assert_array_equal(memory, expected)
     assert p.dtype == np.float32
-    with pytest.raises(GraphError, match=r"was moved by the optimiser after mul.*or was changed in place"):
+    with pytest.raises(GraphError, match=r"was updated by the optimiser after mul.*or was changed in place"):
         y.sum().backward()
     (p * 3).sum().backward()
     np.testing.assert_array_equal(p.grad, [3, 3])

@@ -16,14 +16,14 @@ from minillm.cuda.launch import THREADS, blocks_for, chunk_of, sum_rows
 
 
 class Saved(NamedTuple):
-    """What the forward keeps for the backward."""
+    """Everything that the forward keeps for the backward."""
 
     x: Array  # (...)
     function: str
 
 
 class SavedWithBias(NamedTuple):
-    """What the forward keeps for the backward."""
+    """Everything that the forward keeps for the backward."""
 
     x: Array  # (..., C)
     bias: Array  # (C,)

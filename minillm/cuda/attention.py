@@ -30,7 +30,7 @@ DECODE_BLOCKS = 1024  # enough to keep every multiprocessor reading
 
 
 class Saved(NamedTuple):
-    """What the forward keeps for the backward."""
+    """Everything that the forward keeps for the backward."""
 
     q: Array  # (B, H, Tq, D)
     k: Array  # (B, G, Tk, D)
@@ -115,8 +115,8 @@ def launch(
         kernel, threads = get_kernel("attention.cu", name, q.dtype, padded, drops), 256
     grid = (-(-outputs[0].shape[2] // rows), outputs[0].shape[1], batch)
     arrays = (*map(_memory, inputs), lengths, *sums, *map(_memory, outputs))
-    p, seed, counter, skip = dropout or Dropout(0.0, 0, 0)
-    stream = np.uint64(seed % 2**64), np.uint64(seed // 2**64), np.uint64(counter), np.uint64(skip)
+    p, seed, counter, skipped_blocks = dropout or Dropout(0.0, 0, 0)
+    stream = np.uint64(seed % 2**64), np.uint64(seed // 2**64), np.uint64(counter), np.uint64(skipped_blocks)
     threshold, real = np.uint32(min(round(p * 2**32), 2**32 - 1)), sums[0].dtype.type
     settings = (*numbers, np.bool_(causal), real(scale), *stream, threshold, real(1 / (1 - p)))
     kernel(grid, threads, (*arrays, *settings, strides_of(*operands)), smem)

@@ -14,7 +14,7 @@ KERNEL = "silu"
 
 
 class Saved(NamedTuple):
-    """What the forward keeps for the backward."""
+    """Everything that the forward keeps for the backward."""
 
     gate: Array  # (...)
     up: Array  # (...)

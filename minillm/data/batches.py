@@ -11,9 +11,9 @@ met forever at the same position with the same left context.
       3                 3-7   7-11
       4                 4-8   8-12
 
-All epochs have the same number of windows, one less than would fit, so that the phase has room to move. It is drawn
-from 0 to T - 1, each alike, and moved on by T, by the toss of a coin, where the windows still end within the row. So
-every token is read in some epoch, the first and the last too.
+Every epoch of a row of N tokens has max(1, N // T - 1) windows, so that the phase has room to move. The phase is
+uniform on 0 .. T - 1 (where N < 2 T, on the phases after which the one window fits); if the windows still fit, a coin
+decides whether T is added. So every token is read in some epoch, the first and the last too.
 
 Phase and order of an epoch come from a counter-based generator keyed by (seed, epoch). So batch number `index` is a
 function of the seed and `index` alone: a run that stopped after k batches resumes with `batch(k)` and needs no saved
@@ -44,8 +44,8 @@ class Batches:
     all epochs. Where `shuffle` is false, the windows start at 0, T, 2·T, ... and come in this order, (N − 1) // T of
     them, over and over. A batch may take its first windows from one epoch and the others from the next.
 
-    `tokens` is a Tokens or a one-dimensional array of integers. `to_the_end` is false for runs that began when the coin
-    was not tossed yet: they go on without the last N mod T tokens.
+    `tokens` is a Tokens or a one-dimensional array of integers. `to_the_end` is False for runs of format 1 (see
+    TrainConfig.format): no coin is tossed, and they never read the last N mod T tokens.
 
     Raises: InputError where there are fewer than context + 1 tokens, or an argument is out of range; DtypeError and
     ShapeError where the array is not a row of integers.
@@ -97,7 +97,7 @@ class Batches:
             raise InputError(f"Batches.batch: index is {index}, expected 0 or more; batches count from the start")
         epochs, positions = np.divmod(np.arange(first, first + self.batch_size), self.windows_per_epoch)
         starts = [self._epoch_starts(epoch, positions[epochs == epoch]) for epoch in range(epochs[0], epochs[-1] + 1)]
-        return self._gather(np.concatenate(starts))
+        return self._gather(np.concatenate(starts))  # from starts (B,)
 
     def evaluation_batches(self, count: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Yield `count` batches whose windows lie evenly from the first token to the last, the same at every call.
@@ -114,7 +114,7 @@ class Batches:
         return (self._gather(batch) for batch in starts.reshape(count, self.batch_size))
 
     def _epoch_starts(self, epoch: int, positions: np.ndarray) -> np.ndarray:
-        """Where the windows at these positions of an epoch start."""
+        """The starts of the windows at these positions of an epoch, one for each position."""
         if not self.shuffle:
             return positions * self.context
         cached = self._drawn
@@ -130,5 +130,6 @@ class Batches:
         return phase + order[positions] * self.context
 
     def _gather(self, starts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The inputs and targets, (B, T) each, of the windows that start at these tokens, (B,)."""
         windows = np.stack([self.tokens[start : start + self.context + 1] for start in starts.tolist()])  # (B, T + 1)
         return windows[:, :-1].astype(np.int64), windows[:, 1:].astype(np.int64)  # two copies, safe to write to

@@ -1,6 +1,7 @@
 """The steps of optim/adamw.py in place: the weights and moments given are overwritten, with one array of memory beside.
 
-The plain formula makes an array for every term, and takes twice as long.
+The plain formula makes an array for every term, and takes twice as long. All arrays have the shape of w: (n,) for a
+chunk of a flat buffer (optim/flat.py).
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """Attention, a block of queries at a time, so that nothing of size (Tq, Tk) is ever kept.
 
 The forward saves one number per query, lse_i = log sum_j exp(S_ij), and the backward makes P again from it, block by
-block: P_ij = exp(S_ij - lse_i). Nor does delta need P: delta_i = sum_j P_ij (dY_i . V_j) = dY_i . Y_i (FlashAttention,
-Dao et al. 2022, arXiv:2205.14135). The formulas are those of ops/attention.py. What differs:
+block: P_ij = exp(S_ij - lse_i). Nor does delta need P: delta_i = sum_j P_ij M_ij (dY_i . V_j) = dY_i . Y_i, with M = 1
+without dropout (FlashAttention, Dao et al. 2022, arXiv:2205.14135). The formulas are those of ops/attention.py. These
+things differ:
 
 - Causal: blocks beyond the diagonal are never computed: half the work.
 - Grouped heads: N query heads that share a kv head are N times as many rows against the same keys, so the products that
@@ -31,7 +32,7 @@ SCORE_BYTES = 512 * 1024  # scores held at a time, on each thread
 
 
 class Saved(NamedTuple):
-    """What the forward keeps for the backward."""
+    """Everything that the forward keeps for the backward."""
 
     q: Array  # (B, H, Tq, D)
     k: Array  # (B, G, Tk, D)
@@ -67,22 +68,22 @@ def forward(q, k, v, mask, *, lengths, causal, scale, dropout):
 
 
 def _forward_of_part(saved: Saved, part: Part) -> None:
-    queries, y, lse = part.by_query
-    for rows, visible in _blocks_of(saved):
-        s, _ = scores(saved, part, queries, rows, visible)
-        largest = backend.row_max(s)
+    queries, y, lse = part.by_query  # (b, g, N, Tq, D), (b, g, N, Tq, E), (b, g, N, Tq)
+    for rows, visible in _blocks_of(saved):  # R = N rows: a block's queries, for all query heads of a kv head
+        s, _ = scores(saved, part, queries, rows, visible)  # (b, g, R, visible)
+        largest = backend.row_max(s)  # (b, g, R, 1)
         largest[largest == -np.inf] = 0
         shifted = np.subtract(s, largest, out=s)
-        e = np.exp(shifted, out=shifted)
-        total = row_sums(e)
-        sees_none = total == 0
+        e = np.exp(shifted, out=shifted)  # (b, g, R, visible)
+        total = row_sums(e)  # (b, g, R, 1)
+        sees_none = total == 0  # (b, g, R, 1)
         total[sees_none] = 1
-        lse_of_rows = np.log(total) + largest
+        lse_of_rows = np.log(total) + largest  # (b, g, R, 1)
         lse_of_rows[sees_none] = np.inf
         dropped = np.multiply(e, dropout_mask(saved, part, rows, visible), out=e) if saved.dropout else e
-        weighted_sum = backend.matmul(dropped, part.v[:, :, :visible])
+        weighted_sum = backend.matmul(dropped, part.v[:, :, :visible])  # (b, g, R, E)
         y_of_rows = np.divide(weighted_sum, total, out=weighted_sum)
-        y[:, :, :, rows] = by_head(y_of_rows, y)
+        y[:, :, :, rows] = by_head(y_of_rows, y)  # (b, g, N, rows, E)
         lse[:, :, :, rows] = by_head(lse_of_rows, y)[..., 0]
 
 
@@ -97,32 +98,33 @@ def backward(dy, saved):
 
 
 def _backward_of_part(saved: Saved, dk: Array, dv: Array, part: Part) -> None:
-    queries, y, lse, dy, dq = part.by_query
+    queries, y, lse, dy, dq = part.by_query  # (b, g, N, Tq, ...)
     blocks = _blocks_of(saved)
+    # (b, g, Tk, D) and (b, g, Tk, E)
     dk_of_part, dv_of_part = dk[part.items, part.kv_heads], dv[part.items, part.kv_heads]
     dk_sum, dv_sum = dk_of_part, dv_of_part
     if len(blocks) > FEW:  # that many are added up in float64
         dk_sum, dv_sum = (np.empty_like(x, dtype=np.promote_types(x.dtype, np.float64)) for x in (dk_sum, dv_sum))
     # From the last block, which sees every key and so writes all of dK and dV, to the first; the others add.
     for number, (rows, visible) in enumerate(reversed(blocks)):
-        s, q_scaled = scores(saved, part, queries, rows, visible)
-        log_p = np.subtract(s, as_rows_of_kv_head(lse[:, :, :, rows, None]), out=s)
-        p = np.exp(log_p, out=log_p)
-        dy_of_rows = as_rows_of_kv_head(dy[:, :, :, rows])
-        delta = vecdot(dy_of_rows, as_rows_of_kv_head(y[:, :, :, rows]))[..., None]
-        ddropped = backend.matmul(dy_of_rows, part.v[:, :, :visible].swapaxes(-1, -2))
+        s, q_scaled = scores(saved, part, queries, rows, visible)  # (b, g, R, visible), (b, g, R, D), R = N rows
+        log_p = np.subtract(s, as_rows_of_kv_head(lse[:, :, :, rows, None]), out=s)  # (b, g, R, visible)
+        p = np.exp(log_p, out=log_p)  # (b, g, R, visible)
+        dy_of_rows = as_rows_of_kv_head(dy[:, :, :, rows])  # (b, g, R, E)
+        delta = vecdot(dy_of_rows, as_rows_of_kv_head(y[:, :, :, rows]))[..., None]  # (b, g, R, 1)
+        ddropped = backend.matmul(dy_of_rows, part.v[:, :, :visible].swapaxes(-1, -2))  # (b, g, R, visible)
         dp, dropped = ddropped, p
         if saved.dropout:
-            m = dropout_mask(saved, part, rows, visible)
+            m = dropout_mask(saved, part, rows, visible)  # (b, g, R, visible)
             dp = np.multiply(ddropped, m, out=ddropped)
             dropped = np.multiply(p, m, out=m)
         centred = np.subtract(dp, delta, out=dp)
-        ds = np.multiply(centred, p, out=centred)
-        dv_of_rows = backend.matmul(dropped.swapaxes(-1, -2), dy_of_rows)
-        dk_of_rows = backend.matmul(ds.swapaxes(-1, -2), q_scaled)
-        dq_scaled = backend.matmul(ds, part.k[:, :, :visible])
+        ds = np.multiply(centred, p, out=centred)  # (b, g, R, visible)
+        dv_of_rows = backend.matmul(dropped.swapaxes(-1, -2), dy_of_rows)  # (b, g, visible, E)
+        dk_of_rows = backend.matmul(ds.swapaxes(-1, -2), q_scaled)  # (b, g, visible, D)
+        dq_scaled = backend.matmul(ds, part.k[:, :, :visible])  # (b, g, R, D)
         dq_of_rows = np.multiply(dq_scaled, saved.scale, out=dq_scaled)
-        dq[:, :, :, rows] = by_head(dq_of_rows, dq)
+        dq[:, :, :, rows] = by_head(dq_of_rows, dq)  # (b, g, N, rows, D)
         if number == 0:
             dk_sum[...], dv_sum[...] = dk_of_rows, dv_of_rows
         else:
@@ -178,17 +180,17 @@ def _triangle(rows: int, columns: int, diagonal: int, dtype: np.dtype) -> Array:
 def dropout_mask(saved: Saved, part: Part, rows: slice, visible: int) -> Array:
     """M for a block of queries against the visible keys: (b, g, N rows, visible)."""
     assert saved.dropout is not None
-    p, seed, counter, skip = saved.dropout
+    dropout_p, seed, counter, skipped_blocks = saved.dropout
     (batch, heads, queries, _), (_, kv_heads, keys, _) = saved.q.shape, saved.k.shape
     shared_by = heads // kv_heads
-    blocks = -(-keys // random.BLOCK)  # counter blocks per row of M
+    blocks = -(-keys // random.BLOCK)  # counter blocks for a row of M
     count = rows.stop - rows.start
     masks = [
         random.keep_scale(
             seed,
-            counter + ((item * heads + head) * queries + rows.start) * blocks + item * skip,
+            counter + ((item * heads + head) * queries + rows.start) * blocks + item * skipped_blocks,
             (count, blocks * random.BLOCK),
-            p,
+            dropout_p,
             saved.q.dtype,
         )[:, :visible]
         for item in range(*part.items.indices(batch))
@@ -211,9 +213,9 @@ def as_rows_of_kv_head(x: Array) -> Array:
     return x.reshape(*x.shape[:2], x.shape[2] * x.shape[3], x.shape[-1])
 
 
-def by_head(x: Array, like: Array) -> Array:
-    """(b, g, N rows, D) as (b, g, N, rows, D), where `like` has N query heads for each kv head."""
-    return x.reshape(*x.shape[:2], like.shape[2], x.shape[2] // like.shape[2], x.shape[-1])
+def by_head(x: Array, grouped: Array) -> Array:
+    """(b, g, N rows, D) as (b, g, N, rows, D), where `grouped` has the shape (b, g, N, ...)."""
+    return x.reshape(*x.shape[:2], grouped.shape[2], x.shape[2] // grouped.shape[2], x.shape[-1])
 
 
 def for_parts(work: Callable[[Part], Any], saved: Saved, arrays: tuple[Array, ...]) -> None:

@@ -1,12 +1,12 @@
 """Cross-entropy on a CPU: the formula of ops/cross_entropy.py, a block of rows at a time.
 
-Where class weights and label smoothing do not come together, q sums to w_t in each row, which is taken out, and then
+Where class weights and label smoothing s do not come together, q sums to w_t in each row, which is taken out, and then
 
-    loss = w_t (log total - (1 - e) shifted_t - e mean(shifted))        dx = share dy w_t (p - q / w_t)
+    loss = w_t (log total - (1 - s) shifted_t - s mean(shifted))        dlogits = share dy w_t (p - q / w_t)
 
-The forward keeps no array of the size of the logits: the backward makes p again from the logits, the largest of each
-row and its total. They are kept apart, because largest + log(total) has no digits left for the total where logits are
-large.
+The forward makes no array of the size of the logits that outlives it: the backward makes p again from the logits, the
+largest of each row and its total. These two are kept apart, because largest + log(total) has no digits left for the
+total where logits are large.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Saved(NamedTuple):
     largest: Array  # (rows,)
     total: Array  # (rows,)
     weight: Array  # (rows,), the share of the row times the weight of its class
-    smoothing: float
+    smoothing: float  # s
     overwrite: bool
     overwritten: list  # empty until a backward has written over the logits
 
@@ -37,14 +37,14 @@ class Saved(NamedTuple):
 def forward(logits, targets, *, ignore_index, label_smoothing, reduction, overwrite=False, class_weights=None):
     if label_smoothing and class_weights is not None:
         return NotImplemented
-    x, counts = as_rows(logits), targets.reshape(-1) != ignore_index
-    t = np.where(counts, targets.reshape(-1), 0)
-    largest, total, loss = np.empty_like(x, shape=(3, len(x)))
+    x, counts = as_rows(logits), targets.reshape(-1) != ignore_index  # (rows, V), (rows,)
+    t = np.where(counts, targets.reshape(-1), 0)  # (rows,)
+    largest, total, loss = np.empty_like(x, shape=(3, len(x)))  # (rows,) each
 
     def block(rows):
-        row_largest = row_max(x[rows])
-        shifted = x[rows] - row_largest
-        target_logit = shifted[np.arange(len(shifted)), t[rows]] * (1 - label_smoothing)
+        row_largest = row_max(x[rows])  # (n, 1), for the n rows of the block
+        shifted = x[rows] - row_largest  # (n, V)
+        target_logit = shifted[np.arange(len(shifted)), t[rows]] * (1 - label_smoothing)  # (n,)
         if label_smoothing:
             target_logit += shifted.mean(axis=-1) * label_smoothing
         largest[rows] = row_largest[:, 0]
@@ -52,24 +52,25 @@ def forward(logits, targets, *, ignore_index, label_smoothing, reduction, overwr
         loss[rows] = np.log(total[rows]) - target_logit
 
     row_blocks(block, x)
-    weight = row_weights(counts, t, class_weights, reduction, x.dtype)
+    weight = row_weights(counts, t, class_weights, reduction, x.dtype)  # (rows,)
     np.copyto(loss, 0, where=~counts)  # not by the weight alone: an infinite loss times 0 is not a number
-    y = reduced(loss * weight, targets, reduction)
+    y = reduced(loss * weight, targets, reduction)  # (), or the shape of the targets
     return y, Saved(logits, t, largest, total, weight, label_smoothing, overwrite, [])
 
 
 def backward(dy, saved):
     logits, targets, largest, total, weight, smoothing, *_ = saved
-    dlogits = memory_for_gradient(saved)
-    x, dx = as_rows(logits), as_rows(dlogits)
-    dloss = weight * dy.reshape(-1)  # dy has one number for each row, or one for all
+    dlogits = memory_for_gradient(saved)  # (..., V)
+    x, dx = as_rows(logits), as_rows(dlogits)  # (rows, V)
+    dloss = weight * dy.reshape(-1)  # (rows,): dy has one number for each row, or one for all
     classes, no_part = x.shape[-1], dloss == 0
     some_have_no_part = no_part.any()
 
     def block(rows):
-        shifted = np.subtract(x[rows], largest[rows, None], out=dx[rows])
-        e = np.exp(shifted, out=dx[rows])
-        np.multiply(e, (dloss[rows] / total[rows])[:, None], out=dx[rows])  # dloss p, from which dloss q is taken
+        shifted = np.subtract(x[rows], largest[rows, None], out=dx[rows])  # (n, V), for the n rows of the block
+        exp_shifted = np.exp(shifted, out=dx[rows])  # (n, V)
+        # dloss p, from which the lines below take dloss q:
+        np.multiply(exp_shifted, (dloss[rows] / total[rows])[:, None], out=dx[rows])
         dx[np.arange(rows.start, rows.stop), targets[rows]] -= dloss[rows] * (1 - smoothing)
         if smoothing:
             dx[rows] -= dloss[rows, None] * (smoothing / classes)

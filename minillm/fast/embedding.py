@@ -15,13 +15,13 @@ from minillm.sums import add_rows
 
 
 def forward(weight, ids, *, padding_idx=None):
-    return np.take(weight, ids, axis=0), Saved(ids, weight.shape, padding_idx)
+    return np.take(weight, ids, axis=0), Saved(ids, weight.shape, padding_idx)  # (..., C)
 
 
 def backward(dy, saved, into=(None, None)):
-    dy = without_padding(dy, saved)
-    dweight = gradient_so_far(dy, saved, into[0])
-    add_rows(dweight, saved.ids.reshape(-1), as_rows(dy))
+    dy_counted = without_padding(dy, saved)  # (..., C)
+    dweight = gradient_so_far(dy, saved, into[0])  # (V, C)
+    add_rows(dweight, saved.ids.reshape(-1), as_rows(dy_counted))
     return dweight, None
 
 
@@ -33,7 +33,7 @@ def without_padding(dy: Array, saved: Saved) -> Array:
 
 
 def gradient_so_far(dy: Array, saved: Saved, into: Into | None) -> Array:
-    """Where the gradient of the table goes: an array that is there to be added to, or zeros."""
+    """The array (V, C) for the table's gradient: the one that is there to be added to, or zeros."""
     if into is None:
         return np.zeros_like(dy, shape=saved.shape, order="C")
     if not into.add:

@@ -28,7 +28,7 @@ def backward(dy, saved):
 
 
 def value_and_slope(approximate: str, dtype: np.dtype) -> ValueAndSlope:
-    """The function that writes y and its slope for a block of rows."""
+    """The function that writes y and its slope dy/dx, both of the shape of x, for a block of rows."""
     form = tanh_form if approximate == "tanh" else tail_form if dtype == np.float32 else erf_form
 
     def write(z: Array, y: Array, slope: Array) -> None:
@@ -40,7 +40,7 @@ def value_and_slope(approximate: str, dtype: np.dtype) -> ValueAndSlope:
 
 
 def tanh_form(x: Array, y: Array, slope: Array) -> None:
-    """y = x cdf with cdf = (1 + tanh u)/2; the slope is cdf + y (1 - cdf) 2 du/dx."""
+    """y = x cdf with cdf = (1 + tanh u)/2; the slope is cdf + y (1 - cdf) 2 (du/dx). All arrays have the shape of x."""
     square = x * x
     u = square * (SQRT_2_OVER_PI * CUBIC)
     u += SQRT_2_OVER_PI
@@ -54,7 +54,7 @@ def tanh_form(x: Array, y: Array, slope: Array) -> None:
 
 
 def write_slope_of_tanh_form(slope: Array, square: Array, cdf: Array, y: Array) -> None:
-    """cdf + y (1 - cdf) 2 du/dx, given x^2, whose memory it uses."""
+    """cdf + y (1 - cdf) 2 (du/dx), given square = x^2, whose memory it uses."""
     twice_du_dx = square
     twice_du_dx *= 6 * SQRT_2_OVER_PI * CUBIC
     twice_du_dx += 2 * SQRT_2_OVER_PI

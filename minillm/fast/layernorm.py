@@ -16,7 +16,7 @@ from minillm.sums import column_sums, row_sums, vecdot
 
 
 class Saved(NamedTuple):
-    """What the forward keeps for the backward; N is the number of rows."""
+    """Everything that the forward keeps for the backward; N is the number of rows."""
 
     x: Array  # (..., C)
     weight: Array  # (C,)
@@ -26,9 +26,9 @@ class Saved(NamedTuple):
 
 
 def forward(x, weight, bias, *, eps):
-    y = np.empty_like(x, order="C")
-    x_rows, y_rows = as_rows(x), as_rows(y)
-    mean, rstd = np.empty_like(x, shape=(2, len(x_rows), 1))
+    y = np.empty_like(x, order="C")  # (..., C)
+    x_rows, y_rows = as_rows(x), as_rows(y)  # (N, C)
+    mean, rstd = np.empty_like(x, shape=(2, len(x_rows), 1))  # (N, 1) each
 
     def block(rows):
         forward_of_rows(x_rows[rows], weight, bias, eps, y_rows[rows], mean[rows], rstd[rows])
@@ -39,18 +39,18 @@ def forward(x, weight, bias, *, eps):
 
 def backward(dy, saved):
     x, weight, mean, rstd, has_bias = saved
-    dx = np.empty_like(x, order="C")
-    x_rows, dy_rows, dx_rows = as_rows(x), as_rows(dy), as_rows(dx)
+    dx = np.empty_like(x, order="C")  # (..., C)
+    x_rows, dy_rows, dx_rows = as_rows(x), as_rows(dy), as_rows(dx)  # (N, C)
 
     def block(rows):
         return backward_of_rows(dy_rows[rows], x_rows[rows], weight, mean[rows], rstd[rows], dx_rows[rows])
 
-    dweight, dbias = sum_over_blocks(block, dy_rows)
+    dweight, dbias = sum_over_blocks(block, dy_rows)  # (C,) each
     return dx, dweight, dbias if has_bias else None
 
 
 def forward_of_rows(x, weight, bias, eps, y, mean, rstd):
-    """Layer norm of a block of rows: fills y, mean and rstd."""
+    """Layer norm of a block of n rows: fills y (n, C), mean (n, 1) and rstd (n, 1)."""
     channels = x.shape[-1]
     np.divide(row_sums(x), channels, out=mean)
     centred = x - mean
@@ -63,7 +63,7 @@ def forward_of_rows(x, weight, bias, eps, y, mean, rstd):
 
 
 def backward_of_rows(dy, x, weight, mean, rstd, dx):
-    """The gradients of a block of rows: fills dx and returns its sums for dweight and dbias.
+    """The gradients of a block of n rows: fills dx (n, C) and returns its sums for dweight and dbias, (C,) each.
 
     Names on the left that share memory, each overwritten by the next: dnorm, then without_mean, then dx_over_rstd, all
     in dx; centred, then norm, then through_rstd.

@@ -20,7 +20,7 @@ ValueAndSlope = Callable[[Array, Array, Array], None]
 
 
 class Saved(NamedTuple):
-    """What the forward keeps for the backward."""
+    """Everything that the forward keeps for the backward."""
 
     slope: Array  # (...), dy/dx; empty where no gradient will be asked for
 

@@ -12,7 +12,7 @@ from minillm.fast.slopes import empty_slope
 
 
 class Saved(NamedTuple):
-    """What the forward keeps for the backward; both are empty where no gradient will be asked for."""
+    """Everything that the forward keeps for the backward; both are empty where no gradient will be asked for."""
 
     gate_slope: Array  # (...), dy/dgate = up silu'(gate)
     up_slope: Array  # (...), dy/dup = silu(gate)

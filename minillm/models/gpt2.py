@@ -6,9 +6,11 @@ Read it with the data, from `GPT2.forward` on. With ids (B, T):
     in each block:  x = x + attention(norm(x)),  x = x + mlp(norm(x))
     logits = norm(x) token table^T                               (B, T, V)
 
-so every block adds to the residual stream twice, and the table that turned ids into vectors turns vectors into logits.
-Attention and the MLP are SelfAttention and MLP of minillm/nn. The second half of the file says how Hugging Face's files
-name the same things.
+so every block adds to the residual stream twice, and the table (V, C) that turned ids into vectors turns vectors into
+logits. The position table is (context, C).
+Attention and the MLP are SelfAttention and MLP of minillm/nn. An optimiser, once built, replaces the array of every
+parameter by a view into a flat buffer (optim/flat.py). The second half of the file says how Hugging Face's files name
+the same things.
 """
 
 from __future__ import annotations
@@ -91,7 +93,7 @@ class Block(Module):
 
     def forward(self, x: Tensor, cache: KVCache | None = None, visible: Array | None = None) -> Tensor:
         x = x + self.attn(self.ln_1(x), cache, visible)  # (B, T, C)
-        return x + self.mlp(self.ln_2(x))
+        return x + self.mlp(self.ln_2(x))  # (B, T, C)
 
 
 class GPT2(Decoder):
@@ -110,8 +112,9 @@ class GPT2(Decoder):
         self._init_weights()
 
     def _init_weights(self) -> None:
-        """Matrices from N(0, 0.02); those that write to the residual stream, two a block, from N(0, 0.02 / sqrt(2L)).
+        """Matrices from a normal distribution with mean 0 and standard deviation 0.02; all biases 0.
 
+        The matrices that write to the residual stream, two a block, have the standard deviation 0.02 / sqrt(2L).
         Source: Radford et al. 2019, section 2.3: the sum of 2L branches would otherwise grow with depth.
         """
         for name, parameter in self.named_parameters():
@@ -124,18 +127,18 @@ class GPT2(Decoder):
     def forward(self, ids: Any) -> Tensor:
         """Logits (B, T, V): for each of the ids (B, T), how likely each token is to follow it."""
         x = self.features(ids)  # (B, T, C)
-        return self.logits(x)
+        return self.logits(x)  # (B, T, V)
 
     def loss(self, ids: Any, targets: Any, reduction: str = "mean") -> Tensor:
         """Cross-entropy of the logits against targets (B, T), in nats per token; a target of -100 does not count."""
-        logits = self(ids)  # (B, T, V); nothing else reads them, so the gradient may take their memory
-        return ops.cross_entropy(logits, targets, reduction=reduction, overwrite=True, dim=-1)
+        logits = self(ids)  # (B, T, V). No one else reads the logits, so the backward may overwrite them.
+        return ops.cross_entropy(logits, targets, reduction=reduction, overwrite=True, dim=-1)  # ()
 
     def features(self, ids: Any, cache: list[KVCache] | None = None) -> Tensor:
         """Input of the output layer, (B, T, C). With a cache, the ids follow the tokens in it, and are added to it."""
-        x = self.embed(ids, cache)
-        x = self.blocks(x, cache)
-        return self.ln_f(x)
+        x = self.embed(ids, cache)  # (B, T, C)
+        x = self.blocks(x, cache)  # (B, T, C)
+        return self.ln_f(x)  # (B, T, C)
 
     def embed(self, ids: Any, cache: list[KVCache] | None = None) -> Tensor:
         """Input of the first block, (B, T, C): for each id the vector of its token plus that of its position."""
@@ -143,22 +146,25 @@ class GPT2(Decoder):
         positions = np.arange(start, stop, like=ids)  # (T,)
         if cache and cache[0].padding is not None:
             positions = np.maximum(positions - cache[0].padding[:, None], 0)  # (B, T)
-        return self.drop(self.wte(ids) + self.wpe(positions))
+        return self.drop(self.wte(ids) + self.wpe(positions))  # (B, T, C) + (T, C)
 
     def blocks(self, x: Tensor, cache: list[KVCache] | None = None) -> Tensor:
         """Residual stream after the last block, (B, T, C)."""
         visible = cache[0].visible(cache[0].length + x.shape[1]) if cache else None
         for number, block in enumerate(self.h):
-            x = block(x, cache[number] if cache else None, visible)
+            x = block(x, cache[number] if cache else None, visible)  # (B, T, C)
         return x
 
     def logits(self, x: Tensor) -> Tensor:
         """Logits (..., V) of features (..., C)."""
-        return ops.linear(x, self.output_weight)
+        return ops.linear(x, self.output_weight)  # (..., V)
 
     @property
     def output_weight(self) -> Tensor:
-        """Output-projection weight, (V, C): the token table, if the two are tied."""
+        """Output-projection weight, (V, C): the token table, if the two are tied.
+
+        The tied table then gets two gradients in a backward: first from the logits' linear, last from the embedding.
+        """
         return self.wte.weight if self.config.tied else self.lm_head.weight
 
     def new_cache(self, batch: int = 1, padding: Array | None = None) -> list[KVCache]:

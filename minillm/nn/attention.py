@@ -28,6 +28,7 @@ class KVCache:
     def __init__(
         self, batch: int, kv_heads: int, capacity: int, head_size: int, like: Array, padding: Array | None = None
     ):
+        # (B, G, capacity, D) each
         self.keys, self.values = np.empty_like(like, shape=(2, batch, kv_heads, capacity, head_size), order="C")
         self.length = 0
         self.padding = padding
@@ -46,7 +47,7 @@ class KVCache:
             raise GraphError("KVCache: cached keys and values have no gradient; call the model under minillm.no_grad()")
         self.keys[:, :, start:stop], self.values[:, :, start:stop] = k.data, v.data
         self.length = stop
-        return Tensor(self.keys[:, :, :stop]), Tensor(self.values[:, :, :stop])
+        return Tensor(self.keys[:, :, :stop]), Tensor(self.values[:, :, :stop])  # (B, G, stop, D) each
 
     def restart(self, padding: Array | None = None) -> None:
         """Forget all positions."""
@@ -93,14 +94,14 @@ class SelfAttention(Module):
     def forward(
         self, x: Tensor, cache: KVCache | None = None, mask: Array | None = None, lengths: Any = None
     ) -> Tensor:
-        """Shapes: x and the result (B, T, C); mask and lengths as in ops.attention."""
+        """Shapes: x and the result (B, T, C), H heads of D = C / H channels; mask and lengths as in ops.attention."""
         qkv = self.qkv(x)  # (B, T, 3 C)
         q, k, v = (split_heads(part, self.heads) for part in qkv.split(qkv.shape[-1] // 3, dim=-1))  # (B, H, T, D)
         if cache is not None:
-            k, v = cache.extend(k, v)
+            k, v = cache.extend(k, v)  # (B, H, Tk, D), where Tk counts the positions in the cache too
         p = self.attention_dropout if self.training else 0.0
         y = ops.attention(q, k, v, mask=mask, lengths=lengths, causal=self.causal, dropout_p=p)  # (B, H, T, D)
-        return self.dropout(self.proj(join_heads(y)))
+        return self.dropout(self.proj(join_heads(y)))  # (B, T, C)
 
     def extra_repr(self) -> str:
         return f"heads={self.heads}{', causal' if self.causal else ''}"
@@ -125,7 +126,7 @@ class CrossAttention(Module):
         """Shapes: x and the result (B, T, C); lengths (B,): the number of real positions in each memory."""
         p = self.attention_dropout if self.training else 0.0
         y = ops.attention(split_heads(self.q(x), self.heads), *keys_and_values, lengths=lengths, dropout_p=p)
-        return self.dropout(self.proj(join_heads(y)))
+        return self.dropout(self.proj(join_heads(y)))  # (B, T, C)
 
     def extra_repr(self) -> str:
         return f"heads={self.heads}"

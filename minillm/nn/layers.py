@@ -1,4 +1,4 @@
-"""Layers that hold weights or settings, each a call of the operation of its name; and the losses as layers."""
+"""A layer holds weights or settings and calls the operation of the same name. Losses are layers too."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from minillm.nn.module import Module
 
 
 class Linear(Module):
-    """y = x W^T + b, with W (out, in) and b from U(-1/sqrt(in), 1/sqrt(in)), as in PyTorch."""
+    """y = x weight^T + bias, with weight (out, in) and bias (out,) from U(-1/sqrt(in), 1/sqrt(in)), as in PyTorch."""
 
     def __init__(self, in_features: int, out_features: int, bias: bool = True):
         bound = 1 / math.sqrt(in_features) if in_features else 0.0
@@ -24,7 +24,7 @@ class Linear(Module):
         uniform_(bound, *(parameter.data for parameter in (self.weight, self.bias) if parameter is not None))
 
     def forward(self, x: Tensor) -> Tensor:
-        return ops.linear(x, self.weight, self.bias)
+        return ops.linear(x, self.weight, self.bias)  # (..., in) to (..., out)
 
 
 class Embedding(Module):
@@ -41,7 +41,7 @@ class Embedding(Module):
             self.weight.data[padding_idx] = 0
 
     def forward(self, ids: Any) -> Tensor:
-        return ops.embedding(ids, self.weight, self.padding_idx)
+        return ops.embedding(ids, self.weight, self.padding_idx)  # (...) to (..., C)
 
 
 class LayerNorm(Module):
@@ -56,7 +56,7 @@ class LayerNorm(Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        return ops.layer_norm(x, self.weight, self.bias, self.eps)
+        return ops.layer_norm(x, self.weight, self.bias, self.eps)  # (..., C), as x
 
     def extra_repr(self) -> str:
         return f"eps={self.eps:g}"
@@ -70,7 +70,7 @@ class RMSNorm(Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        return ops.rms_norm(x, self.weight, self.eps)
+        return ops.rms_norm(x, self.weight, self.eps)  # (..., C), as x
 
     def extra_repr(self) -> str:
         return f"eps={self.eps:g}"
@@ -83,7 +83,7 @@ class Dropout(Module):
         self.p = p
 
     def forward(self, x: Tensor) -> Tensor:
-        return ops.dropout(x, self.p, self.training)
+        return ops.dropout(x, self.p, self.training)  # (...), as x
 
     def extra_repr(self) -> str:
         return f"p={self.p:g}"
@@ -198,7 +198,7 @@ class MLP(Module):
     def forward(self, x: Tensor) -> Tensor:
         """Shapes: x and the result (..., channels)."""
         hidden = ACTIVATIONS[self.activation](self.fc(x))  # (..., hidden)
-        return self.dropout(self.proj(hidden))
+        return self.dropout(self.proj(hidden))  # (..., channels)
 
     def extra_repr(self) -> str:
         return self.activation

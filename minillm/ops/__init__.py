@@ -4,6 +4,9 @@
 Every file names its public functions in `__all__`, and they are functions of minillm.ops. Tensor gets its operators and
 methods here too: the engine knows no operation, and operations need the engine, so they meet here and nowhere else.
 A public function becomes a method of Tensor when minillm/methods.py declares its name.
+
+A public function hides the file of its name: `import minillm.ops.gelu as g` gives the function. For what else is in the
+file, write `from minillm.ops.gelu import gelu_backward`.
 """
 
 from __future__ import annotations

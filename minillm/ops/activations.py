@@ -26,7 +26,7 @@ __all__ = ["erf", "leaky_relu", "logsigmoid", "relu", "sigmoid", "softplus", "ta
 
 
 class Slope(NamedTuple):
-    """What the forward keeps for the backward."""
+    """Everything that the forward keeps for the backward."""
 
     slope: Array  # (...), dy/dx
 

@@ -1,4 +1,4 @@
-"""A residual addition and the layer norm of the sum, the step that begins every pre-norm block:
+"""A residual addition and the layer norm of the sum, two steps that follow each other in pre-norm models:
 
     total = x + residual        y = layer_norm(total)
 
@@ -7,8 +7,8 @@ reaches the sum in the stream, and through_norm the dx of layer norm (see layern
 
     dx = dresidual = dtotal + through_norm
 
-It is an operation of its own because both steps together pass over memory once: a block of rows is normalised while
-its sum is still in cache.
+The models here call `add` and `layer_norm`, which read better. The fusion pays on a GPU, where passes over memory take
+all the time: its forward reads or writes 4 arrays (..., C) in place of 5, its backward 4 in place of 6.
 """
 
 from __future__ import annotations

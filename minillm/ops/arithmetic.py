@@ -24,7 +24,7 @@ __all__ = ["add", "div", "lerp", "mul", "neg", "sub"]
 
 
 class Operands(NamedTuple):
-    """What the forward keeps for the backward: two operands, each an array or a Python number."""
+    """Everything that the forward keeps for the backward: two operands, each an array or a Python number."""
 
     a: Any  # (...)
     b: Any  # (...)

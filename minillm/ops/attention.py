@@ -1,21 +1,24 @@
 """Scaled dot-product attention (Vaswani et al. 2017, arXiv:1706.03762), for one head:
 
+    Q (Tq, D), K (Tk, D), V (Tk, E)         Tq queries, Tk keys; D channels of a query or key, E of a value
     S = scale Q K^T + bias     (Tq, Tk)     scale = 1 / sqrt(D); S = -inf where a query may not see a key
     P = softmax(S)             (Tq, Tk)     by rows; 0 for a query that sees no key
-    Y = (M P) V                (Tq, E)      M: the dropout mask times its scale, element by element; 1 without dropout
+    Y = (M P) V                (Tq, E)      M P element by element. M_ij is 0 for a dropped weight and
+                                            1/(1 - dropout_p) otherwise; without dropout M = 1
 
 Backward, line by line from the end:
 
-    Y = (M P) V     dV = (M P)^T dY                     dP = M (dY V^T)
-    P = softmax(S)  dS_ij = P_ij (dP_ij - delta_i)      delta_i = sum_j P_ij dP_ij
-    S = scale Q K^T dQ = scale dS K                     dK = scale dS^T Q
+    Y = (M P) V     dV = (M P)^T dY                     dP = M (dY V^T)                     (Tk, E), (Tq, Tk)
+    P = softmax(S)  dS_ij = P_ij (dP_ij - delta_i)      delta_i = sum_j P_ij dP_ij          (Tq, Tk), (Tq, 1)
+    S = scale Q K^T dQ = scale dS K                     dK = scale dS^T Q                   (Tq, D), (Tk, D)
 
-Grouped heads (Ainslie et al. 2023, arXiv:2305.13245): H query heads share G kv heads, H/G neighbours each. So K and V
-of a kv head serve several query heads, and dK and dV are the sums over these.
+The arrays below have B batch items and heads in front. Grouped heads (Ainslie et al. 2023, arXiv:2305.13245): H query
+heads share G kv heads, H/G neighbours each. So K and V of a kv head serve several query heads, and dK and dV are the
+sums over these.
 
 The fast pair and the kernels keep nothing of size (Tq, Tk): delta_i is also dY_i . Y_i, and P can be made again from
 one number per row, lse_i = log sum_j exp(S_ij) (FlashAttention, Dao et al. 2022, arXiv:2205.14135). This pair keeps P,
-to be looked at.
+and with dropout M, to be looked at.
 """
 
 from __future__ import annotations
@@ -35,16 +38,20 @@ from minillm.ops.dropout import check_probability
 
 
 class Dropout(NamedTuple):
-    """The place of the dropout mask M in the random stream; every row of M starts a new counter block."""
+    """The place of the dropout mask M in the random stream.
 
-    p: float  # probability that a weight is zeroed
+    A counter block is 8 random numbers (random.py); every row of M begins with a new block.
+    """
+
+    p: float  # dropout_p, the probability that a weight is zeroed
     seed: int
     counter: int  # first counter block
-    skip: int = 0  # counter blocks after those of each batch item: of heads that other processes have
+    # number of counter blocks to skip after each batch item; they belong to the heads of other processes
+    skipped_blocks: int = 0
 
 
 class Saved(NamedTuple):
-    """What the forward keeps for the backward."""
+    """Everything that the forward keeps for the backward."""
 
     q: Array  # (B, H, Tq, D)
     k: Array  # (B, G, Tk, D)
@@ -57,8 +64,8 @@ class Saved(NamedTuple):
 def attention_forward(q, k, v, mask, *, lengths, causal, scale, dropout):
     k_shared, v_shared = share_heads(k, q), share_heads(v, q)  # (B, H, Tk, D), (B, H, Tk, E)
     visible = visible_keys(q, k, mask, lengths, causal)  # broadcasts to (B, H, Tq, Tk)
-    bias = 0 if mask is None or mask.dtype == bool else mask.astype(q.dtype, copy=False)  # (B, H, Tq, Tk)
-    m = 1 if dropout is None else dropout_mask(dropout, q, k)  # (B, H, Tq, Tk)
+    bias = 0 if mask is None or mask.dtype == bool else mask.astype(q.dtype, copy=False)  # (B, H, Tq, Tk) or 0
+    m = 1 if dropout is None else dropout_mask(dropout, q, k)  # (B, H, Tq, Tk) or 1
     s = np.where(visible, scale * matmul(q, k_shared.swapaxes(-1, -2)) + bias, -np.inf)  # (B, H, Tq, Tk)
     p = softmax(s)  # (B, H, Tq, Tk)
     y = matmul(m * p, v_shared)  # (B, H, Tq, E)
@@ -89,14 +96,14 @@ def softmax(s: Array) -> Array:
 
 
 def share_heads(x: Array, q: Array) -> Array:
-    """Keys or values (B, G, Tk, D), each kv head repeated for the query heads that share it: (B, H, Tk, D)."""
+    """Keys (B, G, Tk, D), each kv head repeated for the query heads that share it: (B, H, Tk, D); values likewise."""
     return np.repeat(x, q.shape[1] // x.shape[1], axis=1)
 
 
 def sum_heads(dx: Array, x: Array) -> Array:
-    """Gradients (B, H, Tk, D), summed over the query heads that share a kv head: (B, G, Tk, D), the shape of x."""
+    """Gradients (B, H, Tk, D or E), summed over the query heads that share a kv head, in the shape of x."""
     batch, kv_heads, keys, channels = x.shape
-    return dx.reshape(batch, kv_heads, dx.shape[1] // kv_heads, keys, channels).sum(axis=2)
+    return dx.reshape(batch, kv_heads, dx.shape[1] // kv_heads, keys, channels).sum(axis=2)  # (B, G, Tk, D or E)
 
 
 def visible_keys(q: Array, k: Array, mask: Array | None, lengths: Array | None, causal: bool) -> Array:
@@ -114,13 +121,13 @@ def visible_keys(q: Array, k: Array, mask: Array | None, lengths: Array | None, 
 
 
 def dropout_mask(dropout: Dropout, q: Array, k: Array) -> Array:
-    """M, (B, H, Tq, Tk): 0 with the probability of dropout, else 1/(1 - p). Numbers of other heads are left out."""
+    """M, (B, H, Tq, Tk). The random numbers of other processes' heads are skipped."""
     (batch, heads, queries, _), keys = q.shape, k.shape[2]
-    row = -(-keys // random.BLOCK) * random.BLOCK  # so that every row starts a block
-    item = heads * queries * row
-    shape = (batch, item + dropout.skip * random.BLOCK)
-    numbers = random.keep_scale(dropout.seed, dropout.counter, shape, dropout.p, q.dtype)
-    return like(numbers[:, :item].reshape(batch, heads, queries, row)[..., :keys], q)
+    row = -(-keys // random.BLOCK) * random.BLOCK  # random numbers for a row of M, which begins with a new block
+    item = heads * queries * row  # random numbers for a batch item
+    shape = (batch, item + dropout.skipped_blocks * random.BLOCK)
+    factors = random.keep_scale(dropout.seed, dropout.counter, shape, dropout.p, q.dtype)  # 0 or 1/(1 - p)
+    return like(factors[:, :item].reshape(batch, heads, queries, row)[..., :keys], q)  # (B, H, Tq, Tk)
 
 
 ATTENTION = Op("attention", attention_forward, attention_backward)  # faster pairs: fast/attention.py, cuda/attention.py
@@ -139,18 +146,19 @@ def attention(
 ) -> Tensor:
     """softmax(scale Q K^T + mask) V for every head.
 
-    Shapes: q (B, H, Tq, D), k (B, G, Tk, D), v (B, G, Tk, E) with G dividing H; result (B, H, Tq, E). Where a batch
-        has size 1, it serves all items. Where all three are (B, T, D) or (T, D), there is one head.
+    Shapes: q (B, H, Tq, D), k (B, G, Tk, D), v (B, G, Tk, E) with G dividing H; result (B, H, Tq, E). A tensor with
+        B = 1 is broadcast over the batch. Where all three are (B, T, D) or (T, D), there is one head.
     mask: broadcastable to (B, H, Tq, Tk). Boolean: True where a query may see a key. Floating: added to the scores;
         it gets no gradient.
     causal: query i sees keys up to i + Tk - Tq. scale: 1/sqrt(D) by default.
     lengths: (B,), whole numbers from 0 to Tk: the queries of batch item b see its first lengths[b] keys only, and the
         rest is padding. A mask (B, 1, 1, Tk) could say that too, but kernels take lengths, and no mask.
     dropout_p: the probability with which each weight is zeroed; the others are scaled by 1/(1 - dropout_p).
-    Saves: references to q, k, v and the output, and one number per query; by the plain formula, P.
+    Saves: references to q, k, v, mask and the output, and one number per query. The plain pair keeps q, k, v and P, and
+        with dropout M.
     Raises: ShapeError for sizes that do not fit; DtypeError for a mask that is neither boolean nor floating, or
         lengths that are no integers; InputError for a length outside 0 to Tk (not looked for on a GPU, where more than
-        Tk counts as Tk), dropout_p outside [0, 1), or more items or heads than `random.part` tells of.
+        Tk counts as Tk), dropout_p outside [0, 1), or more batch items or heads than random.part declared.
     Source: Vaswani et al. 2017, equation 1; Dao et al. 2022, algorithm 4 for the backward.
     """
     if mask is not None:
@@ -158,9 +166,9 @@ def attention(
     if q.ndim == k.ndim == v.ndim and q.ndim in (2, 3):  # one head
         if mask is not None and mask.ndim == 3:
             mask = mask[:, None]  # (B, 1, Tq, Tk)
-        q4, k4, v4 = (x.reshape(*x.shape[:-2], *(1,) * (4 - x.ndim), *x.shape[-2:]) for x in (q, k, v))
-        y = attention(q4, k4, v4, causal, mask, lengths=lengths, scale=scale, dropout_p=dropout_p)
-        return y.reshape(*y.shape[: q.ndim - 2], *y.shape[2:])
+        q4, k4, v4 = (x.reshape(*x.shape[:-2], *(1,) * (4 - x.ndim), *x.shape[-2:]) for x in (q, k, v))  # (B, 1, T, D)
+        y = attention(q4, k4, v4, causal, mask, lengths=lengths, scale=scale, dropout_p=dropout_p)  # (B, 1, Tq, E)
+        return y.reshape(*y.shape[: q.ndim - 2], *y.shape[2:])  # (B, Tq, E) or (Tq, E)
     if lengths is not None:
         lengths = lengths.data if isinstance(lengths, Tensor) else as_array(lengths)
     q, k, v = _with_one_batch(q, k, v)
@@ -182,7 +190,7 @@ def attention(
 
 
 def _with_one_batch(*tensors: Tensor) -> list[Tensor]:
-    """The tensors, those with a batch of 1 stretched to the batch of the others."""
+    """The tensors, each with the batch of the largest; a tensor with B = 1 is broadcast."""
     batch = max((x.shape[0] for x in tensors if x.ndim == 4), default=1)
     return [broadcast_to(x, batch, *x.shape[1:]) if x.ndim == 4 and x.shape[0] == 1 < batch else x for x in tensors]
 
@@ -200,10 +208,13 @@ def _checked_mask(mask: Array, q: Array, wanted: tuple[int, ...]) -> Array:
 
 
 def _reserve_mask(shape: tuple[int, ...], keys: int, p: float) -> Dropout:
-    """Set random numbers aside for M (B, H, Tq, Tk), or for the larger M that this is a part of (random.part)."""
+    """Reserve the random numbers of M, (B, H, Tq, Tk), for queries of this shape (B, H, Tq, D).
+
+    Inside random.part, this reserves those of the whole M and returns the place of this part.
+    """
     first_item, items = random.default.rows_of("attention", shape)
     first_head, heads = random.default.heads_of(shape)
-    head = shape[2] * -(-keys // random.BLOCK)  # counter blocks of a head
-    seed, counter = random.default.reserve(items * heads * head * random.BLOCK)
-    counter += (first_item * heads + first_head) * head
-    return Dropout(p, seed, counter, (heads - shape[1]) * head)
+    head_blocks = shape[2] * -(-keys // random.BLOCK)  # counter blocks for a head
+    seed, counter = random.default.reserve(items * heads * head_blocks * random.BLOCK)
+    counter += (first_item * heads + first_head) * head_blocks
+    return Dropout(p, seed, counter, skipped_blocks=(heads - shape[1]) * head_blocks)

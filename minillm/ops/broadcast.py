@@ -23,7 +23,7 @@ __all__ = ["broadcast_to", "expand", "expand_as", "repeat", "tile"]
 
 
 class Saved(NamedTuple):
-    """What the forward keeps for the backward."""
+    """Everything that the forward keeps for the backward."""
 
     shape: tuple[int, ...]  # of x
 

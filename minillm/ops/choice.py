@@ -25,7 +25,7 @@ __all__ = ["clamp", "clamp_max", "clamp_min", "clip", "maximum", "minimum", "whe
 
 
 class Choice(NamedTuple):
-    """What the forward keeps for the backward."""
+    """Everything that the forward keeps for the backward."""
 
     condition: Array  # (...), booleans
     a_is_number: bool
@@ -33,7 +33,7 @@ class Choice(NamedTuple):
 
 
 class Limited(NamedTuple):
-    """What the forward keeps for the backward: x, and its limits, each an array, a number, or None for no limit."""
+    """The arrays that the forward keeps: x, and its limits, each an array, a number, or None for no limit."""
 
     x: Array  # (...)
     low: Any  # (...)

@@ -1,22 +1,24 @@
 """Cross-entropy of logits against target ids: the loss of a language model, in nats per token.
 
-Forward, for one row x of V logits with target t. With label smoothing e (Szegedy et al. 2015) the target distribution
-is q, which puts 1 - e on t and spreads e over all classes; each class counts by its weight w (1 unless given):
+Forward, for one row of V logits with target t. With label smoothing s (Szegedy et al. 2015) the target distribution is
+q, which puts 1 - s on t and spreads s over all classes; each class counts by its weight w (1 unless given):
 
-    shifted_i = x_i - max(x)            total   = sum(e^shifted)
-    p_i       = e^(shifted_i) / total   log p_i = shifted_i - log(total)
-    q_i       = ((1 - e) 1[i = t] + e/V) w_i
-    loss      = -sum(q log p),  where 0 log 0 = 0
-    y         = sum over the rows of share loss
+    shifted_i = logits_i - max(logits)                (V,)
+    total     = sum(e^shifted)                        ()
+    p_i       = e^(shifted_i) / total                 (V,)      log_p_i = shifted_i - log(total)
+    q_i       = ((1 - s) 1[i = t] + s/V) w_i          (V,)      1[i = t] is 1 if i = t, otherwise 0
+    loss      = -sum(q log_p)                         ()        0 log 0 = 0
 
-The share of a row is 0 if its target is ignored. It is 1 for the rows that count; for a mean it is 1 over the sum of
-their w_t. At the start of training p is nearly uniform, so the loss is nearly log V.
+The share of a row is the factor of its loss in the result y: 0 if the target is ignored, otherwise 1 for "sum" and
+"none", and 1 / (sum of w_t over the rows that count) for "mean". So y is the sum of share loss over the rows, or for
+"none" share loss of each row. At the start of training p is nearly uniform, so the loss is nearly log V.
 
-Backward. A row's loss gets dloss = share dy. By the derivative of log_softmax, d log p_i / d x_j = 1[i = j] - p_j:
+Backward. A row's loss gets dloss = share dy. By the derivative of log_softmax (ops/log_softmax.py),
+d log_p_i / d logits_j = 1[i = j] - p_j, and so
 
-    dx_j = -dloss sum_i q_i (1[i = j] - p_j) = dloss (p_j sum(q) - q_j)
+    dlogits_j = -dloss sum_i q_i (1[i = j] - p_j) = dloss (p_j sum(q) - q_j)
 
-A row that has no part in the loss, as one whose target is ignored, gets the gradient 0, whatever is in it.
+A row whose dloss is 0 gets the gradient 0, even if its logits are NaN or infinite.
 """
 
 from __future__ import annotations
@@ -48,11 +50,12 @@ def cross_entropy_forward(
     total = np.exp(shifted).sum(axis=-1, keepdims=True)  # (..., 1)
     p = np.exp(shifted) / total  # (..., V)
     log_p = shifted - np.log(total)  # (..., V)
+    s = label_smoothing
     w = np.ones_like(logits, shape=V) if class_weights is None else class_weights  # (V,)
     counts = targets != ignore_index  # (...)
-    t = np.where(counts, targets, 0)  # (...), a class for the rows that do not count, too
+    t = np.where(counts, targets, 0)  # (...), ignored rows get class 0, so that w[t] is defined
     is_target = t[..., None] == np.arange(V, like=t)  # (..., V)
-    q = (1 - label_smoothing) * (is_target * w) + label_smoothing / V * w  # (..., V)
+    q = (1 - s) * (is_target * w) + s / V * w  # (..., V)
     loss = -(q * np.where(q == 0, 0, log_p)).sum(axis=-1)  # (...)
     share = row_shares(counts, w[t], reduction).astype(logits.dtype)  # (...)
     y = share * np.where(counts, loss, 0)  # (...)
@@ -69,7 +72,7 @@ def cross_entropy_backward(dy, saved):
 
 
 def row_shares(counts, target_weights, reduction):
-    """The share of each row in the result, in float64: a count of rows has more digits than 16 bits can hold."""
+    """The share of each row (...), in float64: a count of rows has more digits than 16 bits can hold."""
     ones = counts.astype(np.float64)  # (...), 0 where a row does not count
     if reduction != "mean":
         return ones
@@ -91,16 +94,19 @@ def cross_entropy(
     weight: Any = None,
     dim: int | None = None,
 ) -> Tensor:
-    """The loss -log p(target) of each row, where p = softmax(logits) over the classes.
+    """The loss -log p(target), averaged over the rows by default, where p = softmax(logits) over the classes.
 
     Shapes: logits (..., V) with targets (...), or PyTorch's layout (N, V, ...) with targets (N, ...): integer ids in
-        [0, V) or `ignore_index`. Where the targets fit both, `dim` must say which axis has the classes.
-    reduction: "mean" over the targets that are not ignored (0 if there are none), "sum", or "none" for (...).
-    overwrite: let the backward write the gradient over the logits, which nothing else may use after it. They are the
-        largest array of a step: 64k tokens of GPT-2 have 6.6 GB of them in bfloat16. The plain pair never does.
+        [0, V) or `ignore_index`; result (), or for reduction="none" that of the targets. Where the targets fit both
+        layouts, `dim` must say which axis has the classes.
+    reduction: "mean" over the targets that are not ignored (0 if there are none), "sum", or "none" for each row's loss.
+    overwrite: the backward may write the gradient into the memory of the logits; nothing else may then use them. They
+        are the largest array of a step: 64k tokens of GPT-2 have 6.6 GB of them in bfloat16. The plain pair never
+        overwrites.
     weight: (V,), a factor for the loss of each class; a mean is then divided by the sum of the targets' weights.
     Units: nats per token.
-    Saves: a reference to the logits, and three numbers per row; the plain pair two arrays of the size of the logits.
+    Saves: a reference to the logits, and four numbers per row. The plain pair keeps p and q, two arrays of the size of
+        the logits, and one number per row.
     Raises: ShapeError, InputError for an id out of range or an unknown reduction, DtypeError for targets of floats.
     """
     targets = targets.data if isinstance(targets, Tensor) else as_array(targets)

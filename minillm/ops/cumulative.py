@@ -34,19 +34,19 @@ __all__ = ["cumprod", "cumsum", "prod"]
 
 
 class Factors(NamedTuple):
-    """What the forward keeps for the backward."""
+    """Everything that the forward keeps for the backward."""
 
     x: Array  # (..., n), multiplied over the last axis
 
 
 class SummedAxis(NamedTuple):
-    """What the forward keeps for the backward."""
+    """Everything that the forward keeps for the backward."""
 
     axis: int
 
 
 class Multiplied(NamedTuple):
-    """What the forward keeps for the backward."""
+    """Everything that the forward keeps for the backward."""
 
     x: Array  # (...)
     axis: int

@@ -3,8 +3,8 @@
     m_i = 0 with probability p, else 1 / (1 - p)
     y_i = m_i x_i                                   dx_i = m_i dy_i
 
-The scale 1 / (1 - p) keeps the expected value, so nothing changes at evaluation. The mask m is a function of the place
-in the random stream (see random.py): it is made again in the backward and never kept.
+The scale 1 / (1 - p) keeps the expected value, so nothing changes at evaluation. The backward computes m again from the
+seed and the counter (see random.py); m is not stored.
 """
 
 from __future__ import annotations

@@ -35,7 +35,7 @@ __all__ = ["einsum"]
 
 
 class Saved(NamedTuple):
-    """What the forward keeps for the backward."""
+    """Everything that the forward keeps for the backward."""
 
     factors: tuple[Array, ...]
     letters: tuple[str, ...]  # of each factor, one for each of its axes

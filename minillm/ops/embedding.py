@@ -1,6 +1,7 @@
 """Look-up of one row of a table for each id.
 
-Forward: y_n = W[ids_n]. In reverse, row i of W gets the sum of all dy_n with ids_n = i.
+Forward: y_n = weight[ids_n], where weight is (V, C) and y_n is (C,). Backward: row i of dweight is the sum of all dy_n
+with ids_n = i.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from minillm.sums import add_at
 
 
 class Saved(NamedTuple):
-    """What the forward keeps for the backward."""
+    """Everything that the forward keeps for the backward."""
 
     ids: Array  # (...), integers
     shape: tuple[int, int]  # (V, C)

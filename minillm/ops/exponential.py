@@ -25,7 +25,7 @@ __all__ = ["exp", "exp2", "expm1", "log", "log1p", "log2", "log10", "logaddexp",
 
 
 class Input(NamedTuple):
-    """What the forward keeps for the backward."""
+    """Everything that the forward keeps for the backward."""
 
     x: Array  # (...)
 

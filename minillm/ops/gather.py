@@ -32,7 +32,7 @@ __all__ = ["gather", "index_add", "scatter", "scatter_add", "take_along_dim"]
 
 
 class Places(NamedTuple):
-    """What the forward keeps for the backward."""
+    """Everything that the forward keeps for the backward."""
 
     shape: tuple[int, ...]  # of x
     key: tuple[Array, ...]  # the places in x that were read or written: an index array for each axis

@@ -12,10 +12,12 @@ Backward. x acts on y directly, and through cdf, whose slope is the density, pdf
     dx = dy (cdf + x pdf)
 
     exact form    pdf = phi(x) = e^(-x^2/2) / sqrt(2 pi)
-    tanh form     pdf = (1 - tanh^2 u) / 2 du/dx = 2 cdf (1 - cdf) du/dx,     du/dx = sqrt(2/pi) (1 + 3 0.044715 x^2)
+    tanh form     pdf = (1/2) (1 - tanh^2 u) (du/dx) = 2 cdf (1 - cdf) (du/dx)
+                  du/dx = sqrt(2/pi) (1 + 3 * 0.044715 x^2)
 
-GPT-2 uses the tanh form, BERT the exact one. Far from 0, where cdf or pdf is 0 to every digit, x itself may be infinite
-and the product NaN: there the formulas take the nearest x that is not so far.
+GPT-2 uses the tanh form, BERT the exact one. Far from 0, cdf or pdf is exactly 0 in floating point, and an infinite x
+times 0 would be NaN. The forward therefore multiplies cdf by max(x, -FAR), and the backward uses clip(x, -FAR, FAR), in
+place of x.
 """
 
 from __future__ import annotations
@@ -36,7 +38,7 @@ FAR = 40  # cdf(-40) and pdf(40) are 0 in double precision
 
 
 class Saved(NamedTuple):
-    """What the forward keeps for the backward."""
+    """Everything that the forward keeps for the backward."""
 
     x: Array  # (...)
     cdf: Array  # (...)

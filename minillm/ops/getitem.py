@@ -22,7 +22,7 @@ __all__ = ["getitem", "narrow", "select"]
 
 
 class Saved(NamedTuple):
-    """What the forward keeps for the backward."""
+    """Everything that the forward keeps for the backward."""
 
     shape: tuple[int, ...]  # of x
     key: Any

@@ -24,7 +24,7 @@ __all__ = ["index_select", "repeat_interleave", "take"]
 
 
 class Saved(NamedTuple):
-    """What the forward keeps for the backward."""
+    """Everything that the forward keeps for the backward."""
 
     shape: tuple[int, ...]  # of x
     index: Array  # whole numbers

@@ -22,14 +22,14 @@ __all__ = ["cat", "concat", "concatenate", "hstack", "stack", "vstack"]
 
 
 class Joined(NamedTuple):
-    """What the forward keeps for the backward."""
+    """Everything that the forward keeps for the backward."""
 
     bounds: list[int]  # where the parts begin and end along the axis
     axis: int
 
 
 class Stacked(NamedTuple):
-    """What the forward keeps for the backward."""
+    """Everything that the forward keeps for the backward."""
 
     axis: int
 

@@ -1,9 +1,10 @@
-"""The linear layer y = x W^T + b.
+"""The linear layer y = x weight^T + bias.
 
-W is (out, in), PyTorch's layout: each row of W holds the weights of one output channel. With the rows of x as N
-examples, Y = X W^T + 1 b^T, and by the rules of the matrix product (ops/matmul.py)
+`weight` is (out, in), PyTorch's layout: each of its rows holds the weights of one output channel. With the rows of x as
+N examples, X (N, in) and Y (N, out), Y = X weight^T + 1 bias^T, where 1 is a column of N ones. By the rules of the
+matrix product (ops/matmul.py)
 
-    dX = dY W        dW = dY^T X        db = sum over the rows of dY
+    dX = dY weight     (N, in)        dweight = dY^T X     (out, in)        dbias = sum over the rows of dY     (out,)
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from minillm.errors import check_floating, check_shapes
 
 
 class Saved(NamedTuple):
-    """What the forward keeps for the backward."""
+    """Everything that the forward keeps for the backward."""
 
     x: Array  # (..., in)
     weight: Array  # (out, in)
@@ -26,7 +27,7 @@ class Saved(NamedTuple):
 def linear_forward(x, weight, bias):
     y = matmul(x, weight.T)  # (..., out)
     if bias is not None:
-        y = y + bias
+        y = y + bias  # (..., out)
     return y, Saved(x, weight, bias is not None)
 
 
@@ -43,7 +44,7 @@ LINEAR = Op("linear", linear_forward, linear_backward)
 
 
 def linear(x: Tensor, weight: Tensor, bias: Any = None) -> Tensor:
-    """y = x W^T + b.
+    """y = x weight^T + bias.
 
     Shapes: x (..., in), weight (out, in), bias (out,) or None; result (..., out).
     Saves: x and a reference to the weight.

@@ -6,10 +6,12 @@ Forward, for the numbers x_1 to x_N along the axis, with p = softmax(x):
 
 No logarithm of a small p is taken, and the sum is at least 1.
 
-Backward. By the derivative of softmax (softmax.py), d log p_i / d x_j = 1[i = j] - p_j. Multiply by dlog_p_i and sum
-over i:
+Backward. By the derivative of softmax (softmax.py), d log p_i / d x_j = 1[i = j] - p_j, where 1[i = j] is 1 if i = j,
+otherwise 0. Let dlog_p_i = dL/d(log p_i). The chain rule gives dx_j = sum_i dlog_p_i (d log p_i / d x_j):
 
     dx_j = dlog_p_j - p_j sum(dlog_p)
+
+GPT-2 does not call this operation in training: cross_entropy has these formulas too.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ __all__ = ["logsumexp"]
 
 
 class Saved(NamedTuple):
-    """What the forward keeps for the backward."""
+    """Everything that the forward keeps for the backward."""
 
     x: Array
     y: Array  # the axes of x, the removed ones with size 1

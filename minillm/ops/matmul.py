@@ -1,11 +1,13 @@
 """The matrix product, batched and broadcast as in NumPy.
 
-For Y = A B with L a function of Y: dL/dA_ik = sum_j dY_ij B_kj and dL/dB_kj = sum_i A_ik dY_ij, that is
+For Y = A B, with A (M, K), B (K, N), Y (M, N), and L a function of Y: dL/dA_ik = sum_j dY_ij B_kj and
+dL/dB_kj = sum_i A_ik dY_ij, that is
 
-    dA = dY B^T          dB = A^T dY
+    dA = dY B^T     (M, K)          dB = A^T dY     (K, N)
 
-Batch axes that were stretched sum their gradients, like any broadcast. A vector is a matrix with one row (on the left)
-or one column (on the right), which Y has not.
+Where a batch axis was stretched, the gradient is summed over it. A vector on the left counts as a matrix (1, K), a
+vector on the right as (K, 1); Y does not have this axis of size 1. GPT-2 does not call this operation: its products are
+in ops/linear.py and ops/attention.py.
 """
 
 from __future__ import annotations
@@ -24,14 +26,14 @@ __all__ = ["addmm", "baddbmm", "bmm", "dot", "matmul", "mm", "mv", "outer"]
 
 
 class Saved(NamedTuple):
-    """What the forward keeps for the backward."""
+    """Everything that the forward keeps for the backward."""
 
-    a: Array  # (..., M, K)
-    b: Array  # (..., K, N)
+    a: Array  # (..., M, K), or (K,)
+    b: Array  # (..., K, N), or (K,)
 
 
 def matmul_forward(a, b):
-    y = backend.matmul(a, b)  # (..., M, N)
+    y = backend.matmul(a, b)  # (..., M, N), without M or N where a or b is a vector
     return y, Saved(a, b)
 
 
@@ -39,13 +41,14 @@ def matmul_backward(dy, saved):
     a, b, dy_matrix = as_matrices(saved.a, saved.b, dy)  # (..., M, K), (..., K, N), (..., M, N)
     da = backend.matmul(dy_matrix, b.swapaxes(-1, -2))  # (..., M, K), with the batch axes of Y
     db = backend.matmul(a.swapaxes(-1, -2), dy_matrix)  # (..., K, N), with the batch axes of Y
+    # summed over the stretched batch axes, in the shapes of a and b: (..., M, K) or (K,), and (..., K, N) or (K,)
     return unbroadcast(da, a.shape).reshape(saved.a.shape), unbroadcast(db, b.shape).reshape(saved.b.shape)
 
 
 def as_matrices(a, b, dy):
     """Vectors as matrices: a (..., M, K), b (..., K, N) and dy (..., M, N)."""
     if b.ndim == 1:
-        b, dy = b[:, None], dy[..., None]  # (K, 1), (..., M, 1)
+        b, dy = b[:, None], dy[..., None]  # (K, 1), (..., M, 1) or, if a is a vector too, (1,)
     if a.ndim == 1:
         a, dy = a[None, :], dy[..., None, :]  # (1, K), (..., 1, N)
     return a, b, dy

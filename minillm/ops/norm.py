@@ -25,7 +25,7 @@ __all__ = ["norm"]
 
 
 class Saved(NamedTuple):
-    """What the forward keeps for the backward."""
+    """Everything that the forward keeps for the backward."""
 
     x: Array
     norm: Array  # the kept axes of x

@@ -17,7 +17,7 @@ __all__ = ["pad"]
 
 
 class Saved(NamedTuple):
-    """What the forward keeps for the backward."""
+    """Everything that the forward keeps for the backward."""
 
     shape: tuple[int, ...]  # of x
     kept: tuple[slice, ...]  # a slice of x for each axis

@@ -24,7 +24,7 @@ __all__ = ["pow", "reciprocal", "rsqrt", "sqrt", "square"]
 
 
 class Output(NamedTuple):
-    """What the forward keeps for the backward."""
+    """Everything that the forward keeps for the backward."""
 
     y: Array  # (...)
 

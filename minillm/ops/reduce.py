@@ -22,7 +22,7 @@ __all__ = ["amax", "amin", "mean", "sum"]
 
 
 class Reduced(NamedTuple):
-    """What the forward keeps for the backward."""
+    """Everything that the forward keeps for the backward."""
 
     shape: tuple[int, ...]  # of x
     axis: Axis
@@ -30,7 +30,7 @@ class Reduced(NamedTuple):
 
 
 class Extreme(NamedTuple):
-    """What the forward keeps for the backward."""
+    """Everything that the forward keeps for the backward."""
 
     reached: Array  # the shape of x: which elements are equal to the result, a byte each
     axis: Axis

@@ -15,7 +15,7 @@ __all__ = ["flatten", "ravel", "reshape", "reshape_as", "squeeze", "unflatten", 
 
 
 class Saved(NamedTuple):
-    """What the forward keeps for the backward."""
+    """Everything that the forward keeps for the backward."""
 
     shape: tuple[int, ...]  # of x
 

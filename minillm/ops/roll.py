@@ -21,7 +21,7 @@ __all__ = ["flip", "roll"]
 
 
 class Saved(NamedTuple):
-    """What the forward keeps for the backward."""
+    """Everything that the forward keeps for the backward."""
 
     shifts: tuple[int, ...]
     axes: tuple[int, ...]

@@ -26,7 +26,7 @@ from minillm.errors import InputError, ShapeError, check_floating, check_shapes
 
 
 class Saved(NamedTuple):
-    """What the forward keeps for the backward."""
+    """Everything that the forward keeps for the backward."""
 
     cos: Array  # (T, D/2)
     sin: Array  # (T, D/2)

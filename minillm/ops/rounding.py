@@ -19,7 +19,7 @@ __all__ = ["abs", "absolute", "ceil", "floor", "round", "sign", "trunc"]
 
 
 class Input(NamedTuple):
-    """What the forward keeps for the backward."""
+    """Everything that the forward keeps for the backward."""
 
     x: Array  # (...)
 

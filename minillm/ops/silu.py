@@ -25,7 +25,7 @@ FAR = 1000  # e^-1000 is 0 in double precision
 
 
 class Saved(NamedTuple):
-    """What the forward keeps for the backward."""
+    """Everything that the forward keeps for the backward."""
 
     x: Array  # (...)
     s: Array  # (...)

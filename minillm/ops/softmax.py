@@ -4,15 +4,17 @@ Forward, for the numbers x_1 to x_N along the axis:
 
     e_i = e^(x_i - max(x))        p_i = e_i / sum(e)
 
-Subtracting the largest changes nothing in the ratio and keeps e finite.
+The largest cancels in the ratio, so it changes neither p nor its derivative; it keeps e finite.
 
 Backward. Every p_i depends on every x_j, through e_i itself and the sum:
 
-    d p_i / d x_j = p_i (1[i = j] - p_j)
+    d p_i / d x_j = p_i (1[i = j] - p_j)          1[i = j] is 1 if i = j, otherwise 0
 
-Multiply by dp_i and sum over i:
+Let dp_i = dL/dp_i. The chain rule gives dx_j = sum_i dp_i (d p_i / d x_j):
 
     dx_j = p_j (dp_j - sum(dp p))
+
+GPT-2 does not call this operation in training: attention and cross_entropy compute their own softmax.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""One axis cut into pieces; the gradients of the pieces are joined again, with zeros where one has none.
+"""An axis cut into pieces; the gradients of the pieces are joined again, with zeros where a piece has none.
 
 y_1, y_2, ... = the pieces of x along an axis          dx = [dy_1, dy_2, ...] along it
 """
@@ -19,7 +19,7 @@ __all__ = ["chunk", "split", "unbind"]
 
 
 class Saved(NamedTuple):
-    """What the forward keeps for the backward."""
+    """Everything that the forward keeps for the backward."""
 
     shapes: list[tuple[int, ...]]  # of the pieces
     axis: int
@@ -32,7 +32,7 @@ def split_forward(x, *, bounds, axis):
 
 def split_backward(dy, saved):
     shapes, axis = saved
-    arrived = next(part for part in dy if part is not None)
+    arrived = next(part for part in dy if part is not None)  # the shape of one piece
     parts = [
         np.zeros_like(arrived, shape=shape) if part is None else part for part, shape in zip(dy, shapes, strict=True)
     ]  # the shapes of the pieces

@@ -21,7 +21,7 @@ from minillm.ops.silu import silu_backward, silu_forward
 
 
 class Saved(NamedTuple):
-    """What the forward keeps for the backward."""
+    """Everything that the forward keeps for the backward."""
 
     gate: SavedBySilu  # gate and s, each (...)
     h: Array  # (...)

@@ -18,7 +18,7 @@ __all__ = ["clone", "contiguous", "to"]
 
 
 class Origin(NamedTuple):
-    """What the forward keeps for the backward."""
+    """Everything that the forward keeps for the backward."""
 
     device: str  # of x
     dtype: np.dtype  # of x

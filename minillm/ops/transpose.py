@@ -17,7 +17,7 @@ __all__ = ["moveaxis", "movedim", "permute", "swapaxes", "swapdims", "t", "trans
 
 
 class Saved(NamedTuple):
-    """What the forward keeps for the backward."""
+    """Everything that the forward keeps for the backward."""
 
     axes: tuple[int, ...]
 

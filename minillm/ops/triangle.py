@@ -22,7 +22,7 @@ __all__ = ["diag", "diagonal", "trace", "tril", "triu"]
 
 
 class Saved(NamedTuple):
-    """What the forward keeps for the backward."""
+    """Everything that the forward keeps for the backward."""
 
     k: int  # the diagonal that bounds the triangle: 0 is the main one, 1 the one above it
 

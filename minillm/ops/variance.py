@@ -31,7 +31,7 @@ __all__ = ["std", "var"]
 
 
 class Saved(NamedTuple):
-    """What the forward keeps for the backward."""
+    """Everything that the forward keeps for the backward."""
 
     centred: Array  # the shape of x
     degrees: float

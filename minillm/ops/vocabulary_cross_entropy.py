@@ -31,7 +31,7 @@ from minillm.errors import DtypeError, InputError, ShapeError, check_index
 
 
 class Saved(NamedTuple):
-    """What the forward keeps for the backward; V is the number of this rank's classes."""
+    """Everything that the forward keeps for the backward; V is the number of this rank's classes."""
 
     p: Array  # (..., V)
     is_target: Array  # (..., V)

@@ -5,18 +5,19 @@ With the t-th gradient g of a parameter, t = 1, 2, ..., and b1, b2 = betas:
     m_t = b1 m + (1 - b1) g              running mean of the gradient, exp_avg
     v_t = b2 v + (1 - b2) g^2            running mean of its square, exp_avg_sq
 
-Both begin at 0, so that after t steps their weights add up to 1 - b^t alone. Dividing by that takes the bias away:
+Both start at 0, so after t steps the coefficients of the gradients in m_t add up to 1 - b1^t, not to 1 (likewise v_t
+with b2). Dividing by that takes the bias away:
 
     m_hat = m_t / (1 - b1^t)             v_hat = v_t / (1 - b2^t)
 
-A step is about lr long in every direction, however large the gradients there are:
+Each weight changes by about lr, however large its gradient is:
 
     w_t = w - lr m_hat / (sqrt(v_hat) + eps)
 
 Weight decay is added to the gradient in Adam: g + weight_decay w takes the place of g. So a weight decays less the
 larger its gradients are. AdamW decays the weight itself ("decoupled"): (1 - lr weight_decay) w takes the place of w.
 
-Memory: two numbers for each parameter, beside its gradient.
+Memory: two numbers for each parameter, beside its gradient. All arrays have the shape of the parameter.
 Sources: Kingma, Ba 2014, arXiv:1412.6980, algorithm 1; Loshchilov, Hutter 2017, arXiv:1711.05101, algorithm 2, with the
 decay scaled by lr as in PyTorch.
 """

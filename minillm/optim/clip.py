@@ -20,13 +20,13 @@ from minillm.tensor import Parameter
 
 
 def sum_of_squares(vectors: list[Array]) -> float:
-    """The sum of g^2 over vectors, in float64: the square of 1e20 is infinite in float32, and that of 1e-25 is 0."""
+    """The sum of g^2 over vectors (n,), in float64: in float32 the square of 1e20 is infinite, that of 1e-25 is 0."""
     if vectors and "fast" in rooms_for(vectors[0]):
         return global_norm.sum_of_squares(vectors)
     return math.fsum(float(np.sum(np.square(g.astype(np.float64)))) for g in vectors)
 
 
-def clip_factor(norm: float, max_norm: float) -> float:
+def factor_for(norm: float, max_norm: float) -> float:
     """min(1, max_norm / norm), or NaN for a norm that is NaN."""
     return 1.0 if norm <= max_norm else max_norm / norm
 
@@ -45,7 +45,7 @@ def clip_grad_norm_(parameters: Iterable[Parameter], max_norm: float, *, error_i
         raise InputError(
             f"clip_grad_norm_: the norm of the gradients is {norm}; look for the operation that made it so"
         )
-    factor = clip_factor(norm, max_norm)
+    factor = factor_for(norm, max_norm)
     if factor != 1:
         with np.errstate(invalid="ignore"):  # infinity times 0
             for gradient in gradients:

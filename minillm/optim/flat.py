@@ -1,6 +1,7 @@
 """Flat buffers: an optimiser's parameters lie one after another in one array, and so do their gradients and moments.
 
-`parameter.data` and `parameter.grad` become views of these arrays. An update is then one pass over long arrays, however
+`parameter.data` and `parameter.grad` become views of these arrays (see `_lay_out`): the arrays that a parameter had
+before the optimiser was built are no longer its own. An update is then one pass over long arrays, however
 many parameters there are, in chunks so small that their temporaries stay in cache.
 
 Every parameter counts its own steps, because AdamW's bias correction depends on how many gradients a parameter has
@@ -23,7 +24,8 @@ ALIGN = 16  # every parameter starts on a 64-byte cache line
 class FlatGroup:
     """Parameters of one dtype and one set of options, laid out one after another in flat buffers.
 
-    options: the group's entry in `Optimizer.param_groups`, read again at each step.
+    options: the group's entry in `Optimizer.param_groups`. The optimiser reads these options at each step.
+    data, grad, masters, moments: the flat buffers, (size,) each, where size counts the padding too.
     flat: arrays in which data and gradients lie in this order already, as in parallel training; they are kept.
     steps: for each parameter, the number of updates that have moved it.
     counted: the slices of `grad` that enter the norm; None for all that have a gradient. In parallel training, several
@@ -43,7 +45,7 @@ class FlatGroup:
         self.options = options
         self.steps = [0] * len(parameters)
         self.starts: list[int] = []
-        self.stops: list[int] = []  # after the gap that follows a parameter, whose elements are 0
+        self.stops: list[int] = []  # end of each parameter, including its padding; the padding is 0
         size = 0
         for parameter in parameters:
             self.starts.append(size)
@@ -77,7 +79,7 @@ class FlatGroup:
         self.buffers.append(buffer)
 
     def view(self, flat: Array, number: int) -> Array:
-        """The part of a flat buffer that belongs to parameter `number`, in its shape."""
+        """The part of a flat buffer (size,) that belongs to parameter `number`, in the shape of the parameter."""
         parameter, start = self.parameters[number], self.starts[number]
         return flat[start : start + parameter.numel()].reshape(parameter.shape)
 
@@ -86,7 +88,7 @@ class FlatGroup:
         return getattr(self.parameters[number], "name", "") or f"number {number} of its group, without a name,"
 
     def parts(self, part: slice) -> list[Array]:
-        """The same slice of data, grad, masters and each moment."""
+        """A slice (n,) of data, grad, masters and each moment."""
         return [flat[part] for flat in (self.data, self.grad, self.masters, *self.moments.values())]
 
     def parts_of(self, number: int) -> list[Array]:

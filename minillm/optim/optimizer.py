@@ -1,14 +1,15 @@
-"""What optimisers share: parameters in groups, flat buffers, clipping, the step, and saved state.
+"""The base of all optimisers: parameters in groups, flat buffers, clipping, the step, and saved state.
 
-A subclass has a formula (see adamw.py), which moves the weights of one parameter, or of a piece of one. The engine says
-how a step applies it (see `minillm.engine`):
+An optimiser replaces each `parameter.data` by a view into a flat buffer when it is built (flat.py). A subclass has a
+formula (see adamw.py), which updates the weights of one parameter, or of a piece of one. The engine says how a step
+applies it (see `minillm.engine`):
 
     plain   the formula, parameter by parameter
     fast    in chunks that stay in the CPU's cache, on several threads; by `fast_update`, which overwrites its arguments
     cuda    one launch for a whole buffer; the factor that clips gradients goes from kernel to kernel without the host
 
-Parameters of fewer bits than float32 have masters: the optimiser moves float32 numbers, and the parameters are these,
-rounded, because a bfloat16 does not change by an update of less than 2^-9 of it.
+For parameters with fewer than 32 bits, the optimiser keeps float32 copies, the masters. It updates the masters and
+rounds them into the parameters. Without masters a bfloat16 weight would not change by an update below 2^-9 of it.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from minillm.cuda.global_norm import norm_and_clip_factor
 from minillm.device import like
 from minillm.engine import rooms_for, uses_kernel
 from minillm.errors import CheckpointError, InputError, did_you_mean
-from minillm.optim.clip import clip_factor, sum_of_squares
+from minillm.optim.clip import factor_for, sum_of_squares
 from minillm.optim.flat import FlatGroup, chunks
 from minillm.optim.groups import check_member, listed
 from minillm.tensor import Tensor
@@ -45,15 +46,15 @@ class Optimizer:
 
     moment_names: tuple[str, ...] = ()
     fast_update: Callable[..., None] | None = None  # computes `update`, and overwrites w and the moments
-    kernel = ""  # the name of kernels/<kernel>.cu, if there is one, which
-    cuda_update: Callable[..., None]  # launches
+    kernel = ""  # name of kernels/<kernel>.cu, or empty
+    cuda_update: Callable[..., None]  # launches that kernel
     add_over_ranks: Callable[[Array], None] | None = None  # in parallel training: adds up one number of all ranks
 
     def __init__(self, parameters: Iterable[Any], lr: float, **options: Any):
         self.defaults = {"lr": lr, **options}
         self.check_options(self.defaults)
         self.steps = 0
-        self.clip_factor: Any = 1.0  # multiplies all gradients at the next step; an array where a kernel made it
+        self.clip_factor: Any = 1.0  # multiplies all gradients at the next step; an array (1,) where a kernel made it
         self.param_groups: list[dict[str, Any]] = []
         self.groups: list[FlatGroup] = []
         given = listed(type(self).__name__, parameters)
@@ -147,12 +148,14 @@ class Optimizer:
                 parameter.grad[...] = 0
 
     def clip_grad_norm(self, max_norm: float) -> Any:
-        """Make the next step scale all gradients by min(1, max_norm / norm); returns the norm.
+        """This method does not change the gradients: the next step scales them by min(1, max_norm / norm).
 
-        The step multiplies by this factor as it reads the gradients, so that clipping needs no pass of its own; the
-        gradients themselves keep their values. On a GPU the norm is an array of one number, and the host waits for it
-        only at `float(norm)`. A norm that is infinite or NaN makes weights NaN at the next step, as in PyTorch; check
-        it before the step.
+        Returns: the norm of all gradients together, before it is limited.
+
+        The step multiplies by `self.clip_factor` as it reads the gradients, so that clipping needs no pass of its own.
+        `optim.clip_grad_norm_` changes the gradients instead. On a GPU the norm is an array of one number, and the host
+        waits for it only at `float(norm)`. A norm that is infinite or NaN makes weights NaN at the next step, as in
+        PyTorch; check it before the step.
         Source: Pascanu, Mikolov, Bengio 2013, arXiv:1211.5063, algorithm 1.
         """
         accumulators = {group.masters.dtype for group in self.groups}
@@ -167,7 +170,7 @@ class Optimizer:
             squares = like(squares, self.groups[0].grad)
             self.add_over_ranks(squares)
         norm = math.sqrt(squares[0])
-        self.clip_factor = clip_factor(norm, max_norm)
+        self.clip_factor = factor_for(norm, max_norm)
         return norm
 
     def step(self) -> None:
@@ -203,7 +206,7 @@ class Optimizer:
     def _move(
         self, formula: Callable, data: Array, grad: Array, masters: Array, *moments: Array, t: int, **options: Any
     ) -> None:
-        """Apply the formula to arrays that belong together, and write its results into them."""
+        """Apply the formula to arrays of one shape that belong together, and write its results into them."""
         rounded = masters.dtype != data.dtype  # otherwise they are one array
         if rounded:
             changed = masters.astype(data.dtype) != data  # by load_state_dict, or by hand, since the last step

@@ -42,13 +42,13 @@ class TrainConfig:
     out: Path | None = None
     """Run directory, which must not exist yet; by default the first free of runs/PRESET-1, -2, ..."""
     tokenizer: str = "bpe"
-    """`bpe` or `char`, trained on the training text, or a folder with a saved tokenizer."""
+    """`bpe`, trained on the training part; `char`, the characters of both parts; or a folder with a saved tokenizer."""
     validation_fraction: float = 0.1
     """Share of the text, at its end, that is never trained on."""
     model: GPT2Config = dataclasses.field(
         default_factory=lambda: GPT2Config(1024, context=128, layers=4, heads=4, channels=128, dropout=0.1)
     )
-    """Shape of the model; vocab_size is the size of a BPE that is trained here, and otherwise follows the tokenizer."""
+    """Shape of the model; vocab_size sets the size of a BPE trained here; a char or loaded tokenizer sets it itself."""
     steps: int = 2000
     """Number of optimiser steps."""
     batch_size: int = 12
@@ -62,7 +62,7 @@ class TrainConfig:
     min_lr: float = DerivedFloat()
     """Learning rate at the last step, not above lr; a tenth of lr unless it is given."""
     warmup: int = DerivedInt()
-    """Steps of linear warmup from 0 to lr, fewer than steps; a tenth of steps, but at most 100, unless it is given."""
+    """Steps of linear warmup, from lr/warmup to lr, fewer than steps; a tenth of steps, at most 100, unless given."""
     schedule: Literal["cosine", "wsd"] = "cosine"
     """How the rate falls: half a cosine; or wsd (warmup, stable, decay): constant, then linear over decay_steps."""
     decay_steps: int = DerivedInt()
@@ -72,7 +72,7 @@ class TrainConfig:
     beta2: float = 0.99
     """Decay rate of AdamW's mean of squared gradients."""
     weight_decay: float = 0.1
-    """AdamW's decay of matrices; biases and normalisation weights are not decayed."""
+    """Decay of matrices by AdamW or SGD; biases and normalisation weights are not decayed."""
     clip: float = 1.0
     """Largest global norm of the gradient; a larger gradient is scaled down to it."""
     eval_every: int = 200

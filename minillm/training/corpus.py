@@ -20,8 +20,8 @@ class Corpus(NamedTuple):
     """The tokenizer and both parts of the data; the fingerprint tells one corpus from another."""
 
     tokenizer: Tokenizer
-    train: Tokens | np.ndarray
-    validation: Tokens | np.ndarray
+    train: Tokens | np.ndarray  # (N,) token ids, uint16 where all ids fit, otherwise uint32
+    validation: Tokens | np.ndarray  # the same for the validation part
 
     def fingerprint(self) -> str:
         """The numbers of tokens, the tokenizer, and a checksum of the first million tokens of each part."""
@@ -32,7 +32,10 @@ class Corpus(NamedTuple):
 
 
 def load_corpus(config: TrainConfig, tokenizer: Tokenizer | None = None) -> Corpus:
-    """Read, split and encode the text; train a tokenizer on the training part if none is given.
+    """Read, split and encode the text; train a tokenizer if none is given.
+
+    BPE is trained on the training part. The character tokenizer gets the characters of both parts, so that validation
+    text has none that it does not know.
 
     A folder with `train_*.bin` and `validation_*.bin` holds tokens already; it needs the tokenizer that made them.
     """
@@ -64,7 +67,7 @@ def load_corpus(config: TrainConfig, tokenizer: Tokenizer | None = None) -> Corp
     dtype = np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.uint32
     return Corpus(
         tokenizer, np.array(tokenizer.encode(text), dtype), np.array(tokenizer.encode(validation_text), dtype)
-    )
+    )  # (N,) each
 
 
 def load_corpus_on_all(config: TrainConfig, tokenizer: Tokenizer | None, world: Communicator) -> Corpus:

@@ -1,4 +1,7 @@
-"""Training a language model: `train` is the whole loop, to be read from top to bottom.
+"""Training a language model: `train` is the whole loop, and the functions that it calls follow below it.
+
+By default the operations run their fast pairs (fast/*.py). Set MINILLM_ENGINE=plain to step through the formulas of
+ops/*.py instead.
 
 A step is a function of the settings, the step number and the state in the checkpoint (weights, moments, the place in
 the random stream), so a run that was stopped and resumed gives the same weights, bit for bit, as one that was not.
@@ -67,8 +70,8 @@ def train(
         last = state.step >= config.steps
         while not last:
             started = time.perf_counter()
-            ids, targets = uploads(*batches.batch(state.step))
-            loss = model.forward_backward(ids, targets, config.micro_batches)
+            ids, targets = uploads(*batches.batch(state.step))  # (B, T) each
+            loss = model.forward_backward(ids, targets, config.micro_batches)  # ()
             optimizer.lr = learning_rate(config, state.step)
             grad_norm = optimizer.clip_grad_norm(config.clip)
             loss, grad_norm = float(loss), float(grad_norm)  # the only synchronisation point of a step
@@ -108,18 +111,19 @@ def train(
 
 
 def accumulate_gradients(model: Decoder, ids: Any, targets: Any, micro_batches: int = 1) -> Any:
-    """Add the gradient of the mean loss of a batch to the parameters, computed in parts; returns the loss.
+    """Run the batch in parts, add the gradient of its mean loss to the parameters, and return the loss.
 
     Each part contributes the sum of its token losses divided by the number of tokens of the whole batch, so that
     every token counts alike, however the tokens are spread over the parts. Targets of -100 do not count.
     On a GPU the loss is an array without dimensions, and nobody waits for it before `float(loss)`.
+    Shapes: ids and targets (B, T); result ().
     """
-    counted = np.maximum((targets != -100).sum(), 1).astype(np.float32)
+    counted = np.maximum((targets != -100).sum(), 1).astype(np.float32)  # (), the number of targets that count
     total: Any = 0.0
     for part_ids, part_targets in zip(
         np.array_split(ids, micro_batches), np.array_split(targets, micro_batches), strict=True
     ):
-        loss = model.loss(part_ids, part_targets, reduction="sum") / counted
+        loss = model.loss(part_ids, part_targets, reduction="sum") / counted  # ()
         loss.backward()
         total = total + loss.data.astype(np.float64)
     return total
@@ -182,7 +186,11 @@ class WholeModel:
 
 
 def learning_rate(config: TrainConfig, step: int) -> float:
-    """The learning rate of a step, counted from 0: lr after the warmup, min_lr at the last, `steps` - 1."""
+    """The learning rate of a step; step 0 is the first.
+
+    The rate rises to lr over the warmup, then falls to min_lr at step `steps` - 1. Where the schedule is wsd and
+    decay_steps is 0, it stays at lr; a training of one step has lr too.
+    """
     if config.format == 1:
         return learning_rate_of_format_1(config, step)
     shape: dict[str, Any] = dict(peak=config.lr, floor=config.min_lr, warmup=config.warmup, total=config.steps)

@@ -232,5 +232,5 @@ def test_a_backward_after_a_step_is_noticed():
     parallel.finish()
     optimizer.step()
     parallel.sync_parameters()
-    with pytest.raises(autograd.GraphError, match="moved by the optimiser"):
+    with pytest.raises(autograd.GraphError, match="updated by the optimiser"):
         old.backward()
