@@ -74,7 +74,8 @@ def load_checkpoint(path: Path) -> Checkpoint:
         ) from None
     except (SafetensorError, OSError, KeyError, json.JSONDecodeError) as error:
         raise CheckpointError(
-            f"load_checkpoint: {path} is damaged or no minillm checkpoint ({error}); use another checkpoint of the run"
+            f"load_checkpoint: {path} is damaged or not a minillm checkpoint ({error}); "
+            "use another checkpoint of the run"
         ) from None
     parts: dict[str, dict[str, Array]] = {"model": {}, "optimizer": {}}
     for name, array in arrays.items():

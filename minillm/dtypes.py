@@ -33,7 +33,7 @@ def as_dtype(dtype: Any) -> np.dtype:
         try:
             return np.dtype(dtype)
         except TypeError:
-            raise DtypeError(f"dtype: {dtype!r} is no dtype; give 'float32', np.int64 or 'bfloat16', say") from None
+            raise DtypeError(f"dtype: {dtype!r} is not a dtype; give 'float32', np.int64 or 'bfloat16', say") from None
     try:
         from ml_dtypes import bfloat16
     except ImportError:

@@ -364,7 +364,7 @@ def check_logits(function: str, logits: Array, where: str = "") -> None:
     fix = "look at the model's weights, which a training that diverged or a damaged file leaves so"
     if len(bad):
         raise InputError(
-            f"{function}: {len(bad)} of the {len(logits)} logits{where} are no finite numbers, the first of them, of "
+            f"{function}: {len(bad)} of the {len(logits)} logits{where} are not finite numbers, the first of them, of "
             f"token id {bad[0]}, is {logits[bad[0]]}; {fix}"
         )
     if not finite.any():

@@ -9,7 +9,7 @@ they are put back into that of Hugging Face.
 
 Rotary angles may be stretched to a longer context (`RopeScaling`). Of "linear" and "yarn" the file has the settings, as
 fields. Of "llama3", which Llama 3.1 and its successors have, it has only the result, a tensor: the number by which each
-frequency is divided. The settings are recovered from it, or else the file is refused. A field that is not known here
+frequency is divided. The settings are recovered from it, or else the file is refused. A field that is not supported
 is refused by name, for a model whose angles are a little wrong still speaks, only worse.
 """
 
@@ -82,8 +82,8 @@ def load_gguf(path: str | Path, dtype: Any = "float32") -> Llama:
 def read_config(path: str | Path) -> LlamaConfig:
     """The configuration of the model in a .gguf file, of which no weight is read.
 
-    Raises: InputError without the package `gguf`, for another architecture, or for rotary angles that are not done
-    here; CheckpointError for a damaged file.
+    Raises: InputError without the package `gguf`, for another architecture, or for rotary angles that are not
+    supported; CheckpointError for a damaged file.
     """
     tensors, fields = _contents(Path(path))
     return _config(fields, tensors)
@@ -98,7 +98,7 @@ def load_gguf_tokenizer(path: str | Path) -> BPETokenizer | SentencePieceBPE:
     try:
         fields = {key: field.contents() for key, field in reader.fields.items() if key.startswith("tokenizer.ggml.")}
     except Exception as error:
-        raise CheckpointError(f"load: {path} is cut short or no .gguf file ({error}); get it again") from None
+        raise CheckpointError(f"load: {path} is cut short or not a .gguf file ({error}); get it again") from None
     kind = SentencePieceBPE if fields.get("tokenizer.ggml.model") == "llama" else BPETokenizer
     return kind.from_gguf_fields(fields)
 
@@ -116,7 +116,7 @@ def _opened(path: Path) -> Any:
     try:
         return gguf.GGUFReader(path)
     except Exception as error:  # the package raises whatever the damage led to
-        raise CheckpointError(f"load: {path} is cut short or no .gguf file ({error}); get it again") from None
+        raise CheckpointError(f"load: {path} is cut short or not a .gguf file ({error}); get it again") from None
 
 
 def _contents(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -130,7 +130,7 @@ def _contents(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
             if len(field.data) == 1 or not key.startswith("tokenizer.")  # whose lists are long
         }
     except Exception as error:
-        raise CheckpointError(f"load: {path} is cut short or no .gguf file ({error}); get it again") from None
+        raise CheckpointError(f"load: {path} is cut short or not a .gguf file ({error}); get it again") from None
     return tensors, fields
 
 
@@ -162,7 +162,7 @@ def _config(fields: dict[str, Any], tensors: dict[str, Any]) -> LlamaConfig:
     heads, channels = count("attention.head_count"), count("embedding_length")
     head_size = count("attention.key_length", channels // heads)
     if field("attention.value_length", head_size) != head_size or field("rope.dimension_count", head_size) != head_size:
-        raise InputError("load: keys, values and rotary angles of different sizes are not done here")
+        raise InputError("load: keys, values and rotary angles of different sizes are not supported")
     table, context, base = tensors.get("token_embd.weight"), count("context_length"), field("rope.freq_base", 10000.0)
     return LlamaConfig(
         vocab_size=count("vocab_size") if table is None else int(table.shape[1]),
@@ -228,7 +228,7 @@ def _scaling(
     if stretched and DIVISORS in tensors:
         refused.append(f"{prefix}factor together with {DIVISORS}")
     if refused:
-        raise InputError(f"load: the file stretches its rotary angles ({', '.join(refused)}), which is not done here")
+        raise InputError(f"load: the file stretches its rotary angles ({', '.join(refused)}), which is not supported")
     if DIVISORS in tensors:
         return _scaling_of(_divisors(tensors[DIVISORS], head_size // 2), base)
     return RopeScaling(way, factor, original, **settings) if stretched else None

@@ -118,7 +118,7 @@ def _check_layers(path: Path, config: Any, stored: Mapping[str, Any]) -> None:
 def load_tokenizer(path: str | Path) -> Tokenizer:
     """The tokenizer beside a model: from a folder with tokenizer.json, such a file, or a .gguf file.
 
-    Raises: InputError for a file that is missing or damaged, or that has a part which is not known here.
+    Raises: InputError for a file that is missing or damaged, or that has a part which is not supported.
     """
     from minillm.tokenizers import Tokenizer  # here, because `import minillm` is to stay quick
 

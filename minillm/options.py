@@ -277,5 +277,5 @@ def _refuse_unknown(command: str, written: str, known: set[str]) -> NoReturn:
     ours = {other: name for name, others in SYNONYMS.items() if name in known for other in others.split()}
     ours |= {name.lstrip("-"): name for name in sorted(known)}
     near = difflib.get_close_matches(written.lower().lstrip("-").replace("_", "-"), ours, n=1, cutoff=0.7)
-    hint = f"did you mean {ours[near[0]]}?" if near else f"{_hint(command)}, and what follows -- is no option"
+    hint = f"did you mean {ours[near[0]]}?" if near else f"{_hint(command)}, and what follows -- is never an option"
     raise InputError(f"{command}: there is no option {written}; {hint}")

@@ -80,7 +80,7 @@ def _checked(function: str, name: str, count: int, place: tuple[int, int] | None
     first, total = place or (0, count)
     if not 0 <= first <= first + count <= total:
         raise InputError(
-            f"{function}: {count} {name} from {first} on are no part of {total}; random.part({name}=...) takes "
+            f"{function}: {count} {name} from {first} on are not a part of {total}; random.part({name}=...) takes "
             "the first, and how many the whole has"
         )
     return first, total

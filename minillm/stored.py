@@ -106,7 +106,7 @@ def _header(path: Path) -> dict[str, Stored]:
     except FileNotFoundError:
         raise CheckpointError(f"load: {path} is not there; give a folder with {CONFIG} and {WEIGHTS}") from None
     except (SafetensorError, OSError, ValueError) as error:
-        raise CheckpointError(f"load: {path} is cut short or no safetensors file ({error}); get it again") from None
+        raise CheckpointError(f"load: {path} is cut short or not a safetensors file ({error}); get it again") from None
     stored = {}
     for name, entry in header.items():
         if name == "__metadata__":

@@ -191,7 +191,7 @@ class Tensor(Methods):
     def __index__(self) -> int:
         if self.data.dtype.kind not in "iub" or self.data.size != 1:
             raise DtypeError(
-                f"index: a tensor of shape {self.shape} and dtype {self.dtype} is no index; only one whole number is, "
+                f"index: a tensor of shape {self.shape} and dtype {self.dtype} is not an index; give one whole number, "
                 "such as int(x)"
             )
         return int(self.data.item())
@@ -209,7 +209,7 @@ class Tensor(Methods):
             return format(self.item(), specification)
         if specification:
             raise DtypeError(
-                f"format: a tensor of shape {self.shape} is no number for {specification!r}; write x.item() of one "
+                f"format: a tensor of shape {self.shape} is not a number for {specification!r}; write x.item() of one "
                 "element, or leave the format out"
             )
         return str(self)
@@ -390,7 +390,7 @@ def tensor(data: Any, requires_grad: bool = False, dtype: Any = None, device: st
     except ValueError as error:
         if isinstance(error, MinillmError):
             raise
-        raise ShapeError(f"tensor: data is no array of numbers, as lists in it differ in length: {error}") from None
+        raise ShapeError(f"tensor: data is not an array of numbers, as lists in it differ in length: {error}") from None
     if dtype is None and not isinstance(data, (np.ndarray, np.generic)) and array.dtype == np.float64:
         array = array.astype(np.float32)
     if array.dtype.kind not in "fiub" and array.dtype.name != "bfloat16":

@@ -67,8 +67,8 @@ def infill(
         that the mean is exact for short texts too.
     mean_length: of spans, as drawn: 0.5 tokens or more.
     generator: the random stream; `minillm.random.default`, which `manual_seed` restarts, where it is None.
-    Raises: ShapeError and DtypeError for ids that are no row of integers; InputError for a probability outside [0, 1]
-        or a mean below 0.5.
+    Raises: ShapeError and DtypeError for ids that are not a row of integers; InputError for a probability
+        outside [0, 1] or a mean below 0.5.
     """
     ids = _text("infill", ids)
     if not 0 <= probability <= 1:
@@ -104,7 +104,7 @@ def permute_sentences(
     """The sentences of a text in a random order, every order as likely as any other.
 
     A sentence ends after a token in `sentence_ends`, or after the last of several in a row, and at the end of the text.
-    Shapes: ids (n,) of integers; result (n,), int64. Raises: ShapeError and DtypeError for ids that are no such row.
+    Shapes: ids (n,) of integers; result (n,), int64. Raises: ShapeError and DtypeError for other ids.
     """
     ids = _text("permute_sentences", ids)
     ends = np.isin(ids, np.array(list(sentence_ends), np.int64))

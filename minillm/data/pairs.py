@@ -57,7 +57,7 @@ class PairBatches:
     sources, targets: token ids of each, with whatever begins and ends a text.
     batch_tokens: the most that a batch holds, B S + B T, filling included.
     Raises: InputError for sequences that are empty or too long for a batch, or an argument out of range; DtypeError
-    for ids that are no integers.
+    for ids that are not integers.
     """
 
     def __init__(

@@ -65,7 +65,7 @@ def permute_tokens(
     reuse_len: the number of tokens, from the first on, that the next text has as memory; it is the model's setting.
     generator: the random stream; `minillm.random.default`, which `manual_seed` restarts, where it is None.
     For a model with bi_data, give it a batch of which half is written backwards: `np.concatenate([ids, ids[:, ::-1]])`.
-    Raises: DtypeError for ids that are no integers; ShapeError for shapes that do not fit; InputError for a length
+    Raises: DtypeError for ids that are not integers; ShapeError for shapes that do not fit; InputError for a length
         outside 0 to T, or one_in, max_span or reuse_len below 1.
     """
     ids = np.asarray(ids)

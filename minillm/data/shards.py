@@ -211,7 +211,7 @@ def _open_shard(path: Path) -> _Shard:
         raise InputError(f"open_tokens: cannot read {path} ({error}); make shards with write_shards") from error
     if not header.startswith(MAGIC):
         raise InputError(
-            f"open_tokens: {path} is no token shard: it starts with {header[:8]!r}, expected {MAGIC!r}; "
+            f"open_tokens: {path} is not a token shard: it starts with {header[:8]!r}, expected {MAGIC!r}; "
             "make shards with write_shards"
         )
     if size < HEADER_BYTES:

@@ -46,7 +46,7 @@ def read_texts(source: str | Path, field: str | None = None) -> Iterator[str]:
     line by line, any other file as a whole. The files are looked up at the call and read as the documents are drawn.
 
     Raises: InputError where the source is missing, has no text, or is not UTF-8 (with the offset of the byte), and
-    where a .jsonl line is no JSON object or has no such field (with the number of the line).
+    where a .jsonl line is not a JSON object or has no such field (with the number of the line).
     """
     if source == "builtin":
         if field is not None:

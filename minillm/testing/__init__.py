@@ -140,7 +140,7 @@ def numeric_gradient(fn: Callable, arrays: Sequence[Any], cotangent: Any) -> lis
     """J^T u by central differences, one evaluation of `fn` on each side of every element: slow, and hard to get wrong.
 
     `cotangent` has the shape of what `fn` returns (a tuple of arrays for a tuple). None stands for an argument that
-    is no floating array.
+    is not a floating array.
     """
     subject = Subject.of(fn, arrays, seed=0)
     parts = cotangent if isinstance(cotangent, tuple) else (cotangent,)
@@ -162,7 +162,7 @@ def hvp(fn: Callable, arrays: Sequence[Any], vectors: Sequence[Any]) -> list[Arr
     """H v, the Hessian of a scalar function times a vector, by a central difference of gradients in float64.
 
     H v = (g(x + h v) - g(x - h v)) / 2h, accurate to about 1e-9: the engine's gradients are of first order by design.
-    `vectors` holds one array for each of `arrays`, of its shape (anything for arguments that are no floating arrays,
+    `vectors` holds one array for each of `arrays`, of its shape (anything for arguments that are not floating arrays,
     whose result is None).
 
     Raises: ShapeError where fn returns no single number, or a vector has another shape than its array.
