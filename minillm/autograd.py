@@ -204,7 +204,7 @@ _NO_ARRAYS = (float, int, type(None))  # what an operation may be given besides 
 
 
 def _is_frozen(array: Any) -> bool:
-    """Whether nobody can write to an array, nor to what it is a view of."""
+    """True if neither an array nor the arrays it is a view of can be written to."""
     while type(array) is np.ndarray and not array.flags.writeable:
         if array.base is None:
             return True
@@ -253,7 +253,7 @@ def _result(data: Any, inputs: tuple) -> Tensor:
 
 
 class Forward:
-    """One forward that has ended: its operation, inputs (arrays), settings, outputs, what it saved, its seconds.
+    """A finished forward: its operation, inputs (arrays), settings, outputs, saved arrays, and seconds.
 
     `node` is what the backward will walk through, or None where nothing was recorded.
     """

@@ -1,4 +1,4 @@
-"""What to write for a name of torch.nn, torch.optim or a module that is not here; hints.py says it of tensors."""
+"""Hints for names of torch.nn, torch.optim or modules that do not exist here; hints.py has those for tensors."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 from minillm.errors import NoSuchNameError
 from minillm.hints import FUNCTIONS, KINDS
 
-# What PyTorch's modules have, and those here do not.
+# Names of PyTorch's modules that modules here do not have.
 MODULES = {
     "half": "model.to('float16')",
     "float": "model.to('float32')",

@@ -1,8 +1,8 @@
-"""What a Tensor is: an array, its gradient, and the operation that made it.
+"""A Tensor: an array, its gradient, and the operation that made it.
 
 The data flows through operations (see Op in autograd.py), each of which leaves a node behind; `x.backward()` walks
-these nodes in reverse (see backward.py). This file holds what a person does with a tensor: make it, read it, ask for
-its gradient.
+these nodes in reverse (see backward.py). This file is about the use of a tensor: making it, reading it, asking for its
+gradient.
 """
 
 from __future__ import annotations
@@ -103,7 +103,7 @@ class Tensor(Methods):
 
     @property
     def version(self) -> int:
-        """How often the array was written to in place, or moved by an optimiser."""
+        """The number of in-place writes to the array, including updates by an optimiser."""
         return 0 if self._version is None else self._version.number
 
     @version.setter
@@ -111,14 +111,14 @@ class Tensor(Methods):
         (self._version or self._shared_version()).number = number
 
     def _shared_version(self) -> Version:
-        """The version of the array, which those who share the array share too."""
+        """The version of the array, shared by all tensors that share the array."""
         if self._version is None:
             # Operations that used what an operation made may keep the array, and do not look at its version.
             self._version = Version(FROZEN if self.node is not None else 0)
         return self._version
 
     def _grad_destination(self) -> Into | None:
-        """Where an op may write this leaf's gradient: onto what is there already, or into memory kept for it."""
+        """The memory into which an op may write or add this leaf's gradient, or None."""
         return None if self.grad is None else Into(self.grad, add=True)
 
     # --- reading ---------------------------------------------------------------------------------------------------
@@ -141,11 +141,11 @@ class Tensor(Methods):
 
     @property
     def device(self) -> str:
-        """Where the array is: "cpu" or "cuda:0"."""
+        """The device of the array: "cpu" or "cuda:0"."""
         return device_of(self.data)
 
     def numpy(self) -> Array:
-        """The array: itself, not a copy, from a CPU; a copy from a GPU, for which this waits."""
+        """The array itself, not a copy, from a CPU; from a GPU a copy, which is waited for."""
         return to_host(self.data)
 
     def item(self) -> Any:
@@ -245,7 +245,7 @@ class Tensor(Methods):
 
     @property
     def requires_grad(self) -> bool:
-        """Whether a backward gives this tensor, or what it was made of, a gradient. Never true of whole numbers."""
+        """True if a backward gives this tensor, or those it was made of, a gradient; never for integers."""
         return self._requires_grad
 
     @requires_grad.setter
@@ -264,7 +264,7 @@ class Tensor(Methods):
 
     @property
     def is_leaf(self) -> bool:
-        """Whether no recorded operation made this tensor; of a leaf that requires a gradient, backward fills `grad`."""
+        """True if no recorded operation made this tensor; backward fills the `grad` of a leaf that requires one."""
         return self.node is None
 
     @property
@@ -372,7 +372,7 @@ def tensor(data: Any, requires_grad: bool = False, dtype: Any = None, device: st
 
     As in PyTorch, Python floats become float32 and integers int64, while an array keeps its dtype.
     device: "cpu", "cuda" or "cuda:1". dtype: NumPy's, or "bfloat16".
-    Raises: DtypeError for what are no numbers; DeviceError for a device that is not there.
+    Raises: DtypeError for values that are not numbers; DeviceError for a device that this machine lacks.
     """
     check_device(device)
     if isinstance(data, Tensor):

@@ -150,7 +150,7 @@ def test_numbers_of_each_block(tmp_path) -> None:
             minillm.load(path)
     for wrong in (0, [0, 0]):
         write(path, model, kv_heads=wrong)
-        with pytest.raises(CheckpointError, match="head_count_kv=0; it is to be a whole number, 1 or more"):
+        with pytest.raises(CheckpointError, match="head_count_kv=0, expected a whole number, 1 or more"):
             read_config(path)
 
 

@@ -1,6 +1,6 @@
-"""Where text comes from: one name in, documents of text out.
+"""Read documents of text from a source.
 
-A source is a string or a path, and what it names decides how it is read:
+A source is a string or a path, and its kind decides how it is read:
 
 | source         | documents                                                                             |
 |----------------|---------------------------------------------------------------------------------------|
@@ -12,7 +12,7 @@ A source is a string or a path, and what it names decides how it is read:
 
 Each of these files may also be compressed with gzip (`book.txt.gz`). Text must be UTF-8; a byte order mark is dropped
 and the line ends of Windows become "\\n". A lone "\\r" stays in text, as a character like others; in a .jsonl file,
-whose strings cannot hold one, it ends a line. Documents that hold nothing but whitespace are passed over. To read a
+whose strings cannot hold one, it ends a line. Documents that hold nothing but whitespace are skipped. To read a
 file whose name is `builtin`, write `./builtin`.
 """
 

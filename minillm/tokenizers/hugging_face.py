@@ -186,7 +186,7 @@ def read_sentencepiece(where: str, content: Mapping[str, Any]) -> Parts:
 
 
 def read_spaces(where: str, content: Mapping[str, Any]) -> tuple[bool, str, bool]:
-    """The way a file writes spaces as "▁": by a normalizer or not, the prepend scheme, and if text is cut before each."""
+    """Read how text gets its "▁": if by a normalizer, by which prepend scheme, and if it is cut before each."""
     steps = flatten(content.get("normalizer"), "normalizers")
     splitting = flatten(content.get("pre_tokenizer"), "pretokenizers")
     if not splitting and steps == [SPACES]:

@@ -693,7 +693,7 @@ def test_from_hugging_face(google):
         (
             ["normalizer"],
             {"type": "NFKC"},
-            "normalizer has type 'NFKC', expected 'BertNormalizer'; WordPieceTokenizer knows",
+            "normalizer has type 'NFKC', expected 'BertNormalizer'; WordPieceTokenizer supports",
         ),
         (["normalizer"], {"type": "BertNormalizer"}, "not a complete tokenizer.json .no 'clean_text'"),
         (["normalizer", "lowercase"], 1, "not a complete tokenizer.json .BasicTokenizer: lowercase is 1"),
