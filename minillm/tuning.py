@@ -25,7 +25,7 @@ BLAS_AWAKE = 0.03  # seconds for which the BLAS's threads wait awake after a pro
 WAIT = "OPENBLAS_THREAD_TIMEOUT"  # a thread of OpenBLAS waits awake for 2^this many ticks of the processor's clock
 SHORT, LONG = 18, 26  # a tenth of a millisecond; OpenBLAS's own, 25 milliseconds
 READS_AGAIN = "openblas_read_env", "blas_thread_shutdown_"  # functions of OpenBLAS
-SLOWER = 3.0, 1.1  # a way so many times as slow as the fastest is dropped: after the first round, and later on
+SLOWER = 3.0, 1.25  # a way so many times as slow as the fastest is dropped: after the first round, and later on
 GAIN = 1.02  # the first way is kept unless another is this many times as fast
 
 
@@ -168,7 +168,8 @@ def fastest_way(
 ) -> Choice:
     """Time `step` under each way in turn, `rounds` times, and keep the way with the least median.
 
-    The ways take turns, so that other work on the machine meets all alike, and slow ones are dropped on the way.
+    The ways take turns, so that other work on the machine meets all alike, and slow ones are dropped on the way. The
+    first way is kept unless the other was faster than it in the median of the rounds that had both.
     """
     step()  # makes what is made once
     seconds: dict[str, list[float]] = {name: [] for name in ways}
@@ -186,5 +187,6 @@ def fastest_way(
         if len(left) == 1:
             break
     first, best = next(iter(ways)), min(left, key=medians.__getitem__)
-    kept = best if medians[first] > GAIN * medians[best] else first
+    gain = statistics.median(slow / fast for slow, fast in zip(seconds[first], seconds[best], strict=False))
+    kept = best if gain > GAIN else first
     return Choice(kept, ways[kept], medians)

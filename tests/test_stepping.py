@@ -17,11 +17,12 @@ import numpy as np
 import pytest
 
 import minillm
-from minillm import autograd, nn, ops, random
+from minillm import autograd, backward, nn, ops, random
 from minillm.study.cases import CASES
 
 ROOT = Path(__file__).parents[1]
-RECIPES = re.findall(r"^(?:MINILLM_ENGINE=plain )?(python -m pdb .*)$", (ROOT / "README.md").read_text(), re.MULTILINE)
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+RECIPES = re.findall(r"^(?:MINILLM_ENGINE=plain )?(python -m pdb .*)$", README, re.MULTILINE)
 FRAMES_BETWEEN = 3
 
 
@@ -70,7 +71,11 @@ def test_the_recipe_stops_in_layernorms_backward(tmp_path):
 def test_one_breakpoint_with_a_condition_stops_at_any_backward(tmp_path):
     recipe = next(recipe for recipe in RECIPES if "node.scope" in recipe)
     scope = re.search(r"node\.scope == '([\w.]+)'", recipe)[1]
-    printed = session(recipe, ["p node.scope, node.op", "where"], tmp_path)
+    lines = inspect.getsource(backward).splitlines()
+    line = next(number for number, text in enumerate(lines, 1) if "dinputs = node.backward(*arguments)" in text)
+    assert re.search(r"`until (\d+)` and `step`", README)[1] == str(line)
+    printed = session(recipe, ["p node.scope, node.op", f"until {line}", "step", "where"], tmp_path)
+    assert re.search(r"> .*ops/(add_)?layernorm\.py\(\d+\)(add_)?layernorm_backward", printed[-1])
     assert re.fullmatch(rf"\('{scope}', Op\((add_)?layernorm\)\)", printed[0].strip())
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from minillm.backend import as_rows, row_blocks, sum_over_blocks
-from minillm.fast.layernorm import Saved, gradients, normalise
+from minillm.fast.layernorm import Saved, backward_of_rows, forward_of_rows
 from minillm.ops.add_layernorm import without_norm
 
 
@@ -17,7 +17,7 @@ def forward(x, residual, weight, bias, *, eps):
 
     def block(rows):
         sums = np.add(x_rows[rows], residual_rows[rows], out=total_rows[rows])
-        normalise(sums, weight, bias, eps, y_rows[rows], mean[rows], rstd[rows])
+        forward_of_rows(sums, weight, bias, eps, y_rows[rows], mean[rows], rstd[rows])
 
     row_blocks(block, y_rows)
     return (total, y), Saved(total, weight, mean, rstd, bias is not None)
@@ -33,7 +33,7 @@ def backward(douts, saved):
     dtotal_rows = None if dtotal is None else as_rows(dtotal)
 
     def block(rows):
-        sums = gradients(dy_rows[rows], total_rows[rows], weight, mean[rows], rstd[rows], dx_rows[rows])
+        sums = backward_of_rows(dy_rows[rows], total_rows[rows], weight, mean[rows], rstd[rows], dx_rows[rows])
         if dtotal_rows is not None:
             dx_rows[rows] += dtotal_rows[rows]
         return sums

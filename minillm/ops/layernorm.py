@@ -1,21 +1,29 @@
 """Layer normalisation (Ba, Kiros, Hinton 2016, arXiv:1607.06450).
 
-Forward, for one row x of C channels:
+Forward, for one row x of C channels (sums are over these; a b is the elementwise product):
 
     mean = sum(x) / C        var = sum((x - mean)^2) / C        rstd = 1 / sqrt(var + eps)
     norm = (x - mean) rstd
     y    = norm weight + bias
 
-Backward. Let dnorm = dy weight. Every norm_i depends on every x_j, through x_i itself, the mean and rstd:
+Backward. dy is the gradient of the loss with respect to y, and so for the other names; y = norm weight + bias gives
 
+    dbias   = sum over the rows of dy
+    dweight = sum over the rows of dy norm
+    dnorm   = dy weight
+
+Every norm_i = (x_i - mean) rstd depends on every x_j, through x_i itself, through the mean and through rstd:
+
+    d mean / d x_j = 1 / C
+    d var  / d x_j = 2 (x_j - mean) / C         (the mean moves too, which adds nothing, because sum(x - mean) = 0)
+    d rstd / d x_j = -rstd^3 / 2 d var / d x_j = -rstd^2 norm_j / C
     d norm_i / d x_j = rstd (1[i = j] - 1/C - norm_i norm_j / C)
 
-The last term comes from rstd: d rstd / d x_j = -rstd^3 (x_j - mean) / C = -rstd^2 norm_j / C. Multiply by dnorm_i and
-sum over i: one term through x itself, one through the mean, one through rstd:
+Multiply by dnorm_i and sum over i:
 
-    dx      = rstd (dnorm - sum(dnorm) / C - norm sum(dnorm norm) / C)
-    dweight = sum over the rows of dy norm
-    dbias   = sum over the rows of dy
+    through_mean = sum(dnorm) / C
+    through_rstd = norm sum(dnorm norm) / C
+    dx           = rstd (dnorm - through_mean - through_rstd)
 """
 
 from __future__ import annotations
@@ -43,7 +51,7 @@ def layernorm_forward(x, weight, bias, *, eps):
     mean = x.sum(axis=-1, keepdims=True) / C  # (..., 1)
     var = ((x - mean) ** 2).sum(axis=-1, keepdims=True) / C  # (..., 1)
     std = np.sqrt(var + eps)  # (..., 1)
-    rstd = std / (var + eps)  # (..., 1), which is 1 / std; of an infinite variance it is NaN, where 1 / std would be 0
+    rstd = std / (var + eps)  # (..., 1); 1 / std, except that an infinite var gives NaN, so that an overflow shows
     norm = (x - mean) * rstd  # (..., C)
     y = norm * weight  # (..., C)
     if bias is not None:
@@ -54,9 +62,9 @@ def layernorm_forward(x, weight, bias, *, eps):
 def layernorm_backward(dy, saved):
     norm, rstd, weight, has_bias = saved
     C = norm.shape[-1]
-    rows = tuple(range(dy.ndim - 1))  # every axis but the channels
-    dbias = dy.sum(axis=rows) if has_bias else None  # (C,)
-    dweight = (dy * norm).sum(axis=rows)  # (C,)
+    row_axes = tuple(range(dy.ndim - 1))  # every axis but the channels
+    dbias = dy.sum(axis=row_axes) if has_bias else None  # (C,)
+    dweight = (dy * norm).sum(axis=row_axes)  # (C,)
     dnorm = dy * weight  # (..., C)
     through_mean = dnorm.sum(axis=-1, keepdims=True) / C  # (..., 1)
     through_rstd = norm * (dnorm * norm).sum(axis=-1, keepdims=True) / C  # (..., C)
@@ -72,7 +80,8 @@ def layer_norm(x: Tensor, weight: Tensor | None = None, bias: Tensor | None = No
 
     Shapes: x (..., C), weight (C,) or None for ones, bias (C,) or None; result (..., C).
     Units: eps is in units of x squared; the variance is that of the population (divided by C).
-    Saves: a reference to x and two numbers per row; the plain pair an array the size of x and one number per row.
+    Saves: norm, an array the size of x, and one number per row; the fast pair and the kernels a reference to x and two
+        numbers per row.
     Raises: ShapeError, such as `layer_norm: weight has C=512, but x has C=768`.
     Source: Ba, Kiros, Hinton 2016, equation 4.
     """

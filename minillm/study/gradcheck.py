@@ -49,7 +49,8 @@ def run_cases(names: Iterable[str] | None = None) -> list[Result]:
     """
     rows, operations = {case.op for case in CASES}, {op.name: op for op in ops.OPS}
     known = rows | set(operations)
-    chosen = known if names is None else set(names)
+    without_underscores = {name.replace("_", ""): name for name in known}  # layer_norm is layernorm's function
+    chosen = known if names is None else {without_underscores.get(name.replace("_", ""), name) for name in names}
     for name in sorted(chosen - known):
         raise InputError(f"gradcheck: there is no operation {name!r}{did_you_mean(name, sorted(known))}")
     place = random.default.state()  # the dropout cases restart the stream

@@ -399,16 +399,18 @@ def test_options_reach_the_run(runs: SimpleNamespace) -> None:
 def test_train_needs_no_options(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The first command of the README."""
     asked: list = []
-    monkeypatch.setattr("minillm.training.trainer.train", lambda config, resume: asked.append((config, resume)))
+    monkeypatch.setattr("minillm.training.trainer.train", lambda *given, progress: asked.append((*given, progress)))
     main(["train"])
-    assert asked == [(TrainConfig(), None)]
+    assert asked == [(TrainConfig(), None, True)]
     main(["train", "--preset", "nano"])
-    assert asked[1] == (preset("nano"), None)
+    assert asked[1] == (preset("nano"), None, True)
+    main(["train", "--preset", "nano", "--no-progress"])
+    assert asked[2] == (preset("nano"), None, False)
 
 
 def test_options_change_single_settings_of_a_preset(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
-    monkeypatch.setattr("minillm.training.trainer.train", lambda config, resume: seen.append((config, resume)))
+    monkeypatch.setattr("minillm.training.trainer.train", lambda *given, progress: seen.append(given))
     main("train --preset nano --lr 0.5 --no-bias --optimizer sgd --out x --schedule wsd --layers=3".split())
     [(config, resume)] = seen
     assert resume is None

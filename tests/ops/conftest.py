@@ -7,6 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
+import minillm
 from minillm import random
 from minillm.autograd import Tensor
 
@@ -17,6 +18,13 @@ def stream():
     place = random.default.state()
     yield
     random.default.set_state(place)
+
+
+@pytest.fixture(autouse=True, params=["fast", "plain"])
+def pair(request: pytest.FixtureRequest):
+    """Run every test with the fast pairs and with the plain ones; a file that chooses the engine overrides this."""
+    with minillm.engine(request.param):
+        yield request.param
 
 
 @pytest.fixture

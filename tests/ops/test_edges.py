@@ -21,6 +21,11 @@ from minillm.engine import engine
 from tests.ops.edge_rows import INF, KERNELS, NAN, ROWS, Row
 
 
+@pytest.fixture
+def pair():
+    """The tests of this file choose the engine themselves."""
+
+
 def test_every_operation_has_a_row():
     missing = {op.name for op in ops.OPS} - {row.op for row in ROWS}
     assert not missing, f"add a row to ROWS in tests/ops/edge_rows.py for each of: {', '.join(sorted(missing))}"
@@ -99,7 +104,11 @@ def test_edges_as_in_torch(row, mode, dtype, cotangent):
         wrong = unlike(own, right, row.close)
         wrong &= ~excused(row, mode, cotangent, key, arrays, wrong)
         places = np.argwhere(np.atleast_1d(wrong))[:5].tolist()
-        assert not places, f"{key} at {places}: {own[wrong][:5]}, PyTorch's is {right[wrong][:5]}"
+        at = [x[place[0]] for x in arrays[:1] for place in places if x.ndim == 1 and place[0] < len(x)]
+        assert not places, (
+            f"{key} at {places}, where the first argument is {at}: {own[wrong][:5]}, PyTorch's is {right[wrong][:5]}; "
+            "make them equal, or give the Row in tests/ops/edge_rows.py a Differs with the reason"
+        )
 
 
 # ---- the principal values, without PyTorch --------------------------------------------------------------------------

@@ -492,8 +492,8 @@ def over_an_axis(fn):
 
 
 @st.composite
-def norm_inputs(draw, fn, vectors, large=1):
-    lead, channels = draw(hnp.array_shapes(min_dims=0, max_dims=2, min_side=0, max_side=3)), draw(st.integers(1, 5))
+def norm_inputs(draw, fn, vectors, large=1, least=1):
+    lead, channels = draw(hnp.array_shapes(min_dims=0, max_dims=2, min_side=0, max_side=3)), draw(st.integers(least, 5))
     eps = draw(st.floats(0.1, 2))
     return lambda *inputs: fn(*inputs, eps=eps), draw(drawn([(*lead, channels)] * large + [(channels,)] * vectors))
 
@@ -636,7 +636,8 @@ DRAWN = {
     "log_softmax": over_an_axis(ops.log_softmax),
     "layernorm": st.integers(1, 2).flatmap(lambda vectors: norm_inputs(ops.layer_norm, vectors)),
     "add_layernorm": st.integers(1, 2).flatmap(lambda vectors: norm_inputs(ops.add_layer_norm, vectors, large=2)),
-    "rmsnorm": norm_inputs(ops.rms_norm, 1),
+    # A row of one number has the RMS norm 1 or -1, and a gradient whose terms cancel: float32 leaves their rounding.
+    "rmsnorm": norm_inputs(ops.rms_norm, 1, least=2),
     "dropout": dropout_inputs(),
     "attention": attention_inputs(),
     "cross_entropy": cross_entropy_inputs(),
@@ -659,6 +660,7 @@ def test_gradients_of_drawn_inputs(op, data):
         check_gradients(fn, *arrays)
 
 
+@pytest.mark.usefixtures("plain")
 @pytest.mark.parametrize("op", ["add", "matmul", "softmax", "attention"])
 def test_drawn_inputs_find_a_planted_fault(op, monkeypatch):
     right = BY_NAME[op].backward
