@@ -167,7 +167,7 @@ class Tensor(Methods):
         return (array if array.dtype.kind in "fiub" else array.astype(np.float32)).tolist()
 
     def detach(self) -> Tensor:
-        """The same array without history: gradients stop here."""
+        """A tensor of this array without its history: gradients stop here."""
         twin = Tensor(self.data)
         twin._version = self._shared_version()
         return twin

@@ -1,4 +1,4 @@
-"""What generation refuses: logits that are NaN or inf, by every way of choosing; ids and settings of the wrong kind."""
+"""Generation refuses logits that are NaN or inf, in every way of choosing, and ids and settings of the wrong kind."""
 
 from __future__ import annotations
 

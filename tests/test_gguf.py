@@ -46,7 +46,7 @@ def stretched(name: str, **changes) -> LlamaConfig:
 
 
 def divisors(scaling: RopeScaling, base: float, size: int) -> np.ndarray:
-    """As llama.cpp's converter makes them, in float32."""
+    """Compute the divisors like llama.cpp's converter, in float32."""
     found = []
     for frequency in 1 / np.float32(base) ** (np.arange(0, size, 2, dtype=np.float32) / np.float32(size)):
         length = np.float32(2 * np.pi) / frequency
@@ -176,7 +176,7 @@ def test_ids_that_begin_and_end_a_text_are_kept(tokens, config, ends, tmp_path) 
 
 @pytest.mark.parametrize(("kind", "error"), [("F16", 1e-3), ("BF16", 1e-2), ("Q8_0", 2e-2), ("Q4_1", 0.2)])
 def test_quantised_types(kind, error, tmp_path) -> None:
-    """As near as the type is, and not the numbers themselves."""
+    """The weights are as near as the quantised type allows, but not equal."""
     model = random_model(CONFIGS["llama"])
     write(tmp_path / "model.gguf", model, kind)
     for ours, theirs in zip(model.parameters(), minillm.load(tmp_path / "model.gguf").parameters(), strict=True):

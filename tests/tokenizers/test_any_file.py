@@ -237,7 +237,7 @@ def test_what_is_not_known_is_named(parts, message):
 
 
 def test_what_is_first_in_a_text():
-    """Where a "▁" goes in front of the first piece alone, what came in the place of the first character counts."""
+    """A "▁" in front of the first piece only depends on the replacement of the first character."""
     letters = {character: i for i, character in enumerate(("<unk>", "▁", "a", "b"))}
     first = {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "first", "split": False}
 

@@ -1,4 +1,4 @@
-"""What all tokenizers share: decoding, padding, files, fingerprints."""
+"""The common part of all tokenizers: decoding, padding, files, fingerprints."""
 
 from __future__ import annotations
 

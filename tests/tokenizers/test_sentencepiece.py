@@ -140,7 +140,7 @@ def any_merges(draw) -> list[tuple[str, str]]:
 
 
 def joined_slowly(symbols: list[str], rank_of) -> list[str]:
-    """Of all neighbours the pair with the lowest rank, the leftmost of equals, again and again."""
+    """Join the neighbours with the lowest rank, the leftmost of equals, again and again."""
     while True:
         ranked = [
             (rank, i) for i, pair in enumerate(itertools.pairwise(symbols)) if (rank := rank_of(*pair)) is not None

@@ -637,7 +637,7 @@ def test_refuses_pieces_that_are_no_vocabulary():
 
 
 def hugging_face_content(**changed) -> dict:
-    """What a small tokenizer.json holds."""
+    """The content of a small tokenizer.json."""
     flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
     return {
         "truncation": None,

@@ -633,7 +633,7 @@ def test_fingerprints_differ_where_ids_do():
 
 
 def tokenizer_json() -> dict:
-    """As transformers saves an uncased BERT."""
+    """A tokenizer.json as transformers saves it for an uncased BERT."""
     cls, sep = ({"SpecialToken": {"id": token, "type_id": 0}} for token in ("[CLS]", "[SEP]"))
     flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
     single = [cls, {"Sequence": {"id": "A", "type_id": 0}}, sep]
