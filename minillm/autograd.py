@@ -84,17 +84,20 @@ class Op:
     An operation that is written in `<package>/ops/` has two more pairs where there are files of its name:
     `<package>/fast/<name>.py` for the CPU, `<package>/cuda/<name>.py` to launch kernels. Each holds `forward` and
     `backward` with the signatures above; a forward returns NotImplemented for what it does not do, and then the next
-    pair is asked. `pairs` holds what was found. A backward may take a third argument, `into` (see engine.Pair).
+    pair is asked. `pairs` holds what was found. A backward may take a third argument, `into` (see
+    engine.Pair); it is known by that name, or by writes_into=True.
     """
 
     __slots__ = ("aliases", "backward", "forward", "name", "pairs", "writes_into")
 
-    def __init__(self, name: str, forward: Callable, backward: Callable, *, aliases: bool = False):
+    def __init__(
+        self, name: str, forward: Callable, backward: Callable, *, aliases: bool = False, writes_into: bool = False
+    ):
         self.name = name
         self.forward = forward
         self.backward = backward
         self.aliases = aliases
-        self.writes_into = takes_into(backward)
+        self.writes_into = writes_into or takes_into(backward)
         self.pairs: dict[str, Pair | None] = {}
 
     def __repr__(self) -> str:

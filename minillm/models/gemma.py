@@ -143,7 +143,7 @@ class Attention(llama.Attention):
         causal = like(np.tri(T, Tk, Tk - T, dtype=bool), q.data)  # (T, Tk)
         seen = causal
         if visible is not None:
-            seen = causal & (visible if visible.ndim == 2 else visible[:, :, None])
+            seen = causal & like(visible if visible.ndim == 2 else visible[:, :, None], causal)
         weights = ops.softmax(ops.where(seen, scores, HIDDEN))
         return (weights @ v).reshape(B, H, T, D)
 
