@@ -145,7 +145,7 @@ def test_numbers_of_each_block(tmp_path) -> None:
     for wrong in ([2, 4], [2, 2, 1]):
         write(path, model, kv_heads=wrong)
         with pytest.raises(
-            InputError, match=r"has llama.attention.head_count_kv=\[2, .*\], other numbers in other blocks"
+            InputError, match=r"has llama.attention.head_count_kv=\[2, .*\], not the same in all blocks"
         ):
             minillm.load(path)
     for wrong in (0, [0, 0]):
