@@ -106,7 +106,7 @@ class Op:
     def pair(self, room: str) -> Pair | None:
         """The pair of a room, "fast" or "cuda", looked for when it is first asked for; None where there is none."""
         if room not in self.pairs:
-            self.pairs[room] = find_pair(room, self.name, self.forward)
+            self.pairs[room] = find_pair(room, self.name, self.forward, self.backward)
         return self.pairs[room]
 
     def __call__(self, *inputs: Any, **settings: Any) -> Any:

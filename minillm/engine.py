@@ -119,10 +119,11 @@ def uses_kernel(kernel: str, array: Array, refused: str = "") -> bool:
     return not refused
 
 
-def find_pair(room: str, name: str, forward: Callable) -> Pair | None:
+def find_pair(room: str, name: str, forward: Callable, backward: Callable) -> Pair | None:
     """The pair of `<package>/<room>/<name>.py`, beside `<package>/ops/`, where the plain forward is written."""
-    package, ops, _ = f".{getattr(forward, '__module__', '')}".rpartition(".ops.")
-    if not ops:  # an operation that is written elsewhere has the plain pair alone
+    home = getattr(forward, "__module__", "")
+    package, ops, _ = f".{home}".rpartition(".ops.")
+    if not ops or getattr(backward, "__module__", "") != home:  # one that is written elsewhere has the plain pair alone
         return None
     module = f"{package}.{room}.{name}"[1:]
     try:

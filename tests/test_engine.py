@@ -109,6 +109,14 @@ def test_an_error_inside_a_pair_is_not_taken_for_a_missing_pair(package):
         TWICE(Tensor(X))
 
 
+def test_a_backward_of_ones_own_is_not_replaced_by_a_fast_one():
+    """Nor where the forward is ours: Op("softmax", ops.SOFTMAX.forward, mine)."""
+    op = Op("softmax", ops.SOFTMAX.forward, lambda dy, saved: (7 * dy,))
+    x = Tensor(X, requires_grad=True)
+    op(x, axis=1).backward(np.ones_like(X))
+    np.testing.assert_array_equal(x.grad, np.full_like(X, 7))
+
+
 def test_an_operation_of_that_name_elsewhere_keeps_its_own_pair():
     """A person's own op may be called layernorm; the fast pair of ours is not its pair."""
     mine = Op("layernorm", lambda x: (x * 3, None), lambda dy, saved: (3 * dy,))
