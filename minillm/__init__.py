@@ -5,7 +5,7 @@ x = minillm.tensor([[1.0, 2.0]], requires_grad=True)
 (x * x).sum().backward()
 x.grad                                              # [[2., 4.]]
 
-What minillm.ops has is here too, as in PyTorch: minillm.zeros, minillm.cat, minillm.einsum.
+The functions of minillm.ops are here too, as in PyTorch: minillm.zeros, minillm.cat, minillm.einsum.
 """
 
 import importlib
@@ -53,11 +53,11 @@ copies.warn_of_another_copy()
 
 float16, float32, float64 = np.dtype("float16"), np.dtype("float32"), np.dtype("float64")
 uint8, int32, int64, bool = np.dtype("uint8"), np.dtype("int32"), np.dtype("int64"), np.dtype("bool")
-float, half, double, int, long = float32, float16, float64, int32, int64  # PyTorch's other names for them
+float, half, double, int, long = float32, float16, float64, int32, int64  # PyTorch's other names for these dtypes
 
 
 def __getattr__(name: str) -> Any:
-    """`minillm.testing` and the other files, loaded when first named; what else to write for other names."""
+    """Load `minillm.testing` and the other modules when first named; for other names, raise an error with a hint."""
     if not name.startswith("_") and importlib.util.find_spec(f"minillm.{name}") is not None:
         return importlib.import_module(f"minillm.{name}")
     raise missing_function(name, "minillm", ops.__all__, Tensor)

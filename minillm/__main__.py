@@ -4,7 +4,7 @@ import signal
 
 
 def main() -> None:
-    """Load the command line, and do what it says; Ctrl-C before it is there ends without a word."""
+    """Load and run the command line; Ctrl-C while it loads ends the program silently."""
     before = signal.getsignal(signal.SIGINT)
     if before is signal.default_int_handler:
         signal.signal(signal.SIGINT, signal.SIG_DFL)

@@ -224,7 +224,7 @@ _NO_ARRAYS = (float, int, type(None))  # what an operation may be given besides 
 
 
 def _is_frozen(array: Any) -> bool:
-    """True if nobody can write to the array, nor to the array that it is a view of."""
+    """True if neither an array nor the arrays it is a view of can be written to."""
     while type(array) is np.ndarray and not array.flags.writeable:
         if array.base is None:
             return True
@@ -273,7 +273,7 @@ def _result(data: Any, inputs: tuple) -> Tensor:
 
 
 class Forward:
-    """A forward that has ended: its operation, inputs (arrays), settings, outputs, what it saved, its seconds.
+    """A finished forward: its operation, inputs (arrays), settings, outputs, saved arrays, and seconds.
 
     `node` is what the backward will walk through, or None where nothing was recorded.
     """

@@ -1,4 +1,4 @@
-"""How work is cut on a CPU: rows into blocks that fit in the cache, blocks and matrix products over a few threads.
+"""Cutting work on a CPU: rows into blocks that fit in the cache, blocks and matrix products over a few threads.
 
 NumPy runs one operation at a time over a whole array. Two things make that slow, and this file removes both: each pass
 over an array larger than the cache is a trip to memory, and a pass uses one core. `row_blocks` calls a formula on
@@ -37,7 +37,7 @@ SUM_BYTES = 512 * 1024  # an array of this size is summed in two blocks at least
 
 
 class Cutting(NamedTuple):
-    """How work is cut: over how many threads, and from which size on.
+    """The settings of cutting: the number of threads, and the sizes from which work is shared.
 
     The sizes are those at which two threads take as long as one, where a hand-over takes 50 us.
     """
@@ -105,7 +105,7 @@ def blocks_to_run(blocks: Sequence[T]) -> Sequence[T]:
 
 
 class _Worker(threading.Thread):
-    """One thread that runs what it is handed; created on first use."""
+    """A thread that runs the functions handed to it; created on first use."""
 
     def __init__(self) -> None:
         super().__init__(daemon=True, name="minillm-worker")

@@ -44,7 +44,7 @@ Tensor = Any  # an autograd.Tensor, which is built on this file
 
 
 class Into(NamedTuple):
-    """The place of a leaf's gradient, for an operation that can write it there itself (see engine.Pair).
+    """The destination of a leaf's gradient, for an operation that can write it there itself (see engine.Pair).
 
     With `add` the array already holds a gradient to add to; without, its contents mean nothing and are overwritten.
     """
@@ -54,7 +54,7 @@ class Into(NamedTuple):
 
 
 class Version:
-    """The count of writes into an array in place: one number, for every tensor that shares the array."""
+    """The number of in-place writes to an array, shared by every tensor that shares the array."""
 
     __slots__ = ("number",)
 
@@ -66,7 +66,7 @@ FROZEN = -1  # the version of an array that a graph may need and that nobody may
 
 
 class Node:
-    """An operation that was run, with what its backward needs, where its gradients go, and where it came from.
+    """An operation that was run: the arrays for its backward, the destinations of its gradients, and its origin.
 
     `edges[i]` says where the gradient of input i goes: None (nowhere), `(node, output index)`, or `(leaf, version)`
     with the version that the leaf had in the forward. `constants` are the versions of tensors that need no gradient
@@ -123,7 +123,7 @@ class Node:
 
 
 class Backward:
-    """A backward that has ended: its node, the gradients that reached it and those that it returned, its seconds.
+    """A finished backward: its node, the gradients that reached it, those that it returned, and its seconds.
 
     `douts` has one gradient per output, None for an output that no gradient reached; `dinputs` one per input.
     """
@@ -210,7 +210,7 @@ def run_backward(roots: list[tuple[Tensor, Array]], keep_graph: bool, wanted: di
 
 
 def _count_consumers(roots: Iterable[Node]) -> dict[Node, int]:
-    """The number of gradients that each node must wait for, among the nodes that lead to the roots."""
+    """Count the gradients that each node must wait for, among the nodes that lead to the roots."""
     counts = dict.fromkeys(roots, 0)
     stack = list(counts)
     while stack:
@@ -267,7 +267,7 @@ def _shown(node: Node, douts: list, wanted: dict | None) -> None:
 
 
 def _hooked(hook: Callable, gradient: Array) -> Array:
-    """The gradient that a hook returns; it gets a copy, because the array may be another tensor's gradient too."""
+    """Apply a hook to a copy of a gradient, because the array may be another tensor's gradient too."""
     result = hook(gradient.copy())
     if result is None:
         return gradient

@@ -1,16 +1,15 @@
-"""Beam search: the likeliest text a model knows, sought among several at a time.
+"""Beam search: find the likeliest text under a model by following several texts at once.
 
-The likeliest next token need not begin the likeliest text. Beam search follows `beams` texts at once. Each step makes
-of every text all its continuations by one token, and of all these keeps the likeliest, by the sum of log
-probabilities,
+The likeliest next token need not begin the likeliest text. Beam search follows `beams` texts at once. Each step extends
+every text by every possible token, and keeps the likeliest of all these continuations, by the sum of log probabilities,
 
     log p(text) = sum_t log p(token_t | those before)
 
 A text that ends leaves the beam. As every token makes a text less likely, texts of different lengths are compared by
 
-    score = log p(text) / length^length_penalty        (length of what is new, its end token counted)
+    score = log p(text) / length^length_penalty        (length of the new tokens, including the end token)
 
-The search is over when `beams` texts have ended and the best of those that go on, divided by its length of now, is no
+The search is over when `beams` texts have ended and the best unfinished text, scored at its present length, is no
 better than the worst of them. Source: Wu et al. 2016 (arXiv:1609.08144), section 7, with Hugging Face's rules: of the
 2 beams likeliest continuations in a step, one that ends counts only if it is among the first `beams`.
 """
@@ -31,18 +30,18 @@ from minillm.nn import Decoder
 
 
 class Hypothesis(NamedTuple):
-    """A text that was found: its new token ids, with the end token if it has one, and its score."""
+    """A found text: its new token ids, with the end token if it has one, and its score."""
 
     ids: list[int]
     score: float
 
 
 class Continuation(NamedTuple):
-    """A text, by its row, and one more token."""
+    """A text, given by its row, and its next token."""
 
     row: int
     token: int
-    log_probability: float  # of the whole
+    log_probability: float  # of the whole text
 
 
 def beam_search(
@@ -54,7 +53,7 @@ def beam_search(
     length_penalty: float = 1.0,
     stop: Sequence[int] | None = None,
 ) -> list[list[Hypothesis]]:
-    """For each prompt, the best `beams` continuations that were found, best first.
+    """Find the best `beams` continuations of each prompt, best first.
 
     A continuation ends after a token in `stop`, or with `max_tokens` tokens. Prompts may differ in length. Tokens
     with a logit of -inf are never taken, so there may be fewer than `beams`.
@@ -71,7 +70,7 @@ def beam_search(
         return finished
     texts = Sequences("beam_search", model, prompts)
     starts = [len(prompt) for prompt in texts.ids]
-    sums = {prompt: np.zeros(1) for prompt in range(len(prompts))}  # log probabilities of the texts that go on
+    sums = {prompt: np.zeros(1) for prompt in range(len(prompts))}  # log probabilities of the unfinished texts
     with evaluating(model):
         for length in range(1, max_tokens + 1):
             logs = _log_softmax(texts.next_logits())
@@ -104,7 +103,7 @@ def beam_search(
 
 
 def _likeliest(totals: Array, count: int, first: int) -> list[Continuation]:
-    """The largest of (texts, V), the largest first, of equal ones the first, none of -inf; rows count from `first`."""
+    """The largest elements of (texts, V) above -inf, in descending order, ties in order; rows count from `first`."""
     flat = totals.reshape(-1)
     count = min(count, int((flat > -np.inf).sum()))
     least = np.partition(flat, -count)[-count]

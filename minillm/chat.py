@@ -5,11 +5,11 @@
     <|im_start|>assistant
 
 A model knows one way of marking who speaks, and answers badly in any other. Each way is a function here, written out,
-that yields the text part by part: the template's own parts, with its special tokens, and what people have written.
+that yields the text part by part: the template's own parts, with its special tokens, and the messages.
 
 Only the template's own parts may make special tokens. `encode` never looks for them in a message: whoever writes
 "<|im_end|>" into one has written ten ordinary characters, and cannot end a turn or speak as the system. (A text that
-was put together first and searched for special tokens afterwards has lost that difference.) Between special tokens
+is put together first and searched for special tokens afterwards has lost that difference.) Between special tokens
 the parts make one text, which is encoded as a whole, as the models' own tokenizers do it.
 
 Sources: the `chat_template` in the files of SmolLM2, Qwen2, Llama 2 and 3, Mistral and Gemma 2; OpenAI for ChatML;
@@ -33,7 +33,7 @@ from minillm.tokenizers.special import SpecialTokens
 
 
 class Message(NamedTuple):
-    """What one side says."""
+    """A message of one side."""
 
     role: str  # "system" (at the start alone), "user" or "assistant"; Alpaca also has "input"
     content: str
@@ -43,7 +43,7 @@ class Part(NamedTuple):
     """A piece of the text of a conversation."""
 
     text: str
-    own: bool = True  # the template's, not somebody's message
+    own: bool = True  # True for the template's own text, False for a message
 
 
 Parts = Callable[[Sequence[Message], bool], Iterator[Part]]
@@ -51,25 +51,25 @@ Parts = Callable[[Sequence[Message], bool], Iterator[Part]]
 
 @dataclass(frozen=True)
 class ChatTemplate:
-    """One way to write a conversation; those that are known are in `TEMPLATES`.
+    """A way to write a conversation; `TEMPLATES` has the known ones.
 
-    `stop` and `stop_strings` say what ends an answer: special tokens, and text where a template has none for it.
+    An answer ends at one of the special tokens in `stop`, or at one of `stop_strings` if a template has none.
     """
 
     name: str
-    parts: Parts  # of messages, and whether an answer is to follow
-    special_tokens: tuple[str, ...] = ()  # that its own parts are made with
+    parts: Parts  # a function of the messages, and of whether an answer is to follow
+    special_tokens: tuple[str, ...] = ()  # the special tokens in its own parts
     stop: tuple[str, ...] = ()
     stop_strings: tuple[str, ...] = ()
     roles: tuple[str, ...] = ("system", "user", "assistant")
 
     def render(self, messages: Sequence[Message], add_generation_prompt: bool = True) -> str:
-        """The text of a conversation, to read; what `encode` makes of it differs where a message spells a token.
+        """The text of a conversation, for reading; `encode` differs from encoding it if a message spells a token.
 
         Args:
-            add_generation_prompt: end with what comes before an answer.
+            add_generation_prompt: end with the text that comes before an answer.
 
-        Raises: InputError for no messages, or a role that is not known or not in its place.
+        Raises: InputError for no messages, or a role that is unknown or out of place.
         """
         return "".join([part.text for part in self._checked_parts(messages, add_generation_prompt)])
 
@@ -116,7 +116,7 @@ class ChatTemplate:
         return self.parts(messages, add_generation_prompt)
 
 
-# The ways
+# The templates
 
 
 def chatml(messages: Sequence[Message], answer: bool, system: str | None = None) -> Iterator[Part]:
@@ -132,7 +132,7 @@ def chatml(messages: Sequence[Message], answer: bool, system: str | None = None)
 
 
 def llama3(messages: Sequence[Message], answer: bool) -> Iterator[Part]:
-    """Llama 3's (not 3.1's, which adds dates and tools)."""
+    """Llama 3's template (not 3.1's, which adds dates and tools)."""
     yield Part("<|begin_of_text|>")
     for role, content in messages:
         yield Part(f"<|start_header_id|>{role}<|end_header_id|>\n\n")
@@ -143,7 +143,7 @@ def llama3(messages: Sequence[Message], answer: bool) -> Iterator[Part]:
 
 
 def llama2(messages: Sequence[Message], answer: bool) -> Iterator[Part]:
-    """Llama 2's: the system message stands within the first message of the user."""
+    """Llama 2's template: the system message is inside the first message of the user."""
     system = ""
     if messages[0].role == "system":
         system, messages = f"<<SYS>>\n{messages[0].content}\n<</SYS>>\n\n", messages[1:]
@@ -160,7 +160,7 @@ def llama2(messages: Sequence[Message], answer: bool) -> Iterator[Part]:
 
 
 def mistral(messages: Sequence[Message], answer: bool) -> Iterator[Part]:
-    """Mistral 7B Instruct's, of version 0.2."""
+    """Mistral 7B Instruct's template, version 0.2."""
     check_turns("mistral", messages)
     yield Part("<s>")
     for role, content in messages:
@@ -174,7 +174,7 @@ def mistral(messages: Sequence[Message], answer: bool) -> Iterator[Part]:
 
 
 def gemma(messages: Sequence[Message], answer: bool) -> Iterator[Part]:
-    """Gemma 2's, in which the assistant is called "model", and nobody is the system."""
+    """Gemma 2's template: the assistant is called "model", and there is no system message."""
     check_turns("gemma", messages)
     yield Part("<bos>")
     for role, content in messages:
@@ -186,7 +186,7 @@ def gemma(messages: Sequence[Message], answer: bool) -> Iterator[Part]:
 
 
 def alpaca(messages: Sequence[Message], answer: bool) -> Iterator[Part]:
-    """Alpaca's: an instruction (of the "user"), perhaps an "input" for it, perhaps the answer, to learn from.
+    """Alpaca's template: an instruction (role "user"), perhaps an "input", and for training the answer.
 
     No token ends the answer: append the tokenizer's `eos_id` for training.
     """
@@ -238,7 +238,7 @@ TEMPLATES = {
         ChatTemplate("alpaca", alpaca, stop_strings=("\n\n### ",), roles=("user", "input", "assistant")),
     )
 }
-# Special tokens that tell a template, the first that a tokenizer has all of.
+# Special tokens that identify a template; the first entry wins of which a tokenizer has all.
 SIGNS = {
     "smollm2": ("<|im_start|>", "<jupyter_start>"),
     "chatml": ("<|im_start|>", "<|im_end|>"),
@@ -248,12 +248,12 @@ SIGNS = {
 
 
 def chat_template(of: str | Tokenizer) -> ChatTemplate:
-    """The template of a name ("smollm2", "chatml", "qwen2", "llama3", ...), or that a tokenizer's special tokens tell.
+    """The template of this name ("smollm2", "chatml", "qwen2", "llama3", ...), or the one that fits a tokenizer.
 
     A tokenizer with ChatML's tokens gets "chatml", without a system message of its own, or "smollm2" where it is
-    SmolLM2's; give "qwen2" by name. Llama 2's and Mistral's have no tokens that tell.
+    SmolLM2's; give "qwen2" by name. Llama 2's and Mistral's special tokens do not identify them.
 
-    Raises: InputError for a name that is not known, or a tokenizer that does not tell.
+    Raises: InputError for an unknown name, or a tokenizer whose special tokens identify no template.
     """
     if isinstance(of, str):
         if of not in TEMPLATES:
@@ -272,18 +272,18 @@ def chat_template(of: str | Tokenizer) -> ChatTemplate:
 
 
 class Conversation:
-    """A conversation with a model, which keeps what was said, and what the model has cached of it."""
+    """A conversation with a model: its messages, and the model's cache of keys and values."""
 
     def __init__(self, model: Decoder, tokenizer: Tokenizer, template: ChatTemplate, system: str | None = None):
         self.model, self.tokenizer, self.template = model, tokenizer, template
         self.messages = [] if system is None else [Message("system", system)]
         self.cache = model.new_cache()
-        self.cached_ids: list[int] = []  # what it holds
+        self.cached_ids: list[int] = []  # the ids that the cache holds
 
     def say(self, text: str, max_tokens: int = 512, **settings: Any) -> Iterator[str]:
         """Yield the answer to `text`, piece by piece; both then belong to the conversation.
 
-        The settings are those of `generate`. Only what is new is computed, while all fits into the model's context.
+        The settings are those of `generate`. Only new tokens are computed, while all fits into the model's context.
         """
         asked = [*self.messages, Message("user", text)]
         ids = self.template.encode(self.tokenizer, asked)
@@ -308,6 +308,6 @@ class Conversation:
             answer += rest
             yield rest
         self.messages = [*asked, Message("assistant", answer)]
-        # Where the window has moved, what is cached begins elsewhere, and cannot be gone on with.
+        # When the window has moved, the cached positions no longer match the text, so the cache is useless.
         fits = len(stream.ids) < self.model.config.context
         self.cached_ids = stream.ids[: self.cache[0].length] if fits else []

@@ -1,7 +1,7 @@
 """Checkpoints: weights, optimiser moments and everything else that a run needs to continue, in one safetensors file.
 
-The file is written beside its place and moved there in one step, so a kill at any moment leaves the old one or the
-new one, never half of either. Arrays are named `model.<parameter>` and `optimizer.<moment>.<parameter>`; the rest of
+The file is written under another name and renamed in one step, so a kill at any moment leaves the old file or the new
+one, never half of either. Arrays are named `model.<parameter>` and `optimizer.<moment>.<parameter>`; the rest of
 the state (step, random stream, best loss) is JSON in the file's header. Nothing is pickled.
 """
 
@@ -20,7 +20,7 @@ from minillm.errors import CheckpointError
 
 
 class Checkpoint(NamedTuple):
-    """What a file holds: arrays for `load_state_dict` of a model and of an optimiser, and the state of the run."""
+    """The content of a file: arrays for `load_state_dict` of a model and an optimiser, and the state of the run."""
 
     model: dict[str, Array]
     optimizer: dict[str, Array]
@@ -28,10 +28,10 @@ class Checkpoint(NamedTuple):
 
 
 def save_checkpoint(path: Path, model: Any, optimizer: Any, state: dict[str, Any]) -> None:
-    """Write a checkpoint to `path`, replacing the one there at once or not at all.
+    """Write a checkpoint to `path`, replacing an existing one completely or not at all.
 
-    model, optimizer: each what has a `state_dict`, or such a dict.
-    Raises: CheckpointError or OSError where it cannot be written, as on a full disk; the old one is then still there.
+    model, optimizer: objects with a `state_dict` method, or such dicts.
+    Raises: CheckpointError or OSError if it cannot be written, as on a full disk; the old one is then untouched.
     """
     from safetensors import SafetensorError
     from safetensors.numpy import save_file
@@ -47,7 +47,7 @@ def save_checkpoint(path: Path, model: Any, optimizer: Any, state: dict[str, Any
         with open(unfinished, "rb+") as file:
             os.fsync(file.fileno())  # the name must not reach the disk before the bytes do
         os.replace(unfinished, path)
-    except SafetensorError as error:  # what save_file makes of an error of the system
+    except SafetensorError as error:  # save_file wraps errors of the system in it
         raise CheckpointError(f"save_checkpoint: cannot write {path} ({error}); make room") from None
     finally:
         unfinished.unlink(missing_ok=True)
@@ -56,7 +56,7 @@ def save_checkpoint(path: Path, model: Any, optimizer: Any, state: dict[str, Any
 def load_checkpoint(path: Path) -> Checkpoint:
     """Read a checkpoint.
 
-    Raises: CheckpointError for a file that is missing, damaged, or not one of these.
+    Raises: CheckpointError for a file that is missing, damaged, or not a checkpoint.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -65,7 +65,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
             metadata = file.metadata() or {}
             names = list(file.keys())
             if any(file.get_slice(name).get_dtype() == "BF16" for name in names):
-                as_dtype("bfloat16")  # from here on NumPy knows the name
+                as_dtype("bfloat16")  # registers the name with NumPy
             arrays = {name: file.get_tensor(name) for name in names}
         state = json.loads(metadata["minillm"])
     except FileNotFoundError:
@@ -74,7 +74,8 @@ def load_checkpoint(path: Path) -> Checkpoint:
         ) from None
     except (SafetensorError, OSError, KeyError, json.JSONDecodeError) as error:
         raise CheckpointError(
-            f"load_checkpoint: {path} is damaged or no minillm checkpoint ({error}); use another checkpoint of the run"
+            f"load_checkpoint: {path} is damaged or not a minillm checkpoint ({error}); "
+            "use another checkpoint of the run"
         ) from None
     parts: dict[str, dict[str, Array]] = {"model": {}, "optimizer": {}}
     for name, array in arrays.items():

@@ -1,4 +1,4 @@
-"""The streams of the command line: terminals that lack characters, readers that leave, no input at all."""
+"""The streams of the command line: limited encodings, closed pipes, and missing input."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ PIPE_CLOSED = 141  # the exit status that a shell gives a program whose reader h
 
 
 def replace_what_cannot_be_shown() -> None:
-    """Print a character that the output's encoding lacks as `?` from here on, instead of ending the program.
+    """Print characters that the output's encoding lacks as `?` from now on, instead of raising an error.
 
-    What is typed in another encoding becomes U+FFFD. (Python's stderr can show everything already.)
+    Input in another encoding becomes U+FFFD. (Python's stderr escapes such characters already.)
     """
     for stream in (sys.stdin, sys.stdout):
         if isinstance(stream, io.TextIOWrapper) and stream.errors in ("strict", "surrogateescape"):
@@ -22,23 +22,23 @@ def replace_what_cannot_be_shown() -> None:
 
 
 def abandon_output() -> None:
-    """Send what is still to be written nowhere: Python would try it again at its end, and complain again."""
-    with contextlib.suppress(OSError, ValueError, AttributeError):  # nothing with a number, as in a test
+    """Discard buffered output: Python would try to write it again when it exits, and raise an error again."""
+    with contextlib.suppress(OSError, ValueError, AttributeError):  # a stream without a file descriptor, as in a test
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, sys.stdout.fileno())
         os.close(nowhere)
 
 
 def flush() -> None:
-    """Write out what was printed, now that an error can still be told."""
+    """Flush the printed text now, while an error can still be reported."""
     if sys.stdout is not None:
         sys.stdout.flush()
 
 
 def print_as_it_comes(pieces: Iterable[str], begin: str = "") -> None:
-    """Print pieces of text at once, and a line's end after them, even if an error ends them.
+    """Print pieces of text as they come, and a line end after them, even if an error ends them.
 
-    The first piece is waited for before anything is printed, so that an error at the start stands alone.
+    Nothing is printed before the first piece, so that an error at the start appears alone.
     """
     pieces = iter(pieces)
     first = next(pieces, "")
@@ -51,8 +51,8 @@ def print_as_it_comes(pieces: Iterable[str], begin: str = "") -> None:
 
 
 def lines_of_input(prompt: str) -> Iterator[str]:
-    """Yield the lines that a person types, until Ctrl-D; none where there is no input."""
-    if sys.stdin is None:  # closed by whoever started this
+    """Yield the lines that a person types, until Ctrl-D; none if the program has no input."""
+    if sys.stdin is None:  # closed by the parent process
         return
     while True:
         try:

@@ -1,8 +1,8 @@
-"""The GPU: which one, what is on it, how things get there, and matrix products by cuBLAS.
+"""Devices: their names, moving arrays between them, and matrix products by cuBLAS.
 
 A device is named as in PyTorch: "cpu", "cuda" (the current GPU) or "cuda:1". Arrays on a GPU are CuPy's. CuPy answers
 NumPy's functions when they are given its arrays, so a formula written with `np.` runs where its arrays are, and most
-of the engine never asks. This file is for the rest; nothing here is imported or touched on a CPU.
+of the engine need not know. This file is for the rest; CuPy is not imported on a CPU.
 """
 
 from __future__ import annotations
@@ -20,23 +20,23 @@ Array = Any  # a numpy.ndarray or a cupy.ndarray
 
 
 def is_on_gpu(x: Any) -> bool:
-    """Whether x is an array on a GPU."""
-    cupy = sys.modules.get("cupy")  # unless it is imported, nothing can be its array
+    """True if x is an array on a GPU."""
+    cupy = sys.modules.get("cupy")  # unless CuPy is imported, x cannot be its array
     return cupy is not None and isinstance(x, cupy.ndarray)
 
 
 def is_device(name: Any) -> bool:
-    """Whether this names a device, of any machine."""
+    """True if this is the name of a device, on any machine."""
     return isinstance(name, str) and re.fullmatch(r"cpu|cuda(:\d+)?", name) is not None
 
 
 def device_of(array: Array) -> str:
-    """Where an array is: "cpu" or "cuda:0"."""
+    """The device of an array: "cpu" or "cuda:0"."""
     return f"cuda:{array.data.device_id}" if is_on_gpu(array) else "cpu"
 
 
 def check_device(name: str) -> None:
-    """Raise DeviceError for a device that this machine does not have, saying what is missing."""
+    """Raise DeviceError, with what is missing, for a device that this machine does not have."""
     if not is_device(name):
         raise DeviceError(f"device: {name!r} names no device; choose 'cpu', 'cuda' or 'cuda:0'")
     if name != "cpu":
@@ -63,7 +63,7 @@ def _check_cuda() -> None:
     if not found:
         raise DeviceError("device: 'cuda' needs an NVIDIA GPU, and this machine has none; choose 'cpu'")
     try:
-        _ = cupy.cuda.cublas  # loads the library; CuPy alone does not bring it
+        _ = cupy.cuda.cublas  # loads the library, which CuPy alone does not include
     except ImportError as error:
         library = str(error).splitlines()[0]
         raise DeviceError(f"device: CuPy finds a GPU, but not CUDA's libraries ({library}); {wheel}") from None
@@ -79,9 +79,9 @@ def _cupy() -> Any:
 
 
 def to_device(array: Array, device: str) -> Array:
-    """The array on a device: itself if it is there already, else a copy. Waits for the copy when it comes to the CPU.
+    """Move an array to a device: returns it unchanged if it is there, else a copy; a copy to the CPU is waited for.
 
-    Raises: DeviceError for a device that is not there.
+    Raises: DeviceError for a device that this machine does not have.
     """
     if device == "cpu":
         return array.get() if is_on_gpu(array) else array
@@ -94,29 +94,29 @@ def to_device(array: Array, device: str) -> Array:
 
 
 def to_host(array: Array) -> Array:
-    """The array as NumPy's: itself on a CPU; from a GPU a copy, for which this waits."""
+    """Convert to a NumPy array: the array itself from a CPU; from a GPU a copy, which is waited for."""
     return to_device(array, "cpu")
 
 
 def like(array: Array, x: Array) -> Array:
-    """The array moved to where x is; itself if it is there."""
+    """Move the array to the device of x; returns the array itself if it is there."""
     return to_device(array, device_of(x))
 
 
 def compute_capability(array: Array) -> int:
-    """10 times the compute capability of the array's GPU: 90 for an H100. For the CPU 1000: the emulator runs all."""
+    """Compute capability times 10 of the array's GPU: 90 for an H100; 1000 for the CPU, as the emulator runs all."""
     return int(array.device.compute_capability) if is_on_gpu(array) else 1000
 
 
 class Uploads:
-    """Copies batches to a device; a GPU copies one on a stream of its own, while it still computes the step before.
+    """Copies batches to a device; a GPU copies each on a separate stream, while it still computes the previous step.
 
-    `uploads(*arrays)` returns the arrays on the device. There are two places on the GPU that take turns, each with
-    page-locked memory on the host, from which alone a copy does not wait; so an array must not be used any more when
-    the second batch after it is uploaded.
+    `uploads(*arrays)` returns the arrays on the device. Two buffers on the GPU take turns, each with page-locked memory
+    on the host, which asynchronous copies require. So an array must not be used any more once the second batch after
+    it is uploaded.
 
-    The order that the two streams keep: a copy waits for the steps that read its place before (`read`), and the steps
-    that follow wait for the copy (`copied`), which the host does too before it writes to the page-locked memory again.
+    Two events order the streams: a copy waits for the steps that read its buffer before (`read`), and the following
+    steps wait for the copy (`copied`), as does the host before it writes to the page-locked memory again.
     """
 
     def __init__(self, device: str):
@@ -133,13 +133,13 @@ class Uploads:
         if self.device == "cpu":
             return arrays
         here = _cupy().cuda.get_current_stream()
-        self.read[self.turn].record(here)  # everything so far read the place of this turn, or the one before it
+        self.read[self.turn].record(here)  # all work so far read this turn's buffer, or the previous one's
         self.turn = 1 - self.turn
         copied = self.copied[self.turn]
         copied.synchronize()
         if [array.shape for array, _ in self.places[self.turn]] != [array.shape for array in arrays]:
             self.places[self.turn] = [_place(array, self.device) for array in arrays]
-            self.read[self.turn].record(here)  # or what had this memory before might still be at work in it
+            self.read[self.turn].record(here)  # or an earlier user of this memory might still be working in it
         self.stream.wait_event(self.read[self.turn])
         for array, (host, on_gpu) in zip(arrays, self.places[self.turn], strict=True):
             host[...] = array
@@ -161,13 +161,13 @@ def _place(array: Array, device: str) -> tuple[Array, Array]:
 def gemm(a: Array, b: Array, out: Array | None = None, add: bool = False) -> Array:
     """The matrix product of a (M, K) and b (K, N) on a GPU, by cuBLAS; returns `out`, to which `add` adds it.
 
-    Both of one dtype. bfloat16 and float16 are multiplied as they are and summed in float32, and `out` may be float32;
-    float32 is not rounded to TF32. A transposed view costs no copy.
+    Both have the same dtype. bfloat16 and float16 are multiplied as they are and summed in float32, and `out` may be
+    float32; float32 is not rounded to TF32. A transposed view costs no copy.
     Raises: DtypeError for two dtypes, or one that is not floating.
 
-    cuBLAS counts by columns. What it calls a matrix (N, M) is, in memory, our (M, N): everything it sees is transposed.
-    So it is asked for C^T = B^T A^T, and of a row-major matrix it has the transpose already; of a transposed view it
-    has the matrix itself, and transposes that ("T").
+    cuBLAS stores matrices by columns: its matrix (N, M) has the memory of our (M, N), so it sees everything transposed.
+    It is therefore asked for C^T = B^T A^T. A row-major matrix is already the transpose that it needs; a transposed
+    view is the matrix itself, which cuBLAS has to transpose ("T").
     """
     (rows, inner), columns = a.shape, b.shape[1]
     if out is None:
@@ -213,7 +213,7 @@ _NUMBERS = {double: tuple(np.array([x], np.float64 if double else np.float32) fo
 
 
 def _operand(x: Array) -> tuple[int, Array, int]:
-    """How cuBLAS gets the transpose of x: the operation, the array, and the elements from one column to the next."""
+    """The arguments that give cuBLAS the transpose of x: operation, array, and leading dimension."""
     cublas = _cupy().cuda.cublas
     (rows, columns), (row_step, column_step), size = x.shape, x.strides, x.itemsize
     if column_step == size and (row_step >= columns * size or rows == 1):

@@ -1,4 +1,4 @@
-"""Dtypes by their names: those of NumPy, and bfloat16, which NumPy has from the package ml_dtypes."""
+"""Dtypes by their names: those of NumPy, and bfloat16, which the package ml_dtypes adds to NumPy."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def device_and_dtype(targets: tuple[Any, ...]) -> tuple[str | None, np.dtype | N
             device = target
         else:
             try:
-                dtype = as_dtype(target or "nothing")  # NumPy takes None for float64
+                dtype = as_dtype(target or "nothing")  # NumPy would take None for float64
             except TypeError:
                 raise DtypeError(
                     f"to: {target!r} is neither a device nor a dtype; give 'cpu', 'cuda' or 'cuda:1', 'float32' or "
@@ -28,12 +28,14 @@ def device_and_dtype(targets: tuple[Any, ...]) -> tuple[str | None, np.dtype | N
 
 
 def as_dtype(dtype: Any) -> np.dtype:
-    """The dtype of a name or a type; "bfloat16" too, which NumPy has from the package ml_dtypes."""
+    """The dtype of a name or a type, including "bfloat16", which the package ml_dtypes adds to NumPy."""
     if not isinstance(dtype, str) or dtype != "bfloat16":
         try:
             return np.dtype(dtype)
         except TypeError:
-            raise DtypeError(f"dtype: {dtype!r} is no dtype; give 'float32', np.int64 or 'bfloat16', say") from None
+            raise DtypeError(
+                f"dtype: {dtype!r} is not a dtype; give one such as 'float32', np.int64 or 'bfloat16'"
+            ) from None
     try:
         from ml_dtypes import bfloat16
     except ImportError:

@@ -1,4 +1,4 @@
-"""Which pair of functions computes an operation: the plain one, the CPU's fast one, or the one that launches kernels.
+"""The choice of the pair of functions that computes an operation: plain, fast on a CPU, or launching kernels.
 
 Each operation has up to three pairs with the same signatures (see Op in autograd.py). The last two are found by the
 operation's name:
@@ -108,7 +108,7 @@ def rooms_for(array: Any) -> tuple[str, ...]:
 
 
 def uses_kernel(kernel: str, array: Array, refused: str = "") -> bool:
-    """True if kernels of `kernels/<kernel>.cu` run on this array; if not, a formula does.
+    """True if kernels of `kernels/<kernel>.cu` run on this array; otherwise a formula does.
 
     `refused` says why the kernels cannot take these arguments, for reasons other than the dtype: "head size 48".
     Raises: KernelError under "require", where the answer would be no.
@@ -142,6 +142,6 @@ def find_pair(room: str, name: str, forward: Callable, backward: Callable) -> Pa
 
 
 def takes_into(backward: Callable) -> bool:
-    """True if a backward has the parameter `into`: it can then write gradients where they are to be (see Pair)."""
+    """True if a backward has the parameter `into`, so that it can write gradients to their destination (see Pair)."""
     code = getattr(backward, "__code__", None)
     return code is not None and "into" in code.co_varnames[: code.co_argcount]

@@ -1,7 +1,7 @@
 """The error function, erf(x) = 2/sqrt(pi) times the integral of e^(-t^2) from 0 to x, which NumPy does not have.
 
-It is a table of Taylor polynomials. Around a node x0, with g = 2/sqrt(pi) e^(-x0^2) the slope there and H_n the Hermite
-polynomials (the derivatives of e^(-x^2) are (-1)^n H_n(x) e^(-x^2)):
+The implementation is a table of Taylor polynomials. Around a node x0, with g = 2/sqrt(pi) e^(-x0^2) the slope there and
+H_n the Hermite polynomials (the derivatives of e^(-x^2) are (-1)^n H_n(x) e^(-x^2)):
 
     erf(x0 + d) = erf(x0) + g sum_n H_n(x0) (-1)^n d^(n+1) / (n+1)!
 

@@ -1,4 +1,4 @@
-"""Errors that tell a person what to do: what was given, what was expected, and the fix, in one sentence.
+"""Errors that tell a person what to do. Each is one sentence: the given value, the expected one, and the fix.
 
 Every error that minillm raises on purpose is a `MinillmError`. The command line prints its sentence and exits with
 status 2; a program can catch the base class, or the built-in that each one also is (`except ValueError`).
@@ -18,7 +18,7 @@ class MinillmError(Exception):
 
 
 class ShapeError(MinillmError, ValueError):
-    """Array shapes that do not fit the operation."""
+    """Array shapes that do not match the operation."""
 
 
 class DtypeError(MinillmError, TypeError):
@@ -26,7 +26,7 @@ class DtypeError(MinillmError, TypeError):
 
 
 class DeviceError(MinillmError, RuntimeError):
-    """A device that is not there, or arrays on two devices in one operation."""
+    """A device that this machine lacks, or arrays on two devices in one operation."""
 
 
 class GraphError(MinillmError, RuntimeError):
@@ -38,11 +38,11 @@ class InputError(MinillmError, ValueError):
 
 
 class ParallelError(MinillmError, RuntimeError):
-    """A rank that failed or is missing, or ranks that do not do the same."""
+    """A rank that failed or is missing, or ranks that disagree about the next step."""
 
 
 class NoSuchNameError(MinillmError, AttributeError):
-    """A name that a tensor or a module does not have; its sentence is made when it is read."""
+    """A name that a tensor or a module does not have; its text is made only when it is read."""
 
     def __init__(self, name: str, sentence: Callable[[], str]):
         super().__init__(name)
@@ -53,11 +53,11 @@ class NoSuchNameError(MinillmError, AttributeError):
 
 
 class CheckpointError(MinillmError, ValueError):
-    """Saved weights or a run directory that is missing, damaged, or of another shape."""
+    """Saved weights or a run directory that is missing, damaged, or has other shapes."""
 
 
 def did_you_mean(name: str, choices: Iterable[str]) -> str:
-    """A hint to end an error with: `; did you mean 'batch_size'?`, or the list of choices where nothing is near."""
+    """The hint at the end of an error: `; did you mean 'batch_size'?`, or all choices if none is similar."""
     known = list(choices)
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
     if near:
@@ -75,7 +75,7 @@ def check_shapes(function: str, **arrays: tuple[str, Any]) -> dict[str, int]:
     """Bind named dimensions over several arrays, or say which two disagree.
 
     `check_shapes("layer_norm", x=("... C", x), weight=("C", weight))` returns `{"C": 768}`. A leading `...` stands for
-    any number of dimensions, a number for exactly that size. An array that is None is passed over.
+    any number of dimensions, a number for exactly that size. An array that is None is ignored.
 
     Raises: ShapeError, such as `layer_norm: weight has C=512, but x has C=768`.
     """
@@ -86,7 +86,7 @@ def check_shapes(function: str, **arrays: tuple[str, Any]) -> dict[str, int]:
     return _bound_shapes(function, shapes)
 
 
-@functools.lru_cache(4096)  # a training step asks the same again and again
+@functools.lru_cache(4096)  # a training step repeats the same checks
 def _bound_shapes(function: str, shapes: tuple[tuple[str, str, tuple[int, ...]], ...]) -> dict[str, int]:
     sizes: dict[str, int] = {}
     first_with: dict[str, str] = {}
@@ -107,7 +107,7 @@ def _bound_shapes(function: str, shapes: tuple[tuple[str, str, tuple[int, ...]],
 
 
 def check_floating(function: str, **tensors: Any) -> None:
-    """Raise DtypeError for a tensor that is not of floats; None is passed over."""
+    """Raise DtypeError for a tensor that does not hold floats; None is ignored."""
     for name, x in tensors.items():
         if x is None:
             continue
@@ -117,18 +117,18 @@ def check_floating(function: str, **tensors: Any) -> None:
 
 
 def check_array(function: str, name: str, x: Any) -> None:
-    """Raise DtypeError for what has no shape: a number, a list, or the sizes that PyTorch takes in some places."""
+    """Raise DtypeError for a value without a shape, such as a number, a list, or sizes given one by one."""
     if not hasattr(x, "shape"):
         raise DtypeError(f"{function}: {name} is {x!r:.60} of type {type(x).__name__}; give a tensor or an array")
 
 
 def check_whole(function: str, name: str, value: Any) -> int:
-    """A size or a number of an axis as a Python int: from an int, NumPy's integers, or a Tensor of one integer.
+    """Convert a size or an axis to a Python int, from an int, a NumPy integer, or a Tensor of one integer.
 
     Raises: DtypeError for anything else, such as `sum: axis is 1.0; give a whole number`.
     """
     number = value.item() if hasattr(value, "requires_grad") and value.numel() == 1 else value
-    if not isinstance(number, bool):  # which Python counts as a whole number; NumPy's is none
+    if not isinstance(number, bool):  # Python's bool is an int, NumPy's is not
         try:
             return operator.index(number)
         except TypeError:
@@ -137,9 +137,10 @@ def check_whole(function: str, name: str, value: Any) -> int:
 
 
 def check_index(function: str, ids: Any, size: int, what: str) -> None:
-    """Raise for an index array that is not of integers or reaches outside `size` entries of `what`.
+    """Raise for an index array that does not hold integers, or has one outside `size` entries of `what`.
 
-    An array on a GPU is not looked into, which would wait for it; the kernels make NaN of what is out of range.
+    The values of an array on a GPU are not checked, because this would wait for the GPU; the kernels return NaN for
+    indices out of range.
     """
     if ids.dtype.kind not in "iu":
         raise DtypeError(f"{function}: {what} must be integers, but the array has dtype {ids.dtype}")

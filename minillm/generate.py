@@ -1,13 +1,13 @@
-"""Text from a language model: one token at a time, each drawn from the model's distribution of the next.
+"""Generate text from a language model: one token at a time, each drawn from the model's next-token distribution.
 
-`generate` continues one text, token by token; `generate_batch` several at once; `generate_text` goes from text to text.
-What comes next depends on the tokens so far alone, so keys and values are cached, and a token costs one position.
-Sequences of different lengths stand in one array with their ends aligned:
+`generate` continues one sequence, token by token; `generate_batch` continues several at once; `generate_text` streams
+text for a text prompt. Keys and values depend only on earlier tokens, so they are cached, and each new token costs the
+computation of one position. Sequences of different lengths are aligned at their ends in one array:
 
-    [.  .  The]      of the cache, the first two positions of the first row are padding: nothing sees them,
+    [.  .  The]      the first two positions of the first row in the cache are padding: no token sees them,
     [A  cat is]      and the positions of that row count from where its text begins
 
-so each row gets what it would get alone.
+so each row gets the same tokens as it would alone.
 """
 
 from __future__ import annotations
@@ -33,15 +33,17 @@ from minillm.text_stream import TextCoder, TextStream
 
 @dataclass(frozen=True)
 class Sampling:
-    """How the next token is drawn: from softmax(logits / temperature), cut to the likeliest tokens and rescaled to 1.
+    """The settings for drawing a token from softmax(logits / temperature), cut to the likeliest tokens and rescaled.
 
     `top_k`, `top_p` and `min_p` may be given together, and apply in this order.
     """
 
     temperature: float = 1.0  # 0 puts all weight on the largest logit
     top_k: int | None = None  # keep the k likeliest tokens
-    top_p: float | None = None  # keep the fewest that together reach probability p (Holtzman 2019, arXiv:1904.09751)
-    min_p: float | None = None  # keep those with this share of the likeliest's probability (Nguyen 2024, 2407.01082)
+    top_p: float | None = (
+        None  # keep the fewest tokens that together reach probability p (Holtzman 2019, arXiv:1904.09751)
+    )
+    min_p: float | None = None  # keep tokens with this share of the likeliest's probability (Nguyen 2024, 2407.01082)
     repetition_penalty: float = 1.0  # see `probabilities` (Keskar et al. 2019, arXiv:1909.05858, section 4.1)
 
     def __post_init__(self) -> None:
@@ -65,7 +67,7 @@ class Sampling:
     def probabilities(self, logits: Array, seen: Sequence[int] = ()) -> Array:
         """The distribution to draw from.
 
-        Before all else, the logits of tokens in `seen` are divided by `repetition_penalty` where they are positive, and
+        First, the logits of tokens in `seen` are divided by `repetition_penalty` where they are positive, and
         multiplied by it where they are negative.
         A logit of -inf keeps its token from being drawn.
         Shapes: logits (V,); result (V,) in float64.
@@ -76,7 +78,7 @@ class Sampling:
         if self.repetition_penalty != 1 and len(seen):
             again = np.unique(np.asarray(seen))
             factors = np.where(logits[again] > 0, 1 / self.repetition_penalty, self.repetition_penalty)
-            with np.errstate(over="ignore"):  # what leaves the range of float64 stays the largest, or smallest, in it
+            with np.errstate(over="ignore"):  # numbers beyond the range of float64 are clipped to it
                 changed = np.nan_to_num(logits[again] * factors)
             logits[again] = np.where(np.isfinite(logits[again]), changed, logits[again])
         order = np.argsort(-logits, kind="stable")  # likeliest first; equal ones by id
@@ -101,12 +103,13 @@ class Sampling:
 
 
 class Sequences:
-    """Token sequences that grow, and the keys and values that the model has cached of them.
+    """Token sequences that grow, and the keys and values that the model has cached for them.
 
-    The model sees as much of each as its context holds. When one is longer, positions shift with every token, and each
-    costs the whole window.
-    function: who asks, for errors.
-    cache: of an earlier call, in which each of the prompts began as it does now; what it holds is not computed again.
+    The model sees as many tokens of each as its context holds. Once a sequence is longer, positions shift with every
+    token, and each token costs a pass over the whole window.
+    function: the public function, for errors.
+    cache: the cache of an earlier call whose tokens begin each of these prompts; the cached positions are not computed
+        again.
     """
 
     def __init__(
@@ -120,8 +123,8 @@ class Sequences:
         self.ids = [token_ids(function, "the prompt", prompt, model.config.vocab_size) for prompt in prompts]
         if not all(self.ids):
             raise InputError(f"{function}: the prompt has no tokens; give at least one character of text")
-        self.prompts = list(range(len(self.ids)))  # which of them each text continues
-        self.steps = 0  # tokens that each got
+        self.prompts = list(range(len(self.ids)))  # the prompt that each text continues
+        self.steps = 0  # number of new tokens of each
         self.cache = model.new_cache(len(self.ids)) if cache is None else cache
         length = min(map(len, self.ids), default=0)
         if cache is not None and self.cache[0].length >= length:
@@ -131,7 +134,7 @@ class Sequences:
             )
 
     def next_logits(self) -> Array:
-        """Of what follows each text, (B, V), on the host.
+        """Logits of the next token of each text, (B, V), on the host.
 
         Raises: InputError as `check_logits`.
         """
@@ -152,13 +155,13 @@ class Sequences:
         return logits
 
     def append(self, tokens: Sequence[int]) -> None:
-        """One token to each text."""
+        """Append a token to each text."""
         self.steps += 1
         for text, token in zip(self.ids, tokens, strict=True):
             text.append(token)
 
     def select(self, rows: Sequence[int]) -> None:
-        """Keep these texts, in this order; one may be there twice."""
+        """Keep these texts, in this order; one may be repeated."""
         if list(rows) != list(range(len(self.ids))):
             self.ids = [list(self.ids[row]) for row in rows]
             self.prompts = [self.prompts[row] for row in rows]
@@ -201,8 +204,8 @@ def generate(
 
     stop: by default the model's own end tokens, `model.eos_ids`; give () for none.
     The same seed gives the same tokens. The other settings are those of Sampling, such as `temperature=0`.
-    cache: a `model.new_cache()` that is kept from call to call, where every call's ids begin with all of those before,
-        as in a conversation: only what is new is computed.
+    cache: a `model.new_cache()` to keep from call to call, if the ids of every call begin with all earlier ones, as in
+        a conversation: only the new tokens are computed.
     Raises: InputError or DtypeError for arguments that cannot be used, at the call; later, InputError for logits that
         are NaN or inf.
     """
@@ -232,10 +235,10 @@ def generate_batch(
     stop: Sequence[int] | None = None,
     **sampling: Any,
 ) -> list[list[int]]:
-    """The new token ids of several prompts, of any lengths, computed together.
+    """Return the new token ids of several prompts, of any lengths, computed together.
 
-    Prompt i is continued as `generate(model, prompts[i], max_tokens, seed=seed + i, ...)` does it, but for rounding.
-    A text that has ended costs nothing more.
+    Up to rounding, prompt i gets the tokens of `generate(model, prompts[i], max_tokens, seed=seed + i, ...)`. A text
+    that has ended is not computed any further.
     Raises: as `generate`.
     """
     settings = Sampling(**sampling)
@@ -274,9 +277,9 @@ def generate_text(
 ) -> Iterator[str]:
     """Yield pieces of the text that follows `prompt`, as soon as they are certain, up to `max_tokens` tokens.
 
-    It ends before a token in `stop`, and before the first of `stop_strings`, even one that spreads over several tokens.
-    A character of several tokens comes when it is complete, also one that the prompt has begun. What was begun and
-    never completed comes at the end, as U+FFFD. The prompt is text, or token ids; the other settings are those of
+    The text ends before a token in `stop`, and before the first of `stop_strings`, even if that spans several tokens. A
+    character of several tokens is yielded when it is complete, even if it began in the prompt; an incomplete one comes
+    at the end, as U+FFFD. The prompt is text, or token ids; the other settings are those of
     `generate`.
     Raises: as `generate`.
     """
@@ -299,7 +302,7 @@ def _pieces(stream: TextStream, tokens: Iterator[int], ends: Collection[int]) ->
 
 
 class _Draw:
-    """Draws tokens with a stream of its own."""
+    """Draws tokens with its own random stream."""
 
     def __init__(self, sampling: Sampling, seed: int):
         if not 0 <= whole_number("generate", "seed", seed) < 1 << 64:
@@ -312,7 +315,7 @@ class _Draw:
 
 
 def whole_number(function: str, name: str, value: Any, least: int = 0) -> int:
-    """The value as an integer of Python; DtypeError for what is none, InputError where it is below `least`."""
+    """Convert to a Python int; raises DtypeError for a value that is not one, InputError for one below `least`."""
     try:
         number = operator.index(value)
     except TypeError:
@@ -323,7 +326,7 @@ def whole_number(function: str, name: str, value: Any, least: int = 0) -> int:
 
 
 def stop_ids(function: str, stop: Any, model: Any) -> frozenset[int]:
-    """The ids of `stop`, or the model's own for None; one that no model has is let pass, for it never comes."""
+    """The ids of `stop`, or the model's own for None; ids outside the vocabulary are allowed, as they never occur."""
     if stop is None:
         return frozenset(end_tokens(model))
     if isinstance(stop, str | bytes) or not hasattr(stop, "__iter__"):
@@ -333,9 +336,9 @@ def stop_ids(function: str, stop: Any, model: Any) -> frozenset[int]:
 
 
 def token_ids(function: str, what: str, ids: Any, vocab_size: int | None = None) -> list[int]:
-    """Token ids as a list of Python's integers, below `vocab_size`; a number such as 1.5 is never cut off to be one.
+    """Convert token ids to a list of Python ints below `vocab_size`; a number such as 1.5 is refused, not truncated.
 
-    Raises: DtypeError for what is not a sequence of integers, InputError for an id that is out of range.
+    Raises: DtypeError for a value that is not a sequence of integers, InputError for an id that is out of range.
     """
     try:
         found = [operator.index(i) for i in (ids.data if isinstance(ids, Tensor) else ids)]
@@ -355,7 +358,7 @@ def token_ids(function: str, what: str, ids: Any, vocab_size: int | None = None)
 def check_logits(function: str, logits: Array, where: str = "") -> None:
     """Raise InputError for logits (V,) from which no token can be chosen: one is NaN or inf, or all are -inf.
 
-    Single ones may be -inf: such a token has probability 0.
+    Some logits may be -inf: such a token has probability 0.
     """
     finite = np.isfinite(logits)
     if finite.all():
@@ -364,7 +367,7 @@ def check_logits(function: str, logits: Array, where: str = "") -> None:
     fix = "look at the model's weights, which a training that diverged or a damaged file leaves so"
     if len(bad):
         raise InputError(
-            f"{function}: {len(bad)} of the {len(logits)} logits{where} are no finite numbers, the first of them, of "
+            f"{function}: {len(bad)} of the {len(logits)} logits{where} are not finite numbers, the first of them, of "
             f"token id {bad[0]}, is {logits[bad[0]]}; {fix}"
         )
     if not finite.any():
@@ -372,24 +375,24 @@ def check_logits(function: str, logits: Array, where: str = "") -> None:
 
 
 class Guess(NamedTuple):
-    """A token for a gap, and how likely it is."""
+    """A token for a masked position, with its probability."""
 
     id: int
     probability: float
 
 
 def fill_mask(model: Any, ids: Sequence[int] | Array, mask_id: int, top_k: int = 5, **given: Any) -> list[list[Guess]]:
-    """For each mask token in `ids`, the `top_k` likeliest tokens, by a model with a head for hidden tokens.
+    """Find the `top_k` likeliest tokens for each mask token in `ids`, with a masked language model.
 
     model: such as BertForMaskedLM or RobertaForMaskedLM; ids: (T,), with the tokens that the model expects around a
     text, such as [CLS] and [SEP]; given: other inputs of `model.features`, such as token_types (1, T).
-    Raises: InputError where no token is hidden, or where logits are NaN or inf; DtypeError for ids of floats.
+    Raises: InputError if no token is masked, or for logits that are NaN or inf; DtypeError for ids of floats.
     """
     ids = np.array(token_ids("fill_mask", "ids", ids, model.config.vocab_size))
     count = whole_number("fill_mask", "top_k", top_k, 1)
     hidden = np.flatnonzero(ids == mask_id)
     if not len(hidden):
-        raise InputError(f"fill_mask: none of the ids is the mask token, {mask_id}; put it where a word is wanted")
+        raise InputError(f"fill_mask: none of the ids is the mask token, {mask_id}; put it in the place of a token")
     with evaluating(model), no_grad(), quiet():
         features = model.features(ids[None], **given)[0].index_select(0, hidden)
         logits = to_host(model.head(features, model.wte.weight).data)

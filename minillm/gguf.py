@@ -1,15 +1,15 @@
-"""Llamas and their tokenizers from a .gguf file, the format of llama.cpp, through the package `gguf`.
+"""Load Llamas and their tokenizers from a .gguf file, the format of llama.cpp, with the package `gguf`.
 
 The package comes with `pip install ".[gguf]"`. Such a file holds the configuration, the tokenizer and the weights, most
-of them quantised: blocks of 32 numbers share a scale. They are read from the memory-mapped file and written out as
+of them quantised: blocks of 32 numbers share a scale. They are read from the memory-mapped file and dequantised to
 floats, some rows at a time.
 
 llama.cpp keeps the rows of a Llama's queries and keys in the order of layout "interleaved" (see ops/rope.py); here
-they are put back into that of Hugging Face.
+they are put back into Hugging Face's order.
 
-Rotary angles may be stretched to a longer context (`RopeScaling`). Of "linear" and "yarn" the file has the settings, as
-fields. Of "llama3", which Llama 3.1 and its successors have, it has only the result, a tensor: the number by which each
-frequency is divided. The settings are recovered from it, or else the file is refused. A field that is not known here
+Rotary angles may be stretched to a longer context (`RopeScaling`). For "linear" and "yarn" the file has the settings,
+as fields. For "llama3", which Llama 3.1 and its successors use, it has only the result, a tensor of the divisors of the
+frequencies. The settings are recovered from it, or else the file is refused. A field that is not supported
 is refused by name, for a model whose angles are a little wrong still speaks, only worse.
 """
 
@@ -29,7 +29,7 @@ from minillm.pretrained import SavedWith, keep
 from minillm.tokenizers import BPETokenizer, SentencePieceBPE
 from minillm.weights import build_model, check_weights, pieces
 
-# For each parameter, with {i} for the number of the block, the names there; several have rows below each other in ours.
+# For each parameter, with {i} for the block's number, its names in the file; the rows of several are joined in ours.
 NAMES: dict[str, tuple[str, ...]] = {
     "wte.weight": ("token_embd.weight",),
     "h.{i}.ln_1.weight": ("blk.{i}.attn_norm.weight",),
@@ -46,20 +46,20 @@ NAMES: dict[str, tuple[str, ...]] = {
     "ln_f.weight": ("output_norm.weight",),
     "lm_head.weight": ("output.weight",),
 }
-ARCHITECTURES = ("llama", "qwen2", "qwen3")  # the first with queries and keys in the other layout
-PIECE = 1 << 20  # numbers written out at a time
+ARCHITECTURES = ("llama", "qwen2", "qwen3")  # the first has queries and keys in the other layout
+PIECE = 1 << 20  # numbers dequantised at a time
 DIVISORS = "rope_freqs.weight"  # of the frequencies of rotary angles, (D/2,)
 YARN = {"yarn_beta_fast": "beta_fast", "yarn_beta_slow": "beta_slow", "yarn_attn_factor": "attention_factor"}
-# Fields that change nothing where they have these values.
+# Fields that have no effect if they have these values.
 WITHOUT_EFFECT = {"attn_factor": 1.0, "yarn_ext_factor": 1.0, "yarn_log_multiplier": 0.0}
 
 
 def load_gguf(path: str | Path, dtype: Any = "float32") -> Llama:
     """Load the model in a .gguf file, in evaluation mode, with its weights converted to `dtype`.
 
-    Memory: the weights, and a few megabytes. Quantised types: those that the package `gguf` can write out.
+    Memory: the weights, and a few megabytes. Quantised types: those that the package `gguf` can dequantise.
     Raises: InputError without that package, or for another architecture; CheckpointError for a file that is missing,
-    cut short or none of these, and one that lists every missing, unexpected and misshapen weight.
+    cut short or not a .gguf file, and one that lists every missing, unexpected and misshapen weight.
     """
     tensors, fields = _contents(Path(path))
     config = _config(fields, tensors)
@@ -80,17 +80,17 @@ def load_gguf(path: str | Path, dtype: Any = "float32") -> Llama:
 
 
 def read_config(path: str | Path) -> LlamaConfig:
-    """The configuration of the model in a .gguf file, of which no weight is read.
+    """Read the configuration of the model in a .gguf file, but no weights.
 
-    Raises: InputError without the package `gguf`, for another architecture, or for rotary angles that are not done
-    here; CheckpointError for a damaged file.
+    Raises: InputError without the package `gguf`, for another architecture, or for rotary angles that are not
+    supported; CheckpointError for a damaged file.
     """
     tensors, fields = _contents(Path(path))
     return _config(fields, tensors)
 
 
 def load_gguf_tokenizer(path: str | Path) -> BPETokenizer | SentencePieceBPE:
-    """The tokenizer in a .gguf file: a byte-level BPE, or SentencePiece's.
+    """Load the tokenizer in a .gguf file: a byte-level BPE, or SentencePiece's.
 
     Raises: InputError without the package `gguf`, or for another kind of tokenizer; CheckpointError for a damaged file.
     """
@@ -98,13 +98,13 @@ def load_gguf_tokenizer(path: str | Path) -> BPETokenizer | SentencePieceBPE:
     try:
         fields = {key: field.contents() for key, field in reader.fields.items() if key.startswith("tokenizer.ggml.")}
     except Exception as error:
-        raise CheckpointError(f"load: {path} is cut short or no .gguf file ({error}); get it again") from None
+        raise CheckpointError(f"load: {path} is cut short or not a .gguf file ({error}); get it again") from None
     kind = SentencePieceBPE if fields.get("tokenizer.ggml.model") == "llama" else BPETokenizer
     return kind.from_gguf_fields(fields)
 
 
 def _opened(path: Path) -> Any:
-    """The file, as the package `gguf` reads it."""
+    """Open the file with the package `gguf`."""
     try:
         import gguf
     except ImportError:
@@ -116,11 +116,11 @@ def _opened(path: Path) -> Any:
     try:
         return gguf.GGUFReader(path)
     except Exception as error:  # the package raises whatever the damage led to
-        raise CheckpointError(f"load: {path} is cut short or no .gguf file ({error}); get it again") from None
+        raise CheckpointError(f"load: {path} is cut short or not a .gguf file ({error}); get it again") from None
 
 
 def _contents(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The tensors and the fields of a file, by name; without the tokenizer's lists."""
+    """The tensors and the fields of a file by name, without the tokenizer's lists."""
     reader = _opened(path)
     try:
         tensors = {tensor.name: tensor for tensor in reader.tensors}
@@ -130,7 +130,7 @@ def _contents(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
             if len(field.data) == 1 or not key.startswith("tokenizer.")  # whose lists are long
         }
     except Exception as error:
-        raise CheckpointError(f"load: {path} is cut short or no .gguf file ({error}); get it again") from None
+        raise CheckpointError(f"load: {path} is cut short or not a .gguf file ({error}); get it again") from None
     return tensors, fields
 
 
@@ -143,11 +143,11 @@ def _config(fields: dict[str, Any], tensors: dict[str, Any]) -> LlamaConfig:
 
     def field(name: str, default: Any = None) -> Any:
         value = fields.get(f"{kind}.{name}", default)
-        if isinstance(value, list) and value and all(one == value[0] for one in value):  # of each block
+        if isinstance(value, list) and value and all(one == value[0] for one in value):  # a list with a value per block
             value = value[0]
         if isinstance(value, list):
             raise InputError(
-                f"load: the file has {kind}.{name}={value}, other numbers in other blocks; here all are alike"
+                f"load: the file has {kind}.{name}={value}, not the same in all blocks, which is not supported"
             )
         if value is None:
             raise CheckpointError(f"load: the file has no field {kind}.{name}; get it again")
@@ -156,13 +156,13 @@ def _config(fields: dict[str, Any], tensors: dict[str, Any]) -> LlamaConfig:
     def count(name: str, default: Any = None) -> int:
         value = field(name, default)
         if not isinstance(value, int) or value < 1:
-            raise CheckpointError(f"load: the file has {kind}.{name}={value!r}; it is to be a whole number, 1 or more")
+            raise CheckpointError(f"load: the file has {kind}.{name}={value!r}, expected a whole number, 1 or more")
         return value
 
     heads, channels = count("attention.head_count"), count("embedding_length")
     head_size = count("attention.key_length", channels // heads)
     if field("attention.value_length", head_size) != head_size or field("rope.dimension_count", head_size) != head_size:
-        raise InputError("load: keys, values and rotary angles of different sizes are not done here")
+        raise InputError("load: keys, values and rotary angles of different sizes are not supported")
     table, context, base = tensors.get("token_embd.weight"), count("context_length"), field("rope.freq_base", 10000.0)
     return LlamaConfig(
         vocab_size=count("vocab_size") if table is None else int(table.shape[1]),
@@ -184,7 +184,7 @@ def _config(fields: dict[str, Any], tensors: dict[str, Any]) -> LlamaConfig:
 
 
 def _token_ids(fields: dict[str, Any]) -> dict[str, Any]:
-    """The ids that begin, end and fill up a text, by their names in a config.json; a turn may end with another."""
+    """The ids that begin, end and pad a text, by their names in a config.json; a turn may end with another id."""
     found = {
         f"{theirs}_token_id": fields.get(f"tokenizer.ggml.{ours}_token_id")
         for theirs, ours in {"bos": "bos", "eos": "eos", "pad": "padding", "eot": "eot"}.items()
@@ -195,26 +195,26 @@ def _token_ids(fields: dict[str, Any]) -> dict[str, Any]:
 
 
 def _as_written(value: float) -> float:
-    """The shortest number that is kept as this one in float32: 1e-5 of 9.99999974738e-06."""
+    """The shortest decimal number with this float32 value: 1e-5 for 9.99999974738e-06."""
     return float(str(np.float32(value)))
 
 
 def _scaling(
     kind: str, fields: dict[str, Any], tensors: dict[str, Any], context: int, base: float, head_size: int
 ) -> RopeScaling | None:
-    """How the angles are stretched, by the fields rope.scaling.* or the tensor of divisors; None where they are not.
+    """The scaling of the angles, by the fields rope.scaling.* or the tensor of divisors; None if there is none.
 
     cos and sin of "yarn" are multiplied by yarn_attn_factor, Hugging Face's attention_factor, or where that is missing
-    by 0.1 log(factor) + 1; and by attn_factor. (llama.cpp writes yarn_attn_factor, but passes over it in these models.)
+    by 0.1 log(factor) + 1; and by attn_factor. (llama.cpp writes yarn_attn_factor, but ignores it in these models.)
     Source: llama.cpp (set_gguf_parameters and generate_extra_tensors of its converter, load_hparams, rope_yarn).
     """
     prefix = f"{kind}.rope.scaling."
     given = {key.removeprefix(prefix): value for key, value in fields.items() if key.startswith(prefix)}
     way = given.pop("type", "linear")
-    factor = given.pop("factor", fields.get(f"{kind}.rope.scale_linear")) or 1.0  # an old name; 0 is no factor, too
+    factor = given.pop("factor", fields.get(f"{kind}.rope.scale_linear")) or 1.0  # an old name; 0 means no factor
     factor = _as_written(factor) if way != "none" else 1.0
     original = given.pop("original_context_length", context)
-    given.pop("finetuned", None)  # how the model was trained
+    given.pop("finetuned", None)  # only says how the model was trained
     refused = [] if way in ("none", "linear", "yarn") else [f"{prefix}type {way}"]
     settings: dict[str, Any] = {}
     if way == "yarn":
@@ -228,7 +228,7 @@ def _scaling(
     if stretched and DIVISORS in tensors:
         refused.append(f"{prefix}factor together with {DIVISORS}")
     if refused:
-        raise InputError(f"load: the file stretches its rotary angles ({', '.join(refused)}), which is not done here")
+        raise InputError(f"load: the file stretches its rotary angles ({', '.join(refused)}), which is not supported")
     if DIVISORS in tensors:
         return _scaling_of(_divisors(tensors[DIVISORS], head_size // 2), base)
     return RopeScaling(way, factor, original, **settings) if stretched else None
@@ -245,18 +245,18 @@ def _divisors(tensor: Any, pairs: int) -> np.ndarray:
 
 
 def _scaling_of(divisors: np.ndarray, base: float) -> RopeScaling | None:
-    """The "llama3" scaling that divides frequencies so; None for ones.
+    """The "llama3" scaling that divides frequencies by these divisors; None if all are 1.
 
-    The factor is the largest divisor. A divisor d below it tells the original context, given the two bounds 1 and 4 of
-    all that was published, for in that context its pair turns 1 + 3 (1/d - 1/factor) / (1 - 1/factor) times. From these
-    all divisors are made once more, and must be those of the file: to the rounding of its frequencies, which have 32
-    bits, and which may count `factor` times.
+    The factor is the largest divisor. A divisor d below it gives the original context, given the bounds 1 and 4 that
+    all published models have: in that context its pair turns 1 + 3 (1/d - 1/factor) / (1 - 1/factor) times. All
+    divisors are computed from these again, and must match those of the file, up to the rounding of its frequencies,
+    which have 32 bits, and whose errors may be amplified `factor` times.
     """
     if (divisors == 1).all():
         return None
     pairs = len(divisors)
     frequency, factor = base ** (-np.arange(pairs) / pairs), _as_written(divisors.max())
-    original = 8192  # of Llama 3, where no divisor tells
+    original = 8192  # Llama 3's, if no divisor gives it
     if divisors.min() > 0 and 1 < factor < np.inf:
         keep = (1 / divisors - 1 / factor) / (1 - 1 / factor)
         middle = int(np.abs(keep - 0.5).argmin())
@@ -273,7 +273,7 @@ def _scaling_of(divisors: np.ndarray, base: float) -> RopeScaling | None:
 
 
 def _read(tensor: Any, target: np.ndarray, name: str) -> None:
-    """Write a tensor out as floats, some rows at a time."""
+    """Dequantise a tensor to floats, some rows at a time."""
     import gguf
 
     data = tensor.data.reshape(len(target), -1)  # floats, or the bytes of each row's blocks
@@ -284,6 +284,6 @@ def _read(tensor: Any, target: np.ndarray, name: str) -> None:
             values = gguf.dequantize(data[rows], tensor.tensor_type)
         except NotImplementedError:
             raise InputError(
-                f"load: {name} has the type {tensor.tensor_type.name}, which the package gguf cannot write out"
+                f"load: {name} has the type {tensor.tensor_type.name}, which the package gguf cannot dequantise"
             ) from None
         target[rows] = values.reshape(target[rows].shape)

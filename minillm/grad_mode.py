@@ -13,7 +13,7 @@ import numpy as np
 
 
 class Observer(NamedTuple):
-    """What is called for each forward, backward and module that runs (see autograd.observe); None for nothing."""
+    """Functions to call for each forward, backward and module that runs (see autograd.observe), or None."""
 
     on_forward: Callable | None
     on_backward: Callable | None
@@ -24,7 +24,7 @@ class _State(threading.local):
     grad_enabled = True
     scope = ""
     observers: tuple[Observer, ...] = ()
-    quiet = False  # whether NumPy's warnings are off already
+    quiet = False  # True while NumPy's warnings are off
 
 
 state = _State()
@@ -32,7 +32,7 @@ state = _State()
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Within this context NumPy does not warn: infinity and NaN are values of operations, as in PyTorch.
+    """Silence NumPy's warnings until the block ends: infinity and NaN are ordinary results, as in PyTorch.
 
     Every operation runs within one. A Module opens one for all that it calls, because each costs a microsecond.
     """
@@ -61,7 +61,7 @@ class set_grad_enabled:
         state.grad_enabled = self.before
 
     def __call__(self, function: Callable) -> Callable:
-        state.grad_enabled = self.before  # as a decorator it holds while the function runs, and not before
+        state.grad_enabled = self.before  # a decorator is active only while the function runs
         return _decorated(function, lambda: set_grad_enabled(self.mode))
 
 
@@ -90,26 +90,26 @@ class _Mode:
 
 
 class no_grad(_Mode):
-    """Within this context (or under this decorator) operations record nothing, so nothing is kept for a backward."""
+    """Record no operations within this context (or decorated function), so nothing is kept for a backward."""
 
     mode = False
 
 
 class enable_grad(_Mode):
-    """Within this context operations record what a backward needs, also inside a no_grad."""
+    """Record operations within this context (or decorated function), even inside a no_grad."""
 
     mode = True
 
 
 def inference_mode(mode: bool = True) -> Any:
-    """PyTorch's name for no_grad; with mode=False it changes nothing. What comes of it can be used like any tensor."""
+    """PyTorch's name for no_grad; with mode=False it changes nothing. The results are ordinary tensors."""
     if callable(mode):  # @inference_mode without parentheses
         return _decorated(mode, no_grad)
     return no_grad() if mode else set_grad_enabled(state.grad_enabled)
 
 
 def _decorated(function: Callable, mode: Callable[[], Any]) -> Callable:
-    """The function, run in a context that is made anew for each call, so that threads do not share one."""
+    """Run the function in a new context for each call, so that threads do not share one."""
     if not inspect.isgeneratorfunction(function):
 
         @functools.wraps(function)
@@ -121,7 +121,7 @@ def _decorated(function: Callable, mode: Callable[[], Any]) -> Callable:
 
     @functools.wraps(function)
     def steps(*args: Any, **settings: Any) -> Iterator[Any]:
-        """A generator is in the mode while it works, and its user is not."""
+        """Run a generator so that it is in the mode while it works, but its user is not."""
         generator = function(*args, **settings)
         sent = None
         try:
@@ -139,7 +139,7 @@ def _decorated(function: Callable, mode: Callable[[], Any]) -> Callable:
 
 
 def is_grad_enabled() -> bool:
-    """Whether operations are recorded on this thread."""
+    """True if operations are recorded on this thread."""
     return state.grad_enabled
 
 

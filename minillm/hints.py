@@ -1,8 +1,8 @@
-"""What to write for a name that is not here: PyTorch's and NumPy's names, each with the way to say it.
+"""Hints for names of PyTorch and NumPy that do not exist here: each with the expression to write instead.
 
-A Tensor or a module that is asked for such a name raises NoSuchNameError with the line from these tables, or with the
-nearest names that exist. It is an AttributeError, so `hasattr` and `getattr` with a default work as ever; the sentence
-is made when it is read, so that asking costs little.
+A Tensor or a module that lacks such a name raises NoSuchNameError with the line from these tables, or with the nearest
+names that exist. It is an AttributeError, so `hasattr` and `getattr` with a default work as usual; its text is made
+only when it is read, so that `hasattr` stays fast.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 
 from minillm.errors import NoSuchNameError
 
-# Each is tried by a test, with x and y of shape (2, 2), an array a of numbers in order, and a number n.
+# A test runs each of these, with x and y of shape (2, 2), an array a of increasing numbers, and a number n.
 EXPRESSIONS = {
     "short": "x.to('int16')",
     "char": "x.to('int8')",
@@ -364,7 +364,7 @@ def missing_function(name: str, module: str, known: Collection[str], kind: type)
 
 
 def numpy_instead(name: str, kind: type) -> str:
-    """What to write for a function of NumPy: `; write minillm.ops.concat(tensors)`."""
+    """The hint for a function of NumPy: `; write minillm.ops.concat(tensors)`."""
     if name in NUMPY:
         return f"; write {NUMPY[name]}"
     if hasattr(kind, name):

@@ -1,10 +1,10 @@
-"""Models from Hugging Face's files: config.json and model.safetensors, in one piece or in shards.
+"""Load models from Hugging Face's files: config.json and model.safetensors, in one piece or in shards.
 
-`load(folder)` builds the model that config.json describes and fills it; it needs no torch. pretrained.py lists the
-architectures and writes such files, and weights.py has the names and shapes of arrays.
+`load(folder)` builds the model that config.json describes and fills in its weights; it needs no torch. pretrained.py
+lists the architectures and writes such files, and weights.py has the names and shapes of arrays.
 
-What files say beside the weights, such as the ids that begin and end a text, stays with the model as
-`model.saved_with`, and is written again; `model.eos_ids` of a decoder are the ids that end a text.
+Other values in the files, such as the ids that begin and end a text, stay with the model as `model.saved_with`, and
+are written again; `model.eos_ids` of a decoder are the ids that end a text.
 
 Weights are read from their place in the files into the parameter's memory, a piece at a time (stored.py), so that
 loading takes the memory of the weights and little more. All names and shapes are checked before the first array is
@@ -48,8 +48,8 @@ def load(path: str | Path, dtype: Any = "float32") -> Any:
 
     The model is in evaluation mode. Weights are converted to `dtype`.
     Memory: the weights, and a few megabytes.
-    Raises: CheckpointError for files that are missing, cut short or no such files, and one that lists every missing,
-    unexpected and misshapen weight; InputError for an architecture that is not here, with those that are.
+    Raises: CheckpointError for files that are missing, cut short or of another kind, and one that lists every missing,
+    unexpected and misshapen weight; InputError for an unsupported architecture, with the supported ones.
     """
     path = Path(path)
     if path.suffix == ".gguf":
@@ -65,7 +65,7 @@ def load(path: str | Path, dtype: Any = "float32") -> Any:
     with uninitialized():
         model = build_model(path, kind, config)
         if as_dtype(dtype) != np.float32:
-            with np.errstate(all="ignore"):  # memory that is not filled yet may hold anything
+            with np.errstate(all="ignore"):  # memory that is not yet filled may hold any values
                 model.to(dtype)
     _fill(path, model, module, stored)
     keep(model, SavedWith(values, generation))
@@ -73,7 +73,7 @@ def load(path: str | Path, dtype: Any = "float32") -> Any:
 
 
 def _fill(path: Path, model: Any, module: ModuleType, stored: dict[str, Stored]) -> None:
-    """Read every parameter from its place in the files, after all names and shapes were checked."""
+    """Check all names and shapes, then read every parameter from its place in the files."""
     found = {name: array.shape for name, array in stored.items()}
     pieces = [piece._replace(name=_found(piece.name, module, stored)) for piece in pieces_in_hugging_face(model)]
     expected = {piece.name: piece.shape for piece in pieces}
@@ -91,8 +91,8 @@ def _fill(path: Path, model: Any, module: ModuleType, stored: dict[str, Stored])
 def described(path: str | Path) -> Described:
     """The model that the config.json in a folder, or such a file, describes; no weight is read.
 
-    Raises: CheckpointError for a file that is missing or damaged; InputError for an architecture that is not here, and
-    for values that cannot be, with the file's name.
+    Raises: CheckpointError for a file that is missing or damaged; InputError for an unsupported architecture, and for
+    invalid values, with the file's name.
     """
     values, path = read_config(path), Path(path)
     file = path / CONFIG if path.is_dir() else path
@@ -106,7 +106,7 @@ def described(path: str | Path) -> Described:
 
 
 def _check_layers(path: Path, config: Any, stored: Mapping[str, Any]) -> None:
-    """Raise CheckpointError for more layers than arrays, before each of them is built."""
+    """Raise CheckpointError if the configuration has more layers than the file has arrays, before building them."""
     for name, number in vars(config).items():
         if name.endswith("layers") and number > len(stored):
             raise CheckpointError(
@@ -116,11 +116,11 @@ def _check_layers(path: Path, config: Any, stored: Mapping[str, Any]) -> None:
 
 
 def load_tokenizer(path: str | Path) -> Tokenizer:
-    """The tokenizer beside a model: from a folder with tokenizer.json, such a file, or a .gguf file.
+    """Load the tokenizer beside a model: from a folder with tokenizer.json, such a file, or a .gguf file.
 
-    Raises: InputError for a file that is missing or damaged, or that has a part which is not known here.
+    Raises: InputError for a file that is missing or damaged, or has an unsupported part.
     """
-    from minillm.tokenizers import Tokenizer  # here, because `import minillm` is to stay quick
+    from minillm.tokenizers import Tokenizer  # imported late, to keep `import minillm` fast
 
     path = Path(path)
     if path.suffix == ".gguf":
@@ -142,7 +142,7 @@ def read_config(path: str | Path) -> dict[str, Any]:
 def family(values: dict[str, Any]) -> tuple[ModuleType, str]:
     """The model file for the values of a config.json, and the name of the class in it.
 
-    Raises: InputError for an architecture that is not here, with those that are.
+    Raises: InputError for an unsupported architecture, with the supported ones.
     """
     kind, architectures = values.get("model_type"), values.get("architectures") or []
     if not isinstance(architectures, list) or not all(isinstance(name, str) for name in architectures):
@@ -160,10 +160,10 @@ def family(values: dict[str, Any]) -> tuple[ModuleType, str]:
 
 
 def _untied(path: Path, module: ModuleType, config: Any, stored: dict[str, Stored]) -> tuple[Any, dict[str, Stored]]:
-    """The configuration that fits the weights, and the arrays, where the files of a tied model hold a matrix twice.
+    """The configuration that matches the weights, and the arrays, if the files of a tied model hold a matrix twice.
 
-    Two matrices that differ are not tied, whatever the configuration says (transformers does likewise); if the files
-    hold the copy alone, both parameters have its numbers.
+    Two matrices that differ are not tied, whatever the configuration says (as in transformers); if the files hold only
+    the copy, both parameters get its values.
     Raises: CheckpointError where they differ and the model here can only be tied.
     """
     if not getattr(config, "tied", True):
@@ -177,14 +177,14 @@ def _untied(path: Path, module: ModuleType, config: Any, stored: dict[str, Store
         elif not are_same(stored[copy], stored[original]):
             if not hasattr(config, "tied"):
                 raise CheckpointError(
-                    f"load: {path} holds other numbers in {copy} than in {original}, which its config.json says are "
-                    f"one (tie_word_embeddings), and a {type(config).__name__} can only be so; get the files again"
+                    f"load: {path} has different values in {copy} and {original}, which its config.json ties "
+                    f"(tie_word_embeddings), and a {type(config).__name__} is always tied; get the files again"
                 )
             config = dataclasses.replace(config, tied=False)
     return config, stored
 
 
 def _found(theirs: str, module: ModuleType, stored: dict[str, Stored]) -> str:
-    """The name, or the name without the prefix where the files have that."""
+    """The name, or the name without the prefix if the files have that."""
     without = theirs.removeprefix(getattr(module, "PREFIX", ""))
     return without if theirs not in stored and without in stored else theirs

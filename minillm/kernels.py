@@ -1,4 +1,4 @@
-"""Names before the engines: `use_kernels` is now `minillm.engine`, and kernels are in minillm.cuda."""
+"""Deprecated names: `use_kernels` is now `minillm.engine`, and kernels are in minillm.cuda."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from minillm.engine import BEFORE, engine
 
 
 def use_kernels(mode: str) -> AbstractContextManager[None]:
-    """`minillm.engine` by its name before, with "off" for "fast"."""
+    """The old name of `minillm.engine`, with "off" for "fast"."""
     name = BEFORE.get(mode, mode)
     warnings.warn(f'use_kernels("{mode}") is now minillm.engine("{name}")', FutureWarning, stacklevel=2)
     return engine(name)

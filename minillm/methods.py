@@ -11,7 +11,7 @@ from typing import Any, Self
 
 
 class Methods:
-    """What a Tensor gets from minillm.ops; each is documented there, as `help(minillm.ops.NAME)` shows."""
+    """The methods that a Tensor gets from minillm.ops; `help(minillm.ops.NAME)` documents each."""
 
     __slots__ = ()
 

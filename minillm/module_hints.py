@@ -1,4 +1,4 @@
-"""What to write for a name of torch.nn, torch.optim or a module that is not here; hints.py says it of tensors."""
+"""Hints for names of torch.nn, torch.optim or modules that do not exist here; hints.py has those for tensors."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 from minillm.errors import NoSuchNameError
 from minillm.hints import FUNCTIONS, KINDS
 
-# What PyTorch's modules have, and those here do not.
+# Names of PyTorch's modules that modules here do not have.
 MODULES = {
     "half": "model.to('float16')",
     "float": "model.to('float32')",
@@ -20,9 +20,9 @@ MODULES = {
     "cuda": "model.to('cuda')",
     "cpu": "model.to('cpu')",
     "compile": "nothing: remove it",
-    "buffers": "model.parameters(); an array that is no Parameter is a plain attribute",
-    "named_buffers": "model.named_parameters(); an array that is no Parameter is a plain attribute",
-    "register_buffer": "self.name = array; it is no Parameter, and state_dict leaves it out",
+    "buffers": "model.parameters(); an array that is not a Parameter is a plain attribute",
+    "named_buffers": "model.named_parameters(); an array that is not a Parameter is a plain attribute",
+    "register_buffer": "self.name = array; it is not a Parameter, and state_dict leaves it out",
     "register_parameter": "self.name = minillm.nn.Parameter(array)",
     "register_module": "self.name = module",
     "add_module": "self.name = module, or append of a ModuleList",

@@ -1,12 +1,12 @@
-"""Options of the command line, from dataclasses: each field is one, and what cannot be read is refused in a sentence.
+"""Command-line options from dataclasses: each field is an option, and invalid input raises an error of one sentence.
 
     read(Sample, "sample", ["runs/mine", "--top-k", "5"])  ->  Sample(run=Path("runs/mine"), top_k=5)
 
 The field `top_k` is the option --top-k (or --top_k), and a field that is `Positional` has its place instead of a name.
-What `--help` says of a field is the text below it, or the comment behind it.
-A field that is a dataclass, such as the shape of a model, is its fields, beside the others. What follows an option is
-its value, even if it begins with "-", unless it is itself the name of an option; `--data=--steps` gives it all the
-same. What follows `--` is never an option.
+The help of a field is the text below it, or the comment behind it.
+The fields of a field that is a dataclass, such as the shape of a model, are options beside the others. The word after
+an option is its value, even if it begins with "-", unless it is the name of an option; `--data=--steps` gives such a
+value all the same. Words after `--` are never options.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ from minillm.errors import InputError
 T = TypeVar("T")
 Positional = Annotated[T, "positional"]
 HELP = ("help",)  # the key of --help among the values
-LARGEST = {"seed": 1 << 64, "max_shard_bytes": 1 << 63}  # whole numbers are below; all others below 2^31
-# What other tools call an option: names to suggest ours for.
+LARGEST = {"seed": 1 << 64, "max_shard_bytes": 1 << 63}  # bounds of whole numbers; all others are below 2^31
+# Names that other tools use, with ours to suggest.
 SYNONYMS = {
     "--lr": "learning-rate max-lr eta",
     "--min-lr": "min-learning-rate lr-min end-learning-rate",
@@ -71,30 +71,30 @@ SYNONYMS = {
 class Option(NamedTuple):
     """A field as an option."""
 
-    path: tuple[str, ...]  # of field names, two where it is a field of a field
-    kind: type  # int, float, str, bool or Path, of one value
-    choices: tuple[str, ...]  # of which it is one, where there are any
+    path: tuple[str, ...]  # field names: two for a field of a field
+    kind: type  # the type of one value: int, float, str, bool or Path
+    choices: tuple[str, ...]  # the allowed values, if they are limited
     can_be_none: bool
-    many: bool  # a positional that takes all that is left
+    many: bool  # a positional that takes all remaining words
     positional: bool
-    default: Any  # dataclasses.MISSING where one must be given
+    default: Any  # dataclasses.MISSING for a required option
 
     @property
     def name(self) -> str:
-        """The option as a person writes it: --top-k, or RUN."""
+        """The option as it is written on the command line: --top-k, or RUN."""
         return self.path[-1].upper() if self.positional else "--" + self.path[-1].replace("_", "-")
 
 
 def read(kind: type[T], command: str, arguments: list[str]) -> T:
-    """A command's options as its dataclass.
+    """Read a command's options into its dataclass.
 
-    Raises: InputError for what cannot be read; SystemExit after `--help`.
+    Raises: InputError for invalid options; SystemExit after `--help`.
     """
     return filled(kind, command, scan(kind, command, arguments))
 
 
 def scan(kind: type, command: str, arguments: list[str]) -> dict[tuple[str, ...], Any]:
-    """The values that were given, by the path of their field; the last one where an option is given twice.
+    """The given values, by the path of their field; of an option that is given twice, the last one.
 
     Raises: InputError for an option or a value that cannot be used.
     """
@@ -132,9 +132,9 @@ def scan(kind: type, command: str, arguments: list[str]) -> dict[tuple[str, ...]
 
 
 def filled(kind: type[T], command: str, values: dict[tuple[str, ...], Any], default: T | None = None) -> T:
-    """The dataclass with these values, and those of `default` where none was given; prints the help if that was asked.
+    """Make the dataclass of these values, and those of `default` for the others; print the help if it was requested.
 
-    Raises: InputError where one is missing, and what the dataclass itself raises.
+    Raises: InputError for a missing option, and the errors of the dataclass itself.
     """
     if HELP in values:
         print(*help_lines(kind, command, default), sep="\n", flush=True)
@@ -171,7 +171,7 @@ def options_of(kind: type, path: tuple[str, ...] = ()) -> Iterator[Option]:
 
 
 def texts_of(kind: type) -> dict[str, str]:
-    """The help of each field, by its name: the text below it, or the comment behind it."""
+    """The help of each field by its name: the text below the field, or the comment behind it."""
     texts: dict[str, str] = {}
     for base in reversed(kind.__mro__):
         if not dataclasses.is_dataclass(base):
@@ -190,7 +190,7 @@ def texts_of(kind: type) -> dict[str, str]:
 
 
 def help_lines(kind: type, command: str, default: Any = None) -> Iterator[str]:
-    """How a command is used, and its options with what holds where they are not given."""
+    """The lines of a command's help: its usage, and its options with their defaults."""
     options, texts = list(options_of(kind)), texts_of(kind)
     rows = [("-h, --help", "Show this text.")]
     for option in options:
@@ -220,7 +220,7 @@ def help_lines(kind: type, command: str, default: Any = None) -> Iterator[str]:
 
 
 def _placed(kind: type, command: str, free: list[str]) -> dict[tuple[str, ...], Any]:
-    """Values of the positional fields, in their order."""
+    """Assign the free words to the positional fields, in order."""
     found: dict[tuple[str, ...], Any] = {}
     for option in options_of(kind):
         if option.positional and free:
@@ -273,9 +273,9 @@ def _is_number(text: str) -> bool:
 
 
 def _refuse_unknown(command: str, written: str, known: set[str]) -> NoReturn:
-    """Raise, with the option that is nearest, or that is meant by a name of another tool."""
+    """Raise an error that suggests the nearest option, or ours for another tool's name."""
     ours = {other: name for name, others in SYNONYMS.items() if name in known for other in others.split()}
     ours |= {name.lstrip("-"): name for name in sorted(known)}
     near = difflib.get_close_matches(written.lower().lstrip("-").replace("_", "-"), ours, n=1, cutoff=0.7)
-    hint = f"did you mean {ours[near[0]]}?" if near else f"{_hint(command)}, and what follows -- is no option"
+    hint = f"did you mean {ours[near[0]]}?" if near else f"{_hint(command)}, and words after -- are never options"
     raise InputError(f"{command}: there is no option {written}; {hint}")

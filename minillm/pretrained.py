@@ -1,16 +1,16 @@
-"""Models in Hugging Face's format: the table of its architectures, and how a model is written.
+"""Save models in Hugging Face's format; with the table of the supported architectures.
 
 `model.save_pretrained(folder)` writes config.json and model.safetensors, in one piece or in shards, which
-transformers' `from_pretrained` reads. hub.py reads them. Each model file says how its parameters are called there:
+transformers' `from_pretrained` reads. hub.py reads them. Each model file defines the mapping of its parameters:
 
-- `HUGGING_FACE`: for each of our names theirs, or several whose rows lie below each other in ours;
+- `HUGGING_FACE`: Hugging Face's name for each of ours, or several names whose rows are joined in ours;
 - `TRANSPOSED`: our names whose matrix is (in, out) there (GPT-2's Conv1D);
 - `PREFIX`: the beginning of the names of the body, which may be missing in a file;
 - `IGNORED`: endings of names that hold no weights (masks, rotary tables, a second copy of a tied matrix);
-- `TIED`: for each such copy the name whose numbers it has, if the files are those of a tied model;
-- `config_from_hugging_face`, `config_to_hugging_face`, `rows_in_hugging_face` where joined rows are not alike,
-  `joined_in_hugging_face` where an array there is several of those names (Phi-3), and `shape_in_hugging_face` where the
-  same numbers in the same order have another shape there (XLNet's heads).
+- `TIED`: for each such copy, the name of the original, if the files are those of a tied model;
+- `config_from_hugging_face` and `config_to_hugging_face`; `rows_in_hugging_face` if joined arrays have unequal numbers
+  of rows; `joined_in_hugging_face` if one array there holds several of those names (Phi-3); `shape_in_hugging_face` if
+  the array has another shape there, with its elements in the same order (XLNet's heads).
 """
 
 from __future__ import annotations
@@ -53,9 +53,9 @@ FAMILIES = {
 GENERATION = "generation_config.json"
 FORCED_EOS = "forced_eos_token_id"
 ID_KEYS = ("bos_token_id", "eos_token_id", "pad_token_id")
-# For each model type, the token that ends a text where its config.json has no such key; others have none.
+# For each model type, the default end-of-text token if its config.json has no such key; other types have none.
 EOS_IDS = {"bart": 2, "gemma2": 1, "gemma3_text": 1, "gpt2": 50256, "llama": 2, "mistral": 2, "phi3": 32000, "xlnet": 2}
-# Keys of config.json that are written from our configuration, under this name or another.
+# Keys of config.json that are written from our configuration, under these names or others.
 SAID_ANEW = ("architectures", "dtype", "torch_dtype", "rope_theta", "rope_scaling", "rope_local_base_freq")
 
 
@@ -63,11 +63,11 @@ class SavedWith(NamedTuple):
     """Values that the files of a model hold beside its weights."""
 
     config: dict[str, Any]  # the values of config.json
-    generation: dict[str, Any]  # those of generation_config.json, empty where there is none
+    generation: dict[str, Any]  # the values of generation_config.json; empty if there is none
 
     @property
     def eos_ids(self) -> tuple[int, ...]:
-        """The tokens that end a text: one, several or none."""
+        """The ids of the tokens that end a text: one, several or none."""
         by_default = EOS_IDS.get(self.config.get("model_type", ""))
         found = self.generation.get("eos_token_id", self.config.get("eos_token_id", by_default))
         found = [] if found is None else found if isinstance(found, list) else [found]
@@ -75,7 +75,7 @@ class SavedWith(NamedTuple):
 
 
 def keep(model: Any, saved_with: SavedWith) -> None:
-    """Have a model remember what its files say; `save_pretrained` writes it again."""
+    """Keep the other values of a model's files with the model, for `save_pretrained` to write again."""
     vars(model)["saved_with"] = saved_with
     if hasattr(model, "eos_ids"):
         vars(model)["eos_ids"] = saved_with.eos_ids
@@ -86,7 +86,7 @@ def save_pretrained(model: Any, folder: str | Path, max_shard_bytes: int = 5 * 1
 
     Other keys of config.json and generation_config.json that a loaded model came with are written too.
     Weights of more than `max_shard_bytes` go to several files with an index. A file appears whole or not at all.
-    Raises: InputError for a model that has no form there, CheckpointError where a file cannot be written.
+    Raises: InputError for a model without a Hugging Face format, CheckpointError if a file cannot be written.
     """
     module = sys.modules[type(model).__module__]
     if not hasattr(module, "HUGGING_FACE"):
@@ -104,9 +104,9 @@ def save_pretrained(model: Any, folder: str | Path, max_shard_bytes: int = 5 * 1
     values = ours | {
         key: value
         for key, value in said.items()
-        if key not in SAID_ANEW and (ours.get(key) is None or key == FORCED_EOS)  # of the last one, ours is a guess
+        if key not in SAID_ANEW and (ours.get(key) is None or key == FORCED_EOS)  # our FORCED_EOS is only a guess
     }
-    if said:  # an id that the files leave to the default stays so: a null would be no id
+    if said:  # an id that the files leave to the default stays absent: null would mean no id
         values = {key: value for key, value in values.items() if key not in ID_KEYS or value is not None or key in said}
     classes = FAMILIES[values["model_type"]][1]
     architectures = [theirs for theirs, name in classes.items() if name == type(model).__name__]
@@ -115,12 +115,12 @@ def save_pretrained(model: Any, folder: str | Path, max_shard_bytes: int = 5 * 1
     if generation:
         write_json(folder / GENERATION, generation)
     stale = [INDEX if len(shards) == 1 else WEIGHTS, *([] if generation else [GENERATION])]
-    for file in stale:  # of a model that was here before
+    for file in stale:  # files of a model that was saved here before
         (folder / file).unlink(missing_ok=True)
 
 
 def _arrays_to_write(model: Any, module: ModuleType) -> dict[str, Array]:
-    """The weights by Hugging Face's names and in its shapes."""
+    """The weights under Hugging Face's names and in its shapes."""
     arrays: dict[str, Array] = {}
     for piece in pieces_in_hugging_face(model):
         rows = to_host(piece.rows)
@@ -145,7 +145,7 @@ def _write_shards(folder: Path, shards: list[dict[str, Array]]) -> None:
         try:
             save_file(shard, unfinished, metadata={"format": "pt"})
             os.replace(unfinished, folder / file)
-        except SafetensorError as error:  # what save_file makes of an error of the system
+        except SafetensorError as error:  # save_file wraps errors of the system in it
             raise CheckpointError(f"save_pretrained: cannot write {folder / file} ({error}); make room") from None
         finally:
             unfinished.unlink(missing_ok=True)
@@ -168,7 +168,7 @@ def pieces_in_hugging_face(model: Any) -> list[Piece]:
 
 
 def joined_names(module: ModuleType, config: Any) -> dict[str, tuple[str, ...]]:
-    """The arrays that a file has instead of several of Hugging Face's names, with those names, whose rows they hold."""
+    """The arrays in a file that replace several of Hugging Face's names, with the names whose rows they hold."""
     patterns = module.joined_in_hugging_face(config) if hasattr(module, "joined_in_hugging_face") else {}
     return {
         whole.format(i=i): tuple(part.format(i=i) for part in parts)

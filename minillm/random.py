@@ -1,4 +1,4 @@
-"""Random bits by counter: the n-th number of a stream is a function of (seed, n), so nothing random is ever stored.
+"""Counter-based random bits: the n-th number of a stream is a function of (seed, n), so none is ever stored.
 
 Philox (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3") turns a key and a counter into 256 random
 bits by ten rounds of multiplication. Any part of a stream can be made at any time, in any order, on any device: a
@@ -7,8 +7,8 @@ dropout mask is made again in the backward instead of being kept, and resuming a
 The stream of a seed is that of `np.random.Philox(key=seed)`: block b (from 0) holds four 64-bit words, the cipher of
 counter b + 1; each word gives two 32-bit numbers, the low half first.
 
-Where a batch or the heads of attention are divided over processes, each makes only its part of a mask: `part` says
-which. All of them move on by the whole mask, so their streams stay together, and the masks are those of one process.
+If a batch or the heads of attention are split over processes, each makes only its part of a mask, which `part` names.
+All of them advance by the whole mask, so their streams stay equal, and the masks are those of a single process.
 """
 
 from __future__ import annotations
@@ -32,44 +32,46 @@ class Generator:
     def __init__(self, seed: int = 0):
         self.seed = seed
         self.counter = 0
-        self.rows: tuple[int, int] | None = None  # (first row of this part, number of rows of the whole tensor)
-        self.heads: tuple[int, int] | None = None  # (first head of this part, number of heads of the whole tensor)
+        self.rows: tuple[int, int] | None = None  # this process's first row, and the total number of rows
+        self.heads: tuple[int, int] | None = None  # this process's first head, and the total number of heads
 
     def copy(self) -> Generator:
-        """Another at the same place, for the same part."""
+        """A generator at the same position, for the same part."""
         other = Generator(self.seed)
         vars(other).update(vars(self))
         return other
 
     def reserve(self, count: int) -> tuple[int, int]:
-        """Set aside `count` 32-bit numbers: returns (seed, counter) of the first, and moves on."""
+        """Reserve `count` 32-bit numbers: returns (seed, counter) of the first, and advances."""
         start = self.counter
         self.counter += -(-count // BLOCK)
         return self.seed, start
 
     def rows_of(self, function: str, shape: tuple[int, ...]) -> tuple[int, int]:
-        """The pair (first row, number of rows of the whole tensor) for a part of this shape; (0, 1) without axis 0.
+        """This process's first row, and the total number of rows, for its part of this shape; 0, 1 without axis 0.
 
-        Raises: InputError where the whole has fewer rows.
+        Raises: InputError if the part does not lie within the whole.
         """
         return _checked(function, "rows", shape[0], self.rows) if shape else (0, 1)
 
     def heads_of(self, shape: tuple[int, ...]) -> tuple[int, int]:
-        """The pair (first head, number of heads of the whole tensor) for queries (B, H, Tq, D) of attention."""
+        """This process's first head, and the total number of heads, for queries (B, H, T, D)."""
         return _checked("attention", "heads", shape[1], self.heads)
 
     def numpy(self) -> np.random.Generator:
         """A NumPy generator for initial weights and sampling, on a stream of its own."""
         seed, counter = self.reserve(1)
-        key = np.array([seed & 0xFFFFFFFFFFFFFFFF, counter + 1], np.uint64)  # a list would pass through float64
+        key = np.array(
+            [seed & 0xFFFFFFFFFFFFFFFF, counter + 1], np.uint64
+        )  # NumPy would convert a list by way of float64
         return np.random.Generator(np.random.Philox(key=key))
 
     def state(self) -> dict[str, int]:
-        """The seed and the counter, which a checkpoint keeps."""
+        """The state for a checkpoint."""
         return {"seed": self.seed, "counter": self.counter}
 
     def set_state(self, state: dict[str, int]) -> None:
-        """Continue where `state()` was taken."""
+        """Continue from the position of a `state()`."""
         self.seed, self.counter = state["seed"], state["counter"]
 
 
@@ -80,8 +82,8 @@ def _checked(function: str, name: str, count: int, place: tuple[int, int] | None
     first, total = place or (0, count)
     if not 0 <= first <= first + count <= total:
         raise InputError(
-            f"{function}: {count} {name} from {first} on are no part of {total}; random.part({name}=...) takes "
-            "the first, and how many the whole has"
+            f"{function}: {count} {name} from {first} on are not a part of {total}; random.part({name}=...) takes "
+            "the first, and the total number"
         )
     return first, total
 
@@ -99,10 +101,10 @@ def using(generator: Generator) -> Iterator[None]:
 
 @contextlib.contextmanager
 def part(rows: tuple[int, int] | None = None, heads: tuple[int, int] | None = None) -> Iterator[None]:
-    """Within, dropout and attention see a part of a larger tensor, and take their part of its mask.
+    """Make dropout and attention take their part of the mask of a larger tensor, until the block ends.
 
-    rows: (first, total) of axis 0; heads: (first, total) of attention's axis 1. What is None stays as it was.
-    Put it around the forward; a backward knows the place of its mask.
+    rows: (first, total) of axis 0; heads: (first, total) of attention's axis 1. None changes nothing.
+    The block should contain the forward; a backward remembers its part of the mask.
     """
     generator, before = default, (default.rows, default.heads)
     generator.rows, generator.heads = rows or before[0], heads or before[1]
@@ -121,13 +123,13 @@ def manual_seed(seed: int) -> Generator:
 
 
 def bits(seed: int, counter: int, count: int) -> Array:
-    """`count` random uint32 of the stream of `seed`, from block `counter` on: (count,)."""
+    """Return `count` random uint32 of the stream of `seed`, from block `counter` on."""
     words = np.random.Philox(key=seed, counter=counter).random_raw(-(-count // 2))
     return words.astype("<u8", copy=False).view("<u4")[:count]
 
 
 def keep_scale(seed: int, counter: int, shape: tuple[int, ...], p: float, dtype: np.dtype, skip: int = 0) -> Array:
-    """A dropout mask and its scale in one: 0 with probability p, else 1/(1-p), in `shape`.
+    """Make a dropout mask with its scale: 0 with probability p, else 1/(1-p), in `shape`.
 
     Element i is dropped if the i-th number of the stream, not counting the first `skip`, is below p 2^32.
     """

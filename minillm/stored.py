@@ -1,7 +1,7 @@
-"""Arrays in safetensors files: where each lies, and how it is read from there, a piece at a time.
+"""Find arrays in safetensors files, and read each from its place, a piece at a time.
 
-A safetensors file is eight bytes with the length of a JSON header, the header (of each array its dtype, shape and
-place), and the arrays one after the other. Weights are read from their place into the parameter's memory, so that
+A safetensors file is eight bytes with the length of a JSON header, the header (dtype, shape and place of each array),
+and the arrays one after the other. Weights are read from their place into the parameter's memory, so that
 loading takes the memory of the weights and little more.
 """
 
@@ -22,11 +22,11 @@ from minillm.errors import CheckpointError
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 OLD_NAMES = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"}  # in BERT's first files
-PIECE = 1 << 22  # bytes read at a time, where they are converted
+PIECE = 1 << 22  # bytes that are read and converted at a time
 
 
 class Stored(NamedTuple):
-    """Where an array lies in a file."""
+    """The place of an array in a file."""
 
     path: Path
     offset: int  # in bytes, from the file's start
@@ -34,13 +34,13 @@ class Stored(NamedTuple):
     shape: tuple[int, ...]
 
     def rows(self, start: int, stop: int) -> Stored:
-        """Some of its rows."""
+        """The place of some of its rows."""
         offset = self.offset + start * math.prod(self.shape[1:]) * self.dtype.itemsize
         return self._replace(offset=offset, shape=(stop - start, *self.shape[1:]))
 
 
 def are_same(a: Stored, b: Stored) -> bool:
-    """Tell whether two arrays in files hold equal numbers; a few rows are compared at a time."""
+    """True if two arrays in files are equal; a few rows are compared at a time."""
     if a.shape != b.shape:
         return False
     rows = a.shape[0] if a.shape else 1
@@ -53,7 +53,7 @@ def are_same(a: Stored, b: Stored) -> bool:
 
 
 def _rows(source: Stored, start: int, stop: int) -> Array:
-    """Some rows of an array in a file, in float64 where it has that, else in float32."""
+    """Read some rows of an array in a file, as float64 if it has that dtype, else as float32."""
     piece = source.rows(start, stop)
     array = np.empty(piece.shape, np.float64 if source.dtype == np.float64 else np.float32)
     read(piece, array, False)
@@ -68,7 +68,7 @@ def read_json(path: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise CheckpointError(f"load: {path} is damaged ({error}); get it again") from None
     if not isinstance(values, dict):
-        raise CheckpointError(f"load: {path} holds a {type(values).__name__}, but an object is wanted; get it again")
+        raise CheckpointError(f"load: {path} holds a {type(values).__name__}, expected an object; get it again")
     return values
 
 
@@ -79,7 +79,7 @@ def write_json(path: Path, values: dict[str, Any]) -> None:
 
 
 def stored_arrays(path: Path) -> dict[str, Stored]:
-    """Every array of a file, or of a folder's one file or shards."""
+    """Find every array of a file, or of a folder's single file or shards."""
     if path.suffix == ".safetensors":
         return _header(path)
     if (path / INDEX).exists() and not (path / WEIGHTS).exists():
@@ -96,7 +96,7 @@ def stored_arrays(path: Path) -> dict[str, Stored]:
 
 
 def _header(path: Path) -> dict[str, Stored]:
-    """The arrays in a safetensors file, which the library has checked: places, shapes and the file's length."""
+    """Find the arrays in a safetensors file, after the library has checked places, shapes and the file's length."""
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -106,14 +106,16 @@ def _header(path: Path) -> dict[str, Stored]:
     except FileNotFoundError:
         raise CheckpointError(f"load: {path} is not there; give a folder with {CONFIG} and {WEIGHTS}") from None
     except (SafetensorError, OSError, ValueError) as error:
-        raise CheckpointError(f"load: {path} is cut short or no safetensors file ({error}); get it again") from None
+        raise CheckpointError(f"load: {path} is cut short or not a safetensors file ({error}); get it again") from None
     stored = {}
     for name, entry in header.items():
         if name == "__metadata__":
             continue
         for old, new in OLD_NAMES.items():
             name = name.replace(old, new)
-        dtype = as_dtype(DTYPES[entry["dtype"]]) if entry["dtype"] in DTYPES else np.dtype(np.void)  # holds no weights
+        dtype = (
+            as_dtype(DTYPES[entry["dtype"]]) if entry["dtype"] in DTYPES else np.dtype(np.void)
+        )  # an unsupported dtype
         stored[name] = Stored(path, 8 + length + entry["data_offsets"][0], dtype, tuple(entry["shape"]))
     return stored
 

@@ -1,15 +1,15 @@
-"""Sums of many numbers that stay right to seven digits in float32, at the speed of a product with ones.
+"""Sums of many float32 numbers, accurate to seven digits, at the speed of a matrix product with ones.
 
 To add n numbers one after the other rounds n times: a running sum of 10^6 is so large that the next number loses its
 last digits, every time in the same direction if the numbers are alike. NumPy adds a contiguous row in pairs (its error
 grows with log n), but the rows of a matrix one after the other; a BLAS adds everything one after the other, in 16 to 64
-sums side by side. So this file adds in two levels: few numbers at a time by the BLAS, in float32, and these sums in
-float64, which are too few to cost time.
+sums side by side. So this file adds in two levels: the BLAS adds a few numbers at a time, in float32; these sums, too
+few to cost time, are added in float64.
 
-    sum_over(x, axis)    any axes of any array            column_sums(x), row_sums(x), vecdot(a, b)    a matrix's
-    add_rows(...)        rows that go to named places     add_at(...)                                  elements that do
+    sum_over(x, axis)    any axes of any array            column_sums(x), row_sums(x), vecdot(a, b)    for matrices
+    add_rows(...)        rows added at given indices      add_at(...)                                  elements, too
 
-Sums of 16-bit numbers are made in float32 or float64 throughout and rounded once, by who asked for them.
+Sums of 16-bit numbers are computed in float32 or float64 throughout; the caller rounds them once.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ import numpy as np
 from minillm import backend
 from minillm.device import Array, is_on_gpu
 
-FEW = 32  # added one after the other in float32 they are wrong by 5e-7 at most
-FOUR = 4  # columns that a BLAS takes together, and then four rows at a time
-BLOCK = 128  # rows that the BLAS adds up at once: wrong by 3e-7 at most, twice as many by 5e-7
-ROW = 2048  # numbers of a row that the BLAS adds up at once: 64 sums side by side
+FEW = 32  # numbers to add one after the other in float32: the error is at most 5e-7
+FOUR = 4  # a BLAS takes this many columns together, and then four rows at a time
+BLOCK = 128  # rows that the BLAS adds at once: error at most 3e-7 (5e-7 for twice as many)
+ROW = 2048  # numbers of a row that the BLAS adds at once, in 64 sums side by side
 ONES = {np.dtype(t): np.ones(ROW, t) for t in (np.float32, np.float64)}
 
 
@@ -40,7 +40,7 @@ def _ones(count: int, dtype: np.dtype) -> Array:
 
 
 def sum_over(x: Array, axis: Any = None, keepdims: bool = False) -> Array:
-    """np.sum, in float32 at least, right however many numbers there are; the caller rounds it to fewer bits."""
+    """Compute np.sum in at least float32, accurately for any count; the caller rounds it to fewer bits."""
     if is_on_gpu(x):
         return _on_gpu(x, axis, keepdims)
     if x.dtype != np.float32:
@@ -48,7 +48,7 @@ def sum_over(x: Array, axis: Any = None, keepdims: bool = False) -> Array:
             return np.sum(x, axis=axis, keepdims=keepdims)
         return np.asarray(np.sum(x, axis=axis, keepdims=keepdims, dtype=np.float64)).astype(np.float32)
     if x.flags.c_contiguous and (axis is None or axis == -1 or axis == x.ndim - 1):
-        return np.sum(x, axis=axis, keepdims=keepdims)  # in pairs
+        return np.sum(x, axis=axis, keepdims=keepdims)  # np.sum adds a contiguous array in pairs
     axes = range(x.ndim) if axis is None else [a % x.ndim for a in (axis if isinstance(axis, tuple) else (axis,))]
     terms = math.prod(x.shape[a] for a in axes)
     if terms <= FEW or x.size == 0:
@@ -99,7 +99,7 @@ def _sum_of_rows(x: Array) -> Array:
 
 
 def _on_gpu(x: Array, axis: Any, keepdims: bool = False) -> Array:
-    """By CuPy: float32 in float64, as memory sets the pace; 16-bit numbers it adds in float32 by itself."""
+    """Sum with CuPy: float32 in float64, as memory is the bottleneck; CuPy adds 16-bit numbers in float32 by itself."""
     if x.dtype != np.float32:
         return x.sum(axis=axis, keepdims=keepdims)
     return x.sum(axis=axis, keepdims=keepdims, dtype=np.float64).astype(x.dtype)
@@ -120,14 +120,14 @@ def column_sums(x: Array) -> Array:
 
 
 def _as_blas_reads(x: Array) -> bool:
-    """Whether a BLAS takes this matrix as it lies, numbers of a row or of a column beside each other; NumPy would add
-    the rows of any other one after the other."""
+    """True if a BLAS takes this matrix without a copy, as its rows or its columns are contiguous; NumPy would add the
+    rows of any other matrix one after the other."""
     near, far = sorted(x.strides)
     return near == x.itemsize and far >= near * (x.shape[1] if x.strides[1] == near else x.shape[0])
 
 
 def row_sums(x: Array) -> Array:
-    """The sum over the last axis, kept with size 1. As a product with ones it takes a quarter of np.sum's time."""
+    """The sum over the last axis, kept with size 1. A product with ones takes a quarter of np.sum's time."""
     if is_on_gpu(x):
         return _on_gpu(x, -1, keepdims=True)
     return vecdot(x, _ones(x.shape[-1], x.dtype))[..., None]
@@ -149,9 +149,9 @@ def vecdot(a: Array, b: Array) -> Array:
 
 
 def is_moderate(x: Array) -> bool:
-    """Whether every |x| is below 10^12, so that neither its cube nor any limit at infinity matters; no if in doubt.
+    """True if certainly every |x| is below 10^12, so that cubes do not overflow and limits at infinity do not matter.
 
-    On a GPU always in doubt: nobody waits for the answer.
+    On a GPU it is always False, because an answer would mean waiting for the GPU.
     """
     if is_on_gpu(x):
         return False
@@ -159,11 +159,11 @@ def is_moderate(x: Array) -> bool:
     return float(np.dot(numbers, numbers)) < 1e24
 
 
-# ---- sums that go to named places -----------------------------------------------------------------------------------
+# ---- sums added at given indices ------------------------------------------------------------------------------------
 
 LONG_ROW = 512  # channels from which single rows are added faster one at a time; measured by benchmarks/ops.py
-SHORT_ROW = 64  # channels up to which an id's rows are too little for a call of their own
-GATHERED = 1024  # rows that are brought together at a time
+SHORT_ROW = 64  # channels up to which an id's rows are too short for a call of their own
+GATHERED = 1024  # rows that are gathered at a time
 
 
 def add_rows(table: Array, ids: Array, rows: Array) -> None:
@@ -177,7 +177,7 @@ def add_rows(table: Array, ids: Array, rows: Array) -> None:
         ordered = ids[order]
         begins = np.ones(len(ids), bool)
         np.not_equal(ordered[1:], ordered[:-1], out=begins[1:])
-        starts = np.flatnonzero(begins)  # of the runs of one id
+        starts = np.flatnonzero(begins)  # start of each run of one id
         add_runs = _add_short_rows if rows.shape[1] <= SHORT_ROW else _add_long_rows
         lengths = np.empty_like(starts)
         np.subtract(starts[1:], starts[:-1], out=lengths[:-1])
@@ -186,7 +186,7 @@ def add_rows(table: Array, ids: Array, rows: Array) -> None:
 
 
 def _add_long_rows(table: Array, named: Array, rows: Array, order: Array, starts: Array, lengths: Array) -> None:
-    """Ids that come often one by one, as column sums; the others, of at most FEW rows each, together."""
+    """Add frequent ids one by one, as column sums; and the others, of at most FEW rows each, together."""
     often: list[int] = []
     runs: list[Array] = []
     seldom, places = named, order
@@ -214,10 +214,10 @@ def _add_long_rows(table: Array, named: Array, rows: Array, order: Array, starts
 
 
 def _add_short_rows(table: Array, named: Array, rows: Array, order: Array, starts: Array, lengths: Array) -> None:
-    """All ids together: FEW rows of an id at a time, and then these sums."""
+    """Add all ids together: FEW rows of an id at a time, and then these sums."""
     first = None
     if lengths.max() > FEW:
-        pieces = -(-lengths // FEW)  # of each run
+        pieces = -(-lengths // FEW)  # number of pieces of each run
         first = np.cumsum(pieces) - pieces
         starts = np.repeat(starts - FEW * first, pieces) + FEW * np.arange(pieces.sum())
 
@@ -243,11 +243,11 @@ def _reduceat(rows: Array, starts: Array) -> Array:
 
 
 def add_at(array: Array, index: Any, values: Array) -> None:
-    """array[index] += values, where the index may name an element several times; array is contiguous."""
+    """Compute array[index] += values, where the index may name an element several times; array is contiguous."""
     if is_on_gpu(array):
         _add_on_gpu(array, index, values)
         return
-    # What it names, as numbers of rows: the axes that the index speaks of, seen as one, with all others behind.
+    # Row numbers of the indexed elements: the indexed axes are flattened into one, with all other axes behind it.
     parts = index if isinstance(index, tuple) else (index,)
     used = sum(part.ndim if np.asarray(part).dtype == bool else part is not None for part in parts)
     axes = array.shape if any(part is Ellipsis for part in parts) else array.shape[:used]
@@ -262,7 +262,7 @@ def add_at(array: Array, index: Any, values: Array) -> None:
 
 
 def _add_on_gpu(array: Array, index: Any, values: Array) -> None:
-    """By atomic additions, in no particular order, of float32 at least: CuPy adds up no 16-bit numbers."""
+    """Add with atomic additions, in no particular order, in at least float32: CuPy has none for 16-bit numbers."""
     exact = np.promote_types(array.dtype, np.float32)
     total = array.astype(exact, copy=False)
     sys.modules["cupy"].add.at(total, index, values.astype(exact, copy=False))

@@ -1,8 +1,8 @@
 """A Tensor: an array, its gradient, and the operation that made it.
 
 The data flows through operations (see Op in autograd.py), each of which leaves a node behind; `x.backward()` walks
-these nodes in reverse (see backward.py). This file holds what a person does with a tensor: make it, read it, ask for
-its gradient.
+these nodes in reverse (see backward.py). This file is about the use of a tensor: making it, reading it, asking for its
+gradient.
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ class Tensor(Methods):
 
     @property
     def version(self) -> int:
-        """The number of writes into the array, in place or by an optimiser."""
+        """The number of in-place writes to the array, including updates by an optimiser."""
         return 0 if self._version is None else self._version.number
 
     @version.setter
@@ -112,14 +112,14 @@ class Tensor(Methods):
         (self._version or self._shared_version()).number = number
 
     def _shared_version(self) -> Version:
-        """The version of the array, which those who share the array share too."""
+        """The version of the array, shared by all tensors that share the array."""
         if self._version is None:
             # Operations that used what an operation made may keep the array, and do not look at its version.
             self._version = Version(FROZEN if self.node is not None else 0)
         return self._version
 
     def _grad_destination(self) -> Into | None:
-        """The memory of this leaf's gradient: what is there, to be added to, or a buffer; None if there is neither."""
+        """The memory into which an op may write or add this leaf's gradient, or None."""
         return None if self.grad is None else Into(self.grad, add=True)
 
     # --- reading ---------------------------------------------------------------------------------------------------
@@ -146,7 +146,7 @@ class Tensor(Methods):
         return device_of(self.data)
 
     def numpy(self) -> Array:
-        """The array: itself, not a copy, from a CPU; a copy from a GPU, for which this waits."""
+        """The array itself, not a copy, from a CPU; from a GPU a copy, which is waited for."""
         return to_host(self.data)
 
     def item(self) -> Any:
@@ -168,7 +168,7 @@ class Tensor(Methods):
         return (array if array.dtype.kind in "fiub" else array.astype(np.float32)).tolist()
 
     def detach(self) -> Tensor:
-        """This array without history: gradients stop here."""
+        """A tensor of this array without its history: gradients stop here."""
         twin = Tensor(self.data)
         twin._version = self._shared_version()
         return twin
@@ -192,7 +192,7 @@ class Tensor(Methods):
     def __index__(self) -> int:
         if self.data.dtype.kind not in "iub" or self.data.size != 1:
             raise DtypeError(
-                f"index: a tensor of shape {self.shape} and dtype {self.dtype} is no index; only one whole number is, "
+                f"index: a tensor of shape {self.shape} and dtype {self.dtype} is not an index; give one whole number, "
                 "such as int(x)"
             )
         return int(self.data.item())
@@ -210,7 +210,7 @@ class Tensor(Methods):
             return format(self.item(), specification)
         if specification:
             raise DtypeError(
-                f"format: a tensor of shape {self.shape} is no number for {specification!r}; write x.item() of one "
+                f"format: a tensor of shape {self.shape} is not a number for {specification!r}; write x.item() of one "
                 "element, or leave the format out"
             )
         return str(self)
@@ -246,7 +246,7 @@ class Tensor(Methods):
 
     @property
     def requires_grad(self) -> bool:
-        """True if a backward gives this tensor, or what it was made of, a gradient. It is False for integers."""
+        """True if a backward gives this tensor, or those it was made of, a gradient; never for integers."""
         return self._requires_grad
 
     @requires_grad.setter
@@ -265,7 +265,7 @@ class Tensor(Methods):
 
     @property
     def is_leaf(self) -> bool:
-        """True if no recorded operation made this tensor; a backward fills the `grad` of a leaf that requires one."""
+        """True if no recorded operation made this tensor; backward fills the `grad` of a leaf that requires one."""
         return self.node is None
 
     @property
@@ -373,7 +373,7 @@ def tensor(data: Any, requires_grad: bool = False, dtype: Any = None, device: st
 
     As in PyTorch, Python floats become float32 and integers int64, while an array keeps its dtype.
     device: "cpu", "cuda" or "cuda:1". dtype: NumPy's, or "bfloat16".
-    Raises: DtypeError for what are no numbers; DeviceError for a device that is not there.
+    Raises: DtypeError for values that are not numbers; DeviceError for a device that this machine lacks.
     """
     check_device(device)
     if isinstance(data, Tensor):
@@ -391,7 +391,7 @@ def tensor(data: Any, requires_grad: bool = False, dtype: Any = None, device: st
     except ValueError as error:
         if isinstance(error, MinillmError):
             raise
-        raise ShapeError(f"tensor: data is no array of numbers, as lists in it differ in length: {error}") from None
+        raise ShapeError(f"tensor: data is not an array of numbers, as lists in it differ in length: {error}") from None
     if dtype is None and not isinstance(data, (np.ndarray, np.generic)) and array.dtype == np.float64:
         array = array.astype(np.float32)
     if array.dtype.kind not in "fiub" and array.dtype.name != "bfloat16":

@@ -1,6 +1,6 @@
 """Text from tokens as they come: a piece is shown as soon as no later token can change it.
 
-A character may be spread over several tokens, and a stop string too; what may yet become one is held back.
+A character may span several tokens, and so may a stop string; text that may yet become one is held back.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from minillm.errors import InputError
 
 
 class TextCoder(Protocol):
-    """What a tokenizer does here. One that has `decode_settled` too says itself what of a text nothing can change."""
+    """The methods of a tokenizer that TextStream needs. `decode_settled` is optional: the text that cannot change."""
 
     def encode(self, text: str) -> list[int]: ...
 
@@ -20,9 +20,9 @@ class TextCoder(Protocol):
 
 
 class TextStream:
-    """Turns tokens into text as they come, and holds back what may yet change.
+    """Turns tokens into text as they come, and holds back text that may yet change.
 
-    `ended` is true after a stop string, of which nothing is given out.
+    `ended` is true after a stop string, no part of which is returned.
     """
 
     def __init__(self, tokenizer: TextCoder, ids: Sequence[int], stop_strings: Sequence[str] = ()):
@@ -32,12 +32,12 @@ class TextStream:
             raise InputError("generate_text: a stop string is empty; give at least one character")
         self.tokenizer, self.ids, self.stop_strings = tokenizer, list(ids), stop_strings
         text = tokenizer.decode(self.ids)
-        # Where the text that follows begins: before a character that the prompt has begun, of which all is to come.
+        # Start of the new text: before a character that the prompt has begun, since all of it is to be shown.
         self.start = max(len(self._settled()), len(text.rstrip("\ufffd")))
         self.text, self.shown, self.ended = text[self.start :], 0, False
 
     def add(self, token: int) -> str:
-        """The text that one more token made certain."""
+        """Add a token; returns the text that became certain."""
         self.ids.append(token)
         self.text = self.tokenizer.decode(self.ids)[self.start :]
         if (end := _first_of(self.stop_strings, self.text, self.shown)) is not None:
@@ -47,12 +47,12 @@ class TextStream:
         return self._show(len(complete) - _possible_beginning(self.stop_strings, complete))
 
     def _settled(self) -> str:
-        """The text of all tokens without what tokens that may follow can change, such as a character that has begun."""
+        """The text of all tokens without the part that later tokens may change, such as an incomplete character."""
         settled = getattr(self.tokenizer, "decode_settled", None)
         return settled(self.ids) if settled else self.tokenizer.decode(self.ids).rstrip("\ufffd")
 
     def rest(self) -> str:
-        """What was held back, when nothing more comes."""
+        """The text that was held back, after the last token."""
         return self._show(len(self.text))
 
     def _show(self, end: int) -> str:
@@ -62,11 +62,11 @@ class TextStream:
 
 
 def _first_of(strings: Sequence[str], text: str, start: int) -> int | None:
-    """Where the first of the strings begins, at `start` or after it."""
+    """The position of the first of the strings, at `start` or after it."""
     return min((place for string in strings if (place := text.find(string, start)) >= 0), default=None)
 
 
 def _possible_beginning(strings: Sequence[str], text: str) -> int:
-    """The length of the longest end of the text that one of the strings begins with."""
+    """The length of the longest suffix of the text that is a prefix of one of the strings."""
     lengths = (n for string in strings for n in range(min(len(string) - 1, len(text)), 0, -1))
     return max((n for n in lengths if any(text.endswith(string[:n]) for string in strings)), default=0)

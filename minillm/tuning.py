@@ -1,4 +1,4 @@
-"""Tuning a process to its machine: what a hand-over between threads takes here, and which way of cutting is fastest.
+"""Tune a process to its machine: measure the hand-over between threads, and find the fastest way of cutting work.
 
 `tuned_process` is for a program's main function. It measures how long it takes to hand work to another thread and sets
 the sizes from which work is shared by it. A long training then tries whole ways of cutting on its own model, with
@@ -30,7 +30,7 @@ GAIN = 1.02  # the first way is kept unless another is this many times as fast
 
 
 class Choice(NamedTuple):
-    """A way of cutting, by its name, and the ways that were tried before it was chosen."""
+    """The chosen way of cutting, by its name, and the ways that were tried."""
 
     name: str
     cutting: Cutting

@@ -1,8 +1,8 @@
-"""The arrays of a file and the parameters of a model: which array fills which rows, under which name, in which shape.
+"""The mapping between the arrays of a file and the parameters of a model: names, rows and shapes.
 
-Every format has a table from our names of parameters to its own, with {i} for the number of the block. Where a format
-keeps apart what is one matrix here (queries, keys and values), the table has several names, whose rows lie below each
-other in ours. `pieces` applies a table to a model: hub.py reads the pieces from Hugging Face's files, pretrained.py
+Every format has a table from our names of parameters to its own, with {i} for the number of the block. If a format has
+several arrays for one matrix here (queries, keys and values), the table has several names, whose rows are joined in
+ours. `pieces` applies a table to a model: hub.py reads the pieces from Hugging Face's files, pretrained.py
 writes them there, and gguf.py reads them from a .gguf file. `check_weights` compares them with what a file holds.
 """
 
@@ -19,13 +19,13 @@ Names = Mapping[str, str | tuple[str, ...]]
 
 
 class Piece(NamedTuple):
-    """An array of a file, and the rows of a parameter that it holds."""
+    """An array of a file, and the rows of a parameter that it fills."""
 
     parameter: str  # our name
     rows: Array  # a view of the parameter
     name: str  # in the file
     shape: tuple[int, ...]  # in the file
-    transposed: bool  # whether the file has the matrix as (in, out)
+    transposed: bool  # True if the file has the matrix as (in, out)
 
 
 def pieces(
@@ -37,10 +37,10 @@ def pieces(
 ) -> list[Piece]:
     """The pieces of every parameter of a model, in the order of the parameters.
 
-    rows_in_file: of a configuration and a parameter's name, how many rows each of several arrays has; all have the
-    same number of rows where it is None.
+    rows_in_file: a function of a configuration and a parameter's name that returns the number of rows of each array;
+        None if all have the same number.
     transposed: names in the table whose matrix is (in, out) in the file.
-    shape_in_file: of a configuration, a name and a shape with our axes, the shape of the same numbers in the file.
+    shape_in_file: a function of a configuration, a name and our shape that returns the shape in the file.
     """
     found = []
     for name, parameter in model.named_parameters():
@@ -56,9 +56,9 @@ def pieces(
 
 
 def names_in_file(names: Names, name: str, rows: int, parts: Sequence[int] | None = None) -> list[tuple[str, int]]:
-    """The names that a file has for a parameter of `rows` rows, each with how many of the rows it holds.
+    """The names in the file for a parameter of `rows` rows, each with its number of rows.
 
-    parts: the number of rows of each of several; the same number for each where it is None.
+    parts: the number of rows of each name; None for the same number each.
     """
     theirs = names[general_name(name)]
     theirs = (theirs,) if isinstance(theirs, str) else theirs
@@ -68,7 +68,7 @@ def names_in_file(names: Names, name: str, rows: int, parts: Sequence[int] | Non
 
 
 def general_name(name: str) -> str:
-    """A parameter's name with {i} in the place of the block's number, as tables have it."""
+    """A parameter's name in the form of the tables, with {i} for the block's number."""
     return ".".join("{i}" if part.isdigit() else part for part in name.split("."))
 
 
@@ -81,7 +81,7 @@ def check_weights(
 ) -> None:
     """Compare the arrays of a file with those that a model needs, both as shapes by name.
 
-    configuration: the part of the file that says which model it is; ignored: endings of names that may be there.
+    configuration: the part of the file that describes the model, for errors; ignored: endings of names to skip.
     Raises: CheckpointError that lists every array that is missing, unexpected or of another shape.
     """
     problems = [f"missing {name}" for name in expected if name not in found]
@@ -109,5 +109,6 @@ def build_model(path: str | Path, kind: Callable[[Any], Any], config: Any) -> An
         raise
     except (MemoryError, OverflowError, ValueError) as error:
         raise InputError(
-            f"load: a model as the configuration of {path} says does not fit into memory ({error}); look at its sizes"
+            f"load: the model that the configuration of {path} describes does not fit into memory ({error}); "
+            "check its sizes"
         ) from None

@@ -25,7 +25,7 @@ def model(seed: int = 3, vocab_size: int = 5) -> GPT2:
 
 
 def log_probability(model: GPT2, prompt: list[int], new: list[int]) -> float:
-    """Of the new tokens, each given all before it; without a cache."""
+    """Sum of the log probabilities of the new tokens, each given all before it; without a cache."""
     logits = model.eval()(np.array([prompt + new])).data[0].astype(np.float64)
     logs = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
     return sum(logs[len(prompt) + place - 1, token] for place, token in enumerate(new))
@@ -68,7 +68,7 @@ def test_more_beams_find_likelier_texts() -> None:
 
 
 def test_a_batch_is_as_its_prompts_alone() -> None:
-    """Of different lengths, and past the context of 12."""
+    """Prompts of different lengths, beyond the context of 12."""
     one, prompts = model().to("float64"), [[1], [2, 3, 4, 1, 2], [4, 4], [3] * 10, [2] * 14]
     together = beam_search(one, prompts, 6, beams=3, stop=[0])
     alone = [beam_search(one, [prompt], 6, beams=3, stop=[0])[0] for prompt in prompts]

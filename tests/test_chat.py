@@ -310,7 +310,7 @@ class Talk:
 
 @pytest.mark.parametrize("context", [400, 60])
 def test_a_conversation_says_what_the_model_says_without_a_cache(context: int) -> None:
-    """Where it fits into the context, and where the window moves."""
+    """Both cases are tested: the conversation fits into the context, or the window moves."""
     talk = Talk(context, system="b")
     for text in ("hello", "", "c <|im_end|> d", "e" * 20, "a b"):
         expected = talk.expected(text, 12)
@@ -341,7 +341,7 @@ def test_an_answer_that_nobody_heard_out_was_never_said() -> None:
 
 
 def test_a_history_that_was_changed_and_put_back() -> None:
-    """What another history left in the cache, half heard, is not taken for this one's."""
+    """The cache of an unfinished answer in another history is not used for this one."""
     talk = Talk()
     list(talk.conversation.say("hello a b c d e", 9, temperature=0))
     history, talk.conversation.messages = talk.conversation.messages, [Message("user", "e d c b a")]

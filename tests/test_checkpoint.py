@@ -126,7 +126,7 @@ def test_a_damaged_file_is_refused(tmp_path: Path, kind: str) -> None:
     path = tmp_path / "a.safetensors"
     save_checkpoint(path, *trained(), STATE)
     path.write_bytes(damaged(path.read_bytes())[kind])
-    with pytest.raises(CheckpointError, match=r"^load_checkpoint: .* is damaged or no minillm checkpoint"):
+    with pytest.raises(CheckpointError, match=r"^load_checkpoint: .* is damaged or not a minillm checkpoint"):
         load_checkpoint(path)
 
 
@@ -134,12 +134,12 @@ def test_a_damaged_file_is_refused(tmp_path: Path, kind: str) -> None:
 def test_a_file_of_another_program_is_refused(tmp_path: Path, metadata: dict[str, str] | None) -> None:
     path = tmp_path / "model.safetensors"
     safetensors.numpy.save_file({"wte.weight": np.zeros((2, 2), np.float32)}, path, metadata)
-    with pytest.raises(CheckpointError, match="is damaged or no minillm checkpoint"):
+    with pytest.raises(CheckpointError, match="is damaged or not a minillm checkpoint"):
         load_checkpoint(path)
 
 
 def test_a_folder_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="is damaged or no minillm checkpoint"):
+    with pytest.raises(CheckpointError, match="is damaged or not a minillm checkpoint"):
         load_checkpoint(tmp_path)
 
 

@@ -42,7 +42,7 @@ STANDIN = Path(__file__).parent / "standin"
 
 
 def _forget_gpu() -> None:
-    """What was learnt of one CuPy does not hold for another."""
+    """Forget facts cached about one CuPy, before another is tried."""
     device._check_cuda.cache_clear()
     cuda.get_kernel.cache_clear()
     cuda.kernel._gpu_module.cache_clear()

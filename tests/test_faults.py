@@ -1257,7 +1257,7 @@ def ids_that_the_function_keeps_to_itself():
 
 
 def report_of(made: Fault) -> str:
-    """What a plain call says: "" if it says nothing."""
+    """The error of a plain call; "" if it passes."""
     with warnings.catch_warnings(), np.errstate(all="ignore"):
         warnings.simplefilter("ignore", RuntimeWarning)
         try:

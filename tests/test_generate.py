@@ -38,7 +38,7 @@ def next_token_probabilities(logits, *settings, seen=(), **named) -> np.ndarray:
 
 
 def naive(logits: list[float], temperature: float, top_k: int | None, top_p: float | None) -> list[float]:
-    """One token at a time, as the docstring says it."""
+    """Compute one token at a time, literally as the docstring defines it."""
     weights = [math.exp((logit - max(logits)) / temperature) for logit in logits]
     order = sorted(range(len(logits)), key=lambda i: -logits[i])[:top_k]
     total = sum(weights[i] for i in order)
@@ -316,7 +316,7 @@ def test_a_batch_leaves_the_model_as_it_was(model: GPT2) -> None:
 
 @pytest.mark.parametrize("name", DECODERS)
 def test_a_cache_goes_on_from_call_to_call(name: str) -> None:
-    """As in a conversation, and past the context."""
+    """A cache is kept as in a conversation, also beyond the context."""
     model = made(name, "float64")
     ids, cache = [1, 2, 3], model.new_cache()
     for more in ([], [4], [5, 6, 7], [8, 9], [1] * 3):

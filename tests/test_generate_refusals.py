@@ -1,4 +1,4 @@
-"""What generation refuses: logits that are NaN or inf, by every way of choosing; ids and settings of the wrong kind."""
+"""Generation refuses logits that are NaN or inf, in every way of choosing, and ids and settings of the wrong kind."""
 
 from __future__ import annotations
 
@@ -126,7 +126,7 @@ def test_nan_weights_of_real_models_are_refused_without_warnings() -> None:
                 if parameter.ndim == 2:
                     parameter.data[:2] = value
             for way in ("drawn", "greedy", "beams"):
-                with pytest.raises(InputError, match=r"logits of new token 0 of prompt 0 are no finite numbers"):
+                with pytest.raises(InputError, match=r"logits of new token 0 of prompt 0 are not finite numbers"):
                     WAYS[way](model)
             assert model.training
         bart.final_logits_bias.data[0, 3] = value
@@ -173,13 +173,13 @@ def test_a_conversation_and_the_samples_of_a_training_refuse_nan() -> None:
     model = GPT2(GPT2Config(tokenizer.vocab_size, context=64, layers=1, heads=2, channels=8))
     model.wte.weight.data[ord("Z")] = np.nan
     talk = Conversation(model, tokenizer, chat_template("chatml"))
-    with pytest.raises(InputError, match=r"new token 0 of prompt 0 are no finite numbers"):
+    with pytest.raises(InputError, match=r"new token 0 of prompt 0 are not finite numbers"):
         list(talk.say("some"))
     assert talk.messages == []
     ids = np.array(tokenizer.encode("some words " * 5))
     from minillm.training.config import preset
 
-    with pytest.raises(InputError, match=r"new token 0 of prompt 0 are no finite numbers"):
+    with pytest.raises(InputError, match=r"new token 0 of prompt 0 are not finite numbers"):
         sample(model, Corpus(tokenizer, ids, ids), preset("nano"), 3)
 
 

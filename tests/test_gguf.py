@@ -46,7 +46,7 @@ def stretched(name: str, **changes) -> LlamaConfig:
 
 
 def divisors(scaling: RopeScaling, base: float, size: int) -> np.ndarray:
-    """As llama.cpp's converter makes them, in float32."""
+    """Compute the divisors like llama.cpp's converter, in float32."""
     found = []
     for frequency in 1 / np.float32(base) ** (np.arange(0, size, 2, dtype=np.float32) / np.float32(size)):
         length = np.float32(2 * np.pi) / frequency
@@ -145,12 +145,12 @@ def test_numbers_of_each_block(tmp_path) -> None:
     for wrong in ([2, 4], [2, 2, 1]):
         write(path, model, kv_heads=wrong)
         with pytest.raises(
-            InputError, match=r"has llama.attention.head_count_kv=\[2, .*\], other numbers in other blocks"
+            InputError, match=r"has llama.attention.head_count_kv=\[2, .*\], not the same in all blocks"
         ):
             minillm.load(path)
     for wrong in (0, [0, 0]):
         write(path, model, kv_heads=wrong)
-        with pytest.raises(CheckpointError, match="head_count_kv=0; it is to be a whole number, 1 or more"):
+        with pytest.raises(CheckpointError, match="head_count_kv=0, expected a whole number, 1 or more"):
             read_config(path)
 
 
@@ -176,7 +176,7 @@ def test_ids_that_begin_and_end_a_text_are_kept(tokens, config, ends, tmp_path) 
 
 @pytest.mark.parametrize(("kind", "error"), [("F16", 1e-3), ("BF16", 1e-2), ("Q8_0", 2e-2), ("Q4_1", 0.2)])
 def test_quantised_types(kind, error, tmp_path) -> None:
-    """As near as the type is, and not the numbers themselves."""
+    """The weights are as near as the quantised type allows, but not equal."""
     model = random_model(CONFIGS["llama"])
     write(tmp_path / "model.gguf", model, kind)
     for ours, theirs in zip(model.parameters(), minillm.load(tmp_path / "model.gguf").parameters(), strict=True):
@@ -355,7 +355,7 @@ def test_fields_of_rotary_angles(name, tmp_path) -> None:
     if not isinstance(expected, str):
         assert minillm.load(tmp_path / "model.gguf").config.rope_scaling == expected
         return
-    with pytest.raises(InputError, match=rf"stretches its rotary angles \(.*{expected}.*which is not done here"):
+    with pytest.raises(InputError, match=rf"stretches its rotary angles \(.*{expected}.*which is not supported"):
         minillm.load(tmp_path / "model.gguf")
 
 
@@ -383,5 +383,5 @@ def test_damaged_and_missing_files(tmp_path) -> None:
     data = path.read_bytes()
     for part in (0, 0.0001, 0.01, 0.3, 0.999):
         path.write_bytes(data[: int(part * len(data))])
-        with pytest.raises(CheckpointError, match=r"is cut short or no .gguf file \(.*\); get it again"):
+        with pytest.raises(CheckpointError, match=r"is cut short or not a .gguf file \(.*\); get it again"):
             minillm.load(path)

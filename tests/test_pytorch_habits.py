@@ -50,7 +50,7 @@ def test_to_takes_names_and_another_tensor():
         assert y.requires_grad
     assert x.to(device="cpu") is x
     assert x.to(tensor(X)) is x
-    with pytest.raises(DtypeError, match="dtype: 'foo' is no dtype"):
+    with pytest.raises(DtypeError, match="dtype: 'foo' is not a dtype"):
         tensor(X, dtype="foo")
 
 
@@ -104,7 +104,7 @@ def test_arange_by_name():
         (lambda x, b: ops.embedding([0], [1]), DtypeError, "embedding: weight is [1] of type list"),
         (lambda x, b: ops.gelu(3.0), DtypeError, "gelu: x is 3.0 of type float"),
         (lambda x, b: x.flip(), ShapeError, "flip: no axis is given for the shape (3, 3)"),
-        (lambda x, b: tensor([[1], [1, 2]]), ShapeError, "tensor: data is no array of numbers"),
+        (lambda x, b: tensor([[1], [1, 2]]), ShapeError, "tensor: data is not an array of numbers"),
         (lambda x, b: minillm.arange(), ValueError, "arange: no number is given"),
     ],
 )

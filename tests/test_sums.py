@@ -136,7 +136,7 @@ def test_the_mean_of_many_half_precision_numbers_does_not_overflow():
     st.integers(0, 2**32 - 1),
 )
 def test_rows_are_added_where_they_belong(size, channels, ids, few, seed):
-    """With any number of repetitions that counts as few."""
+    """Rows are added correctly for every number of repetitions that counts as few."""
     rng = np.random.default_rng(seed)
     ids = np.array([i % size for i in ids], int)
     rows, start = rng.normal(size=(len(ids), channels)), rng.normal(size=(size, channels))

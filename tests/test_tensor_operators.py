@@ -569,7 +569,9 @@ def test_formats():
     assert f"{tensor(1.23456):.2f}" == "1.23"
     assert f"{tensor(7)}" == "7"
     assert f"{tensor([1.0])}" == str(tensor([1.0]))
-    with pytest.raises(DtypeError, match=r"format: a tensor of shape \(2,\) is no number for '.2f'; write x.item\(\)"):
+    with pytest.raises(
+        DtypeError, match=r"format: a tensor of shape \(2,\) is not a number for '.2f'; write x.item\(\)"
+    ):
         format(tensor([1.0, 2.0]), ".2f")
 
 
@@ -590,7 +592,7 @@ def test_iteration_passes_gradients():
         (lambda: float(tensor([1.0, 2.0])), ShapeError, r"float: the tensor has shape \(2,\)"),
         (lambda: int(tensor(np.zeros(0))), ShapeError, r"int: the tensor has shape \(0,\)"),
         (lambda: bool(tensor(np.zeros(0))), ShapeError, r"bool: a tensor of shape \(0,\)"),
-        (lambda: [1, 2][tensor(1.0)], DtypeError, r"index: a tensor of shape \(\) and dtype float32 is no index"),
+        (lambda: [1, 2][tensor(1.0)], DtypeError, r"index: a tensor of shape \(\) and dtype float32 is not an index"),
         (lambda: [1, 2][tensor([0, 1])], DtypeError, r"index: a tensor of shape \(2,\)"),
         (lambda: tensor([1.0, 2.0])[tensor([0.0])], DtypeError, "getitem: an index has dtype float32"),
     ],

@@ -1,4 +1,4 @@
-"""From text to batches: sources of text, token shards on disk, and batches in a seeded, resumable order."""
+"""Sources of text, token shards on disk, and batches in a seeded, resumable order."""
 
 from minillm.data.batches import Batches
 from minillm.data.denoising import denoising_pair, infill, permute_sentences

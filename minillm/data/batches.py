@@ -11,9 +11,9 @@ met forever at the same position with the same left context.
       3                 3-7   7-11
       4                 4-8   8-12
 
-Every epoch of a row of N tokens has max(1, N // T - 1) windows, so that the phase has room to move. The phase is
-uniform on 0 .. T - 1 (where N < 2 T, on the phases after which the one window fits); if the windows still fit, a coin
-decides whether T is added. So every token is read in some epoch, the first and the last too.
+All epochs have the same number of windows, one less than would fit, so that the phase has room to move. It is drawn
+uniformly from 0 to T - 1; if the windows would still end within the row, a coin decides if T is added. So every token
+is read in some epoch, including the first and the last.
 
 Phase and order of an epoch come from a counter-based generator keyed by (seed, epoch). So batch number `index` is a
 function of the seed and `index` alone: a run that stopped after k batches resumes with `batch(k)` and needs no saved
@@ -39,13 +39,14 @@ class Batches:
 
     With N tokens, B = batch_size and T = context: where `shuffle` is true, each epoch draws a phase p and visits the
     windows that start at p, p + T, p + 2·T, ... in a random order. Every epoch has the same number of windows,
-    `windows_per_epoch` = max(1, N // T − 1), which fit after any phase. p is below T, or by a coin T more where that
-    leaves room. So at most 2·T − 2 of the N − 1 targets, at the two ends of the row, sit out an epoch, and none of them
-    all epochs. Where `shuffle` is false, the windows start at 0, T, 2·T, ... and come in this order, (N − 1) // T of
-    them, over and over. A batch may take its first windows from one epoch and the others from the next.
+    `windows_per_epoch` = max(1, N // T − 1), which fit after any phase. p is below T, or, by a coin toss, T larger if
+    there is room. So at most 2·T − 2 of the N − 1 targets, at the two ends of the row, are left out of an epoch, and
+    no target is left out of all epochs. If `shuffle` is false, the windows start at 0, T, 2·T, ... and come in this
+    order, (N − 1) // T of them, over and over. A batch may take its first windows from one epoch and the others from
+    the next.
 
-    `tokens` is a Tokens or a one-dimensional array of integers. `to_the_end` is False for runs of format 1 (see
-    TrainConfig.format): no coin is tossed, and they never read the last N mod T tokens.
+    `tokens` is a Tokens or a one-dimensional array of integers. `to_the_end` is false for runs that began before
+    the coin toss existed: they continue without the last N mod T tokens.
 
     Raises: InputError where there are fewer than context + 1 tokens, or an argument is out of range; DtypeError and
     ShapeError where the array is not a row of integers.
@@ -84,7 +85,7 @@ class Batches:
 
     @property
     def batches_per_epoch(self) -> int:
-        """The number of batches it takes to see every window once: windows_per_epoch / batch_size, rounded up."""
+        """Number of batches that cover every window once: windows_per_epoch / batch_size, rounded up."""
         return -(-self.windows_per_epoch // self.batch_size)
 
     def batch(self, index: int) -> tuple[np.ndarray, np.ndarray]:
@@ -102,8 +103,8 @@ class Batches:
     def evaluation_batches(self, count: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Yield `count` batches whose windows lie evenly from the first token to the last, the same at every call.
 
-        Window i of n = count · B starts at i · (N − T − 1) // (n − 1), whatever the seed and `shuffle`. Where more
-        windows are asked for than fit side by side, they overlap.
+        Window i of n = count · B starts at i · (N − T − 1) // (n − 1), whatever the seed and `shuffle`. If the windows
+        do not all fit side by side, they overlap.
 
         Shapes: as `batch`.
         """
@@ -114,7 +115,7 @@ class Batches:
         return (self._gather(batch) for batch in starts.reshape(count, self.batch_size))
 
     def _epoch_starts(self, epoch: int, positions: np.ndarray) -> np.ndarray:
-        """The starts of the windows at these positions of an epoch, one for each position."""
+        """Start tokens of the windows at these positions of an epoch."""
         if not self.shuffle:
             return positions * self.context
         cached = self._drawn

@@ -1,7 +1,7 @@
-"""Damage a text, for a model that learns to mend it (BART).
+"""Corrupt a text, for a model that learns to restore it (BART).
 
-What the model reads is the text with the sentences in another order, and with spans of tokens hidden, each behind one
-mask token; what it has to write is the text. From one mask it cannot tell how much is missing:
+The model reads the text with the sentences in another order, and with spans of tokens hidden, each behind one mask
+token; it has to write the original text. One mask does not tell how much is missing:
 
     text     A B C D . E F G .
     mixed    E F G . A B C D .
@@ -12,10 +12,10 @@ last span is cut to fit). A span of length 0 is a mask where nothing is missing.
 hidden in k spans, and r = n - h left, every one of the (k + r)! / (k! r!) ways to place the spans between the tokens is
 as likely as any other, and so is every order of the spans.
 
-Everything is drawn from the project's random stream, anew at each call.
+Everything is drawn from the project's random stream, afresh at each call.
 
 Source: Lewis et al. 2019, section 2.2 (text infilling, sentence permutation); section 4: 30% of the tokens, all
-sentences. There a span of some length may meet another, and then less is hidden.
+sentences. There, non-empty spans may overlap, and then less is hidden.
 """
 
 from __future__ import annotations
@@ -40,11 +40,11 @@ def denoising_pair(
     mean_length: float = MEAN_LENGTH,
     generator: random.Generator | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """A text damaged both ways, as the source, and the text, as the target.
+    """Make a pair of a source, the text corrupted in both ways, and a target, the text itself.
 
     Shapes: ids (n,) of integers, without the tokens that begin and end a text; results (m,) and (n,), int64.
     sentence_ends: ids after which a sentence ends, such as that of a full stop; without any, no sentence moves.
-    The rest as in `infill`, which also says what is raised.
+    The other arguments and the errors are those of `infill`.
     """
     ids = _text("denoising_pair", ids)
     mixed = permute_sentences(ids, sentence_ends, generator=generator)
@@ -65,10 +65,10 @@ def infill(
     Shapes: ids (n,) of integers; result (m,), int64: n less the hidden tokens, and a mask for each span.
     probability: the share of tokens that are hidden. Of n tokens it is n probability, rounded up or down at random, so
         that the mean is exact for short texts too.
-    mean_length: of spans, as drawn: 0.5 tokens or more.
+    mean_length: the mean number of tokens in a span as drawn, 0.5 or more.
     generator: the random stream; `minillm.random.default`, which `manual_seed` restarts, where it is None.
-    Raises: ShapeError and DtypeError for ids that are no row of integers; InputError for a probability outside [0, 1]
-        or a mean below 0.5.
+    Raises: ShapeError and DtypeError for ids that are not a row of integers; InputError for a probability
+        outside [0, 1] or a mean below 0.5.
     """
     ids = _text("infill", ids)
     if not 0 <= probability <= 1:
@@ -79,9 +79,9 @@ def infill(
     hidden = int(np.floor(len(ids) * probability + draw.random()))
     spans = span_lengths(min(hidden, len(ids)), mean_length, draw)
     left = len(ids) - int(spans.sum())
-    is_span = np.zeros(left + len(spans), bool)  # what is left and the spans, in order
+    is_span = np.zeros(left + len(spans), bool)  # the remaining tokens and the spans, in order
     is_span[draw.permutation(len(is_span))[: len(spans)]] = True
-    widths = np.ones(len(is_span), np.int64)  # how many tokens of the text each stands for
+    widths = np.ones(len(is_span), np.int64)  # number of tokens of the text that each stands for
     widths[is_span] = spans
     seen = np.full(len(is_span), mask_id, np.int64)
     seen[~is_span] = ids[(np.cumsum(widths) - widths)[~is_span]]
@@ -89,7 +89,7 @@ def infill(
 
 
 def span_lengths(hidden: int, mean_length: float, draw: np.random.Generator) -> np.ndarray:
-    """Poisson lengths that together are `hidden`, in an order that says nothing of which was cut to fit."""
+    """Poisson lengths with the sum `hidden`, in random order, so that the cut one may be anywhere."""
     lengths: list[int] = []
     missing = hidden
     while missing > 0:
@@ -104,7 +104,7 @@ def permute_sentences(
     """The sentences of a text in a random order, every order as likely as any other.
 
     A sentence ends after a token in `sentence_ends`, or after the last of several in a row, and at the end of the text.
-    Shapes: ids (n,) of integers; result (n,), int64. Raises: ShapeError and DtypeError for ids that are no such row.
+    Shapes: ids (n,) of integers; result (n,), int64. Raises: ShapeError and DtypeError for other ids.
     """
     ids = _text("permute_sentences", ids)
     ends = np.isin(ids, np.array(list(sentence_ends), np.int64))

@@ -1,19 +1,19 @@
-"""Hide some tokens of a batch, for a model that learns to say what they were (BERT, RoBERTa).
+"""Hide some tokens of a batch, for a model that learns to predict them (BERT, RoBERTa).
 
-Each token is chosen with probability 0.15. What the model sees in its place is, with the probabilities
+Each token is chosen with probability 0.15. In its place the model sees, with these probabilities,
 
     0.8    the mask token
     0.1    a random token
     0.1    the token itself
 
-and what it has to say is the token. The last two keep it from caring about mask tokens only, which no later text has.
-Where nothing was chosen, the label is -100, which `cross_entropy` does not count.
+and it has to predict the original token. The last two keep the model from attending to mask tokens only, which later
+texts do not have. For tokens that were not chosen, the label is -100, which `cross_entropy` ignores.
 
-Whole words: a word of several tokens is chosen as one, or the rest of it would give the hidden part away; each of its
-tokens then meets one of the three fates on its own, as in the original code.
+Whole words: the tokens of a word are chosen together, because its other tokens would give a hidden one away; the
+replacement of each is then drawn separately, as in the original code.
 
-What is hidden is drawn from the project's random stream, anew at each call: masking the same text again hides other
-tokens (dynamic masking), and a run that is resumed where it stopped hides the same.
+The choice comes from the project's random stream, afresh at each call: masking the same text again hides other tokens
+(dynamic masking), and a run that is resumed where it stopped hides the same tokens.
 
 Source: Devlin et al. 2018, section 3.1 and appendix A.1; whole words: the note of May 2019 in their code's README;
 dynamic masking: Liu et al. 2019, section 4.1.
@@ -29,8 +29,8 @@ import numpy as np
 from minillm import random
 from minillm.errors import InputError, ShapeError, check_index, check_shapes
 
-IGNORED = -100  # the label where nothing was chosen
-MASKED, REPLACED = 0.8, 0.1  # probabilities of the first two fates
+IGNORED = -100  # the label of a token that was not chosen
+MASKED, REPLACED = 0.8, 0.1  # probabilities of the mask token and of a random token
 
 
 def mask_tokens(
@@ -44,17 +44,17 @@ def mask_tokens(
     probability: float = 0.15,
     generator: random.Generator | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Choose tokens with `probability`, hide them, and return what the model sees, and what it has to say.
+    """Choose tokens with `probability`, hide them, and return the model's input and the labels.
 
-    Shapes: ids (B, T) of integers; results (B, T), int64: ids, and labels that are -100 where nothing was chosen.
-    special_ids: tokens that are never chosen, nor put in a token's place, such as [CLS], [SEP] and padding; the mask
+    Shapes: ids (B, T) of integers; results (B, T), int64: ids, and labels, -100 for tokens that were not chosen.
+    special_ids: tokens that are never chosen and never replace another, such as [CLS], [SEP] and padding; the mask
         token is one of them without being named.
-    lengths: (B,), of each sequence the number of real tokens, which come first; the others are never chosen.
-    continues: (V,), boolean: whether a token continues the word of the token before it, such as "##ing". Given this,
-        whole words are chosen. A word ends at a special token, and at the end of the row.
+    lengths: (B,), the number of real tokens of each sequence, which come first; padding is never chosen.
+    continues: (V,), boolean: true for tokens that continue the word of the token before, such as "##ing". If it is
+        given, whole words are chosen. A word ends at a special token, and at the end of the row.
     generator: the random stream; `minillm.random.default`, which `manual_seed` restarts, where it is None.
-    Raises: DtypeError and InputError for ids that are not in the vocabulary; ShapeError for shapes that do not fit;
-        InputError for a probability outside [0, 1], or where no token is left that is not special.
+    Raises: DtypeError and InputError for ids that are not in the vocabulary; ShapeError for shapes that do not match;
+        InputError for a probability outside [0, 1], or if all tokens are special.
     """
     ids = np.asarray(ids)
     if ids.ndim != 2:
@@ -68,7 +68,7 @@ def mask_tokens(
     is_ordinary[special] = False
     ordinary = is_ordinary.nonzero()[0]
     if not len(ordinary):
-        raise InputError(f"mask_tokens: all {vocab_size} tokens are special; leave out those that are text")
+        raise InputError(f"mask_tokens: all {vocab_size} tokens are special; leave ordinary tokens out of special_ids")
 
     may_hide = is_ordinary[ids]
     if lengths is not None:
@@ -79,7 +79,7 @@ def mask_tokens(
     draw = (generator or random.default).numpy()
     chance, fate = draw.random(ids.shape), draw.random(ids.shape)
     replacement = ordinary[draw.integers(len(ordinary), size=ids.shape)]
-    if continues is not None:  # all tokens of a word share the chance of its first
+    if continues is not None:  # all tokens of a word share the draw of the first one
         chance = np.take_along_axis(chance, _word_starts(ids, may_hide, continues, vocab_size), axis=1)
     chosen = may_hide & (chance < probability)
     seen = np.select([~chosen, fate < MASKED, fate < MASKED + REPLACED], [ids, mask_id, replacement], ids)
@@ -87,7 +87,7 @@ def mask_tokens(
 
 
 def _word_starts(ids: np.ndarray, may_hide: np.ndarray, continues: Any, vocab_size: int) -> np.ndarray:
-    """For each token, the position (B, T) where its word starts: at its first token, or a special one before it."""
+    """The position (B, T) at which each token's word starts: its first token, or the special token before it."""
     continues = np.asarray(continues)
     if continues.shape != (vocab_size,) or continues.dtype != bool:
         raise ShapeError(

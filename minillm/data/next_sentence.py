@@ -1,13 +1,13 @@
-"""Pairs of text for BERT's second question: does the one follow the other?
+"""Pairs of texts for BERT's second task, next-sentence prediction.
 
-Documents are lists of sentences, sentences lists of token ids. Of each document, sentences are taken in order until
-they fill a sequence; the first so many of them, their number drawn, are text A. Text B is with equal chances
+Documents are lists of sentences, sentences lists of token ids. Sentences of a document are taken in order until they
+fill a sequence; a random number of them, from the start, form text A. Text B is, with equal probability,
 
     the other sentences       0, it follows
     from another document     1, it does not; the other sentences are then put back, and are the next to be taken
 
-and a sequence is [CLS] A [SEP] B [SEP], with token type 0 up to the first [SEP], and 1 after it. Where both are too
-long together, the longer loses tokens at its front or its end. One sequence in ten is made shorter, so that the model
+and a sequence is [CLS] A [SEP] B [SEP], with token type 0 up to the first [SEP], and 1 after it. If both together are
+too long, the longer one loses tokens at its front or its end. One sequence in ten is made shorter, so that the model
 meets short ones too.
 
 Source: Devlin et al. 2018, appendix A.2, and `create_instances_from_document` of their code.
@@ -23,11 +23,11 @@ import numpy as np
 from minillm import random
 from minillm.errors import InputError
 
-SHORT = 0.1  # share of sequences that are made shorter
+SHORT = 0.1  # share of sequences that are made shorter than `length`
 
 
 class SentencePair(NamedTuple):
-    """One sequence for BERT."""
+    """A sequence for BERT, with the label of next-sentence prediction."""
 
     ids: list[int]  # [CLS] A [SEP] B [SEP]
     token_types: list[int]  # 0 up to the first [SEP], then 1
@@ -51,7 +51,9 @@ def sentence_pairs(
     if length < 5:
         raise InputError(f"sentence_pairs: length is {length}; give 5 or more: [CLS], [SEP] twice, and a token of each")
     if len(documents) < 2:
-        raise InputError(f"sentence_pairs: there are {len(documents)} documents; give two or more, to draw others from")
+        raise InputError(
+            f"sentence_pairs: there are {len(documents)} documents; give two or more, so that another can be drawn"
+        )
     for number, document in enumerate(documents):
         if not document or not all(len(sentence) for sentence in document):
             raise InputError(f"sentence_pairs: document {number} is empty, or has an empty sentence; leave it out")
@@ -68,7 +70,7 @@ def sentence_pairs(
                 end += 1
             middle = place + 1 if end - place < 2 else int(draw.integers(place + 1, end))
             a = _joined(document[place:middle])
-            if end - place == 1 or draw.random() < 0.5:  # a single sentence is followed by nothing
+            if end - place == 1 or draw.random() < 0.5:  # no sentence of the document is left for text B
                 b, follows, place = _from_another(documents, number, wanted - len(a), draw), False, middle
             else:
                 b, follows, place = _joined(document[middle:end]), True, end
@@ -82,7 +84,7 @@ def _joined(sentences: Sequence[Sequence[int]]) -> list[int]:
 
 
 def _from_another(documents: Sequence[Sequence[Sequence[int]]], own: int, wanted: int, draw: np.random.Generator):
-    """Sentences of another document, from one on that is drawn, until there are enough tokens; one at least."""
+    """Sentences of another document, from a random one on, until there are enough tokens; at least one sentence."""
     other = int(draw.integers(len(documents) - 1))
     document = documents[other + (other >= own)]
     tokens: list[int] = []

@@ -1,8 +1,8 @@
 """Batches of pairs, a source and a target each, for a model that turns one sequence into another.
 
-Sequences differ in length, and a batch is as wide as its longest: short ones are filled up. Little is filled where the
-pairs of a batch are alike in length. So the pairs are sorted, by the lengths of target and source, and cut into
-batches of at most `batch_tokens` tokens, filling included: many short pairs, or a few long ones.
+Sequences differ in length, and a batch is as wide as its longest: short ones are padded. Little padding is needed if
+the pairs of a batch have similar lengths. So the pairs are sorted, by the lengths of target and source, and cut into
+batches of at most `batch_tokens` tokens, including padding: many short pairs, or a few long ones.
 
 In every epoch the batches come in another order, and pairs of equal lengths change places among themselves, which
 leaves the cut as it is. Both come from a counter-based generator keyed by (seed, epoch), as in batches.py: batch number
@@ -20,11 +20,11 @@ import numpy as np
 from minillm.data.batches import OWN_KEYS
 from minillm.errors import DtypeError, InputError
 
-IGNORED = -100  # where a target is filled up
+IGNORED = -100  # the padding of targets
 
 
 class PairBatch(NamedTuple):
-    """Sources (B, S) filled up with padding, their lengths (B,), and targets (B, T) filled up with -100; int64."""
+    """Sources (B, S), padded; their lengths (B,); and targets (B, T), padded with -100. All are int64."""
 
     source: np.ndarray
     source_lengths: np.ndarray
@@ -34,9 +34,9 @@ class PairBatch(NamedTuple):
 def pad_pairs(
     sources: Sequence[Sequence[int] | np.ndarray], targets: Sequence[Sequence[int] | np.ndarray], padding_id: int
 ) -> PairBatch:
-    """Some pairs as one batch, as wide as its longest source and its longest target.
+    """Make one batch of some pairs, as wide as the longest source and the longest target.
 
-    Raises: InputError where there are not as many sources as targets, or none.
+    Raises: InputError for different numbers of sources and targets, or none.
     """
     if len(sources) != len(targets) or not len(sources):
         raise InputError(
@@ -52,12 +52,12 @@ def pad_pairs(
 
 
 class PairBatches:
-    """Batches of pairs of like lengths, each batch computed from its number.
+    """Batches of pairs of similar lengths, each batch computed from its number.
 
-    sources, targets: token ids of each, with whatever begins and ends a text.
-    batch_tokens: the most that a batch holds, B S + B T, filling included.
+    sources, targets: token ids of each, including the tokens that begin and end a text.
+    batch_tokens: the maximum number of tokens in a batch, B S + B T, including padding.
     Raises: InputError for sequences that are empty or too long for a batch, or an argument out of range; DtypeError
-    for ids that are no integers.
+    for ids that are not integers.
     """
 
     def __init__(
@@ -84,13 +84,13 @@ class PairBatches:
                 f"PairBatches: batch_tokens is {batch_tokens}, but a pair has {longest} tokens; give as many, or leave "
                 "the pair out"
             )
-        self._sorted = np.lexsort(self._lengths)  # by target, then by source, then as they came
+        self._sorted = np.lexsort(self._lengths)  # by target length, then by source length, then in the given order
         self._cuts = self._cut(self._lengths[:, self._sorted].T.tolist())
-        self._drawn: tuple[int, np.ndarray, np.ndarray] | None = None  # of the epoch last used
+        self._drawn: tuple[int, np.ndarray, np.ndarray] | None = None  # the epoch last used, with its order
 
     @property
     def batches_per_epoch(self) -> int:
-        """The number of batches that hold every pair once."""
+        """Number of batches that contain every pair once."""
         return len(self._cuts) - 1
 
     def batch(self, index: int) -> PairBatch:
@@ -114,7 +114,7 @@ class PairBatches:
         return pad_pairs([self.sources[i] for i in chosen], [self.targets[i] for i in chosen], self.padding_id)
 
     def _cut(self, lengths: list[list[int]]) -> list[int]:
-        """Where batches start, in the sorted pairs, and where the last ends."""
+        """Start of each batch in the sorted pairs, and the end of the last."""
         cuts, widest = [0], [0, 0]
         for place, pair in enumerate(lengths):
             wider = [max(a, b) for a, b in zip(widest, pair, strict=True)]
@@ -126,7 +126,7 @@ class PairBatches:
 
 
 def _rows(what: str, rows: Sequence[Sequence[int] | np.ndarray]) -> list[np.ndarray]:
-    """Each row as an array."""
+    """Convert each row to an array, and check it."""
     arrays = [np.asarray(row) for row in rows]
     for number, row in enumerate(arrays):
         if row.ndim != 1 or not len(row):

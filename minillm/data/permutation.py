@@ -1,21 +1,20 @@
-"""Draw an order in which the tokens of a batch are read, for a model that predicts each from those before it (XLNet).
+"""Draw an order of a batch's tokens, for a model that predicts each from those before it (XLNet).
 
-Of a text only some tokens are predicted, one in six, and they are the last ones in the order: the others, the context,
-are seen by all and see each other, but none of those that are predicted. So what is left to draw is which tokens are
-predicted, and in which order.
+Only one token in six is predicted, and these tokens are the last in the order: the others, the context, are seen by all
+and see each other, but see no predicted token. So it remains to draw the predicted tokens, and their order.
 
-Which: spans. As long as there is text, a length L from 1 to 5 is drawn, and a place for L tokens in a row within the
-next 6 L. Near the end L is drawn from those that fit, and where fewer than 6 tokens are left, one of them is predicted
-with a probability of a sixth for each. So every span is whole, and the share is one in six for a text of any length.
+Tokens: they form spans. As long as there is text, a length L from 1 to 5 is drawn, and a place for L tokens in a row
+within the next 6 L. Near the end L is drawn from the lengths that fit, and if fewer than 6 tokens are left, one of them
+is predicted, each with probability 1/6. So every span is whole, and the share is one in six for a text of any length.
 
-In which order: one for each text, drawn evenly. Special tokens, such as [SEP] and [CLS], are not predicted, but have
-their place in the order as those that are: they see what comes before, and are seen by what comes after. (Were they
-seen by all, as context is, a token could be read from what a special token has seen of it, two blocks later.)
+Order: a uniformly random one for each text. Special tokens, such as [SEP] and [CLS], are not predicted, but have a
+place among the predicted tokens: they see the tokens before, and are seen by the tokens after. (If all tokens saw them,
+like context, a token could see itself two blocks later, through a special token that has seen it.)
 
-Memory: the first `reuse_len` tokens of a text may be left to the next one, which starts where they end, as memory. They
-must not have seen what the next text is to predict. So they see none of the rest; the rest sees all of them.
+Memory: the first `reuse_len` tokens of a text may serve as memory for the next one, which starts where they end. They
+must not have seen what the next text has to predict. So they see none of the rest; the rest sees all of them.
 
-What the model reads is the text itself. That no token sees what it is to predict is all in `perm_mask`.
+The model reads the text itself. `perm_mask` alone keeps each token from seeing what it has to predict.
 
 Source: Yang et al. 2019, sections 2.3 and 2.6, with K = 6 and spans as the text says. Order, special tokens and
 memory are those of Yang et al.'s code (`_local_perm`); its spans (`_sample_mask`) are others: whole words, lengths in
@@ -34,16 +33,16 @@ import numpy as np
 from minillm import random
 from minillm.errors import DtypeError, InputError, ShapeError, check_index, check_shapes
 
-IGNORED = -100  # the label where nothing is predicted
+IGNORED = -100  # the padding of labels
 
 
 class PermutedTokens(NamedTuple):
-    """What the loss of an XLNetLMHeadModel takes: `model.loss(**batch._asdict())`."""
+    """The inputs of an XLNetLMHeadModel's loss: `model.loss(**batch._asdict())`."""
 
-    ids: np.ndarray  # (B, T), int64, as they were
-    labels: np.ndarray  # (B, P), int64: what is to be predicted, from left to right, then -100; P fits all texts
-    perm_mask: np.ndarray  # (B, T, T), bool: whether the token of the second axis may not see that of the third
-    target_mapping: np.ndarray  # (B, P, T), bool: where what is to be predicted stands
+    ids: np.ndarray  # (B, T), int64, unchanged
+    labels: np.ndarray  # (B, P), int64: the predicted tokens, from left to right, then -100
+    perm_mask: np.ndarray  # (B, T, T), bool: true if the token of axis 1 must not see that of axis 2
+    target_mapping: np.ndarray  # (B, P, T), bool: true at the position of each predicted token
 
 
 def permute_tokens(
@@ -59,13 +58,13 @@ def permute_tokens(
     """Choose spans of tokens to predict, one token in `one_in`, and draw the order in which they are predicted.
 
     Shapes: ids (B, T) of integers.
-    special_ids: tokens that are never predicted, such as [CLS] and [SEP]; a span goes on behind them.
-    lengths: (B,), of each text the number of real tokens, which come first; the others are never predicted nor seen.
-    max_span: the most tokens in a span.
-    reuse_len: the number of tokens, from the first on, that the next text has as memory; it is the model's setting.
+    special_ids: tokens that are never predicted, such as [CLS] and [SEP]; a span continues after them.
+    lengths: (B,), the number of real tokens of each text, which come first; padding is never predicted or seen.
+    max_span: the maximum number of tokens in a span.
+    reuse_len: the number of first tokens that serve the next text as memory; a setting of the model.
     generator: the random stream; `minillm.random.default`, which `manual_seed` restarts, where it is None.
-    For a model with bi_data, give it a batch of which half is written backwards: `np.concatenate([ids, ids[:, ::-1]])`.
-    Raises: DtypeError for ids that are no integers; ShapeError for shapes that do not fit; InputError for a length
+    For a model with bi_data, give a batch whose second half is reversed: `np.concatenate([ids, ids[:, ::-1]])`.
+    Raises: DtypeError for ids that are not integers; ShapeError for shapes that do not match; InputError for a length
         outside 0 to T, or one_in, max_span or reuse_len below 1.
     """
     ids = np.asarray(ids)
@@ -90,8 +89,8 @@ def permute_tokens(
         _choose_spans(target[b, :length], one_in, max_span, draw)
     target &= ~special
 
-    # The place of each token in the order, from 0 on in the part that is memory for the next text, and from T + 1 on in
-    # the rest; the context of each part shares the place before.
+    # The place of each token in the order: from 0 on in the part that is memory for the next text, from T + 1 on in the
+    # rest; the context of each part shares the place just before.
     ordered = target | special
     is_later = np.arange(T) >= (T if reuse_len is None else reuse_len)
     order = np.where(ordered, draw.permuted(np.tile(np.arange(T), (B, 1)), axis=1), -1) + (T + 1) * is_later
@@ -101,14 +100,14 @@ def permute_tokens(
     P = max(1, target.sum(1).max(initial=0))
     labels, target_mapping = np.full((B, P), IGNORED, np.int64), np.zeros((B, P, T), bool)
     rows, places = target.nonzero()
-    numbers = (target.cumsum(1) - 1)[rows, places]  # of each target among those of its text
+    numbers = (target.cumsum(1) - 1)[rows, places]  # index of each target within its text
     labels[rows, numbers] = ids[rows, places]
     target_mapping[rows, numbers, places] = True
     return PermutedTokens(ids.astype(np.int64), labels, perm_mask, target_mapping)
 
 
 def _choose_spans(chosen: np.ndarray, one_in: int, max_span: int, draw: np.random.Generator) -> None:
-    """Mark spans in a row of False, one token in `one_in`."""
+    """Mark spans in a row of False, on average one token in `one_in`."""
     start, left = 0, len(chosen)
     while left >= one_in:
         length = int(draw.integers(1, min(max_span, left // one_in) + 1))

@@ -16,7 +16,7 @@ that are touched, and may drop them again. A shard is a header of 64 bytes and t
 | 60     | 4         | CRC-32 (as in zlib and PNG) of the 60 bytes before, uint32                              |
 | 64     | n · code  | the ids                                                                                 |
 
-With the header known to be right, `numpy.fromfile(path, "<u2", offset=64)` reads one.
+Without a check of the header, `numpy.fromfile(path, "<u2", offset=64)` reads one.
 """
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ def write_shards(
     when the last id is on disk: an error on the way leaves the folder as it was. Older shards of the same name are
     replaced, all of them.
 
-    `fingerprint` is the tokenizer's, 16 ASCII characters; `open_tokens` can demand it again.
+    `fingerprint` is the tokenizer's, 16 ASCII characters; `open_tokens` can check it.
 
     Units: `tokens_per_shard` counts ids, of 2 bytes each where vocab_size <= 65536, else 4.
 
@@ -125,7 +125,7 @@ def write_shards(
     written = 0
     temporary: list[Path] = []
     try:
-        for first in ids:  # one more id, so one more shard, which draws the rest of its ids from the same iterator
+        for first in ids:  # an id is left, so another shard follows, which takes its other ids from the same iterator
             temporary.append(folder / f".{name}_{len(temporary):05d}.{os.getpid()}.tmp")
             shard = itertools.islice(itertools.chain([first], ids), tokens_per_shard)
             with open(temporary[-1], "wb") as file:
@@ -175,10 +175,10 @@ def _checked(chunk: list[int], vocab_size: int, position: int) -> np.ndarray:
 def open_tokens(paths: str | Path | Iterable[str | Path], fingerprint: str | None = None) -> Tokens:
     """Map one shard or several into memory, in the given order, as one sequence of token ids.
 
-    With a `fingerprint`, the shards must come from the tokenizer of that fingerprint; without, from one and the same.
+    With a `fingerprint`, the shards must come from that tokenizer; without, all from the same one.
     Only the headers are read. Each shard holds one file descriptor.
 
-    Raises: InputError where a file is missing, no shard, of another version, damaged in its header, cut short, or
+    Raises: InputError for a file that is missing, not a shard, of another version, damaged in its header, cut short, or
     from another tokenizer.
     """
     files = [Path(paths)] if isinstance(paths, str | Path) else [Path(path) for path in paths]
@@ -211,7 +211,7 @@ def _open_shard(path: Path) -> _Shard:
         raise InputError(f"open_tokens: cannot read {path} ({error}); make shards with write_shards") from error
     if not header.startswith(MAGIC):
         raise InputError(
-            f"open_tokens: {path} is no token shard: it starts with {header[:8]!r}, expected {MAGIC!r}; "
+            f"open_tokens: {path} is not a token shard: it starts with {header[:8]!r}, expected {MAGIC!r}; "
             "make shards with write_shards"
         )
     if size < HEADER_BYTES:

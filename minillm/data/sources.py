@@ -1,6 +1,6 @@
-"""Where text comes from: one name in, documents of text out.
+"""Read documents of text from a source.
 
-A source is a string or a path, and what it names decides how it is read:
+A source is a string or a path, and its kind decides how it is read:
 
 | source         | documents                                                                             |
 |----------------|---------------------------------------------------------------------------------------|
@@ -12,7 +12,7 @@ A source is a string or a path, and what it names decides how it is read:
 
 Each of these files may also be compressed with gzip (`book.txt.gz`). Text must be UTF-8; a byte order mark is dropped
 and the line ends of Windows become "\\n". A lone "\\r" stays in text, as a character like others; in a .jsonl file,
-whose strings cannot hold one, it ends a line. Documents that hold nothing but whitespace are passed over. To read a
+whose strings cannot hold one, it ends a line. Documents that hold nothing but whitespace are skipped. To read a
 file whose name is `builtin`, write `./builtin`.
 """
 
@@ -46,7 +46,7 @@ def read_texts(source: str | Path, field: str | None = None) -> Iterator[str]:
     line by line, any other file as a whole. The files are looked up at the call and read as the documents are drawn.
 
     Raises: InputError where the source is missing, has no text, or is not UTF-8 (with the offset of the byte), and
-    where a .jsonl line is no JSON object or has no such field (with the number of the line).
+    where a .jsonl line is not a JSON object or has no such field (with the number of the line).
     """
     if source == "builtin":
         if field is not None:

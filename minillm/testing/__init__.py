@@ -1,4 +1,4 @@
-"""Gradient checks: does a backward return the derivative of its forward?
+"""Gradient checks test if a backward returns the derivative of its forward.
 
 Let y = f(x), and let u (the cotangent) be the gradient that arrives from above. A backward claims that g = J^T u, with
 J the derivative of f. Moving the input a little measures J without any backward:
@@ -6,21 +6,21 @@ J the derivative of f. Moving the input a little measures J without any backward
     J v = (f(x + h v) - f(x - h v)) / 2h + O(h^2)
 
 and two comparisons follow. **Per element**: v is one element at a time, and <u, J v> must be that element of g; this
-finds and names every wrong number, at two evaluations of f per element. **By projection**: v is random, and <u, J v>
+finds and names every wrong element, at two evaluations of f per element. **By projection**: v is random, and <u, J v>
 must be <g, v>; two evaluations cover an array of any size.
 
 The cotangent is random, always. With u = 1, that is with `loss = y.sum()`, whole families of errors are invisible:
 the outputs of a softmax sum to 1 and those of a layer norm to the sum of its bias, so their true gradient is zero and
 a flipped sign, a doubled gradient and no gradient at all pass.
 
-All is computed in float64. What is compared with what:
+Everything is computed in float64. Errors are measured as follows:
 
 - Step: the error of a central difference is about h^2 from the curve and e/h from rounding (e = 2.2e-16), smallest at
-  h = e^(1/3) = 6e-6, where it is about 1e-10. Where |x| > 1 its own rounding, e|x|, takes the place of e.
+  h = e^(1/3) = 6e-6, where it is about 1e-10. Where |x| > 1, its rounding e|x| takes the place of e.
 - Error: |expected - received| over the largest gradient of the argument. An error relative to each element would
   blow up where the gradient happens to be nearly zero; an absolute one would mean nothing at another scale.
-- What rounding alone could do is never counted as an error: to a difference, from the size of f; and to a gradient
-  whose terms cancel, which makes one of about 1e-15 as good as zero.
+- Rounding is never counted as an error: neither that of a difference, estimated from the size of f, nor that of a
+  gradient whose terms cancel, where about 1e-15 is as good as zero.
 """
 
 from __future__ import annotations
@@ -45,21 +45,21 @@ from minillm.testing.variants import of_sizes, of_values
 
 __all__ = ["Check", "GradientError", "check_gradients", "hvp", "numeric_gradient"]
 
-ELEMENTS = 2_000  # inputs, up to which every element is checked
-LARGE = 100_000  # inputs, up to which variants of them are tried
+ELEMENTS = 2_000  # up to this many inputs, every element is checked
+LARGE = 100_000  # up to this many inputs, variants of them are tried
 
 
 class Check(NamedTuple):
-    """What a check that passed has looked at."""
+    """The scope of a check that passed."""
 
-    elements: int  # of all gradients
-    error: float  # the worst, relative to the largest gradient of its argument
-    variants: tuple[str, ...] = ()  # of the arguments, at which the gradient is right too
+    elements: int  # number of elements of all gradients
+    error: float  # the largest, relative to the largest gradient of its argument
+    variants: tuple[str, ...] = ()  # variants of the arguments at which the gradient is right too
     skipped: tuple[str, ...] = ()  # variants where the function itself is not defined, each with the reason
 
 
 def check_gradients(fn: Callable, *arrays: Any, tolerance: float = 1e-6, seed: int = 0, variants: bool = True) -> Check:
-    """Compare the gradients that `fn` returns with differences of its values, for a random cotangent in float64.
+    """Compare the gradients of `fn` with differences of its values, for a random cotangent in float64.
 
     `fn` takes one Tensor for each floating array (in float64, with the array's strides) and every other argument as
     it is, and returns a Tensor or a tuple of Tensors. It must give the same values whenever it is called: one that
@@ -67,18 +67,18 @@ def check_gradients(fn: Callable, *arrays: Any, tolerance: float = 1e-6, seed: i
 
     Also checked, for every operation that `fn` runs: shape and dtype of each gradient, no missing or non-finite
     gradient, no backward that writes into `dout` or into what the forward saved, no memory shared against the rules
-    of `Op`, and no input changed; further calls change nothing, and a gradient that is there already is added to.
+    of `Op`, and no input changed; further calls change nothing, and an existing gradient is added to.
     And, unless `variants` is False:
 
     - the gradient is linear in the cotangent: three times, tiny, huge, with zeros, one output alone
     - it does not depend on the layout of arguments and cotangent: transposed, strided, backwards, stretched (0 strides)
-    - nor on which arguments need a gradient, or are one tensor
+    - nor on the choice of arguments that need a gradient, or that are the same tensor
     - it is right at other values (negated, larger, smaller, whole, with zeros, reversed; ids repeated) and other sizes
-      (1, 0, one less, beyond blocks of 64 and 256); a kink counts as right, and where `fn` fails itself is skipped
-    - it is as smooth as float64; and in float32 it is the same, of dtype float32, without overflow
+      (1, 0, one less, beyond blocks of 64 and 256); a kink counts as right; where `fn` itself fails is skipped
+    - it varies as smoothly as float64 allows; and in float32 it is equal, of dtype float32, without overflow
 
     Raises: GradientError with the function, the argument, the index of the worst element, what was expected and
-    received, the variant that showed it, and the likely cause where one is sure.
+    received, the variant that showed it, and the likely cause if one is certain.
     """
     subject = Subject.of(fn, arrays, seed)
     tried = Tried([], [])
@@ -96,7 +96,7 @@ def check_gradients(fn: Callable, *arrays: Any, tolerance: float = 1e-6, seed: i
 
 
 def _check_given(subject: Subject, base: Base, tolerance: float) -> float:
-    """The arguments as they are: every element where that is possible, and directions through all."""
+    """Check at the given arguments: every element if there are not too many, and random directions through all."""
     small = sum(subject.values[i].size for i in subject.moved) <= ELEMENTS
     worst = 0.0
     for position, gradient in base.gradients.items():
@@ -116,7 +116,7 @@ def _check_given(subject: Subject, base: Base, tolerance: float) -> float:
                 compare_elements(subject, position, gradient, elements, tolerance)
                 raise GradientError(
                     f"check_gradients: the gradient of {subject.describe(position)} is wrong by {error:.1e} of its "
-                    "size along a random direction, but no element was found to be; is the function smooth here?"
+                    "size along a random direction, but no wrong element was found; check that fn is smooth here"
                 )
             worst = max(worst, error)
     return worst
@@ -140,7 +140,7 @@ def numeric_gradient(fn: Callable, arrays: Sequence[Any], cotangent: Any) -> lis
     """J^T u by central differences, one evaluation of `fn` on each side of every element: slow, and hard to get wrong.
 
     `cotangent` has the shape of what `fn` returns (a tuple of arrays for a tuple). None stands for an argument that
-    is no floating array.
+    is not a floating array.
     """
     subject = Subject.of(fn, arrays, seed=0)
     parts = cotangent if isinstance(cotangent, tuple) else (cotangent,)
@@ -161,11 +161,11 @@ def numeric_gradient(fn: Callable, arrays: Sequence[Any], cotangent: Any) -> lis
 def hvp(fn: Callable, arrays: Sequence[Any], vectors: Sequence[Any]) -> list[Array | None]:
     """H v, the Hessian of a scalar function times a vector, by a central difference of gradients in float64.
 
-    H v = (g(x + h v) - g(x - h v)) / 2h, accurate to about 1e-9: the engine's gradients are of first order by design.
-    `vectors` holds one array for each of `arrays`, of its shape (anything for arguments that are no floating arrays,
+    H v = (g(x + h v) - g(x - h v)) / 2h, accurate to about 1e-9: the engine's gradients are first-order by design.
+    `vectors` holds one array for each of `arrays`, of its shape (anything for arguments that are not floating arrays,
     whose result is None).
 
-    Raises: ShapeError where fn returns no single number, or a vector has another shape than its array.
+    Raises: ShapeError if fn does not return a single number, or a vector has another shape than its array.
     """
     values = [as_float64(x) for x in arrays]
     moved = [i for i, x in enumerate(values) if is_float(x)]

@@ -1,4 +1,4 @@
-"""The audit of every backward that a check runs: what it returns, and what it does to memory that is not its own."""
+"""The audit of every backward that a check runs: its results, and its treatment of memory that is not its own."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ class GradientError(MinillmError, AssertionError):
 
 
 class InfiniteSlope(Exception):
-    """A derivative between two operations is infinite, as that of a root at 0: what comes of it tells nothing."""
+    """A derivative between two operations is infinite, like that of a root at 0, so the gradients mean nothing."""
 
 
 class WrongShape(GradientError):
-    """A gradient of the wrong shape, with what is needed to find out why."""
+    """A gradient of the wrong shape, with the information needed to find the cause."""
 
     def __init__(self, text: str, edges: tuple, gradients: tuple, position: int):
         super().__init__(text)
         self.edges, self.gradients, self.position = edges, gradients, position
-        self.subject: Any = None  # where it was found, if that is not where the check began
+        self.subject: Any = None  # the place where it was found, if not where the check began
 
 
 def audit(roots: Sequence[Node], strict: bool, double: bool) -> list[Node]:
-    """Wrap the backward of these nodes and of all below them, so that each is watched when it runs; returns them.
+    """Wrap the backward of these nodes and of all below them, so that each is watched when it runs; returns the nodes.
 
-    Unless `strict`, gradients may be infinite or NaN: they are where the derivative is (a root at 0). Where all
-    arguments are float64 (`double`), every gradient must be.
+    Unless `strict`, gradients may be infinite or NaN, as the derivative itself may be (a root at 0). If all arguments
+    are float64 (`double`), every gradient must be too.
     """
     seen = dict.fromkeys(roots)
     stack = list(seen)
@@ -60,7 +60,7 @@ def _audited(
     saved: Any,
     *into: Any,
 ) -> tuple:
-    """Run a backward with a read-only dout, and look at what it returns."""
+    """Run a backward with a read-only dout, and check its results."""
     several = isinstance(dout, tuple)
     douts = [None if one is None else np.asarray(one).view() for one in (dout if several else (dout,))]
     for one in douts:
@@ -77,7 +77,7 @@ def _audited(
             f"backward of {op.name}: writes into dout, which other operations may still need; use a new array"
         ) from error
     if type(gradients) is not tuple or len(gradients) != len(edges):
-        return gradients  # the engine says what is wrong
+        return gradients  # the engine raises the error
     asked = {i: gradient for i, gradient in enumerate(gradients) if edges[i] is not None}
     for i, gradient in asked.items():
         what = f"backward of {op.name}: the gradient of input {i}"
@@ -98,7 +98,7 @@ def _audited(
 
 
 def _check_memory(op: Op, douts: list, saved: Any, gradients: dict[int, Array]) -> None:
-    """No gradient shares memory with dout, with what was saved, or with another gradient."""
+    """Check that no gradient shares memory with dout, with saved arrays, or with another gradient."""
     for i, gradient in gradients.items():
         what = f"backward of {op.name}: the gradient of input {i}"
         if gradient.size and repeats(gradient):
@@ -119,15 +119,14 @@ def arrays_in(saved: Any) -> list[Array]:
 
 
 def repeats(x: Array) -> bool:
-    """Whether elements share memory, as those of a broadcast array do."""
+    """True if elements share memory, as those of a broadcast array do."""
     return any(stride == 0 and n > 1 for stride, n in zip(x.strides, x.shape, strict=True))
 
 
 def float32_stays(call: Forward) -> None:
-    """For `observe`: what turns inputs that are all float32 into float64 is an error, forward or backward.
+    """Raise an error, as an observer, if an operation turns float32 inputs into float64, forward or backward.
 
-    A setting that names a dtype asks for another one, and in an array or a function there may be float64 that is not
-    seen here: operations with such settings are left alone.
+    Operations whose settings hold a dtype, an array or a function are left alone: they may ask for float64.
     """
     op, settings = call.op, call.settings
     dtypes = [x.dtype if isinstance(x, np.ndarray) and x.dtype.kind == "f" else None for x in call.inputs]

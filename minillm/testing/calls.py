@@ -1,4 +1,4 @@
-"""Calling again: the same call gives the same gradients, and nothing else changes on the way."""
+"""Check that repeated calls give the same gradients, and change nothing else."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from minillm.testing.subject import Buffered, Gradients, Graph, Skipped, Subject
 
 
 class Base(NamedTuple):
-    """The arguments as they were given, one graph there, and the gradients that came first."""
+    """The given arguments, a graph built from them, and the first gradients."""
 
     subject: Subject
     graph: Graph
@@ -22,14 +22,14 @@ class Base(NamedTuple):
 
 
 class Tried(NamedTuple):
-    """Which variants were checked, and which were skipped, with the reason."""
+    """The variants that were checked, and those that were skipped, with the reason."""
 
     checked: list[str]
     skipped: list[str]
 
 
 def check_repeats(subject: Subject) -> Base:
-    """Three backwards through one graph and one through a second give the same; nothing else changes on the way."""
+    """Check that three backwards through one graph and one through a second agree, and change nothing else."""
     graph = Graph(subject)
     if subject.name == "fn" and graph.outs[0].node is not None:
         subject.name = f"fn (ending in {graph.outs[0].node.op.name})"
@@ -58,7 +58,7 @@ def check_repeats(subject: Subject) -> Base:
 
 
 def check_adding(base: Base) -> None:
-    """A gradient that is there already is added to; memory that holds nothing is overwritten."""
+    """Check that a backward adds to an existing gradient, and overwrites memory without one."""
     subject, graph, first = base
     try:
         totals = graph.gradients(subject.cotangent, add=True)
@@ -93,7 +93,7 @@ def _compare_again(base: Base, position: int, gradient: Array | None, what: str)
 
 
 def _reason(subject: Subject, what: str) -> str:
-    """Whether the backward writes into what its forward saved; looked up in a graph of its own."""
+    """The reason of a changed gradient: if the backward writes into saved arrays, which a new graph shows."""
     if "adds to" in what:
         return "where a gradient is there already (Into.add), the backward must add to it, once"
     if "memory" in what:
@@ -119,7 +119,7 @@ def _check_sharing(subject: Subject, position: int, gradients: Gradients) -> Non
 
 
 def check_state(base: Base) -> None:
-    """After many other calls, and with another forward in between, the gradient is still the first one."""
+    """Check that the gradient stays the same after many other calls, and with another forward in between."""
     subject = base.subject
     graph = Graph(subject, strict=False)
     with contextlib.suppress(Skipped):
@@ -136,7 +136,7 @@ def raise_state(subject: Subject, position: int, variant: str) -> None:
 
 
 def run_backward(base: Base, variant: str, graph: Graph, cotangent: Array, **options) -> Gradients:
-    """A backward; an exception in it says which variant it was."""
+    """Run a backward; an exception in it names the variant."""
     try:
         return graph.gradients(cotangent, **options)
     except WrongShape as error:

@@ -1,9 +1,9 @@
-"""Why a gradient is wrong: simple explanations, each given only where it holds.
+"""Find simple causes of a wrong gradient, and report one only if it is certain.
 
-What would the right gradient have to suffer to become the one received? An explanation counts if it leaves no more
-than a hundredth of the error unexplained, and if it holds again in two further draws: under another cotangent, and
-where all arguments are moved a little. What holds by chance in one draw (a factor that is the size of the cotangent,
-values that happen to be those of another order) does not hold in three.
+A cause is a change that turns the right gradient into the received one. It counts if it leaves no more than a hundredth
+of the error unexplained, and if it holds again in two further draws: under another cotangent, and with all arguments
+moved a little. A coincidence in one draw (a factor that is the size of the cotangent, values that happen to be those of
+another order) does not hold in three.
 """
 
 from __future__ import annotations
@@ -22,46 +22,46 @@ from minillm.testing.measure import Measured, measure
 from minillm.testing.subject import Graph, Skipped, Subject, weights
 from minillm.testing.where import where_wrong
 
-MOVED = 32  # elements that are measured again where the arguments moved
+MOVED = 32  # number of elements that are measured again after the arguments moved
 NO_CAUSE = "no simple cause"
 
 
 class Draw(NamedTuple):
-    """One gradient at one place under one cotangent, and what differences say of some of its elements."""
+    """A gradient at one place under one cotangent, with differences for some of its elements."""
 
     subject: Subject
     position: int
-    gradient: Array  # all of it
-    gradients: dict  # of every argument
-    elements: Array  # flat indices of those that were measured
+    gradient: Array  # the whole gradient
+    gradients: dict  # the gradient of every argument
+    elements: Array  # flat indices of the measured elements
     jacobian: Array
     expected: Array
     received: Array
 
     def explained_by(self, guess: Array) -> bool:
-        """Whether the received numbers are these, but for a hundredth of their error."""
+        """True if the received numbers equal these, up to a hundredth of their error."""
         return self.same(self.received, guess)
 
     def same(self, a: Array, b: Array) -> bool:
-        """Whether these differ by no more than a hundredth of what is wrong."""
+        """True if these differ by no more than a hundredth of the error."""
         error = abs(self.received - self.expected).max()
         size = max(abs(self.expected).max(), abs(self.received).max())
         rest = abs(a - b).max()
         return bool(rest <= min(0.01 * error, 1e-5 * size) + self.subject.rounding(1e-5) * 1e-2)
 
     def wrong(self) -> Array:
-        """Which of the elements are wrong."""
+        """A mask of the wrong elements."""
         own = np.maximum(abs(self.received), abs(self.expected))
         noise = self.subject.rounding(1e-5) + 1e-9 * own.max()
         return abs(self.received - self.expected) > 1e-4 * own + noise
 
     def expected_of(self, other: int) -> Array:
-        """What the same elements of another argument's gradient should be."""
+        """The expected values of the same elements of another argument's gradient."""
         return measure(self.subject, other, None, self.elements).expected
 
 
 def diagnose(subject: Subject, position: int, gradient: Array | None, measured: Measured) -> str:
-    """The cause, in a sentence, or "no simple cause" with what is to be seen."""
+    """The cause, in a sentence, or "no simple cause" with an observation."""
     if gradient is None:
         return "no gradient reached the argument (None): is it detached, or used under no_grad?"
     if not np.isfinite(gradient).all():
@@ -92,7 +92,7 @@ def _draws(subject: Subject, position: int, gradient: Array, measured: Measured)
         ]
         there, graph = subject.at(moved)
         gradients = graph.gradients(there.cotangent)
-        if len(elements) > MOVED:  # half of them wrong, if there are as many
+        if len(elements) > MOVED:  # half of them wrong ones, if there are enough
             wrong = Draw(subject, position, gradient, gradients, *first).wrong()
             elements = np.sort(np.concatenate([elements[wrong][: MOVED // 2], elements[~wrong][: MOVED // 2]]))
         again = measure(there, position, gradients[position], elements)
@@ -157,10 +157,10 @@ def _transposed(draws: list[Draw]) -> str:
 
 
 def _missing_sum(draws: list[Draw]) -> str:
-    """Does the gradient count only the first or last slice of the outputs along some axes?"""
+    """The cause "missing sum": only the first or last slice of the outputs along some axes counts."""
     start = 0
     if any(isinstance(x, np.ndarray) and x.dtype.kind in "iu" for x in draws[0].subject.values):
-        found = _overwritten(draws)  # with ids, both may hold, and this is what happens
+        found = _overwritten(draws)  # with ids both may hold, and this is the true cause
         if found:
             return found
     for shape in draws[0].subject.shapes():
@@ -181,7 +181,7 @@ def _missing_sum(draws: list[Draw]) -> str:
 
 
 def _overwritten(draws: list[Draw]) -> str:
-    """Does an element that several places of one output use get the gradient of one use alone?"""
+    """The cause "overwritten": an element used several times gets the gradient of one use alone."""
     ends = np.cumsum([math.prod(shape) for shape in draws[0].subject.shapes()])[:-1]
     for end, pick in (("last", -1), ("first", 0)):
         guesses, several = [], False
@@ -198,7 +198,7 @@ def _overwritten(draws: list[Draw]) -> str:
 
 
 def _output_ignored(draws: list[Draw]) -> str:
-    """Does one of several outputs not count?"""
+    """The cause "output ignored": one of several outputs does not count."""
     sizes = [math.prod(shape) for shape in draws[0].subject.shapes()]
     for k in range(len(sizes) if len(sizes) > 1 else 0):
         counted = np.repeat([float(j != k) for j in range(len(sizes))], sizes)
@@ -230,7 +230,7 @@ def _added(draws: list[Draw]) -> str:
 
 
 def _not_linear(draws: list[Draw]) -> str:
-    """u and -3 u, through one graph, need no difference."""
+    """The cause "not linear": u and -3 u through one graph disagree, which needs no difference."""
     first, u = draws[0], draws[0].subject.cotangent
     try:
         graph = Graph(first.subject, strict=False)
@@ -245,7 +245,7 @@ def _not_linear(draws: list[Draw]) -> str:
 
 
 def _precision(draws: list[Draw]) -> str:
-    """Rounded numbers have few digits; and what was computed with few digits jumps where the argument barely moves."""
+    """The cause "precision": rounded numbers have few digits, or jump where the argument barely moves."""
     for dtype, digits in ((np.float16, 2e-3), (np.float32, 1e-6)):
         close = all(
             abs(d.received - d.expected).max() <= digits * abs(d.expected).max() + d.subject.rounding(1e-5)
@@ -259,7 +259,7 @@ def _precision(draws: list[Draw]) -> str:
 
 
 def _partly(draws: list[Draw]) -> str:
-    """What is wrong only in some elements: which, and how they are wrong."""
+    """A cause that holds for some elements only: which ones, and how they are wrong."""
     if any(draw.wrong().all() or not draw.wrong().any() for draw in draws):
         return ""
     there = where_wrong([(draw.subject, draw.position, draw.elements, draw.wrong()) for draw in draws])
@@ -281,7 +281,7 @@ def _partly(draws: list[Draw]) -> str:
 def _wrong_order(draws: list[Draw]) -> str:
     first = draws[0]
     n = first.gradient.size
-    draws = draws[:2]  # in the third, only some elements were measured
+    draws = draws[:2]  # the third draw measured only some elements
     if len(draws) < 2 or len(first.elements) != n or n < 3:
         return ""
     shape = first.gradient.shape
@@ -329,7 +329,7 @@ def _best_factor(expected: Array, received: Array) -> float:
 
 
 def explain_shape(subject: Subject, error: WrongShape) -> GradientError:
-    """The same error, with a cause if differences bear it out: exchanged, transposed, or not summed."""
+    """Add a cause to the error if differences confirm it: exchanged, transposed, or not summed."""
     explained = GradientError(str(error) + _cause_of_shape(error.subject or subject, error))
     for note in getattr(error, "__notes__", []):
         explained.add_note(note)
@@ -363,7 +363,7 @@ def _cause_of_shape(subject: Subject, error: WrongShape) -> str:
 
 
 def _argument(subject: Subject, edge: tuple) -> int | None:
-    """Which argument an edge leads to, by the memory of its leaf."""
+    """The argument that an edge leads to, found by the memory of its leaf."""
     data = getattr(edge[0], "data", None)
     return next((i for i in subject.moved if subject.values[i] is data), None)
 

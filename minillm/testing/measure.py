@@ -1,4 +1,4 @@
-"""Comparing gradients with differences: element by element, and along directions through whole arrays."""
+"""Compare gradients with differences: element by element, and along directions through whole arrays."""
 
 from __future__ import annotations
 
@@ -10,26 +10,26 @@ import numpy as np
 from minillm.backend import Array
 from minillm.testing.subject import Gradients, Subject, difference_step, weights
 
-DIFFERENCES = 4_000_000  # numbers in the measured J that are held at once
-SAMPLE = 200  # elements that are measured to explain a failure in a large array
-SUSPECTS = 12  # elements of a variant that are measured with care
-OWN_SIZE = 1e-4  # what an element far smaller than the largest may be wrong by, of its own size
+DIFFERENCES = 4_000_000  # number of elements of the measured J that are held at once
+SAMPLE = 200  # number of elements that are measured to explain a failure in a large array
+SUSPECTS = 12  # number of elements of a variant that are measured with care
+OWN_SIZE = 1e-4  # the tolerance, relative to its own size, of an element far smaller than the largest
 
 
 class Measured(NamedTuple):
-    """Some elements of one gradient, and what differences say of them."""
+    """Some elements of one gradient, with their differences."""
 
     elements: Array  # flat indices
     jacobian: Array  # (elements, outputs)
     expected: Array
     received: Array
-    doubts: Array  # how far each expected number may be off
+    doubts: Array  # the possible error of each expected number
 
 
 def measure(
     subject: Subject, position: int, gradient: Array | None, elements: Array, careful: bool = False
 ) -> Measured:
-    """Differences for each of the elements; careful ones say how far they are in doubt, others what rounding may do."""
+    """Measure a difference for each element, with its possible error: by rounding, or if careful by all causes."""
     if careful:
         pairs = [subject.careful_difference(subject.one_element(position, element)) for element in elements]
     else:
@@ -46,12 +46,12 @@ def largest(array: Array) -> float:
 
 
 def relative(difference: float, size: float, noise: float, tolerance: float) -> float:
-    """An error over the size of what is compared; one that rounding explains comes out below the tolerance."""
+    """An error relative to the compared size; one that rounding explains comes out below the tolerance."""
     return difference / max(size, noise / tolerance, 1e-300)
 
 
 def wrong_at_first_sight(subject: Subject, measured: Measured, tolerance: float) -> tuple[float, Array]:
-    """The worst error over the largest element, and which elements are wrong by more than the tolerance allows."""
+    """The largest error relative to the largest element, and a mask of the elements beyond the tolerance."""
     distance = abs(measured.expected - measured.received)
     size = float(max(abs(measured.expected).max(), abs(measured.received).max()))
     noise = subject.rounding(difference_step())
@@ -59,7 +59,7 @@ def wrong_at_first_sight(subject: Subject, measured: Measured, tolerance: float)
 
 
 def wrong_for_their_size(measured: Measured, tolerance: float, least: float) -> Array:
-    """Which elements are wrong by more than OWN_SIZE of themselves, and by more than rounding may explain."""
+    """A mask of elements wrong by more than OWN_SIZE of their own size, and by more than rounding explains."""
     distance = abs(measured.expected - measured.received)
     own = np.maximum(abs(measured.expected), abs(measured.received))
     least = max(least, 1e-9 * own.max(initial=0))
@@ -67,7 +67,7 @@ def wrong_for_their_size(measured: Measured, tolerance: float, least: float) -> 
 
 
 def wrong_with_care(measured: Measured, gradient: Array, tolerance: float, least: float) -> Array:
-    """Which of the carefully measured elements are wrong beyond all doubt."""
+    """A mask of the carefully measured elements that are certainly wrong."""
     own = np.maximum(abs(measured.expected), abs(measured.received))
     allowed = max(tolerance, 1e-5) * own + measured.doubts + max(least, 1e-9 * largest(gradient))
     with np.errstate(invalid="ignore"):
@@ -77,7 +77,7 @@ def wrong_with_care(measured: Measured, gradient: Array, tolerance: float, least
 
 
 def smooth_here(subject: Subject) -> bool:
-    """Whether the function moves along directions as its elements say one by one: a median at ties does not."""
+    """True if differences along directions agree with those of single elements; for a median at ties they do not."""
     if sum(subject.values[i].size for i in subject.moved) > SAMPLE:
         return True
     slopes = {i: measure(subject, i, None, np.arange(subject.values[i].size)).expected for i in subject.moved}
@@ -95,7 +95,7 @@ def smooth_here(subject: Subject) -> bool:
 def balanced(subject: Subject, gradients: Gradients) -> dict[int, Array]:
     """A random direction through all arguments that moves small elements of a gradient further than large ones.
 
-    So none hides behind the largest: their shares of <g, v> are alike down to a hundredth of the largest.
+    So no element hides behind the largest: their shares of <g, v> are equal down to a hundredth of the largest.
     """
     directions, sizes = {}, {}
     for i, gradient in gradients.items():
@@ -113,9 +113,9 @@ def balanced(subject: Subject, gradients: Gradients) -> dict[int, Array]:
 def projection_error(
     subject: Subject, gradients: Gradients, directions: dict[int, Array], tolerance: float, careful: bool = False
 ) -> float:
-    """How far <u, J v> is from <g, v>, relative to the length of the part of g that v looks at.
+    """The distance of <u, J v> and <g, v>, relative to the length of the part of g that v covers.
 
-    A careful difference allows for sharp curves; where it stays in doubt, because of a kink, the error does too.
+    A careful difference copes with sharp curves; at a kink it stays uncertain, and so does the error.
     """
     if not directions:
         return 0.0
@@ -136,7 +136,7 @@ def projection_error(
 def elements_to_explain(subject: Subject, position: int, gradient: Array, tolerance: float, sample: int) -> Array:
     """Flat indices of elements to measure after a projection failed: one that is wrong, and a sample.
 
-    The wrong one is found by halving: of two halves of the elements, at least one disagrees with its projection.
+    The wrong element is found by bisection: at least one half of the elements disagrees with its projection.
     """
     unfinished = np.flatnonzero(~np.isfinite(gradient))[:4]
     suspects = np.arange(gradient.size) if not unfinished.size else unfinished[:1]

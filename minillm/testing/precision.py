@@ -1,4 +1,4 @@
-"""The gradient is as smooth as float64, and in float32 it is the same."""
+"""Check that a gradient is as smooth as float64, and equal in float32."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ FLOAT32 = float(np.finfo(np.float32).eps)
 
 
 def check_smoothness(base: Base) -> None:
-    """Where an argument barely moves, so does the gradient; what is computed in float32 on the way jumps.
+    """Check that a gradient barely moves when an argument barely moves: float32 on the way would make it jump.
 
-    g(x + d) - 2 g(x) + g(x - d) is about d^2 in float64, and the rounding of float32 where that takes part. What
-    still shrinks with d, or is as rough under a change in the last digits of x, is the function's own.
+    g(x + d) - 2 g(x) + g(x - d) is about d^2 in float64, and about float32's rounding if float32 takes part. Roughness
+    that shrinks with d, or that a change in the last digits of x shows too, belongs to the function itself.
     """
     subject = base.subject
     directions = {i: weights(subject.rng, subject.values[i].shape) for i in subject.moved}
@@ -71,7 +71,7 @@ def check_smoothness(base: Base) -> None:
 
 
 def check_float32(base: Base, tried: Tried) -> None:
-    """One run in float32, at the given size and at very large and small ones, against the same in float64."""
+    """Compare runs in float32, at the given size and at very large and small ones, with runs in float64."""
     subject = base.subject
     for power, what in ((0, ""), (66, " times 2^66"), (-66, " times 2^-66")):
         name = f"in float32{what}"
@@ -113,7 +113,7 @@ def _compare_float32(base: Base, exact: Subject, expected: Gradients, received: 
             continue
         size = largest(right)
         if size > 1e36 or (0 < size < 1e-30):
-            continue  # float32 has no such numbers
+            continue  # float32 cannot hold such numbers
         wrong = ~(abs(got - right) <= 1e-3 * size + 16 * FLOAT32 * _scale(exact, i))
         if not wrong.any() or _sensitive(exact, i, right, 1e-3 * size):
             continue
@@ -133,7 +133,7 @@ def _compare_float32(base: Base, exact: Subject, expected: Gradients, received: 
 
 
 def _scale(exact: Subject, position: int) -> float:
-    """The size of terms that may cancel in a gradient: |u| |y| / |x|, and no more than is usual."""
+    """The size of terms that may cancel in a gradient: |u| |y| / |x|, capped at the usual size."""
     u = largest(exact.cotangent)
     y, x = largest(exact.out), largest(exact.values[position])
     natural = u * y / x if x and y > 1e-12 else u
@@ -141,7 +141,7 @@ def _scale(exact: Subject, position: int) -> float:
 
 
 def _sensitive(exact: Subject, position: int, right: Array, allowed: float) -> bool:
-    """Whether rounding the arguments to float32 alone moves the true gradient that far: then nothing can be said."""
+    """True if merely rounding the arguments to float32 moves the true gradient that far, so no check is possible."""
     moved = [
         np.asarray(x * (1 + 16 * FLOAT32 * weights(exact.rng, x.shape))) if i in exact.moved else x
         for i, x in enumerate(exact.values)

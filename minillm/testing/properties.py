@@ -1,4 +1,4 @@
-"""What must hold of every backward, whatever it computes: checks that need no differences, or few."""
+"""Properties that every backward must have: checks that need no differences, or few."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from minillm.testing.variants import LAYOUTS, Variant, change_arrays, stretched,
 
 
 class Rule(NamedTuple):
-    """What a backward must give at a variant, in words: where that comes from, and what is wrong if it does not."""
+    """The requirement on a backward at a variant, in words: its source, and the cause if it is violated."""
 
     variant: str
     source: str
@@ -31,7 +31,7 @@ class Rule(NamedTuple):
 def _must_be(
     base: Base, place: Subject, expected: Gradients, run: Callable[[], Gradients], rule: Rule, scale: float = 1.0
 ) -> None:
-    """Raise GradientError where what `run` gives differs from what it must be, and does so again."""
+    """Raise GradientError if the result of `run` differs from the required one, twice."""
     noise = scale * (place.rounding(step=1) + place.least())
     received = run()
     for i, right in expected.items():
@@ -60,7 +60,7 @@ def _times(factor: float, gradients: Gradients) -> Gradients:
 
 
 def _sum(parts: list[Gradients]) -> Gradients:
-    """Argument by argument; None counts as nothing."""
+    """Add gradients argument by argument; None counts as zero."""
     total: Gradients = {}
     for part in parts:
         for i, g in part.items():
@@ -69,7 +69,7 @@ def _sum(parts: list[Gradients]) -> Gradients:
 
 
 def check_cotangents(base: Base, tried: Tried) -> None:
-    """The backward is linear in the cotangent, whatever the cotangent's size, zeros and layout."""
+    """Check that the backward is linear in the cotangent, for any size, zeros and layout of it."""
     subject, graph, u = base.subject, base.graph, base.subject.cotangent
 
     def run(variant: str, cotangent: Array, **options) -> Callable[[], Gradients]:
@@ -108,7 +108,7 @@ def check_cotangents(base: Base, tried: Tried) -> None:
 
 
 def check_layouts(base: Base, tolerance: float, tried: Tried) -> None:
-    """The gradient does not depend on how the arguments lie in memory."""
+    """Check that the gradient does not depend on the memory layout of the arguments."""
     subject = base.subject
     arrays = [i for i, x in enumerate(subject.values) if isinstance(x, np.ndarray)]
     layouts: dict[str, Callable] = {"in C order": np.array, **LAYOUTS}
@@ -119,7 +119,7 @@ def check_layouts(base: Base, tolerance: float, tried: Tried) -> None:
             for variant, values in together + (alone if layout is transposed and len(arrays) > 1 else []):
                 _check_layout(base, subject, values, base.gradients, variant)
         except MinillmError:
-            for variant, values in alone if len(arrays) > 1 else ():  # which of them is it?
+            for variant, values in alone if len(arrays) > 1 else ():  # find the one that matters
                 _check_layout(base, subject, values, base.gradients, variant)
             raise
         tried.checked.append(name)
@@ -142,7 +142,7 @@ def check_layouts(base: Base, tolerance: float, tried: Tried) -> None:
 
 
 def _check_layout(base: Base, place: Subject, values: list, expected: Gradients, variant: str) -> None:
-    """The same values in another layout give the same outputs, and the same gradients."""
+    """Check that equal values in another layout give equal outputs and gradients."""
     try:
         there, graph = place.at(values)
     except Skipped as reason:
@@ -162,7 +162,7 @@ def _check_layout(base: Base, place: Subject, values: list, expected: Gradients,
 
 
 def check_arguments(base: Base) -> None:
-    """One argument alone that wants a gradient gets the same; and one tensor in two places gets the sum."""
+    """Check that an argument alone gets the same gradient, and that one tensor as two arguments gets the sum."""
     subject = base.subject
     for i in subject.moved if len(subject.moved) > 1 else []:
         graph = Graph(subject, wanted=[i], strict=False)
@@ -195,7 +195,7 @@ def check_arguments(base: Base) -> None:
 
 
 def check_place(base: Base, there: Subject, gradients: Gradients, variant: str, tolerance: float) -> None:
-    """The gradient elsewhere is that of the function there: one direction through all arguments; more if it fails."""
+    """Check the gradient at another place: along one direction through all arguments; more closely if that fails."""
     finite = all(g is None or np.isfinite(g).all() for g in gradients.values())
     if finite and projection_error(there, gradients, balanced(there, gradients), tolerance) <= tolerance:
         return
@@ -204,7 +204,7 @@ def check_place(base: Base, there: Subject, gradients: Gradients, variant: str, 
 
 
 def check_variants(base: Base, found: Iterable[Variant], tolerance: float, tried: Tried) -> None:
-    """The gradient is right at each of the variants where the function is defined."""
+    """Check the gradient at each of the variants where the function is defined."""
     for variant in found:
         _check_variant(base, variant, tolerance, tried)
 

@@ -1,4 +1,4 @@
-"""The report of a wrong gradient: where it is wrong, by how much, what showed it, and why, if that is sure."""
+"""The report of a wrong gradient: the place, the size of the error, the variant, and the cause if it is certain."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def report(
     source: str = "central differences",
     allowed: str = "",
 ) -> GradientError:
-    """The error for some elements (flat indices) of one argument's gradient, of which the worst is shown."""
+    """Make the error for some elements (flat indices) of one argument's gradient; it shows the worst one."""
     with np.errstate(invalid="ignore", over="ignore"):
         distance = np.nan_to_num(abs(expected - received), nan=np.inf)
     worst = int(np.argmax(distance))
@@ -62,7 +62,7 @@ def compare_elements(
 ) -> float:
     """The worst error among some elements of one gradient; raises GradientError if it is above the tolerance.
 
-    Each is then compared on its own scale too, with care where it seems to be wrong.
+    Each element is then compared on its own scale too, with care if it seems wrong.
     """
     if not elements.size:
         return 0.0
@@ -77,7 +77,7 @@ def compare_elements(
         sure = again.doubts <= 0.1 * abs(measured.expected - measured.received)[worst]
         own = np.maximum(abs(measured.expected), abs(measured.received)).max()
         if sure.all() and (distance <= tolerance * own + again.doubts).all():
-            return float((distance / own).max())  # the curve was too sharp for the first step
+            return float((distance / own).max())  # the function was too curved for the first step
         cause = diagnose(subject, position, gradient, measured) if sure.any() else NOT_SMOOTH
         raise report(
             subject, position, measured.expected, measured.received, elements, cause=cause, allowed=f"{tolerance:.0e}"
@@ -97,9 +97,9 @@ def confirm(
     variant: str,
     whole: Measured | None = None,
 ) -> None:
-    """Measure elements that seem to be wrong with care; raise GradientError if one is, beyond doubt.
+    """Measure elements that seem to be wrong with care; raise GradientError if one certainly is.
 
-    The cause is looked for among them, or among all that were measured already (`whole`).
+    The cause is sought among them, or among all elements that were measured already (`whole`).
     """
     received = np.zeros(subject.values[position].shape) if gradient is None else gradient
     measured = measure(subject, position, received, elements, careful=True)
@@ -115,7 +115,7 @@ def confirm(
 
 
 def look_closer(subject: Subject, gradients: Gradients, tolerance: float, variant: str) -> None:
-    """A direction through all arguments disagreed, or a number is not finite: find out which elements are wrong."""
+    """Find the wrong elements, after a direction through all arguments disagreed, or a number was not finite."""
     for position, gradient in Graph(subject, strict=False).gradients(subject.cotangent).items():
         first = gradients[position]
         if gradient is not None and first is not None and not np.allclose(gradient, first, 1e-9, 1e-12, equal_nan=True):

@@ -1,4 +1,4 @@
-"""The function under test: its values, its gradients, and how it changes when its arguments move."""
+"""The function under test: its values, its gradients, and its differences."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from minillm.errors import DtypeError
 from minillm.testing.audit import GradientError, arrays_in, audit, repeats
 
 EPSILON = float(np.finfo(np.float64).eps)
-ROUNDING = 32 * EPSILON  # of one output, relative: some tens of operations made it
-STEPS = (1.0, 0.8, 0.62, 0.5, 0.37)  # of a careful difference, in units of its first step
+ROUNDING = 32 * EPSILON  # relative, of one output that some tens of operations made
+STEPS = (1.0, 0.8, 0.62, 0.5, 0.37)  # steps of a careful difference, in units of the first
 
 Gradients = dict[int, Array | None]
 
@@ -36,12 +36,12 @@ class Subject:
         self.dtype = np.result_type(*(self.values[i] for i in self.moved)) if self.moved else np.dtype(np.float64)
         self.name = name or getattr(fn, "__name__", "fn").replace("<lambda>", "fn")
         self.out = self.cotangent = np.zeros(0)
-        self.reach = 1.0  # of a step; less where the arguments are small and curves may be as sharp
-        self.usual: dict[int, float] = {}  # the largest element of each gradient at the arguments that were given
+        self.reach = 1.0  # length of a step; less for small arguments, where curves may be sharp
+        self.usual: dict[int, float] = {}  # the largest element of each gradient at the given arguments
 
     @classmethod
     def of(cls, fn: Callable, arrays: Sequence[Any], seed: int) -> Subject:
-        """The function at the arguments that a person gave, in float64.
+        """The function at the given arguments, in float64.
 
         Raises: GradientError where the forward changes an argument, is not finite, or differs from call to call.
         """
@@ -67,7 +67,7 @@ class Subject:
         return subject
 
     def at(self, values: Sequence[Any]) -> tuple[Subject, Graph]:
-        """The same function at other arguments, and its graph there; raises Skipped where it is not defined."""
+        """This function at other arguments, and its graph there; raises Skipped if it is not defined there."""
         other = Subject(self.fn, values, self.rng, self.name)
         try:
             graph = Graph(other, strict=False)
@@ -85,21 +85,21 @@ class Subject:
         return other, graph
 
     def with_cotangent(self, cotangent: Array) -> Subject:
-        """The same function at the same arguments, under another cotangent."""
+        """This function at these arguments, under another cotangent."""
         other = Subject(self.fn, self.values, self.rng, self.name)
         other.out, other.cotangent, other.reach, other.usual = self.out, cotangent, self.reach, self.usual
         return other
 
     def rounding(self, step: float, changed: Array | slice = slice(None)) -> float:
-        """What rounding alone may do: to a difference of <u, f> over a step, and to a gradient that sums to nothing.
+        """The possible rounding of a difference of <u, f> over a step, and of a gradient whose terms cancel.
 
-        Outputs that a step does not change at all add no rounding: `changed` says which do.
+        Outputs that a step does not change add no rounding; `changed` marks the others.
         """
         moved = float(np.linalg.norm((self.cotangent * self.out)[changed]))
         return ROUNDING * moved / step + 4 * EPSILON * float(np.linalg.norm(self.cotangent[changed]))
 
     def least(self, position: int = -1) -> float:
-        """Below this an element may be what is left of larger terms that cancel, by the rounding of the backward."""
+        """The size below which an element may be mere rounding of larger terms that cancel in the backward."""
         return 64 * EPSILON * float(np.linalg.norm(self.cotangent)) + 1e-9 * self.usual.get(position, 0.0)
 
     def label(self, position: int) -> str:
@@ -116,7 +116,7 @@ class Subject:
         return f"{self.label(position)} of {self.name}"
 
     def call(self, arguments: Sequence[Any]) -> tuple[Tensor, ...]:
-        """The outputs as a tuple of Tensors; float64 where the arguments are."""
+        """Call the function; returns the outputs as a tuple of Tensors, which must be float64 if the arguments are."""
         outs = self.fn(*arguments)
         outs = outs if isinstance(outs, tuple) else (outs,)
         if not outs:
@@ -131,7 +131,7 @@ class Subject:
         return outs
 
     def value(self) -> Array:
-        """All outputs, flat; a copy, because an output may be a view of an input that is about to move."""
+        """All outputs as one flat array; a copy, because an output may be a view of an input that is about to move."""
         with no_grad():
             return flat([y.data for y in self.call([Tensor(x) if is_float(x) else x for x in self.values])])
 
@@ -141,8 +141,7 @@ class Subject:
             return [y.shape for y in self.call([Tensor(x) if is_float(x) else x for x in self.values])]
 
     def overflows(self) -> bool:
-        """Whether a number between two operations is infinite or NaN: then a gradient may be, and no backward is to
-        blame."""
+        """True if a value between two operations is infinite or NaN; then a correct gradient may be too."""
         found: list[Array] = []
 
         def look(call: Forward) -> None:
@@ -155,7 +154,7 @@ class Subject:
     # --- differences -----------------------------------------------------------------------------------------------
 
     def moved_by(self, directions: dict[int, Array], distance: float) -> Array:
-        """All outputs where each argument is moved this far along its direction."""
+        """All outputs after moving each argument this far along its direction."""
         kept = {i: self.values[i].copy() for i in directions}
         for i, direction in directions.items():
             self.values[i][...] = kept[i] + distance * direction
@@ -166,17 +165,17 @@ class Subject:
                 self.values[i][...] = x
 
     def step(self, directions: dict[int, Array]) -> float:
-        """How far to move to measure a slope; see the top of the package."""
+        """The step for measuring a slope; see testing/__init__.py."""
         return self.reach * difference_step(*(self.values[i][v != 0] for i, v in directions.items()))
 
     def difference(self, directions: dict[int, Array]) -> tuple[Array, float]:
-        """J v by one central difference, and what rounding may have done to <u, J v>."""
+        """J v by one central difference, and the possible rounding of <u, J v>."""
         step = self.step(directions)
         above, below = self.moved_by(directions, step), self.moved_by(directions, -step)
         return (above - below) / (2 * step), self.rounding(step, above != below)
 
     def careful_difference(self, directions: dict[int, Array]) -> tuple[Array, float]:
-        """J v, and how far <u, J v> is in doubt: by rounding, by the curve, or by a kink.
+        """J v, and the possible error of <u, J v>: by rounding, by curvature, or by a kink.
 
         Five steps must agree; and (f(x + h v) - 2 f(x) + f(x - h v)) / h, which is h f'' where f is smooth, must
         vanish with h: at a kink it stays, as the difference of the slopes on both sides.
@@ -211,13 +210,13 @@ class Subject:
         return {position: direction}
 
     def differences(self, position: int, elements: Array) -> Iterator[tuple[Array, float]]:
-        """Rows of J^T, each with its rounding: how all outputs change with each element (flat index) of an argument."""
+        """Rows of J^T, each with its rounding: changes of all outputs with elements (flat indices) of an argument."""
         for element in elements:
             yield self.difference(self.one_element(position, element))
 
 
 class Graph:
-    """One forward, kept, so that backwards under any cotangent can run through it; every node is audited."""
+    """A forward whose graph is kept for backwards under any cotangent; every node is audited."""
 
     def __init__(
         self,
@@ -232,14 +231,14 @@ class Graph:
         self.leaves = {i: leaf(subject.values[i]) for i in subject.moved}
         for i, one in self.leaves.items():
             one.requires_grad = i in wanted
-        for i, j in (shared or {}).items():  # one tensor in two places
+        for i, j in (shared or {}).items():  # one tensor as two arguments
             self.leaves[j] = self.leaves[i]
         self.outs = subject.call([self.leaves.get(i, x) for i, x in enumerate(subject.values)])
         self.nodes = audit([y.node for y in self.outs if y.node is not None], strict, subject.dtype == np.float64)
         self.ops = {node.op for node in self.nodes}
 
     def saved(self) -> list[list[Array]]:
-        """What each forward keeps for its backward."""
+        """The arrays that each forward keeps for its backward."""
         return [arrays_in(node.saved) for node in self.nodes]
 
     def gradients(
@@ -249,9 +248,9 @@ class Graph:
         arrange: Callable | None = None,
         add: bool = False,
     ) -> Gradients:
-        """One backward: what each argument receives. Only the `outputs` (all by default) take part.
+        """Run one backward; returns the gradient of each argument. Only the `outputs` (all by default) take part.
 
-        `arrange` may give the cotangents another layout in memory; `add` leaves the gradients that are there.
+        `arrange` may give the cotangents another layout in memory; `add` keeps the existing gradients.
         """
         chosen = range(len(self.outs)) if outputs is None else outputs
         parts = np.split(cotangent, np.cumsum([y.data.size for y in self.outs])[:-1])
@@ -266,7 +265,7 @@ class Graph:
 
 
 def _project_forward(*outs, cotangents):
-    return np.zeros(()), cotangents  # nobody asks for the number itself
+    return np.zeros(()), cotangents  # the value of the loss is not needed
 
 
 def _project_backward(dout, saved):
@@ -275,11 +274,11 @@ def _project_backward(dout, saved):
 
 PROJECT = Op(
     "project", _project_forward, _project_backward, aliases=True
-)  # <u, y>: one number to go back from, to all outputs
+)  # <u, y>: a scalar from which to go back to all outputs
 
 
 class Buffered(Parameter):
-    """A leaf as the optimiser keeps it: with memory for its gradient, full of what means nothing."""
+    """A leaf as the optimiser keeps it: with memory for its gradient, whose contents mean nothing."""
 
     __slots__ = ()
 
@@ -298,7 +297,7 @@ def is_float(x: Any) -> bool:
 def as_float64(x: Any) -> Any:
     """A floating array (or Tensor) as a private float64 array with the same strides; other arrays as copies.
 
-    What lies between the elements of a strided array is NaN, so that an operation that reads it is found out.
+    The gaps between the elements of a strided array are NaN, so that an operation that reads them is detected.
     """
     if isinstance(x, Tensor):
         x = x.numpy()
@@ -320,12 +319,12 @@ def as_float64(x: Any) -> Any:
 
 
 def difference_step(*arrays: Array) -> float:
-    """How far to move these elements to measure a slope; see the top of the package."""
+    """The step of these elements for measuring a slope; see testing/__init__.py."""
     return float(EPSILON * max([1.0, *(abs(x).max(initial=0) for x in arrays)])) ** (1 / 3)
 
 
 def nearly_equal(a: Array, b: Array, noise: float) -> bool:
-    """Equal but for the last digits, which the same sum may round otherwise the next time."""
+    """True if equal up to the last digits, in which a repeated sum may differ."""
     return bool(abs(a - b).max(initial=0) <= 1e-9 * abs(a).max(initial=0) + noise)
 
 
@@ -334,5 +333,5 @@ def flat(arrays: Sequence[Array]) -> Array:
 
 
 def weights(rng: np.random.Generator, shape: tuple[int, ...]) -> Array:
-    """Random numbers of either sign and of size 0.5 to 1.5: none so near to zero that it hides an element."""
+    """Random numbers of either sign and of size 0.5 to 1.5: none is so near to zero that it hides an element."""
     return rng.uniform(0.5, 1.5, shape) * rng.choice([-1.0, 1.0], shape)

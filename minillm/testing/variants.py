@@ -1,7 +1,8 @@
-"""Other arguments, made from those that were given: what they trigger, a person would not think of.
+"""Variants of the given arguments, which find errors that a person would not think to look for.
 
-Layouts keep the values and change the memory; values keep the shapes; sizes cut the axes or let them grow. A variant
-where the function itself fails or is not finite is skipped: not every function takes negative numbers or no rows.
+Layout variants keep the values and change the memory; value variants keep the shapes; size variants shorten axes or
+lengthen them. A variant at which the function itself fails or is not finite is skipped: not every function takes
+negative numbers or no rows.
 """
 
 from __future__ import annotations
@@ -15,11 +16,11 @@ from minillm.backend import Array
 from minillm.engine import current_engine
 from minillm.testing.subject import Subject, is_float, weights
 
-MOST = 4_000  # elements of all arguments together, up to which axes may grow
+MOST = 4_000  # axes may grow up to this many elements of all arguments together
 
 
 class Variant(NamedTuple):
-    """Arguments made from the given ones; `otherwise` are to be tried where the function is not defined there."""
+    """Arguments made from the given ones; `otherwise` holds variants to try if the function is not defined there."""
 
     name: str
     values: list
@@ -30,12 +31,12 @@ class Variant(NamedTuple):
 
 
 def transposed(x: Array) -> Array:
-    """The same values, column after column in memory."""
+    """Copy the values, column after column in memory."""
     return np.array(x.T, order="C").T
 
 
 def strided(x: Array) -> Array:
-    """The same values in every other place of memory; what lies between is NaN, or the smallest integer."""
+    """Copy the values to every other place of memory; the gaps are NaN, or the smallest integer."""
     if not x.ndim:
         return x
     between = np.nan if x.dtype.kind == "f" else np.iinfo(x.dtype).min if x.dtype.kind == "i" else 0
@@ -45,7 +46,7 @@ def strided(x: Array) -> Array:
 
 
 def backwards(x: Array) -> Array:
-    """The same values, from the end of memory to its beginning."""
+    """Copy the values, from the end of memory to its beginning."""
     turned = tuple(slice(None, None, -1) for _ in x.shape)
     return np.array(x[turned])[turned] if x.ndim else x
 
@@ -66,7 +67,7 @@ def change_arrays(values: list, change: Callable, which: Any = None) -> list:
 
 
 def stretched(x: Array, axis: int | None, contiguous: bool) -> Array:
-    """The first slice along the axis (all: None) in place of all others: by strides of 0, or copied."""
+    """Repeat the first slice along the axis (None: all axes): by strides of 0, or copied."""
     if not x.ndim or not x.size:
         return x.copy()
     first = x.reshape(-1)[0] if axis is None else x.take([0], axis)
@@ -98,14 +99,14 @@ VALUES: dict[str, Callable[[Array], Array]] = {
 
 
 def repeated_ids(x: Array) -> Array:
-    """The first half of the integers, twice; booleans inverted."""
+    """Repeat the first half of the integers; invert booleans."""
     if x.dtype.kind == "b":
         return ~x
     return np.resize(x.reshape(-1)[: (x.size + 1) // 2], x.shape) if x.size else x
 
 
 def of_values(subject: Subject) -> Iterator[Variant]:
-    """All floating arguments changed together, or else one by one; and the integers repeated."""
+    """Change all floating arguments together, or else one by one; and repeat the integers."""
     values = [np.array(x) if isinstance(x, np.ndarray) else x for x in subject.values]
     for name, change in VALUES.items():
         together = change_arrays(values, change, subject.moved)
@@ -138,7 +139,7 @@ def _all(subject: Subject) -> str:
 
 
 def of_sizes(subject: Subject) -> Iterator[Variant]:
-    """All axes of one size cut to 1, to nothing, by one, and grown beyond a block of 64 and of 256."""
+    """Cut all axes of one size to 1, to nothing, by one, and grow them beyond a block of 64 and of 256."""
     arrays = [x for x in subject.values if isinstance(x, np.ndarray)]
     ones = change_arrays(subject.values, lambda x: x[tuple(slice(1) for _ in x.shape)].copy())
     yield Variant("every axis made 1", ones)
@@ -154,7 +155,7 @@ def of_sizes(subject: Subject) -> Iterator[Variant]:
 
 
 def _resized(subject: Subject, x: Array, n: int, size: int) -> Array:
-    """The first indices of each such axis, again and again where there are too few; no floating copy is quite alike."""
+    """Take the first indices of each such axis, repeated if there are too few; floating repeats differ slightly."""
     for axis, m in enumerate(x.shape):
         if m == n:
             x = x.take(np.arange(size) % n, axis)

@@ -1,4 +1,4 @@
-"""Where a gradient is wrong, in words: the elements that are, and no others, share a sign, a size, or a place."""
+"""Describe where a gradient is wrong: a sign, a size or a place that exactly the wrong elements share."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ import numpy as np
 from minillm.backend import Array
 from minillm.testing.subject import Subject
 
-FEWEST = 3  # wrong elements, and right ones, below which what they share may be chance
+FEWEST = 3  # with fewer wrong or right elements, a common feature may be chance
 
 Part = tuple[
     Subject, int, Array, Array
-]  # a subject, the argument, the flat indices that were measured, which are wrong
+]  # a subject, the argument, the flat indices that were measured, a mask of the wrong ones
 
 
 def where_wrong(draws: list[Part]) -> str:
-    """What holds of exactly the wrong elements in every draw, such as `where argument 0 (x) is below 0`; or ""."""
+    """A condition that exactly the wrong elements meet in every draw: `where argument 0 (x) is below 0`; or ""."""
     if any(min(wrong.sum(), (~wrong).sum()) < FEWEST for *_, wrong in draws):
         return ""
     for facts in (_places, _own_values, _other_values):

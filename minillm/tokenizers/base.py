@@ -1,18 +1,18 @@
-"""What every tokenizer does, whatever its rule for cutting text: special tokens, streams, padding, files.
+"""The common part of all tokenizers, whatever their rule for cutting text: special tokens, streams, padding, files.
 
-A tokenizer is a table between token ids and byte strings. Decoding is the same for nearly all of them: look up the
-bytes of each id, join them, read the result as UTF-8. Encoding differs, but only for *ordinary* text; special tokens
+A tokenizer is a table of token ids and byte strings. Decoding is the same for nearly all of them: look up the bytes of
+each id, join them, read the result as UTF-8. Encoding differs, but only for *ordinary* text; special tokens
 such as `<|endoftext|>` are found first and cut the text into ordinary stretches:
 
     "one<|endoftext|>two"   ->   encode("one") + [50256] + encode("two")
 
 Text of any length passes through `stream` in blocks, so that memory does not grow with the text. The difficulty is
-the end of a block: after "I don" we cannot know whether the word ends there or goes on with "ate". So a block is
-encoded only as far as it is *settled*, as far as nothing that may follow can change the result; the rest waits for
-the next block. The ids are exactly those of the whole text, wherever the blocks happen to end.
+the end of a block: after "I don" we cannot know if the word ends there or goes on with "ate". So a block is encoded
+only as far as it is *settled*: up to where no following text can change the result. The rest waits for the next block.
+The ids are exactly those of the whole text, wherever the blocks happen to end.
 
-What a special token is for, such as to end a text, has a name, as in Hugging Face's files: "eos_token". A tokenizer
-made here names its own; one read from a file is told by the files beside it.
+The role of a special token, such as ending a text, has a name, as in Hugging Face's files: "eos_token". A tokenizer
+made here names its own; for one read from a file, the files beside it do.
 """
 
 from __future__ import annotations
@@ -43,15 +43,15 @@ Specials = Literal["none", "all"] | Collection[str]
 class Tokenizer(TokenizerFiles):
     """Text to token ids and back; the base of every kind of tokenizer.
 
-    A kind of tokenizer gives `kind`, `_encode_settled`, `_to_json` and `_from_json`; all else is here.
+    A subclass defines `kind`, `_encode_settled`, `_to_json` and `_from_json`; everything else is here.
 
     Args:
         vocab: the bytes of every ordinary token, with its id.
         special_tokens: the text of every special token, with its id. All ids together are 0, 1, ... vocab_size - 1.
 
-    `names` says what special tokens are for, where it is not what `NAMES` says (see `name_special_tokens`); `around`
-    holds those that belong before and after a text; `strips` those that take the white space beside them with them,
-    on the "left", the "right" or "both"; `decoder`, where there is one, makes the text of tokens (decoders.py).
+    `names` maps roles to special tokens where they differ from `NAMES` (see `name_special_tokens`); `around` holds the
+    special tokens that belong before and after a text; `strips` holds those that absorb the white space beside them, on
+    the "left", the "right" or "both"; `decoder`, if there is one, turns tokens into text (decoders.py).
 
     Raises: InputError for ids with gaps or repeats, or a special token that is empty or cannot be written as UTF-8.
     """
@@ -78,7 +78,7 @@ class Tokenizer(TokenizerFiles):
         self._start(special_tokens, [token for _, token in by_id])
 
     def _start(self, special_tokens: Mapping[str, int], token_bytes: list[bytes]) -> None:
-        """The state that all kinds have."""
+        """Set the state that all kinds have."""
         self.special_tokens = dict(special_tokens)
         self.vocab_size, self._token_bytes = len(token_bytes), token_bytes
         self.names: dict[str, str] = {}
@@ -107,23 +107,23 @@ class Tokenizer(TokenizerFiles):
 
     @property
     def pad_id(self) -> int | None:
-        """The id of the token that fills up, `<|pad|>` where no other is named, or None."""
+        """The id of the padding token, `<|pad|>` where no other is named, or None."""
         return self._named("pad_token")
 
     @property
     def unk_id(self) -> int | None:
-        """The id of unknown text, `<|unk|>` where no other is named, or None."""
+        """The id of the token for unknown text, `<|unk|>` where no other is named, or None."""
         return self._named("unk_token")
 
     def _named(self, role: str) -> int | None:
         return self.special_tokens.get(self.names.get(role) or self.NAMES.get(role, ""))
 
     def name_special_tokens(self, **names: str) -> None:
-        """Say what special tokens are for: `bos_token="<s>"`, `eos_token`, `pad_token`, `unk_token`, and BERT's.
+        """Give special tokens their roles: `bos_token="<s>"`, `eos_token`, `pad_token`, `unk_token`, and BERT's.
 
         Ids stay as they are. `save` writes the names; the fingerprint does not depend on them.
 
-        Raises: InputError for a role that is not known, or a text that is no special token of this tokenizer.
+        Raises: InputError for an unknown role, or a text that is not a special token of this tokenizer.
         """
         where = f"{type(self).__name__}.name_special_tokens"
         for role, token in names.items():
@@ -131,13 +131,13 @@ class Tokenizer(TokenizerFiles):
                 raise InputError(f"{where}: there is no role {role!r}{did_you_mean(role, ROLES)}")
             if token not in self.special_tokens:
                 raise InputError(
-                    f"{where}: {role} is {token!r}, which is no special token of this tokenizer"
+                    f"{where}: {role} is {token!r}, which is not a special token of this tokenizer"
                     f"{did_you_mean(str(token), self.special_tokens) or '; it has none'}"
                 )
         self.names |= names
 
     def build_inputs_with_special_tokens(self, token_ids_0: Sequence[int]) -> list[int]:
-        """The ids of a text with those special tokens that belong around it: `<s> a </s>`; just `a` where none do."""
+        """The ids of a text with the special tokens that belong around it: `<s> a </s>`, or `a` if there are none."""
         before, after = ([self.special_tokens[token] for token in side] for side in self.around)
         return [*before, *token_ids_0, *after]
 
@@ -151,12 +151,12 @@ class Tokenizer(TokenizerFiles):
         - with `allowed_special` it becomes the special token's id;
         - with `disallowed_special` it is refused with an InputError.
 
-        Both take "none", "all" or a collection of special tokens; what is allowed is never refused, so
-        `encode(text, allowed_special={"<|endoftext|>"}, disallowed_special="all")` allows that one and no other.
-        Where several special tokens fit at one place, the longest is meant. Surrogates, which UTF-8 cannot write, are
+        Both take "none", "all" or a collection of special tokens; an allowed token is never refused, so
+        `encode(text, allowed_special={"<|endoftext|>"}, disallowed_special="all")` allows only that one.
+        Where several special tokens match at one place, the longest wins. Surrogates, which UTF-8 cannot write, are
         joined where two make a pair, and become U+FFFD where one stands alone, as in tiktoken.
 
-        Raises: InputError for a refused special token, or a name that is no special token of this tokenizer.
+        Raises: InputError for a refused special token, or a name that is not a special token of this tokenizer.
         """
         ids: list[int] = []
         for block in self._encode_blocks([text], allowed_special, disallowed_special):
@@ -166,10 +166,10 @@ class Tokenizer(TokenizerFiles):
     def encode_iterable(
         self, chunks: Iterable[str], allowed_special: Specials = "none", disallowed_special: Specials = "none"
     ) -> Iterator[int]:
-        """The ids of the text that `chunks` make when joined, one by one, in constant memory.
+        """Yield the ids of the text that the joined `chunks` make, one by one, in constant memory.
 
         The ids are those of `encode("".join(chunks))`, wherever the chunks are cut: `encode_iterable(open(path))` is
-        right. At any time only a block of text is held, or the longest stretch that cannot be cut (one pretoken).
+        correct. Only one block of text is held at a time, or the longest stretch that cannot be cut (one pretoken).
 
         Raises: as `encode`; a refused special token only when it is reached.
         """
@@ -186,7 +186,7 @@ class Tokenizer(TokenizerFiles):
         return stream(f"{type(self).__name__}.encode", chunks, self._encode_settled, finder, special)
 
     def _find(self, tokens: Collection[str]) -> SpecialTokens:
-        """What finds some special tokens; of all of them it is made once, since there may be thousands."""
+        """The finder of these special tokens. That of all of them is made once, since there may be thousands."""
         if not tokens:
             return NO_SPECIAL_TOKENS
         if tokens is not self.special_tokens:
@@ -207,14 +207,14 @@ class Tokenizer(TokenizerFiles):
         return [self.special_tokens[token]]
 
     def _encode_settled(self, text: str, more: bool) -> tuple[list[int], int]:
-        """The ids of the start of `text` that nothing can change that may follow it, and where that start ends.
+        """The ids of the settled start of `text`, which no following text can change, and where that start ends.
 
-        Where `more` is false, nothing follows, and it is all of `text`.
+        If `more` is false, no text follows, and all of `text` is settled.
         """
         raise NotImplementedError
 
     def _choose(self, argument: str, value: Specials) -> Collection[str]:
-        """The special tokens that an argument of `encode` stands for; where it is all, `self.special_tokens`."""
+        """The special tokens that an argument of `encode` stands for: `self.special_tokens` itself for "all"."""
         if value == "none":
             return ()
         if value == "all":
@@ -229,7 +229,7 @@ class Tokenizer(TokenizerFiles):
                 hint = did_you_mean(token, self.special_tokens) or "; it has none"
                 raise InputError(
                     f"{type(self).__name__}.encode: {argument} has {token!r}, "
-                    f"which is no special token of this tokenizer{hint}"
+                    f"which is not a special token of this tokenizer{hint}"
                 )
         return set(value)
 
@@ -238,7 +238,7 @@ class Tokenizer(TokenizerFiles):
     def decode(self, ids: Iterable[int] | NDArray[np.integer], errors: str = "replace") -> str:
         """The text of a sequence of token ids.
 
-        A token may be part of a character, so any ids at all can make bytes that are no UTF-8. `errors` says what
+        A token may be part of a character, so a sequence of ids may make bytes that are not UTF-8. `errors` says what
         happens then, as in `bytes.decode`: "replace" writes U+FFFD, "strict" raises UnicodeDecodeError.
 
         Raises: InputError for an id out of range; DtypeError for anything that is not an integer.
@@ -246,17 +246,17 @@ class Tokenizer(TokenizerFiles):
         return self._text(self._checked("decode", ids), errors)
 
     def decode_settled(self, ids: Iterable[int] | NDArray[np.integer]) -> str:
-        """The text of a sequence of token ids as far as no id that may follow can change it.
+        """The text of a sequence of token ids, up to where a following id could still change it.
 
-        `decode` begins with it, whatever follows. The bytes of a character that has only begun are left out, so that
-        text can be shown as it comes.
+        `decode` of a longer sequence begins with this text. The bytes of an incomplete character are left out, so that
+        text can be shown as it is generated.
 
         Raises: as `decode`.
         """
         return self._text(self._checked("decode_settled", ids), "replace", more=True)
 
     def _text(self, ids: list[int], errors: str, more: bool = False) -> str:
-        """The text of ids that are known to be right; with `more`, what `decode_settled` gives."""
+        """The text of checked ids; with `more`, the settled text that `decode_settled` returns."""
         if self.decoder is not None:
             words = list(map(self._spelling, ids))
             return self.decoder.settled(words) if more else self.decoder(words)
@@ -264,7 +264,7 @@ class Tokenizer(TokenizerFiles):
         return decoder.decode(b"".join([self._token_bytes[i] for i in ids]), not more)
 
     def _spelling(self, i: int) -> str:
-        """A token as its vocabulary spells it, for `decoder`."""
+        """The spelling of a token in its vocabulary, for `decoder`."""
         return self._token_bytes[i].decode()
 
     def _checked(self, method: str, ids: Iterable[int] | NDArray[np.integer]) -> list[int]:
@@ -288,9 +288,9 @@ class Tokenizer(TokenizerFiles):
     def pad_batch(
         self, sequences: Iterable[Sequence[int] | NDArray[np.integer]], length: int | None = None
     ) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-        """Sequences of different lengths as one array, filled up on the right with the padding token.
+        """Make one array of sequences of different lengths, padded on the right with the padding token.
 
-        Shapes: returns ids (B, T) and mask (B, T), true where a token is real; T is `length`, or that of the longest.
+        Shapes: returns ids (B, T) and mask (B, T), true where a token is real; T is `length`, or the greatest length.
         Raises: InputError where there is no padding token, an id is out of range, or a sequence is too long.
         """
         where = f"{type(self).__name__}.pad_batch"
@@ -322,10 +322,10 @@ def stream(
     special_tokens: Collection[str] | SpecialTokens,
     special: Callable[[str], list[Item]],
 ) -> Iterator[list[Item]]:
-    """Pass the text that `chunks` make when joined through `ordinary` and `special`, a block at a time.
+    """Pass the text that the joined `chunks` make through `ordinary` and `special`, a block at a time.
 
-    `ordinary(text, more)` is given a stretch without special tokens and returns its items as far as they are settled,
-    and where that is (see `Tokenizer._encode_settled`). `special(token)` returns the items of a special token.
+    `ordinary(text, more)` gets a stretch without special tokens; it returns the items of the settled start of it, and
+    where that start ends (see `Tokenizer._encode_settled`). `special(token)` returns the items of a special token.
     """
 
     def pieces_of_a_block() -> Iterator[str]:
@@ -340,7 +340,7 @@ def stream(
     pending, more = "", True  # pending: text whose items may still depend on what follows
     before = ""  # the character before it
     while more:
-        # Read at least as much as is pending, so that one endless word is not looked at again for every block of it.
+        # Read at least as much as is pending, so that one endless word is not scanned again for each of its blocks.
         fresh, size = [pending], 0
         while size < max(BLOCK, len(pending)) and (more := (piece := next(pieces, "")) != ""):
             fresh.append(piece)
@@ -364,7 +364,7 @@ def stream(
 
 
 def join_surrogates(text: str) -> str:
-    """`text` with every pair of surrogates joined to one character, and every lone one as U+FFFD."""
+    """Join every pair of surrogates to one character, and replace every lone one by U+FFFD."""
     try:
         text.encode("utf-8")
     except UnicodeEncodeError:
@@ -373,7 +373,7 @@ def join_surrogates(text: str) -> str:
 
 
 def check_special_tokens(where: str, special_tokens: Collection[str]) -> None:
-    """Refuse special tokens that could never be found in a text, or that are no collection of different strings."""
+    """Refuse special tokens that no text could contain, or that are not a collection of different strings."""
     if isinstance(special_tokens, str):
         raise InputError(
             f"{where}: special_tokens is {special_tokens!r}, expected a collection; write ({special_tokens!r},)"
@@ -386,7 +386,7 @@ def check_special_tokens(where: str, special_tokens: Collection[str]) -> None:
 
 
 def check_strips(where: str, strips: Mapping[str, str], special_tokens: Collection[str]) -> None:
-    """Refuse sides that are none, and tokens that are not special."""
+    """Refuse unknown sides, and tokens that are not special."""
     for token, side in strips.items():
         if token not in special_tokens or side not in SIDES:
             raise InputError(f"{where}: strips has {token!r}: {side!r}; give special tokens with left, right or both")

@@ -1,12 +1,12 @@
 """BERT's basic tokenization: text to words, before these are cut into pieces.
 
-Characters that cannot be seen are removed, ideographs stand alone, case and accents are dropped if so wished, and
+Invisible characters are removed, each ideograph is a word, case and accents are dropped if the options say so, and
 words end at white space and punctuation:
 
     "Café, isn't it?"   ->   cafe , isn ' t it ?
 
-Which characters are marks, punctuation or format characters is Python's knowledge: Unicode 14 in Python 3.11, 16 in
-3.14. Hugging Face's `tokenizers` (0.23) has it from Unicode 8, of 2015, and leaves alone what came later: for instance
+Python's Unicode tables say which characters are marks, punctuation or format characters: Unicode 14 in Python 3.11, 16
+in 3.14. Hugging Face's `tokenizers` (0.23) uses Unicode 8, of 2015, and leaves later characters alone: for instance
 U+2E43, punctuation since 2016, is part of a word there. On Python 3.11 the two treat 815 characters differently: 384
 accents, 104 signs of punctuation and 13 format characters that are newer than Unicode 8 or became such since; 55
 capitals newer than Python's Unicode, whose small letters Rust knows; U+11938, which NFD takes apart since Unicode 13;
@@ -37,15 +37,15 @@ BERT_TOKENS = PAD, UNK, CLS, SEP, MASK = "[PAD]", "[UNK]", "[CLS]", "[SEP]", "[M
 class BasicTokenizer:
     """BERT's first step, text to words, with the options of Hugging Face's `BertNormalizer`.
 
-    All is done in two passes over the characters, each a look-up of what a character becomes, with a space wherever a
-    word ends: before accents are taken apart from their letters (NFD), and after.
+    Two passes over the characters, one before NFD separates accents from their letters and one after, look up the
+    replacement of each character, and put a space wherever a word ends.
 
     Raises: DtypeError for an option that is not True, False or, for `strip_accents`, None.
     """
 
     clean_text: bool = True  # remove control, format and private characters, and make all white space spaces
     handle_chinese_chars: bool = True  # each CJK ideograph (of Chinese, Japanese, Korean) becomes a word
-    strip_accents: bool | None = None  # remove accents (Mn, once apart from their letters); None: as lowercase
+    strip_accents: bool | None = None  # remove accents (category Mn after NFD); None: as `lowercase` is
     lowercase: bool = True
 
     def __post_init__(self):
@@ -61,7 +61,7 @@ class BasicTokenizer:
         return [word for word in text.translate(self._folded).split(" ") if word]
 
     def normalise(self, text: str) -> str:
-        """`text` with all that `tokenize` changes, but not yet cut at punctuation."""
+        """Make all of `tokenize`'s changes to the text, without cutting it."""
         text = text.translate(self._cleaned)
         if self._strips:
             text = normalise("NFD", text)
@@ -83,7 +83,7 @@ class BasicTokenizer:
     def _clean(self, character: str) -> str:
         if self.clean_text:
             # Google's code keeps private characters (Co), and transformers' Python code removes unassigned ones too;
-            # as Hugging Face's tokenizers, so that what is new in Unicode is not lost to an older Python.
+            # this keeps the unassigned ones, like Hugging Face's tokenizers, so an older Python loses nothing new.
             seen = unicodedata.category(character) not in ("Cc", "Cf", "Co") or character in "\t\n\r"
             if not seen or character == "\ufffd":
                 return ""
@@ -98,12 +98,12 @@ class BasicTokenizer:
             return " "
         if is_punctuation(character):
             return f" {character} "
-        # Of a character alone: `str.lower` of a whole word would write the last Σ as ς.
+        # By single characters: `str.lower` of a whole word would write the last Σ as ς.
         return character.lower() if self.lowercase else character
 
 
 class CharacterTable(dict[int, str]):
-    """What each character becomes, for `str.translate`; worked out when a character is met for the first time."""
+    """The replacement of each character, for `str.translate`; computed when a character first occurs."""
 
     def __init__(self, rule: Callable[[str], str]):
         self.rule = rule
@@ -126,12 +126,12 @@ IDEOGRAPHS = (  # the blocks that BERT counts: without Hangul, Hiragana and Kata
 
 
 def is_ideograph(character: str) -> bool:
-    """Whether a character is one of those CJK ideographs that stand alone, by BERT's list."""
+    """True if a character is one of the CJK ideographs that stand alone, by BERT's list."""
     return any(first <= ord(character) <= last for first, last in IDEOGRAPHS)
 
 
 def is_punctuation(character: str) -> bool:
-    """Unicode's punctuation, and all signs of ASCII, such as "$" and "^", which to Unicode are symbols."""
+    """True for Unicode's punctuation, and for all signs of ASCII, such as "$" and "^", which to Unicode are symbols."""
     return character in string.punctuation or unicodedata.category(character).startswith("P")
 
 
@@ -141,17 +141,17 @@ BREAKS = "\t\n\r \xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"
 WHITE_SPACE = frozenset(WHITE)
 CHUNK = re.compile(f"[^{BREAKS}]+")
 ALSO_SPLIT = re.compile("[\v\f\x1c-\x1f\x85]")  # where `str.split` cuts too
-# Up to the last sign that ends a word whatever follows: a break or a sign of ASCII, or those of Chinese and Japanese
+# The text up to the last sign that certainly ends a word: a break or a sign of ASCII, or one of Chinese and Japanese
 # text, which has no spaces. Marks that follow such a sign are a word of their own, or removed.
 SETTLED = re.compile(rf"(?s:.*)[{BREAKS}!-/:-@\[-`{{-~\u3001\u3002\uff0c]")
 
 
 def chunks_of(text: str) -> list[str]:
-    """`text` cut at white space: chunks whose words are the words of `text`, whatever the options."""
+    """Cut `text` at white space, into chunks whose words are the words of `text` under any options."""
     return CHUNK.findall(text) if ALSO_SPLIT.search(text) else text.split()
 
 
 def settled_end(text: str) -> int:
-    """The end of the part of `text` whose words nothing can change that may follow."""
+    """The end of the part of `text` whose words no following text can change."""
     match = SETTLED.match(text)
     return match.end() if match else 0

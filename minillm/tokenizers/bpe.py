@@ -11,9 +11,9 @@ The list of merges, in order, is the tokenizer. To encode, cut the text into byt
 bpe_naive.py is this in 25 lines, with examples.
 
 Before either, a fixed pattern cuts text into *pretokens*: words with the space before them, numbers, punctuation. No
-token reaches over the end of a pretoken. It also makes BPE fast: a text has few different pretokens, so training
+token reaches over the end of a pretoken. Pretokens also make BPE fast: a text has few different ones, so training
 works on each one once, weighted by how often it occurs, and encoding remembers the ids of those it has seen, and
-merges all that are new in a block of text together, as the rows of a NumPy array.
+merges all the new ones in a block of text together, as the rows of a NumPy array.
 
 Later models cut text by other patterns (patterns.py) and keep the rest; `from_file` reads their `tokenizer.json`,
 `from_gguf_fields` llama.cpp's fields.
@@ -49,25 +49,25 @@ from minillm.tokenizers.vocab_files import read_gpt2_files, read_merge, spell, u
 # GPT-2's pattern. A pretoken is an English contraction; or a run of letters, of digits, or of other signs, with one
 # space before it where there is one; or a run of white space, less its last character where something else follows.
 PRETOKEN = regex.compile(r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+")
-# The same for text that is all ASCII, where the standard library's `re` is twice as fast, the more so where every
+# A pattern for text that is all ASCII, where the standard library's `re` is twice as fast, the more so where every
 # alternative begins with a character that must be there. (Its \s has \x1c-\x1f too.)
 PRETOKEN_ASCII = re.compile(
     r" [A-Za-z]+|[A-Za-z]+|'(?:[sdmt]|ll|ve|re)|[^\t-\r A-Za-z0-9]+| [^\t-\r A-Za-z0-9]+|[0-9]+| [0-9]+"
     r"|[\t-\r ]+(?![^\t-\r ])|[\t-\r ]+"
 )
-# Cuts text, at the ends of words, into stretches that are all ASCII, of a size that the processor's cache holds, and
-# others, where signs beyond ASCII are at most 31 characters apart. No pretoken reaches over the end of a word where
+# A pattern that cuts text, at the ends of words, into stretches that are all ASCII and fit in the processor's cache,
+# and others, where signs beyond ASCII are at most 31 characters apart. No pretoken reaches over the end of a word where
 # white space follows.
 STRETCH = re.compile(
     r"[\0-\x7f]{0,16383}[^\s\x80-\U0010ffff](?![^\t-\r ])"
     r"|(?s:.(?:[\0-\x7f]{0,31}[^\0-\x7f]+)*+.*?)(?:(?<=\S)(?=[\t-\r ])|\Z)"
 )
-# How many characters past its end make a pretoken certain: two, since "'" becomes "'ll" where "ll" follows.
+# A pretoken is certain when this many characters follow it: two, since "'" becomes "'ll" where "ll" follows.
 LOOKAHEAD = 2
 
 CACHED_PRETOKENS = 1 << 17  # a tokenizer that remembers the ids of more pretokens (about 35 MB) begins again
 LONG_WORD = 128  # bytes: a longer pretoken is hardly met twice
-FEW = 16  # how many pretokens, the longest, are sooner merged one by one than together with the others
+FEW = 16  # the longest pretokens, this many, are merged one by one: faster than with the others
 
 
 class BPETokenizer(Tokenizer):
@@ -81,13 +81,13 @@ class BPETokenizer(Tokenizer):
             the other. With expressions that patterns.py does not have, a stream is held until its end.
         normalizer: "NFC" brings ordinary text into that form first.
         prefix_space: put a space in front of ordinary text that begins with none, after every special token too.
-        ignore_merges: a pretoken that is a token as a whole stays one, even where merges make no such token.
-        drop_bytes: bytes that are no token may be missing in `vocab`, and are left out of a text (SmolLM2 has no token
-            for the byte 0x04, among others); otherwise a missing byte is refused.
-        strips: special tokens that take the white space beside them with them: "left", "right" or "both".
+        ignore_merges: a pretoken that is itself a token stays whole, even if no merges make that token.
+        drop_bytes: `vocab` may lack bytes, which are then left out of a text (SmolLM2 has no token for the byte 0x04,
+            among others); otherwise a missing byte is refused.
+        strips: special tokens that absorb the white space beside them: "left", "right" or "both".
 
     Raises: InputError where a byte is missing, a merge has a part or a result that is not in `vocab`, or an option is
-    not known.
+    not supported.
     """
 
     kind = "bpe"
@@ -167,22 +167,8 @@ class BPETokenizer(Tokenizer):
                 f"{where}: vocab_size is {vocab_size}, expected at least {256 + len(special_tokens)} "
                 f"(256 bytes and {len(special_tokens)} special tokens); raise it, or use a CharacterTokenizer"
             )
-        counts: Counter[str] = Counter()
         splitter = Splitter(pattern)
-
-        def count_settled(text: str, more: bool) -> tuple[list[str], int]:
-            stretches, end = settled_by(splitter, text, more)
-            for pretokens in stretches:
-                counts.update(pretokens)
-            return [], end
-
-        for chunks in read_texts(where, text_or_files):
-            for _ in stream(where, chunks, count_settled, special_tokens, lambda token: []):
-                pass
-        if not counts:
-            raise InputError(
-                f"{where}: there is no text to learn from (empty, or special tokens alone); give some text"
-            )
+        counts = count_pretokens(where, text_or_files, splitter, special_tokens)
         learning: Iterable[tuple[bytes, bytes]] = islice(
             learn_merges({word.encode(): weight for word, weight in counts.items()}, ties), wanted
         )
@@ -248,10 +234,10 @@ class BPETokenizer(Tokenizer):
         would. Known are the normalizer NFC, and Split (isolated) and Digits before the pre-tokenizer ByteLevel; a file
         with other parts is read by `Tokenizer.from_file`, as a `ChainTokenizer`.
 
-        Raises: InputError that names a component, or an option of one, that is not known here.
+        Raises: InputError that names a component, or an option of one, that is not supported.
         """
         where = f"{cls.__name__}.from_hugging_face"
-        with readable(where, "this is no content of a tokenizer.json with a BPE model", "give json.load's"):
+        with readable(where, "this is not the content of a tokenizer.json with a BPE model", "give json.load's"):
             return cls._from_parts(read_bpe(where, content))
 
     @classmethod
@@ -265,7 +251,7 @@ class BPETokenizer(Tokenizer):
         Raises: InputError for another kind of tokenizer, a pattern that is not known, or a field that is missing.
         """
         where = f"{cls.__name__}.from_gguf_fields"
-        with readable(where, "the fields are no whole tokenizer", "get the file again"):
+        with readable(where, "the fields are not a complete tokenizer", "get the file again"):
             return cls._from_parts(read_gguf_bpe(where, fields))
 
     @classmethod
@@ -274,7 +260,7 @@ class BPETokenizer(Tokenizer):
 
         Special tokens are those entries of `vocab.json` that are neither a byte nor made by a merge.
 
-        Raises: InputError for a file that cannot be read, a line that is no merge, or files that do not fit together.
+        Raises: InputError for a file that cannot be read, a line that is not a merge, or files that do not match.
         """
         return cls(*read_gpt2_files(f"{cls.__name__}.from_gpt2_files", Path(vocab_json), Path(merges_txt)))
 
@@ -300,8 +286,31 @@ GPT2_OPTIONS: dict[str, Any] = {
 # Pretokens
 
 
+def count_pretokens(
+    where: str, text_or_files: str | Path | Iterable[str | Path], splitter: Splitter, special_tokens: Sequence[str]
+) -> Counter[str]:
+    """Count the pretokens of training text, between special tokens.
+
+    Raises: InputError for text that is empty, or a file that cannot be read.
+    """
+    counts: Counter[str] = Counter()
+
+    def count_settled(text: str, more: bool) -> tuple[list[str], int]:
+        stretches, end = settled_by(splitter, text, more)
+        for pretokens in stretches:
+            counts.update(pretokens)
+        return [], end
+
+    for chunks in read_texts(where, text_or_files):
+        for _ in stream(where, chunks, count_settled, special_tokens, lambda token: []):
+            pass
+    if not counts:
+        raise InputError(f"{where}: there is no text to learn from (empty, or special tokens alone); give some text")
+    return counts
+
+
 def settled_by(splitter: Splitter, text: str, more: bool) -> tuple[Iterable[list[str]], int]:
-    """The settled pretokens of `text`, a stretch at a time, and where they end; GPT-2's the fast way."""
+    """The settled pretokens of `text`, a stretch at a time, and where they end; GPT-2's pattern has a fast way."""
     if splitter.plain_gpt2:
         return settled_pretokens(text, more)
     pretokens, end = splitter.settled(text, more)
@@ -309,7 +318,7 @@ def settled_by(splitter: Splitter, text: str, more: bool) -> tuple[Iterable[list
 
 
 def settled_pretokens(text: str, more: bool) -> tuple[Iterator[list[str]], int]:
-    """The pretokens of the start of `text` that nothing can change that may follow it, and where that start ends.
+    """The settled pretokens of `text`, which no following text can change, and where they end.
 
     They come a stretch at a time. Only the last stretch has pretokens that are not settled.
     """
@@ -326,10 +335,10 @@ def pretokens_of(stretch: str) -> list[str]:
 
 
 class PretokenIds(dict[str, tuple[int, ...]]):
-    """The ids of each pretoken: remembered of those that `learn` was given, worked out anew of long ones.
+    """The ids of each pretoken: those that `learn` got are remembered, those of long ones computed each time.
 
-    `whole`: a pretoken that is a token stays whole, and is remembered however long. Bytes that are no token are left
-    out.
+    With `whole`, a pretoken that is a token stays whole, and is remembered however long it is. Bytes without a token
+    are left out.
     """
 
     def __init__(self, vocab: Mapping[bytes, int], merges: Sequence[tuple[bytes, bytes]], whole: bool = False):
@@ -342,9 +351,9 @@ class PretokenIds(dict[str, tuple[int, ...]]):
         self.table = MergeTable(self.byte_ids, self.ranks, merged)
 
     def encode(self, stretches: Iterable[list[str]]) -> list[int]:
-        """The ids of the pretokens of a block: the different ones are numbered, and only they are looked up here.
+        """The ids of the pretokens of a block. The different pretokens are numbered, and each is looked up once.
 
-        So all that are new are at hand together, while the strings of the block need not be kept.
+        So all new pretokens are merged together, and the strings of the block need not be kept.
         """
         number_of: defaultdict[str, int] = defaultdict(count().__next__)
         numbers: list[int] = []
@@ -355,9 +364,9 @@ class PretokenIds(dict[str, tuple[int, ...]]):
         return list(chain.from_iterable(map(ids_of_number.__getitem__, numbers)))
 
     def learn(self, pretokens: Iterable[str]) -> None:
-        """Work out and remember the ids of all that are new and not long.
+        """Compute and remember the ids of all pretokens that are new and not long.
 
-        When more than `CACHED_PRETOKENS` are held it forgets them all first; those that are common are soon back.
+        When more than `CACHED_PRETOKENS` are held, all are forgotten first; the common ones are soon back.
         """
         if len(self) > CACHED_PRETOKENS:
             self.clear()
@@ -366,7 +375,7 @@ class PretokenIds(dict[str, tuple[int, ...]]):
             self.update((pretoken, (self.whole[word],)) for word, pretoken in new.items() if word in self.whole)
             new = {word.translate(None, self.missing): new[word] for word in new if word not in self.whole}
         shortest_first = sorted([word for word in new if len(word) <= LONG_WORD], key=len)
-        many, few = shortest_first[:-FEW], shortest_first[-FEW:]  # the table takes a round a byte of its longest word
+        many, few = shortest_first[:-FEW], shortest_first[-FEW:]  # the table takes a round per byte of its longest
         ids = chain(self.table.merge(many) if many else (), map(self.merge, few))
         self.update(zip(map(new.__getitem__, shortest_first), ids, strict=True))
 
@@ -374,16 +383,16 @@ class PretokenIds(dict[str, tuple[int, ...]]):
         return self.merge(pretoken.encode().translate(None, self.missing))
 
     def merge(self, word: bytes) -> tuple[int, ...]:
-        """The ids of one pretoken: join the pair with the lowest rank, the leftmost of equals, until none is left."""
+        """The ids of one pretoken: the pair with the lowest rank, the leftmost of equals, is joined, and so on."""
         return tuple(merge_pairs([self.byte_ids[byte] for byte in word], self.ranks, self.made))
 
 
 def merge_pairs(ids: list[int], ranks: Mapping[Pair, int], made: Mapping[Pair, int]) -> list[int]:
-    """`ids`, in which the pair with the lowest rank, the leftmost of equals, was joined until none was left.
+    """Join the pair with the lowest rank, the leftmost of equals, until none is left; return the resulting ids.
 
-    A pair becomes the id `made[pair]`; several may have one rank. It takes n log n steps: pairs wait in a heap, and
-    tokens are linked to their neighbours. A join leaves the left token in place, with a new id, and unlinks the right
-    one, which becomes -1. A pair in the heap whose tokens have changed since is passed over.
+    A pair becomes the id `made[pair]`; several pairs may share a rank. It takes n log n steps: pairs wait in a heap,
+    and tokens are linked to their neighbours. A join leaves the left token in place, with a new id, and unlinks the
+    right one, which becomes -1. A pair in the heap whose tokens have changed since is passed over.
     """
     rank_of = ranks.get
     after, before = list(range(1, len(ids) + 1)), list(range(-1, len(ids) - 1))

@@ -1,16 +1,16 @@
-"""A tokenizer.json followed step by step, whatever it is made of.
+"""A tokenizer that follows a tokenizer.json step by step, whatever its parts are.
 
-The other tokenizers here are each one way to cut text, written to be read, and fast. Many files combine the parts in
-another way: CLIP's words end in "</w>", Gemma's bytes are pieces of a BPE without words, a word may be an id. This one
-takes the parts as they are:
+The other tokenizers here each cut text in one way, written to be read, and fast. Many files combine the parts in
+another way: CLIP's words end in "</w>", Gemma's bytes are pieces of a BPE without words, a whole word may have an id.
+This tokenizer takes the parts as they are:
 
     text -> added tokens -> normalizer -> added tokens in normalised text -> pre-tokenizer -> model -> ids
     ids -> tokens -> decoder -> text
 
 and so gives the ids and the text of Hugging Face's `tokenizers`. `Tokenizer.from_file` falls back on it.
 
-The price is that a text is held as a whole, since any step may look to its end, and that it is slower on text whose
-words are new.
+The price is that a whole text is held in memory, since any step may look to its end, and that text with new words is
+slower.
 """
 
 from __future__ import annotations
@@ -36,15 +36,15 @@ LONG_PIECE = 128  # characters: a longer piece is hardly met twice
 
 
 class ChainTokenizer(Tokenizer):
-    """Any tokenizer.json whose parts are known; made by `from_file`, `from_hugging_face` or `load`.
+    """Any tokenizer.json whose parts are supported; made by `from_file`, `from_hugging_face` or `load`.
 
-    Its added tokens are its special tokens. Ordinary text never becomes one that the file calls special; but where all
-    are allowed, as in Hugging Face's `tokenizers`, a piece of text that is one to the model does.
+    Its added tokens are its special tokens. Ordinary text never becomes a token that the file calls special, unless all
+    are allowed: then the model may make one of a piece of text, as in Hugging Face's `tokenizers`.
 
     Args:
         content: the content of a tokenizer.json, as `json.load` gives it.
 
-    Raises: InputError that names a part, or an option of one, that is not known.
+    Raises: InputError that names a part, or an option of one, that is not supported.
     """
 
     kind = "chain"
@@ -53,7 +53,7 @@ class ChainTokenizer(Tokenizer):
     def __init__(self, content: Mapping[str, Any]):
         where = "ChainTokenizer"
         self.content = {part: content.get(part) for part in PARTS}
-        json.dumps(self.content, ensure_ascii=False).encode()  # half of a surrogate pair is no text
+        json.dumps(self.content, ensure_ascii=False).encode()  # raises for a lone surrogate
         self.model_vocab = read_vocab(where, content["model"])
         added = [dict(token) for token in content.get("added_tokens") or []]
         specials = added_ids(self.model_vocab, [token["content"] for token in added])
@@ -70,23 +70,23 @@ class ChainTokenizer(Tokenizer):
         self.decoder = Decoder(where, content.get("decoder"))
         self.strips = {token["content"]: side for token in added if (side := stripped_side(token))}
         self.whole_words = {token["content"] for token in added if token.get("single_word")}
-        self.late: dict[str, str] = {}  # the normal form of each token that is found in normalised text, with the token
+        self.late: dict[str, str] = {}  # from the normal form of each token that is found in normalised text
         for token in added:
             if token.get("normalized"):
                 form = self.normalizer(token["content"])
                 if not form:
                     raise InputError(
-                        f"{where}: nothing is left of the added token {token['content']!r} when normalised"
+                        f"{where}: the added token {token['content']!r} becomes empty when normalised; give another"
                     )
                 if (other := self.late.setdefault(form, token["content"])) != token["content"]:
                     raise InputError(
                         f"{where}: the added tokens {other!r} and {token['content']!r} are both {form!r} when "
                         "normalised; give one"
                     )
-                self._tokens[specials[token["content"]]] = form  # as it is found, it is decoded
-        self.build_inputs_with_special_tokens([])  # is it known?
+                self._tokens[specials[token["content"]]] = form  # decoded in the form in which it is found
+        self.build_inputs_with_special_tokens([])  # raises if the post-processor is not supported
         self._guarded: Model | None = None
-        # Of a reader, see _encode_blocks.
+        # State of a reader, see _encode_blocks.
         self._begun = False
         self._allowed: Collection[str] = ()
         self._find_late, self._run, self._ids_of_piece = SpecialTokens(()), self.model, dict[str, Sequence[int]]()
@@ -94,7 +94,7 @@ class ChainTokenizer(Tokenizer):
 
     @property
     def unk_id(self) -> int | None:
-        """The id of unknown text, or None. (The base's is a special token; here any token may be it.)"""
+        """The id of the token for unknown text, or None; any token may be it, not just a special one."""
         model: Mapping[str, Any] = self.content["model"] or {}
         if model_type(self.content) == "Unigram":
             found = model.get("unk_id")
@@ -106,7 +106,7 @@ class ChainTokenizer(Tokenizer):
     def _encode_blocks(
         self, chunks: Iterable[str], allowed_special: Specials, disallowed_special: Specials
     ) -> Iterator[list[int]]:
-        """As the base's, by a copy of this tokenizer that knows whether the text has begun, and what it finds late."""
+        """Encode with a copy of this tokenizer that remembers if the text has begun, and which tokens it finds late."""
         allowed = self._choose("allowed_special", allowed_special)
         refused = self._choose("disallowed_special", disallowed_special)
         every = self.special_tokens
@@ -174,7 +174,7 @@ class ChainTokenizer(Tokenizer):
     ) -> list[int]:
         """The ids of one text or two, with what the post-processor puts around them.
 
-        Raises: InputError for a post-processor that has no place for as many texts.
+        Raises: InputError for a post-processor that has no template for so many texts.
         """
         texts = [list(token_ids_0)] if token_ids_1 is None else [list(token_ids_0), list(token_ids_1)]
         for step in self.post_processor:
@@ -184,7 +184,7 @@ class ChainTokenizer(Tokenizer):
     # Ids to text
 
     def _text(self, ids: list[int], errors: str, more: bool = False) -> str:
-        """As the base's; an id without a token, where ids have gaps, is passed over."""
+        """Decode; an id without a token, where ids have gaps, is skipped."""
         return super()._text([i for i in ids if i in self._tokens], errors, more)
 
     def _spelling(self, i: int) -> str:
@@ -197,7 +197,7 @@ class ChainTokenizer(Tokenizer):
 
     def to_json(self) -> dict[str, Any]:
         """The JSON object that `save` writes."""
-        return {key: value for key, value in super().to_json().items() if key != "decoder"}  # it is in the content
+        return {key: value for key, value in super().to_json().items() if key != "decoder"}  # the content has it
 
     @classmethod
     def _from_json(cls, content: dict[str, Any]) -> Self:
@@ -213,20 +213,20 @@ class ChainTokenizer(Tokenizer):
 
         `encode(text, "all")` gives the ids of Hugging Face's `encode(text, add_special_tokens=False)`;
         `build_inputs_with_special_tokens` adds what its post-processor would, and `decode` gives the text of its
-        decoder. Added tokens have the ids that `tokenizers` gives them: those of the model's own tokens where they are
-        such, and else the next that are free, whatever the file says.
+        decoder. Added tokens get the ids that `tokenizers` gives them, whatever the file says: the model's id if the
+        model has the token, else the next free one.
 
-        Raises: InputError that names a part, or an option of one, that is not known here.
+        Raises: InputError that names a part, or an option of one, that is not supported.
         """
         where = f"{cls.__name__}.from_hugging_face"
-        with readable(where, "this is no whole tokenizer.json", "get the file again"):
+        with readable(where, "this is not a complete tokenizer.json", "get the file again"):
             return cls(content)
 
 
 def put_around(step: Component, texts: list[list[int]]) -> list[list[int]]:
-    """What one step of a post-processor makes of one text or two, each a list of ids."""
+    """Apply one step of a post-processor to one text or two, each a list of ids."""
     name = step["type"]
-    if name == "ByteLevel":  # it moves offsets
+    if name == "ByteLevel":  # it only moves offsets
         return texts
     if name in ("RobertaProcessing", "BertProcessing"):
         cls, sep = int(step["cls"][1]), int(step["sep"][1])
@@ -234,7 +234,7 @@ def put_around(step: Component, texts: list[list[int]]) -> list[list[int]]:
         return [[*(between if number else [cls]), *ids, sep] for number, ids in enumerate(texts)]
     if name != "TemplateProcessing":
         raise InputError(
-            f"ChainTokenizer: post_processor is {name!r}, which is not known here; there are TemplateProcessing, "
+            f"ChainTokenizer: post_processor is {name!r}, which is not supported; there are TemplateProcessing, "
             "RobertaProcessing, BertProcessing and ByteLevel"
         )
     if len(texts) > 2:
@@ -247,5 +247,5 @@ def put_around(step: Component, texts: list[list[int]]) -> list[list[int]]:
         elif (place := "AB".index(part["id"])) < len(texts):
             made.append(texts[place])
         else:
-            raise InputError("ChainTokenizer: post_processor puts a second text where there is one; mend its template")
+            raise InputError("ChainTokenizer: post_processor has a second text in 'single'; correct its template")
     return made

@@ -1,7 +1,7 @@
-"""One token a character: the smallest tokenizer there is, to study a model without wondering about its tokens.
+"""The smallest tokenizer: one token per character, so that a model can be studied without wondering about tokens.
 
 The vocabulary is the set of characters in the training text, in sorted order: 65 of them for Shakespeare. A character
-that the training text lacks has no id; it is an error, or the `<|unk|>` token in a tokenizer that has one.
+that the training text lacks has no id: encoding it is an error, or gives `<|unk|>` in a tokenizer that has it.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class CharacterTokenizer(Tokenizer):
 
     @classmethod
     def train(cls, text_or_files: str | Path | Iterable[str | Path], special_tokens: Sequence[str] = ()) -> Self:
-        """One id for each different character of the text, in sorted order (by code point), then the special tokens.
+        """Give each different character of the text an id, in order of code points; then come the special tokens.
 
         Args:
             text_or_files: text (str), a UTF-8 file (pathlib.Path), or an iterable of either.

@@ -1,4 +1,4 @@
-"""Components of a Hugging Face `tokenizer.json`, and what is common to those who read them."""
+"""Helpers to read the components of a Hugging Face `tokenizer.json`."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ Component = Mapping[str, Any]
 
 
 class NotThisKind(InputError):
-    """A tokenizer.json has a part that one kind of tokenizer cannot follow; `ChainTokenizer` may do it."""
+    """A tokenizer.json has a part that one kind of tokenizer does not support; `ChainTokenizer` may."""
 
 
 def model_type(content: Mapping[str, Any]) -> str | None:
-    """The type of the model in the content of a tokenizer.json; early files leave it to be guessed."""
+    """The type of the model in a tokenizer.json; in early files, which do not name it, guessed from its keys."""
     model = content.get("model")
     if not isinstance(model, dict):
         return None
@@ -25,7 +25,7 @@ def model_type(content: Mapping[str, Any]) -> str | None:
 
 
 def flatten(component: Component | None, key: str) -> list[Component]:
-    """The steps of a component of a tokenizer.json: a Sequence holds others, in `key`."""
+    """The steps of a component of a tokenizer.json; a Sequence holds others under `key`."""
     if component is None:
         return []
     if component["type"] != "Sequence":
@@ -34,14 +34,14 @@ def flatten(component: Component | None, key: str) -> list[Component]:
 
 
 def text_option(where: str, component: Component, name: str, default: str | None = None) -> str:
-    """An option of a component that is a text; where it is absent or null, `default`.
+    """An option of a component that is a text; `default` where it is absent or null.
 
-    Raises: InputError for another value, or none where there is no default.
+    Raises: InputError for another value, or for an absent one without a default.
     """
     value = component.get(name)
     value = default if value is None else value
     if not isinstance(value, str):
-        raise InputError(f"{where}: {component.get('type', 'model')} has {name} {value!r}, expected a text; mend it")
+        raise InputError(f"{where}: {component.get('type', 'model')} has {name} {value!r}, expected a text; correct it")
     return value
 
 
@@ -53,15 +53,15 @@ def number_option(where: str, component: Component, name: str) -> int:
     value = component.get(name)
     if type(value) is not int or value < 0:
         kind = component.get("type", "model")
-        raise InputError(f"{where}: {kind} has {name} {value!r}, expected a number from 0 on; mend it")
+        raise InputError(f"{where}: {kind} has {name} {value!r}, expected a number from 0 on; correct it")
     return value
 
 
 def expect_defaults(where: str, name: str, component: Component, defaults: Mapping[str, Any]) -> None:
-    """Refuse a component with options that are set, other than to `defaults`; an empty text is not set."""
+    """Refuse a component whose options differ from `defaults`; an empty text counts as not set."""
     for option, value in defaults.items():
         if (found := component.get(option, value)) != value and found != "":
-            raise NotThisKind(f"{where}: {name} has {option} {found!r}, expected {value!r}; only that is known here")
+            raise NotThisKind(f"{where}: {name} has {option} {found!r}, expected {value!r}; only that is supported")
 
 
 def expect_all_ids(where: str, *tables: Mapping[Any, int]) -> None:
@@ -74,8 +74,8 @@ def expect_all_ids(where: str, *tables: Mapping[Any, int]) -> None:
 def added_ids(vocab: Mapping[str, int], tokens: Iterable[str]) -> dict[str, int]:
     """The ids of added tokens as Hugging Face's `tokenizers` gives them, whatever the file says.
 
-    A token that is one of the model has its id; others have those that follow, on the tokens of the model or on the
-    added token with the greatest id.
+    A token that the model has keeps the model's id. Each other token gets the next id, after those of the model or
+    after the greatest id of an added token.
     """
     ids: dict[str, int] = {}
     greatest = -1
@@ -90,10 +90,10 @@ def read_added_tokens(
 ) -> tuple[dict[str, int], dict[str, str]]:
     """The text of every added token with its id, and on which sides some take white space with them.
 
-    `normalizes`: text is changed by a normalizer, so that a token that is `normalized` would be found in other text;
-    it is refused, but where that `late_is_known`. Without one there is a difference still: tokens that are not
-    `normalized` are found first, so that where two overlap it is not the one that begins first that counts. Two of
-    both sorts that can overlap are refused.
+    `normalizes`: a normalizer changes the text, so a token that is `normalized` is looked for in the changed text. Such
+    a token is refused unless `late_is_known`. Without a normalizer there is still a difference: tokens that are not
+    `normalized` are found first, so where two overlap, the one that begins first need not win. A pair of both sorts
+    that can overlap is refused.
     """
     specials: dict[str, int] = {}
     strips: dict[str, str] = {}
@@ -101,10 +101,10 @@ def read_added_tokens(
     for token in tokens:
         text = token["content"]
         if token.get("single_word"):
-            raise NotThisKind(f"{where}: added token {text!r} has single_word, which is not known here; unset it")
+            raise NotThisKind(f"{where}: added token {text!r} has single_word, which is not supported; unset it")
         if token.get("normalized") and normalizes and not late_is_known:
             raise NotThisKind(
-                f"{where}: added token {text!r} is looked for in normalised text, which is not known here; "
+                f"{where}: added token {text!r} is looked for in normalised text, which is not supported; "
                 "set its 'normalized' to false"
             )
         specials[text] = token["id"]
@@ -115,7 +115,7 @@ def read_added_tokens(
     if late and not (normalizes and late_is_known) and (pair := overlap(late, specials.keys() - late)):
         raise NotThisKind(
             f"{where}: of the added tokens {pair[0]!r} and {pair[1]!r}, which can overlap, one is looked for in "
-            "normalised text, which is not known here; set its 'normalized' to false"
+            "normalised text, which is not supported; set its 'normalized' to false"
         )
     return specials, strips
 
@@ -131,13 +131,13 @@ def expect_ids(where: str, model: Component, specials: Mapping[str, int]) -> Non
 
 
 def stripped_side(token: Component) -> str:
-    """The side on which an added token takes white space with it, or an empty text."""
+    """The side on which an added token absorbs white space, or an empty text."""
     left, right = token.get("lstrip"), token.get("rstrip")
     return "both" if left and right else "left" if left else "right" if right else ""
 
 
 def overlap(late: Collection[str], early: Collection[str]) -> tuple[str, str] | None:
-    """A pair of a late token and an early one that is in it, or begins in it; the trie of the early ones finds it."""
+    """A pair of a late token and an early one that lies or begins within it, found by the trie of the early ones."""
     trie = SpecialTokens(early).trie
     for one in late:
         for start in range(len(one)):
@@ -152,7 +152,7 @@ def overlap(late: Collection[str], early: Collection[str]) -> tuple[str, str] | 
 
 
 def refuse_made(where: str, added: Collection[str], made: Callable[[str], bool]) -> None:
-    """Refuse added tokens that the model makes of ordinary text too: what a token stands for is then no one thing."""
+    """Refuse added tokens that the model also makes of ordinary text: such an id would have two meanings."""
     if token := next(filter(made, added), None):
         raise NotThisKind(
             f"{where}: the added token {token!r} is a token that the model makes of ordinary text, which is not known "
@@ -164,9 +164,9 @@ def read_around(
     where: str, processor: Component | None, special_tokens: Mapping[str, int]
 ) -> tuple[list[str], list[str]]:
     """The special tokens that a post-processor puts before and after a single text."""
-    steps = [step for step in flatten(processor, "processors") if step["type"] != "ByteLevel"]  # it moves offsets
+    steps = [step for step in flatten(processor, "processors") if step["type"] != "ByteLevel"]  # moves offsets
     if len(steps) > 1:
-        raise NotThisKind(f"{where}: post_processor has {len(steps)} steps that put tokens; one is known here")
+        raise NotThisKind(f"{where}: post_processor has {len(steps)} steps that put tokens; only one is supported")
     if not steps:
         return [], []
     [step] = steps
@@ -189,12 +189,12 @@ def read_around(
         )
     else:
         raise NotThisKind(
-            f"{where}: post_processor is {step['type']!r}, which is not known here; there are TemplateProcessing, "
+            f"{where}: post_processor is {step['type']!r}, which is not supported; there are TemplateProcessing, "
             "RobertaProcessing, BertProcessing and ByteLevel"
         )
     for token, i in (*before, *after):
         if token not in special_tokens:
-            raise NotThisKind(f"{where}: post_processor puts {token!r}, which is no added token; add it to them")
+            raise NotThisKind(f"{where}: post_processor puts {token!r}, which is not an added token; add it to them")
         if special_tokens[token] != i:
             raise NotThisKind(
                 f"{where}: post_processor puts {token!r} with the id {i}, but it has {special_tokens[token]}; give one"

@@ -1,6 +1,6 @@
-"""From tokens back to text, as the decoder of a tokenizer.json says: a chain of steps over a list of texts.
+"""The decoder of a tokenizer.json, from tokens back to text: a chain of steps over a list of texts.
 
-The list begins as the tokens, as they are spelled; what is left at the end is joined. Without a decoder the tokens
+The list begins as the tokens, as they are spelled; at the end its texts are joined. Without a decoder the tokens
 themselves are joined, with a space between.
 
     ["▁a", "▁bee", "<0x0A>"]   -- Replace ▁ by a space -->   [" a", " bee", "<0x0A>"]
@@ -25,7 +25,7 @@ from minillm.tokenizers.patterns import ForeignPattern
 from minillm.tokenizers.vocab_files import BYTE_OF_CHARACTER
 
 BYTE_PIECE = re.compile("<0x([0-9A-Fa-f]{2})>")
-CLEAN_UP = (  # in this order; token by token, so those of two words never fit
+CLEAN_UP = (  # in this order; applied to one token at a time, so an entry of two words never matches
     (" .", "."),
     (" ?", "?"),
     (" !", "!"),
@@ -43,7 +43,7 @@ Step = Callable[[list[str]], list[str]]
 
 
 def clean_up(part: str) -> str:
-    """The text without the spaces that joining left before punctuation and in contractions."""
+    """Remove the spaces that joining left before punctuation and in contractions."""
     for spaced, joined in CLEAN_UP:
         part = part.replace(spaced, joined)
     return part
@@ -70,18 +70,18 @@ class Decoder:
         return "".join(parts)
 
     def settled(self, tokens: Sequence[str]) -> str:
-        """The text of `tokens` as far as no token that may follow can change it."""
+        """The text of `tokens` that no following token can change."""
         if self.component is None:
             return self(tokens)
         if self.whole:
             return ""
         end = len(tokens)
-        if "ByteFallback" in self.names:  # one wrong byte changes all of its run
+        if "ByteFallback" in self.names:  # one invalid byte changes its whole run
             while end and BYTE_PIECE.fullmatch(tokens[end - 1]):
                 end -= 1
-        if self.names == ["BPEDecoder"]:  # the last token is another one when more follow
+        if self.names == ["BPEDecoder"]:  # the last token is decoded differently when more follow
             return "".join(self.steps[0](list(tokens))[:-1])
-        if "BPEDecoder" in self.names and end:  # of the last token a suffix is no space, of an earlier one it is
+        if "BPEDecoder" in self.names and end:  # a suffix is a space, except in the last token
             pairs = zip(self(tokens[: end - 1]), self(tokens[:end]), strict=False)
             return "".join([before for before, _ in takewhile(lambda pair: pair[0] == pair[1], pairs)])
         if self.names == ["ByteLevel"]:
@@ -89,17 +89,17 @@ class Decoder:
         return self(tokens[:end])
 
     def _may_change_what_was_whole(self) -> bool:
-        """Whether a step looks over the ends of tokens in another way than `settled` knows.
+        """True if a step looks across tokens in a way that `settled` does not handle.
 
-        It knows a step alone; and steps for each token, then perhaps ByteFallback, Fuse, and what drops something from
-        the start or writes one character for another.
+        It handles a single step; and steps on each token, then perhaps ByteFallback, Fuse, and steps that drop
+        something from the start or replace one character by another.
         """
         if len(self.names) < 2:
             return False
-        place = 0  # in the order of those
+        place = 0  # in that order
         for name, step in zip(self.names, flatten(self.component, "decoders"), strict=True):
             one = name == "Replace" and len(step["pattern"].get("String", "")) == 1
-            alone = name in ("Replace", "Strip") and "ByteFallback" not in self.names  # it is about each token alone
+            alone = name in ("Replace", "Strip") and "ByteFallback" not in self.names  # works on each token by itself
             if name == "ByteFallback" and place == 0:
                 place = 1
             elif name == "Fuse":
@@ -129,13 +129,13 @@ def read_step(where: str, step: Component) -> Step:
         return lambda parts: [found.replace(part, content) for part in parts]
     if name not in makers:
         raise InputError(
-            f"{where}: decoder {name!r} is not known here{did_you_mean(str(name), [*makers, 'Replace', 'Sequence'])}"
+            f"{where}: decoder {name!r} is not supported{did_you_mean(str(name), [*makers, 'Replace', 'Sequence'])}"
         )
     return makers[name](where, step)
 
 
 def bytes_of(parts: Iterable[str]) -> bytes:
-    """The bytes that parts spell as GPT-2 does; those of a part itself where a character of it spells none."""
+    """The bytes that parts spell as GPT-2 does; a part with a character that spells none stands for its own bytes."""
     byte_of = BYTE_OF_CHARACTER
     return b"".join(
         [bytes([byte_of[c] for c in part]) if byte_of.keys() >= {*part} else part.encode() for part in parts]
@@ -143,7 +143,7 @@ def bytes_of(parts: Iterable[str]) -> bytes:
 
 
 def join_bytes(parts: list[str]) -> list[str]:
-    """Runs of `<0x41>` as text; where one is no UTF-8, U+FFFD for each byte of it."""
+    """Turn runs of byte tokens such as `<0x41>` into text; each byte of an invalid run becomes U+FFFD."""
     joined: list[str] = []
     for are_bytes, run in groupby(parts, lambda part: len(part) == 6 and BYTE_PIECE.fullmatch(part) is not None):
         if not are_bytes:
@@ -158,7 +158,7 @@ def join_bytes(parts: list[str]) -> list[str]:
 
 
 def strip(where: str, step: Component) -> Step:
-    """Up to `start` of one character dropped from the start of each part, and up to `stop` from its end."""
+    """Drop up to `start` of one character from the start of each part, and up to `stop` from its end."""
     content = f"(?:{re.escape(text_option(where, step, 'content'))})"
     start, stop = (min(number_option(where, step, side), 1 << 16) for side in ("start", "stop"))
     ends = f"(.*?){content}{{0,{stop}}}" if stop else "(.*)"
@@ -172,7 +172,7 @@ def strip(where: str, step: Component) -> Step:
 
 
 def wordpiece(where: str, step: Component) -> Step:
-    """Before each part but the first a space, or, where it begins with the prefix, nothing and no prefix."""
+    """Put a space before each part but the first; a part with the prefix loses it instead."""
     prefix, cleanup = text_option(where, step, "prefix"), step["cleanup"]
 
     def join(parts: list[str]) -> list[str]:
@@ -183,7 +183,7 @@ def wordpiece(where: str, step: Component) -> Step:
 
 
 def metaspace(where: str, step: Component) -> Step:
-    """Spaces for "▁"; none in the first part, unless none was put in front."""
+    """Replace "▁" by a space; the first part loses the one that was put in front."""
     mark = text_option(where, step, "replacement", SPACE)
     old = "always" if step.get("add_prefix_space", True) else "never"
     first = " " if step.get("prepend_scheme", old) == "never" else ""
@@ -191,7 +191,7 @@ def metaspace(where: str, step: Component) -> Step:
 
 
 def end_of_words(where: str, step: Component) -> Step:
-    """A space for the suffix that ends words, but of the last part nothing."""
+    """Replace the suffix that ends words by a space; the last part just loses it."""
     suffix = text_option(where, step, "suffix")
     return lambda parts: [
         part.replace(suffix, " " if number < len(parts) - 1 else "") for number, part in enumerate(parts)
@@ -199,13 +199,13 @@ def end_of_words(where: str, step: Component) -> Step:
 
 
 def collapse(where: str, step: Component) -> Step:
-    """Equal neighbours become one, padding nothing, and the mark between words a space."""
+    """Merge equal neighbours (CTC), drop padding, and replace the mark between words by a space."""
     padding, mark = (text_option(where, step, name) for name in ("pad_token", "word_delimiter_token"))
     cleanup = step["cleanup"]
 
     def join(parts: list[str]) -> list[str]:
         once = [part.replace(padding, "") for part, _ in groupby(parts)]
         cleaned = [clean_up(part).replace(mark, " ") if cleanup else part for part in once]
-        return [part for part in cleaned if part]  # a next step counts only the parts that are left
+        return [part for part in cleaned if part]  # the next step sees only the parts that are left
 
     return join

@@ -1,7 +1,7 @@
-"""Files of tokenizers: texts to learn from, and JSON; whatever cannot be read becomes one sentence.
+"""Files of tokenizers: texts to learn from, and JSON. Every failure to read one becomes an error of one sentence.
 
-A text file is UTF-8. A byte order mark (U+FEFF) at its very start says so, and is no part of the text. Line ends stay
-as they are, a lone carriage return among them: they are characters like all others, and have ids.
+A text file is UTF-8. A byte order mark (U+FEFF) at its very start is not part of the text. Line ends stay as they
+are, including a lone carriage return: they are characters like all others, and have ids.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from typing import Any
 from minillm.errors import DtypeError, InputError
 
 READ_AT_ONCE = 1 << 20  # characters
-UTF8 = "utf-8-sig"  # UTF-8 without the mark
+UTF8 = "utf-8-sig"  # drops the byte order mark
 NAMED_BESIDE = "special_tokens_map.json", "tokenizer_config.json"  # where Hugging Face names special tokens
 ROLES = "bos_token", "eos_token", "pad_token", "unk_token", "cls_token", "sep_token", "mask_token"
 
 
 def read_texts(where: str, text_or_files: str | Path | Iterable[str | Path]) -> Iterator[Iterable[str]]:
-    """Each text to train on, as chunks: a str is a text, a Path a file with one, an iterable holds any number."""
+    """Yield each training text as chunks: a str is a text, a Path a file with one, an iterable holds any number."""
     if isinstance(text_or_files, str):
         yield [text_or_files]
     elif isinstance(text_or_files, Path):
@@ -38,7 +38,7 @@ def read_texts(where: str, text_or_files: str | Path | Iterable[str | Path]) -> 
 
 
 def read_chunks(where: str, path: Path) -> Iterator[str]:
-    """The text of a UTF-8 file, a block at a time, its line ends as they are."""
+    """Yield the text of a UTF-8 file, a block at a time; line ends stay as they are."""
     try:
         with path.open(encoding=UTF8, newline="") as file:
             while chunk := file.read(READ_AT_ONCE):
@@ -47,7 +47,7 @@ def read_chunks(where: str, path: Path) -> Iterator[str]:
         raise InputError(f"{where}: cannot read {path} ({error.strerror}); give the path of a text file") from error
     except UnicodeDecodeError as error:
         raise InputError(
-            f"{where}: {path} is no UTF-8 text ({error.reason} 0x{error.object[error.start]:02x}); "
+            f"{where}: {path} is not UTF-8 text ({error.reason} 0x{error.object[error.start]:02x}); "
             "give a text file, saved as UTF-8"
         ) from error
 
@@ -57,7 +57,7 @@ def read_chunks(where: str, path: Path) -> Iterator[str]:
 
 @contextmanager
 def readable(where: str, what: str, advice: str, passing: str | None = "") -> Iterator[None]:
-    """Whatever is raised inside becomes one InputError; but those that begin with `passing` stay as they are."""
+    """Turn every exception inside into one InputError; errors that begin with `passing` stay as they are."""
     try:
         yield
     except (KeyError, IndexError, TypeError, AttributeError, ValueError) as error:
@@ -75,25 +75,25 @@ def read_json(where: str, path: Path) -> Any:
         raise InputError(
             f"{where}: cannot read {path} ({error.strerror}); give the place where it was saved"
         ) from error
-    except (ValueError, RecursionError) as error:  # no UTF-8, or no JSON, or one that is nested without end
-        raise InputError(f"{where}: {path} is no JSON ({error}); it is damaged, or another file") from error
+    except (ValueError, RecursionError) as error:  # not UTF-8, not JSON, or nested too deeply
+        raise InputError(f"{where}: {path} is not JSON ({error}); it is damaged, or another file") from error
 
 
 def names_beside(where: str, folder: Path) -> dict[str, str]:
-    """What special tokens are for, by role, as the files of Hugging Face say that lie beside a tokenizer.json."""
+    """The special token of each role, by the Hugging Face files that lie beside a tokenizer.json."""
     names: dict[str, str] = {}
     for name in NAMED_BESIDE:
         content = read_json(where, folder / name) if (folder / name).is_file() else {}
         for role in ROLES:
             token = content.get(role) if isinstance(content, dict) else None
-            token = token.get("content") if isinstance(token, dict) else token  # with its flags
+            token = token.get("content") if isinstance(token, dict) else token  # an object with its flags
             if isinstance(token, str):
                 names[role] = token
     return names
 
 
 def write_text(where: str, path: Path, text: str) -> None:
-    """Write a file in one step: to another name first, then renamed, so that it is there in full or not at all."""
+    """Write a file under another name, then rename it, so that it appears in full or not at all."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         unfinished = path.with_name(path.name + ".tmp")

@@ -1,4 +1,4 @@
-"""A tokenizer in the fields `tokenizer.ggml.*` of a .gguf file, the format of llama.cpp.
+"""Read a tokenizer from the fields `tokenizer.ggml.*` of a .gguf file, the format of llama.cpp.
 
 `model` is "gpt2" for byte-level BPE, whose tokens and merges are spelled as in GPT-2's files, and "llama" for
 SentencePiece's BPE, whose pieces have scores. `token_type` says what each token is: 1 ordinary, 2 unknown, 3 control,
@@ -18,7 +18,7 @@ from minillm.tokenizers.vocab_files import BYTE_OF_CHARACTER, read_merge, unspel
 
 UNKNOWN, CONTROL, USER_DEFINED, BYTE = 2, 3, 4, 6
 
-# What llama.cpp calls the patterns (`tokenizer.ggml.pre`), and what else the models' own files set with one.
+# llama.cpp's names of the patterns (`tokenizer.ggml.pre`), with the other settings in the models' own files.
 PATTERNS = {
     "default": "gpt2",
     "gpt-2": "gpt2",
@@ -30,7 +30,7 @@ PATTERNS = {
     "gpt-4o": "gpt4o",
 }
 OPTIONS: dict[str, dict[str, Any]] = {"llama3": {"ignore_merges": True}, "qwen2": {"normalizer": "NFC"}}
-# What llama.cpp takes where a file with a SentencePiece model does not say.
+# llama.cpp's defaults for the fields that a file with a SentencePiece model may lack.
 SENTENCEPIECE = {
     "bos_token_id": 1,
     "eos_token_id": 2,
@@ -42,7 +42,7 @@ SENTENCEPIECE = {
 
 
 def gguf_model(fields: Mapping[str, Any]) -> Any:
-    """What kind of tokenizer the fields hold: "gpt2", "llama", ..."""
+    """The kind of tokenizer in the fields: "gpt2", "llama", ..."""
     return fields.get("tokenizer.ggml.model")
 
 
@@ -95,7 +95,7 @@ def read_gguf_sentencepiece(where: str, fields: Mapping[str, Any]) -> Parts:
 
 
 def short_names(where: str, fields: Mapping[str, Any], model: str, kind: str) -> dict[str, Any]:
-    """The fields of a tokenizer of one kind, without what their names begin with."""
+    """The fields of a tokenizer of one kind, by names without their common prefix."""
     if gguf_model(fields) != model:
         raise InputError(
             f"{where}: tokenizer.ggml.model is {gguf_model(fields)!r}, expected {model!r} ({kind}); "
@@ -105,12 +105,12 @@ def short_names(where: str, fields: Mapping[str, Any], model: str, kind: str) ->
 
 
 def tokens_of(tokens: Sequence[str], types: Sequence[int], wanted: Collection[int]) -> dict[str, int]:
-    """The tokens of some types, with their ids."""
+    """The tokens of these types, with their ids."""
     return {token: i for i, token in enumerate(tokens) if types[i] in wanted}
 
 
 def read_names(given: Mapping[str, Any], tokens: Sequence[str], special_tokens: Collection[str]) -> dict[str, str]:
-    """What special tokens are for, by role."""
+    """The special token of each role."""
     names: dict[str, str] = {}
     for role, key in (("bos", "bos"), ("eos", "eos"), ("pad", "padding"), ("unk", "unknown")):
         i = given.get(f"{key}_token_id")
@@ -120,7 +120,7 @@ def read_names(given: Mapping[str, Any], tokens: Sequence[str], special_tokens: 
 
 
 def read_around(given: Mapping[str, Any], names: Mapping[str, str]) -> tuple[list[str], list[str]]:
-    """What goes before and after a text."""
+    """The special tokens before and after a text."""
     sides = (("add_bos_token", "bos_token"), ("add_eos_token", "eos_token"))
     before, after = ([names[role]] if given.get(key) and role in names else [] for key, role in sides)
     return before, after

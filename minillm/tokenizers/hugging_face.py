@@ -1,12 +1,12 @@
-"""Hugging Face's `tokenizer.json`, read for each kind of tokenizer: components, added tokens, what goes around a text.
+"""Read Hugging Face's `tokenizer.json` for each kind of tokenizer.
 
 Such a file describes a chain: a normalizer changes text, a pre-tokenizer cuts it, a model (BPE, WordPiece, Unigram)
-gives ids, a post-processor puts special tokens around them, a decoder goes back. Added tokens are found in the text
-before all. Each reader here takes the chains that its tokenizer can follow exactly, and refuses others by name, with
-`NotThisKind`, which `Tokenizer.from_file` takes as the sign to read the file by `ChainTokenizer`. It returns the
-arguments of the tokenizer, what goes around a text, and the decoder where it is not the tokenizer's own.
+gives ids, a post-processor puts special tokens around them, a decoder turns ids back into text. Added tokens are found
+in the text before all this. Each reader here accepts the chains that its tokenizer can follow exactly, and refuses
+others by name, with `NotThisKind`; `Tokenizer.from_file` then reads the file with `ChainTokenizer`. A reader returns
+the arguments of the tokenizer, the special tokens around a text, and the decoder where it is not the tokenizer's own.
 
-Truncation and padding, which a file may set, are settings of a call, and passed over.
+Truncation and padding, which a file may set, are settings of a call, and ignored.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from minillm.tokenizers.wordpiece_train import PREFIX
 
 
 def is_byte_level(content: Mapping[str, Any]) -> bool:
-    """Whether the pre-tokenizer spells bytes as GPT-2 does."""
+    """True if the pre-tokenizer spells bytes as GPT-2 does."""
     return any(step["type"] == "ByteLevel" for step in flatten(content.get("pre_tokenizer"), "pretokenizers"))
 
 
@@ -54,14 +54,14 @@ def read_bpe(where: str, content: Mapping[str, Any]) -> Parts:
     expect_defaults(where, "model", model, {**PLAIN_BPE, "byte_fallback": False})
     normalizers = [step["type"] for step in flatten(content.get("normalizer"), "normalizers")]
     if normalizers not in ([], ["NFC"]):
-        raise NotThisKind(f"{where}: normalizer is {' + '.join(normalizers)}; NFC or none is known here")
+        raise NotThisKind(f"{where}: normalizer is {' + '.join(normalizers)}; only NFC or none is supported")
     special_tokens, strips = read_added_tokens(where, content, bool(normalizers))
     patterns, prefix_space = read_pre_tokenizer(where, content.get("pre_tokenizer"))
     spelled = {token: i for token, i in model["vocab"].items() if special_tokens.get(token) != i}
     merges = [read_merge(merge if isinstance(merge, str) else " ".join(merge)) for merge in model["merges"]]
     made = {left + right for left, right in merges}
     in_bytes = {token: unspell(token) for token in special_tokens if BYTE_OF_CHARACTER.keys() >= {*token}}
-    # A pretoken that is a token as a whole stays one where merges are ignored; but these patterns cut some tokens.
+    # With ignore_merges, a pretoken that is itself a token stays whole; but known patterns cut some tokens.
     splitter = Splitter(patterns, prefix_space=False)
     whole = {
         token
@@ -70,11 +70,13 @@ def read_bpe(where: str, content: Mapping[str, Any]) -> Parts:
     }
     refuse_made(where, in_bytes, lambda token: len(token) == 1 or in_bytes[token] in made or token in whole)
     if token := next((token for token, content in in_bytes.items() if token.encode() != content), None):
-        raise NotThisKind(f"{where}: the added token {token!r} is decoded as {in_bytes[token]!r}; only ASCII is known")
+        raise NotThisKind(
+            f"{where}: the added token {token!r} is decoded as {in_bytes[token]!r}; only ASCII is supported"
+        )
     vocab = {unspell(token): i for token, i in spelled.items()}
     expect_all_ids(where, vocab, special_tokens)
     drop_bytes = any(bytes([byte]) not in vocab for byte in range(256))
-    if drop_bytes:  # these would be unknown
+    if drop_bytes:  # these bytes would be unknown
         expect_defaults(where, "model, whose vocab lacks bytes,", model, {"unk_token": None})
     return Parts(
         {
@@ -94,7 +96,7 @@ def read_bpe(where: str, content: Mapping[str, Any]) -> Parts:
 
 
 def is_decoded_by(content: Mapping[str, Any], name: str) -> bool:
-    """Whether the decoder is of one step with a given name."""
+    """True if the decoder is one step of this name."""
     return [step["type"] for step in flatten(content.get("decoder"), "decoders")] == [name]
 
 
@@ -113,15 +115,15 @@ def read_pre_tokenizer(where: str, component: Mapping[str, Any] | None) -> tuple
         else:
             name = " ".join(filter(None, (step["type"], step.get("behavior"))))
             raise NotThisKind(
-                f"{where}: pre_tokenizer has {name} before its end; Digits and Split with behavior Isolated are known "
-                "there"
+                f"{where}: pre_tokenizer has {name} before its last step; only Digits and Split with behavior Isolated "
+                "are supported there"
             )
     if last["type"] != "ByteLevel":
         raise NotThisKind(
-            f"{where}: pre_tokenizer ends with {last['type']}, expected ByteLevel; only that is known here"
+            f"{where}: pre_tokenizer ends with {last['type']}, expected ByteLevel; only that is supported"
         )
     if last.get("add_prefix_space", True) and splits:
-        raise NotThisKind(f"{where}: ByteLevel with other steps has add_prefix_space, which is known only of it alone")
+        raise NotThisKind(f"{where}: ByteLevel has add_prefix_space, which is supported only where it is the one step")
     if last.get("use_regex", True):
         patterns.append(GPT2)
     return patterns, last.get("add_prefix_space", True)
@@ -135,7 +137,7 @@ STRIPPING = {"type": "Strip", "content": " ", "start": 1, "stop": 0}
 
 
 def writes_spaces(content: Mapping[str, Any]) -> bool:
-    """Whether the normalizer or the pre-tokenizer writes spaces as "▁"."""
+    """True if the normalizer or the pre-tokenizer writes spaces as "▁"."""
     steps = flatten(content.get("normalizer"), "normalizers") + flatten(content.get("pre_tokenizer"), "pretokenizers")
     return any(step == SPACES or step["type"] == "Metaspace" for step in steps)
 
@@ -153,7 +155,7 @@ def read_sentencepiece(where: str, content: Mapping[str, Any]) -> Parts:
     if decoder[:3] != [*DECODING] or decoder[3:] not in ([], [STRIPPING]):
         raise NotThisKind(
             f"{where}: decoder is {' + '.join(step['type'] for step in decoder) or None}, expected Replace (of ▁ by a "
-            "space), ByteFallback, Fuse and perhaps Strip (of one space in front); only these are known here"
+            "space), ByteFallback, Fuse and perhaps Strip (of one space in front); only these are supported"
         )
     vocab = {token: i for token, i in model["vocab"].items() if special_tokens.get(token) != i}
     merges = [tuple(merge.split(" ")) if isinstance(merge, str) else tuple(merge) for merge in model["merges"]]
@@ -163,7 +165,7 @@ def read_sentencepiece(where: str, content: Mapping[str, Any]) -> Parts:
     known = BYTE_PIECES if model.get("byte_fallback") else [model.get("unk_token")]
     if missing := [piece for piece in known if piece not in model["vocab"]]:
         raise NotThisKind(
-            f"{where}: {missing[0]!r}, of unknown characters, is no token; only one that is is known here"
+            f"{where}: {missing[0]!r}, which stands for unknown characters, is not a token; add it to vocab"
         )
     return Parts(
         {
@@ -184,7 +186,7 @@ def read_sentencepiece(where: str, content: Mapping[str, Any]) -> Parts:
 
 
 def read_spaces(where: str, content: Mapping[str, Any]) -> tuple[bool, str, bool]:
-    """Whether a normalizer writes the spaces, in front of what one is put, and whether text is cut before each."""
+    """Read how text gets its "▁": if by a normalizer, by which prepend scheme, and if it is cut before each."""
     steps = flatten(content.get("normalizer"), "normalizers")
     splitting = flatten(content.get("pre_tokenizer"), "pretokenizers")
     if not splitting and steps == [SPACES]:
@@ -195,16 +197,16 @@ def read_spaces(where: str, content: Mapping[str, Any]) -> tuple[bool, str, bool
         return False, *read_metaspace(where, splitting[0])
     raise NotThisKind(
         f"{where}: normalizer is {' + '.join(step['type'] for step in steps) or None} and pre_tokenizer "
-        f"{' + '.join(step['type'] for step in splitting) or None}; known here are the normalizers Prepend (of ▁) and "
+        f"{' + '.join(step['type'] for step in splitting) or None}; supported are the normalizers Prepend (of ▁) and "
         "Replace (of a space by ▁), or Replace alone, or the pre-tokenizer Metaspace"
     )
 
 
 def read_metaspace(where: str, metaspace: Component) -> tuple[str, bool]:
-    """The scheme of a Metaspace, and whether it splits."""
+    """The prepend scheme of a Metaspace, and True if it splits."""
     if metaspace.get("replacement", SPACE) != SPACE:
         raise NotThisKind(f"{where}: Metaspace has replacement {metaspace['replacement']!r}, expected {SPACE!r}")
-    old = "always" if metaspace.get("add_prefix_space", True) else "never"  # before there were schemes
+    old = "always" if metaspace.get("add_prefix_space", True) else "never"  # of files older than the schemes
     return metaspace.get("prepend_scheme", old), metaspace.get("split", True)
 
 
@@ -223,7 +225,7 @@ def read_unigram(where: str, content: Mapping[str, Any]) -> Parts:
     if names not in (["Metaspace"], ["WhitespaceSplit", "Metaspace"]):
         raise NotThisKind(
             f"{where}: pre_tokenizer is {' + '.join(names) or None}, expected Metaspace, or WhitespaceSplit and "
-            "Metaspace; only these are known here"
+            "Metaspace; only these are supported"
         )
     prepend_scheme, split = read_metaspace(where, splitting[-1])
     expect_all_ids(where, {piece: i for i, (piece, _) in enumerate(model["vocab"])}, specials)
@@ -252,7 +254,7 @@ def read_wordpiece(where: str, content: Mapping[str, Any]) -> Parts:
     model = expect(where, "model", content["model"], type="WordPiece")
     expect(where, "model", model, continuing_subword_prefix=PREFIX, unk_token=UNK)
     expect(where, "pre_tokenizer", content.get("pre_tokenizer"), type="BertPreTokenizer")
-    basic: dict[str, Any] = dict.fromkeys(asdict(BasicTokenizer()), False)  # no normalizer changes nothing
+    basic: dict[str, Any] = dict.fromkeys(asdict(BasicTokenizer()), False)  # without a normalizer nothing is changed
     if (normalizer := content.get("normalizer")) is not None:
         expect(where, "normalizer", normalizer, type="BertNormalizer")
         basic = {option: normalizer[option] for option in basic}
@@ -264,7 +266,7 @@ def read_wordpiece(where: str, content: Mapping[str, Any]) -> Parts:
         special_tokens[added["content"]] = added["id"]
     vocab = dict(model["vocab"])
     expect_ids(where, model, special_tokens)
-    # The model makes no token with a sign of punctuation in it, or a space: words end there.
+    # The model makes no token that contains punctuation or a space, since words end there.
     apart = {token for token in special_tokens if len(token) > 1 and any(map(ends_a_word, token))}
     refuse_made(where, special_tokens, lambda token: token in vocab and token not in apart)
     unsought = [token for token in BERT_TOKENS if token in vocab and token not in special_tokens]
@@ -296,7 +298,7 @@ def expect(where: str, name: str, component: Any, **expected: Any) -> dict[str, 
         if found.get(key) != value:
             raise NotThisKind(
                 f"{where}: {name} has {key} {found.get(key)!r}, expected {value!r}; "
-                "WordPieceTokenizer knows BERT's components alone"
+                "WordPieceTokenizer supports BERT's components only"
             )
     return found
 
@@ -320,5 +322,5 @@ def check_post_processor(where: str, processor: Any, ids: Mapping[str, int]) -> 
 
 
 def template(name: str, type_id: int) -> dict[str, Any]:
-    """One piece of Hugging Face's TemplateProcessing: a text, A or B, or a special token."""
+    """A piece of Hugging Face's TemplateProcessing: a text, A or B, or a special token."""
     return {"Sequence" if name in "AB" else "SpecialToken": {"id": name, "type_id": type_id}}

@@ -1,6 +1,6 @@
-"""Letters without regard to case, by Unicode's folding, for regular expressions that spell each way out.
+"""Case-insensitive letters, by Unicode's case folding, for regular expressions that spell out every variant.
 
-Most letters fold to one: "K", "k" and the sign of Kelvin are the same. Some fold to several: "ß" to "ss".
+Most letters fold to one letter: "K", "k" and the Kelvin sign all fold to "k". Some fold to several: "ß" to "ss".
 
 Source: Unicode's CaseFolding.txt, as Python's `str.casefold` and `str.lower` have it.
 """
@@ -13,13 +13,13 @@ import regex
 
 
 def in_class(character: str) -> str:
-    """A character as it stands within "[...]"."""
+    """Escape a character for use within "[...]"."""
     return regex.escape(character) if character in "[]\\^-&|~" or character.isspace() else character
 
 
 @cache
 def same_but_for_case() -> tuple[frozenset[str], ...]:
-    """The characters that are one but for case, by Unicode's simple folding: {"k", "K", "K"}, ..."""
+    """Groups of characters that differ by case alone, by Unicode's simple folding: {"k", "K", "K"}, ..."""
     groups: dict[str, set[str]] = {}
     for code in (*range(0xD800), *range(0xE000, 0x20000)):
         character = chr(code)
@@ -44,14 +44,14 @@ def group_of() -> dict[str, frozenset[str]]:
 
 @cache
 def long_folds() -> dict[str, str]:
-    """The characters that fold to several, with these: "ß" to "ss"."""
+    """Map each character that folds to several to these: "ß" to "ss"."""
     everything = (chr(code) for code in (*range(0xD800), *range(0xE000, 0x20000)))
     return {character: fold for character in everything if len(fold := character.casefold()) > 1}
 
 
 @cache
 def characters_of_long_fold() -> dict[str, str]:
-    """The characters that fold to a text of several: "ss" to "ßẞ"."""
+    """Map each folding of several characters to the characters that fold to it: "ss" to "ßẞ"."""
     found: dict[str, str] = {}
     for character, fold in long_folds().items():
         found[fold] = found.get(fold, "") + character

@@ -1,4 +1,4 @@
-"""The merges of a byte-pair encoding as a table in memory, by which many pretokens are merged together."""
+"""A hash table of the merges of a byte-pair encoding, by which many pretokens are merged together."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from minillm.tokenizers.bpe_train import Pair
 
 
 class MergeTable:
-    """Merges many pretokens together: those that have n tokens by now are the rows of an array, (W, n).
+    """Merges many pretokens together: those that now have n tokens are the rows of an array, (W, n).
 
     In every row the pair with the lowest rank, the leftmost of equals, is joined. That leaves n - 1 tokens, and the
     pretokens of n - 1 bytes, which have waited for it, become rows too. A row without a pair to join is finished.
 
     The ranks of all pairs are looked up at once, by hashing (Knuth, "The Art of Computer Programming", volume 3,
     section 6.4): the two ids of a pair make one number, its key, and the top bits of a multiple of the key name the
-    slot that has the pair's rank. Of a slot that several pairs would need, they are left to `rank_of`, a dict.
+    slot that has the pair's rank. Where several pairs need the same slot, their ranks are found in `rank_of`, a dict.
     """
 
     MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)  # 2**64 divided by the golden ratio, which scatters the keys well
@@ -29,7 +29,7 @@ class MergeTable:
     def __init__(self, byte_ids: Sequence[int], rank_of: Mapping[Pair, int], merged: Sequence[int]):
         self.byte_ids, self.merged = np.array(byte_ids), np.array(merged, np.int64)
         self.rank_of = rank_of
-        self.none, self.contested = len(merged), len(merged) + 1  # "ranks" in slots of no pair, and of several
+        self.none, self.contested = len(merged), len(merged) + 1  # "ranks" in slots of no pair, or of several
         ranks = np.fromiter(rank_of.values(), np.int64)
         self.keys = np.full(len(merged) + 2, self.NO_KEY)  # [rank]
         self.keys[ranks] = self.key(*np.fromiter(chain.from_iterable(rank_of), np.int64).reshape(-1, 2).T)
@@ -47,7 +47,7 @@ class MergeTable:
         return keys * self.MULTIPLIER >> self.shift
 
     def ranks(self, left: NDArray[np.int64], right: NDArray[np.int64]) -> NDArray[np.int32]:
-        """The rank of each pair, `none` where it has none; the three arrays have one shape."""
+        """The rank of each pair, or `none`; the three arrays have the same shape."""
         keys = self.key(left, right)
         ranks = self.slots[self.slot(keys)]
         contested = ranks == self.contested
@@ -60,7 +60,7 @@ class MergeTable:
     def merge(self, words: Sequence[bytes]) -> list[tuple[int, ...]]:
         """The ids of pretokens that come in the order of their lengths, as `PretokenIds.merge` gives them."""
         ids_of: list[tuple[int, ...]] = [()] * len(words)
-        longest, waiting = len(words[-1]), len(words)  # words[:waiting] are no rows yet
+        longest, waiting = len(words[-1]), len(words)  # words[:waiting] are not rows yet
         which, ids = np.empty(0, np.int64), np.empty((0, longest), np.int64)  # (W), (W, n): numbers and tokens of rows
         for n in range(longest, 0, -1):
             start = bisect_left(words, n, hi=waiting, key=len)

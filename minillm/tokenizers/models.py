@@ -1,8 +1,8 @@
 """The model of a tokenizer.json: from a piece of text, as the pre-tokenizer cuts it, to ids.
 
     BPE         the characters of the piece, of which neighbours are joined in the order of the merges
-    WordPiece   the longest token that the piece begins with, then the longest that goes on from there
-    WordLevel   the piece is a token, or unknown
+    WordPiece   the longest token that the piece begins with, then the longest that continues from there
+    WordLevel   the piece is a token as a whole, or unknown
     Unigram     the most probable of all ways to cut the piece (unigram.py)
 
 `hidden` tokens are in the vocabulary, but no text becomes one.
@@ -28,12 +28,12 @@ Model = Callable[[str], Sequence[int]]
 def read_vocab(where: str, model: Component) -> dict[str, int]:
     """The tokens of a model with their ids.
 
-    Raises: InputError for what is no table of texts and ids, or gives one id to two tokens.
+    Raises: InputError for a vocab that is not a table of texts and ids, or gives one id to two tokens.
     """
     vocab: Any = model.get("vocab")
     if isinstance(vocab, list):
         if not all(isinstance(pair, (list, tuple)) and len(pair) == 2 for pair in vocab):
-            raise InputError(f"{where}: vocab is no list of pieces with their scores; get the file again")
+            raise InputError(f"{where}: vocab is not a list of pieces with their scores; get the file again")
         vocab = {piece: i for i, (piece, _) in enumerate(vocab)}
     if vocab in ({}, []):
         raise InputError(f"{where}: vocab has no tokens; get the file again")
@@ -51,7 +51,7 @@ def read_vocab(where: str, model: Component) -> dict[str, int]:
 def read_model(where: str, content: Mapping[str, Any], hidden: Collection[str] = ()) -> Model:
     """The model of a tokenizer.json.
 
-    Raises: InputError for a model, or an option of one, that is not known.
+    Raises: InputError for a model, or an option of one, that is not supported.
     """
     model = content["model"]
     kinds: dict[str, Callable[[str, Component, Collection[str]], Model]] = {
@@ -61,7 +61,7 @@ def read_model(where: str, content: Mapping[str, Any], hidden: Collection[str] =
         "Unigram": unigram,
     }
     if (kind := model_type(content)) not in kinds:
-        raise InputError(f"{where}: model has type {kind!r}, which is not known here{did_you_mean(str(kind), kinds)}")
+        raise InputError(f"{where}: model has type {kind!r}, which is not supported{did_you_mean(str(kind), kinds)}")
     return kinds[str(kind)](where, model, hidden)
 
 
@@ -84,7 +84,7 @@ class BPE:
         for rank, merge in enumerate(model["merges"]):
             self._add_merge(rank, merge, hidden)
         # Where no option looks at where a piece begins or ends, it can be cut where no token goes on.
-        # What is unknown looks so too: left out, it has neighbours meet, and as a token it can be merged, or fused.
+        # Unknown characters matter too: left out, they let neighbours meet, and as tokens they can be merged, or fused.
         merged = {token for pair in self.ranks for token in pair}
         all_bytes = self.byte_ids is not None and None not in self.byte_ids and merged.isdisjoint(self.byte_ids)
         unk_id = self.all.get(self.unk_token or "")
@@ -112,9 +112,9 @@ class BPE:
         return [i for word in words for i in merge_pairs(self._symbols(word), self.ranks, self.made)]
 
     def _symbols(self, word: str) -> list[int]:
-        """The ids of the characters, with what is unknown as the model writes it, or left out."""
+        """The ids of the characters; unknown ones are written as the model does, or left out."""
         ids: list[int] = []
-        waiting: list[int] = []  # what is unknown, until a token follows
+        waiting: list[int] = []  # ids for unknown characters, until a token follows
         for place, character in enumerate(word):
             symbol = (self.prefix if place else "") + character + (self.suffix if place == len(word) - 1 else "")
             if (i := self.vocab.get(symbol)) is not None:
@@ -123,7 +123,7 @@ class BPE:
                 continue
             spelled = [self.byte_ids[byte] for byte in symbol.encode()] if self.byte_ids else [None]
             if None not in spelled:
-                ids += [i for i in spelled if i is not None]  # before what waits, as in their code
+                ids += [i for i in spelled if i is not None]  # before the waiting ids, as in Hugging Face's code
             elif self.unk_token is not None and not (waiting and self.fuse_unk):
                 ids += waiting
                 waiting = [unknown_id(self.where, self.all, self.unk_token)]
@@ -138,18 +138,18 @@ def read_unk_token(where: str, model: Component) -> str | None:
 def unknown_id(where: str, vocab: Mapping[str, int], unk_token: str | None) -> int:
     """The id of unknown text.
 
-    Raises: InputError where there is none.
+    Raises: InputError where the vocabulary has none.
     """
     if unk_token is None or unk_token not in vocab:
         raise InputError(
-            f"{where}: the text has what is no token, and unk_token {unk_token!r} is no token either; "
+            f"{where}: the text has something that is not a token, and unk_token {unk_token!r} is not a token either; "
             "give text of the vocabulary's characters"
         )
     return vocab[unk_token]
 
 
 class WordPiece:
-    """The longest tokens from left to right; one unknown token for a piece that they do not fill, or a long one."""
+    """The longest tokens from left to right; one unknown token for a long piece, or one that tokens cannot fill."""
 
     def __init__(self, where: str, model: Component, hidden: Collection[str]):
         self.where, self.all, self.unk_token = where, read_vocab(where, model), read_unk_token(where, model)
@@ -174,7 +174,7 @@ class WordPiece:
 
 
 class WordLevel:
-    """A piece is a token, or unknown."""
+    """A piece is a token as a whole, or unknown."""
 
     def __init__(self, where: str, model: Component, hidden: Collection[str]):
         self.where, self.all, self.unk_token = where, read_vocab(where, model), read_unk_token(where, model)

@@ -1,8 +1,8 @@
-"""Unicode's normal forms, in a time that grows as the text does.
+"""Unicode's normal forms, in linear time.
 
-Within a run of combining marks, a normal form sorts them by their classes. Python's `unicodedata.normalize` sorts by
-insertion, which takes the square of the length of a run: a text of a million marks, an accent above and one below in
-turn, would take hours. Long runs are sorted here first.
+Within a run of combining marks, a normal form sorts them by their classes. Python's `unicodedata.normalize` uses
+insertion sort, quadratic in the length of a run: a text of a million marks, an accent above and one below in turn,
+would take hours. Long runs are sorted here first.
 
 Source: Unicode Standard Annex 15; section 3.11 of the standard for the order of marks.
 """
@@ -19,7 +19,7 @@ LONG_RUN = regex.compile(r"\P{Canonical_Combining_Class=0}{64,}")
 
 
 def normalise(form: Form, text: str) -> str:
-    """`text` in a normal form of Unicode."""
+    """Bring `text` into a normal form of Unicode."""
     apart: Form = "NFKD" if "K" in form else "NFD"
 
     def in_order(match: regex.Match[str]) -> str:

@@ -1,4 +1,4 @@
-"""Text before any model: its normal form, and words that begin with "▁", as SentencePiece has them.
+"""The steps before any model: normalising text, and cutting it into words that begin with "▁", as in SentencePiece.
 
 A normalizer is a chain of steps, spelled as in Hugging Face's tokenizer.json: forms of Unicode, lower case, no accents,
 replacements, or SentencePiece's own compiled table (`CharacterTable`). `Metaspace` runs them, writes each space as "▁"
@@ -41,22 +41,22 @@ Step = Mapping[str, Any]
 
 
 def strip_accents(text: str) -> str:
-    """The text without marks (categories M*); it should have been taken apart by NFD or NFKD before."""
+    """Drop marks (categories M*) from a text that NFD or NFKD has decomposed."""
     return "".join([c for c in text if not unicodedata.category(c).startswith("M")])
 
 
 def strip_ends(text: str, left: bool, right: bool) -> str:
-    """The text without white space at its start, its end, or both."""
+    """Drop white space from the start of the text, its end, or both."""
     text = text.lstrip(WHITE) if left else text
     return text.rstrip(WHITE) if right else text
 
 
 def spell_bytes(text: str) -> str:
-    """The bytes of the text, each as GPT-2 spells it."""
+    """Write the bytes of the text as GPT-2 spells them."""
     return "".join([CHARACTER_OF_BYTE[byte] for byte in text.encode()])
 
 
-# What SentencePiece's "nmt" drops, and what it makes a space.
+# The characters that SentencePiece's "nmt" drops, and those that it replaces by a space.
 NMT: dict[int, str | None] = {
     **dict.fromkeys([*range(1, 9), 0xB, *range(0xE, 0x20), 0x7F, 0x8F, 0x9F]),
     **dict.fromkeys([9, 10, 12, 13, 0x1680, *range(0x200B, 0x2010), 0x2028, 0x2029, 0x2581, 0xFEFF, 0xFFFD], " "),
@@ -67,12 +67,12 @@ NORMALISERS: dict[str, Callable[[str], str]] = {
     "NFD": partial(normalise, "NFD"),
     "NFKC": partial(normalise, "NFKC"),
     "NFKD": partial(normalise, "NFKD"),
-    "Lowercase": lambda text: "".join([c.lower() for c in text]),  # by character: a final sigma is like any other
+    "Lowercase": lambda text: "".join([c.lower() for c in text]),  # by character: a final sigma is not special
     "StripAccents": strip_accents,
     "Nmt": lambda text: text.translate(NMT),
     "ByteLevel": spell_bytes,
 }
-LOCAL = NORMALISERS.keys() - {"Nmt", "ByteLevel"}  # those that make no space of what is none
+LOCAL = NORMALISERS.keys() - {"Nmt", "ByteLevel"}  # steps that never turn another character into a space
 
 
 def normalise_with(step: Step) -> Callable[[str], str]:
@@ -85,7 +85,7 @@ def normalise_with(step: Step) -> Callable[[str], str]:
     "String"; `{"type": "Prepend", "prepend": text}`; or `{"type": "BertNormalizer"}` with the options of
     `BasicTokenizer`; or `{"type": "Precompiled", "precompiled_charsmap": text}`, see `CharacterTable`.
 
-    Raises: InputError for a step that is not known, or cannot be read.
+    Raises: InputError for a step that is not supported, or cannot be read.
     """
     name = step.get("type")
     if name in NORMALISERS:
@@ -108,7 +108,7 @@ def normalise_with(step: Step) -> Callable[[str], str]:
     if name == "Precompiled":
         return CharacterTable(step["precompiled_charsmap"])
     known = [*NORMALISERS, "Strip", "Replace", "Prepend", "BertNormalizer", "Precompiled"]
-    raise InputError(f"UnigramTokenizer: normalizer {name!r} is not known here{did_you_mean(str(name), known)}")
+    raise InputError(f"UnigramTokenizer: normalizer {name!r} is not supported{did_you_mean(str(name), known)}")
 
 
 class Normaliser:
@@ -124,17 +124,17 @@ class Normaliser:
         return text
 
     def lead(self, text: str) -> int:
-        """How many characters at the start of what the steps make of `text` come from its first one."""
+        """Number of characters at the start of the normalised text that come from the first character of `text`."""
         first = text[:1]
         for step, function in zip(self.steps, self.functions, strict=True):
             name, begins = step["type"], text[:1]
             if name == "Strip":
                 dropped = step.get("strip_left", True) and begins in WHITE
             elif name == "Precompiled":
-                dropped = False  # in their code, what it drops at the start gives its place to what follows
+                dropped = False  # in Hugging Face's code, text dropped at the start gives its place to what follows
             elif name == "Replace":
                 start, end = next(ForeignPattern("normalizer Replace", step["pattern"]).spans(text), (1, 1))
-                dropped = start == 0 and (end > 1 or not step["content"])  # several are no first one in their code
+                dropped = start == 0 and (end > 1 or not step["content"])  # a match of several is not first there
             else:
                 dropped = not function(begins)
             if dropped:
@@ -151,8 +151,8 @@ class CharacterTable:
     at the place of its parent's children xor b, and carries b as its label. Where a key ends, the unit at xor 0 has the
     place of its replacement.
 
-    As in Hugging Face's `tokenizers`, a grapheme of at most 5 bytes is looked up as a whole, then every character by
-    itself; and the *shortest* key that it begins with counts.
+    A grapheme of at most 5 bytes is looked up as a whole, then every character by itself; the *shortest* key that the
+    text begins with counts. All this is as in Hugging Face's `tokenizers`.
 
     Raises: InputError for a table that is damaged.
     """
@@ -205,7 +205,7 @@ class CharacterTable:
 
     @staticmethod
     def children(unit: int) -> int:
-        """How far, by xor, the children of a unit are from it: 21 bits, counted in 256s where bit 9 is set."""
+        """The offset, by xor, from a unit to its children: 21 bits, in units of 256 where bit 9 is set."""
         return unit >> 10 << ((unit & 1 << 9) >> 6)
 
 
@@ -222,9 +222,9 @@ class Metaspace:
         self.local = (split or by_white) and all(step["type"] in LOCAL for step in self.normalise.steps)
 
     def settled(self, text: str) -> int:
-        """Where the last cut is that nothing can change that may follow `text`: before a space; 0 where there is none.
+        """The position of the last cut, before a space, that no following text can change; 0 without such a cut.
 
-        With a normaliser that may look over spaces, or without a split, a stretch is held until its end is known.
+        If the normaliser may look across spaces, or without a split, a stretch is held until its end is known.
         """
         return max(0, text.rfind(" ")) if self.local else 0
 

@@ -1,17 +1,18 @@
-"""Regular expressions of a tokenizer.json, in the spelling of Python's `regex`.
+"""Translate the regular expressions of a tokenizer.json into those of Python's `regex`.
 
-Hugging Face's `tokenizers` runs Oniguruma, whose patterns look like those of `regex` and differ in small things, none
-of which is an error: a pattern would cut text in other places, without a word. So each is read in full, by Oniguruma's
-grammar, and written anew, with nothing left in it that the two take differently:
+Hugging Face's `tokenizers` uses Oniguruma, whose patterns look like those of `regex` and differ in small things, none
+of which raises an error: a pattern would silently cut text in other places. So each pattern is parsed by Oniguruma's
+grammar, and written so that both read it alike:
 
     [a[b-d]]        [a-d]                classes within classes, and those that overlap (&&)
     [[:digit:]]     \\p{Nd}               POSIX classes, \\h, \\R, \\N, \\O, \\p{Word} and \\w by their definitions
-    x{,}            x\\{,\\}               what is no repetition there
-    x{1,2}+         (?:x{1,2})+          what repeats a repetition there, and is possessive here
+    x{,}            x\\{,\\}               literal text in Oniguruma
+    x{1,2}+         (?:x{1,2})+          repeats a repetition there, possessive here
     ^ $ \\Z          (?m:^) (?m:$) ...     every line begins and ends there
     (?i:ss)         (?:[sſS][sſS]|[ßẞ])  letters without regard to case, by Unicode's folding, "ß" as "ss" too
 
-What has no equal is refused by name: backreferences and calls of groups, absence (?~...), \\K, \\G, \\y, and others.
+Features without an equivalent are refused by name: backreferences and calls of groups, absence (?~...), \\K, \\G, \\y,
+and others.
 
 Sources: doc/RE of Oniguruma 6.9; Unicode's CaseFolding.txt, as Python's `str.casefold` has it.
 """
@@ -34,12 +35,12 @@ LINE_END = r"(?>\r\n|[\n-\r\x85\u2028\u2029])"
 
 
 def translate(where: str, pattern: str) -> tuple[str, bool]:
-    """A pattern of Oniguruma as one of `regex`, and whether it may match an empty text.
+    """Translate a pattern of Oniguruma; returns the pattern for `regex`, and True if it may match an empty text.
 
-    Raises: InputError for one that cannot be read, or has what is not known here.
+    Raises: InputError for a pattern that cannot be read, or has a feature that is not supported.
     """
     if not isinstance(pattern, str):
-        raise InputError(f"{where}: {pattern!r} is no regular expression; give a text")
+        raise InputError(f"{where}: {pattern!r} is not a regular expression; give a text")
     reader = Reader(where, pattern)
     made, least = reader.alternatives("")
     if reader.place < len(pattern):
@@ -47,28 +48,28 @@ def translate(where: str, pattern: str) -> tuple[str, bool]:
     try:
         regex.compile(made)
     except regex.error as error:
-        raise InputError(f"{where}: the pattern {pattern!r} cannot be read ({error}); mend it") from error
+        raise InputError(f"{where}: the pattern {pattern!r} cannot be read ({error}); correct it") from error
     return made, least == 0
 
 
 class Reader:
     """Reads a pattern from left to right; every method returns what it has read, in the new spelling.
 
-    Most return the length of the shortest text that it may match too. `flags` are those that hold: "i" for no regard
-    to case, "m" for a "." that is any character, "x" for white space that is left out.
+    Most methods also return the length of the shortest text that may match. `flags` are the current ones: "i" ignores
+    case, "m" lets "." match any character, "x" skips white space.
     """
 
     def __init__(self, where: str, pattern: str):
         self.where, self.pattern, self.place = where, pattern, 0
-        self.behind = 0  # how many lookbehinds are open
+        self.behind = 0  # number of open lookbehinds
 
     def refuse(self, what: str) -> NoReturn:
         raise InputError(
-            f"{self.where}: the pattern {self.pattern!r} has {what}, which is not known here; write it without"
+            f"{self.where}: the pattern {self.pattern!r} has {what}, which is not supported; write it without"
         )
 
     def taken(self, text: str) -> bool:
-        """Whether `text` comes next; then it is passed."""
+        """True if `text` comes next; it is then consumed."""
         if self.pattern.startswith(text, self.place):
             self.place += len(text)
             return True
@@ -83,7 +84,7 @@ class Reader:
     # Groups
 
     def alternatives(self, flags: str) -> tuple[str, int]:
-        """What stands between two parentheses, or is the whole pattern."""
+        """Read the content of a group, or the whole pattern."""
         made, least = self.sequence(flags)
         shortest = [least]
         parts = [made]
@@ -94,9 +95,9 @@ class Reader:
         return "|".join(parts), min(shortest)
 
     def sequence(self, flags: str) -> tuple[str, int]:
-        """What stands between two "|"."""
+        """Read one alternative, up to the next "|"."""
         parts: list[str] = []
-        least, letters = 0, ""  # letters: those that have come last, without regard to case
+        least, letters = 0, ""  # letters: the case-insensitive ones read last
         while self.place < len(self.pattern) and self.pattern[self.place] not in "|)":
             if "x" in flags and self.skipped():
                 continue
@@ -105,7 +106,7 @@ class Reader:
                     pass
                 continue
             if "i" in flags and (inner := LETTERS_APART.match(self.pattern, self.place)):
-                letters += inner.group(1) or inner.group(2)  # as Oniguruma, which takes them for one text
+                letters += inner.group(1) or inner.group(2)  # Oniguruma matches them as one text
                 self.place = inner.end()
                 continue
             character = self.literal() if "i" in flags else None
@@ -140,7 +141,7 @@ class Reader:
         return False
 
     def literal(self) -> str | None:
-        """A character that stands for itself, passed; or None, and nothing is passed."""
+        """Consume and return a character that stands for itself; or return None and consume nothing."""
         character = self.pattern[self.place]
         if character in ".^$[(*+?\\":
             start = self.place
@@ -154,7 +155,7 @@ class Reader:
         return character
 
     def option_for_the_rest(self) -> str:
-        """The "i-m" of a "(?i-m)", which holds to the end of the group; an empty text where there is none."""
+        """The "i-m" of a "(?i-m)", which holds to the end of the group; an empty text if none comes next."""
         match = regex.compile(r"\(\?([imx]*(?:-[imx]*)?)\)").match(self.pattern, self.place)
         if match is None or match.end() == self.place + 3:
             return ""
@@ -162,7 +163,7 @@ class Reader:
         return str(match.group(1))
 
     def one(self, flags: str) -> tuple[str, int]:
-        """One thing that can be repeated."""
+        """Read one item that can be repeated."""
         character = self.next()
         if character == "(":
             return self.group(flags)
@@ -181,7 +182,7 @@ class Reader:
         return regex.escape(character, special_only=True), 1
 
     def group(self, flags: str) -> tuple[str, int]:
-        """A group, behind its "("."""
+        """Read a group, after its "("."""
         opening, looks = "(?:", False
         if self.taken("?"):
             for sign in (":", "=", "!", ">", "<=", "<!"):
@@ -207,11 +208,11 @@ class Reader:
     # Repetitions
 
     def repeats(self) -> bool:
-        """Whether what was read last is repeated."""
+        """True if a repetition of the last item comes next."""
         return self.pattern[self.place : self.place + 1] in {"*", "+", "?"} or self.bounds(passing=False) is not None
 
     def bounds(self, passing: bool = True) -> tuple[str, bool] | None:
-        """A repetition "{n,m}" as `regex` writes it, and whether it is one "{n}"."""
+        """A repetition "{n,m}" as `regex` writes it, and True if it has the form "{n}"."""
         match = regex.compile(r"\{(\d*)(,?)(\d*)\}").match(self.pattern, self.place)
         if match is None or not (match.group(1) or match.group(3)):
             return None
@@ -223,7 +224,7 @@ class Reader:
         return f"{{{low or 0}{comma}{high}}}", not comma
 
     def repeated(self, made: str, least: int) -> tuple[str, int]:
-        """`made` with all repetitions that follow it; one of a repetition is one of a group."""
+        """Append all repetitions that follow to `made`; a repetition of a repetition becomes that of a group."""
         again = False
         while self.repeats():
             made = f"(?:{made})" if again else made
@@ -238,7 +239,7 @@ class Reader:
                 sign, exact = found
                 low = int(sign[1:].split(",")[0].rstrip("}"))
                 if self.taken("?"):
-                    # Of "{n}" it makes it one that may be absent, of "{n,m}" one that is as short as can be.
+                    # After "{n}" a "?" makes the item optional, after "{n,m}" it makes the repetition lazy.
                     made, sign, low = (f"(?:{made}{sign})", "?", 0) if exact else (made, f"{sign}?", low)
             made, least = made + sign, least * low
         return made, least
@@ -246,7 +247,7 @@ class Reader:
     # Escapes
 
     def escaped_character(self) -> str | None:
-        r"""The character that an escape such as "\n" or "\x41" stands for, or None where it stands for no such."""
+        r"""The character that an escape such as "\n" or "\x41" stands for, or None for another escape."""
         if not self.taken("\\"):
             return None
         character = self.next()
@@ -275,7 +276,7 @@ class Reader:
         return character
 
     def escape(self, flags: str) -> tuple[str, int]:
-        r"""What is behind a "\"."""
+        r"""Read an escape, after its "\"."""
         self.place -= 1
         start = self.place
         character = self.escaped_character()
@@ -304,20 +305,20 @@ class Reader:
         return fixed[character]
 
     def character_class(self, flags: str) -> str:
-        """A class, behind its "["."""
+        """Read a class, after its "["."""
         return ClassReader(self, flags).read()
 
 
 def changed(flags: str, option: str) -> str:
-    """The flags that hold behind "i-m"."""
+    """The flags after "i-m"."""
     on, _, off = option.partition("-")
     return "".join(sorted({*flags, *on} - {*off}))
 
 
 def folded(letters: str, reader: Reader) -> str:
-    """An expression of the texts that are `letters` but for case: of "ss" are "Ss" and "ß".
+    """An expression that matches `letters` in any case: "ss" also matches "Ss" and "ß".
 
-    From the left, as many letters as together are the fold of one are taken as such.
+    From the left, the longest run of letters that together is the case folding of one letter may be that letter.
     """
     parts, place = [], 0
     while place < len(letters):

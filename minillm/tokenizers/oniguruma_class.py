@@ -1,8 +1,8 @@
-"""Classes of characters as Oniguruma has them, "[a-z&&[^aeiou]]", in the spelling of Python's `regex`.
+"""Translate Oniguruma's character classes, such as "[a-z&&[^aeiou]]", into those of Python's `regex`.
 
 See oniguruma.py, which reads the rest of a pattern.
 
-Sources: doc/RE of Oniguruma 6.9; what its sets hold was compared with those of `regex`, character by character.
+Sources: doc/RE of Oniguruma 6.9; the members of its sets were compared with `regex`, character by character.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ POSIX = {
 }
 PROPERTIES = {**POSIX, "word": WORD, "punct": r"\p{P}", "any": r"\x00-\U0010ffff"}
 SEEN = {
-    "graph": r"\p{White_Space}\p{Cc}\p{Cs}\p{Cn}",  # what is not in it
+    "graph": r"\p{White_Space}\p{Cc}\p{Cs}\p{Cn}",  # the complement
     "print": r"\p{Cc}\p{Cs}\p{Cn}\u2028\u2029",
 }
 # Sets without letters, or with both cases of each.
@@ -43,7 +43,7 @@ ANY = "(?s:.)"
 
 
 class Pattern(Protocol):
-    """What is needed of the reader of the whole pattern."""
+    """The methods that a ClassReader needs of the reader of the whole pattern."""
 
     pattern: str
     place: int
@@ -60,7 +60,7 @@ class Pattern(Protocol):
 class ClassReader:
     """Reads a class of characters: a union of characters, ranges, sets and classes, or several that overlap.
 
-    Each is a text that stands within "[...]"; what cannot is an expression of its own, that matches one character.
+    Each is a text for use within "[...]", or, where that is impossible, an expression that matches one character.
     """
 
     def __init__(self, reader: Pattern, flags: str):
@@ -105,7 +105,7 @@ class ClassReader:
         return f"(?:(?!{together}){ANY})" if negated else f"(?:{together})"
 
     def posix(self) -> str:
-        """A POSIX class such as "[:digit:]"; an empty text where it is none."""
+        """A POSIX class such as "[:digit:]"; an empty text if none comes next."""
         reader = self.reader
         match = regex.compile(r"\[:(\^?)(\w+):\]").match(reader.pattern, reader.place)
         if match is None:
@@ -120,7 +120,7 @@ class ClassReader:
         return f"[^{POSIX[name]}]" if negated else POSIX[name]
 
     def expect_caseless(self, name: str) -> None:
-        """Refuse a set of letters within a class without regard to case: there it has "ß", and so "ss"."""
+        """Refuse a set of letters within a case-insensitive class: it has "ß" there, and so "ss"."""
         if self.fold and self.within and name not in CASELESS:
             self.reader.refuse(f"the set {name!r} in a class without regard to case")
 
@@ -130,7 +130,7 @@ class ClassReader:
         return expression or f"[{items}]"
 
     def escape(self) -> tuple[str, str]:
-        r"""A set, at its "\": what stands within a class, or an expression of its own."""
+        r"""A set, at its "\": a text for use within a class, or an expression of its own."""
         reader = self.reader
         reader.place += 1
         letter = reader.next()
@@ -153,7 +153,7 @@ class ClassReader:
         return ("", f"[^{inside}]") if negated else (inside, "")
 
     def add(self, items: str) -> tuple[str, str]:
-        """`items` with one more character or range; or an expression of its own."""
+        """Add one more character or range to `items`; or return it as an expression of its own."""
         reader = self.reader
         start = reader.place
         if reader.pattern[start] == "\\":
@@ -180,7 +180,7 @@ class ClassReader:
         return items + self.spelled(low, high), ""
 
     def spelled(self, low: str, high: str) -> str:
-        """The characters from one to another, with those that differ from them by case alone."""
+        """The range from `low` to `high`, with the characters that differ from its members by case alone."""
         made = in_class(low) if low == high else f"{in_class(low)}-{in_class(high)}"
         if not self.fold:
             return made
@@ -195,7 +195,7 @@ class ClassReader:
 
 @cache
 def property_set(name: str) -> str:
-    """A property of Unicode as it stands within "[...]"; an empty text where it is not known.
+    """A property of Unicode for use within "[...]"; an empty text where it is unknown.
 
     Names of general categories and scripts are common to both; Oniguruma's own are those of POSIX classes.
     """

@@ -1,22 +1,22 @@
-"""Pretokens: how the text of a byte-level BPE is cut into words, numbers and signs before any merge.
+"""Cut the text of a byte-level BPE into pretokens, that is words, numbers and signs, before any merge.
 
-A pattern is a regular expression. Its matches, from left to right, are pretokens, and so is what lies between two
-matches. Several patterns cut one after the other: each cuts the pieces that the one before has left.
+A pattern is a regular expression. Its matches, from left to right, are pretokens, and so is the text between two
+matches. Several patterns cut one after the other: each cuts the pieces that the previous one has left.
 
     "gpt2"     an English contraction; letters, digits or other signs, with one space before them; white space
-    "smollm"   every digit alone, and what lies between by GPT-2's pattern: SmolLM, StarCoder
+    "smollm"   every digit alone, and the text between by GPT-2's pattern: SmolLM, StarCoder
     "llama3"   any one sign before letters; digits in threes; a line end stays with the signs before it: GPT-4 (cl100k)
     "qwen2"    as llama3, every digit alone
     "gpt4o"    as llama3, and a capital after a small letter begins anew; contractions stay with their word
 
-Before the patterns come a normal form of Unicode (Qwen2's NFC) and a space in front (RoBERTa's), where they are set.
+Before that, options may bring text into a normal form of Unicode (Qwen2's NFC) and put a space in front (RoBERTa's).
 
-**What is settled** (see base.py): when text is cut at an arbitrary place, a pattern may go on over the cut, and how
-far it looks ahead is hard to say: `\\s*[\\r\\n]+` looks for the last line end of the white space, however long. But
-none of those above joins a letter or digit to a sign behind it that is no letter, mark, digit or apostrophe, or looks
-beyond that sign. So text is encoded up to the last such place, "word|," or "word| ", and the rest waits. The same
-place cuts NFC: marks alone (and Hangul, letters) join with what stands before. With another pattern, which may do
-anything, the whole text waits for its end.
+**Settled text** (see base.py): when text is cut at an arbitrary place, a match may continue over the cut, and how far a
+pattern looks ahead is hard to say: `\\s*[\\r\\n]+` looks for the last line end of the white space, however long. But
+none of the patterns above joins a letter or digit to a following sign that is not a letter, mark, digit or apostrophe,
+or looks beyond that sign. So text is encoded up to the last such place, "word|," or "word| ", and the rest waits. NFC
+may be cut there too: only marks (and Hangul, letters) join with the character before. With another pattern, which may
+do anything, the whole text waits for its end.
 
 Sources: Radford et al., "Language Models are Unsupervised Multitask Learners" (2019); the code of `tiktoken` (OpenAI)
 for cl100k and o200k; the tokenizer.json of SmolLM2, Llama 3 and Qwen2.
@@ -46,10 +46,10 @@ GPT4O = (
 )
 PATTERNS = {"gpt2": (GPT2,), "smollm": (DIGIT, GPT2), "llama3": (LLAMA3,), "qwen2": (QWEN2,), "gpt4o": (GPT4O,)}
 
-# The places, from the last, where a pretoken ends whatever follows: before a sign, behind a letter or digit.
+# The places, from the last on, where a pretoken certainly ends: before a sign, after a letter or digit.
 CUT = regex.compile(r"(?r)(?<=[\p{L}\p{N}])[^\p{L}\p{M}\p{N}']")
 
-# The patterns above as files spell them.
+# The patterns above, by their spellings in files.
 SPELLINGS = {
     r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+": GPT2,
     **{one: one for several in PATTERNS.values() for one in several},
@@ -59,8 +59,8 @@ SPELLINGS = {
 class Splitter:
     """Cuts text into pretokens; the arguments are those of `BPETokenizer`.
 
-    Raises: InputError for a pattern that is no regular expression or has groups that capture, or a normal form that is
-    not known.
+    Raises: InputError for a pattern that is not a regular expression or has groups that capture, or a normal form that
+    is not supported.
     """
 
     def __init__(
@@ -77,18 +77,18 @@ class Splitter:
         self.plain_gpt2 = self.patterns == (GPT2,) and normalizer is None and not prefix_space
 
     def settled(self, text: str, more: bool) -> tuple[list[str], int]:
-        """The pretokens of the start of `text` that nothing can change that may follow it, and where that start ends.
+        """The settled pretokens of `text`, which no following text can change, and where they end.
 
-        `text` is a stretch without special tokens, or what `settled` has left of one.
+        `text` is a stretch without special tokens, or the rest of one after an earlier call.
         """
         end = self.last_cut(text) if more else len(text)
         return self.pretokens(text[:end]), end
 
     def last_cut(self, text: str) -> int:
-        """Where the settled part of `text` ends."""
+        """The end of the settled part of `text`."""
         for match in CUT.finditer(text) if self.known else ():
             cut = match.start()
-            # A letter that NFC takes apart ends in a mark. And only what begins with a space gets none in front.
+            # A letter that NFC decomposes ends in a mark. And only text that begins with a space gets none in front.
             whole = self.normalizer is None or unicodedata.is_normalized("NFC", text[cut - 1])
             if whole and (not self.prefix_space or text[cut] == " "):
                 return cut
@@ -106,9 +106,9 @@ class Splitter:
 
 
 def check_foreign(where: str, pattern: str) -> str:
-    """A regular expression of a tokenizer.json in our spelling.
+    """Translate a regular expression of a tokenizer.json.
 
-    Raises: InputError where it has what has no equal here.
+    Raises: InputError for a feature without an equivalent here.
     """
     return SPELLINGS[pattern] if pattern in SPELLINGS else translate(where, pattern)[0]
 
@@ -116,12 +116,12 @@ def check_foreign(where: str, pattern: str) -> str:
 class ForeignPattern:
     """A pattern of a tokenizer.json, `{"String": text}` or `{"Regex": pattern of Oniguruma}`, ready for use.
 
-    Raises: InputError for one that is neither, or has no equal here.
+    Raises: InputError for another object, or a feature without an equivalent here.
     """
 
     def __init__(self, where: str, component: Mapping[str, str]):
         if len(component) != 1 or not component.keys() <= {"String", "Regex"}:
-            raise InputError(f"{where}: {dict(component)} is no pattern; give a String or a Regex")
+            raise InputError(f"{where}: {dict(component)} is not a pattern; give a String or a Regex")
         if "String" in component:
             self.pattern, self.may_be_empty = f"(?:{regex.escape(component['String'])})", not component["String"]
         elif component["Regex"] in SPELLINGS:
@@ -133,8 +133,8 @@ class ForeignPattern:
     def spans(self, text: str) -> Iterator[tuple[int, int]]:
         """Start and end of each match, from left to right.
 
-        As in Oniguruma's binding for Rust, an empty match is passed over where the one before has ended, and what may
-        begin there too.
+        An empty match directly after the previous match is skipped, with any other match that begins there, as in
+        Oniguruma's binding for Rust.
         """
         if not self.may_be_empty:
             yield from (match.span() for match in self.found.finditer(text))
@@ -149,7 +149,7 @@ class ForeignPattern:
             place = last = end
 
     def replace(self, text: str, content: str) -> str:
-        """The text with `content` in the place of each match."""
+        """Replace each match in the text by `content`."""
         parts, place = [], 0
         for start, end in self.spans(text):
             parts += [text[place:start], content]
@@ -158,13 +158,16 @@ class ForeignPattern:
 
 
 def compiled(pattern: str) -> regex.Pattern[str]:
-    """A pattern that `split` gives the matches of, and what lies between them."""
+    """Compile a pattern so that `split` returns its matches and the text between them."""
     if isinstance(pattern, str) and pattern.isalnum():
-        raise InputError(f"BPETokenizer: pattern {pattern!r} is no name of a pattern{did_you_mean(pattern, PATTERNS)}")
+        hint = did_you_mean(pattern, PATTERNS)
+        raise InputError(f"BPETokenizer: pattern {pattern!r} is not the name of a pattern{hint}")
     try:
         found = regex.compile(f"({pattern})")
     except regex.error as error:
-        raise InputError(f"BPETokenizer: pattern {pattern!r} is no regular expression ({error}); mend it") from error
+        raise InputError(
+            f"BPETokenizer: pattern {pattern!r} is not a regular expression ({error}); correct it"
+        ) from error
     if found.groups != 1:
         raise InputError(f"BPETokenizer: pattern {pattern!r} has groups that capture; write (?:...) for (...)")
     return found

@@ -1,7 +1,7 @@
-"""The pre-tokenizer of a tokenizer.json: a chain of steps that cut a text into the pieces that the model is given.
+"""The pre-tokenizer of a tokenizer.json: a chain of steps that cut a text into pieces for the model.
 
-Most steps look for matches, of a pattern or of characters of a kind, and then say what becomes of them (`cut`): they
-are removed, isolated, or stay with what stands before or behind. `Metaspace` and `ByteLevel` also change the text.
+Most steps look for matches of a pattern, or for a kind of characters. The behavior of a step (`cut`) removes these,
+isolates them, or joins them with the text before or after. `Metaspace` and `ByteLevel` also change the text.
 
 Source: the code of Hugging Face's `tokenizers`, whose pieces these are.
 """
@@ -25,14 +25,14 @@ RUST_WORD = r"\p{Alphabetic}\p{M}\p{Nd}\p{Pc}\p{Join_Control}"
 
 
 class Piece(NamedTuple):
-    """A piece of a text, and where in that it began before steps changed it."""
+    """A piece of a text, and its start in the original text."""
 
     text: str
     start: int
 
 
 class Span(NamedTuple):
-    """A part of a text: a match, or what lies between two."""
+    """A part of a text: a match, or the text between two."""
 
     start: int
     end: int
@@ -46,23 +46,23 @@ Find = Callable[[str], Iterable[tuple[int, int]]]
 class PreTokenizer:
     """Cuts a text into pieces; `component` is the pre-tokenizer of a tokenizer.json, or None, which cuts nothing.
 
-    Raises: InputError for a step that is not known.
+    Raises: InputError for a step that is not supported.
     """
 
     def __init__(self, where: str, component: Component | None, normalizes: bool = False):
         steps = flatten(component, "pretokenizers")
         self.steps = [read_step(where, step) for step in steps]
-        changed = normalizes  # whether it is hard to say where in the text a piece began
+        changed = normalizes  # True once the start of a piece in the text is uncertain
         for number, step in enumerate(steps):
             if step.get("prepend_scheme") == "first" and step["type"] == "Metaspace" and number and changed:
                 raise InputError(
-                    f"{where}: Metaspace has prepend_scheme 'first' behind steps that change text, where it is not "
-                    "known here what is first; put it in front of them"
+                    f"{where}: Metaspace has prepend_scheme 'first' after steps that change text, so the first piece "
+                    "cannot be told; put it before them"
                 )
             changed |= step["type"] in ("Metaspace", "ByteLevel")
 
     def __call__(self, text: str, lead: int) -> list[str]:
-        """The pieces of a text; `lead`: how many characters at its start come from the first one of all text."""
+        """The pieces of a text; `lead` is the number of characters that come from the first character of all text."""
         pieces = [Piece(text, 0)] if text else []
         for step in self.steps:
             pieces = step(pieces, lead)
@@ -105,11 +105,11 @@ def read_step(where: str, step: Component) -> Step:
         "Split",
     ]
     known += ["FixedLength", "Metaspace", "ByteLevel", "Sequence"]
-    raise InputError(f"{where}: pre_tokenizer {name!r} is not known here{did_you_mean(str(name), known)}")
+    raise InputError(f"{where}: pre_tokenizer {name!r} is not supported{did_you_mean(str(name), known)}")
 
 
 def read_behavior(where: str, step: Component) -> str:
-    """What becomes of the matches of a step."""
+    """The behavior of a step, which says what to do with its matches."""
     behavior = step.get("behavior", "Isolated")
     if behavior not in BEHAVIORS:
         raise InputError(f"{where}: {step['type']} has behavior {behavior!r}{did_you_mean(str(behavior), BEHAVIORS)}")
@@ -117,18 +117,18 @@ def read_behavior(where: str, step: Component) -> str:
 
 
 def of_pattern(pattern: str) -> Find:
-    """What finds the matches of a pattern of ours."""
+    """A function that finds the matches of a pattern for `regex`."""
     compiled = regex.compile(pattern)
     return lambda text: (match.span() for match in compiled.finditer(text))
 
 
 def punctuation(text: str) -> Iterator[tuple[int, int]]:
-    """Where the signs of punctuation are."""
+    """Start and end of each sign of punctuation."""
     return ((i, i + 1) for i, character in enumerate(text) if is_punctuation(character))
 
 
 def cutting(find: Find, behavior: str, invert: bool = False) -> Step:
-    """A step that cuts at what `find` finds; with `invert`, at what lies between."""
+    """A step that cuts at the matches of `find`, or with `invert` at the text between them."""
 
     def step(pieces: list[Piece], lead: int) -> list[Piece]:
         made: list[Piece] = []
@@ -141,7 +141,7 @@ def cutting(find: Find, behavior: str, invert: bool = False) -> Step:
 
 
 def cover(text: str, matches: Iterable[tuple[int, int]], invert: bool) -> list[Span]:
-    """All of a text, as matches and what lies between them."""
+    """Divide all of a text into matches and the text between them."""
     spans: list[Span] = []
     place = 0
     for start, end in matches:
@@ -155,8 +155,8 @@ def cover(text: str, matches: Iterable[tuple[int, int]], invert: bool) -> list[S
 def cut(spans: Sequence[Span], behavior: str) -> Iterable[tuple[int, int]]:
     """Start and end of the parts that are left.
 
-    Of neighbours that are matches, only the first is merged with what stands before, and only the last with what
-    follows; as in their code, which merges a match with a part that is none.
+    In a run of neighbouring matches, only the first merges with the text before, and only the last with the text
+    after, as in Hugging Face's code, which merges a match only with a part that is not a match.
     """
     if behavior == "Removed":
         return [(start, end) for start, end, is_match in spans if not is_match]
@@ -178,9 +178,9 @@ def cut(spans: Sequence[Span], behavior: str) -> Iterable[tuple[int, int]]:
 
 
 def metaspace(where: str, step: Component) -> Step:
-    """Writes spaces as "▁", puts one in front, and cuts before each."""
+    """A step that writes spaces as "▁", puts one in front, and cuts before each."""
     mark = text_option(where, step, "replacement", SPACE)
-    old = "always" if step.get("add_prefix_space", True) else "never"  # before there were schemes
+    old = "always" if step.get("add_prefix_space", True) else "never"  # of files older than the schemes
     scheme = step.get("prepend_scheme", old)
     split = cutting(of_pattern(regex.escape(mark)), "MergedWithNext") if step.get("split", True) else None
 
@@ -197,7 +197,7 @@ def metaspace(where: str, step: Component) -> Step:
 
 
 def byte_level(step: Component) -> Step:
-    """Puts a space in front, cuts by GPT-2's pattern, and spells bytes as GPT-2 does."""
+    """A step that puts a space in front, cuts by GPT-2's pattern, and spells bytes as GPT-2 does."""
     prefix = step.get("add_prefix_space", True)
     split = cutting(of_pattern(GPT2), "Isolated") if step.get("use_regex", True) else None
 

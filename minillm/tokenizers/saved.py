@@ -1,7 +1,7 @@
-"""The files of a tokenizer: our own `tokenizer.json`, and Hugging Face's, from which each kind is made.
+"""The files of a tokenizer: our own `tokenizer.json`, and Hugging Face's.
 
-Both have one name. Ours says so (`"format": "minillm-tokenizer"`), with the kind, and all that `_to_json` of that kind
-gives. Of Hugging Face's, a kind reads those that it can follow exactly; the general kind, which comes last, the others.
+Both have the same name. Ours is marked (`"format": "minillm-tokenizer"`) and holds the kind and the result of its
+`_to_json`. A Hugging Face file is read by the first kind that can follow it exactly; the general kind comes last.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ FILE, FORMAT, VERSION = "tokenizer.json", "minillm-tokenizer", 1
 
 
 class Parts(NamedTuple):
-    """What a reader of another program's file found.
+    """The result of reading another program's file.
 
-    A tokenizer's arguments, what goes around a text, the names of special tokens, and the decoder where it is not the
-    tokenizer's own: a sequence of one, a component or None.
+    It holds a tokenizer's arguments, the special tokens around a text, the names of special tokens, and the decoder
+    where it is not the tokenizer's own: a sequence of one item, a component or None.
     """
 
     arguments: dict[str, Any]
@@ -34,10 +34,10 @@ class Parts(NamedTuple):
 
 
 class TokenizerFiles:
-    """What every tokenizer does with files; the base of `Tokenizer`."""
+    """The part of every tokenizer that reads and writes files; the base of `Tokenizer`."""
 
     kind: ClassVar[str]
-    general: ClassVar[bool] = False  # whether it reads what is for others too, and so comes last
+    general: ClassVar[bool] = False  # True for the kind that reads every file, and so is tried last
     special_tokens: dict[str, int]
     names: dict[str, str]
     around: tuple[Sequence[str], Sequence[str]]
@@ -84,11 +84,11 @@ class TokenizerFiles:
     def from_file(cls, path: str | Path) -> Self:
         """Read a `tokenizer.json`, ours or Hugging Face's; `path` is the file, or a folder that holds it.
 
-        `Tokenizer.from_file` reads every kind, a subclass only its own. Of Hugging Face's, `encode(text, "all")` gives
-        the ids of `encode(text, add_special_tokens=False)`. What its special tokens are for is read from
-        `tokenizer_config.json` and `special_tokens_map.json` where they lie beside it.
+        `Tokenizer.from_file` reads every kind, a subclass only its own. `encode(text, "all")` then gives the ids of
+        Hugging Face's `encode(text, add_special_tokens=False)`. The roles of special tokens are read from
+        `tokenizer_config.json` and `special_tokens_map.json` if they lie beside the file.
 
-        Raises: InputError for a file that is missing or damaged, or that has a part which is not known here.
+        Raises: InputError for a file that is missing or damaged, or that has a part which is not supported.
         """
         where, path = f"{cls.__name__}.from_file", Path(path)
         path = path / FILE if path.is_dir() else path
@@ -96,8 +96,8 @@ class TokenizerFiles:
         if isinstance(content, dict) and content.get("format") == FORMAT:
             return cls._from_content(where, path, content)
         if not isinstance(content, dict) or not isinstance(content.get("model"), dict):
-            raise InputError(f"{where}: {path} is no tokenizer.json (it has no 'model'); give one, or its folder")
-        with readable(where, f"{path} is no whole tokenizer.json", "get it again"):
+            raise InputError(f"{where}: {path} is not a tokenizer.json (it has no 'model'); give one, or its folder")
+        with readable(where, f"{path} is not a complete tokenizer.json", "get it again"):
             tokenizer = cls._of_its_kind(where, path, content)
         named = names_beside(where, path.parent)
         known = {role: token for role, token in named.items() if token in tokenizer.special_tokens}
@@ -121,14 +121,14 @@ class TokenizerFiles:
 
     @classmethod
     def _reads_hugging_face(cls, content: Mapping[str, Any]) -> bool:
-        """Whether the content of a Hugging Face tokenizer.json is for this class."""
+        """True if the content of a Hugging Face tokenizer.json is for this class."""
         return False
 
     @classmethod
     def from_hugging_face(cls, content: Mapping[str, Any]) -> Self:
         """Read the content of a Hugging Face `tokenizer.json`, as `json.load` gives it.
 
-        Raises: InputError that names a component that is not known.
+        Raises: InputError that names a component that is not supported.
         """
         raise NotImplementedError
 
@@ -136,7 +136,7 @@ class TokenizerFiles:
     def _from_content(cls, where: str, path: Path, content: Any) -> Self:
         if not isinstance(content, dict) or content.get("format") != FORMAT:
             raise InputError(
-                f'{where}: {path} is no minillm tokenizer (it lacks "format": "{FORMAT}"); '
+                f'{where}: {path} is not a minillm tokenizer (it lacks "format": "{FORMAT}"); '
                 "give a folder that Tokenizer.save wrote"
             )
         if content.get("version") != VERSION:
@@ -156,7 +156,7 @@ class TokenizerFiles:
             before, after = content.get("around", ((), ()))
             tokenizer.around = before, after
             if any(token not in tokenizer.special_tokens for token in (*before, *after)):
-                raise ValueError(f"around is {before}, {after}, which are no special tokens")
+                raise ValueError(f"around is {before}, {after}, which are not special tokens")
             if "decoder" in content:
                 tokenizer.decoder = Decoder(where, content["decoder"])
         return tokenizer
@@ -171,7 +171,7 @@ class TokenizerFiles:
         return tokenizer
 
     def _to_json(self) -> dict[str, Any]:
-        """All that makes this tokenizer what it is, for `_from_json`."""
+        """The complete definition of this tokenizer, for `_from_json`."""
         raise NotImplementedError
 
     @classmethod

@@ -1,21 +1,21 @@
 """Byte-pair encoding on characters, as SentencePiece does it: the tokenizers of Llama 2 and Mistral 7B.
 
 Three things differ from the byte-level BPE of bpe.py. Tokens are made of characters, and a space is one of them,
-written "▁" (U+2581); a character that is no piece is written as its UTF-8 bytes, by pieces such as `<0x0A>`. A "▁" is
-put in front of a text. And no pattern cuts words apart: pieces are joined in the text as a whole.
+written "▁" (U+2581); a character that is not a piece is written as its UTF-8 bytes, by pieces such as `<0x0A>`. A "▁"
+is put in front of a text. And no pattern cuts words apart: pieces are joined in the text as a whole.
 
     "a bee\\n"   ->   ▁ a ▁ b e e \\n   ->   ▁a ▁b ee \\n   ->   ▁a ▁bee <0x0A>
 
-There are two ways to say what is joined first. Hugging Face's tokenizer.json lists *merges*, pairs of pieces in order,
+There are two ways to give the order of joining. Hugging Face's tokenizer.json lists *merges*, pairs of pieces in order,
 as for bpe.py. SentencePiece's own models, and .gguf files, have a *score* for each piece instead: of all neighbours
 that together are a piece, those whose piece scores highest are joined, the leftmost of equals. Both become one table
-here, from two ids to a rank and the id of what they make; where there are scores, equal scores are equal ranks.
+here, from two ids to a rank and the joined id; equal scores get equal ranks.
 
-**Words after all.** Two neighbouring characters that stand side by side in no piece are never joined, whatever the
-order. A Llama's pieces have "▁" at their beginnings alone, so that text can be cut before each "▁" behind another
-sign, and the short pieces of text that this leaves have the ids that they have within the whole. Where pieces do reach
-over the end of a word, the text is cut only where none does. Ids of words are remembered; a long stretch without any
-cut (Chinese, say) takes n log n steps, since pairs wait in a heap (`bpe.merge_pairs`).
+**Words after all.** Two neighbouring characters that are side by side in no piece are never joined, whatever the order.
+A Llama's pieces have "▁" only at the beginning, so text can be cut before each "▁" that follows another sign, and the
+short pieces of text get the ids that they have within the whole. Where pieces do reach over the end of a word, the text
+is cut only where none does. Ids of words are remembered; a long stretch without any cut (Chinese, say) takes n log n
+steps, since pairs wait in a heap (`bpe.merge_pairs`).
 
 Sources: Kudo and Richardson, "SentencePiece" (2018, arXiv:1808.06226); Touvron et al., "Llama 2" (2023), section 2.2;
 the code of SentencePiece (`bpe_model.cc`), llama.cpp (`llm_tokenizer_spm`) and Hugging Face's `tokenizers`, whose ids
@@ -50,25 +50,25 @@ PrependScheme = Literal["stretch", "always", "first", "never"]
 class SentencePieceBPE(Tokenizer):
     """SentencePiece's BPE; made by `from_file`, `from_hugging_face`, `from_gguf_fields` or `load`.
 
-    The base's table from ids to bytes holds what each id *decodes* to, as in `UnigramTokenizer`.
+    The base's table from ids to bytes holds the *decoded* bytes of each id, as in `UnigramTokenizer`.
 
     Args:
         vocab: every ordinary piece, with its id.
-        merges: the pairs of pieces to join, the first to be joined first; or, of every piece that may be made by
-            joining, its score: the highest is made first.
+        merges: the pairs of pieces to join, in order; or a table with the score of every piece that joining may make:
+            the piece with the highest score is made first.
         special_tokens: the text of every special token, with its id. They are never found in ordinary text.
-        unk_token: the token, special or not, of a character that is no piece; where `byte_fallback` is false.
+        unk_token: the token, special or not, for a character that is not a piece; used if `byte_fallback` is false.
         byte_fallback: write such characters as pieces `<0x00>` ... `<0xFF>`, which all must be there.
         fuse_unk: unknown neighbours become one unknown token.
-        prepend_scheme: put a "▁" in front of "stretch"es between special tokens, all of them; or "always", of all that
-            do not begin with a space already; "first", of the very first, so; or "never".
+        prepend_scheme: where a "▁" is put in front: "stretch", of every stretch between special tokens; "always", of
+            those that do not begin with a space; "first", of the very first one, if it does not; or "never".
         split: no piece reaches over the beginning of a word: cut before every "▁".
         strip_space: `decode` drops one space in front of the text.
-        normalized: special tokens that are looked for in text where "▁" stands for spaces and has been put in front,
-            and have so been changed themselves: of a scheme "stretch", `<s>` is found in " <s>", not in "a<s>".
-        strips: special tokens that take the white space beside them with them: "left", "right" or "both".
+        normalized: special tokens that are looked for in text where "▁" stands for spaces and has been put in front.
+            They are changed in the same way: with the scheme "stretch", `<s>` is found in " <s>", not in "a<s>".
+        strips: special tokens that absorb the white space beside them: "left", "right" or "both".
 
-    Raises: InputError for a merge or a score of what is no piece, or an option that is not known or cannot be.
+    Raises: InputError for a merge or a score without a piece, or an invalid option.
     """
 
     kind = "sentencepiece-bpe"
@@ -106,7 +106,7 @@ class SentencePieceBPE(Tokenizer):
         self._cuts = Cuts(self.vocab, split)
         self._set_token_bytes()
         self._ids_of_word: dict[str, list[int]] = {}
-        # Of a reader, see _encode_blocks: whether the text has begun, and a stretch of it; what it finds and allows.
+        # State of a reader, see _encode_blocks: how far it has come, and the tokens that it finds and allows.
         self._begun = self._within = False
         self._token_of_form = {self._normalise(token): token for token in self.normalized}
         self._late = SpecialTokens(())
@@ -118,12 +118,12 @@ class SentencePieceBPE(Tokenizer):
             raise InputError(f"SentencePieceBPE: prepend_scheme is {self.prepend_scheme!r}{hint}")
         if self.byte_fallback and (missing := [piece for piece in BYTE_PIECES if piece not in self.vocab]):
             raise InputError(
-                f"SentencePieceBPE: byte_fallback needs all 256 bytes, but {missing[0]!r} is no piece; "
+                f"SentencePieceBPE: byte_fallback needs all 256 bytes, but {missing[0]!r} is not a piece; "
                 "give it, or set byte_fallback to False"
             )
         if not self.byte_fallback and self.unk_token not in {**self.vocab, **self.special_tokens}:
             raise InputError(
-                f"SentencePieceBPE: unk_token {self.unk_token!r} is no token, so unknown characters could not be "
+                f"SentencePieceBPE: unk_token {self.unk_token!r} is not a token, so unknown characters could not be "
                 "written; give one, or all bytes and byte_fallback"
             )
         check_strips("SentencePieceBPE", self.strips, self.special_tokens)
@@ -144,7 +144,7 @@ class SentencePieceBPE(Tokenizer):
 
     @property
     def unk_id(self) -> int | None:
-        """The id of unknown text, or None. (The base's is a special token; here any piece may be it.)"""
+        """The id of the token for unknown text, or None; any piece may be it, not just a special token."""
         return self._unk_id
 
     # Text to ids
@@ -152,7 +152,7 @@ class SentencePieceBPE(Tokenizer):
     def _encode_blocks(
         self, chunks: Iterable[str], allowed_special: Specials, disallowed_special: Specials
     ) -> Iterator[list[int]]:
-        """As the base's, by a copy of this tokenizer that knows where in the text it is, and finds tokens late."""
+        """Encode with a copy of this tokenizer that remembers its place in the text, and the tokens it finds late."""
         allowed = self._choose("allowed_special", allowed_special)
         refused = self._choose("disallowed_special", disallowed_special)
         every = self.special_tokens
@@ -166,7 +166,7 @@ class SentencePieceBPE(Tokenizer):
         return SpecialTokens([token for token in tokens if token not in self.normalized], self.strips)
 
     def _find_late(self, tokens: Collection[str]) -> SpecialTokens:
-        """What finds the tokens of `normalized` among these, in text that has been changed as they have."""
+        """The finder of those of these tokens that are in `normalized`, for text that has been changed as they have."""
         if tokens is self.special_tokens and "late" in self._finders:
             return self._finders["late"]
         late = SpecialTokens([form for form, token in self._token_of_form.items() if token in tokens])
@@ -190,7 +190,7 @@ class SentencePieceBPE(Tokenizer):
         return ids + self._ids_of(stretch[start:]), end
 
     def _settled(self, text: str) -> int:
-        """Where the last cut is that nothing can change that may follow `text`."""
+        """The position of the last cut that no following text can change."""
         fuses = self.fuse_unk and not self.byte_fallback
         return 0 if fuses or self._late.spaced else self._cuts.last(text)
 
@@ -201,7 +201,7 @@ class SentencePieceBPE(Tokenizer):
         return wanted and not stretch.startswith(SPACE)
 
     def _normalise(self, token: str) -> str:
-        """What a special token of `normalized` is in text whose spaces are written "▁"."""
+        """The form of a special token of `normalized` in text whose spaces are written "▁"."""
         return (SPACE if self.prepend_scheme == "stretch" else "") + token.replace(" ", SPACE)
 
     def _ids_of(self, stretch: str) -> list[int]:
@@ -237,9 +237,9 @@ class SentencePieceBPE(Tokenizer):
     def _text(self, ids: list[int], errors: str, more: bool = False) -> str:
         """The text of ids, without the space that was put in front.
 
-        With "replace", neighbouring bytes that together are no UTF-8 become U+FFFD, each of them, as in Hugging Face's
-        `tokenizers`: one wrong byte takes all of its run with it. Other `errors` are those of `bytes.decode`. Where
-        more is to follow, a run of bytes that may go on is left out.
+        With "replace", each byte of a run that is not UTF-8 becomes U+FFFD, as in Hugging Face's `tokenizers`: one
+        invalid byte spoils its whole run. Other `errors` are those of `bytes.decode`. With `more`, a run of bytes that
+        may continue is left out.
         """
         end = len(ids)
         while more and end and ids[end - 1] in self._byte_of_id:
@@ -279,10 +279,10 @@ class SentencePieceBPE(Tokenizer):
         `encode(text, add_special_tokens=False)`, and `build_inputs_with_special_tokens` adds what its post-processor
         would. "▁" may come from the normalizers Prepend and Replace, or from the pre-tokenizer Metaspace.
 
-        Raises: InputError that names a component, or an option of one, that is not known here.
+        Raises: InputError that names a component, or an option of one, that is not supported.
         """
         where = f"{cls.__name__}.from_hugging_face"
-        with readable(where, "this is no content of a tokenizer.json with a BPE model", "give json.load's"):
+        with readable(where, "this is not the content of a tokenizer.json with a BPE model", "give json.load's"):
             return cls._from_parts(read_sentencepiece(where, content))
 
     @classmethod
@@ -290,13 +290,13 @@ class SentencePieceBPE(Tokenizer):
         """Read the fields `tokenizer.ggml.*` of a .gguf file with a SentencePiece model (`model` is "llama").
 
         Tokens of type 2 (unknown), 3 (control) and 4 (user-defined) become special tokens; all others but bytes are
-        joined by their scores. Where they are not given, `bos_token_id` is 1, `eos_token_id` 2, `unknown_token_id` 0,
-        `add_bos_token` and `add_space_prefix` are true and `add_eos_token` false, as in llama.cpp.
+        joined by their scores. The defaults are llama.cpp's: `bos_token_id` 1, `eos_token_id` 2, `unknown_token_id` 0,
+        `add_bos_token` and `add_space_prefix` true, `add_eos_token` false.
 
         Raises: InputError for another kind of tokenizer, or a field that is missing.
         """
         where = f"{cls.__name__}.from_gguf_fields"
-        with readable(where, "the fields are no whole tokenizer", "get the file again"):
+        with readable(where, "the fields are not a complete tokenizer", "get the file again"):
             return cls._from_parts(read_gguf_sentencepiece(where, fields))
 
 
@@ -313,31 +313,31 @@ OPTIONS = (
 
 
 def whole_or_nothing(run: bytes) -> str:
-    """The text of some bytes, or U+FFFD for each where they are no UTF-8."""
+    """The text of some bytes, or U+FFFD for each where they are not UTF-8."""
     try:
         return run.decode()
     except UnicodeDecodeError:
         return "\ufffd" * len(run)
 
 
-# What is joined
+# Tables of joins
 
 
 def unknown(character: str) -> int:
-    """The number of a character that is no piece, among ids: below 0, and not -1, which `merge_pairs` uses."""
+    """A number for a character that is not a piece, to use among ids: below -1, which `merge_pairs` uses."""
     return -2 - ord(character)
 
 
 def character_of(number: int) -> str:
-    """The character of a number that `unknown` gave."""
+    """The character of a number that `unknown` returned."""
     return chr(-2 - number)
 
 
-Joins = tuple[dict[Pair, int], dict[Pair, int]]  # the rank of each pair of ids, and the id of what it makes
+Joins = tuple[dict[Pair, int], dict[Pair, int]]  # the rank of each pair of ids, and the joined id
 
 
 def joins_by_order(vocab: Mapping[str, int], merges: Sequence[tuple[str, str]]) -> Joins:
-    """What is joined where merges are in order."""
+    """Merge ranks, for files that list merges in order."""
     for left, right in merges:
         for token in (left, right, left + right):
             if token not in vocab:
@@ -346,14 +346,14 @@ def joins_by_order(vocab: Mapping[str, int], merges: Sequence[tuple[str, str]]) 
                     "which is not in vocab; give vocab and merges of one tokenizer"
                 )
         if byte := next((part for part in (left, right) if BYTE_PIECE.fullmatch(part)), None):
-            raise InputError(f"SentencePieceBPE: a merge joins the byte {byte!r}, which is not done; leave it out")
+            raise InputError(f"SentencePieceBPE: a merge joins the byte {byte!r}, which is not supported; leave it out")
     pairs = [(vocab[left], vocab[right]) for left, right in merges]
     made = {pair: vocab[left + right] for pair, (left, right) in zip(pairs, merges, strict=True)}
     return {pair: rank for rank, pair in enumerate(pairs)}, made
 
 
 def joins_by_score(vocab: Mapping[str, int], scores: Mapping[str, float]) -> Joins:
-    """What is joined where pieces have scores: every way to make one of two others, or of characters, has its rank."""
+    """Merge ranks, for files with scores: every way to make a piece of two pieces or characters has its rank."""
     for piece, score in scores.items():
         if piece not in vocab or not math.isfinite(score):
             raise InputError(f"SentencePieceBPE: {piece!r} has score {score}; give a piece of vocab a finite number")
@@ -371,9 +371,10 @@ def joins_by_score(vocab: Mapping[str, int], scores: Mapping[str, float]) -> Joi
 
 
 class Cuts:
-    """Where text can be cut, since no piece has the two characters there side by side.
+    """The places where text can be cut, because no piece has the two characters there side by side.
 
-    Looked at are the places before a space, and on both sides of a line end. With `split`, all before a space are cut.
+    Candidates are the places before a space, and on both sides of a line end. With `split`, text is cut before every
+    space.
     """
 
     def __init__(self, pieces: Iterable[str], split: bool):
@@ -382,14 +383,14 @@ class Cuts:
         lines = "" if any("\n" in pair for pair in beside) else r"|(?<=\n)|(?=\n)"
         behind = f"(?<![{re.escape(glued)}])" if glued else ""
         self.cut = re.compile(f"{behind}(?={SPACE}){lines}")
-        behind_too = behind.replace(SPACE, f"{SPACE} ")  # where spaces are not written "▁" yet
+        behind_too = behind.replace(SPACE, f"{SPACE} ")  # for text whose spaces are not written "▁" yet
         self.last_cut = regex.compile(f"(?r){behind_too}(?=[{SPACE} ]){lines}")
 
     def words(self, stretch: str) -> list[str]:
-        """Pieces of text, spaces written "▁", whose ids are those that they have within the whole."""
+        """Cut text, spaces written "▁", into pieces whose ids are the same as within the whole."""
         return [word for word in self.cut.split(stretch) if word]
 
     def last(self, text: str) -> int:
-        """Where the last cut is, of text as it was given; 0 where there is none."""
+        """The position of the last cut in text as it was given; 0 without a cut."""
         match = self.last_cut.search(text)
         return match.start() if match else 0

@@ -1,13 +1,13 @@
-"""Special tokens found in text: where each stands, and the white space that it takes with it.
+"""Find special tokens in text, with the white space that each absorbs.
 
-There may be ten thousand of them, and a text may be white space for a million characters, or nothing but the sign that
-they all begin with. So they are put into a *trie* once: a table from their first characters to tables of what follows,
-down to whole tokens. A regular expression of their first two characters names the places to look at, and from each the
-trie is followed as far as the text goes with it. That takes a step a character, however many tokens there are.
+There may be ten thousand tokens, and a text may be white space for a million characters, or nothing but the character
+that all tokens begin with. So the tokens are put into a *trie* once: a table from first characters to tables of next
+characters, down to whole tokens. A regular expression of their first two characters finds the places to look at; from
+each, the trie is followed as far as it matches the text. That takes one step per character for any number of tokens.
 
-Where several tokens fit, the one that begins first counts, and of those the longest; it is sought on behind its end.
-A token may be found as a *whole word* alone, between characters that belong to no word. And it may *strip* white space
-on its left, on its right, or on both sides. These are the rules of Hugging Face's `tokenizers`, in this order.
+If several tokens match, the one that begins first wins, and of those the longest; the search continues after its end.
+A token may match only as a *whole word*, with no word character on either side. And it may *strip* white space on its
+left, on its right, or on both sides. These are the rules of Hugging Face's `tokenizers`, in this order.
 
 Source: Fredkin, "Trie Memory" (1960), for the trie.
 """
@@ -22,12 +22,12 @@ import regex
 
 # Unicode's white space; Python's has four control characters more.
 WHITE = "\t\n\v\f\r \x85\xa0\u1680" + "".join(map(chr, range(0x2000, 0x200B))) + "\u2028\u2029\u202f\u205f\u3000"
-WORD = regex.compile(r"[\p{Alphabetic}\p{M}\p{Nd}\p{Pc}\p{Join_Control}]")  # what a word consists of, to Unicode
+WORD = regex.compile(r"[\p{Alphabetic}\p{M}\p{Nd}\p{Pc}\p{Join_Control}]")  # Unicode's word characters
 SIDES = "left", "right", "both"
 
 
 class Found(NamedTuple):
-    """A special token in a text, from `start` to `end`, with the white space that it takes."""
+    """A special token in a text, from `start` to `end`, including the white space that it absorbs."""
 
     start: int
     end: int
@@ -39,8 +39,8 @@ class SpecialTokens:
 
     Args:
         tokens: their texts.
-        strips: those that take white space with them, with the side: "left", "right" or "both".
-        whole_words: those that are found only where no word goes on on either side.
+        strips: the tokens that absorb white space, each with its side: "left", "right" or "both".
+        whole_words: the tokens that match only where no word character is on either side.
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class SpecialTokens:
         self.left = {token for token in tokens if strips.get(token) in ("left", "both")}
         self.right = {token for token in tokens if strips.get(token) in ("right", "both")}
         self.whole_words = {token for token in tokens if token in whole_words}
-        # Whether one reaches over a place where words may be cut: before a space, and on both sides of a line end.
+        # True if a token reaches over a place where words may be cut: before a space, or on a side of a line end.
         self.spaced = any("▁" in token[1:] or "\n" in token for token in tokens)
         self.longest = max(map(len, tokens), default=1)
         self.trie: dict[str, Any] = {}
@@ -62,12 +62,12 @@ class SpecialTokens:
         self.beginnings = re.compile("|".join(map(self._beginning, self.trie))) if tokens else None
 
     def _beginning(self, first: str) -> str:
-        """A pattern of the first two characters of the tokens with a given first one, or of that where it is one."""
+        """A pattern for the first two characters of tokens with this first one; for one if that is a token."""
         seconds = self.trie[first]
         return re.escape(first) + ("" if "" in seconds else f"[{''.join(map(re.escape, seconds))}]")
 
     def find(self, text: str) -> Iterator[tuple[int, int, str]]:
-        """Start, end and text of each token, the longest of those that begin first, without regard to its flags."""
+        """Yield start, end and text of each token, the longest of those that begin first; flags are ignored."""
         place = 0
         while self.beginnings and (match := self.beginnings.search(text, place)):
             start = end = match.start()
@@ -82,14 +82,14 @@ class SpecialTokens:
                 yield start, place, token
 
     def cut(self, text: str, before: str = "", more: bool = False) -> tuple[list[Found], int]:
-        """The tokens in the start of `text` that nothing can change that may follow it, and where that start ends.
+        """The tokens in the settled start of `text`, which no following text can change, and where that start ends.
 
-        Where `more` is false, nothing follows, and it is all of `text`. `before`: the character before `text`, if any.
+        If `more` is false, no text follows, and all of it is settled. `before`: the character before `text`, if any.
         """
         found: list[Found] = []
-        taken = 0  # where the token before has ended, with its white space
-        passed = (0, 0)  # the last place where a token stands that counts for none: nothing begins within it
-        # What begins before here is whole, as is any longer token that it begins, and the character behind it is known.
+        taken = 0  # end of the previous token with its white space
+        passed = (0, 0)  # the last place of a token that its flags reject: no token begins within it
+        # A token that begins before here is complete, as is any longer one, and the character after it is known.
         settled = max(0, len(text) - self.longest + (not self.whole_words)) if more else len(text)
         for start, end, token in self.find(text):
             if start >= settled:
@@ -103,14 +103,14 @@ class SpecialTokens:
                 start = taken + len(text[taken:start].rstrip(WHITE))
             if token in self.right:
                 end = white_end(text, end)
-                if more and (end > settled or end == len(text)):  # it may go on, and tokens may be found in it
+                if more and (end > settled or end == len(text)):  # it may continue, and hold other tokens
                     settled = start
                     break
-            if start < end:  # else all of it is white space that the token before has taken
+            if start < end:  # otherwise the previous token has absorbed all of it
                 found.append(Found(start, end, token))
             taken = end
         settled = max(settled, taken)
-        if more and self.left:  # a token may follow that takes the white space before it
+        if more and self.left:  # a following token may absorb the white space before it
             settled = taken + len(text[taken:settled].rstrip(WHITE))
         return found, passed[0] if passed[0] < settled < passed[1] else settled
 
@@ -119,6 +119,6 @@ NOT_WHITE = re.compile(f"[^{WHITE}]")
 
 
 def white_end(text: str, start: int) -> int:
-    """Where the white space ends that begins at `start`."""
+    """The end of the white space that begins at `start`."""
     match = NOT_WHITE.search(text, start)
     return match.start() if match else len(text)

@@ -1,4 +1,4 @@
-"""The unigram language model: of all ways to cut a text into known pieces, the most probable one.
+"""The unigram language model cuts a text into known pieces in the most probable way.
 
 A piece x has a probability p(x), and a segmentation (x1 ... xm) of a text the product of those of its pieces:
 
@@ -26,8 +26,8 @@ Four questions about paths have one answer, a sum over the edges that end at a n
 Training (unigram_train.py) is expectation maximisation: count, make the counts probabilities, drop the worst pieces.
 
 Text is normalised first; then, as in SentencePiece, a space becomes "▁" (U+2581), one is put in front, and the text is
-cut before each (normalizer.py). What no piece fits is unknown, one character at a time, at 10 below the lowest score;
-unknown neighbours become one unknown token, or bytes where there are pieces such as `<0x41>` for them.
+cut before each (normalizer.py). A character that is not a piece is unknown, and scores 10 below the lowest score;
+neighbouring unknown characters become one unknown token, or bytes if there are pieces such as `<0x41>` for them.
 
 Sources: Kudo, "Subword Regularization" (2018, arXiv:1804.10959); Kudo and Richardson, "SentencePiece" (2018,
 arXiv:1808.06226); the tie rule and the treatment of unknown characters are those of Hugging Face's `tokenizers`.
@@ -53,7 +53,13 @@ from minillm.tokenizers.components import model_type
 from minillm.tokenizers.files import readable
 from minillm.tokenizers.hugging_face import read_unigram
 from minillm.tokenizers.normalizer import BYTE_PIECES, SPACE, Metaspace, PrependScheme, Step
-from minillm.tokenizers.unigram_train import ProgressBar, count_pretokens, learn_pieces
+from minillm.tokenizers.unigram_train import (
+    ProgressBar,
+    check_training_options,
+    count_pretokens,
+    learn_pieces,
+    room_for_pieces,
+)
 
 UNKNOWN_PENALTY = 10.0  # an unknown character scores this much less than the worst piece
 
@@ -66,22 +72,22 @@ Segmentation = list[tuple[int, int, int]]  # start, end and id of each piece
 class UnigramTokenizer(Tokenizer):
     """A unigram language model over pieces; made by `train`, `load` or `from_hugging_face`.
 
-    The base's table from ids to bytes holds what each id *decodes* to: " the" for "▁the", the byte 0x41 for `<0x41>`.
-    Two pieces may decode to the same bytes, so the names of the pieces are kept apart, in `pieces`. A space that was
-    put in front cannot be told from one of the text: `decode` drops one leading space unless `prepend_scheme` is
-    "never", and what the normaliser changed stays changed.
+    The base's table from ids to bytes holds the *decoded* bytes of each id: " the" for "▁the", the byte 0x41 for
+    `<0x41>`. Two pieces may decode to the same bytes, so the spelling of each piece is kept in `pieces`. A space that
+    was put in front cannot be told from one of the text: `decode` drops one leading space unless `prepend_scheme` is
+    "never". Changes that the normaliser made are not undone.
 
     Args:
         pieces: every piece with its score (log probability); its place is its id. Special tokens may be among them.
-        unk_id: the id of unknown text, or None: then it is an error.
+        unk_id: the id of the piece for unknown text; with None, unknown text is an error.
         special_tokens: the text of every special token, with its id. They are never found in ordinary text.
-        byte_fallback: write unknown text as pieces `<0x00>` ... `<0xFF>` where all that it needs are there.
+        byte_fallback: write unknown text as pieces `<0x00>` ... `<0xFF>` if `pieces` has all the needed ones.
         normalizer: a name or steps, as in `normalise_with`.
         prepend_scheme: put a "▁" in front of text that has none: "always" (after each special token too), "first" (at
             the very start only) or "never".
         split: cut before each "▁", so that no piece reaches over it.
         whitespace_split: drop white space and treat each word as a text of its own, before all that.
-        strips: special tokens that take the white space beside them with them: "left", "right" or "both".
+        strips: special tokens that absorb the white space beside them: "left", "right" or "both".
 
     Raises: InputError for pieces that are empty or there twice, a score that is no number, ids that do not fit, or a
     normalisation step that is not known.
@@ -119,8 +125,8 @@ class UnigramTokenizer(Tokenizer):
         for byte, byte_id in enumerate(self._byte_ids):
             if byte_id is not None:
                 self._token_bytes[byte_id] = bytes([byte])
-        self._begun = False  # of a reader, see _encode_blocks
-        self._draw: Callable[[str], Segmentation] | None = None  # of a reader that samples
+        self._begun = False  # state of a reader, see _encode_blocks
+        self._draw: Callable[[str], Segmentation] | None = None  # set in a reader that samples
         self._with_specials: UnigramTokenizer | None = None
 
     def _use_pieces(self, vocab: dict[str, int]) -> None:
@@ -136,10 +142,10 @@ class UnigramTokenizer(Tokenizer):
         self._ids_of_pretoken: dict[str, list[int]] = {}
 
     def _among_all_pieces(self) -> UnigramTokenizer:
-        """This tokenizer, but that the pieces that are special tokens may be found in ordinary text too.
+        """A copy of this tokenizer that also finds the pieces that are special tokens in ordinary text.
 
-        Where all special tokens are allowed, a text that only its normal form spells as one is cut as in Hugging Face's
-        `tokenizers`: "＜/s＞" becomes "</s>" by NFKC, which is a piece like others there.
+        It is used where all special tokens are allowed: a text such as "＜/s＞", which NFKC turns into "</s>", is then
+        that piece, as in Hugging Face's `tokenizers`.
         """
         if self._with_specials is None:
             self._with_specials = copy.copy(self)
@@ -148,7 +154,7 @@ class UnigramTokenizer(Tokenizer):
 
     @property
     def unk_id(self) -> int | None:
-        """The id of unknown text, or None. (The base's is a special token; here any piece may be it.)"""
+        """The id of the token for unknown text, or None; any piece may be it, not just a special token."""
         return self._unk_id
 
     # Text to ids
@@ -156,7 +162,7 @@ class UnigramTokenizer(Tokenizer):
     def _encode_blocks(
         self, chunks: Iterable[str], allowed_special: Specials, disallowed_special: Specials
     ) -> Iterator[list[int]]:
-        """As the base's, by a copy of this tokenizer that knows whether the text has begun."""
+        """Encode with a copy of this tokenizer that remembers if the text has begun."""
         allowed = self._choose("allowed_special", allowed_special)
         every = allowed is self.special_tokens and any(piece in allowed for piece, _ in self.pieces)
         reader = copy.copy(self._among_all_pieces() if every else self)
@@ -164,7 +170,7 @@ class UnigramTokenizer(Tokenizer):
         return super(UnigramTokenizer, reader)._encode_blocks(chunks, allowed_special, disallowed_special)
 
     def _encode_settled(self, text: str, more: bool) -> tuple[list[int], int]:
-        # What is left after a cut begins with a space, and so gets no "▁" in front, in whatever scheme.
+        # The rest after a cut begins with a space, and so gets no "▁" in front under any scheme.
         end = self.text_steps.settled(text) if more else len(text)
         pretokens = self.text_steps.pretokens(text[:end], first=not self._begun)
         self._begun |= end > 0 or not more
@@ -174,7 +180,7 @@ class UnigramTokenizer(Tokenizer):
         return ids, end
 
     def ids_of(self, pretoken: str) -> list[int]:
-        """The ids of a piece of text that is normalised and cut already."""
+        """The ids of a pretoken, which is normalised."""
         if self._draw is not None:
             return self._name(pretoken, self._draw(pretoken))
         ids = self._ids_of_pretoken.get(pretoken)
@@ -216,14 +222,14 @@ class UnigramTokenizer(Tokenizer):
         return path[::-1]
 
     def _name(self, text: str, path: Segmentation) -> list[int]:
-        """The ids of a segmentation: unknown neighbours become one, which is a piece, or bytes, or unknown."""
+        """The ids of a segmentation; neighbouring unknown characters together become one piece, bytes, or unknown."""
         ids: list[int] = []
         unknown_from = None
         for start, _, i in [*path, (len(text), len(text), None)]:
             if i == -1:
                 raise InputError(
-                    f"UnigramTokenizer.encode: character {text[start]!r} (U+{ord(text[start]):04X}) is no piece, and "
-                    "there is no piece for unknown text; give unk_id, or train on text that has the character"
+                    f"UnigramTokenizer.encode: character {text[start]!r} (U+{ord(text[start]):04X}) is not a piece, "
+                    "and there is no piece for unknown text; give unk_id, or train on text that has the character"
                 )
             if i is not None and i == self._unk_id:
                 unknown_from = start if unknown_from is None else unknown_from
@@ -254,8 +260,8 @@ class UnigramTokenizer(Tokenizer):
         """The ids of a segmentation of `text` drawn with a probability proportional to P(segmentation)^alpha.
 
         Training on a new draw in every epoch makes a model robust against how words are cut (subword regularisation).
-        With `alpha` 0 all segmentations are equally probable; the larger it is, the nearer to `encode`. The same
-        `seed` gives the same ids; a NumPy generator is drawn from, and goes on.
+        With `alpha` 0 all segmentations are equally probable; the larger it is, the nearer to `encode`. An
+        integer `seed` always gives the same ids; a NumPy generator is advanced.
 
         Raises: InputError for an `alpha` below 0 or infinite; else as `encode`.
         Source: Kudo (2018), section 3.2, where all segmentations may be drawn (l is infinite).
@@ -269,7 +275,7 @@ class UnigramTokenizer(Tokenizer):
 
     def _draw_path(self, text: str, alpha: float, rng: np.random.Generator) -> Segmentation:
         into: list[list[tuple[int, int, float]]] = [[] for _ in range(len(text) + 1)]  # start, id, log weight
-        total = [0.0] + [-math.inf] * len(text)  # of all paths to a node, as a log
+        total = [0.0] + [-math.inf] * len(text)  # log of the summed weights of all paths to a node
         for start in range(len(text)):
             total[start] = log_sum_exp([weight for _, _, weight in into[start]]) if start else 0.0
             for end, i, score in self._edges(text, start):
@@ -287,7 +293,7 @@ class UnigramTokenizer(Tokenizer):
     # Ids to text
 
     def _text(self, ids: list[int], errors: str, more: bool = False) -> str:
-        """As the base's; without the space that was put in front."""
+        """Decode, without the space that was put in front."""
         text = super()._text(ids, errors, more)
         begins = ids[:1] and ids[0] < len(self.pieces) and self.pieces[ids[0]][0] in self._vocab
         drops = begins and self.text_steps.prepend_scheme != "never" and self.decoder is None
@@ -324,10 +330,10 @@ class UnigramTokenizer(Tokenizer):
 
         Args:
             text_or_files: text (str), a UTF-8 file (pathlib.Path), or an iterable of either, each a text of its own.
-            max_piece_length: characters.
-            seed_size: how many pieces to begin with, at most.
-            shrinking_factor: the share of pieces that stay each time some are dropped.
-            sub_iterations: EM steps before each time.
+            max_piece_length: the maximum number of characters in a piece.
+            seed_size: the maximum number of pieces to begin with.
+            shrinking_factor: the share of pieces that stay in each pruning.
+            sub_iterations: EM steps before each pruning.
             like_hugging_face: begin without the substrings that always end a word, and when the last pieces are
                 dropped keep those with the greatest loss, not the highest score. Nearly all pieces (97% and more)
                 then are those of Hugging Face's `UnigramTrainer`; otherwise about 87%.
@@ -340,31 +346,12 @@ class UnigramTokenizer(Tokenizer):
         fixed = [unk_token, *(BYTE_PIECES if byte_fallback else ())]
         specials = [unk_token, *special_tokens]
         check_special_tokens(where, special_tokens if isinstance(special_tokens, str) else specials)
-        if not 0 < shrinking_factor < 1 or max_piece_length < 1 or sub_iterations < 1:
-            raise InputError(
-                f"{where}: shrinking_factor is {shrinking_factor}, max_piece_length {max_piece_length}, sub_iterations "
-                f"{sub_iterations}; give a factor between 0 and 1, and 1 or more for the others"
-            )
+        check_training_options(where, shrinking_factor, max_piece_length, sub_iterations)
         counts = count_pretokens(where, text_or_files, Metaspace(normalizer, prepend_scheme, True, False), specials)
-        room = vocab_size - len(fixed) - len(special_tokens)
-        characters = len(set().union(*counts))
-        if room < characters:
-            raise InputError(
-                f"{where}: vocab_size is {vocab_size}, expected at least {vocab_size - room + characters} "
-                f"({characters} characters and {vocab_size - room} tokens such as {unk_token!r}); raise it"
-            )
+        room = room_for_pieces(where, vocab_size, [*fixed, *special_tokens], counts)
         with ProgressBar() if progress else nullcontext(lambda left, enough: None) as report:
-            learnt = learn_pieces(
-                counts,
-                room,
-                max_piece_length,
-                seed_size,
-                shrinking_factor,
-                sub_iterations,
-                like_hugging_face,
-                {*fixed},
-                report,
-            )
+            options = max_piece_length, seed_size, shrinking_factor, sub_iterations, like_hugging_face
+            learnt = learn_pieces(counts, room, *options, {*fixed}, report)
         pieces = [*((piece, 0.0) for piece in fixed), *learnt]
         ids = {token: i for i, token in enumerate(special_tokens, start=len(pieces))}
         return cls(
@@ -417,10 +404,10 @@ class UnigramTokenizer(Tokenizer):
         `encode(text, add_special_tokens=False)`. What its post-processor would put around a text (such as `</s>`) is
         what `build_inputs_with_special_tokens` puts, and `decode` gives the text that its decoder would.
 
-        Raises: InputError that names a component, or an option of one, that is not known here.
+        Raises: InputError that names a component, or an option of one, that is not supported.
         """
         where = f"{cls.__name__}.from_hugging_face"
-        with readable(where, "this is no content of a tokenizer.json with a Unigram model", "give json.load's"):
+        with readable(where, "this is not the content of a tokenizer.json with a Unigram model", "give json.load's"):
             return cls._from_parts(read_unigram(where, content))
 
 
@@ -430,7 +417,7 @@ def check_pieces(
     """Refuse pieces that cannot be a vocabulary."""
     for i, (piece, score) in enumerate(pieces):
         if not piece or ids[piece] != i:
-            raise InputError(f"UnigramTokenizer: piece {piece!r} at {i} is empty or there again later; give each once")
+            raise InputError(f"UnigramTokenizer: piece {piece!r} at {i} is empty or repeated; give each once")
         if not math.isfinite(score):
             raise InputError(f"UnigramTokenizer: piece {piece!r} has score {score}; give a log probability")
     if unk_id is not None and not 0 <= unk_id < len(pieces):
@@ -443,6 +430,6 @@ def check_pieces(
 
 
 def log_sum_exp(values: Sequence[float]) -> float:
-    """log sum e^x, of which the largest is taken out so that nothing overflows."""
+    """log sum e^x; the largest x is subtracted first, so that nothing overflows."""
     most = max(values)
     return most + math.log(math.fsum([math.exp(value - most) for value in values]))

@@ -1,9 +1,9 @@
 """Training of the unigram language model: expectation maximisation on the lattices of all words together.
 
-What a lattice is, and why the expected counts of pieces are a gradient, stands in unigram.py. Training begins with
-every substring that repeats, counts pieces by the current probabilities (E), makes the counts probabilities (M), and
-now and then drops the pieces that the likelihood misses least. The M step is exp(digamma(count)) / exp(digamma(sum)),
-a sparse prior that takes about half a count from each.
+Read unigram.py first: it explains lattices, and why the expected counts of pieces are a gradient. Training begins with
+every repeated substring. It computes expected counts of pieces under the current probabilities (E), turns these counts
+into probabilities (M), and now and then drops the pieces whose loss lowers the likelihood least. The M step is
+exp(digamma(count)) / exp(digamma(sum)), a sparse prior that takes about half a count from each.
 
 Sources: Kudo, "Subword Regularization" (2018, arXiv:1804.10959), section 3.2; Liang and Klein, "Structured Bayesian
 Nonparametric Models with Variational Inference" (2007), for the digamma; Manber and Myers, "Suffix Arrays" (1990).
@@ -24,13 +24,13 @@ from minillm.tokenizers.base import stream
 from minillm.tokenizers.files import read_texts
 from minillm.tokenizers.normalizer import Metaspace
 
-LONGEST_TRAINED = 512  # characters: of a longer pretoken, training sees stretches of this length
+LONGEST_TRAINED = 512  # characters: a longer pretoken is cut into stretches of this length for training
 
 
 def count_pretokens(
     where: str, text_or_files: str | Path | Iterable[str | Path], steps: Metaspace, special_tokens: Sequence[str]
 ) -> Counter[str]:
-    """How often the text has each pretoken; long ones are cut."""
+    """Count the pretokens of training text; long ones are cut."""
     counts: Counter[str] = Counter()
     begun = False
 
@@ -51,6 +51,30 @@ def count_pretokens(
     return counts
 
 
+def check_training_options(where: str, shrinking_factor: float, max_piece_length: int, sub_iterations: int) -> None:
+    """Refuse options of `UnigramTokenizer.train` that are out of range."""
+    if not 0 < shrinking_factor < 1 or max_piece_length < 1 or sub_iterations < 1:
+        raise InputError(
+            f"{where}: shrinking_factor is {shrinking_factor}, max_piece_length {max_piece_length}, sub_iterations "
+            f"{sub_iterations}; give a factor between 0 and 1, and 1 or more for the others"
+        )
+
+
+def room_for_pieces(where: str, vocab_size: int, taken: Sequence[str], counts: Mapping[str, int]) -> int:
+    """The number of pieces to learn: `vocab_size` without the tokens that are `taken`.
+
+    Raises: InputError where the characters of the counted pretokens alone are more.
+    """
+    room = vocab_size - len(taken)
+    characters = len(set().union(*counts))
+    if room < characters:
+        raise InputError(
+            f"{where}: vocab_size is {vocab_size}, expected at least {len(taken) + characters} "
+            f"({characters} characters and {len(taken)} tokens such as {taken[0]!r}); raise it"
+        )
+    return room
+
+
 # All words together, in arrays
 
 
@@ -65,13 +89,13 @@ def learn_pieces(
     taken: Collection[str] = (),
     progress: Callable[[int, int], Any] = lambda left, enough: None,
 ) -> list[tuple[str, float]]:
-    """At most `room` pieces of different words with counts, and their scores, the highest first.
+    """Learn at most `room` pieces from different words with counts; returns pieces with scores, the highest first.
 
-    `progress` is called after each EM step with the number of pieces that are left, and at which pruning ends.
+    `progress` is called after each EM step with the number of pieces left, and the number at which pruning ends.
     """
     words = Words(list(counts), np.fromiter(counts.values(), np.float64))
     pieces, lattice = seed_pieces(words, max_piece_length, seed_size, like_hugging_face, taken)
-    # All numbers of pieces count the unknown token too, as elsewhere. The last tenth goes by score.
+    # The sizes count the unknown token too, as in Hugging Face's code. The last tenth is dropped by score.
     enough = (room + 1) * 11 // 10 - 1
     while True:
         for _ in range(sub_iterations):
@@ -93,14 +117,14 @@ def learn_pieces(
 
 
 def largest(values: NDArray, size: int) -> NDArray[np.bool_]:
-    """Which are the `size` largest values, less those that are -inf; of equals, the first."""
+    """A mask of the `size` largest values, without those that are -inf; of equals, the first are taken."""
     stays = np.zeros(len(values), np.bool_)
     stays[np.argsort(-values, kind="stable")[:size]] = True
     return stays & (values > -np.inf)
 
 
 class ProgressBar:
-    """Shows how far the number of pieces has come down."""
+    """Show how far pruning has reduced the number of pieces."""
 
     def __enter__(self) -> Callable[[int, int], None]:
         from rich.progress import Progress
@@ -132,7 +156,7 @@ class Words:
 
 
 class Pieces(NamedTuple):
-    """Pieces in training, (P) each: a place in `Words.text` where it is, characters, score, loss (see `losses`)."""
+    """Pieces in training, arrays of (P): a place in `Words.text`, number of characters, score, loss (see `losses`)."""
 
     first: NDArray[np.int64]
     length: NDArray[np.int64]
@@ -144,17 +168,17 @@ class Pieces(NamedTuple):
 
 
 def ranges(starts: NDArray[np.int64], sizes: NDArray[np.int64]) -> NDArray[np.int64]:
-    """start, start + 1, ... start + size - 1, for each, one after the other."""
+    """Concatenate the ranges start, start + 1, ... start + size - 1."""
     return np.repeat(starts - np.cumsum(sizes) + sizes, sizes) + np.arange(sizes.sum())
 
 
 def sorted_suffixes(codes: NDArray[np.int64], remaining: NDArray[np.int64], reach: int) -> tuple[NDArray, NDArray]:
-    """All suffixes of words in the order of their first `reach` characters, and how many each shares with the last.
+    """Sort all suffixes of words by their first `reach` characters, and count what each shares with the previous one.
 
-    A gap counts as a character, so that what is shared may reach over it.
+    A gap counts as a character, so the shared text may reach over it.
 
-    By doubling (Manber and Myers 1990): the rank of 2h characters comes from the ranks of two halves of h. Equal ranks
-    are equal text, so the same ranks tell, by steps of ..., 8, 4, 2, 1, how much two neighbours share.
+    Prefix doubling (Manber and Myers 1990): the rank of 2h characters comes from the ranks of two halves of h. Equal
+    ranks mean equal text, so the ranks also give, in steps of ..., 8, 4, 2, 1, how much two neighbours share.
     """
     ranks, h = [codes], 1
     while h < reach:
@@ -183,8 +207,8 @@ def seed_pieces(
     suffixes that begin with a substring stand together, so each substring of n characters is a run where neighbours
     share n or more, and some no more than n. The highest products of length and occurrences come first.
 
-    Of a substring that always ends a word, the end is what follows, and differs at each; with `like_hugging_face` it
-    is one more character, so that such a substring is left out.
+    For a substring that always ends a word, each end of a word counts as a different next character; with
+    `like_hugging_face` they count as the same character, so such a substring is left out.
     """
     remaining = np.zeros(len(words.codes), np.int64)  # characters to the end of the word
     inside = ranges(words.start, words.length)
@@ -195,7 +219,7 @@ def seed_pieces(
     weight = np.zeros(len(words.codes))
     weight[inside] = np.repeat(words.counts, words.length)
     weights_before = np.concatenate([[0.0], np.cumsum(weight[order])])
-    runs = []  # (3, runs): where each begins in `order`, its size, and the characters that its suffixes share
+    runs = []  # (3, runs): the start of each in `order`, its size, and the number of characters its suffixes share
     for n in range(1, max_length + 1):
         starts = np.flatnonzero(shared < n)
         sizes = np.diff(starts, append=len(order))
@@ -204,7 +228,7 @@ def seed_pieces(
             starts, sizes = starts[branching], sizes[branching]
         runs.append(np.stack([starts, sizes, np.full_like(starts, n)]))
     table = np.concatenate(runs, axis=1)
-    low, size, length = table = table[:, table[2] <= remaining[order[table[0]]]]  # not those that reach over a gap
+    low, size, length = table = table[:, table[2] <= remaining[order[table[0]]]]  # without those that reach over a gap
     character = length == 1
     value = np.where(character, weights_before[low + size] - weights_before[low], size * length)
     best = np.lexsort([order[low], -value, ~character])[: max(seed_size, np.count_nonzero(character))]
@@ -220,13 +244,13 @@ def seed_pieces(
 
 
 class Lattice:
-    """The lattices of many words in one: edges in the order of how deep in its word, and where, each ends.
+    """The lattices of many words in one, with edges sorted by the depth of their end in its word, then by that end.
 
     All edges that end n characters into their words are one NumPy step, so that as many steps as the longest word has
     characters serve all words. No two edges of a step start at the same node.
 
     Args:
-        start, end: the nodes of each edge, (E). Edges with one end stand together, those that start first before.
+        start, end: the nodes of each edge, (E). Edges with the same end are neighbours, sorted by start.
         piece: the number of its piece, (E).
         word_start, word_length: the first node of each word, and how many edges of one character lead to its last.
     """
@@ -236,40 +260,40 @@ class Lattice:
         self.word_start, self.word_end = word_start, word_start + word_length
         self.word_length = word_length
         self.nodes = int(self.word_end.max()) + 1
-        new_end = np.flatnonzero(np.diff(end, prepend=-1))  # edges that are the first with their end
+        new_end = np.flatnonzero(np.diff(end, prepend=-1))  # the first edge with each end
         depth = self.depth()[end[new_end]]
         bounds = np.searchsorted(depth, np.arange(1, depth[-1] + 2))
         edges = np.append(new_end, len(end))[bounds]
-        self.steps = []  # edges; the first edge with each end, counted from the step's; the number of each edge's end
+        self.steps = []  # edges; the first edge with each end, relative to the step; the number of each edge's end
         for a, b, e, f in zip(bounds[:-1], bounds[1:], edges[:-1], edges[1:], strict=True):
             firsts = new_end[a:b] - e
             self.steps.append((slice(e, f), firsts, np.repeat(np.arange(b - a), np.diff(firsts, append=f - e))))
 
     @classmethod
     def sorted(cls, start: NDArray, end: NDArray, piece: NDArray, word_start: NDArray, word_length: NDArray) -> Lattice:
-        """A lattice of edges in any order."""
+        """Make a lattice from edges in any order."""
         lattice = cls.__new__(cls)
         lattice.word_start, lattice.word_length, lattice.nodes = word_start, word_length, int(end.max()) + 1
         order = np.lexsort([start, end, lattice.depth()[end]])
         return cls(start[order], end[order], piece[order], word_start, word_length)
 
     def depth(self) -> NDArray[np.int64]:
-        """How many characters into its word each node is."""
+        """The number of characters before each node in its word."""
         depth = np.zeros(self.nodes, np.int64)
         size = self.word_length + 1
         depth[ranges(self.word_start, size)] = ranges(np.zeros_like(size), size)
         return depth
 
     def only(self, stays: NDArray[np.bool_]) -> Lattice:
-        """Without the edges of some pieces; the pieces that stay are numbered anew."""
+        """Keep only the edges of the pieces that stay, which are renumbered."""
         kept = stays[self.piece]
         piece = (np.cumsum(stays) - 1)[self.piece[kept]]
         return Lattice(self.start[kept], self.end[kept], piece, self.word_start, self.word_length)
 
     def forward(self, scores: NDArray, best: bool = False) -> tuple[NDArray, NDArray]:
-        """alpha of every word's last node, (W), and the share of every edge in those that have its end, (E).
+        """Compute alpha of every word's last node, (W), and each edge's share of the paths into its end, (E).
 
-        With `best`, of the best path instead: the share is 1 for the best edge into a node and 0 for the others.
+        With `best`, only the best path counts: the share is 1 for the best edge into a node and 0 for the others.
         """
         alpha, share = np.zeros(self.nodes), np.zeros(len(self.piece))
         for edges, firsts, number in self.steps:
@@ -288,7 +312,7 @@ class Lattice:
         return alpha[self.word_end], share
 
     def backward(self, share: NDArray, counts: NDArray) -> NDArray:
-        """How often every edge is used, (E), by words that come `counts` times, (W): the gradient of forward."""
+        """Expected uses of every edge, (E), by words that occur `counts` times, (W): the gradient of forward."""
         reach, used = np.zeros(self.nodes), np.empty(len(share))
         reach[self.word_end] = counts
         for edges, _, _ in reversed(self.steps):
@@ -298,7 +322,7 @@ class Lattice:
 
 
 def expected_counts(lattice: Lattice, scores: NDArray, counts: NDArray) -> tuple[float, NDArray]:
-    """The E step: the log likelihood of all words, and how often each piece is used, on average over paths, (P)."""
+    """The E step: the log likelihood of all words, and the expected count of each piece, (P)."""
     log_z, share = lattice.forward(scores)
     used = lattice.backward(share, counts)
     return float(log_z @ counts), np.bincount(lattice.piece, used, len(scores))
@@ -325,10 +349,10 @@ def digamma(x: NDArray) -> NDArray:
 
 
 def losses(lattice: Lattice, pieces: Pieces, counts: NDArray) -> NDArray:
-    """How much log likelihood the words would lose with each piece, (P); characters are beyond price.
+    """The log likelihood that dropping each piece would cost, (P); infinite for characters.
 
-    Without a piece that the best paths use f times, its best segmentation by other pieces would stand in its place:
-    their counts rise by f each, and that of all by f (m - 1) where there are m. A piece on no best path is -inf.
+    Without a piece that the best paths use f times, its best segmentation into m other pieces would take its place:
+    the count of each of these rises by f, and the total by f (m - 1). A piece on no best path gets -inf.
     """
     _, share = lattice.forward(pieces.scores, best=True)
     count = np.bincount(lattice.piece, lattice.backward(share, counts), len(pieces.scores))
@@ -343,21 +367,21 @@ def losses(lattice: Lattice, pieces: Pieces, counts: NDArray) -> NDArray:
 
 
 def alternatives(lattice: Lattice, pieces: Pieces) -> tuple[NDArray, NDArray]:
-    """Pairs of a piece of two characters or more, and a piece of its best segmentation by others."""
+    """Pairs of a piece with two characters or more, and a piece of its best segmentation into others."""
     by_start = np.argsort(lattice.start, kind="stable")
     offsets = np.searchsorted(lattice.start[by_start], np.arange(lattice.nodes + 1))
     long = np.flatnonzero(pieces.length > 1)
     if not len(long):
         return np.empty(0, np.int64), np.empty(0, np.int64)
     first, length = pieces.first[long], pieces.length[long]
-    base = np.cumsum(length + 1) - length - 1  # where the nodes of each piece begin
+    base = np.cumsum(length + 1) - length - 1  # the first node of each piece
     node, number = ranges(first, length), np.repeat(np.arange(len(long)), length)
     sizes = offsets[node + 1] - offsets[node]
     edges, number = by_start[ranges(offsets[node], sizes)], np.repeat(number, sizes)
     fits = (lattice.end[edges] <= (first + length)[number]) & (lattice.piece[edges] != long[number])
     edges, number = edges[fits], number[fits]
     shift = (base - first)[number]
-    # The piece of an edge here is its place in `edges`, so that the edges of the best paths are known afterwards.
+    # The "piece" of an edge here is its place in `edges`, which identifies the edges of the best paths afterwards.
     inner = Lattice.sorted(
         lattice.start[edges] + shift, lattice.end[edges] + shift, np.arange(len(edges)), base, length
     )

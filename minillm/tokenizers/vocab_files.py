@@ -1,7 +1,7 @@
-"""The first files of vocabularies: GPT-2's `vocab.json` and `merges.txt`, and BERT's `vocab.txt`.
+"""The oldest formats of vocabularies: GPT-2's `vocab.json` and `merges.txt`, and BERT's `vocab.txt`.
 
-GPT-2 spells each byte as a character that can be seen. Those of Latin-1 that can be seen stand for themselves; the
-others, in order, are the characters from U+0100 on. A space is "\\u0120": b" the" is "Ġthe". A merge is a line with two
+GPT-2 spells each byte as a visible character. The visible ones of Latin-1 stand for themselves; the other bytes, in
+order, are the characters from U+0100 on. A space is "\\u0120": b" the" is "Ġthe". A merge is a line with two
 tokens and a space between. BERT's file has one token a line, the first with id 0.
 Neither has tokens with line ends in them, so that a line may end in any way: "\\n", "\\r\\n" or "\\r" alone.
 
@@ -21,7 +21,7 @@ Merge = tuple[bytes, bytes]
 
 
 def character_of_bytes() -> list[str]:
-    """The character by which GPT-2's files spell each byte: itself where it can be seen, else one from 256 on."""
+    """The character by which GPT-2's files spell each byte: itself if visible, otherwise one from U+0100 on."""
     seen = {*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)}
     unseen = iter(range(256, 512))
     return [chr(byte if byte in seen else next(unseen)) for byte in range(256)]
@@ -32,12 +32,12 @@ BYTE_OF_CHARACTER = {character: byte for byte, character in enumerate(CHARACTER_
 
 
 def spell(token: bytes) -> str:
-    """Bytes as GPT-2's files write them: b" the" is "Ġthe"."""
+    """Write bytes as GPT-2's files do: b" the" is "Ġthe"."""
     return "".join([CHARACTER_OF_BYTE[byte] for byte in token])
 
 
 def unspell(token: str) -> bytes:
-    """The bytes of a token as GPT-2's files write it."""
+    """The bytes of a token that is spelled as in GPT-2's files."""
     try:
         return bytes([BYTE_OF_CHARACTER[character] for character in token])
     except KeyError as error:
@@ -45,7 +45,7 @@ def unspell(token: str) -> bytes:
 
 
 def read_merge(line: str) -> tuple[bytes, bytes]:
-    """A merge as GPT-2's files write it: two tokens with a space between."""
+    """Read a merge in the form of GPT-2's files: two tokens with a space between."""
     left, _, right = line.partition(" ")
     if not left or not right or " " in right:
         raise ValueError(f"{line!r} is not two tokens with one space between")
@@ -72,7 +72,7 @@ def read_gpt2_files(
                 merges.append(read_merge(line))
             except ValueError as error:
                 raise InputError(
-                    f"{where}: line {number} of {merges_txt} is no merge ({error}); give GPT-2's merges.txt"
+                    f"{where}: line {number} of {merges_txt} is not a merge ({error}); give GPT-2's merges.txt"
                 ) from error
     ordinary = {*BYTE_OF_CHARACTER, *(spell(left + right) for left, right in merges)}
     vocab = {unspell(token): i for token, i in spelled.items() if token in ordinary}
@@ -115,6 +115,6 @@ def write_vocab_txt(
 
 
 def check_apart(where: str, ordinary: Collection[str], special_tokens: Iterable[str]) -> None:
-    """Refuse special tokens that these files could not tell from ordinary ones."""
+    """Refuse special tokens that are spelled like ordinary ones."""
     if token := next((token for token in special_tokens if token in ordinary), None):
         raise InputError(f"{where}: special token {token!r} is spelled as an ordinary token; use save instead")

@@ -1,9 +1,9 @@
 """WordPiece, as BERT does it: words first, then the longest pieces that the vocabulary has.
 
-Text is cut into words by BERT's *basic* tokenization (basic.py): case and accents are dropped if so wished, and words
-end at white space and punctuation. A word is then cut greedily: from its start the longest piece in the vocabulary,
-from there the longest again. Pieces that go on with a word are spelled with `##`, and are not the same tokens as those
-that begin one:
+Text is cut into words by BERT's *basic* tokenization (basic.py): options can drop case and accents, and words end at
+white space and punctuation. A word is then cut greedily: from its start the longest piece in the vocabulary, from there
+the longest again. Pieces that continue a word are spelled with `##`, and are not the same tokens as those that begin
+one:
 
     "Unaffable, isn't it?"   ->   un ##aff ##able , isn ' t it ?
 
@@ -49,15 +49,15 @@ Truncation = Literal["longest_first", "only_first", "only_second"]
 class WordPieceTokenizer(Tokenizer):
     """BERT's tokenizer; made by `train`, `load`, `from_vocab_txt` or `from_hugging_face`.
 
-    Encoding loses white space, so a token is not the bytes that it stands for: the base's table of bytes holds the
-    spelling of each token here ("##ing"), and `decode` joins the pieces by rules of its own.
+    Encoding loses white space, so tokens do not stand for exact bytes: the base's table of bytes holds the spelling of
+    each token here ("##ing"), and `decode` joins the pieces by rules of its own.
 
     Args:
         vocab: the spelling of every token, with its id.
         special_tokens: the text of every special token, with its id; None takes those of `[PAD]`, `[UNK]`, `[CLS]`,
             `[SEP]` and `[MASK]` that `vocab` has.
         max_input_chars_per_word: longer words become `[UNK]`.
-        wraps: whether `[CLS]` and `[SEP]` go around a text.
+        wraps: put `[CLS]` and `[SEP]` around a text.
         unsought: special tokens that are never looked for in a text, whatever `allowed_special` says.
         basic: the options of `BasicTokenizer`.
 
@@ -134,19 +134,19 @@ class WordPieceTokenizer(Tokenizer):
 
         Ids: the special tokens come first, then the characters of the text in the order of their code points, then
         those that occur within words, with `##`, in the same order, then the pieces as they are learnt. Every step
-        joins the pair with the highest count, of equals the one with the smallest ids, compared as (left, right).
-        Special tokens that occur in the text cut it. Where no pair is left that occurs often enough, there are fewer
+        joins the pair with the highest count; of equals, the one with the smallest ids, compared as (left, right).
+        Special tokens that occur in the text cut it. If no pair is left that occurs often enough, there are fewer
         tokens.
 
-        Hugging Face's trainer has the same rule, but meets the `##` characters in the order of a hash table, which
-        differs from run to run, and with it their ids and the choice between equals. Given the ids of one run, it and
-        `learn_pieces` learn the same pieces.
+        Hugging Face's trainer has the same rule, but numbers the `##` characters in the order of a hash table. So their
+        ids, and the choice between equals, differ from run to run. Given the ids of one run, `learn_pieces` learns the
+        same pieces.
 
         Args:
             text_or_files: text (str), a UTF-8 file (pathlib.Path), or an iterable of either, each a text of its own.
             min_frequency: a pair that occurs less often is not joined.
-            limit_alphabet: how many characters are kept, the most frequent, of equals those with smaller code points;
-                the others are passed over, and words that have them become `[UNK]`. None keeps all.
+            limit_alphabet: the number of characters to keep, the most frequent, of equals those of smaller code points.
+                Words with other characters become `[UNK]`. None keeps all.
             progress: show a progress bar.
             basic: the options of `BasicTokenizer`, such as `lowercase=False`.
 
@@ -195,7 +195,7 @@ class WordPieceTokenizer(Tokenizer):
         return tuple(chain.from_iterable(map(self._encode_word, self.basic.tokenize(chunk))))
 
     def _encode_word(self, word: str) -> list[int]:
-        """The ids of one word: the longest piece that it begins with, then the longest that goes on from there."""
+        """The ids of one word: the longest piece that it begins with, then the longest that continues it, and so on."""
         if len(word) > self.max_input_chars_per_word:
             return [self._unknown(word)]
         ids: list[int] = []
@@ -236,10 +236,10 @@ class WordPieceTokenizer(Tokenizer):
             attention_mask      1   1 1 1   1   1 1   1
 
         Args:
-            max_length: how many ids there may be, special tokens among them; None for any number.
-            truncation: which text is cut, at its end, to have no more: "longest_first" (or True) cuts the longer one
-                down to the other, then both alike, where of an odd number the longer one, of equals the second, has
-                one more; "only_first" and "only_second" cut that one; False refuses.
+            max_length: the maximum number of ids, including special tokens; None for no limit.
+            truncation: the text to cut at its end: "longest_first" (or True) cuts the longer one down to the length of
+                the other, then both equally, where an odd id is left to the longer one (or to the second, of equals);
+                "only_first" and "only_second" cut that text; False raises an error instead.
             allowed_special: as in `encode`.
 
         Raises: InputError where there is no `[CLS]` or `[SEP]`, or truncation cannot make the input short enough.
@@ -259,7 +259,7 @@ class WordPieceTokenizer(Tokenizer):
     def build_inputs_with_special_tokens(
         self, token_ids_0: Sequence[int], token_ids_1: Sequence[int] | None = None
     ) -> list[int]:
-        """`[CLS] a [SEP]`, or `[CLS] a [SEP] b [SEP]`; just `a` or `a b` in a tokenizer that does not wrap.
+        """Build `[CLS] a [SEP]`, or `[CLS] a [SEP] b [SEP]`; just `a` or `a b` in a tokenizer that does not wrap.
 
         Raises: InputError where there is no `[CLS]` or `[SEP]`.
         """
@@ -277,7 +277,7 @@ class WordPieceTokenizer(Tokenizer):
     def create_token_type_ids_from_sequences(
         self, token_ids_0: Sequence[int], token_ids_1: Sequence[int] | None = None
     ) -> list[int]:
-        """Which text each id of `build_inputs_with_special_tokens` belongs to: 0, or 1 for the second."""
+        """The text of each id of `build_inputs_with_special_tokens`: 0 for the first, 1 for the second."""
         second = [] if token_ids_1 is None else [*token_ids_1, *([0] if self.wraps else [])]
         return [0] * (len(token_ids_0) + 2 * self.wraps) + [1] * len(second)
 
@@ -291,12 +291,12 @@ class WordPieceTokenizer(Tokenizer):
         skip_special_tokens: bool = False,
         clean_up_tokenization_spaces: bool = True,
     ) -> str:
-        """Readable text of a sequence of token ids: pieces with `##` are joined, before others there is a space.
+        """Readable text of a sequence of token ids: pieces with `##` are joined, others get a space before them.
 
         Args:
-            errors: of no effect, tokens are whole characters; it is here as every tokenizer's `decode` has it.
+            errors: has no effect here, since tokens are whole characters; every tokenizer's `decode` has it.
             skip_special_tokens: leave special tokens out.
-            clean_up_tokenization_spaces: no space before a token that is `.`, `,`, `?`, `!` or an English contraction.
+            clean_up_tokenization_spaces: put no space before `.`, `,`, `?`, `!` or an English contraction.
 
         Raises: InputError for an id out of range; DtypeError for anything that is not an integer.
         """
@@ -342,7 +342,7 @@ class WordPieceTokenizer(Tokenizer):
             special_tokens: which tokens of the file are special.
             basic: the options of `BasicTokenizer`.
 
-        Raises: InputError for a file that cannot be read, or a token that is there twice.
+        Raises: InputError for a file that cannot be read, or a token that occurs twice.
         """
         where = f"{cls.__name__}.from_vocab_txt"
         check_special_tokens(where, special_tokens)
@@ -367,21 +367,21 @@ class WordPieceTokenizer(Tokenizer):
     def from_hugging_face(cls, content: Mapping[str, Any]) -> Self:
         """The tokenizer that a Hugging Face `tokenizer.json`, parsed, describes.
 
-        Understood are a WordPiece model with BERT's normalizer (or none), pre-tokenizer, post-processor and decoder.
-        `truncation` and `padding` are settings of a call, and passed over. Added tokens become special tokens, whose
-        ids `encode(text, "all")` gives as Hugging Face does, and so do BERT's five where the vocabulary has them.
+        It must have a WordPiece model with BERT's normalizer (or none), pre-tokenizer, post-processor and decoder.
+        `truncation` and `padding` are settings of a call, and ignored. Added tokens become special tokens, and so do
+        BERT's five if the vocabulary has them; `encode(text, "all")` gives Hugging Face's ids.
 
         Raises: InputError for any other component, which would give other ids.
         """
         where = f"{cls.__name__}.from_hugging_face"
         if not isinstance(content, dict) or not isinstance(content.get("model"), dict):
             raise InputError(f"{where}: there is no 'model' in it; give the content of a Hugging Face tokenizer.json")
-        with readable(where, "this is no whole tokenizer.json", "download it again", passing=where):
+        with readable(where, "this is not a complete tokenizer.json", "download it again", passing=where):
             return cls._from_parts(read_wordpiece(where, content))
 
 
 class ChunkIds(dict[str, tuple[int, ...]]):
-    """The ids of each chunk, remembered where it is short."""
+    """The ids of each chunk; those of short chunks are remembered."""
 
     def __init__(self, encode_chunk: Callable[[str], tuple[int, ...]]):
         self.encode_chunk = encode_chunk

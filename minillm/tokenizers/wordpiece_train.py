@@ -1,7 +1,7 @@
 """Training of WordPiece: byte-pair encoding within words, on characters, of which only the pieces are kept.
 
-Every character but the first of a word has `##`; the pair of neighbouring symbols that occurs most often becomes one,
-again and again. (Google never published the trainer of BERT's vocabulary; this is what Hugging Face's
+Every character but the first of a word gets `##`; then the most frequent pair of neighbouring symbols becomes one
+symbol, again and again. (Google never published the trainer of BERT's vocabulary; this is what Hugging Face's
 `WordPieceTrainer` does.)
 """
 
@@ -19,7 +19,7 @@ from minillm.tokenizers.basic import BasicTokenizer, chunks_of, settled_end
 from minillm.tokenizers.bpe_train import PairIndex
 from minillm.tokenizers.files import read_texts
 
-PREFIX = "##"  # begins every piece that goes on with a word
+PREFIX = "##"  # begins every piece that continues a word
 
 
 def count_words(
@@ -28,7 +28,7 @@ def count_words(
     basic: BasicTokenizer,
     special_tokens: Sequence[str] = (),
 ) -> Counter[str]:
-    """How often each word occurs. Chunks are counted first, so that each different one is cut into words once."""
+    """Count the words of training text. Chunks are counted first, so that each different one is cut into words once."""
     chunks: Counter[str] = Counter()
 
     def count_settled(text: str, more: bool) -> tuple[list[str], int]:
@@ -47,7 +47,7 @@ def count_words(
 
 
 def first_symbols(words: Mapping[str, int], limit_alphabet: int | None = None) -> list[str]:
-    """What pieces are made of: the characters, sorted, then those that occur within words, with `##`, sorted."""
+    """The symbols that pieces are made of: the characters, sorted, then those within words, with `##`, sorted."""
     counts: Counter[str] = Counter()
     for word, count in words.items():
         for character in word:
@@ -60,10 +60,10 @@ def first_symbols(words: Mapping[str, int], limit_alphabet: int | None = None) -
 def learn_pieces(words: Mapping[str, int], symbols: Sequence[str], min_frequency: int = 0) -> Iterator[str]:
     """The pieces that `WordPieceTokenizer.train` learns from words and their counts, until no pair is left.
 
-    A token's id is its place in `symbols`, then in the order of learning. As in `bpe_train.learn_merges`, an entry of
-    the heap never ranks its pair too low, and a pair whose count has fallen goes back. Unlike there, pairs of equal
-    count are ordered by their ids, and two pairs may make the same piece, or one that is a special token; it is learnt
-    once.
+    The ids of tokens are their places in `symbols`, followed by the learnt pieces in order. An entry of the heap never
+    ranks its pair too low, and a pair whose count has fallen goes back, as in `bpe_train.learn_merges`. Unlike there,
+    pairs of equal count are ordered by their ids, and two pairs may make the same piece, or one that is a special
+    token; it is learnt once.
     """
     tokens = list(symbols)
     ids = {token: i for i, token in enumerate(tokens)}

@@ -154,7 +154,7 @@ BAD = [
         r"^load_state_dict: the weights do not fit GPT2: .*wte\.weight has shape \(.*, 16\), expec",
     ),
     ("train --resume strange", r"^config: there is no setting called 'layer'; did you mean 'layers'\?"),
-    ("train --resume damaged", r"last\.safetensors is damaged or no minillm checkpoint"),
+    ("train --resume damaged", r"last\.safetensors is damaged or not a minillm checkpoint"),
     ("sample missing", r"^missing is not a run directory"),
     ("sample good.txt", r"^good\.txt is not a run directory"),
     (f"sample {LONG}", "File name too long"),

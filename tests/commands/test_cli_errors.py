@@ -143,7 +143,7 @@ def test_values_of_every_kind() -> None:
         (["a", "b", "--dtype", "float8"], "x: --dtype is 'float8'; choose one of: float32, float64, float16, bfloat16"),
         (["a", "", "b"], "x: OUT is empty; give a path"),
         (["a", "b", "--dtype"], r"x: --dtype has no value; write --dtype float32\|"),
-        (["a", "b", "-q"], "x: there is no option -q; .* what follows -- is no option"),
+        (["a", "b", "-q"], "x: there is no option -q; .* words after -- are never options"),
     ):
         with pytest.raises(InputError, match=f"^{message}"):
             read(Convert, "x", arguments)

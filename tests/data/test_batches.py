@@ -21,7 +21,7 @@ def cases(draw: st.DrawFn) -> tuple[int, int, int, int]:
 
 
 def starts(batches: Batches, indices: range) -> np.ndarray:
-    """Where the windows of these batches start, for tokens 0, 1, 2, ..., once each batch is seen to be as promised."""
+    """Start of each window of these batches, for tokens 0, 1, 2, ..., after a check of every batch."""
     rows = []
     for index in indices:
         inputs, targets = batches.batch(index)

@@ -219,7 +219,7 @@ def test_a_prediction_depends_on_what_is_before_it_in_the_order_and_on_nothing_e
 
 
 def test_the_text_tells_more_than_mask_tokens_would() -> None:
-    """Of two predicted tokens the later one sees the earlier, as it would not in BERT."""
+    """The later of two predicted tokens sees the earlier one, unlike in BERT."""
     model = random_model()
     ids = np.array([[3, 4, 5, 6]])
     batch = permute_tokens(ids, one_in=1, generator=random.Generator(5))

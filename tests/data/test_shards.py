@@ -228,7 +228,7 @@ def test_every_truncation_is_found(tmp_path_factory: pytest.TempPathFactory, siz
     path = tmp_path_factory.mktemp("cut") / "a.bin"
     path.write_bytes((header(50) + bytes(100))[:size])
     text = message(path)
-    assert ("no token shard" if size < 8 else f"has {size} bytes") in text
+    assert ("not a token shard" if size < 8 else f"has {size} bytes") in text
 
 
 def test_an_appended_byte_is_found(shard: Path) -> None:

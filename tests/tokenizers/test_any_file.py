@@ -95,7 +95,9 @@ def test_word_level():
     assert tokenizer.encode("the cat,dog the") == [1, 2, 3, 0, 1]
     assert (tokenizer.unk_id, tokenizer.vocab_size) == (0, 4)
     assert tokenizer.decode([1, 2, 3]) == "the cat ,"
-    with pytest.raises(InputError, match="the text has what is no token, and unk_token None is no token either"):
+    with pytest.raises(
+        InputError, match="the text has something that is not a token, and unk_token None is not a token either"
+    ):
         chain({"type": "WordLevel", "vocab": {"a": 0}}, pre_tokenizer={"type": "Whitespace"}).encode("b")
 
 
@@ -203,17 +205,17 @@ def test_what_goes_around_texts():
         ({"model": {"type": "WordLevel", "vocab": {}}}, "vocab has no tokens"),
         ({"model": {"type": "WordLevel", "vocab": 3}}, "vocab is a int, expected a table of tokens"),
         ({"model": {"type": "WordLevel"}}, "vocab is a NoneType, expected a table"),
-        ({"model": {"type": "Unigram", "vocab": [["a"]]}}, "vocab is no list of pieces with their scores"),
-        ({"normalizer": {"type": "Strange"}}, "normalizer 'Strange' is not known here"),
-        ({"pre_tokenizer": {"type": "UnicodeScripts"}}, "pre_tokenizer 'UnicodeScripts' is not known here"),
+        ({"model": {"type": "Unigram", "vocab": [["a"]]}}, "vocab is not a list of pieces with their scores"),
+        ({"normalizer": {"type": "Strange"}}, "normalizer 'Strange' is not supported"),
+        ({"pre_tokenizer": {"type": "UnicodeScripts"}}, "pre_tokenizer 'UnicodeScripts' is not supported"),
         ({"pre_tokenizer": {"type": "Split", "pattern": {"Regex": "(a)\\1"}, "behavior": "Isolated"}}, "has '.1'"),
         ({"pre_tokenizer": {"type": "Split", "pattern": {"String": "a"}, "behavior": "Odd"}}, "has behavior 'Odd'"),
-        ({"decoder": {"type": "Strange"}}, "decoder 'Strange' is not known here"),
+        ({"decoder": {"type": "Strange"}}, "decoder 'Strange' is not supported"),
         ({"decoder": {"type": "WordPiece", "prefix": 3, "cleanup": True}}, "WordPiece has prefix 3, expected a text"),
-        ({"post_processor": {"type": "Strange"}}, "post_processor is 'Strange', which is not known here"),
+        ({"post_processor": {"type": "Strange"}}, "post_processor is 'Strange', which is not supported"),
         ({"added_tokens": [added("<x>", 1), added("<x>", 2)]}, "give each token once"),
         ({"added_tokens": [added("", 1)]}, "'' cannot be a special token"),
-        ({"added_tokens": [{"id": 1}]}, "this is no whole tokenizer.json .no 'content'"),
+        ({"added_tokens": [{"id": 1}]}, "this is not a complete tokenizer.json .no 'content'"),
         (
             {"normalizer": {"type": "Lowercase"}, "added_tokens": [added(t, 1, normalized=True) for t in ("A", "a")]},
             "added tokens 'A' and 'a' are both 'a' when normalised",
@@ -224,7 +226,7 @@ def test_what_goes_around_texts():
         ),
         (
             {"normalizer": {"type": "Strip"}, "added_tokens": [added(" ", 1, normalized=True)]},
-            "nothing is left of the add",
+            "becomes empty when normalised; give another",
         ),
     ],
 )
@@ -235,7 +237,7 @@ def test_what_is_not_known_is_named(parts, message):
 
 
 def test_what_is_first_in_a_text():
-    """Where a "▁" goes in front of the first piece alone, what came in the place of the first character counts."""
+    """A "▁" in front of the first piece only depends on the replacement of the first character."""
     letters = {character: i for i, character in enumerate(("<unk>", "▁", "a", "b"))}
     first = {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "first", "split": False}
 
@@ -256,7 +258,7 @@ def test_what_is_first_in_a_text():
     assert pieces("\u0301b", {"type": "StripAccents"}) == "b"
     assert pieces("A", {"type": "Lowercase"}, {"type": "NFKC"}) == "▁a"
     behind = {"type": "Sequence", "pretokenizers": [{"type": "WhitespaceSplit"}, first]}
-    with pytest.raises(InputError, match="Metaspace has prepend_scheme 'first' behind steps that change text"):
+    with pytest.raises(InputError, match="Metaspace has prepend_scheme 'first' after steps that change text"):
         word_level("a", normalizer={"type": "ByteLevel"}, pre_tokenizer=behind)
     # U+00A8 becomes a space and U+0308 by NFKC, of which both are the first character of the text.
     tokenizer = word_level("▁\u0308a", "▁a", "a", normalizer={"type": "NFKC"}, pre_tokenizer=behind)
@@ -273,7 +275,7 @@ def test_damaged_files_are_named(tmp_path):
     damaged = [whole[:30].encode(), whole.encode("latin-1"), b"", b"[" * 100_000, b"\xff\xfe{\0}\0"]
     for content in damaged:
         path.write_bytes(content)
-        with pytest.raises(InputError, match="is no JSON"):
+        with pytest.raises(InputError, match="is not JSON"):
             Tokenizer.from_file(path)
     path.write_bytes(b"\xef\xbb\xbf" + whole.encode())
     assert Tokenizer.from_file(path).encode("a") == [0]

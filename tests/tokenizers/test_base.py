@@ -1,4 +1,4 @@
-"""What all tokenizers share: decoding, padding, files, fingerprints."""
+"""The common part of all tokenizers: decoding, padding, files, fingerprints."""
 
 from __future__ import annotations
 
@@ -189,16 +189,16 @@ def test_load_refuses(tokenizer, tmp_path):
         assert str(path) in str(caught.value)
         assert str(caught.value).startswith("Tokenizer.load: ")
 
-    refuses(b"", "is no JSON")
-    refuses(json.dumps(good).encode()[:-20], "is no JSON .*; it is damaged, or another file")
-    refuses(b"\xff\xfe\x00", "is no JSON")
+    refuses(b"", "is not JSON")
+    refuses(json.dumps(good).encode()[:-20], "is not JSON .*; it is damaged, or another file")
+    refuses(b"\xff\xfe\x00", "is not JSON")
     foreign = '"format": "minillm-tokenizer"'
     refuses(
         {"version": "1.0", "model": {"type": "a7e82374c4305728"}},
-        f"is no minillm tokenizer .it lacks {foreign}.; give a folder",
+        f"is not a minillm tokenizer .it lacks {foreign}.; give a folder",
     )
-    refuses([1], "is no minillm tokenizer")
-    refuses(None, "is no minillm tokenizer")
+    refuses([1], "is not a minillm tokenizer")
+    refuses(None, "is not a minillm tokenizer")
     refuses(
         {**good, "version": 2}, "has version 2, this minillm reads version 1; read it with the minillm that wrote it"
     )

@@ -205,7 +205,7 @@ def test_train_refuses_what_is_no_text(text):
 
 def test_train_refuses_a_file_that_is_no_text(tmp_path):
     (tmp_path / "image").write_bytes(b"abc\xff\xd8")
-    with pytest.raises(InputError, match=r"image is no UTF-8 text \(invalid start byte 0xff\); give a text file"):
+    with pytest.raises(InputError, match=r"image is not UTF-8 text \(invalid start byte 0xff\); give a text file"):
         BPETokenizer.train(tmp_path / "image", 300)
 
 
@@ -540,10 +540,10 @@ def test_choices_that_are_none(small):
     with pytest.raises(InputError, match=r"disallowed_special is 'All', expected 'none'"):
         small.encode_iterable(["x"], disallowed_special="All")  # at once, not at the first id
     with pytest.raises(
-        InputError, match=r"has '<\|endotext\|>', which is no special .*; did you mean '<\|endoftext\|>'\?"
+        InputError, match=r"has '<\|endotext\|>', which is not a special .*; did you mean '<\|endoftext\|>'\?"
     ):
         small.encode("x", {"<|endotext|>"})
-    with pytest.raises(InputError, match="is no special token of this tokenizer; it has none"):
+    with pytest.raises(InputError, match="is not a special token of this tokenizer; it has none"):
         BPETokenizer.train("x", 256, ()).encode("x", {"<|endoftext|>"})
 
 
@@ -609,11 +609,9 @@ def test_gpt2_files_refuse(tmp_path):
             BPETokenizer.from_gpt2_files(vocab, merges)
 
     merges.write_text("a b\na b c\n")
-    refuses(
-        r"BPETokenizer.from_gpt2_files: line 2 of .*merges.txt is no merge \('a b c' is not two tokens with one space"
-    )
+    refuses(r"BPETokenizer.from_gpt2_files: line 2 of .*merges.txt is not a merge \('a b c' is not two tokens with one")
     merges.write_text("a b\n\nab\n")
-    refuses("line 3 of .*merges.txt is no merge")
+    refuses("line 3 of .*merges.txt is not a merge")
     merges.write_text("a 猫\n", encoding="utf-8")
     refuses("'猫' has '猫', which stands for no byte")
     merges.write_text("a c\n")
@@ -623,9 +621,9 @@ def test_gpt2_files_refuse(tmp_path):
     vocab.write_text("[1, 2]")
     refuses("vocab.json holds no table of tokens and ids")
     vocab.write_text("{")
-    refuses("vocab.json is no JSON .*; it is damaged, or another file")
+    refuses("vocab.json is not JSON .*; it is damaged, or another file")
     vocab.write_bytes(b"\xff\xfe")
-    refuses("vocab.json is no JSON")
+    refuses("vocab.json is not JSON")
     vocab.unlink()
     refuses(r"cannot read .*vocab.json \(No such file or directory\)")
 

@@ -1,4 +1,4 @@
-"""One token a character."""
+"""The character tokenizer: one token per character."""
 
 from __future__ import annotations
 

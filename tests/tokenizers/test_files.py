@@ -76,8 +76,8 @@ def test_lines_of_vocabularies_end_in_any_way(end, tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"a\n\xff\n", "is no UTF-8 text .invalid start byte 0xff"),
-        (b"\xff\xfea\0\n\0", "is no UTF-8 text"),
+        (b"a\n\xff\n", "is not UTF-8 text .invalid start byte 0xff"),
+        (b"\xff\xfea\0\n\0", "is not UTF-8 text"),
         (b"a\nb\na\n", "has 'a' in line 1 and again in line 3"),
     ],
 )
@@ -90,13 +90,13 @@ def test_a_damaged_vocabulary_is_named(content, message, tmp_path):
 @pytest.mark.parametrize(
     ("vocab", "merges", "message"),
     [
-        (b"{", b"a b\n", "is no JSON"),
+        (b"{", b"a b\n", "is not JSON"),
         (b"[]", b"a b\n", "holds no table of tokens and ids"),
         (b"{}", b"", "vocab has no token for byte 0x00"),
         (b'{"b": 1, "a": null}', b"", "token b'a' has id None, expected a number"),
         (b'{"a": "0"}', b"", "token b'a' has id '0', expected a number"),
-        (json.dumps(VOCAB).encode(), b"a b c\n", "line 1 of .* is no merge"),
-        (json.dumps(VOCAB).encode(), b"a b\n\xff\n", "is no UTF-8 text"),
+        (json.dumps(VOCAB).encode(), b"a b c\n", "line 1 of .* is not a merge"),
+        (json.dumps(VOCAB).encode(), b"a b\n\xff\n", "is not UTF-8 text"),
         (json.dumps({**VOCAB, "b": 97}).encode(), b"a b\n", "has id 97 where 98 is next"),
     ],
 )

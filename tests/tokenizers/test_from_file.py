@@ -341,9 +341,9 @@ def test_a_pretoken_that_is_a_token_stays_whole_however_long():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"pattern": "llama"}, r"pattern 'llama' is no name of a pattern; did you mean 'llama3'"),
+        ({"pattern": "llama"}, r"pattern 'llama' is not the name of a pattern; did you mean 'llama3'"),
         ({"pattern": "(a|b)+"}, r"has groups that capture; write \(\?:...\)"),
-        ({"pattern": "[a"}, r"pattern '\[a' is no regular expression"),
+        ({"pattern": "[a"}, r"pattern '\[a' is not a regular expression"),
         ({"normalizer": "NFKC"}, "normalizer is 'NFKC'; give 'NFC' or None"),
     ],
 )
@@ -409,19 +409,19 @@ ADDED = {"id": 258, "content": "<s>", "special": True}
         ({"model": {"vocab": {}}}, r"added token '<s>' has id 258, expected 0"),
         (
             {"model": {"merges": ["t h e"]}},
-            "no content of a tokenizer.json with a BPE model .'t h e' is not two tokens",
+            "not the content of a tokenizer.json with a BPE model .'t h e' is not two tokens",
         ),
-        ({"model": {"merges": None}}, "no content of a tokenizer.json with a BPE model"),
-        ({"normalizer": {"type": "Lowercase"}}, "normalizer is Lowercase; NFC or none is known here"),
+        ({"model": {"merges": None}}, "not the content of a tokenizer.json with a BPE model"),
+        ({"normalizer": {"type": "Lowercase"}}, "normalizer is Lowercase; only NFC or none is supported"),
         ({"pre_tokenizer": {"type": "Whitespace"}}, "pre_tokenizer ends with Whitespace, expected ByteLevel"),
         (
             {"pre_tokenizer": {"type": "Sequence", "pretokenizers": [{"type": "Whitespace"}, byte_level()]}},
-            "pre_tokenizer has Whitespace before its end",
+            "pre_tokenizer has Whitespace before its last step; only Digits and Split",
         ),
-        ({"pre_tokenizer": split_by(r"(a)\1")}, r"has '\\1', which is not known here"),
+        ({"pre_tokenizer": split_by(r"(a)\1")}, r"has '\\1', which is not supported"),
         ({"pre_tokenizer": split_by("(?=a)")}, r"may match nothing; give one that does not"),
-        ({"post_processor": {"type": "Strange"}}, "post_processor is 'Strange', which is not known here"),
-        ({"post_processor": around("<b>", None)}, "post_processor puts '<b>', which is no added token"),
+        ({"post_processor": {"type": "Strange"}}, "post_processor is 'Strange', which is not supported"),
+        ({"post_processor": around("<b>", None)}, "post_processor puts '<b>', which is not an added token"),
         ({"post_processor": around("<s>", None) | {"type": "Strange"}}, "post_processor is 'Strange'"),
         ({"added_tokens": [{**ADDED, "single_word": True}]}, "added token '<s>' has single_word"),
         (
@@ -493,10 +493,10 @@ def test_from_file_finds_the_kind(tmp_path, shared_data):
     with pytest.raises(InputError, match="vocab has no tokens"):
         Tokenizer.from_file(tmp_path)
     (tmp_path / "tokenizer.json").write_text(json.dumps({"model": {"type": "Strange", "vocab": {"a": 0}}}), "utf-8")
-    with pytest.raises(InputError, match="model has type 'Strange', which is not known here"):
+    with pytest.raises(InputError, match="model has type 'Strange', which is not supported"):
         Tokenizer.from_file(tmp_path)
     (tmp_path / "tokenizer.json").write_text("[]", encoding="utf-8")
-    with pytest.raises(InputError, match="is no tokenizer"):
+    with pytest.raises(InputError, match="is not a tokenizer"):
         Tokenizer.from_file(tmp_path)
     with pytest.raises(InputError, match="cannot read"):
         Tokenizer.from_file(tmp_path / "nothing")
@@ -530,7 +530,7 @@ def test_names_of_special_tokens():
     assert tokenizer.fingerprint() == before
     with pytest.raises(InputError, match="there is no role 'eos'; choose one of: bos_token, eos_token"):
         tokenizer.name_special_tokens(eos="<end>")
-    with pytest.raises(InputError, match=r"pad_token is '<pad>', which is no special token of this tokenizer"):
+    with pytest.raises(InputError, match=r"pad_token is '<pad>', which is not a special token of this tokenizer"):
         tokenizer.name_special_tokens(pad_token="<pad>")
 
 
@@ -587,9 +587,9 @@ def test_gguf_fields_make_a_tokenizer():
     [
         ({"model": "llama"}, "tokenizer.ggml.model is 'llama', expected 'gpt2'"),
         ({"pre": "qwen"}, r"tokenizer.ggml.pre is 'qwen'; did you mean 'qwen2'\?"),
-        ({"merges": None}, r"no whole tokenizer \(no 'merges'\)"),
-        ({"token_type": [1]}, "no whole tokenizer"),
-        ({"merges": ["the"]}, "no whole tokenizer .'the' is not two tokens"),
+        ({"merges": None}, r"not a complete tokenizer \(no 'merges'\)"),
+        ({"token_type": [1]}, "not a complete tokenizer"),
+        ({"merges": ["the"]}, "not a complete tokenizer .'the' is not two tokens"),
     ],
 )
 def test_gguf_fields_are_refused(changed, message):

@@ -99,7 +99,7 @@ def seconds(do: Callable[[], object]) -> float:
 
 
 def grows_as_the_text(quick: Callable[[], object], slow: Callable[[], object]) -> bool:
-    """Whether `slow`, of a text that is 16 times as long, takes little more than 16 times as long as `quick`.
+    """True if `slow`, on a text that is 16 times as long, takes little more than 16 times as long as `quick`.
 
     Other processes share the caches and the cores, and only ever add to a time. So the two run in turn, and the
     smallest time of each counts, until they agree or `TRIES` runs have shown that they do not.

@@ -64,7 +64,7 @@ FOUND = [
     (r"[\x00-\x1f]|[一-龥]", "\x01中a", ["\x01", "中"]),
 ]
 REFUSED = [
-    (r"(a)\1", r"has '\\1', which is not known here; write it without"),
+    (r"(a)\1", r"has '\\1', which is not supported; write it without"),
     (r"(?<n>a)\k<n>", r"has '\\k'"),
     (r"(?~ab)", r"has '\(\?~a'"),
     (r"a\Kb", r"has '\\K'"),
@@ -152,7 +152,7 @@ def test_known_patterns_stay_as_they_are():
         for pattern in patterns:
             assert check_foreign("test", pattern) == pattern
     assert ForeignPattern("test", {"String": "a.b"}).replace("a.b axb", "-") == "- axb"
-    with pytest.raises(InputError, match="is no pattern; give a String or a Regex"):
+    with pytest.raises(InputError, match="is not a pattern; give a String or a Regex"):
         ForeignPattern("test", {"Strange": "a"})
 
 

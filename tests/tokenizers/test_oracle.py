@@ -1,4 +1,4 @@
-"""The same ids and the same merges as tiktoken and Hugging Face tokenizers, which share no code with ours."""
+"""Ids and merges equal those of tiktoken and Hugging Face tokenizers, which share no code with ours."""
 
 from __future__ import annotations
 

@@ -66,7 +66,7 @@ def test_the_highest_score_is_joined_first_and_of_equals_the_leftmost():
     del scores["abc"]
     assert tokens(scores, "abcbc") == "ab c bc"
     assert tokens({**scores, "bc": -0.5}, "abc") == "a bc"
-    assert tokens({"xy": 0.0}, "xyx") == "xy <0x78>"  # a character that is no piece may be part of one
+    assert tokens({"xy": 0.0}, "xyx") == "xy <0x78>"  # a character that is not a piece may be part of one
 
 
 def test_schemes():
@@ -140,7 +140,7 @@ def any_merges(draw) -> list[tuple[str, str]]:
 
 
 def joined_slowly(symbols: list[str], rank_of) -> list[str]:
-    """Of all neighbours the pair with the lowest rank, the leftmost of equals, again and again."""
+    """Join the neighbours with the lowest rank, the leftmost of equals, again and again."""
     while True:
         ranked = [
             (rank, i) for i, pair in enumerate(itertools.pairwise(symbols)) if (rank := rank_of(*pair)) is not None
@@ -378,8 +378,8 @@ def test_save_and_load(tmp_path, merges):
         ({"merges": [("<0x41>", "a")]}, "needs the piece '<0x41>a'|joins the byte '<0x41>'"),
         ({"merges": {"q": 1.0}}, "'q' has score 1.0; give a piece of vocab a finite number"),
         ({"merges": {"ab": float("nan")}}, "'ab' has score nan"),
-        ({"vocab": {"a": 3}}, "byte_fallback needs all 256 bytes, but '<0x00>' is no piece"),
-        ({"vocab": {"a": 3}, "byte_fallback": False, "unk_token": None}, "unk_token None is no token"),
+        ({"vocab": {"a": 3}}, "byte_fallback needs all 256 bytes, but '<0x00>' is not a piece"),
+        ({"vocab": {"a": 3}, "byte_fallback": False, "unk_token": None}, "unk_token None is not a token"),
         ({"prepend_scheme": "alway"}, "prepend_scheme is 'alway'; did you mean 'always'"),
         ({"strips": {"<s>": "up"}}, "strips has '<s>': 'up'"),
         ({"normalized": ["<x>"]}, "normalized has '<x>'"),
@@ -487,9 +487,9 @@ def test_reading_without_hugging_face(tmp_path):
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"normalizer": {"type": "NFKC"}}, "normalizer is NFKC and pre_tokenizer None; known here are"),
+        ({"normalizer": {"type": "NFKC"}}, "normalizer is NFKC and pre_tokenizer None; supported are"),
         ({"normalizer": {**LEGACY, "normalizers": [REPLACE, PREPEND]}}, r"normalizer is Replace \+ Prepend"),
-        ({"pre_tokenizer": metaspace("always")}, "and pre_tokenizer Metaspace; known here are"),
+        ({"pre_tokenizer": metaspace("always")}, "and pre_tokenizer Metaspace; supported are"),
         (
             {"normalizer": None, "pre_tokenizer": {**metaspace("first"), "replacement": "_"}},
             "Metaspace has replacement '_'",
@@ -503,8 +503,8 @@ def test_reading_without_hugging_face(tmp_path):
         ({"model": {"dropout": 0.1}}, "model has dropout 0.1"),
         ({"model": {"ignore_merges": True}}, "model has ignore_merges True"),
         ({"model": {"type": "Unigram"}}, "model is of type 'Unigram', expected 'BPE'"),
-        ({"model": {"merges": None}}, "no content of a tokenizer.json with a BPE model"),
-        ({"model": {"merges": ["a b c"]}}, "no content of a tokenizer.json with a BPE model"),
+        ({"model": {"merges": None}}, "not the content of a tokenizer.json with a BPE model"),
+        ({"model": {"merges": ["a b c"]}}, "not the content of a tokenizer.json with a BPE model"),
         ({"added_tokens": [added("<s>", 1, single_word=True)]}, "added token '<s>' has single_word"),
     ],
 )
@@ -548,9 +548,9 @@ def test_gguf_fields_make_a_tokenizer():
     ("changed", "message"),
     [
         ({"model": "gpt2"}, "tokenizer.ggml.model is 'gpt2', expected 'llama'"),
-        ({"scores": None}, "the fields are no whole tokenizer .no 'scores'"),
-        ({"token_type": [1]}, "the fields are no whole tokenizer"),
-        ({"scores": [0.0] * 9}, "the fields are no whole tokenizer"),
+        ({"scores": None}, "the fields are not a complete tokenizer .no 'scores'"),
+        ({"token_type": [1]}, "the fields are not a complete tokenizer"),
+        ({"scores": [0.0] * 9}, "the fields are not a complete tokenizer"),
     ],
 )
 def test_gguf_fields_are_refused(changed, message):

@@ -128,7 +128,7 @@ def test_unknown_text_without_a_piece_for_it():
     tokenizer = UnigramTokenizer([("a", -1.0), ("éa", -2.0)], None, prepend_scheme="never")
     assert tokenizer.encode("aéa") == [0, 1]
     with pytest.raises(
-        InputError, match=r"encode: character 'é' \(U\+00E9\) is no piece, and there is no piece for unk"
+        InputError, match=r"encode: character 'é' \(U\+00E9\) is not a piece, and there is no piece for unk"
     ):
         tokenizer.encode("aé")
 
@@ -590,7 +590,7 @@ def test_training_refuses():
         train("a", 50, shrinking_factor=1)
     with pytest.raises(InputError, match=r"prepend_scheme is 'alway'; did you mean 'always'\?"):
         train("a", 50, prepend_scheme="alway")
-    with pytest.raises(InputError, match=r"normalizer 'NFKX' is not known here; did you mean 'NFK[CD]'\?"):
+    with pytest.raises(InputError, match=r"normalizer 'NFKX' is not supported; did you mean 'NFK[CD]'\?"):
         train("a", 50, normalizer="NFKX")
 
 
@@ -624,7 +624,7 @@ def test_save_and_load(tmp_path):
 
 def test_refuses_pieces_that_are_no_vocabulary():
     for pieces, options, message in (
-        ([("a", -1.0), ("a", -2.0)], {}, "piece 'a' at 0 is empty or there again later; give each once"),
+        ([("a", -1.0), ("a", -2.0)], {}, "piece 'a' at 0 is empty or repeated; give each once"),
         ([("", -1.0)], {}, "piece '' at 0 is empty"),
         ([("a", math.nan)], {}, "piece 'a' has score nan; give a log probability"),
         ([("a", -1.0)], {"unk_id": 1}, "unk_id is 1, expected one of the 1 pieces, or None"),
@@ -637,7 +637,7 @@ def test_refuses_pieces_that_are_no_vocabulary():
 
 
 def hugging_face_content(**changed) -> dict:
-    """What a small tokenizer.json holds."""
+    """The content of a small tokenizer.json."""
     flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
     return {
         "truncation": None,
@@ -668,7 +668,7 @@ def test_reading_hugging_faces_content():
     ("changed", "message"),
     [
         ({"model": {"type": "BPE"}}, "model is of type 'BPE', expected 'Unigram'"),
-        ({"model": {"type": "Unigram"}}, r"no content of a tokenizer.json with a Unigram model \(no 'vocab'\)"),
+        ({"model": {"type": "Unigram"}}, r"not the content of a tokenizer.json with a Unigram model \(no 'vocab'\)"),
         ({"pre_tokenizer": None}, r"pre_tokenizer is None, expected Metaspace"),
         ({"pre_tokenizer": {"type": "ByteLevel"}}, r"pre_tokenizer is ByteLevel, expected Metaspace"),
         (
@@ -679,7 +679,7 @@ def test_reading_hugging_faces_content():
         ({"normalizer": {"type": "BertNormalizer"}}, "with a Unigram model .no 'clean_text'"),
         (
             {"normalizer": {"type": "Sequence", "normalizers": [{"type": "NFKC"}, {"type": "Strange"}]}},
-            "normalizer 'Strange' is not known here",
+            "normalizer 'Strange' is not supported",
         ),
         ({"normalizer": {"type": "Precompiled", "precompiled_charsmap": "?"}}, "Precompiled cannot be read"),
         ({"normalizer": {"type": "Precompiled", "precompiled_charsmap": "AAAA"}}, r"cannot be read \(it is too short"),

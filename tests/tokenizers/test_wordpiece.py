@@ -572,7 +572,7 @@ def test_vocab_txt_refuses(tmp_path):
     with pytest.raises(InputError, match=r"from_vocab_txt: .*vocab.txt has 'a' in line 1 and again in line 3; give"):
         WordPieceTokenizer.from_vocab_txt(path)
     path.write_bytes(b"a\n\xff\n")
-    with pytest.raises(InputError, match="is no UTF-8 text"):
+    with pytest.raises(InputError, match="is not UTF-8 text"):
         WordPieceTokenizer.from_vocab_txt(path)
     with pytest.raises(InputError, match=r"cannot read .*nothing.txt"):
         WordPieceTokenizer.from_vocab_txt(tmp_path / "nothing.txt")
@@ -633,7 +633,7 @@ def test_fingerprints_differ_where_ids_do():
 
 
 def tokenizer_json() -> dict:
-    """As transformers saves an uncased BERT."""
+    """A tokenizer.json as transformers saves it for an uncased BERT."""
     cls, sep = ({"SpecialToken": {"id": token, "type_id": 0}} for token in ("[CLS]", "[SEP]"))
     flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
     single = [cls, {"Sequence": {"id": "A", "type_id": 0}}, sep]
@@ -687,19 +687,19 @@ def test_from_hugging_face(google):
         (["model", "unk_token"], "<unk>", r"model has unk_token '<unk>', expected '\[UNK\]'"),
         (["model", "continuing_subword_prefix"], "@@", "model has continuing_subword_prefix '@@'"),
         (["model", "vocab"], {"a": 1}, r"added token '\[UNK\]' has id 0, expected 1; give"),
-        (["model", "vocab"], None, "no whole tokenizer.json"),
-        (["model", "max_input_chars_per_word"], "x", "no whole tokenizer.json .*max_input_chars_per_word is 'x'"),
+        (["model", "vocab"], None, "not a complete tokenizer.json"),
+        (["model", "max_input_chars_per_word"], "x", "not a complete tokenizer.json .*max_input_chars_per_word is 'x'"),
         (["model"], None, "there is no 'model' in it"),
         (
             ["normalizer"],
             {"type": "NFKC"},
-            "normalizer has type 'NFKC', expected 'BertNormalizer'; WordPieceTokenizer knows",
+            "normalizer has type 'NFKC', expected 'BertNormalizer'; WordPieceTokenizer supports",
         ),
-        (["normalizer"], {"type": "BertNormalizer"}, "no whole tokenizer.json .no 'clean_text'"),
-        (["normalizer", "lowercase"], 1, "no whole tokenizer.json .BasicTokenizer: lowercase is 1"),
+        (["normalizer"], {"type": "BertNormalizer"}, "not a complete tokenizer.json .no 'clean_text'"),
+        (["normalizer", "lowercase"], 1, "not a complete tokenizer.json .BasicTokenizer: lowercase is 1"),
         (["pre_tokenizer"], None, "pre_tokenizer has type None, expected 'BertPreTokenizer'"),
         (["pre_tokenizer", "type"], "Whitespace", "pre_tokenizer has type 'Whitespace'"),
-        (["decoder", "type"], "Strange", "decoder 'Strange' is not known here"),
+        (["decoder", "type"], "Strange", "decoder 'Strange' is not supported"),
         (["decoder", "prefix"], 1, "WordPiece has prefix 1, expected a text"),
         (["post_processor", "type"], "RobertaProcessing", "post_processor has type 'RobertaProcessing'"),
         (["post_processor", "pair"], [], r"post_processor has pair \[\]"),
@@ -708,7 +708,7 @@ def test_from_hugging_face(google):
         (["added_tokens", 0, "special"], False, r"added token '\[UNK\]' has special False, expected True"),
         (["added_tokens", 0, "lstrip"], True, r"added token '\[UNK\]' has lstrip True, expected False"),
         (["added_tokens", 0, "normalized"], True, "has normalized True"),
-        (["added_tokens"], [{}], "no whole tokenizer.json .no 'content'"),
+        (["added_tokens"], [{}], "not a complete tokenizer.json .no 'content'"),
         (["added_tokens", 0, "id"], 99, r"added token '\[UNK\]' has id 99, expected 0"),
     ],
 )
