@@ -56,8 +56,14 @@ uint8, int32, int64, bool = np.dtype("uint8"), np.dtype("int32"), np.dtype("int6
 float, half, double, int, long = float32, float16, float64, int32, int64  # PyTorch's other names for these dtypes
 
 
+MOVED = {"debug": "study.diff", "graph": "backward"}  # modules under their names before
+MOVED |= {name: f"study.{name}" for name in ("describe", "gradcheck", "profile")}
+
+
 def __getattr__(name: str) -> Any:
     """Load `minillm.testing` and the other modules when first named; for other names, raise an error with a hint."""
     if not name.startswith("_") and importlib.util.find_spec(f"minillm.{name}") is not None:
         return importlib.import_module(f"minillm.{name}")
+    if name in MOVED:
+        raise AttributeError(f"minillm.{name} is now minillm.{MOVED[name]}; import that")
     raise missing_function(name, "minillm", ops.__all__, Tensor)

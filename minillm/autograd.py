@@ -303,7 +303,12 @@ def observe(
     seconds (see Forward).
     on_backward(call): after each operation's backward; `call` has node, op, scope, douts, dinputs and seconds (see
     Backward); `call.node.saved` is still there.
-    on_module(module, inputs, output): after each module's forward, those inside before those around them.
+    on_module(module, inputs, output): after each module's forward, those inside before those around them; inputs given
+    by name follow the others.
+
+    The arrays of a call are those of the step, which may write into them when the function has returned: the engine
+    adds later gradients to `dinputs`, and cross_entropy(overwrite=True) takes the memory of the logits. Copy what is to
+    be kept. While somebody observes, gradients of weights are made apart and then added, so that `dinputs` has them.
 
     Observers that are entered later are called later. A function that raises ends the step with its error.
     """

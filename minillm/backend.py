@@ -132,6 +132,7 @@ _workers: list[_Worker] = []
 _workers_pid = 0
 _pool_lock = threading.Lock()
 cutting = Cutting(_thread_count())  # how work is cut now; `cut_by` changes it
+_one_thread = False  # in the plain engine, which a debugger steps through
 wake_up_delay = 0.0  # seconds that a woken thread sleeps first: benchmarks play a machine with slow hand-overs by it
 
 
@@ -145,6 +146,12 @@ def cut_by(way: Cutting) -> Iterator[None]:
             yield
     finally:
         cutting = before
+
+
+def keep_to_one_thread(only: bool) -> None:
+    """Run every part of the work on the calling thread, whatever `cutting` says, or no longer."""
+    global _one_thread
+    _one_thread = only
 
 
 def _blas_limited(threads: int | None) -> contextlib.AbstractContextManager:
@@ -171,7 +178,7 @@ def parallel(function: Callable[[int, int], Any], count: int) -> None:
 
 
 def _share(function: Callable[[int, int], Any], count: int) -> None:
-    parts = min(cutting.threads, count)
+    parts = 1 if _one_thread else min(cutting.threads, count)
     if parts <= 1 or not _pool_lock.acquire(blocking=False):  # the pool is taken: we are inside another section
         function(0, count)
         return

@@ -298,7 +298,7 @@ def node_backward(node: Node, douts: list, wanted: dict | None) -> Any:
         arguments: tuple = (dout, node.saved)
         if node.writes_into:
             into: list[Into | None] = [None] * len(edges)
-            if wanted is None:
+            if wanted is None and not state.observers:  # who observes sees this gradient, and not a sum
                 _claim(edges, claimed, into)
             arguments = (dout, node.saved, tuple(into))
         started = time.perf_counter() if state.observers else 0.0
@@ -314,26 +314,26 @@ def node_backward(node: Node, douts: list, wanted: dict | None) -> Any:
                     f"backward of {node.op.name}: the gradient of input {position} has shape {dinput.shape}, but the "
                     f"input has shape {shape}; sum over the broadcast axes"
                 )
-        if state.observers:
-            call = Backward(node, douts, dinputs, time.perf_counter() - started)
-            for observer in state.observers:
-                if observer.on_backward is not None:
-                    observer.on_backward(call)
-        if not claimed:
-            return dinputs
-        dinputs = list(dinputs)
-        with _lock:
-            for i in claimed:
-                if into[i] is not None and dinputs[i] is not None:
-                    _store(edges[i][0], dinputs[i], not node.op.aliases)
-                    dinputs[i] = None
-        return dinputs
+        seconds = time.perf_counter() - started if state.observers else 0.0
+        if claimed:
+            dinputs = list(dinputs)
+            with _lock:
+                for i in claimed:
+                    if into[i] is not None and dinputs[i] is not None:
+                        _store(edges[i][0], dinputs[i], not node.op.aliases)
+                        dinputs[i] = None
     except Exception as error:
         error.add_note(f"in the backward of {node.describe()}")
         raise
     finally:
         if claimed:
             _release(edges, claimed)
+    if state.observers:
+        call = Backward(node, douts, dinputs, seconds)
+        for observer in state.observers:
+            if observer.on_backward is not None:
+                observer.on_backward(call)
+    return dinputs
 
 
 def _check_versions(node: Node) -> None:
@@ -407,6 +407,8 @@ def _release(edges: tuple, claimed: list[int]) -> None:
 
 def _deliver(leaf: Tensor, gradient: Array, owned: bool, late: dict, wanted: dict | None) -> None:
     """Add a gradient to a leaf now, or later, when all have come: for hooks, and for those who asked for it alone."""
+    if leaf.data.dtype.kind == "V" and gradient.dtype != leaf.data.dtype:  # bfloat16, which NumPy computed in float32
+        gradient, owned = gradient.astype(leaf.data.dtype), True
     if wanted is None and leaf.hooks is None:
         _add_to_leaf(leaf, gradient, owned)
     elif wanted is None or id(leaf) in wanted:

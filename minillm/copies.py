@@ -14,12 +14,13 @@ WARNED = "MINILLM_WARNED_OF_COPY"  # in the environment, so that the ranks that 
 
 def warn_of_another_copy() -> None:
     """Warn if ./minillm is not the package that was imported. It costs one look at the current folder."""
-    here, imported = os.path.abspath("minillm"), os.path.dirname(os.path.abspath(__file__))
-    if (
-        WARNED in os.environ
-        or not os.path.isfile(os.path.join(here, "autograd.py"))
-        or os.path.samefile(here, imported)
-    ):
+    try:
+        here, imported = os.path.abspath("minillm"), os.path.dirname(os.path.abspath(__file__))
+        if WARNED in os.environ or not os.path.isfile(os.path.join(here, "autograd.py")):
+            return
+        if os.path.samefile(here, imported):
+            return
+    except OSError:  # the current folder was deleted, or cannot be read
         return
     os.environ[WARNED] = "1"
     warnings.warn(

@@ -66,13 +66,16 @@ def _of_environment() -> str:
     """The engine that MINILLM_ENGINE names, or MINILLM_KERNELS, its name before."""
     before = os.environ.get("MINILLM_KERNELS")
     if before is None or "MINILLM_ENGINE" in os.environ:
-        return _checked("MINILLM_ENGINE", os.environ.get("MINILLM_ENGINE", "auto"))
+        return _checked("MINILLM_ENGINE", os.environ.get("MINILLM_ENGINE") or "auto")
     name = _checked("MINILLM_KERNELS", BEFORE.get(before, before))
     warnings.warn(f"MINILLM_KERNELS is now MINILLM_ENGINE; set MINILLM_ENGINE={name}", FutureWarning, stacklevel=2)
     return name
 
 
-_engine = _of_environment()
+_first_engine = _of_environment()
+_entered: list[list[str]] = []  # the names of engines that were entered and are not left yet, each in a list of its own
+_engine = _first_engine  # the one that runs operations now
+backend.keep_to_one_thread(_engine == "plain")
 
 
 def current_engine() -> str:
@@ -84,7 +87,8 @@ def current_engine() -> str:
 def engine(name: str) -> Iterator[None]:
     """Choose the engine, for all threads, until the block ends; MINILLM_ENGINE sets the one to begin with.
 
-    - "plain": the formulas as they are derived, for reading and stepping through; everything runs on one thread.
+    - "plain": the formulas as they are derived, for reading and stepping through; this library's
+      own threads rest (a BLAS may still use its own).
     - "auto": the fast pairs for arrays on the CPU, kernels for arrays on a GPU; formulas where there is neither.
     - "fast": like "auto", without kernels.
     - "emulate": like "auto", and on NumPy arrays the kernels are emulated.
@@ -92,14 +96,21 @@ def engine(name: str) -> Iterator[None]:
 
     Raises: InputError for another name.
     """
-    global _engine
-    before, _engine = _engine, _checked("engine", name)
-    cutting = backend.cutting._replace(threads=1) if name == "plain" else backend.cutting
+    entered = [_checked("engine", name)]
+    _entered.append(entered)
+    _use_last()
     try:
-        with backend.cut_by(cutting):
-            yield
+        yield
     finally:
-        _engine = before
+        _entered[:] = [one for one in _entered if one is not entered]  # another thread may have entered one meanwhile
+        _use_last()
+
+
+def _use_last() -> None:
+    """Use the engine that was entered last and is not left yet, or the one to begin with."""
+    global _engine
+    _engine = _entered[-1][0] if _entered else _first_engine
+    backend.keep_to_one_thread(_engine == "plain")
 
 
 def rooms_for(array: Any) -> tuple[str, ...]:

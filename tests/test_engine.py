@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 
 import minillm
-from minillm import ops
+from minillm import backend, ops
 from minillm.autograd import Op, Tensor, observe
 from minillm.engine import ENGINES, current_engine, engine
+from minillm.models.gpt2 import GPT2, GPT2Config
 
 X = np.random.default_rng(0).normal(size=(3, 5))
 
@@ -56,6 +57,39 @@ def test_a_backward_belongs_to_its_forward_whatever_the_engine_is_by_then():
     with engine("plain"):
         y.backward(np.ones(y.shape))
     np.testing.assert_allclose(x.grad, plain, rtol=1e-12)
+
+
+def test_engines_that_two_threads_enter_and_leave_in_turn_leave_none_behind():
+    """A enters, B enters, A leaves, B leaves."""
+    before, threads = current_engine(), backend.cutting.threads
+    a, b = engine("plain"), engine("fast")
+    a.__enter__()
+    b.__enter__()
+    a.__exit__(None, None, None)
+    assert current_engine() == "fast"
+    b.__exit__(None, None, None)
+    assert (current_engine(), backend.cutting.threads) == (before, threads)
+
+
+@pytest.mark.parametrize("mode", ["plain", "fast"])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_16_bits_stay_16_bits_and_sums_are_right(mode, dtype):
+    """NumPy computes bfloat16 beside numbers in float32; results and gradients are rounded to it."""
+    if dtype == "bfloat16":
+        pytest.importorskip("ml_dtypes")
+    model = GPT2(GPT2Config(vocab_size=11, context=4, layers=1, heads=2, channels=8)).to(dtype)
+    seen = set()
+    with engine(mode), observe(on_forward=lambda call: seen.update(str(y.dtype) for y in call.outputs)):
+        loss = model(np.arange(8).reshape(2, 4)).sum()
+        loss.backward()
+        assert seen == {dtype}
+        assert {str(parameter.grad.dtype) for parameter in model.parameters()} == {dtype}
+        ones = Tensor(np.ones((1000, 3), model.wte.weight.dtype), requires_grad=True)
+        row = Tensor(np.ones(3, ones.dtype), requires_grad=True)
+        assert float(ones.sum()) == pytest.approx(3000, rel=0.01)
+        assert float(ones.mean()) == 1
+        (ones * row).sum().backward()
+        assert row.grad.astype(float) == pytest.approx([1000] * 3, rel=0.01)
 
 
 PACKAGE = {

@@ -71,6 +71,17 @@ def test_a_call_has_its_arrays():
     assert saved.weight is weight.data, "what was saved is released after the observers have seen it"
 
 
+@pytest.mark.parametrize("mode", ["plain", "fast"])
+def test_a_second_gradient_of_a_weight_is_seen_alone(mode):
+    """The fast pair of linear adds to the gradient that is there; observed, it returns its own."""
+    weight, seen = Tensor(np.ones((1, 2)), requires_grad=True), []
+    with minillm.engine(mode), observe(on_backward=lambda call: seen.append(call.dinputs[1].copy())):
+        for _ in range(2):
+            ops.linear(Tensor(np.ones((1, 2))), weight).backward(np.ones((1, 1)))
+    np.testing.assert_array_equal(seen, np.ones((2, 1, 2)))
+    np.testing.assert_array_equal(weight.grad, np.full((1, 2), 2.0))
+
+
 def test_without_a_graph_forwards_are_seen_and_have_no_node():
     calls = []
     with no_grad(), observe(on_forward=calls.append):
@@ -118,7 +129,9 @@ def test_a_module_is_seen_with_what_it_was_given_and_what_it_returned():
     x = Tensor(np.ones((1, 3), np.float32))
     with observe(on_module=lambda *call: seen.append(call)):
         y = layer(x)
-    [(module, inputs, output)] = seen
+        layer(x=x)
+    [(module, inputs, output), (_, by_name, _)] = seen
     assert module is layer
     assert inputs[0] is x
+    assert by_name[0] is x
     assert output is y

@@ -4,6 +4,8 @@ kernel.py holds Kernel, what is launched; source.py reads the text of kernels/, 
 it on a CPU; launch.py says how kernels over rows are cut into blocks. `<op>.py` is an operation's pair.
 """
 
+from typing import Any
+
 from minillm.cuda.emulate import emulation
 from minillm.cuda.kernel import WARP, Kernel, get_kernel, kernel_dtypes, launch_counts, strides_of
 from minillm.cuda.nvrtc import compile_table
@@ -20,3 +22,10 @@ __all__ = [
     "launch_counts",
     "strides_of",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    raise AttributeError(
+        f"minillm.cuda has no {name!r}: it holds kernels. A model goes to a GPU by model.to('cuda'), a tensor by "
+        "x.to('cuda') or device='cuda'; each raises DeviceError where there is no GPU"
+    )

@@ -45,7 +45,7 @@ class Module:
                     output = self.forward(*args, **kwargs)
             for observer in state.observers:
                 if observer.on_module is not None:
-                    observer.on_module(self, args, output)
+                    observer.on_module(self, (*args, *kwargs.values()), output)
             return output
         finally:
             autograd.enter_scope(before)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from minillm.errors import ShapeError, check_whole
 
 Axis = int | tuple[int, ...] | None
@@ -65,3 +67,10 @@ def whole_sizes(function: str, sizes: tuple, name: str = "a size") -> tuple[int,
     """Sizes given one by one, or as one tuple or list, as Python ints; DtypeError for what are no whole numbers."""
     given = sizes[0] if len(sizes) == 1 and isinstance(sizes[0], (tuple, list)) else sizes
     return tuple(check_whole(function, name, size) for size in given)
+
+
+def total_of(x, axis, keepdims=False):
+    """The sum, rounded to the dtype of x; 16-bit elements are added up in float32. Booleans are counted."""
+    if x.dtype.kind in "iub" or x.dtype.itemsize > 2:
+        return x.sum(axis=axis, keepdims=keepdims)  # the kept axes of x
+    return x.sum(axis=axis, keepdims=keepdims, dtype=np.float32).astype(x.dtype)  # the kept axes of x

@@ -15,7 +15,7 @@ import numpy as np
 
 from minillm.autograd import Op, Tensor
 from minillm.errors import ShapeError
-from minillm.ops.axes import whole_sizes
+from minillm.ops.axes import total_of, whole_sizes
 from minillm.ops.reshape import reshape
 from minillm.ops.to import clone
 
@@ -42,7 +42,7 @@ def unbroadcast(gradient, shape):
     """Sum a gradient over the axes along which an array of `shape` was stretched."""
     if gradient.shape == shape:
         return gradient
-    return gradient.sum(axis=stretched_axes(shape, gradient.shape)).reshape(shape)  # shape
+    return total_of(gradient, stretched_axes(shape, gradient.shape)).reshape(shape)  # shape
 
 
 def stretched_axes(shape: tuple[int, ...], wanted: tuple[int, ...]) -> tuple[int, ...]:

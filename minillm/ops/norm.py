@@ -40,13 +40,13 @@ def norm_forward(x, *, p, axis, keepdims):
     elif p == -math.inf:
         norm = np.min(np.abs(x), axis=axis, keepdims=keepdims)  # the kept axes of x
     elif p == 2:
-        norm = np.sqrt(total_of(x * x, axis, keepdims))  # the kept axes of x
+        norm = np.sqrt(total_in_float64(x * x, axis, keepdims))  # the kept axes of x
     else:
-        norm = np.power(total_of(np.power(np.abs(x), p), axis, keepdims), 1 / p)  # the kept axes of x
+        norm = np.power(total_in_float64(np.power(np.abs(x), p), axis, keepdims), 1 / p)  # the kept axes of x
     return norm, Saved(x, norm, p, axis, keepdims)
 
 
-def total_of(x, axis, keepdims):
+def total_in_float64(x, axis, keepdims):
     """The sum, added up in float64, because float32 loses digits over many rows."""
     return np.sum(x, axis=axis, keepdims=keepdims, dtype=np.float64).astype(x.dtype)  # the kept axes of x
 

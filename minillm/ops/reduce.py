@@ -15,7 +15,7 @@ import numpy as np
 from minillm.autograd import Op, Tensor
 from minillm.backend import Array
 from minillm.errors import DtypeError
-from minillm.ops.axes import Axis, reduced_axis, refuse_nothing
+from minillm.ops.axes import Axis, reduced_axis, refuse_nothing, total_of
 from minillm.ops.create import as_tensor
 
 __all__ = ["amax", "amin", "mean", "sum"]
@@ -56,7 +56,7 @@ def restore_axes(reduced, axis, keepdims, ndim):
 
 
 def sum_forward(x, *, axis, keepdims):
-    y = x.sum(axis=axis, keepdims=keepdims)  # the kept axes of x
+    y = total_of(x, axis, keepdims)  # the kept axes of x
     return y, Reduced(x.shape, axis, keepdims)
 
 
@@ -81,7 +81,7 @@ def sum(
 
 
 def mean_forward(x, *, axis, keepdims):
-    total = x.sum(axis=axis, keepdims=keepdims)  # the kept axes of x
+    total = x.sum(axis=axis, keepdims=keepdims, dtype=np.promote_types(x.dtype, np.float32))  # the kept axes of x
     n = x.size // (total.size or 1)
     y = (total.astype(np.float64) / n).astype(x.dtype)  # the kept axes of x; n may be too large for 16 bits
     return y, Reduced(x.shape, axis, keepdims)
