@@ -17,6 +17,7 @@ import sys
 import textwrap
 import warnings
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 import pytest
@@ -39,13 +40,13 @@ def cases_of(op: str) -> list[tuple[Callable, tuple]]:
     return cases
 
 
-def is_caught(op: str, engine: str) -> bool:
+def is_caught(op: str, engine: str, variants: tuple[bool, ...] = (False, True)) -> bool:
     with warnings.catch_warnings(), np.errstate(all="ignore"), minillm.engine(engine):
         warnings.simplefilter("ignore")  # a warning is no proof
-        for variants in (False, True):  # most are caught without variants of the arguments, which take long
+        for with_variants in variants:  # most are caught without variants of the arguments, which take long
             for fn, arrays in cases_of(op):
                 try:
-                    check_gradients(fn, *arrays, variants=variants)
+                    check_gradients(fn, *arrays, variants=with_variants)
                 except Exception:
                     return True
     return False
@@ -61,11 +62,11 @@ class Broken:
     def backward(op: Op, engine: str) -> Callable:
         return op.backward if engine == "plain" else op.pair("fast").backward
 
-    def is_caught(self, wrong: Callable) -> bool:
-        """Whether a check of the operation fails with this backward in the place of the right one."""
+    def is_caught(self, wrong: Callable, **given: Any) -> bool:
+        """True if a check of the operation fails with this backward in the place of the right one."""
         self.put(wrong)
         try:
-            return is_caught(self.op.name, self.engine)
+            return is_caught(self.op.name, self.engine, **given)
         finally:
             self.put(self.right)
 
@@ -77,7 +78,11 @@ class Broken:
 
 
 def all_pairs(engine: str) -> list[Broken]:
-    return [Broken(op, engine) for op in ops.OPS if engine == "plain" or op.pair("fast")]
+    """The pairs of an engine; where a fast pair has the backward of the plain one, that is broken once."""
+    if engine == "plain":
+        return [Broken(op, engine) for op in ops.OPS]
+    fast = [op for op in ops.OPS if op.pair("fast")]
+    return [Broken(op, engine) for op in fast if op.pair("fast").backward is not op.backward]
 
 
 ENGINES = pytest.mark.parametrize("engine", ["plain", "fast"])
@@ -169,7 +174,7 @@ def differentiable_inputs(broken: Broken) -> set[int]:
         found.update(i for i, gradient in enumerate(gradients) if gradient is not None)
         return gradients
 
-    assert not broken.is_caught(watching)
+    assert not broken.is_caught(watching, variants=(False,))
     return found
 
 
