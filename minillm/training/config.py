@@ -29,6 +29,9 @@ class DerivedInt(Derived, int):
     """A derived whole number."""
 
 
+MOST_THREADS = 256  # a process starts each of them
+
+
 @dataclass(frozen=True)
 class TrainConfig:
     """Settings of a training run; each can be set on the command line."""
@@ -109,6 +112,8 @@ class TrainConfig:
     def __post_init__(self):
         self._derive()
         whole = dict(steps=1, batch_size=1, micro_batches=1, warmup=0, decay_steps=0, eval_every=1, eval_batches=1)
+        if self.threads is not None and self.threads > MOST_THREADS:
+            raise InputError(f"train: threads is {self.threads}; give at most {MOST_THREADS}, best the number of cores")
         parallel = dict(threads=1, dp=1, tp=1, pp=1, zero=0)
         for name, least in {**whole, **parallel, "sample_every": 0, "sample_tokens": 0, "seed": 0}.items():
             if getattr(self, name) is not None and getattr(self, name) < least:

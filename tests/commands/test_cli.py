@@ -274,6 +274,7 @@ def test_an_unknown_option_suggests_the_nearest(
         ("tokenizer train x --field x", "read_texts: field='x' is for .jsonl files, but 'builtin' is none"),
         ("tokenizer encode x text --field x", "tokenizer encode: --field is for --data, of which it names a field"),
         ("train --steps 0", "train: steps is 0; give 1 or more"),
+        ("train --threads 99999", "train: threads is 99999; give at most 256"),
         ("train --lr -1", "train: lr is -1.0; give 0 or more"),
         ("train --lr nan", "train: lr is nan; give 0 or more"),
         ("train --clip 0", "train: clip is 0.0; give a norm above 0"),
