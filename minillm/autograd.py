@@ -164,37 +164,47 @@ class Op:
     def _run(self, arrays: list, settings: dict) -> tuple[tuple, Callable, bool]:
         """The forward's result, by the first pair that takes these arrays, and the backward that belongs to it."""
         first = arrays[0]
-        if type(first) in _NO_ARRAYS:  # 2 / x
-            first = next((x for x in arrays if type(x) not in _NO_ARRAYS), first)
-        bfloat16 = getattr(first, "dtype", np.dtype(bool)).kind == "V"  # NumPy's kind of it is void
-        for room in rooms_for(first):
-            pair = self.pairs[room] if room in self.pairs else self.pair(room)
-            if pair is None or (room == "cuda" and not uses_kernel(pair.kernel, first)):
-                continue
-            result = self._checked_run(pair.forward, arrays, settings)
-            if result is not NotImplemented:
-                return (_rounded(result, arrays, settings) if bfloat16 else result), pair.backward, pair.writes_into
-            if room == "cuda":
-                uses_kernel(pair.kernel, first, refused="these shapes or settings")  # raises if it is required
-        result = self._checked_run(self.forward, arrays, settings)
-        return (_rounded(result, arrays, settings) if bfloat16 else result), self.backward, self.writes_into
-
-    def _checked_run(self, forward: Callable, arrays: list, settings: dict) -> Any:
-        """The forward's result; errors of NumPy and CuPy about devices and shapes get the operation's name."""
+        if type(first) is not np.ndarray:  # 2 / x, or on a GPU
+            first = next((x for x in arrays if hasattr(x, "dtype")), first)
+        result: Any = NotImplemented
+        backward, writes_into = self.backward, self.writes_into
         try:
-            return forward(*arrays, **settings)
-        except TypeError:
-            places = sorted({device_of(x) for x in arrays if hasattr(x, "shape") and x.shape})
-            if len(places) > 1:  # CuPy only says that it does not support the type
-                raise DeviceError(
-                    f"{self.name}: the inputs are on {' and '.join(places)}; move them to one device with .to(...)"
-                ) from None
-            raise
-        except ValueError as error:
-            if "broadcast" not in str(error) or isinstance(error, MinillmError):
+            for room in rooms_for(first):
+                pair = self.pairs[room] if room in self.pairs else self.pair(room)
+                if pair is None or (room == "cuda" and not uses_kernel(pair.kernel, first)):
+                    continue
+                result = pair.forward(*arrays, **settings)
+                if result is not NotImplemented:
+                    backward, writes_into = pair.backward, pair.writes_into
+                    break
+                if room == "cuda":
+                    uses_kernel(pair.kernel, first, refused="these shapes or settings")  # raises if it is required
+            if result is NotImplemented:
+                result = self.forward(*arrays, **settings)
+        except (TypeError, ValueError) as error:
+            explained = self._explained(error, arrays)
+            if explained is None:
                 raise
-            shapes = " and ".join(str(x.shape) for x in arrays if hasattr(x, "shape"))
-            raise ShapeError(f"{self.name}: the shapes {shapes} do not broadcast") from None
+            raise explained from None
+        if hasattr(first, "dtype") and first.dtype.kind == "V":  # bfloat16, whose kind is void for NumPy
+            result = _rounded(result, arrays, settings)
+        return result, backward, writes_into
+
+    def _explained(self, error: Exception, arrays: list) -> MinillmError | None:
+        """An error of NumPy or CuPy about devices or shapes with the operation's name; None for any other error."""
+        if isinstance(error, MinillmError):
+            return None
+        if isinstance(error, TypeError):
+            places = sorted({device_of(x) for x in arrays if hasattr(x, "shape") and x.shape})
+            if len(places) < 2:  # otherwise CuPy only says that it does not support the type
+                return None
+            return DeviceError(
+                f"{self.name}: the inputs are on {' and '.join(places)}; move them to one device with .to(...)"
+            )
+        if "broadcast" not in str(error):
+            return None
+        shapes = " and ".join(str(x.shape) for x in arrays if hasattr(x, "shape"))
+        return ShapeError(f"{self.name}: the shapes {shapes} do not broadcast")
 
 
 def _rounded(result: tuple, arrays: list, settings: dict) -> tuple:

@@ -75,6 +75,7 @@ def _of_environment() -> str:
 _first_engine = _of_environment()
 _entered: list[list[str]] = []  # the names of engines that were entered and are not left yet, each in a list of its own
 _engine = _first_engine  # the one that runs operations now
+_rooms = ENGINES[_engine]
 backend.keep_to_one_thread(_engine == "plain")
 
 
@@ -108,14 +109,15 @@ def engine(name: str) -> Iterator[None]:
 
 def _use_last() -> None:
     """Use the engine that was entered last and is not left yet, or the one to begin with."""
-    global _engine
+    global _engine, _rooms
     _engine = _entered[-1][0] if _entered else _first_engine
+    _rooms = ENGINES[_engine]
     backend.keep_to_one_thread(_engine == "plain")
 
 
 def rooms_for(array: Any) -> tuple[str, ...]:
     """The rooms whose pairs are tried, in this order, before the plain pair."""
-    return ENGINES[_engine][type(array) is not np.ndarray and is_on_gpu(array)]
+    return _rooms[0] if type(array) is np.ndarray or not is_on_gpu(array) else _rooms[1]
 
 
 def uses_kernel(kernel: str, array: Array, refused: str = "") -> bool:

@@ -59,6 +59,10 @@ def stretched(function: str, *operands: Any) -> tuple:
 
     Raises: ShapeError for shapes that do not broadcast.
     """
+    if len(operands) == 2:  # the usual cases first
+        x, y = operands
+        if isinstance(x, Tensor) and (type(y) is float or (isinstance(y, Tensor) and x.data.shape == y.data.shape)):
+            return operands
     shapes = [x.shape for x in operands if hasattr(x, "shape")]
     if all(shape == shapes[0] for shape in shapes):
         return operands
