@@ -127,4 +127,4 @@ def test_smollm2_writes_as_in_transformers() -> None:
                 do_sample=False,
                 eos_token_id=None,
             )
-        assert list(generate(ours, ids, 64, temperature=0)) == expected[0, len(ids) :].tolist(), prompt
+        assert list(generate(ours, ids, 64, temperature=0, stop=())) == expected[0, len(ids) :].tolist(), prompt
