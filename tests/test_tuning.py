@@ -161,11 +161,20 @@ def test_one_way_alone_keeps_everything_on_one_thread() -> None:
 
 def test_the_plain_engine_keeps_everything_on_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(backend, "cutting", Cutting(3, 1, 0, 0))
+
+    def parts() -> list[tuple[int, int]]:
+        """The ranges that 12 elements are cut into."""
+        found: list[tuple[int, int]] = []
+        backend.parallel(lambda start, stop: found.append((start, stop)), 12)
+        return sorted(found)
+
     with minillm.engine("plain"):
-        assert backend.cutting == Cutting(1, 1, 0, 0)
+        assert parts() == [(0, 12)]
         with tuned_process():
-            assert (backend.cutting.threads, backend.cutting.blas_threads) == (1, 1)
-    assert backend.cutting.threads == 3
+            assert parts() == [(0, 12)]
+        with minillm.engine("fast"):
+            assert parts() == [(0, 4), (4, 8), (8, 12)]
+    assert parts() == [(0, 4), (4, 8), (8, 12)]
     monkeypatch.setenv("MINILLM_ENGINE", "plain")
     monkeypatch.delenv("MINILLM_THREADS", raising=False)
     assert backend._thread_count() == 1
