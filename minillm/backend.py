@@ -148,6 +148,11 @@ def cut_by(way: Cutting) -> Iterator[None]:
         cutting = before
 
 
+def is_abstract() -> bool:
+    """True where work takes its memory and is hardly done (see `abstract`)."""
+    return _mode.get().abstract
+
+
 def keep_to_one_thread(only: bool) -> None:
     """Run every part of the work on the calling thread, whatever `cutting` says, or no longer."""
     global _one_thread

@@ -298,7 +298,9 @@ def node_backward(node: Node, douts: list, wanted: dict | None) -> Any:
         arguments: tuple = (dout, node.saved)
         if node.writes_into:
             into: list[Into | None] = [None] * len(edges)
-            if wanted is None and not state.observers:  # who observes sees this gradient, and not a sum
+            if wanted is None and (
+                not state.observers or backend.is_abstract()
+            ):  # who observes sees this gradient, and not a sum
                 _claim(edges, claimed, into)
             arguments = (dout, node.saved, tuple(into))
         started = time.perf_counter() if state.observers else 0.0
