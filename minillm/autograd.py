@@ -181,15 +181,13 @@ class Op:
                     uses_kernel(pair.kernel, first, refused="these shapes or settings")  # raises if it is required
             if result is NotImplemented:
                 result = self.forward(*arrays, **settings)
+                if hasattr(first, "dtype") and first.dtype.kind == "V":  # bfloat16, whose kind is void for NumPy
+                    result = _rounded(result, arrays, settings)
         except (TypeError, ValueError) as error:
             explained = self._explained(error, arrays)
             if explained is None:
                 raise
             raise explained from None
-        kernel = self.pairs.get("cuda")
-        by_kernel = kernel is not None and backward is kernel.backward
-        if not by_kernel and hasattr(first, "dtype") and first.dtype.kind == "V":  # bfloat16 is void for NumPy
-            result = _rounded(result, arrays, settings)
         return result, backward, writes_into
 
     def _explained(self, error: Exception, arrays: list) -> MinillmError | None:

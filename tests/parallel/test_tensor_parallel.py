@@ -359,7 +359,7 @@ def test_loss_by_kernels(ranks, rng, dtype):
     logits, targets = rng.normal(size=(6, 300)).astype(as_dtype(dtype)), rng.integers(0, 300, 6)
     targets[2] = -100
     expected, gradient = whole_loss(logits.astype(np.float64), targets, "mean")
-    tolerance = {"float64": 1e-13, "float32": 1e-6, "bfloat16": 2**-7}[dtype]  # a number of bfloat16 and its neighbour
+    tolerance = {"float64": 1e-13, "float32": 1e-6, "bfloat16": 4e-3}[dtype]
     for mode in ("emulate", "fast"):
         results = ranks(2).run(loss_of_parts, logits, targets, "mean", mode)
         received = np.concatenate([r[1] for r in results], axis=-1)
