@@ -15,7 +15,7 @@ import typing
 from collections.abc import Collection, Mapping
 from dataclasses import fields, replace
 from types import NoneType
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 from minillm.errors import InputError, did_you_mean
 
@@ -23,8 +23,23 @@ LARGEST = 1e300  # so that a little arithmetic with the number does not overflow
 Keys = Mapping[str, tuple[str, Any]]  # for each field: its key in a config.json, and its value if the key is missing
 
 
-class Config:
+class ConfigType(type):
+    """The type of configurations: it accepts fields under the names that they had before (see `Config.former`)."""
+
+    def __call__(cls, *args: Any, **values: Any) -> Any:
+        former: dict[str, str] = cls.former  # type: ignore[attr-defined]
+        return super().__call__(*args, **{former.get(name, name): value for name, value in values.items()})
+
+
+class Config(metaclass=ConfigType):
     """Base of frozen dataclasses whose file holds named sizes, `PRESETS`."""
+
+    former: ClassVar[dict[str, str]] = {}  # names that fields had before, with those of today
+
+    def __getattr__(self, name: str) -> Any:
+        if name in type(self).former:
+            return getattr(self, type(self).former[name])
+        raise AttributeError(f"{type(self).__name__} has no field {name!r}{did_you_mean(name, vars(self))}")
 
     def __post_init__(self) -> None:
         """Check the type of every field. Raises: InputError that names the first wrong one."""
@@ -40,7 +55,7 @@ class Config:
         presets = next(file["PRESETS"] for file in files if "PRESETS" in file)
         if name not in presets:
             raise InputError(f"{cls.__name__}: no preset is called {name!r}{did_you_mean(name, presets)}")
-        return replace(presets[name], **changes)
+        return replace(presets[name], **{cls.former.get(field, field): value for field, value in changes.items()})
 
     def check_least(self, least: float, *names: str) -> None:
         """Raise InputError for the first of these fields that is below `least`; a field that is None passes."""

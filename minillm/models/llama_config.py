@@ -20,6 +20,8 @@ from minillm.ops.rope_table import RopeScaling
 class LlamaConfig(Config):
     """The shape of a Llama."""
 
+    former = {"key_heads": "kv_heads"}  # noqa: RUF012  # declared a ClassVar in Config
+
     vocab_size: int = 32000  # V, number of token ids
     context: int = 2048  # longest sequence, in tokens
     layers: int = 32  # L, number of blocks

@@ -452,3 +452,10 @@ def test_windows_by_the_number_of_the_layer_alone(name, first, rng, tmp_path) ->
     with torch.no_grad():
         expected = reference(torch.tensor(ids)).logits.numpy()
     assert np.abs(model(ids).numpy() - expected).max() / np.abs(expected).max() < 1e-5
+
+
+def test_kv_heads_are_accepted_under_their_name_before() -> None:
+    config = LlamaConfig.preset("nano", key_heads=1)
+    assert (config.kv_heads, config.key_heads) == (1, 1)
+    assert config == LlamaConfig.preset("nano", kv_heads=1)
+    assert "key_heads" not in repr(config)
