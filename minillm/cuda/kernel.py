@@ -109,7 +109,7 @@ class Kernel:
 
     @functools.cached_property
     def dtypes(self) -> list[np.dtype]:
-        """Of each parameter, or of the elements it points to."""
+        """The dtype of each parameter, or of the elements that it points to."""
         return [strides_dtype(p.operands) if p.operands else as_dtype(DTYPES[p.c_type]) for p in self.parameters]
 
     def __repr__(self) -> str:

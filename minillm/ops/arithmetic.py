@@ -36,7 +36,7 @@ def add_forward(a, b):
 
 
 def add_backward(dy, saved):
-    return dy, dy
+    return dy, dy  # (...), (...)
 
 
 ADD = Op("add", add_forward, add_backward, aliases=True)
@@ -53,7 +53,7 @@ def sub_forward(a, b):
 
 
 def sub_backward(dy, saved):
-    return dy, -dy
+    return dy, -dy  # (...), (...)
 
 
 SUB = Op("sub", sub_forward, sub_backward, aliases=True)
@@ -73,7 +73,7 @@ def neg_forward(x):
 
 
 def neg_backward(dy, saved):
-    return (-dy,)
+    return (-dy,)  # (...)
 
 
 NEG = Op("neg", neg_forward, neg_backward)

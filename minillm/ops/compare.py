@@ -94,7 +94,7 @@ def contains(x: Tensor, element: Any) -> bool:
 
 
 def isclose(x: Any, y: Any, rtol: float = 1e-5, atol: float = 1e-8, equal_nan: bool = False) -> Tensor:
-    """Whether |x - y| <= atol + rtol |y|, elementwise: booleans. Infinities are close to themselves alone."""
+    """True where |x - y| <= atol + rtol |y|, elementwise: booleans. Infinities are close to themselves alone."""
 
     def close(a: Any, b: Any) -> Array:
         a, b = (one * 1.0 if getattr(one, "dtype", np.dtype(float)).kind in "iub" else one for one in (a, b))
@@ -108,12 +108,12 @@ def isclose(x: Any, y: Any, rtol: float = 1e-5, atol: float = 1e-8, equal_nan: b
 
 
 def allclose(x: Any, y: Any, rtol: float = 1e-5, atol: float = 1e-8, equal_nan: bool = False) -> bool:
-    """Whether all elements are close (see isclose), as a Python bool."""
+    """True if all elements are close (see isclose), as a Python bool."""
     return bool(isclose(x, y, rtol, atol, equal_nan).data.all())
 
 
 def equal(x: Any, y: Any) -> bool:
-    """Whether x and y have one shape and equal elements, as a Python bool."""
+    """True if x and y have one shape and equal elements, as a Python bool."""
     return _array(x).shape == _array(y).shape and bool(eq(x, y).data.all())
 
 
@@ -121,17 +121,17 @@ def equal(x: Any, y: Any) -> bool:
 
 
 def isnan(x: Any) -> Tensor:
-    """Whether each element is no number (NaN): booleans."""
+    """True where each element is no number (NaN): booleans."""
     return Tensor(np.isnan(_array(x)))
 
 
 def isinf(x: Any) -> Tensor:
-    """Whether each element is infinite, of either sign: booleans."""
+    """True where each element is infinite, of either sign: booleans."""
     return Tensor(np.isinf(_array(x)))
 
 
 def isfinite(x: Any) -> Tensor:
-    """Whether each element is neither infinite nor NaN: booleans."""
+    """True where each element is neither infinite nor NaN: booleans."""
     return Tensor(np.isfinite(_array(x)))
 
 
@@ -139,22 +139,22 @@ def isfinite(x: Any) -> Tensor:
 
 
 def logical_and(x: Any, y: Any) -> Tensor:
-    """Whether x and y both are not 0, elementwise with broadcasting: booleans."""
+    """True where x and y both are not 0, elementwise with broadcasting: booleans."""
     return _apply("logical_and", np.logical_and, x, y)
 
 
 def logical_or(x: Any, y: Any) -> Tensor:
-    """Whether x, or y, or both are not 0, elementwise with broadcasting: booleans."""
+    """True where x, or y, or both are not 0, elementwise with broadcasting: booleans."""
     return _apply("logical_or", np.logical_or, x, y)
 
 
 def logical_xor(x: Any, y: Any) -> Tensor:
-    """Whether one of x and y is not 0, and the other is, elementwise with broadcasting: booleans."""
+    """True where one of x and y is not 0, and the other is, elementwise with broadcasting: booleans."""
     return _apply("logical_xor", lambda a, b: np.not_equal(np.not_equal(a, 0), np.not_equal(b, 0)), x, y)
 
 
 def logical_not(x: Any) -> Tensor:
-    """Whether each element is 0: booleans."""
+    """True where each element is 0: booleans."""
     return Tensor(np.logical_not(_array(x)))
 
 
@@ -188,12 +188,12 @@ def invert(x: Tensor) -> Tensor:
 
 
 def any(x: Any, axis: Any = None, keepdims: bool = False, *, dim: Any = None, keepdim: bool = False) -> Tensor:
-    """Whether any element over `axis` (an int, a tuple, or None for all) is not 0: booleans."""
+    """True where any element over `axis` (an int, a tuple, or None for all) is not 0: booleans."""
     array = np.not_equal(_array(x), 0)
     return Tensor(array.any(axis=choose_axis("any", axis, dim, array.ndim), keepdims=keepdims or keepdim))
 
 
 def all(x: Any, axis: Any = None, keepdims: bool = False, *, dim: Any = None, keepdim: bool = False) -> Tensor:
-    """Whether all elements over `axis` (an int, a tuple, or None for all) are not 0: booleans."""
+    """True where all elements over `axis` (an int, a tuple, or None for all) are not 0: booleans."""
     array = np.not_equal(_array(x), 0)
     return Tensor(array.all(axis=choose_axis("all", axis, dim, array.ndim), keepdims=keepdims or keepdim))

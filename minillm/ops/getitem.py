@@ -44,7 +44,7 @@ def getitem_backward(dy, saved):
 
 
 def names_repeat(key) -> bool:
-    """Whether a key may name an element twice: only index arrays do."""
+    """True if a key may name an element twice: only index arrays do."""
     parts = key if isinstance(key, tuple) else (key,)
     return any(hasattr(part, "dtype") and part.dtype != bool for part in parts)
 

@@ -25,12 +25,12 @@ def floats(x: Any, function: str) -> Tensor:
 
 
 def is_number(x: Any) -> bool:
-    """Whether an operand is a Python number: it has no shape, and gets no gradient."""
+    """True if an operand is a Python number: it has no shape, and gets no gradient."""
     return not hasattr(x, "shape")
 
 
 def is_boolean(x: Any) -> bool:
-    """Whether an operand holds booleans, which NumPy neither subtracts nor negates."""
+    """True if an operand holds booleans, which NumPy neither subtracts nor negates."""
     return isinstance(x, bool) if is_number(x) else x.dtype.kind == "b"
 
 

@@ -85,7 +85,7 @@ class Display:
             _entered.remove(self)
 
     def is_live(self) -> bool:
-        """Whether a live line is there; if a debugger has gone, it is there again."""
+        """True if a live line is there; if a debugger has gone, it is there again."""
         if self.progress.disable:
             return False
         if debugger_is_attached():
@@ -201,6 +201,6 @@ def _watch_for_debuggers() -> None:
 
 
 def debugger_is_attached() -> bool:
-    """Whether a debugger (or another tool) follows every line: pdb between two prompts, or while it has breakpoints."""
+    """True if a debugger (or another tool) follows every line: pdb between two prompts, or while it has breakpoints."""
     monitoring = getattr(sys, "monitoring", None)  # of Python 3.12; pdb uses it from 3.14 on
     return sys.gettrace() is not None or (monitoring is not None and bool(monitoring.get_tool(monitoring.DEBUGGER_ID)))
