@@ -93,7 +93,7 @@ def train(
             state = state.after_step(tokens, seconds)
 
             last = state.step == config.steps or stopping
-            measured: dict[str, float | None] = {"val_loss": None}
+            measured: dict[str, Any] = {"val_loss": None}
             if last or state.step % config.eval_every == 0:
                 measured = evaluate(model, task, config.eval_batches)
                 check_finite(config, state.step, {"validation loss": measured["val_loss"]})  # before it is saved
@@ -243,7 +243,7 @@ def batch_on_all(task: Task, model: WholeModel | ParallelModel, step: int, world
     return broadcast_arrays(world, batch)
 
 
-def evaluate(model: WholeModel | ParallelModel, task: Task, count: int) -> dict[str, float]:
+def evaluate(model: WholeModel | ParallelModel, task: Task, count: int) -> dict[str, Any]:
     """What metrics.jsonl gets of a validation: `val_` and the name of each measure, over `count` batches.
 
     val_loss is the sum of the terms of the loss, each a mean over all its targets; val_bits_per_byte is the same for
