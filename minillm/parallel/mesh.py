@@ -16,7 +16,6 @@ takes its parts of them. A file does not show how many ranks wrote it.
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -447,21 +446,3 @@ def _moment_names(optimizer: Optimizer) -> list[str]:
 
 def _moment(group: FlatGroup, name: str) -> Array:
     return group.masters if name == "master" else group.moments[name]
-
-
-def parse_layers(text: str, count: int) -> list[int]:
-    """Numbers of layers from `none`, `all`, or a list such as `0,2-5`.
-
-    Raises: InputError for anything else.
-    """
-    if text in ("none", "all"):
-        return [] if text == "none" else list(range(count))
-    layers: list[int] = []
-    for item in text.split(","):
-        found = re.fullmatch(r"(\d+)(?:-(\d+))?", item.strip())
-        if not found:
-            raise InputError(f"recompute: {text!r} names no layers; give none, all, or numbers such as 0,2-5")
-        layers += range(int(found[1]), int(found[2] or found[1]) + 1)
-    if layers and max(layers) >= count:
-        raise InputError(f"recompute: there is no layer {max(layers)}; the model has {count}, counted from 0")
-    return layers

@@ -107,7 +107,7 @@ class TrainConfig:
     preset: str = "default"
     """Start from a preset; other options override it. Minutes on a CPU: default, shakespeare-char-cpu, multi30k, and a
     minute each: nano, llama-nano, bert-nano, roberta-nano, xlnet-nano, bart-nano. Sizes that are known: gpt2,
-    gpt2-medium, smollm2-135m, bert-base-uncased, roberta-base, xlnet-base-cased, bart-base, and others of minillm/models.
+    gpt2-medium, smollm2-135m, bert-base-uncased, roberta-base, xlnet-base-cased, bart-base, and more of minillm/models.
     """
     data: str = "builtin"
     """Text to train on: a file, a folder, a glob pattern, a .jsonl, or `builtin` (the help texts of Python itself)."""
@@ -319,7 +319,9 @@ def _from_object(kind: type, content: dict[str, Any], kinds: dict[str, type]) ->
         if isinstance(value, dict) and inner is not None:
             value = _from_object(inner, value, {})  # type: ignore[arg-type]
         elif isinstance(value, list):
-            value = tuple(value)
+            named = next((one for one in possible if hasattr(one, "_fields")), None)  # such as RopeScaling
+            value = tuple(tuple(one) if isinstance(one, list) else one for one in value)
+            value = value if named is None else named(*value)  # type: ignore[misc]
         elif value is not None and Path in possible:
             value = Path(value)
         fields[name] = value

@@ -53,7 +53,7 @@ class DenoisingTask(SourceAndTarget, WindowTask):
         self.sentence_ends = sentence_ends(self.tokenizer)
 
     def around(self) -> int:
-        """The token that ends a text, and a mask where nothing is missing, which makes a source longer than its text."""
+        """The token that ends a text, and room for a mask where nothing is missing: a source can be the longer one."""
         return 2
 
     def hide(self, windows: np.ndarray, generator: random.Generator) -> Batch:

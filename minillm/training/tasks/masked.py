@@ -1,7 +1,7 @@
 """Predict hidden tokens (BERT, RoBERTa), and for BERT also if one text follows the other.
 
 RoBERTa reads windows of the text between <s> and </s>. BERT, with next_sentence, reads pairs of texts
-(data/next_sentence.py): documents are paragraphs of about a thousand tokens, sentences end at a line's end or after
+(data/next_sentence.py): documents are paragraphs that together have 256 tokens or more, sentences end at a line's end or after
 `.`, `!` or `?`. An epoch passes once over all documents. Its pairs come in a random order, in as many batches as those
 of the first epoch fill; pairs of a later epoch that are left over have no batch, and where there are too few, the first
 ones come again.
@@ -40,7 +40,7 @@ from minillm.training.tasks.families import (
 from minillm.training.tasks.task import Task
 from minillm.training.tasks.windows import WindowTask, entropy
 
-DOCUMENT = 1000  # tokens from which on paragraphs are a document
+DOCUMENT = 256  # tokens from which on paragraphs are a document
 ENDS = "cls_token", "sep_token"
 ROLES = {"bert": ENDS, "distilbert": ENDS, "roberta": ("bos_token", "eos_token")}  # what is around a text
 Pairs = list[SentencePair]
