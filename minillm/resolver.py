@@ -122,7 +122,7 @@ class OpenedModel:
 def find(path: str | Path, function: str = "load") -> Place:
     """The place and the form of the model that `path` means; a path that exists comes before a preset of this name.
 
-    Raises: CheckpointError that lists the forms, and says what is there instead.
+    Raises: InputError or CheckpointError that lists the forms, and says what is there instead.
     """
     name, path = str(path), Path(path)
     path = path.parent if path.name == CONFIG and path.is_file() else path
@@ -144,7 +144,7 @@ def _nothing_at(name: str, path: Path, function: str) -> MinillmError:
     if path.exists():
         return CheckpointError(f"{function}: {path} is a file of another kind; give {KINDS}")
     hint = "" if len(path.parts) > 1 else did_you_mean(name, presets())
-    return CheckpointError(
+    return InputError(
         f"{function}: {name} is no preset, and no folder or file of this name is there; give {KINDS}{hint}"
     )
 
@@ -244,8 +244,8 @@ def open_model(path: str | Path, dtype: Any = "float32", device: str = "cpu", *,
 
     random: accept a preset, whose weights are random, as before a training.
     Memory: the weights, and a few megabytes; of a run, the checkpoint too.
-    Raises: CheckpointError for a path that is none of the known forms, or files that are missing, cut short or do not
-        fit; InputError for what is not supported here.
+    Raises: InputError for a name that is not there, or what is not supported here; CheckpointError for files that are
+        none of the known forms, missing, cut short or do not fit.
     """
     place = find(path)
     if place.kind == "preset" and not random:
