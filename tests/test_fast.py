@@ -86,9 +86,9 @@ def rows_of(op: str, n: int, c: int) -> list[tuple[Callable, Callable]]:
             (seeded(lambda q, k, v: ops.attention(q, k, v, causal=True, dropout_p=0.3)), normal(q, q, q)),
         ],
         "add_low_rank": [
-            (ops.add_low_rank, normal((n, 4), x, (3, c), (4, 3))),
-            (lambda y, *rest: ops.add_low_rank(y, *rest, 0.3, 2), normal((2, n, 9), (2, n, c), (3, c), (4, 3))),
-            (lambda y, *rest: ops.add_low_rank(y * 2, *rest, overwrite=True), normal((n, 4), x, (3, c), (4, 3))),
+            (ops.add_low_rank, normal((n, 4), x, (9, c), (4, 9))),
+            (lambda y, *rest: ops.add_low_rank(y, *rest, 0.3, 2), normal((2, n, 9), (2, n, c), (9, c), (4, 9))),
+            (lambda y, *rest: ops.add_low_rank(y * 2, *rest, overwrite=True), normal((n, 4), x, (9, c), (4, 9))),
         ],
         "bias_gelu": [(lambda x, b, a=a: ops.bias_gelu(x, b, a), normal(x, row)) for a in ("none", "tanh")],
         "broadcast": [(lambda x: ops.broadcast_to(x, (n, c)), normal(row)), (lambda x: x.expand(n, c), normal((n, 1)))],
