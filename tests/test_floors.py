@@ -127,8 +127,10 @@ SHARED = {
     "minillm.models.rotary",
     "minillm.models.xlnet_config",
     "minillm.parallel.communicator",
+    "minillm.parallel.data_parallel",
     "minillm.parallel.launch",
     "minillm.parallel.mesh",
+    "minillm.parallel.objective",
     "minillm.parallel.recompute",
 }
 TOGETHER = {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, ClassVar
 
 from minillm.errors import InputError
 from minillm.models.config import Config, check_fixed, config_from
@@ -33,6 +33,8 @@ class BartConfig(Config):
     padding_id: int = 1  # token id that fills short sequences
     eos_id: int = 2  # token id that ends a text
     decoder_start_id: int = 2  # token id that the decoder sees first
+
+    no_options: ClassVar = ("bos_id", "padding_id", "eos_id", "decoder_start_id")
 
     def __post_init__(self):
         super().__post_init__()

@@ -49,6 +49,7 @@ class BertConfig(Config):
     classifier_dropout: float | None = None  # probability before such a head; None: that of dropout
     problem_type: str | None = None  # what a head for texts learns (see heads.py); None: the labels decide
 
+    no_options: ClassVar = ("padding_id", "labels", "classifier_dropout", "problem_type")
     LEAST_TOKEN_TYPES: ClassVar[int] = 1
 
     def __post_init__(self):
