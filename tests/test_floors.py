@@ -61,6 +61,7 @@ FLOORS = {  # the longest name that fits counts
     "minillm.text_stream": 6,
     "minillm.generate": 7,
     "minillm.beam_search": 8,
+    "minillm.chat_templates": 1,
     "minillm.chat": 7,
     "minillm.checkpoint": 7,
     "minillm.gguf": 7,
