@@ -19,7 +19,6 @@ import pkgutil
 import shutil
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -95,13 +94,8 @@ class OpenedModel:
 
     @cached_property
     def template(self) -> ChatTemplate | None:
-        """The chat template that the model was trained with, as far as its tokenizer tells; None if it does not."""
-        from minillm.chat import chat_template
-
-        try:
-            return None if self.tokenizer is None else chat_template(self.tokenizer)
-        except InputError:
-            return None
+        """The chat template that the model was trained with, as far as its run or its tokenizer tells; else None."""
+        return None if self.tokenizer is None else _template_of(self.run, self.tokenizer)
 
     @cached_property
     def _tokenizer(self) -> tuple[Tokenizer | None, str]:
@@ -217,11 +211,11 @@ def described(path: str | Path, function: str = "load") -> Described:
 
 def _described_run(place: Place) -> Described:
     from minillm.training.run import Run
+    from minillm.training.tasks import task_class
 
     run = Run.open(place.path)
-    kinds = {type(config): kind for kind, config in presets().values()}
-    config = replace(run.config.model, vocab_size=run.tokenizer.vocab_size)
-    return Described(place, kinds[type(config)], config, run)
+    task = task_class(run.config.objective)
+    return Described(place, task.model_class(run.config.architecture), task.shape(run.config, run.tokenizer), run)
 
 
 def _base_of(folder: Path) -> Path:
@@ -315,16 +309,32 @@ def _checkpoint(run: Run, name: str | None) -> Checkpoint:
 
 
 def _ids_of(run: Run) -> SavedWith:
-    """The ids that begin, end and pad a text, by a run's tokenizer; its end of text begins texts too."""
-    tokenizer = run.tokenizer
-    end = tokenizer.eos_id
+    """The ids that begin, end and pad a text, by a run's tokenizer; its end of text begins texts too.
+
+    Where the run learned a conversation, what ends an answer ends a text.
+    """
+    tokenizer, template = run.tokenizer, _template_of(run, run.tokenizer)
+    eos = [] if tokenizer.eos_id is None else [tokenizer.eos_id]
+    ends = list(dict.fromkeys([*(template.stop_ids(tokenizer) if template else []), *eos]))
     ids = {
-        "bos_token_id": end if tokenizer.bos_id is None else tokenizer.bos_id,
-        "eos_token_id": end,
+        "bos_token_id": tokenizer.eos_id if tokenizer.bos_id is None else tokenizer.bos_id,
+        "eos_token_id": ends if len(ends) > 1 else next(iter(ends), None),
         "pad_token_id": tokenizer.pad_id,
     }
     ids = {key: i for key, i in ids.items() if i is not None}
     return SavedWith(ids, ids)
+
+
+def _template_of(run: Run | None, tokenizer: Tokenizer) -> ChatTemplate | None:
+    """The chat template of a run that learned one, or the one that a tokenizer's special tokens tell."""
+    from minillm.chat_templates import chat_template, template_for
+
+    if run is not None and hasattr(run.config.task, "template"):
+        return template_for(tokenizer, run.config.task.template)
+    try:
+        return chat_template(tokenizer)
+    except InputError:
+        return None
 
 
 def _opened_adapter(place: Place, dtype: Any) -> OpenedModel:
