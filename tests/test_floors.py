@@ -62,11 +62,13 @@ FLOORS = {  # the longest name that fits counts
     "minillm.generate": 7,
     "minillm.beam_search": 8,
     "minillm.chat_templates": 1,
+    "minillm.chat_jinja": 2,
     "minillm.chat": 7,
     "minillm.checkpoint": 7,
     "minillm.gguf": 7,
     "minillm.hub": 7,
     "minillm.resolver": 7,
+    "minillm.export": 8,
     "minillm": 8,  # the public names
     "minillm.training": 7,
     "minillm.study": 8,

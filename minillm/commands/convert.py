@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Literal
 
 from minillm.errors import InputError
+from minillm.export import save
 from minillm.options import Positional, read
-from minillm.resolver import is_run, open_model, save
+from minillm.resolver import is_run, open_model
 
 
 @dataclass(frozen=True)
