@@ -27,6 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from minillm.errors import DtypeError, InputError, did_you_mean
+from minillm.tokenizers.aligned import Aligned, Span, aligned
 from minillm.tokenizers.decoders import Decoder
 from minillm.tokenizers.files import ROLES
 from minillm.tokenizers.saved import TokenizerFiles
@@ -118,6 +119,10 @@ class Tokenizer(TokenizerFiles):
     def _named(self, role: str) -> int | None:
         return self.special_tokens.get(self.names.get(role) or self.NAMES.get(role, ""))
 
+    def roles(self) -> dict[str, str]:
+        found = ((role, self.names.get(role) or self.NAMES.get(role, "")) for role in ROLES)
+        return {role: token for role, token in found if token in self.special_tokens}
+
     def name_special_tokens(self, **names: str) -> None:
         """Give special tokens their roles: `bos_token="<s>"`, `eos_token`, `pad_token`, `unk_token`, and BERT's.
 
@@ -135,6 +140,11 @@ class Tokenizer(TokenizerFiles):
                     f"{did_you_mean(str(token), self.special_tokens) or '; it has none'}"
                 )
         self.names |= names
+
+    def before_text(self) -> list[int]:
+        """The ids of the special tokens that belong in front of a text, such as that of `<s>`; often none."""
+        around = self.build_inputs_with_special_tokens([-1])  # -1 stands for the text
+        return around[: around.index(-1)]
 
     def build_inputs_with_special_tokens(self, token_ids_0: Sequence[int]) -> list[int]:
         """The ids of a text with the special tokens that belong around it: `<s> a </s>`, or `a` if there are none."""
@@ -162,6 +172,33 @@ class Tokenizer(TokenizerFiles):
         for block in self._encode_blocks([text], allowed_special, disallowed_special):
             ids += block
         return ids
+
+    def encode_with_offsets(self, text: str) -> tuple[list[int], list[Span]]:
+        """The token ids of `text`, those of `encode(text)`, and the place of each token: it is text[start:end].
+
+        Places are those in the original text, whatever the tokenizer changes before it cuts (case, accents, normal
+        forms, spaces), and equal those of Hugging Face's `tokenizers`, but for one rule: an accent or another mark that
+        is dropped belongs to the letter before it, so that "cafe" with an accent behind it is one whole place. A token
+        of some bytes of a character has the place of the character; a space that is put in front has that of the
+        character behind it.
+
+        Raises: as `encode`; InputError for a tokenizer that does not keep track of places.
+        """
+        if not isinstance(text, str):
+            raise DtypeError(f"{type(self).__name__}.encode_with_offsets: got {type(text).__name__}, expected str")
+        pairs = list(self._encode_aligned(aligned(text)))
+        return [i for i, _ in pairs], [place for _, place in pairs]
+
+    def _encode_aligned(self, text: Aligned) -> Iterator[tuple[int, Span]]:
+        """Each id of an ordinary text, with the token's place."""
+        raise InputError(
+            f"{type(self).__name__}.encode_with_offsets: this kind of tokenizer does not keep track of places; use a "
+            "byte-level BPE, a WordPiece, a Unigram or a SentencePiece tokenizer"
+        )
+
+    def encode_continuation(self, text: str) -> list[int]:
+        """The token ids of a text that follows other text: without the space that some tokenizers put in front."""
+        return self.encode(text)
 
     def encode_iterable(
         self, chunks: Iterable[str], allowed_special: Specials = "none", disallowed_special: Specials = "none"
