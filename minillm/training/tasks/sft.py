@@ -13,8 +13,6 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
-from minillm.parallel.objective import Batch, NextTokens
-from minillm.training.tasks.task import Task
 
 from minillm.autograd import Tensor
 from minillm.chat_templates import ChatTemplate, template_for
@@ -33,7 +31,9 @@ from minillm.data.packing import best_fit_decreasing, rows_of
 from minillm.data.records import Records
 from minillm.errors import InputError
 from minillm.generate import end_tokens, generate_text
+from minillm.parallel.objective import Batch, NextTokens
 from minillm.tokenizers import BPETokenizer, CharacterTokenizer, Tokenizer
+from minillm.training.tasks.task import Task
 
 SHOWN = 3  # held-out instructions that a preview answers
 
@@ -109,8 +109,8 @@ class SFTTask(NextTokens, Task):
         rows, steps = len(self.rows[0]), -(-len(self.rows[0]) // self.config.batch_size)
         learned = sum(int((self.examples[number].targets != -100).sum()) for row in self.rows[0] for number in row)
         return (
-            f"{(~self.is_out).sum():,} examples to learn in {rows:,} rows ({steps:,} steps an epoch; {learned:,} tokens of "
-            f"answers), {self.is_out.sum():,} held out, template {self.template.name}; {self.left_out()}"
+            f"{(~self.is_out).sum():,} examples to learn in {rows:,} rows ({steps:,} steps an epoch; answers have "
+            f"{learned:,} tokens), {self.is_out.sum():,} held out, template {self.template.name}; {self.left_out()}"
         )
 
     def left_out(self) -> str:
@@ -183,7 +183,8 @@ def answered(
         strings = () if instruction.raw else template.stop_strings
         pieces = generate_text(model, tokenizer, prompt, max_tokens, stop=stop, stop_strings=strings, temperature=0)
         asked = [message.content for message in instruction.messages[:-1] if message.role in ("user", "input")]
-        yield "\n".join(asked[-2:] if instruction.messages[-2].role == "input" else asked[-1:]), "".join(pieces)
+        last = asked[-2:] if instruction.messages[-2].role == "input" else asked[-1:]
+        yield "\n".join(last) + "\n", "".join(pieces)
 
 
 def new_tokenizer(config: Any, instructions: Sequence[Instruction], is_out: np.ndarray) -> Tokenizer:
