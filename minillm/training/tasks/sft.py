@@ -71,10 +71,17 @@ class SFTTask(NextTokens, Task):
                 f"train: max_length={self.max_length} is more than the model's context of {context}; give at most that"
             )
         self.next_tokens = not self.options.packing
+        if self.options.packing and max(config.tp, config.pp) > 1:
+            raise InputError(
+                f"train: --tp {config.tp} --pp {config.pp} divide a model that reads one text in each row; give "
+                "--no-packing too"
+            )
         records = read_instructions(config.data)
         out = held_out(records.items, config.validation_fraction)  # (N,)
         self.tokenizer = tokenizer or new_tokenizer(config, records.items, out)
         self.template = template_for(self.tokenizer, self.options.template)
+        if not all(one.raw for one in records.items):
+            self.template.check_tokenizer(self.tokenizer)
         self.records, examples, kept = encoded(records, self.tokenizer, self.template)
         numbers, self.examples = shortened(examples, self.max_length)
         self.cut = sum(len(example.ids) > self.max_length for example in examples)
@@ -155,7 +162,7 @@ def encoded(
 ) -> tuple[Records[Instruction], list[Example], np.ndarray]:
     """The records that fit the template, the examples made of them, and the numbers that they had among all.
 
-    Raises: InputError where none fits, or the template does not fit the tokenizer.
+    Raises: InputError where none fits.
     """
     found: Records[Instruction] = Records([], [], [*records.problems])
     examples, kept = [], []
