@@ -172,6 +172,10 @@ class Tokenizer(TokenizerFiles):
             ids += block
         return ids
 
+    def encode_continuation(self, text: str) -> list[int]:
+        """The token ids of a text that follows other text: without the space that some tokenizers put in front."""
+        return self.encode(text)
+
     def encode_iterable(
         self, chunks: Iterable[str], allowed_special: Specials = "none", disallowed_special: Specials = "none"
     ) -> Iterator[int]:
