@@ -18,6 +18,7 @@ from minillm.version import __version__
 COMMANDS = {  # the file in minillm/commands of each
     "train": "train",
     "sample": "sample",
+    "eval": "eval",
     "chat": "chat",
     "tokenizer train": "tokenizer",
     "tokenizer encode": "tokenizer",

@@ -34,7 +34,9 @@ from minillm import ops
 from minillm.autograd import no_grad
 from minillm.device import to_host
 from minillm.errors import InputError
+from minillm.evaluation.left_to_right import left_to_right
 from minillm.grad_mode import quiet
+from minillm.models.bart import Bart
 from minillm.nn import Decoder
 from minillm.tokenizers import Tokenizer
 
@@ -78,20 +80,12 @@ def prefix_id(model: Any, tokenizer: Tokenizer) -> int | None:
     """
     saved = vars(model).get("saved_with")
     named = saved.config if saved else {}
-    before = ids_around(tokenizer)[0][-1:]
+    before = tokenizer.before_text()[-1:]
     ends = [*getattr(model, "eos_ids", ())][:1]
     for found in (tokenizer.bos_id, *before, tokenizer.eos_id, named.get("bos_token_id"), *ends):
         if isinstance(found, int):
             return found
     return None
-
-
-def ids_around(tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
-    """The ids of the special tokens that belong before every text, such as <s>, and of those after it."""
-    text = -1  # stands for the ids of a text
-    ids = tokenizer.build_inputs_with_special_tokens([text])
-    place = ids.index(text)
-    return ids[:place], ids[place + 1 :]
 
 
 def encode_pair(
@@ -107,7 +101,7 @@ def encode_pair(
     rest = context[len(stripped) :] + continuation
     if stripped:
         alone = tokenizer.encode(stripped)
-        before, after = ids_around(tokenizer)[0] + alone, tokenizer.encode(stripped + rest)[len(alone) :]
+        before, after = tokenizer.before_text() + alone, tokenizer.encode(stripped + rest)[len(alone) :]
     elif prefix is None:
         raise InputError(
             "log_likelihoods: the context is empty, and the tokenizer has no token that begins or ends a text; "
@@ -251,7 +245,7 @@ def _batch_scores(
 
 
 def log_likelihoods(
-    model: Decoder,
+    model: Any,
     tokenizer: Tokenizer,
     pairs: Sequence[tuple[str, str]],
     batch_tokens: int = BATCH_TOKENS,
@@ -263,11 +257,16 @@ def log_likelihoods(
         pairs: the texts of contexts and continuations.
         progress: called with how many are done, and how many there are.
 
+    An encoder-decoder reads the context as its source, and gives the continuation, encoded apart, as the beginning of
+    its target.
+
     Units: nats.
     Raises: InputError for a continuation without ids of its own, or longer than the model's context.
     Source: `loglikelihood` of lm-evaluation-harness.
     """
-    prefix = prefix_id(model, tokenizer)
+    if isinstance(model, Bart):
+        return _of_targets(model, tokenizer, pairs, batch_tokens, progress)
+    prefix, model = prefix_id(model, tokenizer), left_to_right("log_likelihoods", model)
     encoded = [encode_pair(tokenizer, *pair, prefix) for pair in pairs]
     context = model.config.context
     windows = [pair_window(before, after, context) for before, after in encoded]
@@ -278,8 +277,38 @@ def log_likelihoods(
     ]
 
 
+def _of_targets(
+    model: Bart, tokenizer: Tokenizer, pairs: Sequence[tuple[str, str]], batch_tokens: int, progress: Progress | None
+) -> list[Likelihood]:
+    """How probable each continuation is as the beginning of a target, with its context as the source."""
+    context = model.config.context
+    found: dict[int, Likelihood] = {}
+    by_context: dict[str, list[int]] = {}
+    for number, (source, _) in enumerate(pairs):
+        by_context.setdefault(source, []).append(number)
+    for source, numbers in by_context.items():
+        ids = tokenizer.build_inputs_with_special_tokens(tokenizer.encode(source))
+        if not ids:
+            raise InputError("log_likelihoods: a source is empty; give at least one character of text")
+        targets = [tokenizer.encode(pairs[number][1]) for number in numbers]
+        if not all(targets):
+            raise InputError(
+                f"log_likelihoods: a continuation of {source[-30:]!r} has no ids to score; give a longer one"
+            )
+        windows = [pair_window([model.config.decoder_start_id], target, context) for target in targets]
+        with no_grad(), quiet():
+            conditioned = model.conditioned(np.array([ids[-context:]]))
+        for number, score, target in zip(
+            numbers, window_scores(conditioned, windows, batch_tokens), targets, strict=True
+        ):
+            found[number] = Likelihood(*score, len(target), max(0, len(ids) - context))
+        if progress is not None:
+            progress(len(found), len(pairs))
+    return [found[number] for number in range(len(pairs))]
+
+
 def document_likelihoods(
-    model: Decoder,
+    model: Any,
     tokenizer: Tokenizer,
     documents: Sequence[str],
     window: int | None = None,
@@ -300,10 +329,10 @@ def document_likelihoods(
     Source: `loglikelihood_rolling` of lm-evaluation-harness, which lets a tokenizer that puts <s> before a text score
         this <s>, too; here the special tokens before a text are given, and never scored.
     """
+    prefix, model = prefix_id(model, tokenizer), left_to_right("perplexity", model)
     window = model.config.context if window is None else window
     if not 1 <= window <= model.config.context:
         raise InputError(f"perplexity: window={window}; give 1 to {model.config.context}, the model's context")
-    prefix = prefix_id(model, tokenizer)
     windows: list[Window] = []
     spans: list[tuple[int, int, int]] = []  # of each document: its first window, the one after its last, its ids
     for number, document in enumerate(documents):

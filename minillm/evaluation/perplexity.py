@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,6 +28,7 @@ import numpy as np
 from minillm.errors import InputError
 from minillm.evaluation.intervals import Measure, bootstrap
 from minillm.evaluation.likelihood import BATCH_TOKENS, DocumentLikelihood, Progress, document_likelihoods
+from minillm.evaluation.masked import pseudo_likelihoods
 from minillm.tokenizers import Tokenizer
 
 FEW = 20  # documents; with fewer, an interval is drawn from windows instead
@@ -37,7 +38,9 @@ FEW = 20  # documents; with fewer, an interval is drawn from windows instead
 class Perplexity:
     """The measures of a model on some documents, and what they were computed from."""
 
-    measures: dict[str, Measure]  # bits_per_byte, byte_perplexity, word_perplexity, token_perplexity
+    measures: dict[
+        str, Measure
+    ]  # bits_per_byte, byte_perplexity, word_perplexity, token_perplexity; or pseudo_perplexity
     nats: float  # -sum log p
     documents: int
     ids: int
@@ -45,6 +48,7 @@ class Perplexity:
     bytes: int
     unknown_ids: int
     changed_documents: int  # that the ids do not restore
+    each: list[tuple[float, int]]  # of each document, -log p in nats and the number of its ids
 
 
 def perplexity(
@@ -71,35 +75,49 @@ def perplexity(
     Source: `word_perplexity`, `byte_perplexity` and `bits_per_byte` of lm-evaluation-harness.
     """
     documents = list(documents)
-    found = document_likelihoods(model, tokenizer, documents, window, stride, batch_tokens, progress)
-    return measured(tokenizer, documents, found, originals, seed)
-
-
-def measured(
-    tokenizer: Tokenizer,
-    documents: Sequence[str],
-    found: Sequence[DocumentLikelihood],
-    originals: Sequence[str] | None = None,
-    seed: int = 0,
-) -> Perplexity:
-    """The measures of documents whose log-likelihoods are known; the arguments are those of `perplexity`."""
-    originals = documents if originals is None else originals
+    originals = documents if originals is None else list(originals)
     if not documents or len(originals) != len(documents):
         raise InputError(
             f"perplexity: there are {len(documents)} documents and {len(originals)} originals; give at least one "
             "document, and an original for each"
         )
+    found = document_likelihoods(model, tokenizer, documents, window, stride, batch_tokens, progress)
+    return _measured(tokenizer, documents, originals, found, KINDS, seed)
+
+
+def pseudo_perplexity(
+    model: Any,
+    tokenizer: Tokenizer,
+    documents: Sequence[str],
+    seed: int = 0,
+    batch_tokens: int = BATCH_TOKENS,
+    progress: Progress | None = None,
+) -> Perplexity:
+    """Pseudo-perplexity of a model of hidden tokens, exp(-PLL / ids), with its interval; see masked.py.
+
+    Raises: InputError for no documents, a document without ids, or a tokenizer without a mask token.
+    """
+    documents = list(documents)
+    if not documents:
+        raise InputError("pseudo_perplexity: there are no documents; give at least one")
+    found = pseudo_likelihoods(model, tokenizer, documents, batch_tokens, progress)
+    return _measured(tokenizer, documents, documents, found, {"pseudo_perplexity": ("ids", np.exp)}, seed)
+
+
+def _measured(
+    tokenizer: Tokenizer,
+    documents: Sequence[str],
+    originals: Sequence[str],
+    found: Sequence[DocumentLikelihood],
+    kinds: Mapping[str, tuple[str, Callable[[Any], Any]]],
+    seed: int,
+) -> Perplexity:
+    """The measures of documents whose log-likelihoods are known: for each its unit, and its function of nats a unit."""
     nats = np.array([-one.log_probability for one in found])
     counts = {
         "bytes": np.array([count_bytes(text) for text in originals]),
         "words": np.array([count_words(text) for text in originals]),
         "ids": np.array([one.ids for one in found]),
-    }
-    kinds: dict[str, tuple[str, Callable[[Any], Any]]] = {
-        "bits_per_byte": ("bytes", bits),
-        "byte_perplexity": ("bytes", np.exp),
-        "word_perplexity": ("words", np.exp),
-        "token_perplexity": ("ids", np.exp),
     }
     measures = {
         name: _measure(found, nats, counts[unit], unit, of_rate, seed) for name, (unit, of_rate) in kinds.items()
@@ -107,13 +125,29 @@ def measured(
     unknown, changed = _spoiled(tokenizer, documents)
     totals = {unit: int(count.sum()) for unit, count in counts.items()}
     return Perplexity(
-        measures, math.fsum(nats), len(documents), totals["ids"], totals["words"], totals["bytes"], unknown, changed
+        measures,
+        math.fsum(nats),
+        len(documents),
+        totals["ids"],
+        totals["words"],
+        totals["bytes"],
+        unknown,
+        changed,
+        [(-one.log_probability, one.ids) for one in found],
     )
 
 
 def bits(nats: Any) -> Any:
     """Nats in bits."""
     return nats / math.log(2)
+
+
+KINDS: dict[str, tuple[str, Callable[[Any], Any]]] = {
+    "bits_per_byte": ("bytes", bits),
+    "byte_perplexity": ("bytes", np.exp),
+    "word_perplexity": ("words", np.exp),
+    "token_perplexity": ("ids", np.exp),
+}
 
 
 def count_bytes(text: str) -> int:

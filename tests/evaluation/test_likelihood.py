@@ -16,7 +16,6 @@ from minillm.evaluation.likelihood import (
     Window,
     document_likelihoods,
     encode_pair,
-    ids_around,
     log_likelihoods,
     pair_window,
     prefix_id,
@@ -175,7 +174,6 @@ def test_special_tokens_before_a_text_come_before_the_context_and_are_never_scor
     tokenizer = BPETokenizer.train(TEXTS, 300, ("<s>", "</s>"))
     tokenizer.around = (["<s>"], ["</s>"])
     start, end = (tokenizer.special_tokens[token] for token in ("<s>", "</s>"))
-    assert ids_around(tokenizer) == ([start], [end])
     assert prefix_id(small_gpt2(300), tokenizer) == start
     before, after = encode_pair(tokenizer, "The cat", " sat", start)
     assert before == [start, *tokenizer.encode("The cat")]
