@@ -18,8 +18,8 @@ from minillm.data.records import Records, read_records
 from minillm.data.sources import read_texts
 from minillm.errors import InputError
 from minillm.evaluation.intervals import Measure
-from minillm.evaluation.likelihood import BATCH_TOKENS, Progress
 from minillm.evaluation.left_to_right import is_masked
+from minillm.evaluation.likelihood import BATCH_TOKENS, Progress
 from minillm.evaluation.multiple_choice import multiple_choice, question_of
 from minillm.evaluation.perplexity import Perplexity, perplexity, pseudo_perplexity
 from minillm.options import Positional, read
@@ -33,7 +33,7 @@ class Eval:
     model: Positional[Path]
     """A run directory, a folder with config.json and tokenizer.json, a .gguf file or a LoRA adapter."""
     data: str
-    """File to measure on: texts for perplexity (a file, a folder, a glob pattern, .jsonl), else .jsonl or .json records."""
+    """Texts for perplexity (a file, a folder, a glob pattern, .jsonl); else a .jsonl or .json file with records."""
     task: Literal["perplexity", "choices", "exact"] = "perplexity"
     """What to measure: `perplexity` (for BERT and its relatives pseudo-perplexity), `choices`, or `exact` answers."""
     out: Path | None = None
@@ -155,8 +155,8 @@ def _perplexity(opened: OpenedModel, given: Eval) -> Report:
 
 def _about(found: Perplexity, masked: bool) -> Iterator[str]:
     yield (
-        f"{found.documents:,} documents, each scored apart: {found.ids:,} ids, {found.words:,} words, {found.bytes:,} "
-        f"bytes, {found.nats:,.2f} nats"
+        f"documents: {found.documents:,}, each scored apart; ids: {found.ids:,}; words: {found.words:,}; bytes: "
+        f"{found.bytes:,}; nats: {found.nats:,.2f}"
     )
     if masked:
         yield "each token was hidden once, with all others in sight: compare this with no model of the next token"
@@ -164,8 +164,8 @@ def _about(found: Perplexity, masked: bool) -> Iterator[str]:
         yield f"{found.unknown_ids:,} ids are the unknown token, so these numbers are better than the truth"
     if found.changed_documents:
         yield (
-            f"{found.changed_documents:,} documents are not what their ids spell (the tokenizer changes or loses text), "
-            "so numbers per byte or word cannot be compared with other models"
+            f"{found.changed_documents:,} documents are not what their ids spell, since the tokenizer changes text or "
+            "loses some, so numbers per byte or word cannot be compared with other models"
         )
 
 

@@ -61,13 +61,12 @@ class Likelihood(NamedTuple):
     cut: int = 0  # ids of the context that were left out, since the model's context is too short
 
 
-class DocumentLikelihood(NamedTuple):
-    """How probable a document is, with what its measures are divided by."""
+class Score(NamedTuple):
+    """How probable the targets of a window are."""
 
-    log_probability: float  # nats, the sum of those of its windows
-    ids: int
-    windows: tuple[float, ...]  # nats of each window
-    window_ids: tuple[int, ...]  # ids that each window scores
+    log_probability: float  # nats, the sum
+    is_greedy: bool  # True if each target is the likeliest id at its place
+    log_probabilities: np.ndarray  # nats of each target
 
 
 # Texts to windows
@@ -157,29 +156,29 @@ def rolling_windows(ids: Sequence[int], prefix: int, window: int, stride: int | 
 
 def window_scores(
     model: Decoder, windows: Sequence[Window], batch_tokens: int = BATCH_TOKENS, progress: Progress | None = None
-) -> list[tuple[float, bool]]:
-    """For each window the sum of the log-probabilities of its targets, and True if each target is the likeliest id.
+) -> list[Score]:
+    """The score of each window.
 
     Units: nats, added in float64.
     Raises: InputError for a result that is not a number, from weights that are not.
     """
-    results: list[tuple[float, bool]] = [(0.0, False)] * len(windows)
+    results: dict[int, Score] = {}
     groups = _by_inputs(model, windows)
     done = 0
     with no_grad(), quiet():
         for batch in _batches(model, list(groups), batch_tokens):
             members = [(row, number) for row, inputs in enumerate(batch) for number in groups[inputs]]
             for (_, number), result in zip(members, _batch_scores(model, batch, members, windows), strict=True):
-                if not math.isfinite(result[0]):
+                if not math.isfinite(result.log_probability):
                     raise InputError(
-                        f"log_likelihoods: the log-probability of text {number} is {result[0]}; look at the model's "
-                        "weights, which a training that diverged or a damaged file leaves so"
+                        f"log_likelihoods: the log-probability of text {number} is {result.log_probability}; look at "
+                        "the model's weights, which a training that diverged or a damaged file leaves so"
                     )
                 results[number] = result
             done += len(members)
             if progress is not None:
                 progress(done, len(windows))
-    return results
+    return [results[number] for number in range(len(windows))]
 
 
 def _by_inputs(model: Decoder, windows: Sequence[Window]) -> dict[tuple[int, ...], list[int]]:
@@ -216,7 +215,7 @@ def _equal_at(model: Decoder, short: int, long: int) -> bool:
 
 def _batch_scores(
     model: Decoder, batch: list[tuple[int, ...]], members: list[tuple[int, int]], windows: Sequence[Window]
-) -> list[tuple[float, bool]]:
+) -> list[Score]:
     """The scores of the windows in one batch; `members` are the row and the number of each window."""
     length = len(batch[0])
     ids = np.array([[*row, *[0] * (length - len(row))] for row in batch])  # (B, T)
@@ -228,17 +227,19 @@ def _batch_scores(
     targets = np.array([i for _, number in members for i in windows[number].targets])  # (N,)
     features = model.features(ids)  # (B, T, C)
     features = features.reshape(-1, features.shape[-1]).index_select(0, np.array(places))  # (N, C)
-    nats, greedy = np.empty(len(targets)), np.empty(len(targets), bool)
+    scores, greedy = np.empty(len(targets)), np.empty(len(targets), bool)
     step = max(1, LOGITS // model.config.vocab_size)
     for start in range(0, len(targets), step):
         part = slice(start, start + step)
         logits = model.logits(features[part])  # (n, V)
         likeliest = to_host(logits.data.argmax(axis=-1))
         greedy[part] = likeliest == targets[part]
-        nats[part] = to_host(ops.cross_entropy(logits, targets[part], reduction="none", dim=-1).data)
-    starts = np.cumsum([0, *(len(windows[number].targets) for _, number in members)])[:-1]
-    sums, alike = np.add.reduceat(nats, starts), np.logical_and.reduceat(greedy, starts)
-    return [(-float(a), bool(b)) for a, b in zip(sums, alike, strict=True)]
+        scores[part] = -to_host(ops.cross_entropy(logits, targets[part], reduction="none", dim=-1).data)
+    ends = np.cumsum([len(windows[number].targets) for _, number in members])[:-1]
+    return [
+        Score(float(nats.sum()), bool(alike.all()), nats)
+        for nats, alike in zip(np.split(scores, ends), np.split(greedy, ends), strict=True)
+    ]
 
 
 # The public functions
@@ -272,7 +273,7 @@ def log_likelihoods(
     windows = [pair_window(before, after, context) for before, after in encoded]
     scores = window_scores(model, windows, batch_tokens, progress)
     return [
-        Likelihood(*score, len(after), max(0, len(before) + len(after) - context - 1))
+        Likelihood(*score[:2], len(after), max(0, len(before) + len(after) - context - 1))
         for score, (before, after) in zip(scores, encoded, strict=True)
     ]
 
@@ -301,7 +302,7 @@ def _of_targets(
         for number, score, target in zip(
             numbers, window_scores(conditioned, windows, batch_tokens), targets, strict=True
         ):
-            found[number] = Likelihood(*score, len(target), max(0, len(ids) - context))
+            found[number] = Likelihood(*score[:2], len(target), max(0, len(ids) - context))
         if progress is not None:
             progress(len(found), len(pairs))
     return [found[number] for number in range(len(pairs))]
@@ -315,8 +316,8 @@ def document_likelihoods(
     stride: int | None = None,
     batch_tokens: int = BATCH_TOKENS,
     progress: Progress | None = None,
-) -> list[DocumentLikelihood]:
-    """How probable each document is: log p of all its ids, each scored once, each document apart.
+) -> list[np.ndarray]:
+    """How probable each document is: for each the log-probabilities of all its ids, each scored once.
 
     Args:
         window: inputs of a window; by default the model's context.
@@ -324,6 +325,7 @@ def document_likelihoods(
             take longer.
         progress: called with how many windows are done, and how many there are.
 
+    Shapes: one array (ids,) for each document.
     Units: nats.
     Raises: InputError for a document without ids, or a window beyond the model's context.
     Source: `loglikelihood_rolling` of lm-evaluation-harness, which lets a tokenizer that puts <s> before a text score
@@ -334,7 +336,7 @@ def document_likelihoods(
     if not 1 <= window <= model.config.context:
         raise InputError(f"perplexity: window={window}; give 1 to {model.config.context}, the model's context")
     windows: list[Window] = []
-    spans: list[tuple[int, int, int]] = []  # of each document: its first window, the one after its last, its ids
+    spans: list[slice] = []  # of each document: its windows
     for number, document in enumerate(documents):
         ids = tokenizer.encode(document)
         if not ids:
@@ -342,14 +344,7 @@ def document_likelihoods(
         first = len(windows)
         start, rest = (ids[0], ids[1:]) if prefix is None else (prefix, ids)
         windows += rolling_windows(rest, start, window, stride)
-        spans.append((first, len(windows), len(ids)))
+        spans.append(slice(first, len(windows)))
     scores = window_scores(model, windows, batch_tokens, progress)
-    first_id = 0.0 if prefix is not None else -math.log(model.config.vocab_size)
-    found = []
-    for first, last, count in spans:
-        nats = [score for score, _ in scores[first:last]]
-        sizes = [len(one.targets) for one in windows[first:last]]
-        if prefix is None:
-            nats, sizes = [first_id, *nats], [1, *sizes]
-        found.append(DocumentLikelihood(math.fsum(nats), count, tuple(nats), tuple(sizes)))
-    return found
+    first_id = np.full(int(prefix is None), -math.log(model.config.vocab_size))  # none where it is predicted
+    return [np.concatenate([first_id, *(score.log_probabilities for score in scores[span])]) for span in spans]

@@ -14,7 +14,6 @@ Source: Salazar et al. 2020, Masked Language Model Scoring (arXiv:1910.14659), e
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -24,7 +23,7 @@ from minillm import ops
 from minillm.autograd import no_grad
 from minillm.device import to_host
 from minillm.errors import InputError
-from minillm.evaluation.likelihood import BATCH_TOKENS, DocumentLikelihood, Progress
+from minillm.evaluation.likelihood import BATCH_TOKENS, Progress
 from minillm.grad_mode import quiet
 from minillm.tokenizers import Tokenizer
 
@@ -35,12 +34,13 @@ def pseudo_likelihoods(
     documents: Sequence[str],
     batch_tokens: int = BATCH_TOKENS,
     progress: Progress | None = None,
-) -> list[DocumentLikelihood]:
-    """The pseudo-log-likelihood of each document, with each id hidden once.
+) -> list[np.ndarray]:
+    """The log-probability of each id of each document, hidden alone.
 
     Args:
         model: with a head for hidden tokens, such as BertForMaskedLM.
 
+    Shapes: one array (ids,) for each document.
     Units: nats.
     Raises: InputError for a document without ids, or a tokenizer without a mask token.
     """
@@ -54,18 +54,13 @@ def pseudo_likelihoods(
         if not ids:
             raise InputError(f"perplexity: document {number} ({document!r:.40}) has no ids; leave it out")
         pieces += [(number, ids[start : start + room]) for start in range(0, len(ids), room)]
-    nats: list[list[float]] = [[] for _ in documents]
-    sizes: list[list[int]] = [[] for _ in documents]
+    found: list[list[np.ndarray]] = [[] for _ in documents]
     for done, (number, ids) in enumerate(pieces, 1):
         row = [*around[:place], *ids, *around[place + 1 :]]
-        nats[number].append(_hidden_one_by_one(model, row, range(place, place + len(ids)), mask, batch_tokens))
-        sizes[number].append(len(ids))
+        found[number].append(_hidden_one_by_one(model, row, range(place, place + len(ids)), mask, batch_tokens))
         if progress is not None:
             progress(done, len(pieces))
-    return [
-        DocumentLikelihood(math.fsum(windows), sum(ids), tuple(windows), tuple(ids))
-        for windows, ids in zip(nats, sizes, strict=True)
-    ]
+    return list(map(np.concatenate, found))
 
 
 def mask_id(tokenizer: Tokenizer) -> int:
@@ -79,9 +74,9 @@ def mask_id(tokenizer: Tokenizer) -> int:
     return tokenizer.special_tokens[name]
 
 
-def _hidden_one_by_one(model: Any, row: list[int], places: range, mask: int, batch_tokens: int) -> float:
-    """The sum of the log-probabilities of the ids at these places, each hidden alone."""
-    total = 0.0
+def _hidden_one_by_one(model: Any, row: list[int], places: range, mask: int, batch_tokens: int) -> np.ndarray:
+    """The log-probabilities of the ids at these places, each hidden alone."""
+    found: list[np.ndarray] = []
     step = max(1, batch_tokens // len(row))
     with no_grad(), quiet():
         for start in range(0, len(places), step):
@@ -92,7 +87,7 @@ def _hidden_one_by_one(model: Any, row: list[int], places: range, mask: int, bat
             features = model.features(ids)  # (B, T, C)
             at = features.reshape(-1, features.shape[-1]).index_select(0, np.arange(len(hidden)) * len(row) + hidden)
             logits = model.head(at, model.wte.weight)  # (B, V)
-            total -= float(to_host(ops.cross_entropy(logits, targets, reduction="none", dim=-1).data).sum(dtype=float))
-    if not math.isfinite(total):
-        raise InputError(f"perplexity: a pseudo-log-likelihood is {total}; look at the model's weights")
-    return total
+            found.append(-to_host(ops.cross_entropy(logits, targets, reduction="none", dim=-1).data).astype(float))
+    if not np.isfinite(nats := np.concatenate(found)).all():
+        raise InputError("perplexity: a log-probability is not a number; look at the model's weights")
+    return nats

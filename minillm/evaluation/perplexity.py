@@ -27,11 +27,12 @@ import numpy as np
 
 from minillm.errors import InputError
 from minillm.evaluation.intervals import Measure, bootstrap
-from minillm.evaluation.likelihood import BATCH_TOKENS, DocumentLikelihood, Progress, document_likelihoods
+from minillm.evaluation.likelihood import BATCH_TOKENS, Progress, document_likelihoods
 from minillm.evaluation.masked import pseudo_likelihoods
 from minillm.tokenizers import Tokenizer
 
-FEW = 20  # documents; with fewer, an interval is drawn from windows instead
+FEW = 20  # documents; with fewer, an interval is drawn from blocks of ids instead
+BLOCK = 128  # ids of a block, or fewer, so that there are FEW blocks
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,8 @@ def perplexity(
         originals: texts whose words and bytes are counted instead of those of `documents`, where these are a cleaned
             form of them, as for WikiText.
         window, stride: see `document_likelihoods`.
-        seed: of the bootstrap over documents; with fewer than 20 documents, over windows.
+        seed: of the bootstrap over documents; with fewer than 20 documents, over blocks of 128 ids, whose bytes and
+            words are a share of the document's (Carlstein 1986).
 
     Units: bits per byte; perplexities have none.
     Raises: InputError for no documents, a document without ids, or `originals` of another number.
@@ -108,16 +110,16 @@ def _measured(
     tokenizer: Tokenizer,
     documents: Sequence[str],
     originals: Sequence[str],
-    found: Sequence[DocumentLikelihood],
+    found: Sequence[np.ndarray],
     kinds: Mapping[str, tuple[str, Callable[[Any], Any]]],
     seed: int,
 ) -> Perplexity:
     """The measures of documents whose log-likelihoods are known: for each its unit, and its function of nats a unit."""
-    nats = np.array([-one.log_probability for one in found])
+    nats = np.array([-one.sum() for one in found])
     counts = {
         "bytes": np.array([count_bytes(text) for text in originals]),
         "words": np.array([count_words(text) for text in originals]),
-        "ids": np.array([one.ids for one in found]),
+        "ids": np.array([len(one) for one in found]),
     }
     measures = {
         name: _measure(found, nats, counts[unit], unit, of_rate, seed) for name, (unit, of_rate) in kinds.items()
@@ -133,7 +135,7 @@ def _measured(
         totals["bytes"],
         unknown,
         changed,
-        [(-one.log_probability, one.ids) for one in found],
+        [(float(one), len(ids)) for one, ids in zip(nats, found, strict=True)],
     )
 
 
@@ -161,7 +163,7 @@ def count_words(text: str) -> int:
 
 
 def _measure(
-    found: Sequence[DocumentLikelihood],
+    found: Sequence[np.ndarray],
     nats: np.ndarray,
     counts: np.ndarray,
     unit: str,
@@ -171,14 +173,14 @@ def _measure(
     """A function of nats per byte, word or id, with its interval."""
     total = float(counts.sum())
     rows, item = np.column_stack([nats, counts]), "document"  # (n, 2)
-    if len(found) < FEW:  # too few to draw from; the bytes of a document are shared by its windows as its ids are
-        parts = [
-            (-window, count * ids / one.ids)
-            for one, count in zip(found, counts, strict=True)
-            for window, ids in zip(one.windows, one.window_ids, strict=True)
+    if len(found) < FEW:
+        size = max(1, min(BLOCK, sum(map(len, found)) // FEW))
+        blocks = [
+            (-ids[start : start + size].sum(), count * len(ids[start : start + size]) / len(ids))
+            for ids, count in zip(found, counts, strict=True)
+            for start in range(0, len(ids), size)
         ]
-        if len(parts) > len(found):
-            rows, item = np.array(parts), "window"
+        rows, item = np.array(blocks), "block"
 
     def statistic(sums: np.ndarray) -> np.ndarray:
         with np.errstate(over="ignore"):  # the perplexity of a word may be beyond float64

@@ -40,7 +40,7 @@ def test_the_four_measures_are_functions_of_one_sum() -> None:
     """Characters, bytes, words and ids of TEXTS all differ, so a wrong denominator cannot pass."""
     tokenizer, model = TOKENIZERS["bytes"], small_gpt2(TOKENIZERS["bytes"].vocab_size)
     found = perplexity(model, tokenizer, TEXTS)
-    nats = -sum(one.log_probability for one in document_likelihoods(model, tokenizer, TEXTS))
+    nats = -sum(one.sum() for one in document_likelihoods(model, tokenizer, TEXTS))
     in_bytes, words = sum(len(text.encode()) for text in TEXTS), sum(len(text.split()) for text in TEXTS)
     assert len({in_bytes, words, found.ids, sum(map(len, TEXTS))}) == 4
     expected = {
@@ -72,10 +72,10 @@ def test_originals_give_the_words_and_bytes() -> None:
         perplexity(model, tokenizer, TEXTS, originals[:1])
 
 
-def test_intervals_hold_the_value_and_are_drawn_from_documents_or_windows() -> None:
+def test_intervals_hold_the_value_and_are_drawn_from_documents_or_blocks() -> None:
     tokenizer, model = TOKENIZERS["bytes"], small_gpt2(TOKENIZERS["bytes"].vocab_size)
     few, many = perplexity(model, tokenizer, TEXTS), perplexity(model, tokenizer, [*TEXTS] * 8)
-    for found, item in ((few, "window"), (many, "document")):
+    for found, item in ((few, "block"), (many, "document")):
         for measure in found.measures.values():
             assert measure.low < measure.value < measure.high
             assert (measure.item, measure.method) == (item, "bootstrap")
@@ -85,7 +85,7 @@ def test_intervals_hold_the_value_and_are_drawn_from_documents_or_windows() -> N
     assert perplexity(model, tokenizer, TEXTS, seed=1).measures["bits_per_byte"].low != pytest.approx(
         few.measures["bits_per_byte"].low, rel=1e-9
     )
-    one = perplexity(model, tokenizer, ["The cat"]).measures["bits_per_byte"]
+    one = perplexity(model, tokenizer, ["T"]).measures["bits_per_byte"]
     assert (one.low, one.high, one.stderr, one.method) == (None, None, None, "none")
 
 
