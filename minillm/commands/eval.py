@@ -102,11 +102,17 @@ def eval(arguments: list[str]) -> None:
 
 def _shown(measure: Measure) -> list[str]:
     """The cells of a measure in the table."""
-    interval = "-" if measure.low is None or measure.high is None else f"{measure.low:.4f} to {measure.high:.4f}"
-    stderr = "-" if measure.stderr is None else f"{measure.stderr:.4f}"
     unit = f"{measure.denominator:,.0f} {measure.unit}"
-    source = "one item has none" if measure.low is None else f"{measure.method}, {measure.items:,} {measure.item}s"
-    return [f"{measure.value:.4f}", interval, stderr, unit, source]
+    if measure.low is None or measure.high is None or measure.stderr is None:
+        return [_number(measure.value), "-", "-", unit, "one item has none"]
+    interval = f"{_number(measure.low)} to {_number(measure.high)}"
+    source = f"{measure.method}, {measure.items:,} {measure.item}s"
+    return [_number(measure.value), interval, _number(measure.stderr), unit, source]
+
+
+def _number(value: float) -> str:
+    """Four decimals, or four digits of a number that is large."""
+    return f"{value:.4f}" if abs(value) < 1e4 else f"{value:.3e}"
 
 
 @contextmanager
