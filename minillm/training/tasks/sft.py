@@ -13,8 +13,6 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
-from minillm.parallel.objective import Batch, NextTokens
-from minillm.training.tasks.task import Task
 
 from minillm.autograd import Tensor
 from minillm.chat_templates import ChatTemplate, template_for
@@ -33,7 +31,9 @@ from minillm.data.packing import best_fit_decreasing, rows_of
 from minillm.data.records import Records
 from minillm.errors import InputError
 from minillm.generate import end_tokens, generate_text
+from minillm.parallel.objective import Batch, NextTokens
 from minillm.tokenizers import BPETokenizer, CharacterTokenizer, Tokenizer
+from minillm.training.tasks.task import Task
 
 SHOWN = 3  # held-out instructions that a preview answers
 
@@ -109,8 +109,8 @@ class SFTTask(NextTokens, Task):
         rows, steps = len(self.rows[0]), -(-len(self.rows[0]) // self.config.batch_size)
         learned = sum(int((self.examples[number].targets != -100).sum()) for row in self.rows[0] for number in row)
         return (
-            f"{(~self.is_out).sum():,} examples to learn in {rows:,} rows ({steps:,} steps an epoch; {learned:,} tokens of "
-            f"answers), {self.is_out.sum():,} held out, template {self.template.name}; {self.left_out()}"
+            f"{(~self.is_out).sum():,} examples to learn in {rows:,} rows ({steps:,} steps an epoch; {learned:,} "
+            f"tokens of answers), {self.is_out.sum():,} held out, template {self.template.name}; {self.left_out()}"
         )
 
     def left_out(self) -> str:
