@@ -61,6 +61,7 @@ FLOORS = {  # the longest name that fits counts
     "minillm.text_stream": 6,
     "minillm.generate": 7,
     "minillm.beam_search": 8,
+    "minillm.chat_templates": 1,
     "minillm.chat": 7,
     "minillm.checkpoint": 7,
     "minillm.gguf": 7,
@@ -91,6 +92,7 @@ SHARED = {
     "minillm.ops.choice",
     "minillm.ops.create",
     "minillm.ops.exponential",
+    "minillm.ops.frozen_linear",
     "minillm.ops.gather",
     "minillm.ops.getitem",
     "minillm.ops.index_select",
@@ -127,8 +129,10 @@ SHARED = {
     "minillm.models.rotary",
     "minillm.models.xlnet_config",
     "minillm.parallel.communicator",
+    "minillm.parallel.data_parallel",
     "minillm.parallel.launch",
     "minillm.parallel.mesh",
+    "minillm.parallel.objective",
     "minillm.parallel.recompute",
 }
 TOGETHER = {

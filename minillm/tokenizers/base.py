@@ -196,6 +196,10 @@ class Tokenizer(TokenizerFiles):
             "byte-level BPE, a WordPiece, a Unigram or a SentencePiece tokenizer"
         )
 
+    def encode_continuation(self, text: str) -> list[int]:
+        """The token ids of a text that follows other text: without the space that some tokenizers put in front."""
+        return self.encode(text)
+
     def encode_iterable(
         self, chunks: Iterable[str], allowed_special: Specials = "none", disallowed_special: Specials = "none"
     ) -> Iterator[int]:

@@ -161,6 +161,12 @@ class UnigramTokenizer(Tokenizer):
 
     # Text to ids
 
+    def encode_continuation(self, text: str) -> list[int]:
+        without = copy.copy(self)
+        without.text_steps, without._with_specials = copy.copy(self.text_steps), None
+        without.text_steps.prepend_scheme = "never"
+        return without.encode(text)
+
     def _encode_blocks(
         self, chunks: Iterable[str], allowed_special: Specials, disallowed_special: Specials
     ) -> Iterator[list[int]]:
@@ -225,14 +231,14 @@ class UnigramTokenizer(Tokenizer):
 
     def _encode_aligned(self, text: Aligned) -> Iterator[tuple[int, Span]]:
         for pretoken in self.text_steps.aligned(text):
-            for start, end, i in self._named(pretoken.text, self._viterbi(pretoken.text)):
+            for start, end, i in self._pieces_with_ids(pretoken.text, self._viterbi(pretoken.text)):
                 yield i, pretoken.part(start, end).span
 
     def _name(self, text: str, path: Segmentation) -> list[int]:
         """The ids of a segmentation."""
-        return [i for _, _, i in self._named(text, path)]
+        return [i for _, _, i in self._pieces_with_ids(text, path)]
 
-    def _named(self, text: str, path: Segmentation) -> Iterator[tuple[int, int, int]]:
+    def _pieces_with_ids(self, text: str, path: Segmentation) -> Iterator[tuple[int, int, int]]:
         """Start, end and id of each token; neighbouring unknown characters become one piece, bytes, or unknown."""
         unknown_from = None
         for start, end, i in [*path, (len(text), len(text), None)]:
