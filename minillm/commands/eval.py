@@ -17,6 +17,7 @@ from minillm.commands.common import print_tables
 from minillm.data.records import Records, read_records
 from minillm.data.sources import read_texts
 from minillm.errors import InputError
+from minillm.evaluation.generation import exact, exercise_of
 from minillm.evaluation.intervals import Measure
 from minillm.evaluation.left_to_right import is_masked
 from minillm.evaluation.likelihood import BATCH_TOKENS, Progress
@@ -194,7 +195,29 @@ def _choices(opened: OpenedModel, given: Eval) -> Report:
 
 
 def _exact(opened: OpenedModel, given: Eval) -> Report:
-    raise InputError("eval: exact is not there yet")
+    tokenizer = opened.needed_tokenizer("eval")
+    records = read_records(given.data, exercise_of)
+    exercises = records.items[: given.limit]
+    with _progress("answer") as progress:
+        found = exact(
+            opened.model,
+            tokenizer,
+            exercises,
+            given.max_tokens,
+            [given.stop] if given.stop else [],
+            given.seed,
+            given.batch_tokens,
+            progress,
+        )
+    notes = [f"{len(exercises):,} greedy answers of at most {given.max_tokens} tokens"]
+    if found.cut_prompts:
+        notes.append(f"{found.cut_prompts:,} prompts lost their beginning: the context is too short")
+    items = [
+        {"line": line, "prompt": exercise.prompt, "written": written, "answers": list(exercise.answers)}
+        for line, exercise, written in zip(records.lines, exercises, found.written, strict=False)
+    ]
+    counts = {"answers": len(exercises), "cut_prompts": found.cut_prompts}
+    return Report(found.measures, counts | _left_out(records), notes + _problems(records), items)
 
 
 def _left_out(records: Records[Any]) -> dict[str, Any]:

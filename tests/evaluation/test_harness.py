@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from conftest import TEXTS, hugging_face_tokenizer, small_gpt2
 
+from minillm.evaluation.generation import answers, exact, exercise_of
 from minillm.evaluation.likelihood import document_likelihoods, log_likelihoods
 from minillm.evaluation.multiple_choice import multiple_choice, question_of
 from minillm.evaluation.perplexity import perplexity
@@ -210,3 +211,27 @@ def test_records_of_hellaswag_equal_its_task() -> None:
             theirs["choices"],
             theirs["gold"],
         )
+
+
+def test_written_answers_equal_the_evaluator(sides: Any, tmp_path: Path) -> None:
+    model, tokenizer, theirs = sides
+    prompts = ["The cat", "Wo wohnt", "猫が", "Numbers: 1"]
+    [first, *_], _ = answers(model, tokenizer, prompts, 8, ["\n"])
+    records = [{"question": prompt, "answer": first if number < 2 else "x"} for number, prompt in enumerate(prompts)]
+    results = task_results(
+        theirs,
+        tmp_path,
+        "answers",
+        records,
+        output_type="generate_until",
+        doc_to_text="{{question}}",
+        doc_to_target="{{answer}}",
+        generation_kwargs={"until": ["\n"], "max_gen_toks": 8, "do_sample": False},
+        metric_list=[{"metric": "exact_match", "aggregation": "mean"}],
+    )
+    found = exact(model, tokenizer, [exercise_of(record) for record in records], 8, ["\n"])
+    samples = sorted(results["samples"]["answers"], key=lambda sample: sample["doc_id"])
+    assert [sample["resps"][0][0] for sample in samples] == found.written
+    expected = results["results"]["answers"]
+    assert found.measures["exact_match"].value == expected["exact_match,none"]
+    assert found.measures["exact_match"].stderr == pytest.approx(expected["exact_match_stderr,none"], abs=1e-12)
