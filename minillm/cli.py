@@ -19,6 +19,7 @@ COMMANDS = {  # the file in minillm/commands of each
     "train": "train",
     "finetune sft": "finetune",
     "sample": "sample",
+    "eval": "eval",
     "chat": "chat",
     "tokenizer train": "tokenizer",
     "tokenizer encode": "tokenizer",
