@@ -13,13 +13,15 @@ nodes, scatters within the nodes and then, each rank with its N / g bytes, betwe
 **A micro-batch** of N tokens, on stage s with L_s of the L blocks, needs for forward and backward
 
     compute   (L_s F + [last stage] F_out) N / (tp flops) + overhead L_s / L        a third of it the forward
-    memory    6 (L_s K + [last stage] K_out) N / traffic, beside the products: what a forward leaves for its backward, K
-              bytes a token, is written, read, and read again in the backward, which writes and reads as many of gradients
+    memory    12 (L_s K + [last stage] K_out) N / traffic, where a forward leaves K bytes a token for its backward
     sums      4 L_s all_reduces over tp of N C numbers, 6 L_s with recomputation, 1 for the embedding, 1 for the logits,
               and 2 for the loss, of N and of 2 N numbers
 
-where F is the number of FLOPs of a block's products for a token (study/describe). All-reduces of tensor parallelism
-block what follows, so they are added (Shoeybi et al. 2019, arXiv:1909.08053, section 3). Recomputation adds a forward.
+where F is the number of FLOPs of a block's products for a token, and K what is kept (study/describe). Each number kept
+is written, read, and read again in the backward, which writes and reads its gradient; numbers that are not kept, such
+as the summands of the residual stream, make it 12 where kernels are not fused (a fit: study/plan/gpus.py). All-reduces
+of tensor parallelism block what follows, so they are added (Shoeybi et al. 2019, arXiv:1909.08053, section 3).
+Recomputation adds a forward.
 
 **A step** of m micro-batches on p stages takes m + p - 1 times as long as the slowest stage needs for one, so that of
 its time (p - 1) / (m + p - 1) is the bubble (Narayanan et al. 2021, arXiv:2104.04473, section 2.2.1), and 2 (p - 1)
@@ -33,8 +35,8 @@ in forward and backward: what shows is what takes longer than they (Rajbhandari 
 
 **Memory.** A rank holds the bytes of `parallel_report.kept_bytes`, and activations: those that study/describe counts,
 of which the parts between the two ends of a pair of matrices are cut by tp; stage s has those of min(m, p - s)
-micro-batches. With recomputation a micro-batch leaves a block's input alone, and one block has all. On top come the
-first gradients of a backward, which study/describe measures as `more at the peak`.
+micro-batches. With recomputation a micro-batch leaves a block's input alone, and one block has all. On top comes the
+gradient of the residual stream, which begins while everything is still kept.
 
 **Ranks that share cores** (a laptop): nothing is hidden, as no core is idle, and all ranks' work, over the cores, is
 the least that a step takes. With more ranks than cores a pipeline's bubble costs nothing: another stage computes in it.
@@ -62,7 +64,7 @@ from minillm.study.parallel_report import (
     stage_of,
 )
 
-TOUCHED = 6  # times that the bytes kept for a backward go to memory or come from there, their gradients included
+TOUCHED = 12  # times that as many bytes as are kept for a backward go to memory or come from there
 ROWS = (1, 2, 4, 8, 16, 32)  # sequences of a micro-batch that are tried
 WHOLE = ("attn.qkv ", "attn rope", "mlp.fc ", "mlp.gate ", "mlp.up ")  # operations whose inputs every rank has whole
 
@@ -98,7 +100,6 @@ class Work(NamedTuple):
     outer_flops: float
     block_kept: tuple[float, float]  # bytes that a forward leaves, in every rank whole, and cut by tp
     outer_kept: tuple[float, float]
-    first_gradients: float = 0.0  # bytes on top of what is kept, early in the backward
 
     @property
     def flops(self) -> float:
@@ -145,7 +146,6 @@ def work_of_config(
         (alls - layers * blocks) / found.tokens,
         (whole, parts),
         (all_whole - layers * whole, all_parts - layers * parts),
-        max(0.0, found.peak - found.activation_bytes) / found.tokens,
     )
 
 
@@ -273,7 +273,7 @@ def rank_bytes(work: Work, division: Division, batch: int) -> float:
         in_block = work.message(1) if division.recompute else block
         kept = alive * layers * in_block + block * division.recompute + outer * (s == division.pp - 1)
         own = kept_bytes(work.shapes, division, work.itemsize, s * division.dp * division.tp)
-        return sum(own.values()) + (kept + work.first_gradients) * tokens
+        return sum(own.values()) + (kept + work.message(1)) * tokens
 
     return max(map(held, {0, division.pp - 1}))  # the first has most layers, and most alive; the last the logits
 

@@ -5,8 +5,8 @@ of `minillm.parallel`, by `parallel_report`, whose formulas equal what ranks mea
 `projection`, and so as good as the machine's few numbers in gpus.py are. benchmarks/results/plan.md says how far they
 are from trainings that others have published.
 
-The files beside this one: shapes.py (a model near a size), scaling.py (tokens and loss), gpus.py, search.py (the division),
-languages.py (the text to collect), job.py (scripts), report.py (tables and JSON).
+The files beside this one: shapes.py (a model near a size), scaling.py (tokens and loss), gpus.py, search.py (the
+division), languages.py (the text to collect), job.py (scripts), report.py (tables and JSON).
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from minillm.errors import InputError
+from minillm.models.gpt2 import GPT2
 from minillm.models.llama import Llama
 from minillm.study.describe.lookup import look_up
 from minillm.study.parallel_report import Division, Place, shapes_of, stage_of, step_bytes
@@ -28,6 +29,7 @@ from minillm.study.plan.units import count
 from minillm.study.projection import Machine, Setting, Work, cut_sizes, work_of_config
 
 LONGEST = 4096  # tokens of a sequence, unless more are asked for
+MOST_CONTEXT = 1 << 17
 SMALL, SHORTER = 1e9, 2048  # below so many parameters, so many tokens
 
 
@@ -134,11 +136,18 @@ def model_of(
     Raises: InputError where neither or both are given, and for sizes that cannot be.
     """
     if (parameters is None) == (model is None):
-        raise InputError("plan: give --parameters such as 7B, or --model with a preset or a configuration, one of the two")
+        both = "are both given" if model else "are both missing"
+        raise InputError(f"plan: --parameters and --model {both}; give a size such as 7B, or a preset or configuration")
     if context is not None and context < 1:
         raise InputError(f"plan: --context is {context}; give 1 or more")
+    if context is not None and context > MOST_CONTEXT:
+        raise InputError(f"plan: --context is {context:,}; give {MOST_CONTEXT:,} at most")
     if model is not None:
         kind, config, _ = look_up(model)
+        if kind not in (GPT2, Llama):
+            raise InputError(f"plan: {model} is a {kind.__name__}, which cannot be divided; give a GPT2 or a Llama")
+        if context is not None and context > config.context:
+            raise InputError(f"plan: --context is {context}, but {model} has {config.context} positions; give fewer")
         return kind, config, model, min(config.context, LONGEST) if context is None else context
     size = count(str(parameters), "--parameters", LEAST, MOST)
     context = (SHORTER if size < SMALL else LONGEST) if context is None else context

@@ -3,9 +3,12 @@
 Peaks are those of dense matrix products in the dtype that training uses, as the maker's data sheet has them (half of
 what it says "with sparsity"). Bandwidths to other GPUs are one way, half of what a data sheet calls the total.
 
-`products` is the share of the peak that matrix products reach. Those of the A100 and the H100 were chosen so that
-predictions meet what MosaicML measured with them (llm-foundry, scripts/train/benchmarking/README.md; benchmarks/plan.py
-compares), and the GPUs of a generation got the number of its largest one: nobody has measured this engine on them.
+`products` is the share of the peak that matrix products reach alone. Two numbers were chosen so that predictions meet
+what MosaicML measured on A100s for seven sizes from 125 million to 13 billion (llm-foundry, scripts/train/benchmarking/
+README.md): 0.70 of the peak, and 12 for projection.TOUCHED, which leave errors of 9% at most. The H100's share is a fit
+to the same table. The GPUs of its generation and the next got its share; 0.60 for the others is a guess between the
+two, as nobody has measured this engine on any of them. benchmarks/results/plan.md has all comparisons, also with
+trainings that nothing was fitted to.
 
 Memory is counted in 10^9 bytes, while a GPU "of 80 GB" has 80 times 2^30: the 7% between are left to CUDA, to cuBLAS's
 and NCCL's buffers, and to memory that is free but in pieces.
@@ -68,17 +71,17 @@ GPUS = {
             SPECIALISTS,
         ),
         Gpu(
-            *("h100", 989e12, "bfloat16", 80e9, 3.35e12, 700, 8, 450e9, 50e9, 3.00, 0.52),
+            *("h100", 989e12, "bfloat16", 80e9, 3.35e12, 700, 8, 450e9, 50e9, 3.00, 0.55),
             "NVIDIA H100 data sheet (SXM); DGX H100: 400 Gb/s InfiniBand a GPU",
             SPECIALISTS,
         ),
         Gpu(
-            *("h200", 989e12, "bfloat16", 141e9, 4.8e12, 700, 8, 450e9, 50e9, 4.00, 0.52),
+            *("h200", 989e12, "bfloat16", 141e9, 4.8e12, 700, 8, 450e9, 50e9, 4.00, 0.55),
             "NVIDIA H200 data sheet (SXM); DGX H200: 400 Gb/s InfiniBand a GPU",
             SPECIALISTS,
         ),
         Gpu(
-            *("b200", 2250e12, "bfloat16", 180e9, 8e12, 1000, 8, 900e9, 50e9, 5.98, 0.52),
+            *("b200", 2250e12, "bfloat16", 180e9, 8e12, 1000, 8, 900e9, 50e9, 5.98, 0.55),
             "NVIDIA DGX B200 data sheet, an eighth of it; 400 Gb/s InfiniBand a GPU",
             RUNPOD,
         ),

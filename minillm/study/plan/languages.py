@@ -1,10 +1,10 @@
 """How much text of a language a training needs: tokens to bytes, words, pages, and pages before they were cleaned.
 
 **Tokens a byte** are those of XLM-RoBERTa's tokenizer on FLORES-200, the same 2,000 sentences in 200 languages
-(Petrov et al. 2023, arXiv:2305.15425; their tokenization-fairness repository, assets/tokenization_lengths_validated.csv:
-the lengths for XLM-RoBERTa over those for ByT5, which are bytes). It was trained on 100 languages, so it stands in for
-a tokenizer that was trained for the language; a tokenizer made for English takes far more tokens. `measured` takes the
-rates of a given tokenizer and text instead.
+(Petrov et al. 2023, arXiv:2305.15425; in their repository tokenization-fairness, the file assets/
+tokenization_lengths_validated.csv: the lengths for XLM-RoBERTa over those for ByT5, which are bytes). It was trained on
+100 languages, so it stands in for a tokenizer that was trained for the language; a tokenizer made for English takes far
+more tokens. `measured` takes the rates of a given tokenizer and text instead.
 
 **Bytes, words and pages** are those of the language in FineWeb 2, web text of 96 Common Crawl snapshots, cleaned
 (Penedo et al. 2025, arXiv:2506.20920; fineweb2-language-distribution.csv in its repository). Words are counted with a
@@ -80,16 +80,19 @@ LANGUAGES = {
 }
 
 
-def find_language(code: str) -> Language:
-    """The language of a code such as `de`, or of a name such as German. Raises: InputError for another one."""
-    names = {language.name.lower(): key for key, language in LANGUAGES.items()}
-    key = names.get(code.lower(), code.lower())
-    if key not in LANGUAGES:
+def language_code(text: str) -> str:
+    """The code of a language that is given by its code, `de`, or by its English name.
+
+    Raises: InputError for a language that is not in the table.
+    """
+    names = {language.name.lower(): code for code, language in LANGUAGES.items()}
+    code = names.get(text.lower(), text.lower())
+    if code not in LANGUAGES:
         raise InputError(
-            f"plan: there is no language {code!r} in the table ({', '.join(LANGUAGES)}){did_you_mean(key, names)}; for "
-            "another one give --text FILE and --tokenizer FOLDER beside the most similar language"
+            f"plan: --language is {text!r}{did_you_mean(code, [*names, *LANGUAGES])}; or give the most similar one, "
+            "and --text FILE and --tokenizer FOLDER of yours"
         )
-    return LANGUAGES[key]
+    return code
 
 
 class Rates(NamedTuple):

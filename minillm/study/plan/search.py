@@ -27,14 +27,14 @@ class Fallen(NamedTuple):
     """The settings that fell for one reason: how many, and the fastest of them."""
 
     reason: str
-    count: int
+    settings: int
     fastest: Setting
 
 
 class Search(NamedTuple):
     """All settings that were tried: the ones that fit, fastest first, one a division; and why the others fell."""
 
-    count: int
+    tried: int
     fits: list[Setting]
     fallen: list[Fallen]
 
@@ -57,7 +57,7 @@ def search(work: Work, machine: Machine, gpus: int, batch: int, heads: Iterable[
     rows = [Fallen(name, len(found), found[0]) for name, found in fallen.items()]
     one_each = {setting.division._replace(micro_batches=1): setting for setting in reversed(fits)}
     fastest = sorted(one_each.values(), key=lambda setting: setting.seconds.total)
-    return Search(len(everything), fastest, sorted(rows, key=lambda row: -row.count))
+    return Search(len(everything), fastest, sorted(rows, key=lambda row: -row.settings))
 
 
 def reason(setting: Setting, best: Setting, machine: Machine) -> str:
@@ -126,10 +126,15 @@ def refuse(
 ) -> InputError:
     """The error for a model that does not fit: what it needs, and the fewest GPUs that have it."""
     least = least_bytes(work, machine, gpus, batch, heads)
-    has = f"but a {name} has {in_bytes(machine.memory)}" if name != "cpu" else f"but {in_bytes(machine.memory)} are free"
-    where = f"{gpus} x {name}" if name != "cpu" else "this computer"
-    needs = f"{in_bytes(least)} at least on each, {has}" if least < float("inf") else f"no division with batches of {batch}"
-    sentence = f"plan: the model does not fit on {where}: it needs {needs}"
+    if least == float("inf"):
+        return InputError(
+            f"plan: --batch-size is {batch}, which no division of {gpus} GPUs divides; give a multiple of {gpus}"
+        )
+    where, has = (f"{gpus} x {name}", "has") if name != "cpu" else ("this computer", "has free")
+    sentence = (
+        f"plan: the model does not fit on {where}: it needs {in_bytes(least)} at least{' on each' * (gpus > 1)}, which "
+        f"{has} {in_bytes(machine.memory)}"
+    )
     if name == "cpu":
         return InputError(f"{sentence}; give fewer --parameters, a smaller --context, or a --gpu")
     count = fewest_gpus(work, machine, parameters, tokens, heads)

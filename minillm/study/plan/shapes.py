@@ -4,10 +4,10 @@ A block of C channels has 4 C^2 weights in attention and 3 C F in its MLP, whose
 multiple of 256 (Touvron et al. 2023, arXiv:2302.13971, section 2.2: "2/3 4d instead of 4d", and their code's
 `multiple_of`). Tables of V tokens have V C more, twice unless they are tied.
 
-Channels are 1, 2, 3, ... steps of 64, of 128 from 512, of 512 from 2048 and of 1024 from 4096, which gives heads that 2,
-4 or 8 GPUs can share; heads have 64 channels, 128 from 3072 on. From 16 blocks on their number is even, so that
-a pipeline can be cut evenly. Of all such shapes within 4% of the size that is wanted (12% below 20 million, where a
-block more is a large step; or, if there is none, of those nearest to it), the one is taken whose channels a block come nearest to
+Channels grow in steps of 64, of 128 from 512, of 512 from 2048 and of 1024 from 4096, which gives heads that 2, 4 or 8
+GPUs can share; heads have 64 channels, 128 from 3072 on. From 16 blocks on their number is even, so that a pipeline can
+be cut evenly. Of all such shapes within 4% of the size that is wanted (12% below 20 million, where a block more is a
+large step; or, if there is none, of those nearest to it), the one is taken whose channels a block come nearest to
 
     64 at 125 million parameters, 128 from 6.7 billion on, and between them a power law
 

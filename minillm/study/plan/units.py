@@ -32,11 +32,12 @@ def short(value: float) -> str:
         return f"{value:g}"
     for factor, unit in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "K")):
         if value >= 0.9995 * factor:
-            return f"{_three_digits(value / factor)}{unit}"
-    return _three_digits(value)
+            return f"{three_digits(value / factor)}{unit}"
+    return three_digits(value)
 
 
-def _three_digits(value: float) -> str:
+def three_digits(value: float) -> str:
+    """12.3, 1,234: three digits at least."""
     return f"{value:,.0f}" if value >= 999.5 else f"{value:.3g}"
 
 
@@ -44,5 +45,5 @@ def duration(seconds: float) -> str:
     """The time in the unit that a person would use: 42 seconds, 3.5 hours, 12 days, 2.4 years."""
     for unit, size in (("years", 365.25 * 86400), ("days", 86400.0), ("hours", 3600.0), ("minutes", 60.0)):
         if seconds >= 1.5 * size or (unit == "years" and seconds >= size):
-            return f"{_three_digits(seconds / size)} {unit}"
-    return f"{_three_digits(seconds)} seconds"
+            return f"{three_digits(seconds / size)} {unit}"
+    return f"{three_digits(seconds)} seconds"
