@@ -118,6 +118,10 @@ class Tokenizer(TokenizerFiles):
     def _named(self, role: str) -> int | None:
         return self.special_tokens.get(self.names.get(role) or self.NAMES.get(role, ""))
 
+    def roles(self) -> dict[str, str]:
+        found = ((role, self.names.get(role) or self.NAMES.get(role, "")) for role in ROLES)
+        return {role: token for role, token in found if token in self.special_tokens}
+
     def name_special_tokens(self, **names: str) -> None:
         """Give special tokens their roles: `bos_token="<s>"`, `eos_token`, `pad_token`, `unk_token`, and BERT's.
 
@@ -135,6 +139,11 @@ class Tokenizer(TokenizerFiles):
                     f"{did_you_mean(str(token), self.special_tokens) or '; it has none'}"
                 )
         self.names |= names
+
+    def before_text(self) -> list[int]:
+        """The ids of the special tokens that belong in front of a text, such as that of `<s>`; often none."""
+        around = self.build_inputs_with_special_tokens([-1])  # -1 stands for the text
+        return around[: around.index(-1)]
 
     def build_inputs_with_special_tokens(self, token_ids_0: Sequence[int]) -> list[int]:
         """The ids of a text with the special tokens that belong around it: `<s> a </s>`, or `a` if there are none."""
