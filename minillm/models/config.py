@@ -34,6 +34,7 @@ class ConfigType(type):
 class Config(metaclass=ConfigType):
     """Base of frozen dataclasses whose file holds named sizes, `PRESETS`."""
 
+    no_options: ClassVar[tuple[str, ...]] = ()  # fields that the data decide, and no option of a command line
     former: ClassVar[dict[str, str]] = {}  # names that fields had before, with those of today
 
     def __getattr__(self, name: str) -> Any:
@@ -103,6 +104,7 @@ WANTED: dict[Any, str] = {
     str: "a text",
     NoneType: "None",
     tuple[int, ...]: "a tuple of whole numbers",
+    tuple[str, ...]: "a tuple of texts",
 }
 
 
@@ -122,10 +124,12 @@ def _wanted(kind: Any) -> str:
 
 
 def _is(value: Any, kind: Any) -> bool:
+    if kind is Any:
+        return True
     if typing.get_origin(kind) is typing.Literal:
         return value in typing.get_args(kind)
-    if kind == tuple[int, ...]:
-        return isinstance(value, tuple) and all(_is(one, int) for one in value)
+    if kind in (tuple[int, ...], tuple[str, ...]):
+        return isinstance(value, tuple) and all(_is(one, typing.get_args(kind)[0]) for one in value)
     if kind is int:
         return (
             isinstance(value, numbers.Integral) and not isinstance(value, bool) and -(1 << 63) <= int(value) < 1 << 63
