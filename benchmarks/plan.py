@@ -60,8 +60,8 @@ def main() -> None:
         "",
         *compared(),
         "",
-        f"GPT-3 125M on 300B tokens: {published.GPT3_FLOPS:.3g} FLOPs published (6 N D without the output layer and "
-        f"attention), {flops:.3g} counted ({flops / published.GPT3_FLOPS:.2f}), which has both.",
+        f"GPT-3 125M on 300B tokens: {published.GPT3_FLOPS:.3g} FLOPs published (6 N D), {flops:.3g} counted, "
+        f"attention included ({flops / published.GPT3_FLOPS:.2f} times as many).",
         "",
         "## Plans",
         "",

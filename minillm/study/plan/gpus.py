@@ -6,8 +6,8 @@ what it says "with sparsity"). Bandwidths to other GPUs are one way, half of wha
 `products` is the share of the peak that matrix products reach alone. Two numbers were chosen so that predictions meet
 what MosaicML measured on A100s for seven sizes from 125 million to 13 billion (llm-foundry, scripts/train/benchmarking/
 README.md): 0.70 of the peak, and 12 for projection.TOUCHED, which leave errors of 9% at most. The H100's share is a fit
-to the same table. The GPUs of its generation and the next got its share; 0.60 for the others is a guess between the
-two, as nobody has measured this engine on any of them. benchmarks/results/plan.md has all comparisons, also with
+to the same table. Both are PyTorch's: nobody has measured this engine on any of these GPUs. Those of the H100's
+generation and the next got its share; 0.60 for the others is a guess between the two. benchmarks/results/plan.md has all comparisons, also with
 trainings that nothing was fitted to.
 
 Memory is counted in 10^9 bytes, while a GPU "of 80 GB" has 80 times 2^30: the 7% between are left to CUDA, to cuBLAS's
@@ -22,7 +22,7 @@ from minillm.errors import InputError, did_you_mean
 from minillm.study.projection import MOVED, Link, Machine
 
 LAUNCHES = 50  # kernels of a block, forward and backward, between which a GPU waits
-GAP = 3e-6  # seconds between two kernels
+GAP = 6e-6  # seconds that a Python program takes to hand over the next one
 LATENCY = 5e-6  # seconds of a message without content (NCCL, within a machine; a little more between machines)
 MOVED_IN_FLOAT32 = 28  # bytes: parameter, gradient and two moments read; parameter and moments written
 

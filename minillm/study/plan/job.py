@@ -6,13 +6,16 @@ import dataclasses
 import math
 import re
 import shlex
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from minillm.study.plan import Plan
 from minillm.study.plan.units import duration, short
+from minillm.training.config import preset
 
 KINDS = ("torchrun", "slurm", "kubernetes")
+SIZES = ("context", "layers", "heads", "kv_heads", "channels", "hidden")
 WARMUP = 2000  # steps (Touvron et al. 2023, arXiv:2307.09288, section 2.2, as are beta2 and the weight decay)
 
 
@@ -31,7 +34,7 @@ def train_arguments(plan: Plan) -> list[str]:
     every = max(1, plan.steps // 50)
     options: dict[str, Any] = {
         "model": plan.kind.__name__.lower(),
-        **shape_options(plan.config, plan.context),
+        **shape_options(plan.kind, replace(plan.config, context=plan.context)),
         "data": f"data/{plan.language}-tokens",
         "tokenizer": f"data/{plan.language}-tokenizer",
         "out": f"runs/{name}",
@@ -56,17 +59,20 @@ def train_arguments(plan: Plan) -> list[str]:
     return words
 
 
-def shape_options(config: Any, context: int) -> dict[str, Any]:
-    """The fields of a configuration that differ from its class's own, as options; the tokenizer decides on its size."""
-    kept: dict[str, Any] = {"context": context}
+def shape_options(kind: Any, config: Any) -> dict[str, Any]:
+    """The sizes of a model as options: always the main ones, and others where `minillm train --model` has another.
+
+    The number of tokens is the tokenizer's.
+    """
+    usual = preset("default").with_model(kind.__name__.lower()).model
+    options: dict[str, Any] = {}
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
-        is_plain = isinstance(value, bool | int | float)
-        if is_plain and field.name not in ("context", "vocab_size") and value != field.default:
-            kept[field.name.replace("_", "-")] = value
-    for name in ("layers", "heads", "channels"):
-        kept.setdefault(name, getattr(config, name))
-    return {name: value for name, value in kept.items() if value is not False}
+        is_plain = isinstance(value, bool | int | float) and field.name != "vocab_size"
+        if is_plain and (field.name in SIZES or value != getattr(usual, field.name)):
+            no = "no-" if value is False else ""
+            options[no + field.name.replace("_", "-")] = True if isinstance(value, bool) else value
+    return options
 
 
 def run_name(plan: Plan) -> str:
@@ -168,11 +174,13 @@ def _kubernetes(plan: Plan) -> str:
     nodes, ranks = nodes_of(plan)
     name = run_name(plan)
     start = f"""\
+            pids=()
             for local in $(seq 0 {ranks - 1}); do
               LOCAL_RANK=$local RANK=$((JOB_COMPLETION_INDEX * {ranks} + local)) \\
                 {_command(plan, " " * 18)} &
+              pids+=($!)
             done
-            for pid in $(jobs -p); do wait "$pid"; done"""
+            for pid in "${{pids[@]}}"; do wait "$pid"; done"""
     environment = f"""\
             export WORLD_SIZE={plan.gpus} MASTER_ADDR={name}-0.{name} MASTER_PORT=29500"""
     if plan.gpus == 1:

@@ -22,7 +22,8 @@ def summary(plan: Plan) -> str:
     """The plan as one sentence."""
     where = f"{plan.gpus} x {plan.gpu.name}" if plan.gpu.name != "cpu" else "this computer"
     cost = f", {three_digits(plan.cost)} US dollars" if plan.cost else ""
-    division = f"{plan.division.name}, {plan.division.micro_batches} micro-batches of {plan.best.rows}"
+    parts, rows = plan.division.micro_batches, plan.best.rows
+    division = f"{plan.division.name}, {parts} micro-batch{'es' * (parts > 1)} of {rows} sequence{'s' * (rows > 1)}"
     return (
         f"{plan.name} ({short(plan.parameters)} parameters) on {short(plan.tokens)} tokens takes {where} "
         f"{duration(plan.seconds)}, {three_digits(plan.kilowatt_hours)} kWh{cost}; divided as {division}."
@@ -131,7 +132,7 @@ def _assumptions_table(plan: Plan) -> Table:
         (
             "--products",
             f"{gpu.products:.0%}",
-            "share of it that products reach: fitted, or a guess (gpus.py)",
+            "share of it that products reach: PyTorch's, fitted or guessed (gpus.py)",
         ),
         ("--memory", in_bytes(gpu.memory), "the same; in 10^9 bytes, the rest is for CUDA and NCCL"),
         ("--memory-bandwidth", f"{in_bytes(gpu.bandwidth)}/s", "the same"),
