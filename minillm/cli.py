@@ -30,6 +30,7 @@ COMMANDS = {  # the file in minillm/commands of each
     "convert": "convert",
     "diff": "diff",
     "describe": "describe",
+    "plan": "plan",
     "pipeline-picture": "parallel",
     "parallel-report": "parallel",
 }
