@@ -54,6 +54,7 @@ FLOORS = {  # the longest name that fits counts
     "minillm.testing": 5,
     "minillm.models": 6,
     "minillm.data": 6,
+    "minillm.evaluation": 7,
     "minillm.parallel": 7,
     "minillm.stored": 3,
     "minillm.weights": 3,
@@ -114,6 +115,8 @@ SHARED = {
     "minillm.ops.softmax",
     "minillm.chat",
     "minillm.checkpoint",
+    "minillm.evaluation.heads",
+    "minillm.evaluation.intervals",
     "minillm.generate",
     "minillm.gguf",
     "minillm.hub",
@@ -140,6 +143,7 @@ TOGETHER = {
     "minillm.tokenizers",
     "minillm.cuda",
     "minillm.data",
+    "minillm.evaluation",
     "minillm.nn",
     "minillm.optim",
     "minillm.training",
@@ -161,6 +165,7 @@ FOREIGN = {
     "cupy": {"minillm.device", "minillm.cuda", "minillm.parallel.nccl"},
     "cupy_backends": {"minillm.device", "minillm.cuda", "minillm.parallel.nccl"},
     "gguf": {"minillm.gguf"},
+    "sacrebleu": {"minillm.evaluation.bleu"},
     "ml_dtypes": {"minillm.dtypes", "minillm.cuda"},
 }
 
