@@ -19,7 +19,6 @@ import pkgutil
 import shutil
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -219,13 +218,11 @@ def described(path: str | Path, function: str = "load") -> Described:
 
 def _described_run(place: Place) -> Described:
     from minillm.training.run import Run
+    from minillm.training.tasks import task_class
 
     run = Run.open(place.path)
-    kinds = {type(config): kind for kind, config in presets().values()}
-    config = run.config.model
-    if run.config.init is None:
-        config = replace(config, vocab_size=run.tokenizer.vocab_size)
-    return Described(place, kinds[type(config)], config, run)
+    task = task_class(run.config.objective)
+    return Described(place, task.model_class(run.config.architecture), task.shape(run.config, run.tokenizer), run)
 
 
 def _base_of(folder: Path) -> Path:
