@@ -118,6 +118,7 @@ SHARED = {
     "minillm.ops.softmax",
     "minillm.chat",
     "minillm.checkpoint",
+    "minillm.evaluation.heads",
     "minillm.evaluation.intervals",
     "minillm.generate",
     "minillm.gguf",
@@ -171,6 +172,7 @@ FOREIGN = {
     "cupy": {"minillm.device", "minillm.cuda", "minillm.parallel.nccl"},
     "cupy_backends": {"minillm.device", "minillm.cuda", "minillm.parallel.nccl"},
     "gguf": {"minillm.gguf"},
+    "sacrebleu": {"minillm.evaluation.bleu"},
     "ml_dtypes": {"minillm.dtypes", "minillm.cuda"},
 }
 
