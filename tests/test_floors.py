@@ -63,6 +63,7 @@ FLOORS = {  # the longest name that fits counts
     "minillm.generate": 7,
     "minillm.beam_search": 8,
     "minillm.chat": 8,
+    "minillm.chat_templates": 1,
     "minillm.checkpoint": 7,
     "minillm.gguf": 7,
     "minillm.hub": 7,

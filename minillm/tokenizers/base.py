@@ -136,6 +136,11 @@ class Tokenizer(TokenizerFiles):
                 )
         self.names |= names
 
+    def before_text(self) -> list[int]:
+        """The ids of the special tokens that belong in front of a text, such as that of `<s>`; often none."""
+        around = self.build_inputs_with_special_tokens([-1])  # -1 stands for the text
+        return around[: around.index(-1)]
+
     def build_inputs_with_special_tokens(self, token_ids_0: Sequence[int]) -> list[int]:
         """The ids of a text with the special tokens that belong around it: `<s> a </s>`, or `a` if there are none."""
         before, after = ([self.special_tokens[token] for token in side] for side in self.around)
@@ -162,6 +167,10 @@ class Tokenizer(TokenizerFiles):
         for block in self._encode_blocks([text], allowed_special, disallowed_special):
             ids += block
         return ids
+
+    def encode_continuation(self, text: str) -> list[int]:
+        """The token ids of a text that follows other text: without the space that some tokenizers put in front."""
+        return self.encode(text)
 
     def encode_iterable(
         self, chunks: Iterable[str], allowed_special: Specials = "none", disallowed_special: Specials = "none"

@@ -25,6 +25,7 @@ Words with Subword Units" (2016), section 3.2; Radford et al., "Language Models 
 
 from __future__ import annotations
 
+import copy
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -186,6 +187,14 @@ class BPETokenizer(Tokenizer):
         )
 
     # Encoding
+
+    def encode_continuation(self, text: str) -> list[int]:
+        if not self.splitter.prefix_space:
+            return self.encode(text)
+        without = copy.copy(self)
+        without.splitter = copy.copy(self.splitter)
+        without.splitter.prefix_space = False
+        return without.encode(text)
 
     def _encode_settled(self, text: str, more: bool) -> tuple[list[int], int]:
         stretches, end = settled_by(self.splitter, text, more)

@@ -200,6 +200,11 @@ class SentencePieceBPE(Tokenizer):
         wanted = self.prepend_scheme == "always" or (self.prepend_scheme == "first" and not self._begun)
         return wanted and not stretch.startswith(SPACE)
 
+    def encode_continuation(self, text: str) -> list[int]:
+        without = copy.copy(self)
+        without.prepend_scheme = "never"
+        return without.encode(text)
+
     def _normalise(self, token: str) -> str:
         """The form of a special token of `normalized` in text whose spaces are written "▁"."""
         return (SPACE if self.prepend_scheme == "stretch" else "") + token.replace(" ", SPACE)

@@ -159,6 +159,12 @@ class UnigramTokenizer(Tokenizer):
 
     # Text to ids
 
+    def encode_continuation(self, text: str) -> list[int]:
+        without = copy.copy(self)
+        without.text_steps, without._with_specials = copy.copy(self.text_steps), None
+        without.text_steps.prepend_scheme = "never"
+        return without.encode(text)
+
     def _encode_blocks(
         self, chunks: Iterable[str], allowed_special: Specials, disallowed_special: Specials
     ) -> Iterator[list[int]]:
