@@ -30,9 +30,19 @@ from minillm.stored import CONFIG, INDEX, WEIGHTS, write_json
 from minillm.weights import Piece, pieces
 
 HEADS = ("ForSequenceClassification", "ForTokenClassification", "ForQuestionAnswering")
+BART_HEADS = (HEADS[0], HEADS[2])
+XLNET_HEADS = (*HEADS[:2], "ForQuestionAnsweringSimple")
+# Classes that are refused although their family is here, each with the reason.
+REFUSED = {
+    "XLNetForQuestionAnswering": "its head chooses the end of an answer by a beam of starts; "
+    "train an XLNetForQuestionAnsweringSimple"
+}
 # For each model type in a config.json, the file in minillm/models and the class for each architecture.
 FAMILIES = {
-    "bart": ("bart", {"BartForConditionalGeneration": "Bart", "BartModel": "BartModel"}),
+    "bart": (
+        "bart",
+        {"BartForConditionalGeneration": "Bart", **{f"Bart{name}": f"Bart{name}" for name in ("Model", *BART_HEADS)}},
+    ),
     "bert": ("bert", {f"Bert{name}": f"Bert{name}" for name in ("ForPreTraining", "ForMaskedLM", "Model", *HEADS)}),
     "distilbert": (
         "distilbert",
@@ -48,7 +58,7 @@ FAMILIES = {
     "qwen3": ("llama", {"Qwen3ForCausalLM": "Llama"}),
     "roberta": ("roberta", {f"Roberta{name}": f"Roberta{name}" for name in ("ForMaskedLM", "Model", *HEADS)}),
     "xlm-roberta": ("roberta", {f"XLMRoberta{name}": f"Roberta{name}" for name in ("ForMaskedLM", "Model", *HEADS)}),
-    "xlnet": ("xlnet", {"XLNetLMHeadModel": "XLNetLMHeadModel", "XLNetModel": "XLNetModel"}),
+    "xlnet": ("xlnet", {f"XLNet{name}": f"XLNet{name}" for name in ("LMHeadModel", "Model", *XLNET_HEADS)}),
 }
 GENERATION = "generation_config.json"
 FORCED_EOS = "forced_eos_token_id"

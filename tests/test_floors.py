@@ -119,6 +119,7 @@ SHARED = {
     "minillm.models.bert",
     "minillm.models.config",
     "minillm.models.heads",
+    "minillm.models.labels",
     "minillm.models.llama",
     "minillm.models.llama_config",
     "minillm.models.rotary",
