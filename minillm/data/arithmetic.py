@@ -47,10 +47,12 @@ def make_problems(count: int, digits: int = 2, operations: str = "+", seed: int 
     if not 0 <= count <= total:
         raise InputError(f"make_problems: there are {total} different problems, not {count}; give more digits")
     chosen = np.random.default_rng(seed).choice(total, count, replace=False)  # (count,), a number for each problem
-    return [_problem(*divmod(int(one), numbers * numbers), numbers, operations) for one in chosen]
+    return [_problem(int(one), numbers, operations) for one in chosen]
 
 
-def _problem(kind: int, place: int, numbers: int, operations: str) -> Problem:
+def _problem(number: int, numbers: int, operations: str) -> Problem:
+    """The problem with this number among all whose operands are below `numbers`."""
+    kind, place = divmod(number, numbers * numbers)
     (a, b), sign = divmod(place, numbers), operations[kind]
     return Problem(f"{a}{sign}{b}=", str(OPERATIONS[sign](a, b)))
 
