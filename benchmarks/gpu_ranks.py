@@ -36,6 +36,7 @@ from minillm.optim import AdamW
 from minillm.parallel.communicator import Communicator
 from minillm.parallel.mesh import Mesh, ParallelModel
 from minillm.parallel.nccl import connect
+from minillm.parallel.objective import next_token_batch
 
 # Of a loss or a norm. The norm is summed unit by unit, so in another order than without ranks, and its last bit moves
 # weights; in bfloat16 ZeRO from stage 2 on rounds the sum of two micro-batches that a matrix product adds in float32.
@@ -155,7 +156,7 @@ class Training:
         losses, norms = [], []
         for _ in range(count):
             ids, targets = self.batches[self.optimizer.steps % 4]
-            loss = self.model.forward_backward(ids, targets, 2)
+            loss = self.model.forward_backward(next_token_batch(ids, targets), 2)
             norm = self.optimizer.clip_grad_norm(MAX_NORM)
             self.optimizer.step()
             self.model.sync_parameters()
@@ -232,7 +233,7 @@ class Quiet:
     def __exit__(self, *_: object) -> None:
         return None
 
-    def step(self, record: dict[str, Any]) -> None:
+    def step(self, record: dict[str, Any], seconds: float) -> None:
         self.run.add_metrics(record)
         if record["step"] == Quiet.stop_after:
             os.kill(os.getpid(), signal.SIGINT)
@@ -360,7 +361,7 @@ def ranks_step(config: GPT2Config, batch: int, job: Job, communicator: Communica
 
     def step() -> Any:
         batches.append(batches.pop(0))
-        loss = parallel.forward_backward(*batches[-1])
+        loss = parallel.forward_backward(next_token_batch(*batches[-1]))
         optimizer.clip_grad_norm(MAX_NORM)
         optimizer.step()
         parallel.sync_parameters()

@@ -26,6 +26,7 @@ from minillm.models.gpt2 import GPT2, GPT2Config
 from minillm.optim import AdamW
 from minillm.parallel.launch import launch
 from minillm.parallel.mesh import Mesh, ParallelModel
+from minillm.parallel.objective import next_token_batch
 from minillm.study.this_machine import measured_run, time_table, told
 from minillm.training.config import preset
 from minillm.training.trainer import accumulate_gradients
@@ -52,12 +53,12 @@ def compare(communicator, config, batch, rounds, steps, sleep):
 
     def train_alone():
         alone_optimizer.zero_grad()
-        accumulate_gradients(alone, x, y, 1)
+        accumulate_gradients(alone, next_token_batch(x, y), 1)
         alone_optimizer.clip_grad_norm(1.0)
         alone_optimizer.step()
 
     def train_together():
-        together.forward_backward(x, y)
+        together.forward_backward(next_token_batch(x, y))
         optimizer.clip_grad_norm(1.0)
         optimizer.step()
         together.sync_parameters()

@@ -27,9 +27,9 @@ from minillm.autograd import (
 )
 from minillm.engine import engine
 from minillm.hints import missing_function
-from minillm.hub import load, load_tokenizer
 from minillm.ops import *  # noqa: F403
 from minillm.random import manual_seed
+from minillm.resolver import load, load_tokenizer
 from minillm.version import __version__ as __version__
 
 __all__ = [

@@ -122,7 +122,7 @@ class Op:
                 shapes.append(x.data.shape)
                 if x._requires_grad:
                     recorded = True
-                    edges.append(x._edge())
+                    edges.append(x._edge() if x.node is None else (x.node, x.index))
                 else:
                     fixed = True
                     edges.append(None)
@@ -133,7 +133,8 @@ class Op:
                 fixed = fixed or type(x) not in _NO_ARRAYS
         recorded = recorded and state.grad_enabled
         constants = _kept(inputs, arrays) if recorded and fixed else ()
-        started = time.perf_counter() if state.observers else 0.0
+        observers = state.observers
+        started = time.perf_counter() if observers else 0.0
         if state.quiet:
             (out, saved), backward, writes_into = self._run(arrays, settings)
         else:
@@ -149,10 +150,10 @@ class Op:
                 frame = _caller(sys._getframe(1))
             where = frame.f_code, frame.f_lasti  # only the code and the position: a kept frame would pin its arrays
             node = Node(self, backward, writes_into, saved, tuple(edges), tuple(shapes), constants, out, where)
-        if state.observers:
+        if observers:
             outs = out if type(out) is tuple else (out,)
             call = Forward(self, arrays, settings, outs, saved, node, time.perf_counter() - started)
-            for observer in state.observers:
+            for observer in observers:
                 if observer.on_forward is not None:
                     observer.on_forward(call)
         if node is None:
@@ -167,10 +168,10 @@ class Op:
         if type(first) is not np.ndarray:  # 2 / x, or on a GPU
             first = next((x for x in arrays if hasattr(x, "dtype")), first)
         result: Any = NotImplemented
-        backward, writes_into = self.backward, self.writes_into
+        backward, writes_into, pairs = self.backward, self.writes_into, self.pairs
         try:
             for room in rooms_for(first):
-                pair = self.pairs[room] if room in self.pairs else self.pair(room)
+                pair = pairs[room] if room in pairs else self.pair(room)
                 if pair is None or (room == "cuda" and not uses_kernel(pair.kernel, first)):
                     continue
                 result = pair.forward(*arrays, **settings)

@@ -292,18 +292,18 @@ def node_backward(node: Node, douts: list, wanted: dict | None) -> Any:
     else:  # No gradient reached this node. The nodes of its inputs must still be told that it is done.
         return [None] * len(edges)
     _check_versions(node)
+    observers = state.observers
     dout = tuple(douts) if node.multiple_outputs else douts[0]
     claimed: list[int] = []  # inputs
     try:
         arguments: tuple = (dout, node.saved)
         if node.writes_into:
             into: list[Into | None] = [None] * len(edges)
-            if wanted is None and (
-                not state.observers or backend.is_abstract()
-            ):  # who observes sees this gradient, and not a sum
+            # Who observes sees this gradient, and not a sum.
+            if wanted is None and (not observers or backend.is_abstract()):
                 _claim(edges, claimed, into)
             arguments = (dout, node.saved, tuple(into))
-        started = time.perf_counter() if state.observers else 0.0
+        started = time.perf_counter() if observers else 0.0
         dinputs = node.backward(*arguments)  # the line that calls every backward
         if type(dinputs) is not tuple or len(dinputs) != len(edges):
             raise GraphError(
@@ -316,7 +316,7 @@ def node_backward(node: Node, douts: list, wanted: dict | None) -> Any:
                     f"backward of {node.op.name}: the gradient of input {position} has shape {dinput.shape}, but the "
                     f"input has shape {shape}; sum over the broadcast axes"
                 )
-        seconds = time.perf_counter() - started if state.observers else 0.0
+        seconds = time.perf_counter() - started if observers else 0.0
         if claimed:
             dinputs = list(dinputs)
             with _lock:
@@ -330,9 +330,9 @@ def node_backward(node: Node, douts: list, wanted: dict | None) -> Any:
     finally:
         if claimed:
             _release(edges, claimed)
-    if state.observers:
+    if observers:
         call = Backward(node, douts, dinputs, seconds)
-        for observer in state.observers:
+        for observer in observers:
             if observer.on_backward is not None:
                 observer.on_backward(call)
     return dinputs

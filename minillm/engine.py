@@ -56,19 +56,21 @@ class Pair(NamedTuple):
     kernel: str = ""
 
 
-def _checked(function: str, name: str) -> str:
-    if name not in ENGINES:
-        raise InputError(f"{function}: {name!r} is not an engine{did_you_mean(name, ENGINES)}")
-    return name
-
-
 def _of_environment() -> str:
-    """The engine that MINILLM_ENGINE names, or MINILLM_KERNELS, its name before."""
+    """The engine that MINILLM_ENGINE names, or MINILLM_KERNELS, its name before.
+
+    An unknown name gives a warning and "auto": nobody can catch an error here, while minillm is imported.
+    """
     before = os.environ.get("MINILLM_KERNELS")
-    if before is None or "MINILLM_ENGINE" in os.environ:
-        return _checked("MINILLM_ENGINE", os.environ.get("MINILLM_ENGINE") or "auto")
-    name = _checked("MINILLM_KERNELS", BEFORE.get(before, before))
-    warnings.warn(f"MINILLM_KERNELS is now MINILLM_ENGINE; set MINILLM_ENGINE={name}", FutureWarning, stacklevel=2)
+    variable = "MINILLM_KERNELS" if before and "MINILLM_ENGINE" not in os.environ else "MINILLM_ENGINE"
+    given = os.environ.get(variable) or "auto"
+    name = BEFORE.get(given, given) if variable == "MINILLM_KERNELS" else given
+    if name not in ENGINES:
+        message = f"{variable} is {given!r}, which is not an engine{did_you_mean(given, ENGINES)}; using auto"
+        warnings.warn(message, stacklevel=2)
+        return "auto"
+    if variable == "MINILLM_KERNELS":
+        warnings.warn(f"MINILLM_KERNELS is now MINILLM_ENGINE; set MINILLM_ENGINE={name}", FutureWarning, stacklevel=2)
     return name
 
 
@@ -97,7 +99,9 @@ def engine(name: str) -> Iterator[None]:
 
     Raises: InputError for another name.
     """
-    entered = [_checked("engine", name)]
+    if name not in ENGINES:
+        raise InputError(f"engine: {name!r} is not an engine{did_you_mean(name, ENGINES)}")
+    entered = [name]
     _entered.append(entered)
     _use_last()
     try:

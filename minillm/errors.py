@@ -79,11 +79,12 @@ def check_shapes(function: str, **arrays: tuple[str, Any]) -> dict[str, int]:
 
     Raises: ShapeError, such as `layer_norm: weight has C=512, but x has C=768`.
     """
-    given = {name: (spec, array) for name, (spec, array) in arrays.items() if array is not None}
-    for name, (_, array) in given.items():
-        check_array(function, name, array)
-    shapes = tuple((name, spec, array.shape) for name, (spec, array) in given.items())
-    return _bound_shapes(function, shapes)
+    shapes = []
+    for name, (spec, array) in arrays.items():
+        if array is not None:
+            check_array(function, name, array)
+            shapes.append((name, spec, array.shape))
+    return _bound_shapes(function, tuple(shapes))
 
 
 @functools.lru_cache(4096)  # a training step repeats the same checks

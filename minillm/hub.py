@@ -19,7 +19,7 @@ import itertools
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -38,9 +38,6 @@ from minillm.pretrained import (
 from minillm.stored import CONFIG, Stored, are_same, read, read_json, stored_arrays
 from minillm.weights import build_model, check_weights
 
-if TYPE_CHECKING:
-    from minillm.tokenizers import Tokenizer
-
 
 class Described(NamedTuple):
     """The model that a config.json describes."""
@@ -52,7 +49,7 @@ class Described(NamedTuple):
 
 
 def load(path: str | Path, dtype: Any = "float32") -> Any:
-    """Load a model from a folder with config.json and model.safetensors (or its shards), such a file, or a .gguf file.
+    """Load a model from a folder with config.json and model.safetensors (or its shards), or such a file.
 
     The model is in evaluation mode. Weights are converted to `dtype`.
     Memory: the weights, and a few megabytes.
@@ -60,10 +57,6 @@ def load(path: str | Path, dtype: Any = "float32") -> Any:
     unexpected and misshapen weight; InputError for an unsupported architecture, with the supported ones.
     """
     path = Path(path)
-    if path.suffix == ".gguf":
-        from minillm.gguf import load_gguf
-
-        return load_gguf(path, dtype)
     folder = path.parent if path.suffix == ".safetensors" else path
     module, kind, config, values = described(folder / CONFIG)
     generation = read_json(folder / GENERATION) if (folder / GENERATION).exists() else {}
@@ -121,21 +114,6 @@ def _check_layers(path: Path, config: Any, stored: Mapping[str, Any]) -> None:
                 f"load: by its {CONFIG} {path} has {name}={number}, but there are {len(stored)} arrays; get the files "
                 "again, or those of one model"
             )
-
-
-def load_tokenizer(path: str | Path) -> Tokenizer:
-    """Load the tokenizer beside a model: from a folder with tokenizer.json, such a file, or a .gguf file.
-
-    Raises: InputError for a file that is missing or damaged, or has an unsupported part.
-    """
-    from minillm.tokenizers import Tokenizer  # imported late, to keep `import minillm` fast
-
-    path = Path(path)
-    if path.suffix == ".gguf":
-        from minillm.gguf import load_gguf_tokenizer
-
-        return load_gguf_tokenizer(path)
-    return Tokenizer.from_file(path.parent if path.suffix == ".safetensors" else path)
 
 
 def read_config(path: str | Path) -> dict[str, Any]:

@@ -3,10 +3,14 @@
     read(Sample, "sample", ["runs/mine", "--top-k", "5"])  ->  Sample(run=Path("runs/mine"), top_k=5)
 
 The field `top_k` is the option --top-k (or --top_k), and a field that is `Positional` has its place instead of a name.
-The help of a field is the text below it, or the comment behind it.
-The fields of a field that is a dataclass, such as the shape of a model, are options beside the others. The word after
-an option is its value, even if it begins with "-", unless it is the name of an option; `--data=--steps` gives such a
-value all the same. Words after `--` are never options.
+The help of a field is the text below it, or the comment behind it. The metadata {"option": False} makes a field no
+option, as does its name in `no_options` of the class; {"name": "model"} gives an option another name. `headings` of the
+class, such as {"data": "tokenizer field"}, gather the options in the help.
+
+The fields of a field that is a dataclass, such as the shape of a model, are options beside the others. Where the
+annotation leaves open which dataclass it is, the value in `default` decides. The word after an option is its value,
+even if it begins with "-", unless it is the name of an option; `--data=--steps` gives such a value all the same. Words
+after `--` are never options.
 """
 
 from __future__ import annotations
@@ -16,6 +20,7 @@ import dataclasses
 import difflib
 import functools
 import inspect
+import itertools
 import shlex
 import shutil
 import textwrap
@@ -78,11 +83,12 @@ class Option(NamedTuple):
     many: bool  # a positional that takes all remaining words
     positional: bool
     default: Any  # dataclasses.MISSING for a required option
+    written: str  # as it is written: top_k
 
     @property
     def name(self) -> str:
         """The option as it is written on the command line: --top-k, or RUN."""
-        return self.path[-1].upper() if self.positional else "--" + self.path[-1].replace("_", "-")
+        return self.written.upper() if self.positional else "--" + self.written.replace("_", "-")
 
 
 def read(kind: type[T], command: str, arguments: list[str]) -> T:
@@ -93,12 +99,24 @@ def read(kind: type[T], command: str, arguments: list[str]) -> T:
     return filled(kind, command, scan(kind, command, arguments))
 
 
-def scan(kind: type, command: str, arguments: list[str]) -> dict[tuple[str, ...], Any]:
+def peek(arguments: list[str], name: str, default: str | None = None) -> str | None:
+    """The value of an option that decides which other options there are; of one that is given twice, the last."""
+    words = arguments[: arguments.index("--")] if "--" in arguments else arguments
+    found = default
+    for word, following in itertools.zip_longest(words, words[1:]):
+        written, equals, value = word.partition("=")
+        if written == name and (equals or not (following or "--").startswith("--")):
+            found = value if equals else following
+    return found
+
+
+def scan(kind: type, command: str, arguments: list[str], default: Any = None) -> dict[tuple[str, ...], Any]:
     """The given values, by the path of their field; of an option that is given twice, the last one.
 
+    default: a dataclass of this kind, which decides where an annotation leaves open which options there are.
     Raises: InputError for an option or a value that cannot be used.
     """
-    options = {option.name: option for option in options_of(kind) if not option.positional}
+    options = {option.name: option for option in options_of(kind, default) if not option.positional}
     flags = {f"--no-{name[2:]}": option for name, option in options.items() if option.kind is bool}
     known = {*options, *flags, "--help", "-h"}
     found: dict[tuple[str, ...], Any] = {}
@@ -139,38 +157,60 @@ def filled(kind: type[T], command: str, values: dict[tuple[str, ...], Any], defa
     if HELP in values:
         print(*help_lines(kind, command, default), sep="\n", flush=True)
         raise SystemExit(0)
-    for option in options_of(kind):
+    for option in options_of(kind, default):
         if default is None and option.default is dataclasses.MISSING and option.path not in values:
             raise InputError(f"{command}: {option.name} is missing; {_hint(command)}")
     given: dict[str, Any] = {path[0]: value for path, value in values.items() if len(path) == 1}
     for outer in {path[0] for path in values if len(path) == 2}:
         inner = {path[1]: value for path, value in values.items() if path[0] == outer}
-        given[outer] = dataclasses.replace(getattr(default, outer), **inner)
+        given[outer] = dataclasses.replace(value_of(kind, outer, default), **inner)
     return kind(**given) if default is None else dataclasses.replace(default, **given)  # type: ignore[type-var]
 
 
-def options_of(kind: type, path: tuple[str, ...] = ()) -> Iterator[Option]:
-    """The fields of a dataclass, and of the dataclasses among them."""
+def options_of(kind: type, default: Any = None, path: tuple[str, ...] = ()) -> Iterator[Option]:
+    """The fields of a dataclass, and of the dataclasses among them; see `scan` for `default`."""
     hints = get_type_hints(kind, include_extras=True)
     for field in dataclasses.fields(kind):
-        if not field.metadata.get("option", True):
+        if not field.metadata.get("option", True) or field.name in getattr(kind, "no_options", ()):
             continue
         hint, here = hints[field.name], (*path, field.name)
         positional = get_origin(hint) is Annotated
         if positional:
             hint = get_args(hint)[0]
-        if dataclasses.is_dataclass(hint):
-            yield from options_of(hint, here)  # type: ignore[arg-type]
+        if (inner := inner_kind(kind, field.name, default)) is not None:
+            yield from options_of(inner, value_of(kind, field.name, default), here)
             continue
         parts = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
         [one] = [part for part in parts if part is not type(None)]
         many = get_origin(one) is tuple
         choices = get_args(one) if get_origin(one) is Literal else ()
         single = get_args(one)[0] if many else str if choices else one
-        yield Option(here, single, choices, len(parts) > 1, many, positional, field.default)
+        if single not in _KINDS and single is not bool:
+            continue  # only a config.json can say it
+        written = field.metadata.get("name", field.name)
+        yield Option(here, single, choices, len(parts) > 1, many, positional, field.default, written)
 
 
-def texts_of(kind: type) -> dict[str, str]:
+def value_of(kind: type, name: str, default: Any) -> Any:
+    """The value of a field in `default`, or where there is none, the default of the field itself."""
+    if default is not None:
+        return getattr(default, name)
+    [field] = [field for field in dataclasses.fields(kind) if field.name == name]
+    if callable(field.default_factory):
+        return field.default_factory()
+    return None if field.default is dataclasses.MISSING else field.default
+
+
+def inner_kind(kind: type, name: str, default: Any) -> type | None:
+    """The dataclass that a field holds; None if it holds something else."""
+    hint = get_type_hints(kind)[name]
+    if dataclasses.is_dataclass(hint):
+        return hint  # type: ignore[return-value]
+    value = value_of(kind, name, default)
+    return type(value) if dataclasses.is_dataclass(value) and not isinstance(value, type) else None
+
+
+def texts_of(kind: type, default: Any = None) -> dict[str, str]:
     """The help of each field by its name: the text below the field, or the comment behind it."""
     texts: dict[str, str] = {}
     for base in reversed(kind.__mro__):
@@ -183,16 +223,18 @@ def texts_of(kind: type) -> dict[str, str]:
                 below = following.value if isinstance(following, ast.Expr) else None
                 comment = source.splitlines()[node.lineno - 1].partition("  # ")[2]
                 texts[node.target.id] = str(below.value) if isinstance(below, ast.Constant) else comment
-    for hint in get_type_hints(kind).values():
-        if dataclasses.is_dataclass(hint):
-            texts |= texts_of(hint)  # type: ignore[arg-type]
+    for field in dataclasses.fields(kind):
+        if (inner := inner_kind(kind, field.name, default)) is not None:
+            texts |= texts_of(inner, value_of(kind, field.name, default))
     return texts
 
 
 def help_lines(kind: type, command: str, default: Any = None) -> Iterator[str]:
     """The lines of a command's help: its usage, and its options with their defaults."""
-    options, texts = list(options_of(kind)), texts_of(kind)
-    rows = [("-h, --help", "Show this text.")]
+    options, texts = list(options_of(kind, default)), texts_of(kind, default)
+    heading_of = {name: heading for heading, names in getattr(kind, "headings", {}).items() for name in names.split()}
+    rows: dict[str, list[tuple[str, str]]] = {"": [("-h, --help", "Show this text.")]}
+    rows |= {heading: [] for heading in heading_of.values()}
     for option in options:
         value = option.default
         for name in option.path if default is not None else ():
@@ -201,7 +243,8 @@ def help_lines(kind: type, command: str, default: Any = None) -> Iterator[str]:
         sign = f", --no-{option.name[2:]}" if option.kind is bool else f" {_example(option)}"
         text = texts[option.path[-1]]
         text = text[:1].upper() + text[1:] + shown
-        rows.append((option.name + ("" if option.positional else sign), text))
+        heading = heading_of.get(option.path[0], "")
+        rows[heading].append((option.name + ("" if option.positional else sign), text))
     usage = f"usage: minillm {command} [-h] [OPTIONS]"
     for option in options:
         if option.positional:
@@ -212,11 +255,13 @@ def help_lines(kind: type, command: str, default: Any = None) -> Iterator[str]:
     margin = 28 if columns >= 60 else 6
     wrap = functools.partial(textwrap.wrap, break_on_hyphens=False, break_long_words=False)
     yield from ("", *wrap(kind.__doc__ or "", columns), "")
-    for name, text in rows:
-        lines = wrap(text, columns - margin)
-        beside = len(name) + 4 <= margin
-        yield f"  {name:<{margin - 4}}  {lines[0]}" if beside else f"  {name}"
-        yield from (" " * margin + line for line in lines[beside:])
+    for heading, of_heading in rows.items():
+        yield from ("", f"{heading}:") if heading and of_heading else ()
+        for name, text in of_heading:
+            lines = wrap(text, columns - margin)
+            beside = len(name) + 4 <= margin
+            yield f"  {name:<{margin - 4}}  {lines[0]}" if beside else f"  {name}"
+            yield from (" " * margin + line for line in lines[beside:])
 
 
 def _placed(kind: type, command: str, free: list[str]) -> dict[tuple[str, ...], Any]:

@@ -34,6 +34,7 @@ from minillm.models.gemma import Gemma, GemmaConfig
 from minillm.models.gpt2 import GPT2, GPT2Config
 from minillm.models.llama import Llama, LlamaConfig
 from minillm.optim import AdamW, decay_groups
+from minillm.parallel.objective import next_token_batch
 from minillm.study.cases import CASES
 from minillm.training import TrainConfig, train, trainer
 from minillm.training.trainer import accumulate_gradients
@@ -357,7 +358,7 @@ def _train(where, steps=20, dtype="float32", policy="auto", micro_batches=1):
         for step in range(steps):
             ids, targets = uploads(*batches.batch(step))
             optimizer.zero_grad()
-            loss = accumulate_gradients(model, ids, targets, micro_batches)
+            loss = accumulate_gradients(model, next_token_batch(ids, targets), micro_batches)
             optimizer.clip_grad_norm(1.0)
             optimizer.step()
             losses.append(float(loss))

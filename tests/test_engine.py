@@ -168,3 +168,13 @@ def test_the_environment_chooses(name):
     environment.pop("MINILLM_KERNELS", None)
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment)
     assert result.stdout == f"{name}\n", result.stderr
+
+
+def test_a_wrong_name_in_the_environment_is_named_without_a_traceback():
+    environment = {**os.environ, "MINILLM_ENGINE": "plian"}
+    program = [sys.executable, "-m", "minillm", "--version"]
+    result = subprocess.run(program, capture_output=True, text=True, env=environment)
+    assert "MINILLM_ENGINE is 'plian'" in result.stderr
+    assert "did you mean 'plain'?" in result.stderr
+    assert "Traceback" not in result.stderr
+    assert result.returncode == 0

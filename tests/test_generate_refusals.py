@@ -20,7 +20,7 @@ from minillm.models.llama import Llama, LlamaConfig
 from minillm.models.roberta import RobertaConfig, RobertaForMaskedLM
 from minillm.tokenizers import BPETokenizer
 from minillm.training.corpus import Corpus
-from minillm.training.trainer import sample
+from minillm.training.tasks.causal import sample
 
 V = 11
 

@@ -16,7 +16,8 @@ from minillm.data import Batches
 from minillm.generate import generate
 from minillm.models.gpt2 import GPT2, GPT2Config
 from minillm.optim import AdamW, decay_groups
-from minillm.training.trainer import WholeModel, accumulate_gradients, evaluate
+from minillm.parallel.objective import next_token_batch
+from minillm.training.trainer import WholeModel, accumulate_gradients
 
 
 @contextlib.contextmanager
@@ -48,7 +49,7 @@ class Training:
     def step(self, number: int) -> float:
         ids, targets = self.batches.batch(number)
         self.optimizer.zero_grad()
-        loss = accumulate_gradients(self.model, ids, targets, 2)
+        loss = accumulate_gradients(self.model, next_token_batch(ids, targets), 2)
         self.optimizer.clip_grad_norm(1.0)
         self.optimizer.step()
         return loss
@@ -92,7 +93,9 @@ def test_a_step_makes_no_cycles() -> None:
 def test_evaluation_and_generation_leave_nothing() -> None:
     training = Training()
     before = live()
-    evaluate(WholeModel(training.model), training.batches, 3)
+    batches = (next_token_batch(*batch) for batch in training.batches.evaluation_batches(3))
+    WholeModel(training.model).measures(batches)
+    del batches
     list(generate(training.model, [1, 2], 10))
     assert live() == before
     assert gc.collect() == 0

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from minillm.commands.common import is_run
 from minillm.console import lines_of_input, print_as_it_comes
 from minillm.errors import InputError
 from minillm.options import Positional, read
+from minillm.resolver import open_model
 from minillm.tuning import tuned_process
 
 
@@ -17,7 +17,7 @@ class Chat:
     """Hold a conversation with a model that was trained to answer; each line is a message."""
 
     model: Positional[Path]
-    """A .gguf file, or a folder with config.json, model.safetensors and tokenizer.json."""
+    """A run directory, a folder with config.json and tokenizer.json, a .gguf file or a LoRA adapter."""
     template: str | None = None
     """Chat template (chatml, llama3, ...) that the model was trained with; by default the one of its tokenizer."""
     system: str | None = None
@@ -40,18 +40,21 @@ class Chat:
 
 def chat(arguments: list[str]) -> None:
     """Read messages line by line, and print each answer as it comes."""
-    from minillm import hub
     from minillm.chat import Conversation, chat_template
+    from minillm.nn import Decoder
 
     given = read(Chat, "chat", arguments)
-    if is_run(given.model):
+    opened = open_model(given.model)
+    tokenizer = opened.needed_tokenizer("chat")
+    if not isinstance(opened.model, Decoder):
+        raise InputError(f"chat: {given.model} is a {type(opened.model).__name__}, which cannot answer; give a decoder")
+    if given.template is None and opened.template is None and opened.run is not None:
         raise InputError(
-            f"chat: {given.model} is a run of `minillm train`, which has learned no conversation; continue a text "
-            f"with `minillm sample {given.model}`, or give a published model"
+            f"chat: {given.model} is a run of `minillm train` that has learned no conversation; continue a text with "
+            f"`minillm sample {given.model}`, or give the --template that it has learned"
         )
-    tokenizer = hub.load_tokenizer(given.model)
-    template = chat_template(given.template or tokenizer)
-    conversation = Conversation(hub.load(given.model), tokenizer, template, given.system)
+    template = (None if given.template else opened.template) or chat_template(given.template or tokenizer)
+    conversation = Conversation(opened.model, tokenizer, template, given.system)
     names = ("max_tokens", "temperature", "top_k", "top_p", "min_p", "repetition_penalty")
     settings = {name: getattr(given, name) for name in names}
     with tuned_process():

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from minillm.commands.common import is_run, load_model
 from minillm.errors import InputError
 from minillm.options import Positional, read
+from minillm.resolver import is_run, open_model
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ def convert(arguments: list[str]) -> None:
         raise InputError(f"convert: max_shard_bytes is {given.max_shard_bytes}; give 1 or more")
     if is_run(given.out):  # its config.json would be written over
         raise InputError(f"convert: {given.out} is a run directory and is never written over; choose another folder")
-    model = load_model(given.model)
+    model = open_model(given.model).model
     if given.dtype != "float32":
         model.to(given.dtype)
     model.save_pretrained(given.out, max_shard_bytes=given.max_shard_bytes)

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
-from minillm.commands.common import load_model
 from minillm.errors import InputError
 from minillm.options import Positional, read
+from minillm.resolver import open_model
 
 
 @dataclass(frozen=True)
@@ -17,7 +17,7 @@ class Diff:
     """Name the first layer in which two models differ, on the same input, and by how much."""
 
     a: Positional[Path]
-    """A run directory of `minillm train`, or a folder or .safetensors to load."""
+    """A run directory, a folder with config.json, a .safetensors, a .gguf, a LoRA adapter or a preset."""
     b: Positional[Path]
     """The other model."""
     tolerance: float = 1e-5
@@ -34,7 +34,7 @@ def diff(arguments: list[str]) -> None:
     for name, fits in (("tolerance", given.tolerance >= 0), ("tokens", given.tokens >= 1)):  # NaN fits nothing
         if not fits:
             raise InputError(f"diff: {name} is {getattr(given, name)}; give {int(name == 'tokens')} or more")
-    a, b = load_model(given.a), load_model(given.b)
+    a, b = (open_model(path, random=True).model for path in (given.a, given.b))
     tokens = min(given.tokens, a.config.context, b.config.context)
     ids = np.random.default_rng(0).integers(0, min(a.config.vocab_size, b.config.vocab_size), (1, max(1, tokens)))
     found = differences(a, b, ids)

@@ -5,20 +5,20 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from minillm.commands.common import trained_model
 from minillm.console import print_as_it_comes
 from minillm.errors import InputError
 from minillm.options import Positional, read
+from minillm.resolver import open_model
 
 
 @dataclass(frozen=True)
 class Sample:
     """Continue a prompt with a trained model."""
 
-    run: Positional[Path]
-    """Run directory that `minillm train` made."""
+    model: Positional[Path]
+    """A run directory, a folder with config.json and tokenizer.json, a .gguf file or a LoRA adapter."""
     prompt: str = "The "
-    """Text to continue."""
+    """Text to continue; what the model expects in front of a text, such as a token that begins it, is added."""
     max_tokens: int = 200
     """Maximum number of new tokens; stops early at end-of-text."""
     temperature: float = 0.8
@@ -39,28 +39,29 @@ class Sample:
 
 def sample(arguments: list[str]) -> None:
     """Print the prompt and what the model adds to it, as it comes."""
-    from minillm.generate import generate_text
-    from minillm.training.run import Run
+    from minillm.generate import end_tokens, generate_text
 
     given = read(Sample, "sample", arguments)
-    run = Run.open(given.run)
-    dtype = "float32" if given.device == "cpu" else run.config.dtype
-    model = trained_model(run, given.device, dtype)
+    opened = open_model(given.model, device=given.device)
+    model, tokenizer = opened.model, opened.needed_tokenizer("sample")
+    if opened.run is not None and given.device != "cpu":
+        model.to(opened.run.config.dtype)
     try:
-        ids = run.tokenizer.encode(given.prompt)
+        ids = tokenizer.encode(given.prompt)
     except InputError as error:
         raise InputError(f"sample: give another --prompt than {given.prompt!r}: {error}") from None
+    ends = end_tokens(model) or ([] if tokenizer.eos_id is None else [tokenizer.eos_id])
     pieces = generate_text(
         model,
-        run.tokenizer,
-        ids,
+        tokenizer,
+        tokenizer.before_text() + ids,
         given.max_tokens,
         seed=given.seed,
-        stop=[] if run.tokenizer.eot_id is None else [run.tokenizer.eot_id],
+        stop=ends,
         temperature=given.temperature,
         top_k=given.top_k,
         top_p=given.top_p,
         min_p=given.min_p,
         repetition_penalty=given.repetition_penalty,
     )
-    print_as_it_comes(pieces, begin=run.tokenizer.decode(ids))
+    print_as_it_comes(pieces, begin=tokenizer.decode(ids))

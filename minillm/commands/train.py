@@ -9,18 +9,19 @@ from pathlib import Path
 from typing import Any
 
 from minillm.errors import InputError
-from minillm.options import filled, scan
+from minillm.options import filled, peek, scan
 from minillm.training.config import TrainConfig, preset
 
 CHANGEABLE_ON_RESUME = {
-    *("progress", "device", "steps", "eval_every", "eval_batches", "sample_every", "sample_tokens", "resume"),
+    *("progress", "device", "steps", "eval_every", "eval_batches", "patience", "sample_every", "sample_tokens"),
     *("threads", "nproc", "timeout", "trace", "dp", "tp", "pp", "zero", "pipeline", "recompute", "micro_batches"),
+    "resume",
 }
 
 
 @dataclass(frozen=True)
 class Train(TrainConfig):
-    """Train a small GPT on a text."""
+    """Train a language model on a text."""
 
     resume: Path | None = None
     """Run directory to continue; only device, threads, steps, intervals, samples and ranks may change."""
@@ -41,10 +42,10 @@ def train(arguments: list[str]) -> None:
     from minillm.training.run import Run
     from minillm.training.trainer import train as run_training
 
-    values = scan(Train, "train", arguments)
-    resume = values.get(("resume",))  # it, or the preset, decides what holds where nothing was given
-    before = Run.open(resume).config if resume else preset(values.get(("preset",), "default"))
+    resume = peek(arguments, "--resume")  # it, or the preset, decides what holds where nothing was given
+    before = Run.open(Path(resume)).config if resume else starting_point(arguments)
     before = Train(**{field.name: getattr(before, field.name) for field in dataclasses.fields(before)})
+    values = scan(Train, "train", arguments, before)
     given = filled(Train, "train", values, before)
     if resume:
         for field in dataclasses.fields(given):
@@ -82,6 +83,13 @@ def train(arguments: list[str]) -> None:
         launch.run_rank(rank, given.device)
     else:
         run_training(config, given.resume, progress=given.progress)
+
+
+def starting_point(arguments: list[str]) -> TrainConfig:
+    """The settings that hold where nothing else is given: those of the preset, or of the model and the objective."""
+    config = preset(peek(arguments, "--preset") or "default")
+    architecture, objective = peek(arguments, "--model"), peek(arguments, "--objective")
+    return config.with_model(architecture or config.architecture, objective)
 
 
 def check_effect(values: dict[tuple[str, ...], Any], given: Train) -> None:

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+<<<<<<< HEAD
 from dataclasses import dataclass
 from typing import Any
+=======
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar
+>>>>>>> core
 
 from minillm.errors import InputError
 from minillm.models.config import Config, check_fixed, config_from
@@ -38,6 +43,8 @@ class BartConfig(Config):
     label_names: tuple[str, ...] = ()  # their names; none: LABEL_0, LABEL_1, ...
     classifier_dropout: float = 0.0  # probability before both layers of that head
     problem_type: str | None = None  # what that head learns (see heads.py); None: the labels decide
+
+    no_options: ClassVar = ("bos_id", "padding_id", "eos_id", "decoder_start_id")
 
     def __post_init__(self):
         super().__post_init__()

@@ -51,6 +51,7 @@ class BertConfig(Config):
     problem_type: str | None = None  # what a head for texts learns (see heads.py); None: the labels decide
     label_names: tuple[str, ...] = ()  # the names of the classes, for such heads; none: LABEL_0, LABEL_1, ...
 
+    no_options: ClassVar = ("padding_id", "labels", "classifier_dropout", "problem_type")
     LEAST_TOKEN_TYPES: ClassVar[int] = 1
 
     def __post_init__(self):

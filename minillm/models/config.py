@@ -34,6 +34,7 @@ class ConfigType(type):
 class Config(metaclass=ConfigType):
     """Base of frozen dataclasses whose file holds named sizes, `PRESETS`."""
 
+    no_options: ClassVar[tuple[str, ...]] = ()  # fields that the data decide, and no option of a command line
     former: ClassVar[dict[str, str]] = {}  # names that fields had before, with those of today
 
     def __getattr__(self, name: str) -> Any:
@@ -123,6 +124,8 @@ def _wanted(kind: Any) -> str:
 
 
 def _is(value: Any, kind: Any) -> bool:
+    if kind is Any:
+        return True
     if typing.get_origin(kind) is typing.Literal:
         return value in typing.get_args(kind)
     if kind in (tuple[int, ...], tuple[str, ...]):

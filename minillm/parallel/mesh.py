@@ -32,6 +32,16 @@ from minillm.nn import Decoder, uninitialized
 from minillm.optim import FlatGroup, Optimizer, decay_groups
 from minillm.parallel.communicator import Alone, Communicator, agree_on_weights, bounds
 from minillm.parallel.data_parallel import DataParallel, Part, Unit
+from minillm.parallel.objective import (
+    NEXT_TOKENS,
+    Batch,
+    Objective,
+    add_measures,
+    loss_of_rows,
+    micro_batches_of,
+    number_of_rows,
+    rows_of,
+)
 from minillm.parallel.pipeline import MicroBatch, cut
 from minillm.parallel.recompute import recompute
 from minillm.parallel.shard import Shard, shard, shard_specs, unshard
@@ -78,7 +88,7 @@ class ParallelModel:
         parallel = ParallelModel(model, mesh, weight_decay=0.1, zero=1)
         optimizer = AdamW(parallel.groups, lr)
         parallel.attach(optimizer)
-        loss = parallel.forward_backward(ids, targets)     # the whole batch, on all ranks
+        loss = parallel.forward_backward(next_token_batch(ids, targets))  # the whole batch, on all ranks
         optimizer.clip_grad_norm(1.0)
         optimizer.step()
         parallel.sync_parameters()
@@ -146,28 +156,36 @@ class ParallelModel:
 
         optimizer.add_over_ranks = add_over_ranks if parted else None
 
-    def forward_backward(self, ids: Array, targets: Array, micro_batches: int = 1) -> Any:
-        """Replace the gradients by those of the mean loss of a batch, on all ranks; returns the loss.
+    def forward_backward(
+        self,
+        batch: Batch,
+        micro_batches: int = 1,
+        objective: Objective = NEXT_TOKENS,
+        counts: dict[str, float] | None = None,
+    ) -> Any:
+        """Replace the gradients by those of the loss of a batch, on all ranks; returns the loss.
 
-        All ranks pass the whole batch (B, T); rank d of a data-parallel group computes the d-th part of the rows of
-        each micro-batch. Targets of -100 do not count.
+        All ranks pass the whole batch; rank d of a data-parallel group computes the d-th part of the rows of each
+        micro-batch. counts: those of the whole batch, where they are known already.
+        Raises: InputError for a model in parts, where the objective is another than next tokens.
         """
+        self._check_objective(objective)
         self.data.zero_grad()
-        counted = np.maximum((targets != -100).sum(), 1).astype(np.float32)
-        batches = [
-            self._own_rows(*part)
-            for part in zip(np.array_split(ids, micro_batches), np.array_split(targets, micro_batches), strict=True)
-        ]
+        counts = objective.counts(batch) if counts is None else counts
+        parts = micro_batches_of(batch, micro_batches)
         self.data.synchronise = self.zero > 1
         if self.pipeline:
-            total = self.pipeline.step(batches, counted, self._synchronise)
+            counted = max(counts["loss"], 1.0)
+            total = self.pipeline.step([self._own_micro_batch(part) for part in parts], counted, self._synchronise)
         else:
             total = 0.0
-            for number, batch in enumerate(batches):
+            for number, part in enumerate(parts):
                 self.data.begin()
-                with random.part(rows=batch.rows):
-                    loss = self.model.loss(batch.ids, batch.targets, reduction="sum") / counted
-                if number == len(batches) - 1:
+                rows, place, is_counted = self._own_rows(part)
+                with random.part(rows=place):
+                    loss = loss_of_rows(objective, self.model, rows, counts)
+                    loss = loss if is_counted else loss * 0
+                if number == len(parts) - 1:
                     self._synchronise()
                 loss.backward()
                 total = total + loss.data.astype(np.float64)
@@ -177,32 +195,71 @@ class ParallelModel:
         """After the optimiser's step: every rank gets the parameters that other ranks have updated."""
         self.data.sync_parameters()
 
-    def losses(self, batches: Iterable[tuple[Array, Array]]) -> list[float]:
-        """The mean loss of each batch, without gradients or dropout; each data-parallel rank computes some of them."""
+    def measures(self, batches: Iterable[Batch], objective: Objective = NEXT_TOKENS) -> dict[str, tuple[float, float]]:
+        """The objective's measures, (sum, count) each, over all batches, without gradients or dropout.
+
+        Each data-parallel rank computes some of the batches.
+        """
+        self._check_objective(objective)
         given, dp = list(batches), self.mesh.dp
         rounds = -(-len(given) // dp.size)  # equal on all ranks, because ZeRO 3 gathers a block on all of them together
-        mine = [min(dp.rank + i * dp.size, len(given) - 1) for i in range(rounds)]
+        mine = [dp.rank + i * dp.size for i in range(rounds)]
+        total: dict[str, tuple[float, float]] = {}
         self.model.eval()
         with no_grad():
-            if self.pipeline:
-                found = self.pipeline.losses([given[number] for number in mine])
-            else:
-                found = [self.model.loss(*given[number]).item() for number in mine]
+            for number, found in zip(
+                mine, self._measured([given[min(i, len(given) - 1)] for i in mine], objective), strict=True
+            ):
+                counted = number < len(given)
+                add_measures(total, ((name, pair if counted else (0.0, 0.0)) for name, pair in found.items()))
         self.model.train()
-        losses = np.zeros(rounds * dp.size)
-        losses[dp.rank :: dp.size] = found
-        return dp.sum_of(*losses)[: len(given)]
+        names = sorted(total)
+        numbers = dp.sum_of(*(number for name in names for number in total[name]))
+        return dict(zip(names, zip(numbers[::2], numbers[1::2], strict=True), strict=True))
+
+    def _measured(self, batches: list[Batch], objective: Objective) -> Iterator[dict[str, tuple[float, float]]]:
+        """The measures of each batch on this rank."""
+        if self.pipeline:
+            means = self.pipeline.losses((batch["ids"], batch["targets"]) for batch in batches)
+            for mean, batch in zip(means, batches, strict=True):
+                count = objective.counts(batch)["loss"]
+                yield {"loss": (mean * count, count)}
+        else:
+            for batch in batches:
+                yield objective.measures(self.model, batch)
+
+    def _check_objective(self, objective: Objective) -> None:
+        """Raise InputError where the model is in parts that cannot compute this objective."""
+        if self.mesh.tp.size * self.mesh.pp.size > 1 and not objective.next_tokens:
+            raise InputError(
+                f"train: --tp {self.mesh.tp.size} --pp {self.mesh.pp.size} divide a model that predicts next tokens "
+                "alone, and this training needs the whole model on every rank; leave them out (--dp and --zero work)"
+            )
 
     def _synchronise(self) -> None:
         self.data.synchronise = True
 
-    def _own_rows(self, ids: Array, targets: Array) -> MicroBatch:
-        """This rank's rows of a micro-batch. A rank without a row computes the first one with no token that counts."""
-        edges = bounds(len(ids), self.mesh.dp.size)
-        first, stop = edges[self.mesh.dp.rank : self.mesh.dp.rank + 2]
+    def _own_rows(self, batch: Batch) -> tuple[Batch, tuple[int, int], bool]:
+        """This rank's rows of a micro-batch, (rows before them, rows of all ranks), and whether they count.
+
+        A rank without a row computes the first one, which then counts 0: the ranks compute together.
+        """
+        rows, (rank, size) = number_of_rows(batch), (self.mesh.dp.rank, self.mesh.dp.size)
+        first, stop = bounds(rows, size)[rank : rank + 2]
         if first < stop:
-            return MicroBatch(ids[first:stop], targets[first:stop], (first, len(ids)))
-        return MicroBatch(ids[:1], np.full_like(targets[:1], -100), (0, len(ids)))
+            return rows_of(batch, first, stop), (first, rows), True
+        return rows_of(batch, 0, 1), (0, rows), False
+
+    def _own_micro_batch(self, batch: Batch) -> MicroBatch:
+        """This rank's rows for a pipeline."""
+        if others := batch.keys() - {"ids", "targets"}:
+            raise InputError(
+                f"train: a pipeline takes ids and targets alone, but a batch also has {', '.join(sorted(others))}; "
+                "leave --pp out"
+            )
+        rows, place, is_counted = self._own_rows(batch)
+        targets = rows["targets"] if is_counted else np.full_like(rows["targets"], -100)
+        return MicroBatch(rows["ids"], targets, place)
 
     # --- state, in the layout of one process -------------------------------------------------------------------------
 

@@ -50,6 +50,7 @@ from minillm.optim import ALIGN, AdamW
 from minillm.parallel import data_parallel, zero
 from minillm.parallel.communicator import Communicator, Trace, bounds, bytes_sent
 from minillm.parallel.mesh import Mesh, ParallelModel
+from minillm.parallel.objective import next_token_batch
 from minillm.parallel.pipeline import LAST_STAGE
 from minillm.parallel.tensor_parallel import AXES, gpt2_table, llama_table
 from minillm.study.describe.lookup import empty_model
@@ -330,7 +331,7 @@ def measure(
         communicator.barrier()
         trace.messages.clear()
         start = time.perf_counter()
-        parallel.forward_backward(ids[:, :-1], ids[:, 1:], division.micro_batches)
+        parallel.forward_backward(next_token_batch(ids[:, :-1], ids[:, 1:]), division.micro_batches)
         optimizer.clip_grad_norm(1.0)
         optimizer.step()
         parallel.sync_parameters()

@@ -18,6 +18,7 @@ import numpy as np
 from minillm.errors import InputError
 from minillm.optim import AdamW
 from minillm.parallel.communicator import Communicator
+from minillm.parallel.objective import next_token_batch
 from minillm.study.describe.lookup import look_up
 from minillm.study.describe.tables import Table, in_bytes
 from minillm.study.parallel_report import Division, Measured, Place, divisions, exact_tables, measure, stage_of
@@ -52,7 +53,7 @@ def constants(
 
         def train(count: int) -> None:
             optimizer.zero_grad()
-            accumulate_gradients(model, ids[:count, :-1], ids[:count, 1:], 1)
+            accumulate_gradients(model, next_token_batch(ids[:count, :-1], ids[:count, 1:]), 1)
 
         def move() -> None:
             optimizer.clip_grad_norm(1.0)

@@ -118,6 +118,10 @@ class Tokenizer(TokenizerFiles):
     def _named(self, role: str) -> int | None:
         return self.special_tokens.get(self.names.get(role) or self.NAMES.get(role, ""))
 
+    def roles(self) -> dict[str, str]:
+        found = ((role, self.names.get(role) or self.NAMES.get(role, "")) for role in ROLES)
+        return {role: token for role, token in found if token in self.special_tokens}
+
     def name_special_tokens(self, **names: str) -> None:
         """Give special tokens their roles: `bos_token="<s>"`, `eos_token`, `pad_token`, `unk_token`, and BERT's.
 

@@ -42,10 +42,11 @@ from minillm.tokenizers.bpe_train import Pair, learn_merges
 from minillm.tokenizers.components import model_type
 from minillm.tokenizers.files import read_texts, readable
 from minillm.tokenizers.gguf_fields import read_gguf_bpe
-from minillm.tokenizers.hugging_face import is_byte_level, read_bpe
+from minillm.tokenizers.hugging_face import foreign_patterns, is_byte_level, read_bpe
 from minillm.tokenizers.merge_table import MergeTable
 from minillm.tokenizers.patterns import PATTERNS, Splitter
 from minillm.tokenizers.vocab_files import read_gpt2_files, read_merge, spell, unspell, write_gpt2_files
+from minillm.tokenizers.write_hugging_face import write_bpe
 
 # GPT-2's pattern. A pretoken is an English contraction; or a run of letters, of digits, or of other signs, with one
 # space before it where there is one; or a run of white space, less its last character where something else follows.
@@ -125,6 +126,7 @@ class BPETokenizer(Tokenizer):
         self.splitter = Splitter(pattern, normalizer, prefix_space)
         self.strips = dict(strips or {})
         check_strips("BPETokenizer", self.strips, self.special_tokens)
+        self.foreign: dict[str, Any] = {}  # for a pattern that was translated from a tokenizer.json, the one there
         self._ids_of_pretoken = PretokenIds(vocab, merges, whole=ignore_merges)
 
     # Training
@@ -214,6 +216,13 @@ class BPETokenizer(Tokenizer):
             **{option: value for option, value in self._options().items() if value != GPT2_OPTIONS[option]},
         }
 
+    def to_json(self) -> dict[str, Any]:
+        """The JSON object that `save` writes."""
+        return super().to_json() | ({"foreign": self.foreign} if self.foreign else {})
+
+    def to_hugging_face(self) -> dict[str, Any]:
+        return write_bpe(f"{type(self).__name__}.to_hugging_face", self)
+
     def _options(self) -> dict[str, Any]:
         return {
             "pattern": list(self.splitter.patterns),
@@ -228,7 +237,9 @@ class BPETokenizer(Tokenizer):
     def _from_json(cls, content: dict[str, Any]) -> Self:
         vocab = {unspell(token): i for token, i in content["vocab"].items()}
         options = {option: content[option] for option in GPT2_OPTIONS if option in content}
-        return cls(vocab, [read_merge(line) for line in content["merges"]], dict(content["special_tokens"]), **options)
+        made = cls(vocab, [read_merge(line) for line in content["merges"]], dict(content["special_tokens"]), **options)
+        made.foreign = dict(content.get("foreign", {}))
+        return made
 
     @classmethod
     def _reads_hugging_face(cls, content: Mapping[str, Any]) -> bool:
@@ -247,7 +258,9 @@ class BPETokenizer(Tokenizer):
         """
         where = f"{cls.__name__}.from_hugging_face"
         with readable(where, "this is not the content of a tokenizer.json with a BPE model", "give json.load's"):
-            return cls._from_parts(read_bpe(where, content))
+            tokenizer = cls._from_parts(read_bpe(where, content))
+        tokenizer.foreign = foreign_patterns(where, content.get("pre_tokenizer"))
+        return tokenizer
 
     @classmethod
     def from_gguf_fields(cls, fields: Mapping[str, Any]) -> Self:

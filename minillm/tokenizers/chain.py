@@ -199,6 +199,9 @@ class ChainTokenizer(Tokenizer):
         """The JSON object that `save` writes."""
         return {key: value for key, value in super().to_json().items() if key != "decoder"}  # the content has it
 
+    def to_hugging_face(self) -> dict[str, Any]:
+        return {"version": "1.0", "truncation": None, "padding": None, **self.content}
+
     @classmethod
     def _from_json(cls, content: dict[str, Any]) -> Self:
         return cls(content["content"])

@@ -13,6 +13,7 @@ from typing import Any, Self
 from minillm.errors import InputError
 from minillm.tokenizers.base import UNKNOWN, Tokenizer, check_special_tokens, stream
 from minillm.tokenizers.files import read_texts
+from minillm.tokenizers.write_hugging_face import write_character
 
 
 class CharacterTokenizer(Tokenizer):
@@ -72,6 +73,9 @@ class CharacterTokenizer(Tokenizer):
 
     def _to_json(self) -> dict[str, Any]:
         return {"special_tokens": self.special_tokens, "vocab": self.vocab}
+
+    def to_hugging_face(self) -> dict[str, Any]:
+        return write_character(f"{type(self).__name__}.to_hugging_face", self)
 
     @classmethod
     def _from_json(cls, content: dict[str, Any]) -> Self:

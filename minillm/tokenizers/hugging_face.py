@@ -95,6 +95,12 @@ def read_bpe(where: str, content: Mapping[str, Any]) -> Parts:
     )
 
 
+def foreign_patterns(where: str, component: Component | None) -> dict[str, Component]:
+    """The patterns of a pre-tokenizer's Splits by what they are here, for a file that is written again."""
+    patterns = [step["pattern"] for step in flatten(component, "pretokenizers") if step["type"] == "Split"]
+    return {ForeignPattern(where, pattern).pattern: dict(pattern) for pattern in patterns}
+
+
 def is_decoded_by(content: Mapping[str, Any], name: str) -> bool:
     """True if the decoder is one step of this name."""
     return [step["type"] for step in flatten(content.get("decoder"), "decoders")] == [name]

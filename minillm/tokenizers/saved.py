@@ -15,9 +15,10 @@ from typing import Any, ClassVar, NamedTuple, Self
 from minillm.errors import InputError
 from minillm.tokenizers.components import Component
 from minillm.tokenizers.decoders import Decoder
-from minillm.tokenizers.files import names_beside, read_json, readable, write_text
+from minillm.tokenizers.files import NAMED_BESIDE, names_beside, read_json, readable, write_text
 
 FILE, FORMAT, VERSION = "tokenizer.json", "minillm-tokenizer", 1
+NAMES_MAP, CONFIG = NAMED_BESIDE
 
 
 class Parts(NamedTuple):
@@ -65,6 +66,32 @@ class TokenizerFiles:
         content |= {"names": self.names} if self.names else {}
         content |= {"around": self.around} if any(self.around) else {}
         return content | ({} if self.decoder is None else {"decoder": self.decoder.component})
+
+    def to_hugging_face(self) -> dict[str, Any]:
+        """The content of a Hugging Face `tokenizer.json` whose ids are those of this tokenizer.
+
+        Its added tokens are the special tokens, so `encode(text, "all")` gives the ids of their
+        `encode(text, add_special_tokens=False)`; what belongs around a text is put there by its post-processor.
+
+        Raises: InputError for an option that such a file cannot express.
+        """
+        raise InputError(f"{type(self).__name__}.to_hugging_face: this kind of tokenizer has no such form; use save")
+
+    def save_hugging_face(self, folder: str | Path, **settings: Any) -> None:
+        """Write `tokenizer.json`, `tokenizer_config.json` and `special_tokens_map.json` as Hugging Face's libraries do.
+
+        settings: other keys of tokenizer_config.json, such as model_max_length.
+        Raises: as `to_hugging_face`.
+        """
+        where, folder = f"{type(self).__name__}.save_hugging_face", Path(folder)
+        content, names = self.to_hugging_face(), self.roles()
+        config = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
+        for file, values in ((FILE, content), (CONFIG, config | settings | names), (NAMES_MAP, names)):
+            write_text(where, folder / file, json.dumps(values, indent=2, ensure_ascii=False) + "\n")
+
+    def roles(self) -> dict[str, str]:
+        """The special token of each role that this tokenizer has: `{"eos_token": "</s>"}`."""
+        raise NotImplementedError
 
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> Self:

@@ -43,6 +43,7 @@ from minillm.tokenizers.gguf_fields import read_gguf_sentencepiece
 from minillm.tokenizers.hugging_face import read_sentencepiece, writes_spaces
 from minillm.tokenizers.normalizer import BYTE_PIECES, SPACE
 from minillm.tokenizers.special import SpecialTokens
+from minillm.tokenizers.write_hugging_face import write_sentencepiece
 
 PrependScheme = Literal["stretch", "always", "first", "never"]
 
@@ -266,6 +267,9 @@ class SentencePieceBPE(Tokenizer):
             "merges": self.merges,
             **{option: getattr(self, option) for option in OPTIONS},
         }
+
+    def to_hugging_face(self) -> dict[str, Any]:
+        return write_sentencepiece(f"{type(self).__name__}.to_hugging_face", self)
 
     @classmethod
     def _from_json(cls, content: dict[str, Any]) -> Self:

@@ -60,6 +60,7 @@ from minillm.tokenizers.unigram_train import (
     learn_pieces,
     room_for_pieces,
 )
+from minillm.tokenizers.write_hugging_face import write_unigram
 
 UNKNOWN_PENALTY = 10.0  # an unknown character scores this much less than the worst piece
 
@@ -383,6 +384,9 @@ class UnigramTokenizer(Tokenizer):
             "whitespace_split": self.text_steps.whitespace_split,
             "strips": self.strips,
         }
+
+    def to_hugging_face(self) -> dict[str, Any]:
+        return write_unigram(f"{type(self).__name__}.to_hugging_face", self)
 
     @classmethod
     def _from_json(cls, content: dict[str, Any]) -> Self:

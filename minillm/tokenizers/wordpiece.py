@@ -39,6 +39,7 @@ from minillm.tokenizers.hugging_face import read_wordpiece
 from minillm.tokenizers.special import SpecialTokens
 from minillm.tokenizers.vocab_files import read_vocab_txt, write_vocab_txt
 from minillm.tokenizers.wordpiece_train import PREFIX, count_words, first_symbols, learn_pieces
+from minillm.tokenizers.write_hugging_face import write_wordpiece
 
 CACHED_CHUNKS = 1 << 17  # a tokenizer that remembers the ids of more chunks begins again
 LONG_CHUNK = 128  # characters: a longer chunk is hardly met twice
@@ -325,6 +326,9 @@ class WordPieceTokenizer(Tokenizer):
             **({"unsought": list(self.unsought)} if self.unsought else {}),
             **asdict(self.basic),
         }
+
+    def to_hugging_face(self) -> dict[str, Any]:
+        return write_wordpiece(f"{type(self).__name__}.to_hugging_face", self)
 
     @classmethod
     def _from_json(cls, content: dict[str, Any]) -> Self:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal, get_args, get_type_hints
 
 from minillm.device import is_device
 from minillm.errors import CheckpointError, InputError, did_you_mean
-from minillm.models.config import check_types
+from minillm.models.config import Config, check_types
 from minillm.models.gpt2 import GPT2Config
+from minillm.training.tasks import task_class
 
 FORMAT = 2  # of the runs that begin now; see TrainConfig.format
 
@@ -29,12 +31,59 @@ class DerivedInt(Derived, int):
     """A derived whole number."""
 
 
+# The class of configurations in each file of minillm/models.
+CONFIGS = {
+    "gpt2": "GPT2Config",
+    "llama": "LlamaConfig",
+    "gemma": "GemmaConfig",
+    "bert": "BertConfig",
+    "roberta": "RobertaConfig",
+    "distilbert": "DistilBertConfig",
+    "xlnet": "XLNetConfig",
+    "bart": "BartConfig",
+}
+
+
+# What each family learns where no objective is given, and the shape that it has where no preset is.
+OBJECTIVES = {"gpt2": "causal", "llama": "causal", "gemma": "causal"}
+SHAPES: dict[str, dict[str, Any]] = {
+    "gpt2": dict(vocab_size=1024, context=128, layers=4, heads=4, channels=128, dropout=0.1),
+    "llama": dict(vocab_size=1024, context=128, layers=4, heads=4, kv_heads=4, channels=128, hidden=344, tied=True),
+}
+
+
+def config_class(architecture: str) -> type[Config]:
+    """The class of a family's configurations.
+
+    Raises: InputError for an unknown name, with the nearest known one.
+    """
+    if architecture not in CONFIGS:
+        raise InputError(f"train: there is no model {architecture!r}{did_you_mean(architecture, CONFIGS)}")
+    return getattr(importlib.import_module(f"minillm.models.{architecture}"), CONFIGS[architecture])
+
+
 MOST_THREADS = 256  # a process starts each of them
+
+
+HEADINGS = {
+    "model": "architecture model init",
+    "data": "data field tokenizer validation_fraction objective task",
+    "optimiser": "batch_size micro_batches optimizer lr min_lr beta1 beta2 weight_decay clip",
+    "schedule": "steps warmup schedule decay_steps patience eval_every eval_batches",
+    "run": "preset out resume seed threads device dtype recompute",
+    "ranks": "nproc dp tp pp zero pipeline timeout trace",
+    "display": "progress sample_every sample_tokens",
+}
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """Settings of a training run; each can be set on the command line."""
+    """Settings of a training run; each can be set on the command line.
+
+    model: the configuration of the family in `architecture`; task: the Options of the task in `objective`.
+    """
+
+    headings: ClassVar[dict[str, str]] = HEADINGS
 
     preset: str = "default"
     """Start from a preset (default, shakespeare-char-cpu, nano); other options override it."""
@@ -48,7 +97,15 @@ class TrainConfig:
     """`bpe`, trained on the training part; `char`, the characters of both parts; or a folder with a saved tokenizer."""
     validation_fraction: float = 0.1
     """Share of the text, at its end, that is never trained on."""
-    model: GPT2Config = dataclasses.field(
+    architecture: str = dataclasses.field(default="gpt2", metadata={"name": "model"})
+    """Family of the model: gpt2, llama, bert, roberta, xlnet or bart; each has options of its own for its shape."""
+    objective: str = "causal"
+    """What the model learns: causal (the next token)."""
+    task: Any = None
+    """Settings of the objective; by default its own."""
+    init: str | None = None
+    """Model to start from, with its tokenizer, instead of random weights."""
+    model: Config = dataclasses.field(
         default_factory=lambda: GPT2Config(1024, context=128, layers=4, heads=4, channels=128, dropout=0.1)
     )
     """Shape of the model; vocab_size sets the size of a BPE trained here; a char or loaded tokenizer sets it itself."""
@@ -84,6 +141,8 @@ class TrainConfig:
     """Validation batches, the same at every validation."""
     sample_every: int = 500
     """Steps between samples of generated text; 0 for none."""
+    patience: int | None = None
+    """Stop after so many validations without a lower loss; by default all steps are taken."""
     sample_tokens: int = 60
     """Length of such a sample, in tokens."""
     threads: int | None = None
@@ -111,10 +170,11 @@ class TrainConfig:
 
     def __post_init__(self):
         self._derive()
+        self._check_kinds()
         whole = dict(steps=1, batch_size=1, micro_batches=1, warmup=0, decay_steps=0, eval_every=1, eval_batches=1)
         if self.threads is not None and self.threads > MOST_THREADS:
             raise InputError(f"train: threads is {self.threads}; give at most {MOST_THREADS}, best the number of cores")
-        parallel = dict(threads=1, dp=1, tp=1, pp=1, zero=0)
+        parallel = dict(threads=1, dp=1, tp=1, pp=1, zero=0, patience=1)
         for name, least in {**whole, **parallel, "sample_every": 0, "sample_tokens": 0, "seed": 0}.items():
             if getattr(self, name) is not None and getattr(self, name) < least:
                 raise InputError(f"train: {name} is {getattr(self, name)}; give {least} or more")
@@ -156,6 +216,27 @@ class TrainConfig:
             if isinstance(getattr(self, name), Derived):
                 object.__setattr__(self, name, rule())
 
+    def with_model(self, architecture: str, objective: str | None = None) -> TrainConfig:
+        """These settings for another family or another objective, each with the settings of its own that go with it."""
+        kind = config_class(architecture)
+        objective = objective or (self.objective if architecture == self.architecture else OBJECTIVES[architecture])
+        model = self.model if architecture == self.architecture else kind(**SHAPES[architecture])
+        task = self.task if objective == self.objective else None
+        return dataclasses.replace(self, architecture=architecture, model=model, objective=objective, task=task)
+
+    def _check_kinds(self) -> None:
+        """Raise InputError unless the model and the settings of the objective are those of their names."""
+        kind = task_class(self.objective)
+        kind.check_model(self.architecture)
+        if self.task is None:
+            object.__setattr__(self, "task", kind.Options())
+        nested = {"model": (self.architecture, config_class(self.architecture)), "task": (self.objective, kind.Options)}
+        for name, (whose, wanted) in nested.items():
+            if not isinstance(getattr(self, name), wanted):
+                raise InputError(
+                    f"train: {name} is a {type(getattr(self, name)).__name__}; for {whose} give a {wanted.__name__}"
+                )
+
     def _check_schedule(self) -> None:
         """Raise InputError for learning rates that would not do what their options promise."""
         if self.min_lr > self.lr:
@@ -184,23 +265,38 @@ class TrainConfig:
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> TrainConfig:
         """The inverse of to_json; unknown fields are an error that suggests the nearest."""
-        model = content.get("model")
-        for kind, given in ((cls, content), (GPT2Config, model if isinstance(model, dict) else {})):
-            known = [f.name for f in dataclasses.fields(kind)]
-            for name in given:
-                if name not in known:
-                    raise CheckpointError(f"config: there is no setting called {name!r}{did_you_mean(name, known)}")
-        fields = dict(content)
         try:
-            if fields.get("out") is not None:
-                fields["out"] = Path(fields["out"])
-            if "model" in fields:
-                fields["model"] = GPT2Config(**fields["model"])
-            config = cls(**fields)
+            kinds = {
+                "model": config_class(content.get("architecture", "gpt2")),
+                "task": task_class(content.get("objective", "causal")).Options,
+            }
+            config = _from_object(cls, content, kinds)
             check_types("train", dataclasses.replace(config, clip=min(config.clip, 1e300)))  # which may be infinite
             return config
+        except CheckpointError:
+            raise
         except (TypeError, ValueError) as error:
             raise CheckpointError(f"config: the settings cannot be used: {error}") from None
+
+
+def _from_object(kind: type, content: dict[str, Any], kinds: dict[str, type]) -> Any:
+    """A dataclass from a JSON object; `kinds` are the dataclasses of fields whose annotation leaves it open."""
+    hints, fields = get_type_hints(kind), {}
+    known = [*(field.name for field in dataclasses.fields(kind)), *getattr(kind, "former", ())]
+    for name, value in content.items():
+        if name not in known:
+            raise CheckpointError(f"config: there is no setting called {name!r}{did_you_mean(name, known)}")
+        hint = hints.get(name)
+        possible = [kinds[name]] if name in kinds else [hint, *get_args(hint)]
+        inner = next((one for one in possible if dataclasses.is_dataclass(one)), None)
+        if isinstance(value, dict) and inner is not None:
+            value = _from_object(inner, value, {})  # type: ignore[arg-type]
+        elif isinstance(value, list):
+            value = tuple(value)
+        elif value is not None and Path in possible:
+            value = Path(value)
+        fields[name] = value
+    return kind(**fields)
 
 
 PRESETS = {

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import zlib
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from minillm.data import Batches, Tokens, open_tokens, read_text, split_text
 from minillm.errors import InputError
-from minillm.parallel.communicator import Communicator, agree, broadcast_bytes
 from minillm.tokenizers import BPETokenizer, CharacterTokenizer, Tokenizer
-from minillm.training.config import TrainConfig
 
 
 class Corpus(NamedTuple):
@@ -31,8 +28,8 @@ class Corpus(NamedTuple):
         return f"{len(self.train)}+{len(self.validation)}-{self.tokenizer.fingerprint()}-{checksum:08x}"
 
 
-def load_corpus(config: TrainConfig, tokenizer: Tokenizer | None = None) -> Corpus:
-    """Read, split and encode the text; train a tokenizer if none is given.
+def load_corpus(config: Any, tokenizer: Tokenizer | None = None) -> Corpus:
+    """Read, split and encode the text of a TrainConfig; train a tokenizer if none is given.
 
     BPE is trained on the training part. The character tokenizer gets the characters of both parts, so that validation
     text has none that it does not know.
@@ -70,25 +67,9 @@ def load_corpus(config: TrainConfig, tokenizer: Tokenizer | None = None) -> Corp
     )  # (N,) each
 
 
-def load_corpus_on_all(config: TrainConfig, tokenizer: Tokenizer | None, world: Communicator) -> Corpus:
-    """load_corpus on every rank; a tokenizer is trained on rank 0 and sent to the others.
-
-    Raises: ParallelError that names the ranks with other settings or another text.
-    """
-    settings = {name: value for name, value in config.to_json().items() if name not in ("out", "device")}
-    agree(world, "settings", json.dumps(settings), "start all ranks with the same options")
-    if world.rank == 0:
-        corpus = load_corpus(config, tokenizer)
-        broadcast_bytes(world, json.dumps(corpus.tokenizer.to_json()).encode())
-    else:
-        corpus = load_corpus(config, Tokenizer.from_json(json.loads(broadcast_bytes(world))))
-    agree(world, "text", corpus.fingerprint(), "give all ranks the same --data")
-    return corpus
-
-
-def make_batches(corpus: Corpus, config: TrainConfig) -> tuple[Batches, Batches]:
-    """The batches of both parts of the corpus."""
-    context = config.model.context
+def make_batches(corpus: Corpus, config: Any, length: int | None = None) -> tuple[Batches, Batches]:
+    """The batches of both parts of the corpus, of sequences of this length; None: the model's context."""
+    context = length or config.model.context
     for part, tokens in (("training", corpus.train), ("validation", corpus.validation)):
         if len(tokens) <= context:
             raise InputError(

@@ -9,20 +9,17 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import math
 import shlex
 import statistics
 import sys
 import time
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-from minillm.errors import InputError
 from minillm.training import speed
 from minillm.tuning import Choice
 
@@ -36,9 +33,9 @@ DRAW_EVERY = 0.1  # seconds
 class Display:
     """Progress of one run; entered around the loop. live: draw a live line if the output is a terminal."""
 
-    def __init__(self, run: Any, weights: int, corpus: Any, state: State, config: Any, live: bool = True):
+    def __init__(self, run: Any, weights: int, task: Any, state: State, config: Any, live: bool = True):
         self.run = run
-        self.corpus = corpus
+        self.task = task
         self.config = config
         self.console = Console(soft_wrap=True, highlight=False, emoji=False)
         self.progress = Progress(
@@ -53,15 +50,11 @@ class Display:
             disable=not (live and self.console.is_terminal),
         )
         self.drawn = 0.0  # when the live line was drawn last
-        self.task = self.progress.add_task(
+        self.line = self.progress.add_task(
             "", total=config.steps, completed=state.step, loss="-", val_loss="-", speed="-"
         )
         self.speed = 0.0  # tokens per second, a running mean over about 20 steps
-        uniform = math.log(corpus.tokenizer.vocab_size)
-        self.console.print(
-            f"{weights:,} weights, {len(corpus.train):,} training tokens, vocabulary "
-            f"{corpus.tokenizer.vocab_size:,} (a uniform guess has loss {uniform:.2f})"
-        )
+        self.console.print(f"{weights:,} weights, {escape(task.summary())}")
         self.console.print(
             f"run directory {escape(str(run.folder))}" + (f", from step {state.step}" if state.step else "")
         )
@@ -69,7 +62,7 @@ class Display:
         if self.choice and self.choice.seconds:
             told = f"{self.choice.name}, as when it began" if state.step else f"{self.choice}"
             self.console.print(f"work is cut over {told}; --threads fixes the number")
-        self.speeds: list[float] = []  # tokens per second of each step so far
+        self.seconds: list[float] = []  # of each step so far
 
     def __enter__(self) -> Display:
         if not self.progress.disable:
@@ -94,43 +87,44 @@ class Display:
             self.progress.start()
         return self.progress.live.is_started
 
-    def step(self, record: dict[str, Any]) -> None:
-        """Write the line of a step to metrics.jsonl, and show it."""
+    def step(self, record: dict[str, Any], seconds: float) -> None:
+        """Write the line of a step, which took `seconds`, to metrics.jsonl, and show it."""
         self.run.add_metrics(record)
         self.speed += (record["tokens_per_s"] - self.speed) * (0.05 if self.speed else 1)
         fields: dict[str, Any] = {"loss": f"{record['loss']:.3f}", "speed": f"{self.speed:,.0f}"}
         live = self.is_live()
         if record["val_loss"] is not None:
-            fields["val_loss"] = f"{record['val_loss']:.3f}"
+            fields["val_loss"] = f"{record['val_loss']:.3f}{in_bits(record)}"
             if not live:
                 self.console.print(
                     f"step {record['step']}/{self.config.steps}  loss {fields['loss']}  validation "
                     f"{fields['val_loss']}  {fields['speed']} tokens/s  {record['seconds']:.0f} s"
                 )
         due = live and time.monotonic() - self.drawn >= DRAW_EVERY
-        self.progress.update(self.task, completed=record["step"], refresh=due, **fields)
+        self.progress.update(self.line, completed=record["step"], refresh=due, **fields)
         self.drawn = time.monotonic() if due else self.drawn
-        self.speeds.append(record["tokens_per_s"])
-        if len(self.speeds) == speed.TOLD_AT:
+        self.seconds.append(seconds)
+        if len(self.seconds) == speed.TOLD_AT:
             self.tell_the_rest(record["step"])
 
     def tell_the_rest(self, step: int) -> None:
         """Say how long the run will take, and whether two processes would be faster."""
-        tokens = self.config.batch_size * self.config.model.context
-        seconds = tokens / statistics.median(self.speeds[speed.TOLD_AT // 2 :])
-        model = dataclasses.replace(self.config.model, vocab_size=self.corpus.tokenizer.vocab_size)
-        config = dataclasses.replace(self.config, model=model)
-        one_process = self.choice and self.choice.seconds  # where ways were tried, two processes are one more
+        seconds = statistics.median(self.seconds[speed.TOLD_AT // 2 :])
+        config = self.config
+        if self.task.name == "causal":
+            config = dataclasses.replace(config, model=self.task.shape(config, self.task.tokenizer))
+        one_process = self.choice and self.choice.seconds and self.task.name == "causal"
+        # where ways were tried, two processes are one more, and random tokens do for those of a text
         two = speed.seconds_in_two_processes if one_process else None
         for line in speed.forecast(config, step, seconds, self.folder(), two):
-            self.console.print(line)
+            self.console.print(line, markup=False)
 
     def sample(self, prompt: str, continuation: str) -> None:
         """Show a prompt and how the model continues it."""
         self.console.print(Text.assemble((prompt, "dim"), continuation))
         self.console.print("-" * 40, style="dim")
 
-    def finish(self, state: State, interrupted: bool) -> None:
+    def finish(self, state: State, stopped: bool) -> None:
         """Draw the loss curve, and show the results and the command that comes next."""
         self.run.plot()
         self.progress.stop()
@@ -141,26 +135,23 @@ class Display:
                 f"validation loss: last {validated[-1]['val_loss']:.4f} at step {validated[-1]['step']}, "
                 f"best {state.best_loss:.4f} at step {state.best_step}; {state.seconds:.0f} s of training"
             )
-        self.console.print(f"loss curve: {folder}/loss.png")
-        if interrupted:
+        self.console.print(f"loss curve: {folder}/loss.png", markup=False)
+        if stopped and state.has_no_hope(self.config.patience):
+            self.console.print(
+                f"stopped at step {state.step}: the last {self.config.patience} validations were not better than step "
+                f"{state.best_step}"
+            )
+        elif stopped:
             self.console.print(f"stopped and saved at step {state.step}; to go on:")
-            self.console.print(f"  minillm train --resume {folder}")
-        else:
-            self.console.print("to sample from it:")
-            self.console.print(f"  minillm sample {folder} --prompt {escape(self.prompt())} --max-tokens 200")
+            self.console.print(f"  minillm train --resume {folder}", markup=False)
+            return
+        for line in self.task.next_steps(folder):
+            self.console.print(line, markup=False)
 
     def folder(self) -> str:
         """The run directory, quoted for a shell."""
         name = str(self.run.folder)
-        return escape(shlex.quote(f"./{name}" if name.startswith("-") else name))  # or it would be an option
-
-    def prompt(self) -> str:
-        """The start of a sentence, quoted for a shell; where the tokenizer cannot write it, that of the text."""
-        try:
-            self.corpus.tokenizer.encode("The ")
-            return '"The "'
-        except InputError:
-            return shlex.quote(self.corpus.tokenizer.decode(np.asarray(self.corpus.train[:8])))
+        return shlex.quote(f"./{name}" if name.startswith("-") else name)  # or it would be an option
 
 
 class NoDisplay:
@@ -172,14 +163,20 @@ class NoDisplay:
     def __exit__(self, *error: Any) -> None:
         return None
 
-    def step(self, record: dict[str, Any]) -> None:
+    def step(self, record: dict[str, Any], seconds: float) -> None:
         """Do nothing; see Display.step."""
 
     def sample(self, prompt: str, continuation: str) -> None:
         """Do nothing; see Display.sample."""
 
-    def finish(self, state: State, interrupted: bool) -> None:
+    def finish(self, state: State, stopped: bool) -> None:
         """Do nothing; see Display.finish."""
+
+
+def in_bits(record: dict[str, Any]) -> str:
+    """The validation loss in bits per byte of the text, in brackets, where the loss is that of a text's tokens."""
+    bits = record.get("val_bits_per_byte")
+    return "" if bits is None else f" ({bits:.3f} bits a byte)"
 
 
 # --- debuggers -----------------------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@
     metrics.jsonl       a JSON object a line: step, loss, lr, grad_norm, tokens, tokens_per_s, seconds; some val_loss
     loss.png            both losses over the steps
     checkpoints/        last.safetensors and best.safetensors, see checkpoint.py
+    kept.safetensors    of some tasks: what they found out before the first step
 
 A directory appears whole, under its final name, or not at all; an existing one is never written over.
 """
@@ -15,9 +16,12 @@ import json
 import os
 import shutil
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from minillm.backend import Array
+from minillm.checkpoint import save_checkpoint
 from minillm.errors import CheckpointError, InputError
 from minillm.tokenizers import Tokenizer
 from minillm.training.config import TrainConfig
@@ -32,8 +36,8 @@ class Run:
         self.tokenizer = tokenizer
 
     @classmethod
-    def create(cls, config: TrainConfig, tokenizer: Tokenizer) -> Run:
-        """Make the directory of a new run.
+    def create(cls, config: TrainConfig, tokenizer: Tokenizer, kept: Mapping[str, Array] | None = None) -> Run:
+        """Make the directory of a new run; `kept` are the arrays of Task.begin.
 
         Raises: InputError where `config.out` is there already.
         """
@@ -45,6 +49,8 @@ class Run:
             (unfinished / "checkpoints").mkdir(parents=True)
             (unfinished / "config.json").write_text(json.dumps(config.to_json(), indent=2) + "\n", encoding="utf-8")
             tokenizer.save(unfinished / "tokenizer")
+            if kept:
+                save_checkpoint(unfinished / "kept.safetensors", kept, {}, {})
             os.rename(unfinished, folder)
         except OSError as error:
             raise InputError(
@@ -85,6 +91,11 @@ class Run:
     def checkpoint(self, name: str) -> Path:
         """The path of a checkpoint: `last` or `best`."""
         return self.folder / "checkpoints" / f"{name}.safetensors"
+
+    @property
+    def kept(self) -> Path:
+        """The path of the arrays of Task.begin."""
+        return self.folder / "kept.safetensors"
 
     def add_metrics(self, record: dict[str, Any]) -> None:
         """Append one line to metrics.jsonl."""

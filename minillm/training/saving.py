@@ -9,12 +9,13 @@ import shutil
 from typing import Any, NamedTuple
 
 from minillm import random
+from minillm.backend import Array
 from minillm.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from minillm.errors import CheckpointError
 from minillm.optim import Optimizer
 from minillm.parallel.communicator import Communicator, broadcast_arrays, broadcast_bytes
-from minillm.training.corpus import Corpus
 from minillm.training.run import Run
+from minillm.training.tasks.task import Task
 
 
 class State(NamedTuple):
@@ -25,6 +26,7 @@ class State(NamedTuple):
     seconds: float = 0.0
     best_loss: float = math.inf
     best_step: int = 0
+    worse: int = 0  # validations since the best one
     choice: dict[str, Any] | None = None  # how work is cut (a tuning.Choice as JSON), on so many
     ranks: int = 1
 
@@ -34,10 +36,16 @@ class State(NamedTuple):
 
     def after_validation(self, loss: float) -> State:
         """The state with this validation loss, if it is the lowest so far."""
-        return self._replace(best_loss=loss, best_step=self.step) if loss < self.best_loss else self
+        if loss < self.best_loss:
+            return self._replace(best_loss=loss, best_step=self.step, worse=0)
+        return self._replace(worse=self.worse + 1)
+
+    def has_no_hope(self, patience: int | None) -> bool:
+        """True if the last `patience` validations were not better than the best one."""
+        return patience is not None and self.worse >= patience
 
 
-def save(run: Run, model: Any, optimizer: Optimizer, corpus: Corpus, state: State) -> None:
+def save(run: Run, model: Any, optimizer: Optimizer, task: Task, state: State) -> None:
     """Write the last checkpoint, which is also the best one if no validation loss was lower. All ranks call this.
 
     A divided model is brought together on rank 0, which writes what one process would. The best checkpoint is written
@@ -46,7 +54,7 @@ def save(run: Run, model: Any, optimizer: Optimizer, corpus: Corpus, state: Stat
     weights, moments = model.state_dict(), model.optimizer_state_dict(optimizer)
     if weights is None or moments is None:
         return  # rank 0 has them
-    content = {**state._asdict(), "random": random.default.state(), "corpus": corpus.fingerprint()}
+    content = {**state._asdict(), "random": random.default.state(), "corpus": task.fingerprint()}
     last, best = run.checkpoint("last"), run.checkpoint("best")
     if state.best_step < state.step:
         save_checkpoint(last, weights, moments, content)
@@ -61,13 +69,13 @@ def save(run: Run, model: Any, optimizer: Optimizer, corpus: Corpus, state: Stat
     os.replace(unfinished, last)
 
 
-def restore(run: Run | None, model: Any, optimizer: Optimizer, corpus: Corpus, world: Communicator) -> State:
+def restore(run: Run | None, model: Any, optimizer: Optimizer, task: Task, world: Communicator) -> State:
     """Load the last checkpoint of a run into model and optimiser, however they are divided. All ranks call this.
 
     run: the run on rank 0, which reads the file; None on the other ranks.
     Raises: CheckpointError if the data, the tokenizer or the model's shape is not what the run was saved with.
     """
-    checkpoint = read_last(run, corpus) if run else Checkpoint({}, {}, {})
+    checkpoint = read_last(run, task) if run else Checkpoint({}, {}, {})
     content = json.loads(broadcast_bytes(world, json.dumps(checkpoint.state).encode()))
     weights, moments = (broadcast_arrays(world, arrays) for arrays in (checkpoint.model, checkpoint.optimizer))
     model.load_state_dict(weights)
@@ -78,22 +86,27 @@ def restore(run: Run | None, model: Any, optimizer: Optimizer, corpus: Corpus, w
     return State(**{name: content[name] for name in State._fields if name in content})
 
 
-def read_last(run: Run, corpus: Corpus) -> Checkpoint:
-    """The last checkpoint of a run that `train` saved with this corpus.
+def kept_arrays(run: Run | None, world: Communicator) -> dict[str, Array]:
+    """What a task has kept in its run (see Task.begin), on every rank; run: on rank 0, None on the others."""
+    return broadcast_arrays(world, load_checkpoint(run.kept).model if run and run.kept.is_file() else {})
+
+
+def read_last(run: Run, task: Task) -> Checkpoint:
+    """The last checkpoint of a run that `train` saved with the data of this task.
 
     Raises: CheckpointError for any other.
     """
     checkpoint = load_checkpoint(run.checkpoint("last"))
     content = checkpoint.state
-    lately = {"choice", "ranks"}  # older runs have none
+    lately = {"choice", "ranks", "worse"}  # older runs have none
     if missing := {"corpus", "random", *State._fields} - lately - content.keys():
         raise CheckpointError(
             f"train: {run.checkpoint('last')} lacks {', '.join(sorted(missing))}, so `minillm train` did not write it; "
             "resume a run that it did"
         )
-    if content["corpus"] != corpus.fingerprint():
+    if content["corpus"] != task.fingerprint():
         raise CheckpointError(
             f"train: the text or tokenizer of {run.folder} has changed since it was saved ({content['corpus']}, now "
-            f"{corpus.fingerprint()}); put the old text back, or start a new run"
+            f"{task.fingerprint()}); put the old text back, or start a new run"
         )
     return checkpoint

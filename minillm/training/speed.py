@@ -32,16 +32,17 @@ FASTER = 1.05  # two processes are worth a word from this factor on
 # --- before the first step -----------------------------------------------------------------------------------------
 
 
-def choose(config: TrainConfig, world: Communicator, make_step: Callable[[], Callable[[], object]]) -> Choice:
+def choose(config: TrainConfig, world: Communicator, make_step: Callable[[], Callable[[], object]] | None) -> Choice:
     """The way of cutting for a new run.
 
     `make_step()` returns a function that trains a model, not the one of the run, by a step. It is called where there
-    is something to choose: one process on a CPU with several threads, in a run that is long enough to repay it.
+    is something to choose: one process on a CPU with several threads, in a run that is long enough to repay it. None:
+    nothing can be tried.
     """
     choice = own_choice(config.threads)
     rounds = min(MOST_ROUNDS, config.steps // STEPS_OF_A_ROUND)
     alone = world.size == 1 and config.device == "cpu" and config.threads is None
-    if not (alone and choice.cutting.threads > 1 and rounds >= FEWEST_ROUNDS):
+    if make_step is None or not (alone and choice.cutting.threads > 1 and rounds >= FEWEST_ROUNDS):
         return agreed(choice, world)
     with tuned_process(choice.cutting):
         return fastest_way(make_step(), ways_of_cutting(choice), rounds)

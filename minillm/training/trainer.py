@@ -1,4 +1,6 @@
-"""Training a language model: `train` is the whole loop, and the functions that it calls follow below it.
+"""Training a model: `train` is the whole loop, and the functions that it calls follow below it.
+
+What differs between trainings is a task (tasks/task.py): the data, the loss, what is measured and what is shown.
 
 By default the operations run their fast pairs (fast/*.py). Set MINILLM_ENGINE=plain to step through the formulas of
 ops/*.py instead.
@@ -13,7 +15,7 @@ and computes its part; rank 0 alone reads and writes the run directory, and show
 
 from __future__ import annotations
 
-import dataclasses
+import json
 import math
 import os
 import time
@@ -26,26 +28,33 @@ import numpy as np
 from minillm import random
 from minillm.autograd import no_grad
 from minillm.backend import Array
-from minillm.data import Batches
 from minillm.device import Uploads, check_device
 from minillm.errors import InputError
-from minillm.generate import generate
 from minillm.grad_mode import quiet
-from minillm.models.gpt2 import GPT2
-from minillm.nn import Decoder
+from minillm.nn import Module
 from minillm.optim import SGD, AdamW, Optimizer, cosine_schedule, decay_groups, wsd_schedule
-from minillm.parallel.communicator import Alone, Communicator, broadcast_bytes
+from minillm.parallel.communicator import Alone, Communicator, agree, broadcast_arrays, broadcast_bytes
+from minillm.parallel.data_parallel import model_blocks
 from minillm.parallel.mesh import Mesh, ParallelModel, parse_layers
+from minillm.parallel.objective import (
+    NEXT_TOKENS,
+    Batch,
+    Objective,
+    add_measures,
+    loss_of_rows,
+    micro_batches_of,
+)
 from minillm.parallel.recompute import recompute
 from minillm.tokenizers import Tokenizer
 from minillm.training import speed
 from minillm.training.config import TrainConfig
-from minillm.training.corpus import Corpus, load_corpus_on_all, make_batches
 from minillm.training.display import Display, NoDisplay
 from minillm.training.history import learning_rate_of_format_1
 from minillm.training.run import Run, check_free
-from minillm.training.saving import State, restore, save
+from minillm.training.saving import State, kept_arrays, restore, save
 from minillm.training.stop import StopRequest
+from minillm.training.tasks import task_class
+from minillm.training.tasks.task import Task
 from minillm.tuning import Choice, tuned_process
 
 
@@ -61,17 +70,18 @@ def train(
     InputError when the loss stops being a number; ParallelError when another rank fails, or has other settings or text.
     """
     world = communicator or Alone()
-    run, corpus, model, optimizer, state, choice = prepare(config, resume, world)
-    batches, validation = make_batches(corpus, config)
+    run, task, model, optimizer, state, choice = prepare(config, resume, world)
     uploads = Uploads(config.device)
     leads = world.rank == 0
-    display = Display(run, model.num_parameters(), corpus, state, config, progress) if leads else NoDisplay()
+    display = Display(run, model.num_parameters(), task, state, config, progress) if leads else NoDisplay()
     with tuned_process(choice.cutting), StopRequest() as stop, quiet(), display:
-        last = state.step >= config.steps
+        last = state.step >= config.steps or state.has_no_hope(config.patience)
         while not last:
             started = time.perf_counter()
-            ids, targets = uploads(*batches.batch(state.step))  # (B, T) each
-            loss = model.forward_backward(ids, targets, config.micro_batches)  # ()
+            batch = batch_on_all(task, model, state.step, world)
+            counts, tokens = task.counts(batch), task.tokens(batch)
+            on_device = dict(zip(batch, uploads(*batch.values()), strict=True))
+            loss = model.forward_backward(on_device, config.micro_batches, task, counts)  # ()
             optimizer.lr = learning_rate(config, state.step)
             grad_norm = optimizer.clip_grad_norm(config.clip)
             loss, grad_norm = float(loss), float(grad_norm)  # the only synchronisation point of a step
@@ -80,50 +90,55 @@ def train(
             optimizer.step()
             model.sync_parameters()
             seconds = time.perf_counter() - started
-            state = state.after_step(ids.size, seconds)
+            state = state.after_step(tokens, seconds)
 
             last = state.step == config.steps or stopping
-            val_loss = None
+            measured: dict[str, float | None] = {"val_loss": None}
             if last or state.step % config.eval_every == 0:
-                val_loss = evaluate(model, validation, config.eval_batches)
-                check_finite(config, state.step, {"validation loss": val_loss})  # before the checkpoint is replaced
-                state = state.after_validation(val_loss)
+                measured = evaluate(model, task, config.eval_batches)
+                check_finite(config, state.step, {"validation loss": measured["val_loss"]})  # before it is saved
+                state = state.after_validation(measured["val_loss"])
+                last = last or state.has_no_hope(config.patience)
             record = {
                 "step": state.step,
                 "loss": loss,
-                "val_loss": val_loss,
+                **measured,
                 "lr": optimizer.lr,
                 "grad_norm": grad_norm,
                 "tokens": state.tokens,
-                "tokens_per_s": ids.size / seconds,
+                "tokens_per_s": tokens / seconds,
                 "seconds": state.seconds,
+                **task.notes(),
             }
-            display.step(record)
-            if val_loss is not None:
-                save(run, model, optimizer, corpus, state)
+            display.step(record, seconds)
+            if measured["val_loss"] is not None:
+                save(run, model, optimizer, task, state)
             if config.sample_every and (last or state.step % config.sample_every == 0):
-                show_sample(display, model, corpus, config, state.step)
-        display.finish(state, interrupted=state.step < config.steps)
+                show_preview(display, model, task, state.step)
+        display.finish(state, stopped=state.step < config.steps)
     return run
 
 
 # --- a step --------------------------------------------------------------------------------------------------------
 
 
-def accumulate_gradients(model: Decoder, ids: Any, targets: Any, micro_batches: int = 1) -> Any:
-    """Run the batch in parts, add the gradient of its mean loss to the parameters, and return the loss.
+def accumulate_gradients(
+    model: Any,
+    batch: Batch,
+    micro_batches: int = 1,
+    objective: Objective = NEXT_TOKENS,
+    counts: dict[str, float] | None = None,
+) -> Any:
+    """Run the batch in parts, add the gradient of its loss to the parameters, and return the loss.
 
-    Each part contributes the sum of its token losses divided by the number of tokens of the whole batch, so that
-    every token counts alike, however the tokens are spread over the parts. Targets of -100 do not count.
+    Each part contributes the sums of its targets divided by the counts of the whole batch, so that every target counts
+    alike, however they are spread over the parts. counts: of the whole batch, where they are known already.
     On a GPU the loss is an array without dimensions, and nobody waits for it before `float(loss)`.
-    Shapes: ids and targets (B, T); result ().
     """
-    counted = np.maximum((targets != -100).sum(), 1).astype(np.float32)  # (), the number of targets that count
+    counts = objective.counts(batch) if counts is None else counts
     total: Any = 0.0
-    for part_ids, part_targets in zip(
-        np.array_split(ids, micro_batches), np.array_split(targets, micro_batches), strict=True
-    ):
-        loss = model.loss(part_ids, part_targets, reduction="sum") / counted  # ()
+    for part in micro_batches_of(batch, micro_batches):
+        loss = loss_of_rows(objective, model, part, counts)  # ()
         loss.backward()
         total = total + loss.data.astype(np.float64)
     return total
@@ -136,10 +151,10 @@ class WholeModel:
     backward (parallel/recompute.py).
     """
 
-    def __init__(self, model: Decoder, weight_decay: float = 0.1, layers: Iterable[int] = ()):
+    def __init__(self, model: Module, weight_decay: float = 0.1, layers: Iterable[int] = ()):
         recompute(model, layers)
         self.model = model
-        self.groups = decay_groups(model.parameters(), weight_decay)
+        self.groups = decay_groups([p for p in model.parameters() if p.requires_grad], weight_decay)
 
     def num_parameters(self) -> int:
         """The number of weights of the model."""
@@ -148,23 +163,31 @@ class WholeModel:
     def attach(self, optimizer: Optimizer) -> None:
         """Prepare the optimiser that was built from `groups`: in one process there is nothing to do."""
 
-    def forward_backward(self, ids: Any, targets: Any, micro_batches: int = 1) -> Any:
-        """Replace the gradients by those of the mean loss of a batch; returns the loss."""
+    def forward_backward(
+        self,
+        batch: Batch,
+        micro_batches: int = 1,
+        objective: Objective = NEXT_TOKENS,
+        counts: dict[str, float] | None = None,
+    ) -> Any:
+        """Replace the gradients by those of the loss of a batch; returns the loss."""
         self.model.zero_grad()
-        return accumulate_gradients(self.model, ids, targets, micro_batches)
+        return accumulate_gradients(self.model, batch, micro_batches, objective, counts)
 
     def sync_parameters(self) -> None:
         """After the optimiser's step: in one process, nobody else has to hear of it."""
 
-    def losses(self, batches: Iterable[tuple[Array, Array]]) -> list[float]:
-        """The mean loss of each batch, without gradients or dropout."""
+    def measures(self, batches: Iterable[Batch], objective: Objective = NEXT_TOKENS) -> dict[str, tuple[float, float]]:
+        """The objective's measures, (sum, count) each, over all batches, without gradients or dropout."""
+        total: dict[str, tuple[float, float]] = {}
         self.model.eval()
         with no_grad():
-            losses = [self.model.loss(ids, targets).item() for ids, targets in batches]
+            for batch in batches:
+                add_measures(total, objective.measures(self.model, batch).items())
         self.model.train()
-        return losses
+        return total
 
-    def gather(self) -> Decoder | None:
+    def gather(self) -> Any:
         """The whole model."""
         return self.model
 
@@ -209,24 +232,42 @@ def check_finite(config: TrainConfig, step: int, values: dict[str, float]) -> No
             )
 
 
-def evaluate(model: WholeModel | ParallelModel, batches: Batches, count: int) -> float:
-    """The mean validation loss over `count` batches spread evenly over the text, without dropout."""
-    losses = model.losses(batches.evaluation_batches(count))
-    return sum(losses) / len(losses)
+def batch_on_all(task: Task, model: WholeModel | ParallelModel, step: int, world: Communicator) -> Batch:
+    """The batch of a step, on every rank; one that the model makes itself is made on rank 0."""
+    if not task.samples:
+        return task.batch(step)
+    whole, batch = model.gather(), {}
+    if whole is not None:
+        batch = task.batch(step, whole.eval())
+        whole.train()
+    return broadcast_arrays(world, batch)
 
 
-def show_sample(display: Any, model: Any, corpus: Corpus, config: TrainConfig, step: int) -> None:
-    """Show how the model continues some validation text; all ranks bring it together, and rank 0 samples."""
+def evaluate(model: WholeModel | ParallelModel, task: Task, count: int) -> dict[str, float]:
+    """What metrics.jsonl gets of a validation: `val_` and the name of each measure, over `count` batches.
+
+    val_loss is the sum of the terms of the loss, each a mean over all its targets; val_bits_per_byte is the same for
+    the text, where the loss is that of its tokens.
+    """
+    batches = list(task.evaluation_batches(count))
+    terms = task.counts(batches[0])
+    found = model.measures(batches, task)
+    means = {f"val_{name}": value / number if number else 0.0 for name, (value, number) in found.items()}
+    loss = sum(means[f"val_{name}"] for name in terms)
+    measured = {"val_loss": loss, **means}
+    if task.bytes_per_token is not None:
+        measured["val_bits_per_byte"] = loss / (math.log(2) * task.bytes_per_token)
+    return measured
+
+
+def show_preview(display: Any, model: WholeModel | ParallelModel, task: Task, step: int) -> None:
+    """Show what the model does with some data; all ranks bring it together, and rank 0 uses it."""
     whole = model.gather()
     if whole is not None:
-        display.sample(*sample(whole, corpus, config, step))
-
-
-def sample(model: Decoder, corpus: Corpus, config: TrainConfig, step: int) -> tuple[str, str]:
-    """Some validation text, and how the model continues it."""
-    prompt = np.asarray(corpus.validation[:16]).tolist()
-    ids = list(generate(model, prompt, config.sample_tokens, temperature=0.8, top_k=50, seed=config.seed + step))
-    return corpus.tokenizer.decode(prompt), corpus.tokenizer.decode(ids)
+        whole.eval()
+        for given, answered in task.preview(whole, step):
+            display.sample(given, answered)
+        whole.train()
 
 
 # --- before the first step -----------------------------------------------------------------------------------------
@@ -236,7 +277,7 @@ class Prepared(NamedTuple):
     """Everything that the loop works on."""
 
     run: Run
-    corpus: Corpus
+    task: Task
     model: WholeModel | ParallelModel
     optimizer: Optimizer
     state: State
@@ -244,7 +285,7 @@ class Prepared(NamedTuple):
 
 
 def prepare(config: TrainConfig, resume: Path | None, world: Communicator) -> Prepared:
-    """Load the text, build the model and its optimiser, restore them from `resume`, and make the run directory.
+    """Load the data, build the model and its optimiser, restore them from `resume`, and make the run directory.
 
     Everything is checked before anything is written. Rank 0 opens or makes the directory; the others hear its path.
     """
@@ -253,17 +294,18 @@ def prepare(config: TrainConfig, resume: Path | None, world: Communicator) -> Pr
     if leads and resume is None and config.out is not None:
         check_free(config.out)
     run = Run.open(resume) if leads and resume else None
-    corpus = load_corpus_on_all(config, run.tokenizer if run else None, world)
-    make_batches(corpus, config)  # raises where the text is too short
+    task = task_on_all(config, run.tokenizer if run else None, world)
     if not resume:
-        choice = speed.choose(config, world, lambda: throwaway_step(config, corpus))
+        choice = speed.choose(config, world, None if task.samples else lambda: throwaway_step(config, task))
     random.manual_seed(config.seed)
-    model = divide(make_model(config, corpus.tokenizer), config, world)
+    whole = make_model(config, task.tokenizer)
+    kept = task.begin(whole, kept_arrays(run, world) if resume else {})
+    model = divide(whole, config, world)
     optimizer = make_optimizer(config, model.groups)
     model.attach(optimizer)
     state = State()
     if resume:
-        state = restore(run, model, optimizer, corpus, world)
+        state = restore(run, model, optimizer, task, world)
         choice = speed.choose_again(config, world, state.choice, state.ranks)
         if config.steps < state.step:
             raise InputError(
@@ -273,39 +315,55 @@ def prepare(config: TrainConfig, resume: Path | None, world: Communicator) -> Pr
             run.keep_settings(config)
             run.forget_metrics_after(state.step)
     elif leads:
-        run = Run.create(config, corpus.tokenizer)
+        run = Run.create(config, task.tokenizer, kept)
     folder = broadcast_bytes(world, os.fsencode(run.folder) if run else b"")
-    run = run or Run(Path(os.fsdecode(folder)), config, corpus.tokenizer)
+    run = run or Run(Path(os.fsdecode(folder)), config, task.tokenizer)
     state = state._replace(choice=choice.to_json(), ranks=world.size)
-    return Prepared(run, corpus, model, optimizer, state, choice)
+    return Prepared(run, task, model, optimizer, state, choice)
 
 
-def throwaway_step(config: TrainConfig, corpus: Corpus) -> Callable[[], None]:
+def task_on_all(config: TrainConfig, tokenizer: Tokenizer | None, world: Communicator) -> Task:
+    """The task, on every rank; a tokenizer is trained on rank 0 and sent to the others.
+
+    Raises: ParallelError that names the ranks with other settings or other data.
+    """
+    settings = {name: value for name, value in config.to_json().items() if name not in ("out", "device")}
+    agree(world, "settings", json.dumps(settings), "start all ranks with the same options")
+    kind = task_class(config.objective)
+    if world.rank == 0:
+        task = kind(config, tokenizer)
+        broadcast_bytes(world, json.dumps(task.tokenizer.to_json()).encode())
+    else:
+        task = kind(config, Tokenizer.from_json(json.loads(broadcast_bytes(world))))
+    agree(world, "text", task.fingerprint(), "give all ranks the same --data")
+    return task
+
+
+def throwaway_step(config: TrainConfig, task: Task) -> Callable[[], None]:
     """A function that trains a model of its own by a step, again and again on the first batch, at a rate of 0."""
-    model = divide(make_model(config, corpus.tokenizer), config, Alone())
+    model = divide(make_model(config, task.tokenizer), config, Alone())
     optimizer = make_optimizer(config, model.groups)
     model.attach(optimizer)
     optimizer.lr = 0.0
-    ids, targets = make_batches(corpus, config)[0].batch(0)
+    batch = task.batch(0)
 
     def step() -> None:
-        model.forward_backward(ids, targets, config.micro_batches)
+        model.forward_backward(batch, config.micro_batches, task)
         optimizer.clip_grad_norm(config.clip)
         optimizer.step()
 
     return step
 
 
-def build(config: TrainConfig, tokenizer: Tokenizer) -> tuple[GPT2, Optimizer]:
+def build(config: TrainConfig, tokenizer: Tokenizer) -> tuple[Any, Optimizer]:
     """The model and its optimiser, in one process."""
     model = make_model(config, tokenizer)
-    return model, make_optimizer(config, decay_groups(model.parameters(), config.weight_decay))
+    return model, make_optimizer(config, WholeModel(model, config.weight_decay).groups)
 
 
-def make_model(config: TrainConfig, tokenizer: Tokenizer) -> GPT2:
-    """The model, with its vocabulary from the tokenizer."""
-    model = GPT2(dataclasses.replace(config.model, vocab_size=tokenizer.vocab_size))
-    return model.to(config.device, config.dtype)
+def make_model(config: TrainConfig, tokenizer: Tokenizer) -> Any:
+    """The model, which has its vocabulary from the tokenizer."""
+    return task_class(config.objective).make_model(config, tokenizer).to(config.device, config.dtype)
 
 
 def make_optimizer(config: TrainConfig, groups: list[dict[str, Any]]) -> Optimizer:
@@ -315,12 +373,12 @@ def make_optimizer(config: TrainConfig, groups: list[dict[str, Any]]) -> Optimiz
     return AdamW(groups, config.lr, betas=(config.beta1, config.beta2))
 
 
-def divide(model: GPT2, config: TrainConfig, world: Communicator) -> WholeModel | ParallelModel:
+def divide(model: Any, config: TrainConfig, world: Communicator) -> WholeModel | ParallelModel:
     """The model as these ranks train it together, divided as the settings say.
 
     Raises: InputError for a division that does not fit these ranks or this model.
     """
-    layers = parse_layers(config.recompute, config.model.layers)
+    layers = parse_layers(config.recompute, len(model_blocks(model)))
     mesh = Mesh(world, config.dp, config.tp, config.pp)
     if not isinstance(world, Alone):
         return ParallelModel(model, mesh, config.weight_decay, config.zero, config.pipeline, layers)

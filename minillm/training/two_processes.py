@@ -11,10 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from minillm.models.gpt2 import GPT2
 from minillm.parallel.communicator import Communicator
 from minillm.parallel.launch import launch
+from minillm.parallel.objective import next_token_batch
 from minillm.training.config import TrainConfig
+from minillm.training.tasks import task_class
 from minillm.training.trainer import divide, make_optimizer
 from minillm.tuning import tuned_process
 
@@ -27,16 +28,16 @@ def main() -> None:
 def train_for_a_while(world: Communicator, settings: dict[str, Any], seconds: float = 2.0) -> float:
     """The median seconds of a step on random tokens; every rank calls it."""
     config = dataclasses.replace(TrainConfig.from_json(settings), dp=None, threads=None)
-    model = divide(GPT2(config.model), config, world)
+    model = divide(task_class(config.objective).model_class(config.architecture)(config.model), config, world)
     optimizer = make_optimizer(config, model.groups)
     model.attach(optimizer)
-    shape = (2, config.batch_size, config.model.context)
-    ids, targets = np.random.default_rng(0).integers(0, config.model.vocab_size, shape)
+    shape = (2, config.batch_size, config.task.length or config.model.context)
+    batch = next_token_batch(*np.random.default_rng(0).integers(0, config.model.vocab_size, shape))
 
     def step() -> float:
         world.barrier()
         start = time.perf_counter()
-        model.forward_backward(ids, targets, config.micro_batches)
+        model.forward_backward(batch, config.micro_batches)
         optimizer.clip_grad_norm(config.clip)
         optimizer.step()
         model.sync_parameters()

@@ -156,8 +156,9 @@ BAD = [
     ),
     ("train --resume strange", r"^config: there is no setting called 'layer'; did you mean 'layers'\?"),
     ("train --resume damaged", r"last\.safetensors is damaged or not a minillm checkpoint"),
-    ("sample missing", r"^missing is not a run directory"),
-    ("sample good.txt", r"^good\.txt is not a run directory"),
+    ("sample missing", r"^load: missing is no preset, and no folder or file .* is there; give a folder with config"),
+    ("sample good.txt", r"^load: good\.txt is a file of another kind; give a folder with config\.json"),
+    ("sample gpt2", r"^load: gpt2 is a preset, which has a configuration and random weights; give the folder"),
     (f"sample {LONG}", "File name too long"),
     ("sample wider", r"^load_state_dict: the weights do not fit GPT2"),
     ("sample damaged", r"best\.safetensors is damaged"),
@@ -653,7 +654,7 @@ def test_a_changed_weight_is_named(runs, here, capsys) -> None:
     with pytest.raises(SystemExit) as caught:
         main(["diff", str(here / "out"), str(here / "nothing")])
     assert caught.value.code == 2
-    assert "config.json is not there" in capsys.readouterr().err
+    assert "nothing is no preset, and no folder or file of this name is there" in capsys.readouterr().err
 
 
 # describe

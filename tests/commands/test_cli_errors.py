@@ -127,9 +127,9 @@ def test_values_of_every_kind() -> None:
     given = read(
         Sample, "sample", ["-0.5", "--prompt", "-hello", "--top-p=0.5", "--seed", "1", "--seed", str(2**64 - 1)]
     )
-    assert (given.run, given.prompt, given.top_p, given.seed) == (Path("-0.5"), "-hello", 0.5, 2**64 - 1)
+    assert (given.model, given.prompt, given.top_p, given.seed) == (Path("-0.5"), "-hello", 0.5, 2**64 - 1)
     given = read(Sample, "sample", ["--prompt=--seed", "--top-k", "None", "--", "--run"])
-    assert (given.run, given.prompt, given.top_k, given.temperature) == (Path("--run"), "--seed", None, 0.8)
+    assert (given.model, given.prompt, given.top_k, given.temperature) == (Path("--run"), "--seed", None, 0.8)
     assert read(TokenizerDecode, "tokenizer decode", ["t", "1", "-2", "3"]).ids == (1, -2, 3)
     assert read(TokenizerEncode, "tokenizer encode", ["t", "None"]).text == "None"
     assert read(TokenizerEncode, "tokenizer encode", ["t", ""]).text == ""
@@ -307,12 +307,13 @@ def capsys_error(capsys, arguments: list[str]) -> str:
 def test_samples_are_shown_as_they_are(trained: Path, capsys, text: str) -> None:
     run = Run.open(trained)
 
-    class Tokens:
-        tokenizer, train = run.tokenizer, np.zeros(3)
+    class Nothing:
+        def summary() -> str:
+            return "text"
 
     from minillm.training.saving import State
 
-    display = Display(run, 1, Tokens, State(), run.config)
+    display = Display(run, 1, Nothing, State(), run.config)
     capsys.readouterr()
     display.sample(text, text)
     assert capsys.readouterr().out.splitlines()[0] == text * 2

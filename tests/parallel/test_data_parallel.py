@@ -14,6 +14,7 @@ from minillm.optim import SGD, AdamW, decay_groups
 from minillm.parallel.communicator import Alone, Trace
 from minillm.parallel.data_parallel import DataParallel, boundary, model_blocks
 from minillm.parallel.mesh import Mesh, ParallelModel
+from minillm.parallel.objective import next_token_batch
 from minillm.parallel.zero import ZeRO
 from minillm.training.trainer import accumulate_gradients
 from tests.parallel.training import GPT, Case, build, on_mesh, one_process
@@ -140,7 +141,7 @@ def frozen(communicator, stage):
     parallel.attach(optimizer)
     ids = np.arange(24).reshape(2, 12)
     for micro_batches in (1, 2):
-        parallel.forward_backward(ids, ids, micro_batches)
+        parallel.forward_backward(next_token_batch(ids, ids), micro_batches)
         optimizer.clip_grad_norm(0.5)
         optimizer.step()
         parallel.sync_parameters()
@@ -159,7 +160,7 @@ def test_frozen_parameters_stay_and_the_others_move(ranks, stage):
     ids = np.arange(24).reshape(2, 12)
     for micro_batches in (1, 2):
         optimizer.zero_grad()
-        accumulate_gradients(model, ids, ids, micro_batches)
+        accumulate_gradients(model, next_token_batch(ids, ids), micro_batches)
         optimizer.clip_grad_norm(0.5)
         optimizer.step()
     changed, after = ranks(2).run(frozen, stage)[0]

@@ -11,6 +11,7 @@ from minillm.models.gpt2 import GPT2, GPT2Config
 from minillm.optim import SGD, AdamW
 from minillm.parallel.communicator import Alone
 from minillm.parallel.mesh import Mesh, ParallelModel
+from minillm.parallel.objective import next_token_batch
 from tests.parallel.training import Case, batch, build, on_mesh, one_process
 
 
@@ -97,7 +98,7 @@ def trained_by_sgd(communicator, case):
     optimizer = SGD(parallel.groups, 0.1, momentum=0.9)
     parallel.attach(optimizer)
     for step in range(case.steps):
-        parallel.forward_backward(*batch(case, step), case.micro_batches)
+        parallel.forward_backward(next_token_batch(*batch(case, step)), case.micro_batches)
         optimizer.clip_grad_norm(0.5)
         optimizer.step()
         parallel.sync_parameters()
@@ -122,7 +123,7 @@ def trained_in_part(communicator):
     parallel = ParallelModel(model, Mesh(communicator), zero=1)
     optimizer = AdamW(parallel.groups, 1e-2)
     parallel.attach(optimizer)
-    parallel.forward_backward(*batch(Case(), 0))
+    parallel.forward_backward(next_token_batch(*batch(Case(), 0)))
     optimizer.step()
     parallel.sync_parameters()
     state = parallel.optimizer_state_dict(optimizer)

@@ -18,6 +18,7 @@ from minillm.models.llama import Llama, LlamaConfig
 from minillm.optim import SGD
 from minillm.parallel import pipeline
 from minillm.parallel.communicator import Alone, Trace, bytes_sent
+from minillm.parallel.objective import next_token_batch
 from minillm.parallel.pipeline import (
     SCHEDULES,
     MicroBatch,
@@ -125,7 +126,9 @@ def one_process(family, micro_batches, dropout, dtype):
     random.manual_seed(11)
     for step in range(2):
         optimizer.zero_grad()
-        found.append(outcome(model, accumulate_gradients(model, *batch(7 - step, step), micro_batches)))
+        found.append(
+            outcome(model, accumulate_gradients(model, next_token_batch(*batch(7 - step, step)), micro_batches))
+        )
         optimizer.step()
     return found
 
@@ -450,7 +453,7 @@ def freeze(model, upto):
 @pytest.mark.parametrize("upto", [0, 1, 3, 5])
 def test_frozen_weights(ranks, upto):
     model = freeze(build("gpt2"), upto)
-    loss = accumulate_gradients(model, *batch(), 3)
+    loss = accumulate_gradients(model, next_token_batch(*batch()), 3)
     expected = {name: p.grad for name, p in model.named_parameters() if p.requires_grad}
     results = ranks(2).run(frozen, upto)
     assert {name: None for _, gradients in results for name in gradients} == dict.fromkeys(expected)

@@ -16,6 +16,7 @@ from minillm.optim import SGD, AdamW, decay_groups
 from minillm.parallel.communicator import Alone
 from minillm.parallel.data_parallel import DataParallel, parameter_owners
 from minillm.parallel.mesh import Mesh, ParallelModel
+from minillm.parallel.objective import next_token_batch
 from minillm.parallel.zero import ZeRO
 from minillm.training.trainer import accumulate_gradients
 
@@ -84,7 +85,7 @@ def one_process(kinds, micro_batches, name, steps=range(STEPS), start=None):
     for step in steps:
         model.step = step
         optimizer.zero_grad()
-        losses.append(float(accumulate_gradients(model, *batch(step), micro_batches)))
+        losses.append(float(accumulate_gradients(model, next_token_batch(*batch(step)), micro_batches)))
         optimizer.clip_grad_norm(0.5)
         optimizer.step()
     return losses, model.state_dict(), optimizer.state_dict()
@@ -101,7 +102,7 @@ def on_mesh(communicator, kinds, micro_batches, name, mesh, zero, layers=(), ste
     losses = []
     for step in steps:
         model.step = step
-        losses.append(float(parallel.forward_backward(*batch(step), micro_batches)))
+        losses.append(float(parallel.forward_backward(next_token_batch(*batch(step)), micro_batches)))
         optimizer.clip_grad_norm(0.5)
         optimizer.step()
         parallel.sync_parameters()
@@ -184,7 +185,7 @@ def late_stages(communicator):
     losses = []
     for step in range(STEPS):
         model.step = step
-        losses.append(float(parallel.forward_backward(*batch(step), 2)))
+        losses.append(float(parallel.forward_backward(next_token_batch(*batch(step)), 2)))
         optimizer.step()
         parallel.sync_parameters()
     return losses, parallel.state_dict(), parallel.optimizer_state_dict(optimizer)
@@ -250,8 +251,8 @@ def test_gaps_between_gradients_are_no_part_of_the_norm(monkeypatch, stage):
     for row in rows:
         row[...] = np.nan
     monkeypatch.setattr(np, "empty_like", empty_like)
-    parallel.forward_backward(*batch(0))
-    accumulate_gradients(alone, *batch(0))
+    parallel.forward_backward(next_token_batch(*batch(0)))
+    accumulate_gradients(alone, next_token_batch(*batch(0)))
     expected = AdamW(alone.parameters()).clip_grad_norm(1.0)
     assert optimizer.clip_grad_norm(1.0) == pytest.approx(expected, rel=1e-6)
     optimizer.step()

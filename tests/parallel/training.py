@@ -13,6 +13,7 @@ from minillm.models.llama import Llama, LlamaConfig
 from minillm.optim import AdamW, decay_groups
 from minillm.parallel.communicator import Communicator, Message, Trace
 from minillm.parallel.mesh import Mesh, ParallelModel
+from minillm.parallel.objective import next_token_batch
 from minillm.training.trainer import accumulate_gradients
 
 GPT = GPT2Config(vocab_size=61, context=16, layers=4, heads=4, channels=32)
@@ -80,6 +81,12 @@ def batch(case: Case, step: int) -> tuple[np.ndarray, np.ndarray]:
     return ids[:, :-1], targets
 
 
+def mean_loss(parallel: ParallelModel, *batches: dict[str, np.ndarray]) -> float:
+    """The mean loss of the targets of these batches, without dropout."""
+    value, count = parallel.measures(batches)["loss"]
+    return value / count
+
+
 def one_process(case: Case, start: Any = None) -> Outcome:
     """The training in one process; `start`: weights and optimiser state to begin from."""
     model = build(case)
@@ -90,7 +97,7 @@ def one_process(case: Case, start: Any = None) -> Outcome:
     losses, norms = [], []
     for step in range(case.steps):
         optimizer.zero_grad()
-        losses.append(float(accumulate_gradients(model, *batch(case, step), case.micro_batches)))
+        losses.append(float(accumulate_gradients(model, next_token_batch(*batch(case, step)), case.micro_batches)))
         norms.append(float(optimizer.clip_grad_norm(0.5)))
         optimizer.step()
     counter = random.default.counter
@@ -113,13 +120,13 @@ def on_mesh(communicator: Communicator, case: Case, start: Any = None) -> Outcom
     communicator.trace.messages.clear()
     losses, norms = [], []
     for step in range(case.steps):
-        losses.append(float(parallel.forward_backward(*batch(case, step), case.micro_batches)))
+        losses.append(float(parallel.forward_backward(next_token_batch(*batch(case, step)), case.micro_batches)))
         norms.append(float(optimizer.clip_grad_norm(0.5)))
         optimizer.step()
         parallel.sync_parameters()
     counter, messages = random.default.counter, list(communicator.trace.messages)
     weights, state = parallel.state_dict(), parallel.optimizer_state_dict(optimizer)
-    evaluation = parallel.losses([batch(case, 100 + i) for i in range(3)])
+    evaluation = [mean_loss(parallel, next_token_batch(*batch(case, 100 + i))) for i in range(3)]
     mesh.close()
     memory = parallel.data.memory()
     memory["moments"] = sum(moment.nbytes for group in optimizer.groups for moment in group.moments.values())

@@ -39,7 +39,7 @@ from minillm.random import Generator
 from minillm.study.describe import describe
 from minillm.study.describe.abstract_step import abstract_step
 from minillm.study.describe.description import Amount, Description
-from minillm.study.describe.lookup import presets
+from minillm.resolver import presets
 from minillm.study.describe.tables import rules, tables
 from minillm.study.profile import Profile, profiled
 from minillm.training import Run, TrainConfig
@@ -101,7 +101,7 @@ MODELS = {  # class, configuration, batch size, context
 def described(kind: Any, config: Any, batch_size: int, context: int, dtype: str = "float32") -> Description:
     """Of a configuration that is no preset, by the same way."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("minillm.study.describe.lookup.presets", lambda: {"this": (kind, config)})
+        patch.setattr("minillm.resolver.presets", lambda: {"this": (kind, config)})
         return describe("this", batch_size, context, dtype)
 
 

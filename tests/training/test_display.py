@@ -19,6 +19,7 @@ from minillm.tokenizers import CharacterTokenizer
 from minillm.training import display
 from minillm.training.config import TrainConfig
 from minillm.training.saving import State
+from minillm.training.tasks.causal import CausalTask
 
 CONTROL = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
@@ -37,6 +38,13 @@ def on_a_terminal(monkeypatch: pytest.MonkeyPatch, shown: io.StringIO, width: in
     monkeypatch.setattr(display, "Console", functools.partial(Console, file=shown, width=width, force_terminal=True))
 
 
+def task_of(tokenizer: Any, tokens: Any) -> CausalTask:
+    """A task that can be told about."""
+    task = CausalTask.__new__(CausalTask)
+    task.tokenizer, task.corpus = tokenizer, SimpleNamespace(train=tokens)
+    return task
+
+
 def make(folder: str = "runs/nano-1", step: int = 0, records: list[dict[str, Any]] | None = None) -> display.Display:
     tokenizer = SimpleNamespace(vocab_size=1024, encode=list)
     written = list(records or [])
@@ -45,7 +53,7 @@ def make(folder: str = "runs/nano-1", step: int = 0, records: list[dict[str, Any
             folder=Path(folder), metrics=lambda: written, add_metrics=written.append, plot=lambda: Path("loss.png")
         ),
         1234567,
-        SimpleNamespace(tokenizer=tokenizer, train=range(98765), validation=range(10)),
+        task_of(tokenizer, range(98765)),
         State(step=step),
         TrainConfig(steps=200),
     )
@@ -71,7 +79,7 @@ def test_elsewhere_it_prints_a_plain_line_a_validation(shown: io.StringIO) -> No
         shown.truncate(0)
         shown.seek(0)
         for step in range(1, 21):
-            progress.step(record(step, 2.5 + step if step % 10 == 0 else None))
+            progress.step(record(step, 2.5 + step if step % 10 == 0 else None), 1.536)
     assert shown.getvalue().splitlines() == [
         "step 10/200  loss 3.250  validation 12.500  1,000 tokens/s  12 s",
         "step 20/200  loss 3.250  validation 22.500  1,000 tokens/s  12 s",
@@ -85,7 +93,7 @@ def test_on_a_terminal_it_shows_a_live_line(monkeypatch: pytest.MonkeyPatch, sho
     with make() as progress:
         shown.truncate(0)
         shown.seek(0)
-        progress.step(record(50, 2.75))
+        progress.step(record(50, 2.75), 1.536)
         progress.progress.refresh()
     live = CONTROL.sub("", shown.getvalue())
     assert "\x1b[" in shown.getvalue()
@@ -98,8 +106,8 @@ def test_on_a_terminal_it_shows_a_live_line(monkeypatch: pytest.MonkeyPatch, sho
 def test_the_last_validation_stays_on_the_live_line(monkeypatch: pytest.MonkeyPatch, shown: io.StringIO) -> None:
     on_a_terminal(monkeypatch, shown)
     with make() as progress:
-        progress.step(record(1, 2.75))
-        progress.step(record(2))
+        progress.step(record(1, 2.75), 1.536)
+        progress.step(record(2), 1.536)
         shown.truncate(0)
         shown.seek(0)
         progress.progress.refresh()
@@ -108,12 +116,12 @@ def test_the_last_validation_stays_on_the_live_line(monkeypatch: pytest.MonkeyPa
 
 def test_the_speed_is_a_running_mean(shown: io.StringIO) -> None:
     progress = make()
-    progress.step(record(1, speed=1000))
+    progress.step(record(1, speed=1000), 1.536)
     assert progress.speed == 1000
-    progress.step(record(2, speed=2000))
+    progress.step(record(2, speed=2000), 1.536)
     assert progress.speed == pytest.approx(1050)
     for step in range(3, 200):
-        progress.step(record(step, speed=2000))
+        progress.step(record(step, speed=2000), 1.536)
     assert progress.speed == pytest.approx(2000, rel=1e-3)
 
 
@@ -166,15 +174,14 @@ def test_the_command_can_be_pasted_whatever_the_folder_is_called(
 
 def test_the_prompt_is_one_that_the_tokenizer_can_write(shown: io.StringIO) -> None:
     tokenizer = CharacterTokenizer.train("it's [so] small")
-    corpus = SimpleNamespace(tokenizer=tokenizer, train=np.array(tokenizer.encode("it's [so] small")))
     progress = make()
-    progress.corpus = corpus
-    progress.finish(State(step=3), interrupted=False)
+    progress.task = task_of(tokenizer, np.array(tokenizer.encode("it's [so] small")))
+    progress.finish(State(step=3), stopped=False)
     assert shlex.split(shown.getvalue().splitlines()[-1])[3:5] == ["--prompt", "it's [so"]
 
 
 def test_a_run_without_a_validation_ends_too(shown: io.StringIO) -> None:
-    make().finish(State(), interrupted=False)
+    make().finish(State(), stopped=False)
     assert "validation loss" not in shown.getvalue()
 
 

@@ -26,10 +26,13 @@ from minillm.errors import CheckpointError, InputError
 from minillm.generate import generate
 from minillm.models.gpt2 import GPT2, GPT2Config
 from minillm.optim import AdamW, cosine_schedule, wsd_schedule
+from minillm.parallel.objective import next_token_batch
 from minillm.tokenizers import BPETokenizer, CharacterTokenizer
 from minillm.training import Run, TrainConfig, train, trainer
 from minillm.training.config import preset
 from minillm.training.corpus import Corpus, load_corpus, make_batches
+from minillm.training.tasks import causal
+from minillm.training.tasks.causal import CausalTask
 from minillm.training.trainer import WholeModel, accumulate_gradients, evaluate, learning_rate
 
 TINY = GPT2Config(vocab_size=256, context=8, layers=1, heads=2, channels=16, dropout=0.2)
@@ -73,9 +76,16 @@ def last_arrays(run: Run) -> dict[str, np.ndarray]:
     }
 
 
+TIMES = ("tokens_per_s", "seconds")
+
+
 def without_times(run: Run) -> list[dict[str, Any]]:
     return [
-        {name: value for name, value in record.items() if name not in ("tokens_per_s", "seconds", "val_loss")}
+        {
+            name: value
+            for name, value in record.items()
+            if name not in ("tokens_per_s", "seconds", "val_loss", "val_bits_per_byte")
+        }
         for record in run.metrics()
     ]
 
@@ -120,7 +130,7 @@ def test_parts_of_a_batch_give_the_gradient_of_the_batch(
     loss.backward()
     expected = {name: parameter.grad for name, parameter in model.named_parameters()}
     model.zero_grad()
-    total = accumulate_gradients(model, ids, targets, parts)
+    total = accumulate_gradients(model, next_token_batch(ids, targets), parts)
     assert total == pytest.approx(loss.item(), rel=tolerance)
     for name, parameter in model.named_parameters():
         error = np.abs(parameter.grad - expected[name]).max() / np.abs(expected[name]).max()
@@ -130,34 +140,45 @@ def test_parts_of_a_batch_give_the_gradient_of_the_batch(
 def test_gradients_add_up_over_calls(rng: np.random.Generator) -> None:
     model = GPT2(dataclasses.replace(TINY, vocab_size=13, dropout=0.0)).to(np.float64)
     ids, targets = rng.integers(0, 13, (2, 4, 8))
-    assert isinstance(accumulate_gradients(model, ids, targets), float)
+    assert isinstance(accumulate_gradients(model, next_token_batch(ids, targets)), float)
     once = model.wte.weight.grad.copy()
-    accumulate_gradients(model, ids, targets)
+    accumulate_gradients(model, next_token_batch(ids, targets))
     np.testing.assert_allclose(model.wte.weight.grad, 2 * once, rtol=1e-12)
 
 
 def test_a_batch_in_which_nothing_counts(rng: np.random.Generator) -> None:
     model = GPT2(dataclasses.replace(TINY, vocab_size=13))
-    assert accumulate_gradients(model, rng.integers(0, 13, (4, 8)), np.full((4, 8), -100), 2) == 0
+    assert accumulate_gradients(model, next_token_batch(rng.integers(0, 13, (4, 8)), np.full((4, 8), -100)), 2) == 0
     assert not any(parameter.grad.any() for parameter in model.parameters())
 
 
 # Evaluation and the learning rate
 
 
+def task_of(batches: Batches) -> CausalTask:
+    """A task that has validation batches, and nothing else."""
+    task = CausalTask.__new__(CausalTask)
+    task.validation = batches
+    task.bytes_per_token = 2.0
+    return task
+
+
 def test_evaluation_is_the_mean_over_its_batches_and_touches_nothing(rng: np.random.Generator) -> None:
     model = GPT2(dataclasses.replace(TINY, vocab_size=13))
     batches = Batches(rng.integers(0, 13, 200), 3, 8, 0, shuffle=False)
+    task = task_of(batches)
     place = random.default.state()
-    result = evaluate(WholeModel(model), batches, 4)
+    result = evaluate(WholeModel(model), task, 4)
     assert random.default.state() == place
     assert model.training
     assert all(parameter.grad is None for parameter in model.parameters())
     model.eval()
     expected = [model.loss(ids, targets).item() for ids, targets in batches.evaluation_batches(4)]
     assert len(expected) == 4
-    assert result == pytest.approx(np.mean(expected), rel=1e-12)
-    assert evaluate(WholeModel(model), batches, 4) == result
+    assert result["val_loss"] == pytest.approx(np.mean(expected), rel=1e-6)
+    assert result["val_bits_per_byte"] == pytest.approx(result["val_loss"] / (2 * math.log(2)), rel=1e-12)
+    assert result.keys() == {"val_loss", "val_bits_per_byte"}
+    assert evaluate(WholeModel(model), task, 4) == result
 
 
 def test_evaluating_and_sampling_more_often_changes_no_weight(text: Path) -> None:
@@ -205,7 +226,10 @@ def test_metrics_hold_one_line_a_step_with_every_field(text: Path) -> None:
     lines = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == list(range(1, 13))
     for line in lines:
-        assert list(line) == ["step", "loss", "val_loss", "lr", "grad_norm", "tokens", "tokens_per_s", "seconds"]
+        bits = [] if line["val_loss"] is None else ["val_bits_per_byte"]
+        assert list(line) == ["step", "loss", "val_loss", *bits, "lr", "grad_norm", "tokens", "tokens_per_s", "seconds"]
+        if bits:  # all characters are of one byte
+            assert line["val_bits_per_byte"] == pytest.approx(line["val_loss"] / math.log(2), rel=1e-12)
         assert line["lr"] == learning_rate(config, line["step"] - 1)
         assert line["tokens"] == line["step"] * 4 * 8
         assert (line["val_loss"] is not None) == (line["step"] in (5, 10, 12))
@@ -256,7 +280,7 @@ def test_the_last_and_the_best_checkpoint(text: Path, monkeypatch: pytest.Monkey
     losses = {2: 3.0, 4: 2.5, 6: 4.0, 8: 2.5, 10: 2.0, 12: 2.25}  # an equal loss is no better
     best_after = {2: 2, 4: 4, 6: 4, 8: 4, 10: 10, 12: 10}
     scripted = iter(losses.values())
-    monkeypatch.setattr(trainer, "evaluate", lambda *arguments: next(scripted))
+    monkeypatch.setattr(trainer, "evaluate", lambda *arguments: {"val_loss": next(scripted)})
     seen = {}
     save = trainer.save
 
@@ -356,14 +380,14 @@ def test_a_run_can_be_stopped_again_and_again(text: Path, monkeypatch: pytest.Mo
 
 
 def test_a_stop_while_text_is_sampled_finishes_and_saves_a_step(text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    original = trainer.sample
+    original = causal.sample
 
     def interrupted(model: Any, corpus: Any, config: Any, step: int) -> tuple[str, str]:
         if step == 4:
             os.kill(os.getpid(), signal.SIGINT)
         return original(model, corpus, config, step)
 
-    monkeypatch.setattr(trainer, "sample", interrupted)
+    monkeypatch.setattr(causal, "sample", interrupted)
     run = train(settings(text, "run", eval_every=100, sample_every=4))
     saved = load_checkpoint(run.checkpoint("last")).state["step"]
     assert saved == run.metrics()[-1]["step"] == 5
@@ -696,11 +720,11 @@ def test_a_sample_continues_the_validation_text(text: Path) -> None:
     config = settings(text, "run")
     corpus = load_corpus(config)
     model, _ = trainer.build(config, corpus.tokenizer)
-    prompt, continuation = trainer.sample(model, corpus, config, 3)
+    prompt, continuation = causal.sample(model, corpus, config, 3)
     assert prompt == corpus.tokenizer.decode(np.asarray(corpus.validation[:16]))
     assert len(continuation) == 8
-    assert trainer.sample(model, corpus, config, 3) == (prompt, continuation)
-    assert trainer.sample(model, corpus, config, 4)[1] != continuation
+    assert causal.sample(model, corpus, config, 3) == (prompt, continuation)
+    assert causal.sample(model, corpus, config, 4)[1] != continuation
 
 
 # It learns

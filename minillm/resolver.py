@@ -1,0 +1,327 @@
+"""One answer to "which model?", for every function and command that is given one.
+
+    runs/mine                           a run directory of `minillm train` or `minillm finetune`: its best weights
+    runs/mine/checkpoints/last.safetensors    a checkpoint of such a run
+    a folder with config.json           Hugging Face's files, in one piece or in shards
+    model.safetensors                   such a file, with config.json beside it
+    model.gguf                          a file of llama.cpp, with configuration and tokenizer in it
+    a folder with adapter_config.json   a LoRA adapter: its base model is opened too
+    gpt2, llama-nano                    a preset: a configuration, whose weights are random
+
+`find` says which of these a path is, `described` reads the configuration alone, and `open_model` builds the model with
+its weights, and keeps beside it what its files say: the tokenizer, the ids that end a text, the chat template.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+import numpy as np
+
+from minillm import hub, models
+from minillm.dtypes import as_dtype
+from minillm.errors import CheckpointError, InputError, MinillmError, did_you_mean
+from minillm.pretrained import FAMILIES, SavedWith, keep
+from minillm.stored import CONFIG, INDEX, WEIGHTS, read_json
+from minillm.weights import build_model
+
+if TYPE_CHECKING:
+    from minillm.chat import ChatTemplate
+    from minillm.checkpoint import Checkpoint
+    from minillm.tokenizers import Tokenizer
+    from minillm.training.run import Run
+
+ADAPTER = "adapter_config.json"
+KINDS = (
+    f"a folder with {CONFIG} and {WEIGHTS}, such a .safetensors file, a .gguf file, a run directory of "
+    "`minillm train`, a folder with a LoRA adapter, or a preset such as gpt2"
+)
+
+
+class Place(NamedTuple):
+    """Where a model is, and in which form."""
+
+    kind: Literal["run", "folder", "safetensors", "gguf", "adapter", "preset"]
+    path: Path  # of a preset: its name
+    checkpoint: str | None = None  # of a run: the name of the checkpoint that was given
+
+
+class Described(NamedTuple):
+    """A model that is not built: its class and its configuration."""
+
+    place: Place
+    kind: Callable[[Any], Any]
+    config: Any
+    run: Run | None = None
+
+
+class OpenedModel:
+    """A model with its weights, in evaluation mode, and what its files say beside them.
+
+    saved_with: the other values of its files; `model.eos_ids` of a decoder are the ids that end a text by these.
+    run: the run that trained it, if it comes from one.
+    """
+
+    def __init__(self, place: Place, model: Any, run: Run | None = None, base: OpenedModel | None = None):
+        self.place, self.model, self.run, self.base = place, model, run, base
+        self.saved_with: SavedWith = vars(model).get("saved_with") or SavedWith({}, {})
+
+    @property
+    def tokenizer(self) -> Tokenizer | None:
+        """The model's tokenizer, read when it is first asked for; None if there is none that can be used."""
+        return self._tokenizer[0]
+
+    def needed_tokenizer(self, function: str) -> Tokenizer:
+        """The model's tokenizer.
+
+        Raises: InputError that says why there is none.
+        """
+        tokenizer, reason = self._tokenizer
+        if tokenizer is None:
+            raise InputError(f"{function}: {self.place.path} has no tokenizer to use: {reason}")
+        return tokenizer
+
+    @cached_property
+    def template(self) -> ChatTemplate | None:
+        """The chat template that the model was trained with, as far as its tokenizer tells; None if it does not."""
+        from minillm.chat import chat_template
+
+        try:
+            return None if self.tokenizer is None else chat_template(self.tokenizer)
+        except InputError:
+            return None
+
+    @cached_property
+    def _tokenizer(self) -> tuple[Tokenizer | None, str]:
+        """The tokenizer, or None and the reason."""
+        if self.place.kind == "preset":
+            return None, "it is a preset, whose weights are random; give a trained model"
+        if self.run is not None:
+            return self.run.tokenizer, ""
+        try:
+            return load_tokenizer(self.place.path), ""
+        except MinillmError as error:
+            return (None, str(error)) if self.base is None else self.base._tokenizer
+
+
+# Where a model is
+
+
+def find(path: str | Path, function: str = "load") -> Place:
+    """The place and the form of the model that `path` means; a path that exists comes before a preset of this name.
+
+    Raises: CheckpointError that lists the forms, and says what is there instead.
+    """
+    name, path = str(path), Path(path)
+    path = path.parent if path.name == CONFIG and path.is_file() else path
+    found = _of_folder(path) if path.is_dir() else _of_file(path)
+    if found is None and name in presets():
+        found = Place("preset", Path(name))
+    if found is None:
+        raise _nothing_at(name, path, function)
+    return found
+
+
+def _nothing_at(name: str, path: Path, function: str) -> MinillmError:
+    """The error for a path that means no model, with what is there."""
+    if path.is_dir():
+        files = sorted(file.name for file in path.iterdir())
+        there = f"has {', '.join(files[:5])}{' and more' if len(files) > 5 else ''}" if files else "is empty"
+        one = next((f"; to open that file, give {path / file}" for file in files if file.endswith(".gguf")), "")
+        return CheckpointError(f"{function}: {path / CONFIG} is not there; give {KINDS}; the folder {there}{one}")
+    if path.exists():
+        return CheckpointError(f"{function}: {path} is a file of another kind; give {KINDS}")
+    hint = "" if len(path.parts) > 1 else did_you_mean(name, presets())
+    return CheckpointError(
+        f"{function}: {name} is no preset, and no folder or file of this name is there; give {KINDS}{hint}"
+    )
+
+
+def _of_folder(folder: Path) -> Place | None:
+    if is_run(folder):
+        return Place("run", folder)
+    if (folder / ADAPTER).is_file() and not (folder / WEIGHTS).exists() and not (folder / INDEX).exists():
+        return Place("adapter", folder)
+    return Place("folder", folder) if (folder / CONFIG).is_file() else None
+
+
+def _of_file(path: Path) -> Place | None:
+    """The place of a model's file by its name; if it is not there, its reader says so."""
+    folder = path.parent
+    if path.suffix == ".gguf":
+        return Place("gguf", path)
+    if path.suffix != ".safetensors":
+        return None
+    if folder.name == "checkpoints" and is_run(folder.parent):
+        return Place("run", folder.parent, path.stem)
+    is_adapter = path.name == "adapter_model.safetensors" and (folder / ADAPTER).is_file()
+    return Place("adapter", folder) if is_adapter else Place("safetensors", path)
+
+
+def is_run(path: Path) -> bool:
+    """True for a directory of `minillm train`, even one that was stopped before its first step."""
+    return (path / "checkpoints").is_dir() or (path / "metrics.jsonl").exists()
+
+
+def presets() -> dict[str, tuple[Callable[[Any], Any], Any]]:
+    """The class and the configuration of every preset in minillm/models.
+
+    A name that several files have is told apart by the file's: `gpt2-nano`, `bert-nano`.
+    """
+    classes = {file: next(iter(names.values())) for file, names in reversed(FAMILIES.values())}
+    files = sorted(module.name for module in pkgutil.iter_modules(models.__path__))
+    modules = {file: importlib.import_module(f"minillm.models.{file}") for file in files if file in classes}
+    times = Counter(name for module in modules.values() for name in module.PRESETS)
+    return {
+        name if times[name] == 1 else f"{file}-{name}": (getattr(module, classes[file]), config)
+        for file, module in modules.items()
+        for name, config in module.PRESETS.items()
+    }
+
+
+# Configurations
+
+
+def described(path: str | Path, function: str = "load") -> Described:
+    """The class and the configuration of the model that `path` means; no weight is read. A preset may be meant.
+
+    Raises: as `find`; CheckpointError or InputError for a configuration that is damaged or not supported.
+    """
+    place = find(path, function)
+    if place.kind == "preset":
+        return Described(place, *presets()[str(place.path)])
+    if place.kind == "run":
+        return _described_run(place)
+    if place.kind == "adapter":
+        return described(_base_of(place.path), function)._replace(place=place)
+    if place.kind == "gguf":
+        from minillm.gguf import read_config
+        from minillm.models.llama import Llama
+
+        return Described(place, Llama, read_config(place.path))
+    found = hub.described(place.path if place.kind == "folder" else place.path.parent)
+    return Described(place, found.kind, found.config)
+
+
+def _described_run(place: Place) -> Described:
+    from minillm.training.run import Run
+
+    run = Run.open(place.path)
+    kinds = {type(config): kind for kind, config in presets().values()}
+    config = replace(run.config.model, vocab_size=run.tokenizer.vocab_size)
+    return Described(place, kinds[type(config)], config, run)
+
+
+def _base_of(folder: Path) -> Path:
+    """The base model of a LoRA adapter: a path as it stands in its file, or as seen from the adapter's folder."""
+    base = read_json(folder / ADAPTER).get("base_model_name_or_path")
+    for path in (Path(str(base)), folder / str(base)):
+        if base and path.exists():
+            return path
+    raise CheckpointError(
+        f"load: the adapter in {folder} belongs to the base model {base!r}, which is no path here; put its folder in "
+        f"base_model_name_or_path of {folder / ADAPTER}"
+    )
+
+
+# Models with their weights
+
+
+def open_model(path: str | Path, dtype: Any = "float32", device: str = "cpu", *, random: bool = False) -> OpenedModel:
+    """Open the model that `path` means, with its weights converted to `dtype`, on `device`, in evaluation mode.
+
+    random: accept a preset, whose weights are random, as before a training.
+    Memory: the weights, and a few megabytes; of a run, the checkpoint too.
+    Raises: CheckpointError for a path that is none of the known forms, or files that are missing, cut short or do not
+        fit; InputError for what is not supported here.
+    """
+    place = find(path)
+    if place.kind == "preset" and not random:
+        raise InputError(
+            f"load: {path} is a preset, which has a configuration and random weights; give the folder or the file of a "
+            "trained model"
+        )
+    opened = _opened(place, dtype)
+    if device != "cpu":
+        opened.model.to(device)
+    return opened
+
+
+def load(path: str | Path, dtype: Any = "float32") -> Any:
+    """Load a model, with its weights converted to `dtype`, in evaluation mode.
+
+    path: a folder with config.json and model.safetensors (or its shards), such a file, a .gguf file, a run directory of
+        `minillm train`, or a folder with a LoRA adapter.
+    Raises: as `open_model`.
+    """
+    return open_model(path, dtype).model
+
+
+def load_tokenizer(path: str | Path) -> Tokenizer:
+    """Load the tokenizer of a model, from any form that `load` reads, or from a tokenizer.json.
+
+    Raises: InputError for a file that is missing or damaged, or has an unsupported part.
+    """
+    from minillm.tokenizers import Tokenizer  # imported late, to keep `import minillm` fast
+
+    path = Path(path)
+    if path.suffix == ".gguf":
+        from minillm.gguf import load_gguf_tokenizer
+
+        return load_gguf_tokenizer(path)
+    folder = path.parent if path.suffix == ".safetensors" else path
+    folder = folder.parent if folder.name == "checkpoints" and is_run(folder.parent) else folder
+    return Tokenizer.from_file(folder / "tokenizer" if is_run(folder) else folder)
+
+
+def _opened(place: Place, dtype: Any) -> OpenedModel:
+    if place.kind == "gguf":
+        from minillm.gguf import load_gguf
+
+        return OpenedModel(place, load_gguf(place.path, dtype))
+    if place.kind in ("folder", "safetensors"):
+        return OpenedModel(place, hub.load(place.path, dtype))
+    if place.kind == "adapter":
+        return _opened_adapter(place, dtype)
+    _, kind, config, run = described(place.path) if place.kind == "preset" else _described_run(place)
+    model = build_model(place.path, kind, config)
+    if run is not None:
+        model.load_state_dict(_checkpoint(run, place.checkpoint).model)
+        keep(model, _ids_of(run))
+    if as_dtype(dtype) != np.float32:
+        model.to(dtype)
+    return OpenedModel(place, model.eval(), run)
+
+
+def _checkpoint(run: Run, name: str | None) -> Checkpoint:
+    """The checkpoint of this name, or the best one, or the last."""
+    from minillm.checkpoint import load_checkpoint
+
+    names = ("best", "last") if name is None else (name,)
+    there = [name for name in names if run.checkpoint(name).exists()]
+    return load_checkpoint(run.checkpoint((there or names)[0]))
+
+
+def _ids_of(run: Run) -> SavedWith:
+    """The ids that begin, end and pad a text, by a run's tokenizer; its end of text begins texts too."""
+    tokenizer = run.tokenizer
+    end = tokenizer.eos_id
+    ids = {
+        "bos_token_id": end if tokenizer.bos_id is None else tokenizer.bos_id,
+        "eos_token_id": end,
+        "pad_token_id": tokenizer.pad_id,
+    }
+    ids = {key: i for key, i in ids.items() if i is not None}
+    return SavedWith(ids, ids)
+
+
+def _opened_adapter(place: Place, dtype: Any) -> OpenedModel:
+    base = _base_of(place.path)
+    raise InputError(f"load: {place.path} is a LoRA adapter, which cannot be opened yet; give its base model, {base}")

@@ -1,0 +1,109 @@
+"""Predict the next token of every token of a long text, as GPT-2 and Llama do."""
+
+from __future__ import annotations
+
+import math
+import shlex
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, ClassVar
+
+import numpy as np
+
+from minillm.errors import InputError
+from minillm.generate import generate
+from minillm.parallel.objective import Batch, NextTokens, next_token_batch
+from minillm.tokenizers import Tokenizer
+from minillm.training.corpus import Corpus, load_corpus, make_batches
+from minillm.training.tasks.task import Task
+
+DECODED = 1 << 20  # tokens of the validation text from which the bytes of a token are known
+
+
+@dataclass(frozen=True)
+class CausalOptions:
+    """Settings of a causal training."""
+
+    length: int | None = None
+    """Tokens of each sequence; by default as many as the model's context."""
+
+    def __post_init__(self):
+        if self.length is not None and self.length < 1:
+            raise InputError(f"train: length is {self.length}; give 1 or more")
+
+
+class CausalTask(NextTokens, Task):
+    """The text in windows, in the order of data/batches.py; the loss is the mean cross-entropy of the tokens."""
+
+    name = "causal"
+    Options = CausalOptions
+    models: ClassVar = {"gpt2": "GPT2", "llama": "Llama", "gemma": "Gemma"}
+
+    def __init__(self, config: Any, tokenizer: Tokenizer | None = None):
+        super().__init__(config, tokenizer)
+        length, context = self.options.length, config.model.context
+        if length is not None and length > context:
+            raise InputError(f"train: length={length} is more than the model's context of {context}; give at most that")
+        self.corpus = load_corpus(config, tokenizer)
+        self.tokenizer = self.corpus.tokenizer
+        self.batches, self.validation = make_batches(self.corpus, config, length)
+
+    def fingerprint(self) -> str:
+        """The numbers of tokens, the tokenizer, and a checksum of the tokens."""
+        return self.corpus.fingerprint()
+
+    def summary(self) -> str:
+        """How many tokens there are, and the loss of a uniform guess."""
+        vocabulary = self.tokenizer.vocab_size
+        return (
+            f"{len(self.corpus.train):,} training tokens, vocabulary {vocabulary:,} (a uniform guess has loss "
+            f"{math.log(vocabulary):.2f})"
+        )
+
+    def batch(self, step: int, model: Any = None) -> Batch:
+        """Windows of the training text."""
+        return next_token_batch(*self.batches.batch(step))
+
+    def evaluation_batches(self, count: int) -> Iterator[Batch]:
+        """Windows spread evenly over the validation text."""
+        return (next_token_batch(*batch) for batch in self.validation.evaluation_batches(count))
+
+    @cached_property
+    def bytes_per_token(self) -> float | None:
+        """Bytes of the validation text for each of its tokens; tokens that stand for no text have none."""
+        return bytes_per_token(self.tokenizer, np.asarray(self.corpus.validation[:DECODED]))
+
+    def preview(self, model: Any, step: int) -> Iterator[tuple[str, str]]:
+        """The start of the validation text, and how the model continues it."""
+        yield sample(model, self.corpus, self.config, step)
+
+    def next_steps(self, folder: str) -> list[str]:
+        """The command that samples from the run."""
+        return ["to sample from it:", f"  minillm sample {folder} --prompt {self._prompt()} --max-tokens 200"]
+
+    def _prompt(self) -> str:
+        """The start of a sentence, quoted for a shell; where the tokenizer cannot write it, that of the text."""
+        try:
+            self.tokenizer.encode("The ")
+            return '"The "'
+        except InputError:
+            return shlex.quote(self.tokenizer.decode(np.asarray(self.corpus.train[:8])))
+
+
+def bytes_per_token(tokenizer: Tokenizer, ids: np.ndarray) -> float | None:
+    """Bytes of the text of these ids (N,) divided by N; special tokens count as ids, and have no bytes.
+
+    With it a loss per token becomes one per byte, which models with different tokenizers share:
+    bits per byte = nats per token / (ln 2 · bytes per token). None where there is no text.
+    """
+    text = ids[~np.isin(ids, list(tokenizer.special_tokens.values()))]
+    size = len(tokenizer.decode(text).encode("utf-8", "surrogatepass"))
+    return size / len(ids) if size else None
+
+
+def sample(model: Any, corpus: Corpus, config: Any, step: int) -> tuple[str, str]:
+    """Some validation text, and how the model continues it."""
+    prompt = np.asarray(corpus.validation[:16]).tolist()
+    ids = list(generate(model, prompt, config.sample_tokens, temperature=0.8, top_k=50, seed=config.seed + step))
+    return corpus.tokenizer.decode(prompt), corpus.tokenizer.decode(ids)

@@ -1,0 +1,141 @@
+"""Task: the base of all tasks; everything in which one training differs from another.
+
+The loop (trainer.py) asks a task, in this order:
+
+    task = task_class(config.objective)(config, tokenizer)     reads the data and checks all of it
+    task.make_model(config, task.tokenizer)                    the model that it trains
+    for step in ...:
+        batch = task.batch(step)                               a function of (seed, step) alone
+        task.counts(batch), task.sums(model, batch)            the loss; see parallel/objective.py
+        task.measures(model, batch)                            of every batch of a validation
+        task.preview(model, step)                              what is shown now and then
+
+A file of this package imports nothing of the loop: `config` is a training/config.py TrainConfig, whose `task` holds the
+task's own `Options`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+from collections.abc import Iterator, Mapping
+from typing import Any, ClassVar
+
+from minillm.backend import Array
+from minillm.errors import InputError
+from minillm.parallel.objective import Batch, Objective
+from minillm.tokenizers import Tokenizer
+
+__all__ = ["Batch", "Options", "Task", "Tokenizer"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """The settings of a task that has none."""
+
+
+class Task(Objective):
+    """What a training learns, and from which data.
+
+    name: the name in `TASKS`, which is the option --objective. Options: a frozen dataclass, whose fields are options of
+    the command line. models: for each architecture (a file of minillm/models) the class in it that this task trains.
+    samples: True if a batch is made by the model itself.
+    """
+
+    name: ClassVar[str]
+    Options: ClassVar[type] = Options
+    models: ClassVar[Mapping[str, str]] = {}
+    samples: ClassVar[bool] = False
+    tokenizer: Tokenizer
+
+    def __init__(self, config: Any, tokenizer: Tokenizer | None = None):
+        """Read the data, make or take the tokenizer, and check all of it.
+
+        tokenizer: of a run that goes on, of the model that training starts from, or of rank 0, which makes it for all
+        ranks; None: `config` says which. A subclass sets `self.tokenizer`.
+        Raises: InputError for data that cannot be used.
+        """
+        self.config, self.options = config, config.task
+
+    def fingerprint(self) -> str:
+        """A short text that differs for other data or another tokenizer; a resumed run must have the same."""
+        raise NotImplementedError
+
+    def summary(self) -> str:
+        """One line about the data: how much there is, and what was left out and why."""
+        raise NotImplementedError
+
+    def batch(self, step: int, model: Any = None) -> Batch:
+        """The batch of a step, counted from 0: a function of the seed and the step alone.
+
+        model: the whole model in evaluation mode, where `samples` is True; the batch is then made on rank 0.
+        """
+        raise NotImplementedError
+
+    def evaluation_batches(self, count: int) -> Iterator[Batch]:
+        """At most `count` batches of the validation data, the same at every call."""
+        raise NotImplementedError
+
+    def preview(self, model: Any, step: int) -> Iterator[tuple[str, str]]:
+        """Pairs to show of (what the model was given, what it answered)."""
+        return iter(())
+
+    def tokens(self, batch: Batch) -> int:
+        """The number of tokens of a batch, for the speed."""
+        return int(batch["ids"].size)
+
+    @property
+    def bytes_per_token(self) -> float | None:
+        """Bytes of text for each token of the validation data, where the loss is that of a text's tokens.
+
+        The loss is then shown in bits per byte too.
+        """
+        return None
+
+    def next_steps(self, folder: str) -> list[str]:
+        """Lines that say what to do with a finished run; `folder` is quoted for a shell."""
+        return []
+
+    def notes(self) -> dict[str, float]:
+        """What else metrics.jsonl gets of the step just taken, on rank 0."""
+        return {}
+
+    def begin(self, model: Any, kept: Mapping[str, Array]) -> Mapping[str, Array]:
+        """Called once before the first step, on every rank, with the whole model as training starts from it.
+
+        Returns arrays that the run directory keeps, such as what a reference model says of the data. When a run is
+        resumed, `kept` has them; the model then has no weights yet.
+        """
+        return {}
+
+    # --- the model ---------------------------------------------------------------------------------------------------
+
+    @classmethod
+    def check_model(cls, architecture: str) -> None:
+        """Raise InputError for an architecture that this task cannot train."""
+        if architecture not in cls.models:
+            raise InputError(
+                f"train: the objective {cls.name} does not train {architecture}; give --model "
+                f"{' or '.join(cls.models)}, or another --objective"
+            )
+
+    @classmethod
+    def shape(cls, config: Any, tokenizer: Tokenizer) -> Any:
+        """The configuration of the model: that of the settings, which a tokenizer that was made for it completes.
+
+        A model that existed before keeps its own.
+        """
+        if config.init is not None:
+            return config.model
+        return dataclasses.replace(config.model, vocab_size=tokenizer.vocab_size)
+
+    @classmethod
+    def make_model(cls, config: Any, tokenizer: Tokenizer) -> Any:
+        """A new model of these settings."""
+        return cls.model_class(config.architecture)(cls.shape(config, tokenizer))
+
+    @classmethod
+    def model_class(cls, architecture: str) -> Any:
+        """The class of the models that this task trains."""
+        cls.check_model(architecture)
+        return getattr(importlib.import_module(f"minillm.models.{architecture}"), cls.models[architecture])
