@@ -313,6 +313,18 @@ SIGNS = {
 }
 
 
+def template_for(tokenizer: Tokenizer | None, name: str | None = None) -> ChatTemplate:
+    """The template of this name; without a name, the one that fits the tokenizer, or Alpaca's if none does.
+
+    Raises: InputError for an unknown name.
+    """
+    if name is not None:
+        return chat_template(name)
+    special = {} if tokenizer is None else tokenizer.special_tokens
+    fits = any(special.keys() >= {*tokens} for tokens in SIGNS.values())
+    return chat_template(tokenizer) if fits and tokenizer is not None else TEMPLATES["alpaca"]
+
+
 def chat_template(of: str | Tokenizer) -> ChatTemplate:
     """The template of this name ("smollm2", "chatml", "qwen2", "llama3", ...), or the one that fits a tokenizer.
 

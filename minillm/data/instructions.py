@@ -170,6 +170,15 @@ def encode_prompt(instruction: Instruction, tokenizer: Tokenizer, template: Chat
     return template.encode(tokenizer, messages[:-1])
 
 
+def rendered(instruction: Instruction, template: ChatTemplate) -> str:
+    """The text of an instruction in a template; empty where its messages do not fit."""
+    template, messages = _in_template(instruction, template)
+    try:
+        return template.render(messages, add_generation_prompt=False)
+    except InputError:
+        return ""
+
+
 def targets_of(ids: np.ndarray, answers: np.ndarray) -> Example:
     """Inputs and targets of a text: position t is to tell id t + 1, if that belongs to an answer.
 

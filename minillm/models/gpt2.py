@@ -99,8 +99,10 @@ class Block(Module):
         self.ln_2 = LayerNorm(channels, eps, bias)
         self.mlp = MLP(channels, config.size_of_mlp, config.dropout, bias, config.activation)
 
-    def forward(self, x: Tensor, cache: KVCache | None = None, visible: Array | None = None) -> Tensor:
-        x = x + self.attn(self.ln_1(x), cache, visible)  # (B, T, C)
+    def forward(
+        self, x: Tensor, cache: KVCache | None = None, visible: Array | None = None, starts: Array | None = None
+    ) -> Tensor:
+        x = x + self.attn(self.ln_1(x), cache, visible, starts=starts)  # (B, T, C)
         return x + self.mlp(self.ln_2(x))  # (B, T, C)
 
 
@@ -132,35 +134,37 @@ class GPT2(Decoder):
             elif name.endswith("bias"):
                 parameter.data[...] = 0
 
-    def forward(self, ids: Any) -> Tensor:
+    def forward(self, ids: Any, starts: Any = None) -> Tensor:
         """Logits (B, T, V): for each of the ids (B, T), how likely each token is to follow it."""
-        x = self.features(ids)  # (B, T, C)
+        x = self.features(ids, starts=starts)  # (B, T, C)
         return self.logits(x)  # (B, T, V)
 
-    def loss(self, ids: Any, targets: Any, reduction: str = "mean") -> Tensor:
+    def loss(self, ids: Any, targets: Any, reduction: str = "mean", starts: Any = None) -> Tensor:
         """Cross-entropy of the logits against targets (B, T), in nats per token; a target of -100 does not count."""
-        logits = self(ids)  # (B, T, V). No one else reads the logits, so the backward may overwrite them.
+        logits = self(ids, starts)  # (B, T, V). No one else reads the logits, so the backward may overwrite them.
         return ops.cross_entropy(logits, targets, reduction=reduction, overwrite=True, dim=-1)  # ()
 
-    def features(self, ids: Any, cache: list[KVCache] | None = None) -> Tensor:
+    def features(self, ids: Any, cache: list[KVCache] | None = None, starts: Any = None) -> Tensor:
         """Input of the output layer, (B, T, C). With a cache, the ids follow the tokens in it, and are added to it."""
-        x = self.embed(ids, cache)  # (B, T, C)
-        x = self.blocks(x, cache)  # (B, T, C)
+        x = self.embed(ids, cache, starts)  # (B, T, C)
+        x = self.blocks(x, cache, starts)  # (B, T, C)
         return self.ln_f(x)  # (B, T, C)
 
-    def embed(self, ids: Any, cache: list[KVCache] | None = None) -> Tensor:
+    def embed(self, ids: Any, cache: list[KVCache] | None = None, starts: Any = None) -> Tensor:
         """Input of the first block, (B, T, C): for each id the vector of its token plus that of its position."""
         ids, start, stop = self.checked_positions(ids, cache)
         positions = np.arange(start, stop, like=ids)  # (T,)
         if cache and cache[0].padding is not None:
             positions = np.maximum(positions - cache[0].padding[:, None], 0)  # (B, T)
+        if (first := self.checked_starts(starts, ids, cache)) is not None:
+            positions = positions - first  # (B, T)
         return self.drop(self.wte(ids) + self.wpe(positions))  # (B, T, C) + (T, C)
 
-    def blocks(self, x: Tensor, cache: list[KVCache] | None = None) -> Tensor:
+    def blocks(self, x: Tensor, cache: list[KVCache] | None = None, starts: Any = None) -> Tensor:
         """Residual stream after the last block, (B, T, C)."""
         visible = cache[0].visible(cache[0].length + x.shape[1]) if cache else None
         for number, block in enumerate(self.h):
-            x = block(x, cache[number] if cache else None, visible)  # (B, T, C)
+            x = block(x, cache[number] if cache else None, visible, starts)  # (B, T, C)
         return x
 
     def logits(self, x: Tensor) -> Tensor:

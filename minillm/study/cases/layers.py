@@ -192,6 +192,12 @@ def _attention() -> Iterator[Case]:
     yield row("lengths, causal", qkv(3, tk=4), lengths=[3, 1, 0], causal=True)
     yield row("lengths, mask, 4 heads on 2", qkv(2, 4, 3, 2, 2, 4), lengths=[2, 4], mask=hidden, causal=True)
     yield row("lengths, two blocks of queries", qkv(2, 1, 66, 1), lengths=[65, 3], causal=True)
+    yield row("starts", qkv(tk=4), starts=[[0, 1, 4], [2, 0, 0]])
+    starts = [[0, 0, 0, 3, 3], [0, 1, 1, 1, 4]]
+    yield row("starts, causal, 4 heads on 2", qkv(2, 4, 5, 2, 2), starts=starts, causal=True)
+    texts = np.repeat([[0, 30, 70], [0, 66, 66]], [30, 40, 65], axis=1)  # three blocks of queries
+    yield row("starts, causal, more queries", qkv(2, 1, 135, 1), starts=texts, causal=True)
+    yield row("starts, mask, lengths", qkv(tk=4), starts=[[0, 1, 3], [2, 0, 0]], mask=some, lengths=[4, 2])
     yield row("all hidden", qkv(tk=4), mask=np.zeros((1, 1, 1, 1), bool))
     yield row("additive mask", qkv(tk=4), mask=bias)
     yield row("additive mask, causal", qkv(tk=4), mask=bias, causal=True)
@@ -228,6 +234,7 @@ def _attention_dropout_and_views() -> Iterator[Case]:
     yield dropped("dropout, causal, grouped", qkv(2, 4, 5, 2, 2), causal=True)
     yield dropped("dropout, mask", qkv(tk=4), mask=_some_visible())
     yield dropped("dropout, lengths", qkv(tk=9), lengths=[9, 2])
+    yield dropped("dropout, starts", qkv(2, 4, 5, 2, 2), starts=[[0, 0, 0, 3, 3], [0, 1, 1, 1, 4]], causal=True)
     yield dropped("dropout, two blocks", qkv(1, 1, 66, 1), causal=True)
     yield from in_views("attention", lambda q, k, v: ops.attention(q, k, v), qkv(2, 4, 3, 2, 2))
 
