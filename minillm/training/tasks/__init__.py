@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 
 TASKS = {
     "causal": "CausalTask",
+    "preference": "PreferenceTask",
+    "reward": "RewardTask",
+    "grpo": "GRPOTask",
 }
 
 

@@ -13,8 +13,6 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
-from minillm.parallel.objective import Batch, NextTokens
-from minillm.training.tasks.task import Task
 
 from minillm.autograd import Tensor
 from minillm.chat_templates import ChatTemplate, template_for
@@ -33,7 +31,9 @@ from minillm.data.packing import best_fit_decreasing, rows_of
 from minillm.data.records import Records
 from minillm.errors import InputError
 from minillm.generate import end_tokens, generate_text
+from minillm.parallel.objective import Batch, NextTokens
 from minillm.tokenizers import BPETokenizer, CharacterTokenizer, Tokenizer
+from minillm.training.tasks.task import Task
 
 SHOWN = 3  # held-out instructions that a preview answers
 
