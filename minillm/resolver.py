@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+import shutil
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
@@ -39,6 +40,10 @@ if TYPE_CHECKING:
     from minillm.training.run import Run
 
 ADAPTER = "adapter_config.json"
+TOKENIZER_FILES = (
+    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja"),
+    *("vocab.json", "merges.txt", "vocab.txt", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model"),
+)
 KINDS = (
     f"a folder with {CONFIG} and {WEIGHTS}, such a .safetensors file, a .gguf file, a run directory of "
     "`minillm train`, a folder with a LoRA adapter, or a preset such as gpt2"
@@ -325,3 +330,53 @@ def _ids_of(run: Run) -> SavedWith:
 def _opened_adapter(place: Place, dtype: Any) -> OpenedModel:
     base = _base_of(place.path)
     raise InputError(f"load: {place.path} is a LoRA adapter, which cannot be opened yet; give its base model, {base}")
+
+
+# Models into Hugging Face's form
+
+
+def save(opened: OpenedModel, folder: str | Path, max_shard_bytes: int = 5 * 10**9) -> str:
+    """Write a model as Hugging Face's files: weights, configuration, generation settings and tokenizer.
+
+    Files of a published tokenizer are copied as they are; a tokenizer that was made here is written in their form.
+    Returns the reason why there is no tokenizer among the files, or an empty text.
+    Raises: as `save_pretrained`.
+    """
+    folder = Path(folder)
+    opened.model.save_pretrained(folder, max_shard_bytes=max_shard_bytes)
+    files, reason = _published_tokenizer(opened), ""
+    for file in files:
+        if not (folder / file.name).exists() or not file.samefile(folder / file.name):
+            shutil.copyfile(file, folder / file.name)
+    kept = {file.name for file in files}
+    if not files:
+        try:
+            opened.needed_tokenizer("save").save_hugging_face(folder, **_tokenizer_settings(opened.model))
+            kept = {"tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"}
+        except InputError as error:
+            reason = str(error)
+    for name in TOKENIZER_FILES:  # files of a model that was saved here before
+        if name not in kept:
+            (folder / name).unlink(missing_ok=True)
+    return reason
+
+
+def _published_tokenizer(opened: OpenedModel) -> list[Path]:
+    """The files of a tokenizer in Hugging Face's form beside a model; none if it has another form, or is not there."""
+    place = opened.place
+    if place.kind not in ("folder", "safetensors", "adapter"):
+        return []
+    folder = place.path.parent if place.kind == "safetensors" else place.path
+    files = [folder / name for name in TOKENIZER_FILES if (folder / name).is_file()]
+    if not files and opened.base is not None:
+        return _published_tokenizer(opened.base)
+    ours = (folder / "tokenizer.json").is_file() and read_json(folder / "tokenizer.json").get("format") is not None
+    return [] if ours else files
+
+
+def _tokenizer_settings(model: Any) -> dict[str, Any]:
+    """The keys of a tokenizer_config.json that depend on the model: its longest text, and its inputs."""
+    typed = getattr(model.config, "token_types", 0) > 1
+    inputs = ["input_ids", *(["token_type_ids"] if typed else []), "attention_mask"]
+    context = getattr(model.config, "context", None)
+    return {"model_input_names": inputs} | ({} if context is None else {"model_max_length": context})

@@ -93,6 +93,7 @@ SHARED = {
     "minillm.ops.choice",
     "minillm.ops.create",
     "minillm.ops.exponential",
+    "minillm.ops.frozen_linear",
     "minillm.ops.gather",
     "minillm.ops.getitem",
     "minillm.ops.index_select",

@@ -3,13 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-<<<<<<< HEAD
 from dataclasses import dataclass
-from typing import Any
-=======
-from dataclasses import dataclass, fields
 from typing import Any, ClassVar
->>>>>>> core
 
 from minillm.errors import InputError
 from minillm.models.config import Config, check_fixed, config_from

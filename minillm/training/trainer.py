@@ -93,7 +93,7 @@ def train(
             state = state.after_step(tokens, seconds)
 
             last = state.step == config.steps or stopping
-            measured: dict[str, float | None] = {"val_loss": None}
+            measured: dict[str, Any] = {"val_loss": None}
             if last or state.step % config.eval_every == 0:
                 measured = evaluate(model, task, config.eval_batches)
                 check_finite(config, state.step, {"validation loss": measured["val_loss"]})  # before it is saved

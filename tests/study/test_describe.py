@@ -36,10 +36,10 @@ from minillm.models.xlnet import XLNetConfig, XLNetLMHeadModel, XLNetModel
 from minillm.nn import Decoder
 from minillm.optim import AdamW
 from minillm.random import Generator
+from minillm.resolver import presets
 from minillm.study.describe import describe
 from minillm.study.describe.abstract_step import abstract_step
 from minillm.study.describe.description import Amount, Description
-from minillm.resolver import presets
 from minillm.study.describe.tables import rules, tables
 from minillm.study.profile import Profile, profiled
 from minillm.training import Run, TrainConfig

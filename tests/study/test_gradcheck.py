@@ -521,6 +521,20 @@ def linear_inputs(draw):
     )
 
 
+def frozen(linear):
+    """The same layer with a weight and a bias that need no gradient."""
+    fn, (x, *weights) = linear
+    return lambda x: fn(x, *weights), [x]
+
+
+@st.composite
+def low_rank_inputs(draw):
+    lead = draw(hnp.array_shapes(min_dims=0, max_dims=2, min_side=0, max_side=3))
+    inner, outer, rank, start, after = (draw(sizes) for _ in range(5))
+    shapes = [(*lead, start + outer + after), (*lead, inner), (rank, inner), (outer, rank)]
+    return lambda y, x, a, b: ops.add_low_rank(y, x, a, b, 0.5, start), draw(drawn(shapes))
+
+
 @st.composite
 def embedding_inputs(draw):
     rows, channels = draw(st.integers(1, 4)), draw(sizes)
@@ -641,6 +655,8 @@ DRAWN = {
     "swiglu": shapes.flatmap(lambda shape: drawn([shape, shape])).map(lambda arrays: (ops.swiglu, arrays)),
     "rope": rope_inputs(),
     "linear": linear_inputs(),
+    "frozen_linear": linear_inputs().map(frozen),
+    "add_low_rank": low_rank_inputs(),
     "embedding": embedding_inputs(),
     "softmax": over_an_axis(ops.softmax),
     "log_softmax": over_an_axis(ops.log_softmax),

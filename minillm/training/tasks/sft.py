@@ -109,8 +109,8 @@ class SFTTask(NextTokens, Task):
         rows, steps = len(self.rows[0]), -(-len(self.rows[0]) // self.config.batch_size)
         learned = sum(int((self.examples[number].targets != -100).sum()) for row in self.rows[0] for number in row)
         return (
-            f"{(~self.is_out).sum():,} examples to learn in {rows:,} rows ({steps:,} steps an epoch; {learned:,} tokens of "
-            f"answers), {self.is_out.sum():,} held out, template {self.template.name}; {self.left_out()}"
+            f"{(~self.is_out).sum():,} examples to learn in {rows:,} rows ({steps:,} steps an epoch; {learned:,} "
+            f"tokens of answers), {self.is_out.sum():,} held out, template {self.template.name}; {self.left_out()}"
         )
 
     def left_out(self) -> str:
