@@ -78,7 +78,7 @@ class GRPOOptions:
     eps_high: float = 0.2
     """Largest ratio of probabilities, above 1, at which a token is still made likelier; DAPO has 0.28."""
     beta: float = 0.0
-    """Weight of the distance from the model at the start, with LoRA from the model without adapters; 0 keeps no copy."""
+    """Weight of the distance from the model at the start, with LoRA from that without adapters; 0: no copy of it."""
     mask_truncated: bool = False
     """Learn nothing from answers that did not end within answer_length."""
     template: str | None = None
