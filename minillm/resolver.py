@@ -19,7 +19,6 @@ import pkgutil
 import shutil
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -34,7 +33,7 @@ from minillm.stored import CONFIG, INDEX, WEIGHTS, read_json
 from minillm.weights import build_model
 
 if TYPE_CHECKING:
-    from minillm.chat import ChatTemplate
+    from minillm.chat_templates import ChatTemplate
     from minillm.checkpoint import Checkpoint
     from minillm.tokenizers import Tokenizer
     from minillm.training.run import Run
@@ -95,9 +94,11 @@ class OpenedModel:
 
     @cached_property
     def template(self) -> ChatTemplate | None:
-        """The chat template that the model was trained with, as far as its tokenizer tells; None if it does not."""
-        from minillm.chat import chat_template
+        """The chat template that the model was trained with, as far as its run or its tokenizer tells, or None."""
+        from minillm.chat_templates import chat_template, template_for
 
+        if self.run is not None and hasattr(self.run.config.task, "template"):  # it has learned to answer
+            return template_for(self.run.tokenizer, self.run.config.task.template)
         try:
             return None if self.tokenizer is None else chat_template(self.tokenizer)
         except InputError:
@@ -217,11 +218,11 @@ def described(path: str | Path, function: str = "load") -> Described:
 
 def _described_run(place: Place) -> Described:
     from minillm.training.run import Run
+    from minillm.training.tasks import task_class
 
     run = Run.open(place.path)
-    kinds = {type(config): kind for kind, config in presets().values()}
-    config = replace(run.config.model, vocab_size=run.tokenizer.vocab_size)
-    return Described(place, kinds[type(config)], config, run)
+    task = task_class(run.config.objective)
+    return Described(place, task.model_class(run.config.architecture), task.shape(run.config, run.tokenizer), run)
 
 
 def _base_of(folder: Path) -> Path:

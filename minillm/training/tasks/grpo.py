@@ -114,6 +114,7 @@ class GRPOTask(Task):
     Options = GRPOOptions
     models: ClassVar = {"gpt2": "GPT2", "llama": "Llama", "gemma": "Gemma"}
     samples = True
+    measured_first = True
 
     def __init__(self, config: Any, tokenizer: Tokenizer | None = None):
         super().__init__(config, tokenizer)

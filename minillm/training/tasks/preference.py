@@ -79,6 +79,7 @@ class PreferenceTask(AnswerPairs):
 
     name = "preference"
     Options = PreferenceOptions
+    measured_first = True
 
     def __init__(self, config: Any, tokenizer: Tokenizer | None = None):
         super().__init__(config, tokenizer)

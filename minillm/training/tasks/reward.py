@@ -23,6 +23,7 @@ from minillm.data.preferences import PairExample
 from minillm.errors import InputError
 from minillm.losses import bradley_terry_loss
 from minillm.parallel.objective import Batch, add_measures
+from minillm.pretrained import keep
 from minillm.tokenizers import Tokenizer
 from minillm.training.tasks.answer_pairs import AnswerPairs, AnswerPairsOptions, padded
 
@@ -59,6 +60,13 @@ class RewardTask(AnswerPairs):
         possible = (tokenizer.pad_id, *tokenizer.special_tokens.values(), *range(len(ends)))
         padding = next(one for one in possible if one is not None and one not in ends)
         return replace(shape, labels=1, label_names=(), problem_type=None, padding_id=padding)
+
+    @classmethod
+    def start_from(cls, model: Any, opened: Any) -> None:
+        """Give the body of a new model the weights of an opened one; a head that this lacks stays as it was drawn."""
+        weights = opened.model.state_dict()
+        model.load_state_dict({name: weights.get(name, own) for name, own in model.state_dict().items()})
+        keep(model, opened.saved_with)
 
     def made(self, numbers: Sequence[int] | np.ndarray) -> Batch:
         """The batch of the pairs with these numbers."""

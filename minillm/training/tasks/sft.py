@@ -71,10 +71,17 @@ class SFTTask(NextTokens, Task):
                 f"train: max_length={self.max_length} is more than the model's context of {context}; give at most that"
             )
         self.next_tokens = not self.options.packing
+        if self.options.packing and max(config.tp, config.pp) > 1:
+            raise InputError(
+                f"train: --tp {config.tp} --pp {config.pp} divide a model that reads one text in each row; give "
+                "--no-packing too"
+            )
         records = read_instructions(config.data)
         out = held_out(records.items, config.validation_fraction)  # (N,)
         self.tokenizer = tokenizer or new_tokenizer(config, records.items, out)
         self.template = template_for(self.tokenizer, self.options.template)
+        if not all(one.raw for one in records.items):
+            self.template.check_tokenizer(self.tokenizer)
         self.records, examples, kept = encoded(records, self.tokenizer, self.template)
         numbers, self.examples = shortened(examples, self.max_length)
         self.cut = sum(len(example.ids) > self.max_length for example in examples)
@@ -109,8 +116,8 @@ class SFTTask(NextTokens, Task):
         rows, steps = len(self.rows[0]), -(-len(self.rows[0]) // self.config.batch_size)
         learned = sum(int((self.examples[number].targets != -100).sum()) for row in self.rows[0] for number in row)
         return (
-            f"{(~self.is_out).sum():,} examples to learn in {rows:,} rows ({steps:,} steps an epoch; {learned:,} "
-            f"tokens of answers), {self.is_out.sum():,} held out, template {self.template.name}; {self.left_out()}"
+            f"{(~self.is_out).sum():,} examples to learn in {rows:,} rows ({steps:,} steps an epoch; answers have "
+            f"{learned:,} tokens), {self.is_out.sum():,} held out, template {self.template.name}; {self.left_out()}"
         )
 
     def left_out(self) -> str:
@@ -155,7 +162,7 @@ def encoded(
 ) -> tuple[Records[Instruction], list[Example], np.ndarray]:
     """The records that fit the template, the examples made of them, and the numbers that they had among all.
 
-    Raises: InputError where none fits, or the template does not fit the tokenizer.
+    Raises: InputError where none fits.
     """
     found: Records[Instruction] = Records([], [], [*records.problems])
     examples, kept = [], []
@@ -183,7 +190,8 @@ def answered(
         strings = () if instruction.raw else template.stop_strings
         pieces = generate_text(model, tokenizer, prompt, max_tokens, stop=stop, stop_strings=strings, temperature=0)
         asked = [message.content for message in instruction.messages[:-1] if message.role in ("user", "input")]
-        yield "\n".join(asked[-2:] if instruction.messages[-2].role == "input" else asked[-1:]), "".join(pieces)
+        last = asked[-2:] if instruction.messages[-2].role == "input" else asked[-1:]
+        yield "\n".join(last) + "\n", "".join(pieces)
 
 
 def new_tokenizer(config: Any, instructions: Sequence[Instruction], is_out: np.ndarray) -> Tokenizer:
