@@ -121,6 +121,7 @@ SHARED = {
     "minillm.hub",
     "minillm.resolver",
     "minillm.training.run",
+    "minillm.training.tasks",
     "minillm.models.bart_config",
     "minillm.models.bert",
     "minillm.models.config",

@@ -37,8 +37,8 @@ def make_problems(count: int, digits: int = 2, operations: str = "+", seed: int 
 
     Raises: InputError for more problems than there are, or an unknown operation.
     """
-    if digits < 1 or not operations:
-        raise InputError(f"make_problems: digits is {digits} and operations {operations!r}; give 1 or more, and '+'")
+    if not 1 <= digits <= 8 or not operations:
+        raise InputError(f"make_problems: digits is {digits} and operations {operations!r}; give 1 to 8, and '+'")
     for one in operations:
         if one not in OPERATIONS:
             raise InputError(f"make_problems: there is no operation {one!r}{did_you_mean(one, OPERATIONS)}")

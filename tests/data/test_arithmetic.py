@@ -44,6 +44,7 @@ def test_rewards() -> None:
     [
         ((101, 1), "there are 100 different problems, not 101; give more digits"),
         ((5, 0), "digits is 0"),
+        ((5, 9), "digits is 9 and operations '\\+'; give 1 to 8"),
         ((5, 1, "/"), "there is no operation '/'"),
     ],
 )

@@ -79,7 +79,8 @@ def begun(config: TrainConfig) -> tuple[PreferenceTask, Any]:
 @pytest.mark.parametrize("recompute", ["none", "all"])
 def test_a_run_begins_at_ln_2_with_a_gradient(data, recompute) -> None:
     run = train(settings(data, recompute=recompute))
-    first, *_, last = run.metrics()
+    before, first, *_, last = run.metrics()
+    assert before["val_loss"] == pytest.approx(LN2, abs=1e-6)
     assert first["loss"] == pytest.approx(LN2, abs=1e-6)
     assert first["grad_norm"] > 0.01
     for name in ("rewards/chosen", "rewards/rejected", "rewards/margins"):
@@ -104,7 +105,9 @@ def test_equal_rewards_are_not_accurate(data) -> None:
 @pytest.mark.parametrize("loss", [*PREFERENCE_LOSSES, "kto"])
 def test_every_loss_trains(data, loss) -> None:
     smoothing = 0.1 if loss in ("conservative", "robust", "exo_pair") else 0.0
-    records = train(settings(data, loss=loss, label_smoothing=smoothing, steps=4)).metrics()
+    records = train(settings(data, loss=loss, label_smoothing=smoothing, steps=4)).metrics()[
+        1:
+    ]  # the first line is before the first step
     start = {
         **dict.fromkeys(("sigmoid", "conservative", "robust", "sigmoid_norm"), LN2),
         **{"hinge": 1, "ipo": 25, "nca_pair": 2 * LN2, "bco_pair": 2 * LN2, "sppo_hard": 50, "apo_zero": 1},
@@ -150,18 +153,11 @@ def test_the_reference_is_the_model_at_the_start_and_stays(data) -> None:
     assert kept.tobytes() == again.tobytes()
 
 
-def test_another_model_may_be_the_reference(data) -> None:
-    other = train(settings(data, "other", steps=4))
-    config = settings(data, reference=str(other.folder), steps=2, eval_every=2)
-    record, _ = train(config).metrics()
-    assert record["loss"] != pytest.approx(LN2, abs=1e-4)
-
-
 def test_a_reference_that_shares_memory_with_the_policy_is_refused() -> None:
     policy, reference = GPT2(TINY), GPT2(TINY)
     check_apart(policy, reference)
     reference.h[1].mlp.fc.weight.data = policy.h[1].mlp.fc.weight.data[:]
-    with pytest.raises(InputError, match=r"dpo: h.1.mlp.fc.weight of the policy and of its reference share memory"):
+    with pytest.raises(InputError, match=r"check_apart: h.1.mlp.fc.weight of the policy .* share memory"):
         check_apart(policy, reference)
 
 
@@ -252,7 +248,6 @@ def test_data_without_a_usable_pair_is_refused(data, tmp_path) -> None:
         (dict(beta=0.0), "beta is 0.0; give a number above 0"),
         (dict(loss="exo_pair"), "exo_pair needs a label_smoothing above 0"),
         (dict(loss="robust", label_smoothing=0.5), "robust has label_smoothing=0.5; give a share below 0.5"),
-        (dict(loss="simpo", reference="gpt2"), "simpo has no reference; leave --reference out"),
         (dict(max_length=1), "max_length is 1; give 2 or more tokens"),
     ],
 )

@@ -37,7 +37,7 @@ from minillm.losses import (
 from minillm.parallel.objective import Batch, add_measures
 from minillm.tokenizers import Tokenizer
 from minillm.training.tasks.answer_pairs import AnswerPairs, AnswerPairsOptions
-from minillm.training.tasks.scoring import check_apart, frozen_log_probs, scored
+from minillm.training.tasks.scoring import frozen_log_probs, scored
 from minillm.training.tasks.sft import answered
 
 
@@ -60,8 +60,6 @@ class PreferenceOptions(AnswerPairsOptions):
     """Weight of chosen answers, for kto."""
     undesirable_weight: float = 1.0
     """Weight of rejected answers, for kto."""
-    reference: str | None = None
-    """Reference model; by default the model as it is before the first step."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -70,8 +68,6 @@ class PreferenceOptions(AnswerPairsOptions):
             raise InputError(f"train: robust has label_smoothing={self.label_smoothing}; give a share below 0.5")
         if self.loss == "exo_pair" and not 0 < self.label_smoothing < 1:
             raise InputError("train: exo_pair needs a label_smoothing above 0; give --label-smoothing 1e-3")
-        if self.reference is not None and self.loss in WITHOUT_REFERENCE:
-            raise InputError(f"train: {self.loss} has no reference; leave --reference out")
 
 
 class PreferenceTask(AnswerPairs):
@@ -97,26 +93,10 @@ class PreferenceTask(AnswerPairs):
         if self.options.loss in WITHOUT_REFERENCE:
             return {}
         if not kept:
-            kept = self._references(self._reference_model(model))
+            kept = self._references(model)
         self.reference = kept["reference"]
         self.reference_elsewhere = kept.get("reference_elsewhere", self.reference_elsewhere)
         return kept
-
-    def _reference_model(self, policy: Any) -> Any:
-        """The model to compare with: the policy itself before it is trained, unless another was given."""
-        if self.options.reference is None:
-            return policy
-        from minillm.resolver import open_model
-
-        reference = open_model(self.options.reference).model.to(self.config.device, self.config.dtype)
-        sizes = {one: one.config.vocab_size for one in (policy, reference)}
-        if sizes[policy] != sizes[reference]:
-            raise InputError(
-                f"train: {self.options.reference} has a vocabulary of {sizes[reference]} tokens, but the model has "
-                f"{sizes[policy]}; give a reference with the same tokenizer"
-            )
-        check_apart(policy, reference)
-        return reference
 
     def _references(self, reference: Any) -> dict[str, np.ndarray]:
         size = 2 * self.config.batch_size

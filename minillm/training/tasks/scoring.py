@@ -60,11 +60,14 @@ def frozen_log_probs(model: Decoder, examples: Sequence[Example], batch_size: in
 
 
 def check_apart(policy: Module, reference: Module) -> None:
-    """Raise InputError if any weight of the policy lies in the memory of the reference, which training would change."""
+    """Raise InputError if a weight of the policy and one of its reference share memory: training would change both.
+
+    In loops of one's own; the tasks here compute what the reference says before the first step, or copy it.
+    """
     theirs = dict(reference.named_parameters())
     for name, parameter in policy.named_parameters():
         if name in theirs and np.shares_memory(parameter.data, theirs[name].data):
             raise InputError(
-                f"dpo: {name} of the policy and of its reference share memory, so that the reference would be trained "
-                "too; load the reference a second time"
+                f"check_apart: {name} of the policy and of its reference share memory, so that the reference would be "
+                "trained too; load the reference a second time"
             )
