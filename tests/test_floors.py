@@ -49,6 +49,7 @@ FLOORS = {  # the longest name that fits counts
     "minillm.tensor": 3,
     "minillm.autograd": 3,
     "minillm.ops": 4,
+    "minillm.losses": 5,
     "minillm.nn": 5,
     "minillm.optim": 5,
     "minillm.testing": 5,
@@ -146,6 +147,7 @@ SHARED = {
 }
 TOGETHER = {
     "minillm.fast",
+    "minillm.losses",
     "minillm.tokenizers",
     "minillm.cuda",
     "minillm.data",
