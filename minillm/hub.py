@@ -26,7 +26,15 @@ import numpy as np
 from minillm.dtypes import as_dtype
 from minillm.errors import CheckpointError, InputError
 from minillm.nn import uninitialized
-from minillm.pretrained import FAMILIES, GENERATION, SavedWith, joined_names, keep, pieces_in_hugging_face
+from minillm.pretrained import (
+    FAMILIES,
+    GENERATION,
+    REFUSED,
+    SavedWith,
+    joined_names,
+    keep,
+    pieces_in_hugging_face,
+)
 from minillm.stored import CONFIG, Stored, are_same, read, read_json, stored_arrays
 from minillm.weights import build_model, check_weights
 
@@ -132,6 +140,8 @@ def family(values: dict[str, Any]) -> tuple[ModuleType, str]:
         for architecture in architectures or [next(iter(classes))]:
             if architecture in classes:
                 return importlib.import_module(f"minillm.models.{file}"), classes[architecture]
+    if reason := next((REFUSED[name] for name in architectures if name in REFUSED), ""):
+        raise InputError(f"load: {architectures[0]} cannot be loaded: {reason}")
     known = ", ".join(name for _, classes in FAMILIES.values() for name in classes)
     wanted = ", ".join(architectures) or f"model_type {kind!r}"
     raise InputError(f"load: there is no {wanted} here; what can be loaded: {known}")

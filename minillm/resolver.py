@@ -32,7 +32,7 @@ from minillm.stored import CONFIG, INDEX, WEIGHTS, read_json
 from minillm.weights import build_model
 
 if TYPE_CHECKING:
-    from minillm.chat import ChatTemplate
+    from minillm.chat_templates import ChatTemplate
     from minillm.checkpoint import Checkpoint
     from minillm.tokenizers import Tokenizer
     from minillm.training.run import Run
@@ -89,13 +89,26 @@ class OpenedModel:
 
     @cached_property
     def template(self) -> ChatTemplate | None:
-        """The chat template that the model was trained with, as far as its tokenizer tells; None if it does not."""
-        from minillm.chat import chat_template
+        """The chat template that the model was trained with, by its run, its files or its tokenizer; else None."""
+        from minillm.chat_jinja import template_of_jinja
 
-        try:
-            return None if self.tokenizer is None else chat_template(self.tokenizer)
-        except InputError:
+        if self.tokenizer is None:
             return None
+        return template_of_jinja(self.chat_text) or _template_of(self.run, self.tokenizer)
+
+    @cached_property
+    def chat_text(self) -> str:
+        """The chat template in the language of Jinja, for other programs: of the model's files or its run; or empty."""
+        from minillm.chat_jinja import JINJA
+
+        if self.run is not None:
+            learned = _template_of(self.run, self.run.tokenizer) if _learned_to_talk(self.run) else None
+            return "" if learned is None else JINJA[learned.name]
+        if self.place.kind == "gguf":
+            from minillm.gguf import read_field
+
+            return read_field(self.place.path, "tokenizer.chat_template") or ""
+        return _chat_text_in(folder_of(self.place)) or ("" if self.base is None else self.base.chat_text)
 
     @cached_property
     def _tokenizer(self) -> tuple[Tokenizer | None, str]:
@@ -116,7 +129,7 @@ class OpenedModel:
 def find(path: str | Path, function: str = "load") -> Place:
     """The place and the form of the model that `path` means; a path that exists comes before a preset of this name.
 
-    Raises: CheckpointError that lists the forms, and says what is there instead.
+    Raises: InputError or CheckpointError that lists the forms, and says what is there instead.
     """
     name, path = str(path), Path(path)
     path = path.parent if path.name == CONFIG and path.is_file() else path
@@ -138,7 +151,7 @@ def _nothing_at(name: str, path: Path, function: str) -> MinillmError:
     if path.exists():
         return CheckpointError(f"{function}: {path} is a file of another kind; give {KINDS}")
     hint = "" if len(path.parts) > 1 else did_you_mean(name, presets())
-    return CheckpointError(
+    return InputError(
         f"{function}: {name} is no preset, and no folder or file of this name is there; give {KINDS}{hint}"
     )
 
@@ -162,6 +175,11 @@ def _of_file(path: Path) -> Place | None:
         return Place("run", folder.parent, path.stem)
     is_adapter = path.name == "adapter_model.safetensors" and (folder / ADAPTER).is_file()
     return Place("adapter", folder) if is_adapter else Place("safetensors", path)
+
+
+def folder_of(place: Place) -> Path:
+    """The folder of a model's files."""
+    return place.path.parent if place.kind in ("safetensors", "gguf") else place.path
 
 
 def is_run(path: Path) -> bool:
@@ -238,8 +256,8 @@ def open_model(path: str | Path, dtype: Any = "float32", device: str = "cpu", *,
 
     random: accept a preset, whose weights are random, as before a training.
     Memory: the weights, and a few megabytes; of a run, the checkpoint too.
-    Raises: CheckpointError for a path that is none of the known forms, or files that are missing, cut short or do not
-        fit; InputError for what is not supported here.
+    Raises: InputError for a name that is not there, or what is not supported here; CheckpointError for files that are
+        none of the known forms, missing, cut short or do not fit.
     """
     place = find(path)
     if place.kind == "preset" and not random:
@@ -309,16 +327,46 @@ def _checkpoint(run: Run, name: str | None) -> Checkpoint:
 
 
 def _ids_of(run: Run) -> SavedWith:
-    """The ids that begin, end and pad a text, by a run's tokenizer; its end of text begins texts too."""
-    tokenizer = run.tokenizer
-    end = tokenizer.eos_id
+    """The ids that begin, end and pad a text, by a run's tokenizer; its end of text begins texts too.
+
+    Where the run learned a conversation, what ends an answer ends a text.
+    """
+    tokenizer, template = run.tokenizer, _template_of(run, run.tokenizer)
+    eos = [] if tokenizer.eos_id is None else [tokenizer.eos_id]
+    ends = list(dict.fromkeys([*(template.stop_ids(tokenizer) if template else []), *eos]))
     ids = {
-        "bos_token_id": end if tokenizer.bos_id is None else tokenizer.bos_id,
-        "eos_token_id": end,
+        "bos_token_id": tokenizer.eos_id if tokenizer.bos_id is None else tokenizer.bos_id,
+        "eos_token_id": ends if len(ends) > 1 else next(iter(ends), None),
         "pad_token_id": tokenizer.pad_id,
     }
     ids = {key: i for key, i in ids.items() if i is not None}
     return SavedWith(ids, ids)
+
+
+def _template_of(run: Run | None, tokenizer: Tokenizer) -> ChatTemplate | None:
+    """The chat template of a run that learned one, or the one that a tokenizer's special tokens tell."""
+    from minillm.chat_templates import chat_template, template_for
+
+    if run is not None and _learned_to_talk(run):
+        return template_for(tokenizer, run.config.task.template)
+    try:
+        return chat_template(tokenizer)
+    except InputError:
+        return None
+
+
+def _learned_to_talk(run: Run) -> bool:
+    """True for a run whose task writes conversations by a template."""
+    return hasattr(run.config.task, "template")
+
+
+def _chat_text_in(folder: Path) -> str:
+    """The chat template among the files of a folder, or an empty text."""
+    if (folder / "chat_template.jinja").is_file():
+        return (folder / "chat_template.jinja").read_text(encoding="utf-8")
+    file = folder / "tokenizer_config.json"
+    found = read_json(file).get("chat_template") if file.is_file() else None
+    return found if isinstance(found, str) else ""
 
 
 def _opened_adapter(place: Place, dtype: Any) -> OpenedModel:

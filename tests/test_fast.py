@@ -49,6 +49,11 @@ def seeded(fn: Callable) -> Callable:
     return run
 
 
+def frozen(x) -> list[np.ndarray]:
+    """A weight and a bias of a linear layer on x, without gradients."""
+    return [array.astype(x.dtype) for array in normal((9, x.shape[-1]), (9,))(np.random.default_rng(5))]
+
+
 UNARY = ("abs", "cos", "exp", "expm1", "relu", "sigmoid", "silu", "sin", "tanh")
 OF_POSITIVE = ("log", "log10", "log1p", "log2", "sqrt")
 BINARY = ("add", "div", "maximum", "minimum", "mul", "sub")
@@ -80,6 +85,11 @@ def rows_of(op: str, n: int, c: int) -> list[tuple[Callable, Callable]]:
             (lambda q, k, v: ops.attention(q, k, v), normal(q, kv, kv)),
             (seeded(lambda q, k, v: ops.attention(q, k, v, causal=True, dropout_p=0.3)), normal(q, q, q)),
         ],
+        "add_low_rank": [
+            (ops.add_low_rank, normal((n, 4), x, (9, c), (4, 9))),
+            (lambda y, *rest: ops.add_low_rank(y, *rest, 0.3, 2), normal((2, n, 9), (2, n, c), (9, c), (4, 9))),
+            (lambda y, *rest: ops.add_low_rank(y * 2, *rest, overwrite=True), normal((n, 4), x, (9, c), (4, 9))),
+        ],
         "bias_gelu": [(lambda x, b, a=a: ops.bias_gelu(x, b, a), normal(x, row)) for a in ("none", "tanh")],
         "broadcast": [(lambda x: ops.broadcast_to(x, (n, c)), normal(row)), (lambda x: x.expand(n, c), normal((n, 1)))],
         "clip": [(lambda x: ops.clip(x, -0.5, 0.7), normal(x))],
@@ -93,6 +103,7 @@ def rows_of(op: str, n: int, c: int) -> list[tuple[Callable, Callable]]:
             (lambda w, ids: ops.embedding(ids, w), with_ids((7, c), below=7, ids=(n, 2))),
             (lambda w, ids: ops.embedding(ids, w, padding_idx=2), with_ids((max(n, 4), c), below=4, ids=(n,))),
         ],
+        "frozen_linear": [(lambda x: ops.linear(x, *frozen(x)), normal(shape)) for shape in (x, (2, n, c))],
         "gelu": [(lambda x, a=a: ops.gelu(x, a), normal(x)) for a in ("none", "tanh")],
         "getitem": [(lambda x, ids: x[ids], with_ids((max(n, 1), c), below=max(n, 1), ids=n))],
         "index_select": [(lambda x, ids: x.index_select(1, ids), with_ids(x, below=c, ids=2 * c))],

@@ -7,16 +7,17 @@ from pathlib import Path
 from typing import Literal
 
 from minillm.errors import InputError
+from minillm.export import save
 from minillm.options import Positional, read
 from minillm.resolver import is_run, open_model
 
 
 @dataclass(frozen=True)
 class Convert:
-    """Write a model as Hugging Face's files: config.json and model.safetensors."""
+    """Write a model as Hugging Face's files: weights, configuration, generation settings and tokenizer."""
 
     model: Positional[Path]
-    """A run directory of `minillm train`, whose best checkpoint counts, or a folder or .safetensors to load."""
+    """A run directory, whose best checkpoint counts, a folder with config.json, a .safetensors, a .gguf or adapter."""
     out: Positional[Path]
     """Folder to write."""
     dtype: Literal["float32", "float64", "float16", "bfloat16"] = "float32"
@@ -32,8 +33,11 @@ def convert(arguments: list[str]) -> None:
         raise InputError(f"convert: max_shard_bytes is {given.max_shard_bytes}; give 1 or more")
     if is_run(given.out):  # its config.json would be written over
         raise InputError(f"convert: {given.out} is a run directory and is never written over; choose another folder")
-    model = open_model(given.model).model
+    opened = open_model(given.model)
+    model = opened.model
     if given.dtype != "float32":
         model.to(given.dtype)
-    model.save_pretrained(given.out, max_shard_bytes=given.max_shard_bytes)
+    reason = save(opened, given.out, given.max_shard_bytes)
     print(f"{type(model).__name__} with {model.num_parameters():,} weights in {given.dtype}: {given.out}")
+    if reason:
+        print(f"these are weights without a tokenizer: {reason}")

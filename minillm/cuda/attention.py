@@ -1,7 +1,8 @@
 """Attention by kernels/attention.cu, on tensor cores by attention_bf16.cu, and over a KV cache by decode.cu.
 
-The kernels take lengths, causality and dropout, but no mask and no head of more than 128 channels. Where there is no
-kernel for arrays of a GPU, the CPU's pair runs there, a block of queries at a time: the plain pair would keep all of P.
+The kernels take lengths, causality and dropout, but no mask, no starts and no head of more than 128 channels. Where
+there is no kernel for arrays of a GPU, the CPU's pair runs there, a block of queries at a time: the plain pair would
+keep all of P.
 """
 
 from __future__ import annotations
@@ -43,11 +44,12 @@ class Saved(NamedTuple):
     dropout: Dropout | None
 
 
-def forward(q, k, v, mask, *, lengths, causal, scale, dropout):
-    if not _has_kernel(q, k, v, mask, scale, dropout):
+def forward(q, k, v, mask, *, lengths, causal, scale, dropout, starts=None):
+    if starts is not None or not _has_kernel(q, k, v, mask, scale, dropout):
         if not is_on_gpu(q) or current_engine() == "require":
             return NotImplemented
-        return in_blocks.forward(q, k, v, mask, lengths=lengths, causal=causal, scale=scale, dropout=dropout)
+        settings = dict(lengths=lengths, causal=causal, scale=scale, dropout=dropout, starts=starts)
+        return in_blocks.forward(q, k, v, mask, **settings)
     q, k, v = map(_rows_in_one_piece, (q, k, v))
     if lengths is None:
         lengths = np.full_like(k, k.shape[2], shape=k.shape[:1], dtype=np.int32, order="C")

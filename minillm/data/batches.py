@@ -34,6 +34,26 @@ from minillm.errors import DtypeError, InputError, ShapeError
 OWN_KEYS = 1 << 63  # the second words of the keys start here; minillm.random, with the same seed, uses small ones
 
 
+def shuffled(count: int, batch_size: int, seed: int, index: int) -> np.ndarray:
+    """The numbers, below `count`, of the examples in batch number `index`, (batch_size,).
+
+    In each epoch every example comes once, in an order drawn by (seed, epoch); a batch may take its last examples from
+    the next epoch.
+    Raises: InputError for a batch number below 0, or no examples.
+    """
+    first = operator.index(index) * batch_size
+    if first < 0 or count < 1:
+        raise InputError(f"shuffled: index is {index} and count {count}; give an index of 0 or more, and examples")
+    epochs, places = np.divmod(np.arange(first, first + batch_size), count)  # (batch_size,) each
+    orders = {epoch: epoch_generator(seed, epoch).permutation(count) for epoch in np.unique(epochs).tolist()}
+    return np.array([orders[epoch][place] for epoch, place in zip(epochs.tolist(), places.tolist(), strict=True)])
+
+
+def epoch_generator(seed: int, epoch: int) -> np.random.Generator:
+    """The generator of the random numbers of an epoch."""
+    return np.random.Generator(np.random.Philox(key=np.array([seed, OWN_KEYS + epoch], np.uint64)))
+
+
 class Batches:
     """Batches of `batch_size` windows of `context` tokens, each batch computed from its number.
 
@@ -120,7 +140,7 @@ class Batches:
             return positions * self.context
         cached = self._drawn
         if cached is None or cached[0] != epoch:
-            generator = np.random.Generator(np.random.Philox(key=np.array([self.seed, OWN_KEYS + epoch], np.uint64)))
+            generator = epoch_generator(self.seed, epoch)
             room = len(self.tokens) - 1 - self.windows_per_epoch * self.context  # tokens that the windows leave over
             phase = int(generator.integers(min(room + 1, self.context)))
             order = generator.permutation(self.windows_per_epoch)

@@ -9,6 +9,8 @@ things differ:
 - Grouped heads: N query heads that share a kv head are N times as many rows against the same keys, so the products that
   make dK and dV sum over them. A block has the shape (b, g, N rows, ...) for b batch items and g kv heads.
 - The dropout mask M is drawn again in the backward.
+- With starts, a block leaves out the keys before the first that one of its queries sees: texts that share a sequence
+  cost what they would cost apart.
 
 It runs on a GPU too, where there is no kernel (cuda/attention.py): all heads at once, queries in blocks still.
 """
@@ -44,6 +46,7 @@ class Saved(NamedTuple):
     causal: bool
     scale: float
     dropout: Dropout | None
+    starts: Array | None  # (B, Tq), int32
 
 
 class Part(NamedTuple):
@@ -56,10 +59,10 @@ class Part(NamedTuple):
     by_query: tuple[Array, ...]  # arrays (B, H, Tq, ...) as (b, g, N, Tq, ...)
 
 
-def forward(q, k, v, mask, *, lengths, causal, scale, dropout):
+def forward(q, k, v, mask, *, lengths, causal, scale, dropout, starts=None):
     y = np.empty_like(q, shape=(*q.shape[:3], v.shape[3]))  # in the memory order of q: undoing a transpose is free
     lse = np.empty_like(q, shape=q.shape[:3])
-    saved = Saved(q, k, v, mask, lengths, y, lse, causal, scale, dropout)
+    saved = Saved(q, k, v, mask, lengths, y, lse, causal, scale, dropout, starts)
     if q.size == 0 or k.size == 0:  # no query, or no key to see
         y[...] = 0
         return y, saved
@@ -70,18 +73,19 @@ def forward(q, k, v, mask, *, lengths, causal, scale, dropout):
 def _forward_of_part(saved: Saved, part: Part) -> None:
     queries, y, lse = part.by_query  # (b, g, N, Tq, D), (b, g, N, Tq, E), (b, g, N, Tq)
     for rows, visible in _blocks_of(saved):  # R = N rows: a block's queries, for all query heads of a kv head
-        s, _ = scores(saved, part, queries, rows, visible)  # (b, g, R, visible)
+        keys = seen_keys(saved, part, rows, visible)  # some of them
+        s, _ = scores(saved, part, queries, rows, keys)  # (b, g, R, keys)
         largest = backend.row_max(s)  # (b, g, R, 1)
         largest[largest == -np.inf] = 0
         shifted = np.subtract(s, largest, out=s)
-        e = np.exp(shifted, out=shifted)  # (b, g, R, visible)
+        e = np.exp(shifted, out=shifted)  # (b, g, R, keys)
         total = row_sums(e)  # (b, g, R, 1)
         sees_none = total == 0  # (b, g, R, 1)
         total[sees_none] = 1
         lse_of_rows = np.log(total) + largest  # (b, g, R, 1)
         lse_of_rows[sees_none] = np.inf
-        dropped = np.multiply(e, dropout_mask(saved, part, rows, visible), out=e) if saved.dropout else e
-        weighted_sum = backend.matmul(dropped, part.v[:, :, :visible])  # (b, g, R, E)
+        dropped = np.multiply(e, dropout_mask(saved, part, rows, keys), out=e) if saved.dropout else e
+        weighted_sum = backend.matmul(dropped, part.v[:, :, keys])  # (b, g, R, E)
         y_of_rows = np.divide(weighted_sum, total, out=weighted_sum)
         y[:, :, :, rows] = by_head(y_of_rows, y)  # (b, g, N, rows, E)
         lse[:, :, :, rows] = by_head(lse_of_rows, y)[..., 0]
@@ -105,31 +109,34 @@ def _backward_of_part(saved: Saved, dk: Array, dv: Array, part: Part) -> None:
     dk_sum, dv_sum = dk_of_part, dv_of_part
     if len(blocks) > FEW:  # that many are added up in float64
         dk_sum, dv_sum = (np.empty_like(x, dtype=np.promote_types(x.dtype, np.float64)) for x in (dk_sum, dv_sum))
-    # From the last block, which sees every key and so writes all of dK and dV, to the first; the others add.
+    if saved.starts is not None:
+        dk_sum[...], dv_sum[...] = 0, 0
+    # From the last block to the first: without starts, the last sees every key, and so writes all of dK and dV.
     for number, (rows, visible) in enumerate(reversed(blocks)):
-        s, q_scaled = scores(saved, part, queries, rows, visible)  # (b, g, R, visible), (b, g, R, D), R = N rows
-        log_p = np.subtract(s, as_rows_of_kv_head(lse[:, :, :, rows, None]), out=s)  # (b, g, R, visible)
-        p = np.exp(log_p, out=log_p)  # (b, g, R, visible)
+        keys = seen_keys(saved, part, rows, visible)
+        s, q_scaled = scores(saved, part, queries, rows, keys)  # (b, g, R, keys), (b, g, R, D), R = N rows
+        log_p = np.subtract(s, as_rows_of_kv_head(lse[:, :, :, rows, None]), out=s)  # (b, g, R, keys)
+        p = np.exp(log_p, out=log_p)  # (b, g, R, keys)
         dy_of_rows = as_rows_of_kv_head(dy[:, :, :, rows])  # (b, g, R, E)
         delta = vecdot(dy_of_rows, as_rows_of_kv_head(y[:, :, :, rows]))[..., None]  # (b, g, R, 1)
-        ddropped = backend.matmul(dy_of_rows, part.v[:, :, :visible].swapaxes(-1, -2))  # (b, g, R, visible)
+        ddropped = backend.matmul(dy_of_rows, part.v[:, :, keys].swapaxes(-1, -2))  # (b, g, R, keys)
         dp, dropped = ddropped, p
         if saved.dropout:
-            m = dropout_mask(saved, part, rows, visible)  # (b, g, R, visible)
+            m = dropout_mask(saved, part, rows, keys)  # (b, g, R, keys)
             dp = np.multiply(ddropped, m, out=ddropped)
             dropped = np.multiply(p, m, out=m)
         centred = np.subtract(dp, delta, out=dp)
-        ds = np.multiply(centred, p, out=centred)  # (b, g, R, visible)
-        dv_of_rows = backend.matmul(dropped.swapaxes(-1, -2), dy_of_rows)  # (b, g, visible, E)
-        dk_of_rows = backend.matmul(ds.swapaxes(-1, -2), q_scaled)  # (b, g, visible, D)
-        dq_scaled = backend.matmul(ds, part.k[:, :, :visible])  # (b, g, R, D)
+        ds = np.multiply(centred, p, out=centred)  # (b, g, R, keys)
+        dv_of_rows = backend.matmul(dropped.swapaxes(-1, -2), dy_of_rows)  # (b, g, keys, E)
+        dk_of_rows = backend.matmul(ds.swapaxes(-1, -2), q_scaled)  # (b, g, keys, D)
+        dq_scaled = backend.matmul(ds, part.k[:, :, keys])  # (b, g, R, D)
         dq_of_rows = np.multiply(dq_scaled, saved.scale, out=dq_scaled)
         dq[:, :, :, rows] = by_head(dq_of_rows, dq)  # (b, g, N, rows, D)
-        if number == 0:
+        if number == 0 and saved.starts is None:
             dk_sum[...], dv_sum[...] = dk_of_rows, dv_of_rows
         else:
-            dk_sum[:, :, :visible] += dk_of_rows
-            dv_sum[:, :, :visible] += dv_of_rows
+            dk_sum[:, :, keys] += dk_of_rows
+            dv_sum[:, :, keys] += dv_of_rows
     if len(blocks) > FEW:
         dk_of_part[...], dv_of_part[...] = dk_sum, dv_sum
 
@@ -147,23 +154,33 @@ def _blocks_of(saved: Saved) -> Sequence[tuple[slice, int]]:
     return backend.blocks_to_run(query_blocks(saved.q.shape[2], saved.k.shape[2], saved.causal))
 
 
-def scores(saved: Saved, part: Part, queries: Array, rows: slice, visible: int) -> tuple[Array, Array]:
-    """S for a block of queries against the visible keys, (b, g, N rows, visible), and scale Q, (b, g, N rows, D)."""
+def seen_keys(saved: Saved, part: Part, rows: slice, visible: int) -> slice:
+    """The keys that a block of queries may see: from the first that a query starts with, up to `visible`."""
+    if saved.starts is None or is_on_gpu(saved.starts):  # where nobody waits to look at them
+        return slice(0, visible)
+    return slice(min(int(saved.starts[part.items, rows].min()), visible - 1), visible)
+
+
+def scores(saved: Saved, part: Part, queries: Array, rows: slice, keys: slice) -> tuple[Array, Array]:
+    """S for a block of queries against some keys, (b, g, N rows, keys), and scale Q, (b, g, N rows, D)."""
     q_scaled = as_rows_of_kv_head(queries[:, :, :, rows] * saved.scale)
-    s = backend.matmul(q_scaled, part.k[:, :, :visible].swapaxes(-1, -2))
+    s = backend.matmul(q_scaled, part.k[:, :, keys].swapaxes(-1, -2))
     s_by_head = by_head(s, queries)
     if saved.causal:
         # Only from the last key that the first query sees: a square, which is faster than one column less.
         last = rows.start + part.k.shape[2] - queries.shape[3]
-        first = max(0, last)
-        limit = _triangle(rows.stop - rows.start, visible - first, last - first, s.dtype)
-        square = s_by_head[..., first:]
+        first = max(keys.start, last)
+        limit = _triangle(rows.stop - rows.start, keys.stop - first, last - first, s.dtype)
+        square = s_by_head[..., first - keys.start :]
         np.fmin(square, like(limit, s), out=square)  # also where a hidden key made NaN, which fmin passes over
     if saved.lengths is not None:
-        padding = np.arange(visible, like=s) >= saved.lengths[part.items, None]
+        padding = np.arange(keys.start, keys.stop, like=s) >= saved.lengths[part.items, None]
         np.copyto(s_by_head, -np.inf, where=padding[:, None, None, None])
+    if saved.starts is not None:
+        earlier = np.arange(keys.start, keys.stop, like=s) < saved.starts[part.items, rows, None]  # (b, rows, keys)
+        np.copyto(s_by_head, -np.inf, where=earlier[:, None, None])
     if saved.mask is not None:
-        mask = by_kv_head(saved.mask, saved.k)[part.items, part.kv_heads, :, rows, :visible]
+        mask = by_kv_head(saved.mask, saved.k)[part.items, part.kv_heads, :, rows, keys]
         if mask.dtype == bool:
             np.copyto(s_by_head, -np.inf, where=~mask)
         else:
@@ -177,8 +194,8 @@ def _triangle(rows: int, columns: int, diagonal: int, dtype: np.dtype) -> Array:
     return np.where(np.tri(rows, columns, diagonal, bool), np.inf, -np.inf).astype(dtype)
 
 
-def dropout_mask(saved: Saved, part: Part, rows: slice, visible: int) -> Array:
-    """M for a block of queries against the visible keys: (b, g, N rows, visible)."""
+def dropout_mask(saved: Saved, part: Part, rows: slice, seen: slice) -> Array:
+    """M for a block of queries against the keys that it may see: (b, g, N rows, seen)."""
     assert saved.dropout is not None
     dropout_p, seed, counter, skipped_blocks = saved.dropout
     (batch, heads, queries, _), (_, kv_heads, keys, _) = saved.q.shape, saved.k.shape
@@ -192,11 +209,11 @@ def dropout_mask(saved: Saved, part: Part, rows: slice, visible: int) -> Array:
             (count, blocks * random.BLOCK),
             dropout_p,
             saved.q.dtype,
-        )[:, :visible]
+        )[:, seen]
         for item in range(*part.items.indices(batch))
         for head in range(part.kv_heads.start * shared_by, part.kv_heads.stop * shared_by)
     ]
-    m = np.stack(masks).reshape(*part.k.shape[:2], shared_by * count, visible)
+    m = np.stack(masks).reshape(*part.k.shape[:2], shared_by * count, seen.stop - seen.start)
     return like(m, saved.q)
 
 

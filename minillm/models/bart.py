@@ -23,6 +23,7 @@ BART learns from text alone by restoring damaged text (data/denoising.py); any p
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -31,12 +32,13 @@ from minillm import ops
 from minillm.autograd import Parameter, Tensor, no_grad
 from minillm.backend import Array, as_array
 from minillm.device import like
-from minillm.errors import ShapeError, check_shapes
+from minillm.errors import InputError, ShapeError, check_shapes
 from minillm.models.bart_config import PRESETS as PRESETS
 from minillm.models.bart_config import BartConfig
 from minillm.models.bart_config import config_from_hugging_face as config_from_hugging_face
 from minillm.models.bart_config import config_to_hugging_face as config_to_hugging_face
 from minillm.models.bert import weight_and_bias
+from minillm.models.heads import Head, QuestionAnswering, SequenceClassification, vectors_at
 from minillm.nn import (
     ACTIVATIONS,
     CrossAttention,
@@ -101,11 +103,12 @@ class DecoderBlock(Module):
     def forward(
         self,
         x: Tensor,
-        keys_and_values: KeysAndValues,
+        memory: Tensor | KeysAndValues,
         lengths: Any = None,
         cache: KVCache | None = None,
         visible: Array | None = None,
     ) -> Tensor:
+        keys_and_values = self.cross.keys_and_values(memory) if isinstance(memory, Tensor) else memory
         x = self.ln_1(x + self.attn(x, cache, visible))  # (B, T, C)
         x = self.ln_2(x + self.cross(x, keys_and_values, lengths))
         return self.ln_3(x + self.mlp(x))
@@ -187,9 +190,11 @@ class BartModel(Module):
         name = type(self).__name__
         source, target_in = self._checked("source", source), self._checked("target_in", target_in)
         check_shapes(name, source=("B S", source), target_in=("B T", target_in))
-        keys_and_values = self.keys_and_values(self.encode(source, source_lengths))
-        positions = np.arange(target_in.shape[1], like=target_in)
-        return self.decode(target_in, positions, keys_and_values, source_lengths)
+        memory = self.encode(source, source_lengths)
+        x = self.decoder.embed(self._tokens(target_in), np.arange(target_in.shape[1], like=target_in))
+        for block in self.decoder.h:
+            x = block(x, memory, source_lengths)
+        return x
 
     def forward(self, source: Any, target_in: Any, source_lengths: Any = None) -> Tensor:
         return self.features(source, target_in, source_lengths)
@@ -401,6 +406,60 @@ class Conditioned(Decoder):
         return np.repeat(np.arange(count), batch // count)
 
 
+# --- heads ---------------------------------------------------------------------------------------------------------
+
+
+class BartReader(Head, BartModel):
+    """A BART that reads one text with both sides, under a head: its decoder's input is the source, shifted.
+
+    Source: Lewis et al. 2019, section 3.1: the vector of the last token in the decoder has seen the whole text.
+    """
+
+    def token_vectors(self, ids: Any, token_types: Any, lengths: Any, attention_mask: Any) -> Tensor:
+        name = type(self).__name__
+        if token_types is not None:
+            raise InputError(f"{name}: token_types were given, but a BART has none; leave them out")
+        if attention_mask is not None:
+            raise InputError(f"{name}: attention_mask was given; give lengths, (B,), with the padding after the texts")
+        source = self._checked("ids", ids)
+        target_in = shift_right(source, self.config.decoder_start_id, self.config.padding_id)
+        return self.features(source, target_in, lengths)
+
+
+class BartForSequenceClassification(BartReader, SequenceClassification):
+    """A BART that classifies texts by two layers on the vector of each text's last end token, eos_id."""
+
+    def __init__(self, config: BartConfig):
+        super().__init__(config)
+        self.drop_features = Dropout(config.classifier_dropout)
+        self.classifier_fc = Linear(config.channels, config.channels)
+        self.classifier_proj = Linear(config.channels, config.labels)
+        self.assign_names()
+        self._init_weights()
+
+    def forward(self, ids: Any, token_types: Any = None, lengths: Any = None, attention_mask: Any = None) -> Tensor:
+        features = self.token_vectors(ids, token_types, lengths, attention_mask)
+        ends = self._checked("ids", ids)[:, ::-1] == self.config.eos_id
+        if not ends.any(1).all():
+            raise InputError(
+                f"{type(self).__name__}: text {int(np.argmin(ends.any(1)))} has no end token, eos_id="
+                f"{self.config.eos_id}; put it at the end of each text"
+            )
+        last = ends.shape[1] - 1 - np.argmax(ends, axis=1)
+        x = ops.tanh(self.classifier_fc(self.drop_features(vectors_at(features, last))))  # (B, C)
+        return self.classifier_proj(self.drop_features(x))
+
+
+class BartForQuestionAnswering(BartReader, QuestionAnswering):
+    """A BART that finds the answer to a question in a text; it has two labels, whatever the configuration says."""
+
+    def __init__(self, config: BartConfig):
+        super().__init__(config if config.labels == 2 else replace(config, labels=2, label_names=()))
+        self.add_head()
+        self.assign_names()
+        self._init_weights()
+
+
 # --- Hugging Face's names ------------------------------------------------------------------------------------------
 
 
@@ -446,4 +505,11 @@ HUGGING_FACE: dict[str, str | tuple[str, ...]] = {
     ),
     **_joined("decoder.h.{i}.cross.kv", "model.decoder.layers.{i}.encoder_attn", "kv"),
     "final_logits_bias": "final_logits_bias",
+    **weight_and_bias(
+        {
+            "classifier_fc": "classification_head.dense",
+            "classifier_proj": "classification_head.out_proj",
+            "qa_outputs": "qa_outputs",
+        }
+    ),
 }

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from minillm.errors import InputError
 from minillm.models.config import Config, check_fixed, config_from
+from minillm.models.labels import check_labels, labels_from, labels_to
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,10 @@ class BartConfig(Config):
     padding_id: int = 1  # token id that fills short sequences
     eos_id: int = 2  # token id that ends a text
     decoder_start_id: int = 2  # token id that the decoder sees first
+    labels: int = 3  # number of classes of a text, for the head that classifies it
+    label_names: tuple[str, ...] = ()  # their names; none: LABEL_0, LABEL_1, ...
+    classifier_dropout: float = 0.0  # probability before both layers of that head
+    problem_type: str | None = None  # what that head learns (see heads.py); None: the labels decide
 
     no_options: ClassVar = ("bos_id", "padding_id", "eos_id", "decoder_start_id")
 
@@ -42,7 +47,7 @@ class BartConfig(Config):
         self.check_least(1, "vocab_size", "context", "channels", *sizes)
         self.check_divides("encoder_heads", "channels")
         self.check_divides("decoder_heads", "channels")
-        self.check_probabilities("dropout", "attention_dropout", "activation_dropout")
+        self.check_probabilities("dropout", "attention_dropout", "activation_dropout", "classifier_dropout")
         if self.activation not in ACTIVATIONS:
             raise InputError(f"BartConfig: activation is {self.activation!r}; give 'gelu' or 'relu'")
         if not self.init_std >= 0:
@@ -52,6 +57,7 @@ class BartConfig(Config):
                 raise InputError(
                     f"BartConfig: {field} is {getattr(self, field)}; give a token id, 0 to {self.vocab_size - 1}"
                 )
+        check_labels(self)
 
 
 ACTIVATIONS = ("gelu", "relu")
@@ -108,6 +114,8 @@ KEYS: dict[str, tuple[str, Any]] = {
     "padding_id": ("pad_token_id", 1),
     "eos_id": ("eos_token_id", 2),
     "decoder_start_id": ("decoder_start_token_id", 2),
+    "classifier_dropout": ("classifier_dropout", 0.0),
+    "problem_type": ("problem_type", None),
 }
 FIXED = {
     "encoder_layerdrop": 0.0,
@@ -135,7 +143,7 @@ def config_from_hugging_face(values: Mapping[str, Any]) -> BartConfig:
         raise InputError(
             f"load: config.json has eos_token_id={values['eos_token_id']}; here it can only be one token id"
         )
-    return config_from(BartConfig, KEYS, values)
+    return config_from(BartConfig, KEYS, values, **labels_from(values, missing=3))
 
 
 def config_to_hugging_face(config: BartConfig) -> dict[str, Any]:
@@ -143,7 +151,8 @@ def config_to_hugging_face(config: BartConfig) -> dict[str, Any]:
     return {
         "architectures": ["BartForConditionalGeneration"],
         "model_type": "bart",
-        **{KEYS[field.name][0]: getattr(config, field.name) for field in fields(config)},
+        **{key: getattr(config, field) for field, (key, _) in KEYS.items()},
         "forced_eos_token_id": config.eos_id,
         **FIXED,
+        **labels_to(config, missing=3),
     }

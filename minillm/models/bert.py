@@ -23,9 +23,10 @@ import numpy as np
 from minillm import ops
 from minillm.autograd import Parameter, Tensor
 from minillm.backend import Array, as_array
-from minillm.errors import DtypeError, InputError, ShapeError, check_index, check_shapes, did_you_mean
-from minillm.models.config import Config, check_fixed, config_from, table, whole_number
-from minillm.models.heads import PROBLEMS, QuestionAnswering, SequenceClassification, TokenClassification
+from minillm.errors import DtypeError, InputError, ShapeError, check_index, check_shapes
+from minillm.models.config import Config, check_fixed, config_from
+from minillm.models.heads import QuestionAnswering, SequenceClassification, TokenClassification
+from minillm.models.labels import check_labels, labels_from, labels_to
 from minillm.nn import MLP, Dropout, Embedding, LayerNorm, Linear, Module, SelfAttention
 from minillm.nn.initial import normal_, uninitialized
 
@@ -48,6 +49,7 @@ class BertConfig(Config):
     labels: int = 2  # number of classes of a text, or of each token, for the heads that classify them
     classifier_dropout: float | None = None  # probability before such a head; None: that of dropout
     problem_type: str | None = None  # what a head for texts learns (see heads.py); None: the labels decide
+    label_names: tuple[str, ...] = ()  # the names of the classes, for such heads; none: LABEL_0, LABEL_1, ...
 
     no_options: ClassVar = ("padding_id", "labels", "classifier_dropout", "problem_type")
     LEAST_TOKEN_TYPES: ClassVar[int] = 1
@@ -56,7 +58,6 @@ class BertConfig(Config):
         super().__post_init__()
         self.check_least(1, "vocab_size", "context", "layers", "heads", "channels", "hidden")
         self.check_least(self.LEAST_TOKEN_TYPES, "token_types")
-        self.check_least(1, "labels")
         self.check_divides("heads", "channels")
         self.check_probabilities("dropout", "attention_dropout", "classifier_dropout")
         self.check_above_zero("norm_eps")
@@ -64,9 +65,7 @@ class BertConfig(Config):
             raise InputError(
                 f"{type(self).__name__}: padding_id is {self.padding_id}; give a token id, 0 to {self.vocab_size - 1}"
             )
-        if self.problem_type is not None and self.problem_type not in PROBLEMS:
-            hint = did_you_mean(self.problem_type, PROBLEMS)
-            raise InputError(f"{type(self).__name__}: problem_type is {self.problem_type!r}{hint}")
+        check_labels(self)
 
     @property
     def head_dropout(self) -> float:
@@ -167,7 +166,7 @@ class Encoder(Module):
             if token_types is not None:
                 raise InputError(f"{name}: token_types were given, but this model has none; leave them out")
         elif token_types is None:
-            places = places + self.wse.weight[0]
+            places = places + self.wse(np.zeros((), np.int64, like=ids))
         else:
             check_index(name, token_types, self.config.token_types, "token type")
             places = places + self.wse(token_types)
@@ -413,30 +412,13 @@ FIXED = {
 }
 
 
-def labels_from(values: Mapping[str, Any], missing: int = 2) -> int:
-    """The number of classes of a config.json: those named in `id2label`, or `num_labels`.
-
-    Raises: InputError that names the key if its value has the wrong type.
-    """
-    names = table(values, "id2label")
-    return len(names) if names else whole_number(values, "num_labels", missing)
-
-
-def labels_to(config: BertConfig) -> dict[str, Any]:
-    """The keys of a config.json that name the classes; none for two classes, the meaning of a missing key."""
-    if config.labels == 2:
-        return {}
-    names = {str(number): f"LABEL_{number}" for number in range(config.labels)}
-    return {"id2label": names, "label2id": {name: int(number) for number, name in names.items()}}
-
-
 def config_from_hugging_face(values: Mapping[str, Any]) -> BertConfig:
     """The configuration in the values of a config.json of model type bert.
 
     Raises: InputError that names a key which this model cannot honour, or whose value has the wrong type.
     """
     check_fixed(values, {key: (only,) for key, only in {"model_type": "bert", **FIXED}.items()})
-    return config_from(BertConfig, KEYS, values, labels=labels_from(values))
+    return config_from(BertConfig, KEYS, values, **labels_from(values))
 
 
 def config_to_hugging_face(config: BertConfig) -> dict[str, Any]:

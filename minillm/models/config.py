@@ -104,6 +104,7 @@ WANTED: dict[Any, str] = {
     str: "a text",
     NoneType: "None",
     tuple[int, ...]: "a tuple of whole numbers",
+    tuple[str, ...]: "a tuple of texts",
 }
 
 
@@ -127,8 +128,8 @@ def _is(value: Any, kind: Any) -> bool:
         return True
     if typing.get_origin(kind) is typing.Literal:
         return value in typing.get_args(kind)
-    if kind == tuple[int, ...]:
-        return isinstance(value, tuple) and all(_is(one, int) for one in value)
+    if kind in (tuple[int, ...], tuple[str, ...]):
+        return isinstance(value, tuple) and all(_is(one, typing.get_args(kind)[0]) for one in value)
     if kind is int:
         return (
             isinstance(value, numbers.Integral) and not isinstance(value, bool) and -(1 << 63) <= int(value) < 1 << 63

@@ -18,12 +18,11 @@ from minillm.models.bert import (
     Encoder,
     MaskedLM,
     MaskedLMHead,
-    labels_from,
-    labels_to,
     weight_and_bias,
 )
 from minillm.models.config import check_fixed, config_from
 from minillm.models.heads import QuestionAnswering, SequenceClassification, TokenClassification
+from minillm.models.labels import labels_from, labels_to
 from minillm.nn import Dropout, Linear
 from minillm.nn.initial import uninitialized
 
@@ -174,7 +173,7 @@ def config_from_hugging_face(values: Mapping[str, Any]) -> DistilBertConfig:
     Raises: InputError that names a key which this model cannot honour, or whose value has the wrong type.
     """
     check_fixed(values, {key: (only,) for key, only in {"model_type": "distilbert", **FIXED}.items()})
-    return config_from(DistilBertConfig, KEYS, values, labels=labels_from(values))
+    return config_from(DistilBertConfig, KEYS, values, **labels_from(values))
 
 
 def config_to_hugging_face(config: DistilBertConfig) -> dict[str, Any]:

@@ -131,10 +131,10 @@ class Attention(llama.Attention):
             self.k_norm = OneCenteredRMSNorm(self.head_size, config.norm_eps)
         self.scale, self.cap = config.scale**-0.5, config.attention_cap
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, visible: Array | None) -> Tensor:
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, visible: Array | None, starts: Array | None) -> Tensor:
         """softmax(cap tanh(scale Q K^T / cap)) V for every head."""
         if self.cap is None:
-            return ops.attention(q, k, v, causal=True, mask=visible, scale=self.scale)
+            return ops.attention(q, k, v, causal=True, mask=visible, starts=starts, scale=self.scale)
         B, H, T, D = q.shape
         G, Tk = k.shape[1:3]
         q = q.reshape(B, G, H // G, T, D)  # query heads grouped by the head of keys that they share
@@ -144,6 +144,9 @@ class Attention(llama.Attention):
         seen = causal
         if visible is not None:
             seen = causal & like(visible if visible.ndim == 2 else visible[:, :, None], causal)
+        if starts is not None:
+            later = np.arange(Tk, like=causal) >= like(starts, causal)[:, :, None]  # (B, T, Tk)
+            seen = seen & later[:, None, None]  # (B, 1, 1, T, Tk)
         weights = ops.softmax(ops.where(seen, scores, HIDDEN))
         return (weights @ v).reshape(B, H, T, D)
 
@@ -169,8 +172,15 @@ class Block(Module):
         self.ln_1, self.attn, self.ln_1_post = norm(), Attention(config), norm()
         self.ln_2, self.mlp, self.ln_2_post = norm(), MLP(config), norm()
 
-    def forward(self, x: Tensor, cos_sin: tuple[Array, Array], visible: Array | None, cache: KVCache | None) -> Tensor:
-        x = x + self.ln_1_post(self.attn(self.ln_1(x), cos_sin, visible, cache))  # (B, T, C)
+    def forward(
+        self,
+        x: Tensor,
+        cos_sin: tuple[Array, Array],
+        visible: Array | None,
+        cache: KVCache | None,
+        starts: Array | None = None,
+    ) -> Tensor:
+        x = x + self.ln_1_post(self.attn(self.ln_1(x), cos_sin, visible, cache, starts))  # (B, T, C)
         return x + self.ln_2_post(self.mlp(self.ln_2(x)))
 
 
@@ -189,9 +199,9 @@ class Gemma(Llama):
         self.assign_names()
         self._init_weights()
 
-    def embed(self, ids: Any, cache: list[KVCache] | None = None) -> Tensor:
+    def embed(self, ids: Any, cache: list[KVCache] | None = None, starts: Any = None) -> Tensor:
         """Input of the first block, (B, T, C): for each id the vector of its token, times sqrt(C)."""
-        return super().embed(ids, cache) * math.sqrt(self.config.channels)
+        return super().embed(ids, cache, starts) * math.sqrt(self.config.channels)
 
     def logits(self, x: Tensor) -> Tensor:
         """Logits (..., V) of features (..., C), between -cap and cap if there is a cap."""

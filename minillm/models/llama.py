@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import functools
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,7 @@ from minillm.autograd import Tensor
 from minillm.backend import Array
 from minillm.device import like
 from minillm.errors import InputError
+from minillm.models.heads import LastTokenClassification
 from minillm.models.llama_config import PRESETS as PRESETS
 from minillm.models.llama_config import LlamaConfig, kind_of
 from minillm.models.llama_config import config_from_hugging_face as config_from_hugging_face
@@ -48,7 +50,14 @@ class Attention(Module):
         self.q_norm = RMSNorm(self.head_size, config.norm_eps) if config.qk_norm else None
         self.k_norm = RMSNorm(self.head_size, config.norm_eps) if config.qk_norm else None
 
-    def forward(self, x: Tensor, cos_sin: tuple[Array, Array], visible: Array | None, cache: KVCache | None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        cos_sin: tuple[Array, Array],
+        visible: Array | None,
+        cache: KVCache | None,
+        starts: Array | None = None,
+    ) -> Tensor:
         H, G, D = self.heads, self.kv_heads, self.head_size
         q, k, v = self.qkv(x).split([H * D, G * D, G * D], dim=-1)
         q, k, v = split_heads(q, H), split_heads(k, G), split_heads(v, G)  # (B, H, T, D), and G heads each
@@ -57,12 +66,12 @@ class Attention(Module):
         q, k = rotate(q, *cos_sin), rotate(k, *cos_sin)
         if cache is not None:
             k, v = cache.extend(k, v)  # (B, G, Tk, D)
-        y = self.attend(q, k, v, visible)  # (B, H, T, D)
+        y = self.attend(q, k, v, visible, starts)  # (B, H, T, D)
         return self.proj(join_heads(y))
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, visible: Array | None) -> Tensor:
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, visible: Array | None, starts: Array | None) -> Tensor:
         """The weighted sum of the values that each query sees, (B, H, T, D)."""
-        return ops.attention(q, k, v, causal=True, mask=visible)
+        return ops.attention(q, k, v, causal=True, mask=visible, starts=starts)
 
     def extra_repr(self) -> str:
         return f"heads={self.heads}, kv_heads={self.kv_heads}"
@@ -98,8 +107,15 @@ class Block(Module):
         self.ln_2 = RMSNorm(config.channels, config.norm_eps)
         self.mlp = GatedMLP(config.channels, config.hidden, config.mlp_bias)
 
-    def forward(self, x: Tensor, cos_sin: tuple[Array, Array], visible: Array | None, cache: KVCache | None) -> Tensor:
-        x = x + self.attn(self.ln_1(x), cos_sin, visible, cache)  # (B, T, C)
+    def forward(
+        self,
+        x: Tensor,
+        cos_sin: tuple[Array, Array],
+        visible: Array | None,
+        cache: KVCache | None,
+        starts: Array | None = None,
+    ) -> Tensor:
+        x = x + self.attn(self.ln_1(x), cos_sin, visible, cache, starts)  # (B, T, C)
         return x + self.mlp(self.ln_2(x))
 
 
@@ -129,28 +145,29 @@ class Llama(Decoder):
             elif name.endswith("bias"):
                 parameter.data[...] = 0
 
-    def forward(self, ids: Any) -> Tensor:
+    def forward(self, ids: Any, starts: Any = None) -> Tensor:
         """Logits (B, T, V): for each of the ids (B, T), how likely each token is to follow it."""
-        x = self.features(ids)  # (B, T, C)
+        x = self.features(ids, starts=starts)  # (B, T, C)
         return self.logits(x)
 
-    def loss(self, ids: Any, targets: Any, reduction: str = "mean") -> Tensor:
+    def loss(self, ids: Any, targets: Any, reduction: str = "mean", starts: Any = None) -> Tensor:
         """Cross-entropy of the logits against targets (B, T), in nats per token; a target of -100 does not count."""
-        logits = self(ids)  # (B, T, V); nothing else reads them, so the gradient may take their memory
+        logits = self(ids, starts)  # (B, T, V); nothing else reads them, so the gradient may take their memory
         return ops.cross_entropy(logits, targets, reduction=reduction, overwrite=True, dim=-1)
 
-    def features(self, ids: Any, cache: list[KVCache] | None = None) -> Tensor:
+    def features(self, ids: Any, cache: list[KVCache] | None = None, starts: Any = None) -> Tensor:
         """Input of the output layer, (B, T, C). With a cache, the ids follow the tokens in it, and are added to it."""
-        x = self.embed(ids, cache)
-        x = self.blocks(x, cache)
+        x = self.embed(ids, cache, starts)
+        x = self.blocks(x, cache, starts)
         return self.ln_f(x)
 
-    def embed(self, ids: Any, cache: list[KVCache] | None = None) -> Tensor:
+    def embed(self, ids: Any, cache: list[KVCache] | None = None, starts: Any = None) -> Tensor:
         """Input of the first block, (B, T, C): for each id the vector of its token."""
         ids, _, _ = self.checked_positions(ids, cache)
+        self.checked_starts(starts, ids, cache)
         return self.wte(ids)
 
-    def blocks(self, x: Tensor, cache: list[KVCache] | None = None) -> Tensor:
+    def blocks(self, x: Tensor, cache: list[KVCache] | None = None, starts: Any = None) -> Tensor:
         """Residual stream after the last block, (B, T, C).
 
         Raises: InputError for a cache that is no longer valid (see `keeps_cache`), and for texts of different lengths
@@ -158,20 +175,21 @@ class Llama(Decoder):
         """
         start = cache[0].length if cache else 0
         stop = start + x.shape[1]
-        # Padding shifts all positions of a sequence alike, and rotated keys and queries depend on distances alone.
+        # Padding shifts all positions of a sequence alike, as starts do those of a text in it; and rotated keys and
+        # queries depend on distances alone.
         visible = cache[0].visible(stop) if cache else None
-        self._check_angles(start, stop, visible)
+        self._check_angles(start, stop, several=visible is not None or starts is not None)
         views = {False: (self._cos_sin(False, start, stop, x), visible)}
         if self.config.window is not None:
             views[True] = (self._cos_sin(True, start, stop, x), self._visible_in_window(start, stop, visible))
         for number, block in enumerate(self.h):
             cos_sin, seen = views[self.config.has_window(number)]
-            x = block(x, cos_sin, seen, cache[number] if cache else None)
+            x = block(x, cos_sin, seen, cache[number] if cache else None, starts)
         return x
 
     def logits(self, x: Tensor) -> Tensor:
         """Logits (..., V) of features (..., C)."""
-        return ops.linear(x, self.output_weight)
+        return ops.linear(x, self.output_weight) if self.config.tied else self.lm_head(x)
 
     @property
     def output_weight(self) -> Tensor:
@@ -190,17 +208,17 @@ class Llama(Decoder):
             return True
         return scaling.kind == "longrope" and start > scaling.original_context
 
-    def _check_angles(self, start: int, stop: int, visible: Array | None) -> None:
+    def _check_angles(self, start: int, stop: int, several: bool) -> None:
         if not self.keeps_cache(start, stop):
             raise InputError(
                 f"{type(self).__name__}: the angles of {stop} tokens are not those of the {start} that are cached; "
                 "restart the cache, and give the whole text"
             )
         scaling = self.config.rope_scaling
-        if visible is not None and scaling is not None and scaling.by_length and stop > scaling.original_context:
+        if several and scaling is not None and scaling.by_length and stop > scaling.original_context:
             raise InputError(
                 f"{type(self).__name__}: texts of different lengths have different angles beyond "
-                f"{scaling.original_context} tokens; generate from one at a time"
+                f"{scaling.original_context} tokens; give one at a time, or fewer tokens"
             )
 
     def _visible_in_window(self, start: int, stop: int, visible: Array | None) -> Array | None:
@@ -215,6 +233,17 @@ class Llama(Decoder):
         base, scaling = self.config.rope(windowed)
         cos, sin = cos_sin_tables(self.config.rotary_channels, base, scaling, start, stop)
         return like(cos, x.data), like(sin, x.data)
+
+
+class LlamaForSequenceClassification(LastTokenClassification, Llama):  # type: ignore[misc]
+    """A Llama that classifies texts, or gives them a reward: called with ids (B, T), it returns logits (B, K)."""
+
+    def __init__(self, config: LlamaConfig):
+        super().__init__(replace(config, tied=True))  # there is no output layer
+        self.config = config
+        self.add_head()
+        self.assign_names()
+        self._init_weights()
 
 
 def in_window(start: int, stop: int, window: int) -> Array:
@@ -262,6 +291,7 @@ HUGGING_FACE: dict[str, str | tuple[str, ...]] = {
     },
     "ln_f.weight": "model.norm.weight",
     "lm_head.weight": "lm_head.weight",
+    "score.weight": "score.weight",
 }
 
 

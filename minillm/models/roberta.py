@@ -30,12 +30,12 @@ from minillm.models.bert import (
     Encoder,
     MaskedLM,
     MaskedLMHead,
-    labels_from,
     names_of_encoder,
     weight_and_bias,
 )
 from minillm.models.config import check_fixed, config_from, whole_number
 from minillm.models.heads import QuestionAnswering, SequenceClassification, TokenClassification
+from minillm.models.labels import labels_from
 from minillm.nn import Dropout, Linear
 from minillm.nn.initial import uninitialized
 
@@ -188,7 +188,7 @@ def config_from_hugging_face(values: Mapping[str, Any]) -> RobertaConfig:
             f"load: config.json has max_position_embeddings={positions}; give more, because no token uses the first "
             f"{padding_id + 1} places, up to pad_token_id={padding_id}"
         )
-    return config_from(RobertaConfig, keys, values, context=context, labels=labels_from(values), kind=kind)
+    return config_from(RobertaConfig, keys, values, context=context, kind=kind, **labels_from(values))
 
 
 def config_to_hugging_face(config: RobertaConfig) -> dict[str, Any]:

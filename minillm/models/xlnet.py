@@ -46,6 +46,7 @@ from minillm.autograd import Parameter, Tensor
 from minillm.backend import Array, as_array
 from minillm.device import like
 from minillm.errors import DtypeError, InputError, ShapeError, check_index, check_shapes
+from minillm.models.heads import QuestionAnswering, SequenceClassification, TokenClassification, vectors_at
 from minillm.models.xlnet_config import PRESETS as PRESETS
 from minillm.models.xlnet_config import XLNetConfig
 from minillm.models.xlnet_config import config_from_hugging_face as config_from_hugging_face
@@ -374,6 +375,52 @@ class XLNetLMHeadModel(XLNetModel):
         return loss, mems
 
 
+class XLNetForSequenceClassification(SequenceClassification, XLNetModel):
+    """An XLNet that classifies texts by two layers on the vector of the last real token, which is <cls>."""
+
+    def __init__(self, config: XLNetConfig):
+        with uninitialized():  # all weights are drawn below
+            super().__init__(config)
+        self.summary = Linear(config.channels, config.channels)
+        self.drop_summary = Dropout(config.classifier_dropout)
+        self.logits_proj = Linear(config.channels, config.labels)
+        self.assign_names()
+        self._init_weights()
+
+    def forward(self, ids: Any, token_types: Any = None, lengths: Any = None, attention_mask: Any = None) -> Tensor:
+        features = self.token_vectors(ids, token_types, lengths, attention_mask)
+        B, T, _ = features.shape
+        last = np.full(B, T - 1, like=features.data, dtype=np.int64)
+        if lengths is not None:
+            last = _array(lengths, features.data) - 1
+        elif attention_mask is not None:
+            last = T - 1 - np.argmax(_array(attention_mask, features.data)[:, ::-1] != 0, axis=1)
+        x = ops.tanh(self.summary(vectors_at(features, last)))  # (B, C)
+        return self.logits_proj(self.drop_summary(x))
+
+
+class XLNetForTokenClassification(TokenClassification, XLNetModel):
+    """An XLNet that classifies tokens."""
+
+    def __init__(self, config: XLNetConfig):
+        with uninitialized():
+            super().__init__(config)
+        self.add_head(dropout=0.0)
+        self.assign_names()
+        self._init_weights()
+
+
+class XLNetForQuestionAnsweringSimple(QuestionAnswering, XLNetModel):
+    """An XLNet that finds the answer to a question in a text; its start and its end are found independently."""
+
+    def __init__(self, config: XLNetConfig):
+        with uninitialized():
+            super().__init__(config)
+        self.add_head()
+        self.assign_names()
+        self._init_weights()
+
+
 # --- Hugging Face's names ------------------------------------------------------------------------------------------
 
 PREFIX = "transformer."
@@ -401,6 +448,16 @@ HUGGING_FACE: dict[str, str | tuple[str, ...]] = {
         for kind in ("weight", "bias")
     },
     "bias": "lm_loss.bias",
+    **{
+        f"{ours}.{kind}": f"{theirs}.{kind}"
+        for ours, theirs in {
+            "summary": "sequence_summary.summary",
+            "logits_proj": "logits_proj",
+            "classifier": "classifier",
+            "qa_outputs": "qa_outputs",
+        }.items()
+        for kind in ("weight", "bias")
+    },
 }
 TRANSPOSED = {f"h.{{i}}.attn.{part}.weight" for part in ("q", "kv", "r")}
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from minillm.errors import InputError
 from minillm.models.config import Config, check_fixed, config_from
+from minillm.models.labels import check_labels, labels_from, labels_to
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,10 @@ class XLNetConfig(Config):
     reuse_len: int | None = None  # number of first tokens of each text that enter the memory; None: all
     clamp_len: int = -1  # largest distance: longer ones count as this one; 0 or less: no limit
     bi_data: bool = False  # the second half of each batch is written backwards
+    labels: int = 2  # number of classes of a text, or of each token, for the heads that classify them
+    label_names: tuple[str, ...] = ()  # their names; none: LABEL_0, LABEL_1, ...
+    classifier_dropout: float = 0.1  # probability before the last layer of a head for texts
+    problem_type: str | None = None  # what a head for texts learns (see heads.py); None: the labels decide
 
     def __post_init__(self):
         super().__post_init__()
@@ -32,11 +37,12 @@ class XLNetConfig(Config):
         self.check_divides("heads", "channels")
         if self.channels % 2:
             raise InputError(f"XLNetConfig: channels={self.channels} is odd; sines and cosines need an even number")
-        self.check_probabilities("dropout")
+        self.check_probabilities("dropout", "classifier_dropout")
         self.check_above_zero("norm_eps")
         for field in ("mem_len", "reuse_len"):
             if getattr(self, field) is not None and getattr(self, field) < 1:
                 raise InputError(f"XLNetConfig: {field} is {getattr(self, field)}; give 1 or more, or None for all")
+        check_labels(self)
 
 
 PRESETS = {
@@ -63,6 +69,8 @@ KEYS: dict[str, tuple[str, Any]] = {
     "reuse_len": ("reuse_len", None),
     "clamp_len": ("clamp_len", -1),
     "bi_data": ("bi_data", False),
+    "classifier_dropout": ("summary_last_dropout", 0.1),
+    "problem_type": ("problem_type", None),
 }
 FIXED = {
     "model_type": "xlnet",
@@ -72,6 +80,8 @@ FIXED = {
     "untie_r": True,
     "tie_word_embeddings": True,
 }
+# The head for texts: a linear layer and tanh on the vector of the last token.
+FIXED_HEAD = {"summary_type": "last", "summary_use_proj": True, "summary_activation": "tanh"}
 
 
 def config_from_hugging_face(values: Mapping[str, Any]) -> XLNetConfig:
@@ -79,11 +89,12 @@ def config_from_hugging_face(values: Mapping[str, Any]) -> XLNetConfig:
 
     Raises: InputError that names a key which this model cannot honour, or whose value has the wrong type.
     """
-    check_fixed(values, {key: (only,) for key, only in FIXED.items()})
+    has_head = "XLNetForSequenceClassification" in str(values.get("architectures"))
+    check_fixed(values, {key: (only,) for key, only in (FIXED | (FIXED_HEAD if has_head else {})).items()})
     no_limit = {
         field: None for field in ("mem_len", "reuse_len") if values.get(KEYS[field][0]) == 0
     }  # the file has 0 for that
-    config = config_from(XLNetConfig, KEYS, values, nulls=("mem_len", "reuse_len"), **no_limit)
+    config = config_from(XLNetConfig, KEYS, values, nulls=("mem_len", "reuse_len"), **no_limit, **labels_from(values))
     head_size = config.channels // config.heads
     if values.get("d_head") not in (None, head_size):
         raise InputError(
@@ -100,4 +111,6 @@ def config_to_hugging_face(config: XLNetConfig) -> dict[str, Any]:
         **{key: getattr(config, field) for field, (key, _) in KEYS.items()},
         "d_head": config.channels // config.heads,
         **FIXED,
+        **FIXED_HEAD,
+        **labels_to(config),
     }

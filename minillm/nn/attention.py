@@ -92,15 +92,21 @@ class SelfAttention(Module):
         self.attention_dropout, self.causal = attention_dropout, causal
 
     def forward(
-        self, x: Tensor, cache: KVCache | None = None, mask: Array | None = None, lengths: Any = None
+        self,
+        x: Tensor,
+        cache: KVCache | None = None,
+        mask: Array | None = None,
+        lengths: Any = None,
+        starts: Array | None = None,
     ) -> Tensor:
-        """Shapes: x and the result (B, T, C), H heads of D = C / H channels; mask and lengths as in ops.attention."""
+        """Shapes: x and the result (B, T, C), H heads of D = C / H channels; the others as in ops.attention."""
         qkv = self.qkv(x)  # (B, T, 3 C)
         q, k, v = (split_heads(part, self.heads) for part in qkv.split(qkv.shape[-1] // 3, dim=-1))  # (B, H, T, D)
         if cache is not None:
             k, v = cache.extend(k, v)  # (B, H, Tk, D), where Tk counts the positions in the cache too
         p = self.attention_dropout if self.training else 0.0
-        y = ops.attention(q, k, v, mask=mask, lengths=lengths, causal=self.causal, dropout_p=p)  # (B, H, T, D)
+        hidden = dict(mask=mask, lengths=lengths, starts=starts)
+        y = ops.attention(q, k, v, causal=self.causal, dropout_p=p, **hidden)  # (B, H, T, D)
         return self.dropout(self.proj(join_heads(y)))  # (B, T, C)
 
     def extra_repr(self) -> str:

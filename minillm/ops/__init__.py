@@ -22,6 +22,7 @@ from minillm.ops import compare as _c
 from minillm.ops import inplace as _i
 from minillm.ops.activations import *
 from minillm.ops.add_layernorm import add_layer_norm
+from minillm.ops.add_low_rank import add_low_rank
 from minillm.ops.arithmetic import *
 from minillm.ops.attention import attention
 from minillm.ops.axes import choose_axis
@@ -78,7 +79,7 @@ globals().update(_OPS)  # minillm.ops.GELU and its like
 OPS: tuple[Op, ...] = tuple(op for op in _OPS.values() if op.name != "to")  # which computes nothing to be checked
 
 __all__ = [
-    "OPS", "add_layer_norm", "attention", "bias_gelu", "cross_entropy", "dropout", "embedding", "gelu",
+    "OPS", "add_layer_norm", "add_low_rank", "attention", "bias_gelu", "cross_entropy", "dropout", "embedding", "gelu",
     "half_to_interleaved", "interleaved_to_half", "layer_norm", "linear", "log_softmax", "mse_loss", "rms_norm", "rope",
     "rope_table", "silu", "softmax", "swiglu",
 ]  # fmt: skip

@@ -61,9 +61,9 @@ class Saved(NamedTuple):
     scale: float
 
 
-def attention_forward(q, k, v, mask, *, lengths, causal, scale, dropout):
+def attention_forward(q, k, v, mask, *, lengths, causal, scale, dropout, starts=None):
     k_shared, v_shared = share_heads(k, q), share_heads(v, q)  # (B, H, Tk, D), (B, H, Tk, E)
-    visible = visible_keys(q, k, mask, lengths, causal)  # broadcasts to (B, H, Tq, Tk)
+    visible = visible_keys(q, k, mask, lengths, causal, starts)  # broadcasts to (B, H, Tq, Tk)
     bias = 0 if mask is None or mask.dtype == bool else mask.astype(q.dtype, copy=False)  # (B, H, Tq, Tk) or 0
     m = 1 if dropout is None else dropout_mask(dropout, q, k)  # (B, H, Tq, Tk) or 1
     s = np.where(visible, scale * matmul(q, k_shared.swapaxes(-1, -2)) + bias, -np.inf)  # (B, H, Tq, Tk)
@@ -106,7 +106,9 @@ def sum_heads(dx: Array, x: Array) -> Array:
     return dx.reshape(batch, kv_heads, dx.shape[1] // kv_heads, keys, channels).sum(axis=2)  # (B, G, Tk, D or E)
 
 
-def visible_keys(q: Array, k: Array, mask: Array | None, lengths: Array | None, causal: bool) -> Array:
+def visible_keys(
+    q: Array, k: Array, mask: Array | None, lengths: Array | None, causal: bool, starts: Array | None
+) -> Array:
     """True where a query may see a key, in a shape that broadcasts to (B, H, Tq, Tk)."""
     i = np.arange(q.shape[2], like=q)[:, None]  # (Tq, 1), the numbers of the queries
     j = np.arange(k.shape[2], like=q)  # (Tk,), the numbers of the keys
@@ -115,6 +117,8 @@ def visible_keys(q: Array, k: Array, mask: Array | None, lengths: Array | None, 
         visible = visible & (j <= i + len(j) - len(i))  # (Tq, Tk)
     if lengths is not None:
         visible = visible & (j < lengths[:, None, None, None])  # (B, 1, Tq, Tk)
+    if starts is not None:
+        visible = visible & (j >= starts[:, None, :, None])  # (B, 1, Tq, Tk)
     if mask is not None and mask.dtype == bool:
         visible = visible & mask  # (B, H, Tq, Tk)
     return visible
@@ -141,6 +145,7 @@ def attention(
     mask: Any = None,
     *,
     lengths: Any = None,
+    starts: Any = None,
     scale: float | None = None,
     dropout_p: float = 0.0,
 ) -> Tensor:
@@ -153,12 +158,15 @@ def attention(
     causal: query i sees keys up to i + Tk - Tq. scale: 1/sqrt(D) by default.
     lengths: (B,), whole numbers from 0 to Tk: the queries of batch item b see its first lengths[b] keys only, and the
         rest is padding. A mask (B, 1, 1, Tk) could say that too, but kernels take lengths, and no mask.
+    starts: (B, Tq), whole numbers from 0 to Tk: query i of batch item b sees no key before starts[b, i]. Several texts
+        in one sequence are kept apart, where each query has the first position of its own text and attention is causal.
+        The fast pair leaves out the keys that no query of a block sees; kernels do not take starts.
     dropout_p: the probability with which each weight is zeroed; the others are scaled by 1/(1 - dropout_p).
     Saves: references to q, k, v, mask and the output, and one number per query. The plain pair keeps q, k, v and P, and
         with dropout M.
     Raises: ShapeError for sizes that do not fit; DtypeError for a mask that is neither boolean nor floating, or
-        lengths that are no integers; InputError for a length outside 0 to Tk (not looked for on a GPU, where more than
-        Tk counts as Tk), dropout_p outside [0, 1), or more batch items or heads than random.part declared.
+        lengths or starts that are no integers; InputError for one outside 0 to Tk (not looked for on a GPU, where more
+        than Tk counts as Tk), dropout_p outside [0, 1), or more batch items or heads than random.part declared.
     Source: Vaswani et al. 2017, equation 1; Dao et al. 2022, algorithm 4 for the backward.
     """
     if mask is not None:
@@ -167,12 +175,16 @@ def attention(
         if mask is not None and mask.ndim == 3:
             mask = mask[:, None]  # (B, 1, Tq, Tk)
         q4, k4, v4 = (x.reshape(*x.shape[:-2], *(1,) * (4 - x.ndim), *x.shape[-2:]) for x in (q, k, v))  # (B, 1, T, D)
-        y = attention(q4, k4, v4, causal, mask, lengths=lengths, scale=scale, dropout_p=dropout_p)  # (B, 1, Tq, E)
+        hidden = dict(lengths=lengths, starts=starts)
+        y = attention(q4, k4, v4, causal, mask, **hidden, scale=scale, dropout_p=dropout_p)  # (B, 1, Tq, E)
         return y.reshape(*y.shape[: q.ndim - 2], *y.shape[2:])  # (B, Tq, E) or (Tq, E)
     if lengths is not None:
         lengths = lengths.data if isinstance(lengths, Tensor) else as_array(lengths)
+    if starts is not None:
+        starts = starts.data if isinstance(starts, Tensor) else as_array(starts)
     q, k, v = _with_one_batch(q, k, v)
-    sizes = check_shapes("attention", q=("B H Tq D", q), k=("B G Tk D", k), v=("B G Tk E", v), lengths=("B", lengths))
+    hidden = dict(lengths=("B", lengths), starts=("B Tq", starts))
+    sizes = check_shapes("attention", q=("B H Tq D", q), k=("B G Tk D", k), v=("B G Tk E", v), **hidden)
     if sizes["G"] == 0 or sizes["H"] % sizes["G"]:
         raise ShapeError(f"attention: q has H={sizes['H']} heads, which {sizes['G']} kv heads do not divide")
     check_floating("attention", q=q, k=k, v=v)
@@ -183,10 +195,13 @@ def attention(
     if lengths is not None:
         check_index("attention", lengths, sizes["Tk"] + 1, "lengths")
         lengths = like(lengths.astype(np.int32, order="C"), q.data)
+    if starts is not None:
+        check_index("attention", starts, sizes["Tk"] + 1, "starts")
+        starts = like(starts.astype(np.int32, order="C"), q.data)
     check_probability("attention", dropout_p)
     dropout = _reserve_mask(q.shape, sizes["Tk"], dropout_p) if dropout_p else None
     scale = 1 / math.sqrt(sizes["D"]) if scale is None else float(scale)
-    return ATTENTION(q, k, v, mask, lengths=lengths, causal=causal, scale=scale, dropout=dropout)
+    return ATTENTION(q, k, v, mask, lengths=lengths, causal=causal, scale=scale, dropout=dropout, starts=starts)
 
 
 def _with_one_batch(*tensors: Tensor) -> list[Tensor]:

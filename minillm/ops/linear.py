@@ -5,6 +5,8 @@ N examples, X (N, in) and Y (N, out), Y = X weight^T + 1 bias^T, where 1 is a co
 matrix product (ops/matmul.py)
 
     dX = dY weight     (N, in)        dweight = dY^T X     (out, in)        dbias = sum over the rows of dY     (out,)
+
+A layer whose weight and bias are frozen has the first of these alone: ops/frozen_linear.py.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from typing import Any, NamedTuple
 from minillm.autograd import Op, Tensor
 from minillm.backend import Array, as_rows, matmul
 from minillm.errors import check_floating, check_shapes
+from minillm.ops.frozen_linear import FROZEN_LINEAR
 
 
 class Saved(NamedTuple):
@@ -47,9 +50,10 @@ def linear(x: Tensor, weight: Tensor, bias: Any = None) -> Tensor:
     """y = x weight^T + bias.
 
     Shapes: x (..., in), weight (out, in), bias (out,) or None; result (..., out).
-    Saves: x and a reference to the weight.
+    Saves: x and a reference to the weight; where neither weight nor bias needs a gradient, the reference alone.
     Raises: ShapeError naming both sizes where they differ.
     """
     check_shapes("linear", x=("... in", x), weight=("out in", weight), bias=("out", bias))
     check_floating("linear", x=x, weight=weight, bias=bias)
-    return LINEAR(x, weight, bias)
+    trained = any(isinstance(one, Tensor) and one.requires_grad for one in (weight, bias))
+    return LINEAR(x, weight, bias) if trained else FROZEN_LINEAR(x, weight, bias)

@@ -112,7 +112,13 @@ class ParallelModel:
             raise InputError(
                 f"zero: stage {zero} with --pp {mesh.pp.size}; choose 0 or 1, or without a pipeline 2 or 3"
             )
-        if mesh.tp.size * mesh.pp.size > 1:  # DataParallel, which sees parts then, does so otherwise
+        if mesh.tp.size * mesh.pp.size > 1:
+            if not isinstance(model, Decoder):
+                raise InputError(
+                    f"mesh: --tp {mesh.tp.size} --pp {mesh.pp.size} divide models that predict the next token, and "
+                    f"{type(model).__name__} is none; leave them out (--dp and --zero work)"
+                )
+            # DataParallel, which sees parts then, does so otherwise
             agree_on_weights(mesh.world, "ParallelModel", model.state_dict())
         self.mesh, self.zero = mesh, zero
         self.kind: Any = type(model)

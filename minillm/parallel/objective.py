@@ -15,7 +15,7 @@ from __future__ import annotations
 import functools
 import operator
 from collections.abc import Iterable
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 
@@ -31,7 +31,7 @@ class Objective:
     next_tokens: the loss is that of a Decoder on `ids` and `targets` alone, which tensor and pipeline parallel divide.
     """
 
-    next_tokens: ClassVar[bool] = False
+    next_tokens: bool = False
 
     def counts(self, batch: Batch) -> dict[str, float]:
         """The number of targets of each term of the loss in a batch, such as {"masked": 70, "next": 12}."""

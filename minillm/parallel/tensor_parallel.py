@@ -270,18 +270,18 @@ class TensorParallel(Wrapper):
         """Logits (..., V) of features (..., C)."""
         return gather_from_ranks(self.own_logits(features), self.communicator, self.module.config.vocab_size)
 
-    def forward(self, ids: Any) -> Tensor:
-        return self.logits(self.module.features(ids))  # (B, T, V)
+    def forward(self, ids: Any, starts: Any = None) -> Tensor:
+        return self.logits(self.module.features(ids, starts=starts))  # (B, T, V)
 
     def next_logits(self, ids: Any, cache: list[KVCache]) -> Tensor:
         """Logits (B, V) of what follows ids (B, T), which follow the positions in the cache and enter it."""
         return self.logits(self.module.features(ids, cache)[:, -1])
 
-    def loss(self, ids: Any, targets: Any, reduction: str = "mean") -> Tensor:
+    def loss(self, ids: Any, targets: Any, reduction: str = "mean", starts: Any = None) -> Tensor:
         """Cross-entropy against targets (B, T), in nats per token; -100 is not counted."""
         group, size = self.communicator, self.module.config.vocab_size
         first, stop = bounds(size, group.size)[group.rank : group.rank + 2]  # the classes of this rank
-        logits = self.own_logits(self.features(ids))
+        logits = self.own_logits(self.features(ids, starts=starts))
         return vocabulary_cross_entropy(
             logits, targets, group, (first, stop), size, reduction=reduction, overwrite=True
         )

@@ -27,6 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from minillm.errors import DtypeError, InputError, did_you_mean
+from minillm.tokenizers.aligned import Aligned, Span, aligned
 from minillm.tokenizers.decoders import Decoder
 from minillm.tokenizers.files import ROLES
 from minillm.tokenizers.saved import TokenizerFiles
@@ -171,6 +172,33 @@ class Tokenizer(TokenizerFiles):
         for block in self._encode_blocks([text], allowed_special, disallowed_special):
             ids += block
         return ids
+
+    def encode_with_offsets(self, text: str) -> tuple[list[int], list[Span]]:
+        """The token ids of `text`, those of `encode(text)`, and the place of each token: it is text[start:end].
+
+        Places are those in the original text, whatever the tokenizer changes before it cuts (case, accents, normal
+        forms, spaces), and equal those of Hugging Face's `tokenizers`, but for one rule: an accent or another mark that
+        is dropped belongs to the letter before it, so that "cafe" with an accent behind it is one whole place. A token
+        of some bytes of a character has the place of the character; a space that is put in front has that of the
+        character behind it.
+
+        Raises: as `encode`; InputError for a tokenizer that does not keep track of places.
+        """
+        if not isinstance(text, str):
+            raise DtypeError(f"{type(self).__name__}.encode_with_offsets: got {type(text).__name__}, expected str")
+        pairs = list(self._encode_aligned(aligned(text)))
+        return [i for i, _ in pairs], [place for _, place in pairs]
+
+    def _encode_aligned(self, text: Aligned) -> Iterator[tuple[int, Span]]:
+        """Each id of an ordinary text, with the token's place."""
+        raise InputError(
+            f"{type(self).__name__}.encode_with_offsets: this kind of tokenizer does not keep track of places; use a "
+            "byte-level BPE, a WordPiece, a Unigram or a SentencePiece tokenizer"
+        )
+
+    def encode_continuation(self, text: str) -> list[int]:
+        """The token ids of a text that follows other text: without the space that some tokenizers put in front."""
+        return self.encode(text)
 
     def encode_iterable(
         self, chunks: Iterable[str], allowed_special: Specials = "none", disallowed_special: Specials = "none"

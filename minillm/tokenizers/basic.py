@@ -22,14 +22,16 @@ from __future__ import annotations
 import re
 import string
 import unicodedata
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
-from functools import cached_property
+from functools import cached_property, partial
 
 from minillm.errors import DtypeError
+from minillm.tokenizers.aligned import Aligned, changed
 from minillm.tokenizers.normal_form import normalise
 from minillm.tokenizers.special import WHITE
 
+WORD = re.compile("[^ ]+")
 BERT_TOKENS = PAD, UNK, CLS, SEP, MASK = "[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"
 
 
@@ -59,6 +61,14 @@ class BasicTokenizer:
         if self._strips:
             text = normalise("NFD", text)
         return [word for word in text.translate(self._folded).split(" ") if word]
+
+    def aligned(self, text: Aligned) -> Iterator[Aligned]:
+        """The words of a whole text, each with its place there."""
+        text = changed(text, lambda part: part.translate(self._cleaned))
+        if self._strips:
+            text = changed(text, partial(normalise, "NFD"))
+        text = changed(text, lambda part: part.translate(self._folded))
+        yield from (text.part(*match.span()) for match in WORD.finditer(text.text))
 
     def normalise(self, text: str) -> str:
         """Make all of `tokenize`'s changes to the text, without cutting it."""

@@ -25,6 +25,7 @@ Words with Subword Units" (2016), section 3.2; Radford et al., "Language Models 
 
 from __future__ import annotations
 
+import copy
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -36,6 +37,7 @@ from typing import Any, Literal, Self
 import regex
 
 from minillm.errors import InputError, did_you_mean
+from minillm.tokenizers.aligned import Aligned, Span, outer
 from minillm.tokenizers.base import END_OF_TEXT, Tokenizer, check_special_tokens, check_strips, stream
 from minillm.tokenizers.bpe_train import Pair, learn_merges
 from minillm.tokenizers.components import model_type
@@ -189,9 +191,31 @@ class BPETokenizer(Tokenizer):
 
     # Encoding
 
+    def encode_continuation(self, text: str) -> list[int]:
+        if not self.splitter.prefix_space:
+            return self.encode(text)
+        without = copy.copy(self)
+        without.splitter = copy.copy(self.splitter)
+        without.splitter.prefix_space = False
+        return without.encode(text)
+
     def _encode_settled(self, text: str, more: bool) -> tuple[list[int], int]:
         stretches, end = settled_by(self.splitter, text, more)
         return self._ids_of_pretoken.encode(stretches), end
+
+    def _encode_aligned(self, text: Aligned) -> Iterator[tuple[int, Span]]:
+        for pretoken in self.splitter.aligned(text):
+            places, ids = pretoken.spans_of_bytes, self._ids_of_pretoken.encode([[pretoken.text]])
+            if len(ids) != 1 or len(self._token_bytes[ids[0]]) != len(places):  # bytes without a token are left out
+                missing = self._ids_of_pretoken.missing
+                places = [
+                    place for byte, place in zip(pretoken.text.encode(), places, strict=True) if byte not in missing
+                ]
+            start = 0
+            for i in ids:
+                end = start + len(self._token_bytes[i])
+                yield i, outer(places[start:end])
+                start = end
 
     def _spelling(self, i: int) -> str:
         token = self._token_bytes[i]

@@ -6,11 +6,12 @@ that the training text lacks has no id: encoding it is an error, or gives `<|unk
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
 from minillm.errors import InputError
+from minillm.tokenizers.aligned import Aligned, Span
 from minillm.tokenizers.base import UNKNOWN, Tokenizer, check_special_tokens, stream
 from minillm.tokenizers.files import read_texts
 from minillm.tokenizers.write_hugging_face import write_character
@@ -70,6 +71,9 @@ class CharacterTokenizer(Tokenizer):
                 f"{len(self.vocab)} characters of this tokenizer; train it on text that has it, "
                 f"or with {UNKNOWN!r} in special_tokens"
             ) from None
+
+    def _encode_aligned(self, text: Aligned) -> Iterator[tuple[int, Span]]:
+        yield from zip(self._encode_settled(text.text, False)[0], text.spans, strict=True)
 
     def _to_json(self) -> dict[str, Any]:
         return {"special_tokens": self.special_tokens, "vocab": self.vocab}

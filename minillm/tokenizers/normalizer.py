@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import base64
 import unicodedata
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from typing import Any, Literal, get_args
@@ -21,6 +21,7 @@ import numpy as np
 import regex
 
 from minillm.errors import InputError, did_you_mean
+from minillm.tokenizers.aligned import Aligned, changed, replaced
 from minillm.tokenizers.basic import BasicTokenizer
 from minillm.tokenizers.components import text_option
 from minillm.tokenizers.normal_form import normalise
@@ -121,6 +122,23 @@ class Normaliser:
     def __call__(self, text: str) -> str:
         for function in self.functions:
             text = function(text)
+        return text
+
+    def aligned(self, text: Aligned) -> Aligned:
+        """The text after all steps, each character with its place in the original."""
+        for step, function in zip(self.steps, self.functions, strict=True):
+            name = step["type"]
+            if name == "Strip":
+                start = len(text.text) - len(strip_ends(text.text, step.get("strip_left", True), False))
+                text = text.part(start, start + len(function(text.text)))
+            elif name == "Prepend":
+                for character in reversed(step["prepend"] if text.text else ""):
+                    text = text.after(character)
+            elif name == "Replace":
+                found = ForeignPattern("normalizer Replace", step["pattern"])
+                text = replaced(text, found.spans(text.text), step["content"])
+            else:
+                text = changed(text, function)
         return text
 
     def lead(self, text: str) -> int:
@@ -228,13 +246,27 @@ class Metaspace:
         """
         return max(0, text.rfind(" ")) if self.local else 0
 
+    def aligned(self, text: Aligned) -> Iterator[Aligned]:
+        """The pretokens of a whole text, each with its place there."""
+        lead = self.normalise.lead(text.text) if self.prepend_scheme == "first" else 0
+        text = self.normalise.aligned(text)
+        for match in self._stretches(text.text):
+            spaced, spans = text.part(*match.span())
+            stretch = Aligned(spaced.replace(" ", SPACE), spans)
+            prepend = self.prepend_scheme == "always" or match.start() < lead
+            if prepend and not stretch.text.startswith(SPACE):
+                stretch = stretch.after(SPACE)
+            yield from stretch.parts(PRETOKEN.findall(stretch.text) if self.split else [stretch.text])
+
+    def _stretches(self, text: str) -> Iterator[regex.Match[str]]:
+        return NOT_WHITE.finditer(text) if self.whitespace_split else ANY.finditer(text)
+
     def pretokens(self, text: str, first: bool) -> list[str]:
         """The pretokens of `text`, a stretch without special tokens; `first`: it is the start of all text."""
         lead = self.normalise.lead(text) if first and self.prepend_scheme == "first" else 0
         text = self.normalise(text)
-        matches = NOT_WHITE.finditer(text) if self.whitespace_split else ANY.finditer(text)
         pretokens: list[str] = []
-        for match in matches:
+        for match in self._stretches(text):
             stretch = match.group().replace(" ", SPACE)
             prepend = self.prepend_scheme == "always" or match.start() < lead
             if prepend and not stretch.startswith(SPACE):

@@ -26,10 +26,12 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 
 import regex
 
 from minillm.errors import InputError, did_you_mean
+from minillm.tokenizers.aligned import Aligned, changed
 from minillm.tokenizers.normal_form import normalise
 from minillm.tokenizers.oniguruma import translate
 
@@ -99,10 +101,21 @@ class Splitter:
             text = normalise("NFC", text)
         if self.prefix_space and text and not text.startswith(" "):
             text = f" {text}"
+        return self._pieces(text)
+
+    def _pieces(self, text: str) -> list[str]:
         pieces = [text] if text else []
         for cut in self.cuts:
             pieces = [part for piece in pieces for part in cut.split(piece) if part]
         return pieces
+
+    def aligned(self, text: Aligned) -> Iterator[Aligned]:
+        """The pretokens of a whole text, each with its place there."""
+        if self.normalizer is not None:
+            text = changed(text, partial(normalise, "NFC"))
+        if self.prefix_space and text.text and not text.text.startswith(" "):
+            text = text.after(" ")
+        return text.parts(self._pieces(text.text))
 
 
 def check_foreign(where: str, pattern: str) -> str:

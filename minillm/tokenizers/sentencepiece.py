@@ -28,12 +28,14 @@ import copy
 import math
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from itertools import groupby, pairwise
+from functools import cached_property
+from itertools import chain, groupby, pairwise
 from typing import Any, Literal, Self, get_args
 
 import regex
 
 from minillm.errors import InputError, did_you_mean
+from minillm.tokenizers.aligned import Aligned, Span, outer
 from minillm.tokenizers.base import Specials, Tokenizer, check_strips
 from minillm.tokenizers.bpe import CACHED_PRETOKENS, LONG_WORD, Pair, merge_pairs
 from minillm.tokenizers.components import model_type
@@ -201,6 +203,11 @@ class SentencePieceBPE(Tokenizer):
         wanted = self.prepend_scheme == "always" or (self.prepend_scheme == "first" and not self._begun)
         return wanted and not stretch.startswith(SPACE)
 
+    def encode_continuation(self, text: str) -> list[int]:
+        without = copy.copy(self)
+        without.prepend_scheme = "never"
+        return without.encode(text)
+
     def _normalise(self, token: str) -> str:
         """The form of a special token of `normalized` in text whose spaces are written "▁"."""
         return (SPACE if self.prepend_scheme == "stretch" else "") + token.replace(" ", SPACE)
@@ -221,17 +228,40 @@ class SentencePieceBPE(Tokenizer):
         return ids
 
     def _encode_word(self, word: str) -> list[int]:
-        symbols = [self.vocab.get(character, unknown(character)) for character in word]
-        ids: list[int] = []
-        for i in merge_pairs(symbols, self._ranks, self._made):
-            if i >= 0:
-                ids.append(i)
-            elif self.byte_fallback:
-                ids += [self._byte_ids[byte] for byte in character_of(i).encode()]
-            else:
-                assert self._unk_id is not None
-                ids.append(self._unk_id)
-        return ids
+        return [i for symbol in self._symbols(word) for i in self._ids_of_symbol(symbol)]
+
+    def _symbols(self, word: str) -> list[int]:
+        """The ids of the pieces of a word, and the numbers of its unknown characters."""
+        return merge_pairs(
+            [self.vocab.get(character, unknown(character)) for character in word], self._ranks, self._made
+        )
+
+    def _ids_of_symbol(self, symbol: int) -> list[int]:
+        if symbol >= 0:
+            return [symbol]
+        if self.byte_fallback:
+            return [self._byte_ids[byte] for byte in character_of(symbol).encode()]
+        assert self._unk_id is not None
+        return [self._unk_id]
+
+    @cached_property
+    def _length_of_id(self) -> dict[int, int]:
+        return {i: len(piece) for piece, i in self.vocab.items()}
+
+    def _encode_aligned(self, text: Aligned) -> Iterator[tuple[int, Span]]:
+        text = Aligned(text.text.replace(" ", SPACE), text.spans)
+        if text.text and self._prepends(text.text):
+            text = text.after(SPACE)
+        found: list[tuple[int, Span]] = []
+        start = 0
+        for symbol in chain.from_iterable(map(self._symbols, self._cuts.words(text.text))):
+            end = start + self._length_of_id.get(symbol, 1)
+            found += [(i, text.part(start, end).span) for i in self._ids_of_symbol(symbol)]
+            start = end
+        fuses = self.fuse_unk and not self.byte_fallback
+        for i, same in groupby(found, lambda one: one[0]):
+            spans = [span for _, span in same]
+            yield from [(i, outer(spans))] if fuses and i == self._unk_id else ((i, span) for span in spans)
 
     # Ids to text
 

@@ -48,6 +48,7 @@ from typing import Any, Self
 import numpy as np
 
 from minillm.errors import InputError
+from minillm.tokenizers.aligned import Aligned, Span
 from minillm.tokenizers.base import Specials, Tokenizer, check_special_tokens, check_strips
 from minillm.tokenizers.components import model_type
 from minillm.tokenizers.files import readable
@@ -160,6 +161,12 @@ class UnigramTokenizer(Tokenizer):
 
     # Text to ids
 
+    def encode_continuation(self, text: str) -> list[int]:
+        without = copy.copy(self)
+        without.text_steps, without._with_specials = copy.copy(self.text_steps), None
+        without.text_steps.prepend_scheme = "never"
+        return without.encode(text)
+
     def _encode_blocks(
         self, chunks: Iterable[str], allowed_special: Specials, disallowed_special: Specials
     ) -> Iterator[list[int]]:
@@ -222,11 +229,19 @@ class UnigramTokenizer(Tokenizer):
             end = start
         return path[::-1]
 
+    def _encode_aligned(self, text: Aligned) -> Iterator[tuple[int, Span]]:
+        for pretoken in self.text_steps.aligned(text):
+            for start, end, i in self._pieces_with_ids(pretoken.text, self._viterbi(pretoken.text)):
+                yield i, pretoken.part(start, end).span
+
     def _name(self, text: str, path: Segmentation) -> list[int]:
-        """The ids of a segmentation; neighbouring unknown characters together become one piece, bytes, or unknown."""
-        ids: list[int] = []
+        """The ids of a segmentation."""
+        return [i for _, _, i in self._pieces_with_ids(text, path)]
+
+    def _pieces_with_ids(self, text: str, path: Segmentation) -> Iterator[tuple[int, int, int]]:
+        """Start, end and id of each token; neighbouring unknown characters become one piece, bytes, or unknown."""
         unknown_from = None
-        for start, _, i in [*path, (len(text), len(text), None)]:
+        for start, end, i in [*path, (len(text), len(text), None)]:
             if i == -1:
                 raise InputError(
                     f"UnigramTokenizer.encode: character {text[start]!r} (U+{ord(text[start]):04X}) is not a piece, "
@@ -236,11 +251,11 @@ class UnigramTokenizer(Tokenizer):
                 unknown_from = start if unknown_from is None else unknown_from
                 continue
             if unknown_from is not None:
-                ids += self._name_unknown(text[unknown_from:start])
+                for unknown in self._name_unknown(text[unknown_from:start]):
+                    yield unknown_from, start, unknown
                 unknown_from = None
             if i is not None:
-                ids.append(i)
-        return ids
+                yield start, end, i
 
     def _name_unknown(self, text: str) -> list[int]:
         if (i := self._vocab.get(text)) is not None:

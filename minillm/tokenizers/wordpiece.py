@@ -20,7 +20,7 @@ for Language Understanding" (2019), with `tokenization.py` of its code.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from itertools import chain, islice
 from pathlib import Path
@@ -30,6 +30,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from minillm.errors import InputError, did_you_mean
+from minillm.tokenizers.aligned import Aligned, Span
 from minillm.tokenizers.base import Specials, Tokenizer, check_special_tokens, join_surrogates
 from minillm.tokenizers.basic import BERT_TOKENS, CLS, MASK, PAD, SEP, UNK, BasicTokenizer, chunks_of, settled_end
 from minillm.tokenizers.components import model_type
@@ -210,6 +211,15 @@ class WordPieceTokenizer(Tokenizer):
             ids.append(i)
             table, start = self._later, end
         return ids
+
+    def _encode_aligned(self, text: Aligned) -> Iterator[tuple[int, Span]]:
+        for word in self.basic.aligned(text):
+            ids, start = self._encode_word(word.text), 0
+            for number, i in enumerate(ids):
+                end = start + len(self._spelling(i)) - (len(PREFIX) if number else 0)
+                is_all = len(ids) == 1  # such as [UNK], whose spelling has another length
+                yield i, word.span if is_all else word.part(start, end).span
+                start = end
 
     def _unknown(self, word: str) -> int:
         if self.unk_id is None:

@@ -15,7 +15,7 @@ from minillm.errors import InputError
 from minillm.models import bart, bert, distilbert, gemma, gpt2, llama, roberta, xlnet
 from minillm.models.config import Config
 from minillm.nn import Module, uninitialized
-from minillm.pretrained import joined_names, pieces_in_hugging_face
+from minillm.pretrained import BART_HEADS, HEADS, XLNET_HEADS, joined_names, pieces_in_hugging_face
 
 
 class Family(NamedTuple):
@@ -28,7 +28,6 @@ class Family(NamedTuple):
     others: tuple[str, ...] = ()  # more classes, with heads of their own
 
 
-HEADS = ("ForSequenceClassification", "ForTokenClassification", "ForQuestionAnswering")
 NO_DROPOUT = dict(dropout=0.0, attention_dropout=0.0)
 BERT = dict(vocab_size=19, context=12, layers=2, heads=2, channels=16, hidden=24, **NO_DROPOUT)
 FAMILIES = {
@@ -76,12 +75,14 @@ FAMILIES = {
         bart.Bart,
         bart.BartConfig(19, 12, 2, 3, 2, 4, 16, 24, 20, dropout=0.0),
         bart.BartConfig(19, 12, 1, 1, 2, 4, 16, 24, 20, activation="relu"),
+        tuple(f"Bart{head}" for head in BART_HEADS),
     ),
     "xlnet": Family(
         xlnet,
         xlnet.XLNetLMHeadModel,
         xlnet.XLNetConfig(19, layers=2, heads=2, channels=16, hidden=24, dropout=0.0),
         xlnet.XLNetConfig(19, layers=1, heads=2, channels=16, hidden=24, mem_len=4),
+        tuple(f"XLNet{head}" for head in XLNET_HEADS),
     ),
 }
 

@@ -221,7 +221,7 @@ def test_texts_of_different_lengths_have_no_angles_by_length_in_common() -> None
     model = random_model(KINDS["longrope"]).eval()
     alone = [list(generate(model, prompt, 3, temperature=0)) for prompt in ([1, 2, 3], [4])]
     assert generate_batch(model, [[1, 2, 3], [4]], 3, temperature=0) == alone
-    with pytest.raises(InputError, match="different lengths have different angles beyond 8 tokens; generate from one"):
+    with pytest.raises(InputError, match="different lengths have different angles beyond 8 tokens; give one"):
         generate_batch(model, [[1, 2, 3], [4]], 8, temperature=0)
 
 

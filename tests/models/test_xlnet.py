@@ -14,6 +14,7 @@ from model_checks import (
     check_parameters,
     check_slopes,
     enlarge,
+    in_float64,
     optimizers,
     relative_error,
     twin,
@@ -456,24 +457,6 @@ def torch():
     torch.set_num_threads(1)
     yield torch
     torch.set_num_threads(threads)
-
-
-def in_float64(torch, config: XLNetConfig):
-    """transformers' table of distances, by its formula, in float64 instead of float32."""
-
-    def table(qlen, klen, bsz=None, device=None):
-        frequency = 1 / 10000 ** (torch.arange(0, config.channels, 2.0, dtype=torch.float64) / config.channels)
-        distance = torch.arange(klen, -qlen, -1.0, dtype=torch.float64)
-        parts = []
-        for sign in (1, -1) if config.bi_data else (1,):
-            d = sign * distance
-            d = d.clamp(-config.clamp_len, config.clamp_len) if config.clamp_len > 0 else d
-            angle = d[:, None] * frequency
-            emb = torch.cat([angle.sin(), angle.cos()], -1)[:, None]
-            parts.append(emb.expand(-1, bsz // (2 if config.bi_data else 1), -1))
-        return torch.cat(parts, 1)
-
-    return table
 
 
 def random_transformers_model(transformers, torch, config: XLNetConfig, dtype: type):

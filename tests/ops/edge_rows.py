@@ -310,6 +310,15 @@ def rows_by_rows(dtype):
     return x[:62], x[1:4]
 
 
+def low_rank(dtype):
+    (x,) = rows(dtype)
+    a, b = np.array([[1, 0.5, -1, 2], [0.25, -2, 1, 1]], dtype), np.array([[1, -1], [0.5, 2], [-0.25, 1]], dtype)
+    return np.ones((62, 3), dtype), x[:62], a, b
+
+
+FROZEN = np.array([[1, 0.5, -1, 2], [0.25, -2, 1, 1], [2, 1, 1, 0.5]]), np.array([0.5, -1, 2])
+
+
 def rows_and_source(dtype):
     (x,) = rows(dtype)
     return x, x[::-1, :2].copy()
@@ -386,6 +395,14 @@ ROWS: list[Row] = [
     Row("swiglu", "", ops.swiglu, lambda t, F: lambda gate, up: F.silu(gate) * up, pairs, (GATE,), close=True),
     Row("rope", "", lambda x: ops.rope(x, COS, SIN), turned, lambda d: (np.stack([edges(d), edges(d)[::-1]], -1),)),
     Row("linear", "", ops.linear, lambda t, F: F.linear, lambda d: (rows(d)[0][:62], rows(d)[0][1:4], np.ones(3, d))),
+    Row(
+        "frozen_linear",
+        "",
+        lambda x: ops.linear(x, *[one.astype(x.dtype) for one in FROZEN]),
+        lambda t, F: lambda x: F.linear(x, *[t.tensor(one, dtype=x.dtype) for one in FROZEN]),
+        lambda d: (rows(d)[0][:62],),
+    ),
+    Row("add_low_rank", "", ops.add_low_rank, lambda t, F: lambda y, x, a, b: y + x @ a.T @ b.T, low_rank),
     Row(
         "matmul", "", ops.matmul, lambda t, F: t.matmul, lambda d: (rows(d)[0][:62], np.array([[1], [0], [-1], [2]], d))
     ),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import numpy as np
@@ -387,3 +388,83 @@ def test_masks_as_in_torch(kind, same_as_torch, rng):
         return attention(q, k, v, attn_mask=twin if kind == "bool" else twin.to(q.dtype), scale=0.3)
 
     same_as_torch(lambda q, k, v: ops.attention(q, k, v, mask=mask, scale=0.3), theirs, *qkv(rng, 2, 4, 5, 8, keys=7))
+
+
+# --- texts that share a sequence -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("queries", "keys"), [(1, 7), (5, 7), (9, 4), (130, 66), (140, 140)])
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("groups", [1, 4])
+def test_starts_hide_the_keys_before_them(queries, keys, causal, groups, rng):
+    q, k, v = qkv(rng, 3, 4, queries, 2, groups, keys)
+    starts = rng.integers(0, keys + 1, (3, queries))
+    seen = (np.arange(keys) >= starts[..., None])[:, None]
+    order = triangle(queries, keys) if causal else True
+    for given in (starts, starts.tolist(), starts.astype(np.uint8), Tensor(starts), starts.repeat(2, 1)[:, ::2]):
+        np.testing.assert_allclose(ours(q, k, v, causal, starts=given), naive(q, k, v, seen & order), atol=1e-13)
+    some, lengths = rng.random((3, 4, queries, keys)) < 0.7, rng.integers(0, keys + 1, 3)
+    every = seen & order & some & (np.arange(keys) < lengths[:, None])[:, None, None]
+    both = ours(q, k, v, causal, some, lengths=lengths, starts=starts)
+    np.testing.assert_allclose(both, naive(q, k, v, every), atol=1e-13)
+
+
+TEXTS = (30, 40, 1, 65)  # lengths of the texts that share a sequence, over three blocks of queries
+
+
+@pytest.mark.parametrize("run", ["plain", "fast"])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_each_text_is_computed_as_if_it_stood_alone(run, dtype, rng):
+    q, k, v = qkv(rng, 1, 4, sum(TEXTS), 8, 2, dtype=dtype)
+    u = rng.normal(size=q.shape).astype(dtype)
+    edges = np.cumsum((0, *TEXTS))
+    starts = np.repeat(edges[:-1], TEXTS)[None]
+    leaves = [Tensor(x, requires_grad=True) for x in (q, k, v)]
+    with engine(run):
+        y = ops.attention(*leaves, causal=True, starts=starts)
+        y.backward(u)
+        close = dict(rtol=0, atol=1e-13 if dtype == np.float64 else 1e-5)
+        for begin, end in itertools.pairwise(edges):
+            alone = [Tensor(x[:, :, begin:end], requires_grad=True) for x in (q, k, v)]
+            y_alone = ops.attention(*alone, causal=True)
+            y_alone.backward(u[:, :, begin:end])
+            np.testing.assert_allclose(y.data[:, :, begin:end], y_alone.data, **close)
+            for leaf, one in zip(leaves, alone, strict=True):
+                np.testing.assert_allclose(leaf.grad[:, :, begin:end], one.grad, **close)
+
+
+@pytest.mark.parametrize("run", ["plain", "fast"])
+def test_what_another_text_says_changes_no_bit(run, rng):
+    q, k, v = qkv(rng, 1, 4, sum(TEXTS), 8, 2, dtype=np.float32)
+    u = rng.normal(size=q.shape).astype(np.float32)
+    starts = np.repeat(np.cumsum((0, *TEXTS))[:-1], TEXTS)[None]
+
+    def computed() -> list[np.ndarray]:
+        leaves = [Tensor(x.copy(), requires_grad=True) for x in (q, k, v)]
+        with engine(run):
+            y = ops.attention(*leaves, causal=True, starts=starts)
+            y.backward(u)
+        return [y.data, *(leaf.grad for leaf in leaves)]
+
+    before = computed()
+    changed = slice(30, 70)
+    for x in (q, k, v, u):
+        x[:, :, changed] = rng.normal(size=x[:, :, changed].shape) * 100
+    for was, now in zip(before, computed(), strict=True):
+        assert not np.array_equal(was[:, :, changed], now[:, :, changed])
+        for rest in (slice(0, 30), slice(70, None)):
+            np.testing.assert_array_equal(was[:, :, rest], now[:, :, rest])
+
+
+@pytest.mark.parametrize(
+    ("starts", "error", "message"),
+    [
+        ([[0, 0]], ShapeError, "attention: starts has B=1, but q has B=2"),
+        ([0, 0], ShapeError, r"attention: starts has shape \(2,\), expected \(B, Tq\)"),
+        ([[6] * 5] * 2, InputError, "attention: starts 6 is out of range; expected 0 to 5"),
+        ([[0.0] * 5] * 2, DtypeError, "attention: starts must be integers, but the array has dtype float64"),
+    ],
+)
+def test_starts_that_do_not_fit(starts, error, message, rng):
+    with pytest.raises(error, match=message):
+        ours(*qkv(rng), starts=starts)

@@ -14,7 +14,7 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 import minillm
-from minillm import ops, random
+from minillm import losses, ops, random
 from minillm.autograd import Op, Tensor
 from minillm.errors import InputError
 from minillm.grad_mode import quiet
@@ -26,6 +26,7 @@ from minillm.testing import GradientError, check_gradients
 WITH_ROWS = {case.op for case in CASES}
 NAMES = [op.name for op in ops.OPS if op.name in WITH_ROWS]  # test_every_op_has_a_row tells of the others
 BY_NAME = {op.name: op for op in ops.OPS}
+COMPOSED = sorted(WITH_ROWS - BY_NAME.keys())  # functions made of operations
 
 
 @pytest.fixture
@@ -46,7 +47,8 @@ def stream():
 # --- the table -----------------------------------------------------------------------------------------------------
 
 
-PAIRS = [("plain", name) for name in NAMES] + [("fast", name) for name in NAMES if BY_NAME[name].pair("fast")]
+PAIRS = [("plain", name) for name in NAMES + COMPOSED]
+PAIRS += [("fast", name) for name in NAMES if BY_NAME[name].pair("fast")] + [("fast", name) for name in COMPOSED]
 
 
 @pytest.mark.parametrize(("engine", "op"), PAIRS)
@@ -65,7 +67,11 @@ def test_every_case_passes(engine, op):
 def test_every_op_has_a_row():
     missing = [op for op in ops.OPS if op.name not in WITH_ROWS]
     assert not missing, "\n".join(str(without_a_row(op).report) for op in missing)
-    assert not WITH_ROWS - set(BY_NAME)
+    assert all(callable(getattr(losses, name, None)) for name in COMPOSED), COMPOSED
+
+
+def test_every_loss_of_pairs_has_a_row():
+    assert {case.name for case in CASES if case.op == "preference_loss"} == {*losses.PREFERENCE_LOSSES}
 
 
 def test_every_op_that_the_modules_define_is_in_the_list():
@@ -84,7 +90,7 @@ def test_every_op_that_the_modules_define_is_in_the_list():
 
 
 def test_every_case_runs_its_op():
-    for case in CASES:
+    for case in (case for case in CASES if case.op in BY_NAME):
         nodes = graph_of(case)
         assert case.op in {node.op.name for node in nodes}, f"{case.op}, {case.name}"
 
@@ -515,6 +521,20 @@ def linear_inputs(draw):
     )
 
 
+def frozen(linear):
+    """The same layer with a weight and a bias that need no gradient."""
+    fn, (x, *weights) = linear
+    return lambda x: fn(x, *weights), [x]
+
+
+@st.composite
+def low_rank_inputs(draw):
+    lead = draw(hnp.array_shapes(min_dims=0, max_dims=2, min_side=0, max_side=3))
+    inner, outer, rank, start, after = (draw(sizes) for _ in range(5))
+    shapes = [(*lead, start + outer + after), (*lead, inner), (rank, inner), (outer, rank)]
+    return lambda y, x, a, b: ops.add_low_rank(y, x, a, b, 0.5, start), draw(drawn(shapes))
+
+
 @st.composite
 def embedding_inputs(draw):
     rows, channels = draw(st.integers(1, 4)), draw(sizes)
@@ -635,6 +655,8 @@ DRAWN = {
     "swiglu": shapes.flatmap(lambda shape: drawn([shape, shape])).map(lambda arrays: (ops.swiglu, arrays)),
     "rope": rope_inputs(),
     "linear": linear_inputs(),
+    "frozen_linear": linear_inputs().map(frozen),
+    "add_low_rank": low_rank_inputs(),
     "embedding": embedding_inputs(),
     "softmax": over_an_axis(ops.softmax),
     "log_softmax": over_an_axis(ops.log_softmax),

@@ -107,6 +107,20 @@ def _linear_and_embedding() -> Iterator[Case]:
     yield Case("linear", "tied twice", lambda x, w: ops.linear(ops.linear(x, w), w), normal((2, 3), (3, 3)))
     yield from in_views("linear", layer, normal((3, 4), (2, 4), (2,)))
 
+    def frozen(x, outputs=3, bias=True):
+        rng = np.random.default_rng(4)
+        weight, b = (rng.normal(size=shape).astype(x.dtype) for shape in ((outputs, x.shape[-1]), outputs))
+        return ops.linear(x, weight, b if bias else None)
+
+    yield Case("frozen_linear", "matrix", frozen, normal((4, 5)))
+    yield Case("frozen_linear", "three axes", frozen, normal((2, 3, 4)))
+    yield Case("frozen_linear", "vector", frozen, normal((4,)))
+    yield Case("frozen_linear", "no rows", frozen, normal((0, 4)))
+    yield Case("frozen_linear", "no inputs", frozen, normal((2, 0)))
+    yield Case("frozen_linear", "no bias", lambda x: frozen(x, bias=False), normal((3, 4)))
+    yield Case("frozen_linear", "twice", lambda x: frozen(frozen(x), 2), normal((3, 4)))
+    yield from in_views("frozen_linear", frozen, normal((3, 4)))
+
     def look_up(ids, weight):
         return ops.embedding(ids, weight)
 
@@ -127,6 +141,27 @@ def _linear_and_embedding() -> Iterator[Case]:
         table([1, 0, 1], 3, 4),
     )
     yield from in_views("embedding", look_up, table([[1, 0, 1], [2, 2, 2]], 3, 4))
+
+
+def _low_rank() -> Iterator[Case]:
+    def update(y, x, a, b, scale=0.7, start=0):
+        return ops.add_low_rank(y, x, a, b, scale, start)
+
+    def taken(y, x, a, b):
+        return ops.add_low_rank(ops.add_low_rank(y * 2, x, a, b, overwrite=True), x, a, b, -1.5, 1, overwrite=True)
+
+    shapes = normal((3, 5), (3, 4), (2, 4), (5, 2))
+    some_channels = normal((2, 3, 5), (2, 3, 4), (1, 4), (2, 1))
+    yield Case("add_low_rank", "matrix", update, shapes)
+    yield Case("add_low_rank", "last channels", lambda y, x, a, b: update(y, x, a, b, start=3), some_channels)
+    yield Case("add_low_rank", "channels in the middle", lambda *given: update(*given, 2.0, 1), some_channels)
+    yield Case("add_low_rank", "vector", update, normal((3,), (4,), (2, 4), (3, 2)))
+    yield Case("add_low_rank", "size 1", update, normal((1, 1), (1, 1), (1, 1), (1, 1)))
+    yield Case("add_low_rank", "no rows", update, normal((0, 3), (0, 4), (2, 4), (3, 2)))
+    yield Case("add_low_rank", "rank above the sizes", update, normal((3, 2), (3, 2), (5, 2), (2, 5)))
+    yield Case("add_low_rank", "y is x", lambda x, a, b: update(x, x, a, b), normal((3, 4), (2, 4), (4, 2)))
+    yield Case("add_low_rank", "twice, in the memory of y", taken, normal((3, 5), (3, 4), (2, 4), (4, 2)))
+    yield from in_views("add_low_rank", update, shapes)
 
 
 def _dropout_and_rope() -> Iterator[Case]:
@@ -192,6 +227,12 @@ def _attention() -> Iterator[Case]:
     yield row("lengths, causal", qkv(3, tk=4), lengths=[3, 1, 0], causal=True)
     yield row("lengths, mask, 4 heads on 2", qkv(2, 4, 3, 2, 2, 4), lengths=[2, 4], mask=hidden, causal=True)
     yield row("lengths, two blocks of queries", qkv(2, 1, 66, 1), lengths=[65, 3], causal=True)
+    yield row("starts", qkv(tk=4), starts=[[0, 1, 4], [2, 0, 0]])
+    starts = [[0, 0, 0, 3, 3], [0, 1, 1, 1, 4]]
+    yield row("starts, causal, 4 heads on 2", qkv(2, 4, 5, 2, 2), starts=starts, causal=True)
+    texts = np.repeat([[0, 30, 70], [0, 66, 66]], [30, 40, 65], axis=1)  # three blocks of queries
+    yield row("starts, causal, more queries", qkv(2, 1, 135, 1), starts=texts, causal=True)
+    yield row("starts, mask, lengths", qkv(tk=4), starts=[[0, 1, 3], [2, 0, 0]], mask=some, lengths=[4, 2])
     yield row("all hidden", qkv(tk=4), mask=np.zeros((1, 1, 1, 1), bool))
     yield row("additive mask", qkv(tk=4), mask=bias)
     yield row("additive mask, causal", qkv(tk=4), mask=bias, causal=True)
@@ -228,6 +269,7 @@ def _attention_dropout_and_views() -> Iterator[Case]:
     yield dropped("dropout, causal, grouped", qkv(2, 4, 5, 2, 2), causal=True)
     yield dropped("dropout, mask", qkv(tk=4), mask=_some_visible())
     yield dropped("dropout, lengths", qkv(tk=9), lengths=[9, 2])
+    yield dropped("dropout, starts", qkv(2, 4, 5, 2, 2), starts=[[0, 0, 0, 3, 3], [0, 1, 1, 1, 4]], causal=True)
     yield dropped("dropout, two blocks", qkv(1, 1, 66, 1), causal=True)
     yield from in_views("attention", lambda q, k, v: ops.attention(q, k, v), qkv(2, 4, 3, 2, 2))
 
@@ -290,6 +332,7 @@ CASES: tuple[Case, ...] = (
     *_residual_and_norm(),
     *_rms_norm(),
     *_linear_and_embedding(),
+    *_low_rank(),
     *_dropout_and_rope(),
     *_attention(),
     *_attention_dropout_and_views(),

@@ -19,6 +19,12 @@ TASKS = {
     "permutation": "PermutationTask",
     "denoising": "DenoisingTask",
     "pairs": "PairsTask",
+    "sft": "SFTTask",
+    "classify": "ClassifyTask",
+    "qa": "QATask",
+    "preference": "PreferenceTask",
+    "reward": "RewardTask",
+    "grpo": "GRPOTask",
 }
 
 

@@ -1,10 +1,10 @@
 """Predict hidden tokens (BERT, RoBERTa), and for BERT also if one text follows the other.
 
 RoBERTa reads windows of the text between <s> and </s>. BERT, with next_sentence, reads pairs of texts
-(data/next_sentence.py): documents are paragraphs that together have 256 tokens or more, sentences end at a line's end or after
-`.`, `!` or `?`. An epoch passes once over all documents. Its pairs come in a random order, in as many batches as those
-of the first epoch fill; pairs of a later epoch that are left over have no batch, and where there are too few, the first
-ones come again.
+(data/next_sentence.py): documents are paragraphs that together have 256 tokens or more, sentences end at a line's end
+or after `.`, `!` or `?`. An epoch passes once over all documents. Its pairs come in a random order, in as many batches
+as those of the first epoch fill; pairs of a later epoch that are left over have no batch, and where there are too few,
+the first ones come again.
 """
 
 from __future__ import annotations
