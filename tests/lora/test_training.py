@@ -1,4 +1,4 @@
-"""Training adapters in the loop: what is saved, resumed bit for bit, on several ranks, and what is opened afterwards."""
+"""Training adapters in the loop: what is saved, resumed bit for bit, and opened afterwards."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def test_a_run_is_opened_with_its_adapters_merged(config: TrainConfig, tmp_path:
         np.testing.assert_array_equal(minillm.load(tmp_path / "merged")(ids).data, model(ids).data)
     values = json.loads((run.folder / "config.json").read_text())
     (run.folder / "config.json").write_text(json.dumps(values | {"seed": 1}))
-    with pytest.raises(CheckpointError, match="the weights under the adapters of .* are not those"):
+    with pytest.raises(CheckpointError, match=r"the weights under the adapters of .* are not those"):
         minillm.load(run.folder)
 
 
