@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from minillm import ops
 from minillm.autograd import Tensor
 from minillm.chat_templates import ChatTemplate, template_for
 from minillm.data.batches import shuffled
@@ -28,6 +29,7 @@ from minillm.data.instructions import (
     shortened,
 )
 from minillm.data.packing import best_fit_decreasing, rows_of
+from minillm.data.pairs import IGNORED
 from minillm.data.records import Records
 from minillm.errors import InputError
 from minillm.generate import end_tokens, generate_text
@@ -146,9 +148,18 @@ class SFTTask(NextTokens, Task):
         return batch
 
     def sums(self, model: Any, batch: Batch) -> dict[str, Tensor]:
-        """The sum of the cross-entropies of the answers' tokens, in nats."""
-        apart = {"starts": batch["starts"]} if "starts" in batch else {}
-        return {"loss": model.loss(batch["ids"], batch["targets"], reduction="sum", **apart)}
+        """The sum of the cross-entropies of the answers' tokens, in nats.
+
+        The logits of positions where nothing is learned are not made: of long rows and a large vocabulary, they would
+        be most of the memory.
+        """
+        if self.next_tokens:
+            return super().sums(model, batch)
+        targets = batch["targets"].reshape(-1)  # (B T,)
+        (learned,) = np.nonzero(targets != IGNORED)  # (N,)
+        features = model.features(batch["ids"], starts=batch["starts"])  # (B, T, C)
+        logits = model.logits(features.reshape(len(targets), -1).index_select(0, learned))  # (N, V)
+        return {"loss": ops.cross_entropy(logits, targets[learned], reduction="sum", overwrite=True)}
 
     def preview(self, model: Any, step: int) -> Iterator[tuple[str, str]]:
         """Held-out instructions, and how the model answers them, with the likeliest tokens."""
