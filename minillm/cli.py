@@ -21,6 +21,7 @@ COMMANDS = {  # the file in minillm/commands of each
     "finetune classify": "finetune_heads",
     "finetune qa": "finetune_heads",
     "sample": "sample",
+    "eval": "eval",
     "chat": "chat",
     "tokenizer train": "tokenizer",
     "tokenizer encode": "tokenizer",
@@ -31,6 +32,7 @@ COMMANDS = {  # the file in minillm/commands of each
     "convert": "convert",
     "diff": "diff",
     "describe": "describe",
+    "plan": "plan",
     "pipeline-picture": "parallel",
     "parallel-report": "parallel",
 }

@@ -18,6 +18,9 @@ TASKS = {
     "sft": "SFTTask",
     "classify": "ClassifyTask",
     "qa": "QATask",
+    "preference": "PreferenceTask",
+    "reward": "RewardTask",
+    "grpo": "GRPOTask",
 }
 
 
