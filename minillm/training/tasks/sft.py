@@ -35,6 +35,7 @@ from minillm.parallel.objective import Batch, NextTokens
 from minillm.tokenizers import BPETokenizer, CharacterTokenizer, Tokenizer
 from minillm.training.tasks.task import Task
 
+LONGEST = 1024  # tokens of a row, where nothing is said: a model's whole context may need more memory than there is
 SHOWN = 3  # held-out instructions that a preview answers
 
 
@@ -45,7 +46,7 @@ class SFTOptions:
     template: str | None = None
     """Chat template (chatml, llama3, alpaca, ...); by default the one of the tokenizer, or alpaca if it has none."""
     max_length: int | None = None
-    """Longest example in tokens, prompt and answers; a longer one is cut there; by default the model's context."""
+    """Longest example, and longest row, in tokens; a longer one is cut there; by default the context, 1024 at most."""
     packing: bool = True
     """Put several examples in a row, each computed as if it stood alone; otherwise each has a row, with padding."""
 
@@ -65,7 +66,7 @@ class SFTTask(NextTokens, Task):
     def __init__(self, config: Any, tokenizer: Tokenizer | None = None):
         super().__init__(config, tokenizer)
         context = config.model.context
-        self.max_length = self.options.max_length or context
+        self.max_length = self.options.max_length or min(context, LONGEST)
         if self.max_length > context:
             raise InputError(
                 f"train: max_length={self.max_length} is more than the model's context of {context}; give at most that"
@@ -86,8 +87,9 @@ class SFTTask(NextTokens, Task):
         numbers, self.examples = shortened(examples, self.max_length)
         self.cut = sum(len(example.ids) > self.max_length for example in examples)
         self.without_answer = len(examples) - len(numbers)
-        self.is_out = out[kept][numbers]  # of each example that stays
-        self.shown = [self.records.items[number] for number in np.array(numbers)[self.is_out][:SHOWN]]
+        self.kept = np.array(numbers, int)  # the records of the examples that stay
+        self.is_out = out[kept][self.kept]  # of each of these
+        self.shown = [self.records.items[number] for number in self.kept[self.is_out][:SHOWN]]
         for part, count in (("trained on", (~self.is_out).sum()), ("held out", self.is_out.sum())):
             if not count:
                 raise InputError(
