@@ -16,6 +16,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 from minillm.errors import InputError, did_you_mean
 
 T = TypeVar("T")
+U = TypeVar("U")
 SHOWN = 3  # problems that a summary names
 
 
@@ -63,7 +64,9 @@ def read_records(path: str | Path, parse: Callable[[Mapping[str, Any]], T]) -> R
 def text_field(record: Mapping[str, Any], field: str) -> str:
     """The text of a field. Raises: InputError where it is missing or something else."""
     if field not in record:
-        raise InputError(f"there is no field {field!r} among {', '.join(record)}{did_you_mean(field, record)}")
+        hint = did_you_mean(field, record)
+        there = hint if "did you mean" in hint else f" among {', '.join(record) or '(none)'}"
+        raise InputError(f"there is no field {field!r}{there}")
     if not isinstance(record[field], str):
         raise InputError(f"the field {field!r} is a {type(record[field]).__name__}; give a text")
     return record[field]
@@ -136,3 +139,18 @@ def _checked(record: Any) -> Mapping[str, Any]:
     except UnicodeEncodeError as error:
         raise InputError(f"there is the lone surrogate U+{ord(error.object[error.start]):04X} in it") from None
     return record
+
+
+def converted(records: Records[T], make: Callable[[T], U]) -> tuple[Records[T], list[U]]:
+    """The records of which `make` can make something, and what it made; an InputError of it is one more problem."""
+    found: Records[T] = Records([], [], [*records.problems])
+    made = []
+    for item, line in zip(records.items, records.lines, strict=True):
+        try:
+            made.append(make(item))
+        except InputError as error:
+            found.problems.append(f"line {line}: {error}")
+            continue
+        found.items.append(item)
+        found.lines.append(line)
+    return found, made
