@@ -21,7 +21,10 @@ COMMANDS = {  # the file in minillm/commands of each
     "finetune dpo": "finetune",
     "finetune reward": "finetune",
     "finetune grpo": "finetune",
+    "finetune classify": "finetune_heads",
+    "finetune qa": "finetune_heads",
     "sample": "sample",
+    "eval": "eval",
     "chat": "chat",
     "tokenizer train": "tokenizer",
     "tokenizer encode": "tokenizer",
@@ -32,6 +35,7 @@ COMMANDS = {  # the file in minillm/commands of each
     "convert": "convert",
     "diff": "diff",
     "describe": "describe",
+    "plan": "plan",
     "pipeline-picture": "parallel",
     "parallel-report": "parallel",
 }

@@ -279,12 +279,15 @@ def generate_text(
 
     The text ends before a token in `stop`, and before the first of `stop_strings`, even if that spans several tokens. A
     character of several tokens is yielded when it is complete, even if it began in the prompt; an incomplete one comes
-    at the end, as U+FFFD. The prompt is text, or token ids; the other settings are those of
-    `generate`.
+    at the end, as U+FFFD. The prompt is text, before which come the tokens that the tokenizer puts in front of every
+    text, or token ids, which are complete; the other settings are those of `generate`.
     Raises: as `generate`.
     """
     ends = stop_ids("generate_text", stop, model)
-    ids = tokenizer.encode(prompt) if isinstance(prompt, str) else token_ids("generate_text", "the prompt", prompt)
+    if isinstance(prompt, str):
+        ids = [*getattr(tokenizer, "before_text", list)(), *tokenizer.encode(prompt)]
+    else:
+        ids = token_ids("generate_text", "the prompt", prompt)
     tokens = generate(model, ids, max_tokens, stop=stop, **settings)
     return _pieces(TextStream(tokenizer, ids, stop_strings), tokens, ends)
 

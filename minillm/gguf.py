@@ -75,7 +75,8 @@ def load_gguf(path: str | Path, dtype: Any = "float32") -> Llama:
             part.rows[...] = interleaved_to_half(part.rows, config.size_of_head)
     if as_dtype(dtype) != np.float32:
         model.to(dtype)
-    keep(model, SavedWith(_token_ids(fields), {}))
+    ids = _token_ids(fields)
+    keep(model, SavedWith(ids, {key: i for key, i in ids.items() if i is not None}))
     return model.eval()
 
 
@@ -87,6 +88,12 @@ def read_config(path: str | Path) -> LlamaConfig:
     """
     tensors, fields = _contents(Path(path))
     return _config(fields, tensors)
+
+
+def read_field(path: str | Path, name: str) -> Any:
+    """The value of a field of a .gguf file, or None if it has no such field."""
+    field = _opened(Path(path)).fields.get(name)
+    return None if field is None else field.contents()
 
 
 def load_gguf_tokenizer(path: str | Path) -> BPETokenizer | SentencePieceBPE:

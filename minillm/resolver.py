@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-import shutil
 from collections import Counter
 from collections.abc import Callable
 from functools import cached_property
@@ -39,10 +38,6 @@ if TYPE_CHECKING:
     from minillm.training.run import Run
 
 ADAPTER = "adapter_config.json"
-TOKENIZER_FILES = (
-    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja"),
-    *("vocab.json", "merges.txt", "vocab.txt", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model"),
-)
 KINDS = (
     f"a folder with {CONFIG} and {WEIGHTS}, such a .safetensors file, a .gguf file, a run directory of "
     "`minillm train`, a folder with a LoRA adapter, or a preset such as gpt2"
@@ -94,15 +89,26 @@ class OpenedModel:
 
     @cached_property
     def template(self) -> ChatTemplate | None:
-        """The chat template that the model was trained with, as far as its run or its tokenizer tells, or None."""
-        from minillm.chat_templates import chat_template, template_for
+        """The chat template that the model was trained with, by its run, its files or its tokenizer; else None."""
+        from minillm.chat_jinja import template_of_jinja
 
-        if self.run is not None and hasattr(self.run.config.task, "template"):  # it has learned to answer
-            return template_for(self.run.tokenizer, self.run.config.task.template)
-        try:
-            return None if self.tokenizer is None else chat_template(self.tokenizer)
-        except InputError:
+        if self.tokenizer is None:
             return None
+        return template_of_jinja(self.chat_text) or _template_of(self.run, self.tokenizer)
+
+    @cached_property
+    def chat_text(self) -> str:
+        """The chat template in the language of Jinja, for other programs: of the model's files or its run; or empty."""
+        from minillm.chat_jinja import JINJA
+
+        if self.run is not None:
+            learned = _template_of(self.run, self.run.tokenizer) if _learned_to_talk(self.run) else None
+            return "" if learned is None else JINJA[learned.name]
+        if self.place.kind == "gguf":
+            from minillm.gguf import read_field
+
+            return read_field(self.place.path, "tokenizer.chat_template") or ""
+        return _chat_text_in(folder_of(self.place)) or ("" if self.base is None else self.base.chat_text)
 
     @cached_property
     def _tokenizer(self) -> tuple[Tokenizer | None, str]:
@@ -123,7 +129,7 @@ class OpenedModel:
 def find(path: str | Path, function: str = "load") -> Place:
     """The place and the form of the model that `path` means; a path that exists comes before a preset of this name.
 
-    Raises: CheckpointError that lists the forms, and says what is there instead.
+    Raises: InputError or CheckpointError that lists the forms, and says what is there instead.
     """
     name, path = str(path), Path(path)
     path = path.parent if path.name == CONFIG and path.is_file() else path
@@ -145,7 +151,7 @@ def _nothing_at(name: str, path: Path, function: str) -> MinillmError:
     if path.exists():
         return CheckpointError(f"{function}: {path} is a file of another kind; give {KINDS}")
     hint = "" if len(path.parts) > 1 else did_you_mean(name, presets())
-    return CheckpointError(
+    return InputError(
         f"{function}: {name} is no preset, and no folder or file of this name is there; give {KINDS}{hint}"
     )
 
@@ -169,6 +175,11 @@ def _of_file(path: Path) -> Place | None:
         return Place("run", folder.parent, path.stem)
     is_adapter = path.name == "adapter_model.safetensors" and (folder / ADAPTER).is_file()
     return Place("adapter", folder) if is_adapter else Place("safetensors", path)
+
+
+def folder_of(place: Place) -> Path:
+    """The folder of a model's files."""
+    return place.path.parent if place.kind in ("safetensors", "gguf") else place.path
 
 
 def is_run(path: Path) -> bool:
@@ -245,8 +256,8 @@ def open_model(path: str | Path, dtype: Any = "float32", device: str = "cpu", *,
 
     random: accept a preset, whose weights are random, as before a training.
     Memory: the weights, and a few megabytes; of a run, the checkpoint too.
-    Raises: CheckpointError for a path that is none of the known forms, or files that are missing, cut short or do not
-        fit; InputError for what is not supported here.
+    Raises: InputError for a name that is not there, or what is not supported here; CheckpointError for files that are
+        none of the known forms, missing, cut short or do not fit.
     """
     place = find(path)
     if place.kind == "preset" and not random:
@@ -316,68 +327,48 @@ def _checkpoint(run: Run, name: str | None) -> Checkpoint:
 
 
 def _ids_of(run: Run) -> SavedWith:
-    """The ids that begin, end and pad a text, by a run's tokenizer; its end of text begins texts too."""
-    tokenizer = run.tokenizer
-    end = tokenizer.eos_id
+    """The ids that begin, end and pad a text, by a run's tokenizer; its end of text begins texts too.
+
+    Where the run learned a conversation, what ends an answer ends a text.
+    """
+    tokenizer, template = run.tokenizer, _template_of(run, run.tokenizer)
+    eos = [] if tokenizer.eos_id is None else [tokenizer.eos_id]
+    ends = list(dict.fromkeys([*(template.stop_ids(tokenizer) if template else []), *eos]))
     ids = {
-        "bos_token_id": end if tokenizer.bos_id is None else tokenizer.bos_id,
-        "eos_token_id": end,
+        "bos_token_id": tokenizer.eos_id if tokenizer.bos_id is None else tokenizer.bos_id,
+        "eos_token_id": ends if len(ends) > 1 else next(iter(ends), None),
         "pad_token_id": tokenizer.pad_id,
     }
     ids = {key: i for key, i in ids.items() if i is not None}
     return SavedWith(ids, ids)
 
 
+def _template_of(run: Run | None, tokenizer: Tokenizer) -> ChatTemplate | None:
+    """The chat template of a run that learned one, or the one that a tokenizer's special tokens tell."""
+    from minillm.chat_templates import chat_template, template_for
+
+    if run is not None and _learned_to_talk(run):
+        return template_for(tokenizer, run.config.task.template)
+    try:
+        return chat_template(tokenizer)
+    except InputError:
+        return None
+
+
+def _learned_to_talk(run: Run) -> bool:
+    """True for a run whose task writes conversations by a template."""
+    return hasattr(run.config.task, "template")
+
+
+def _chat_text_in(folder: Path) -> str:
+    """The chat template among the files of a folder, or an empty text."""
+    if (folder / "chat_template.jinja").is_file():
+        return (folder / "chat_template.jinja").read_text(encoding="utf-8")
+    file = folder / "tokenizer_config.json"
+    found = read_json(file).get("chat_template") if file.is_file() else None
+    return found if isinstance(found, str) else ""
+
+
 def _opened_adapter(place: Place, dtype: Any) -> OpenedModel:
     base = _base_of(place.path)
     raise InputError(f"load: {place.path} is a LoRA adapter, which cannot be opened yet; give its base model, {base}")
-
-
-# Models into Hugging Face's form
-
-
-def save(opened: OpenedModel, folder: str | Path, max_shard_bytes: int = 5 * 10**9) -> str:
-    """Write a model as Hugging Face's files: weights, configuration, generation settings and tokenizer.
-
-    Files of a published tokenizer are copied as they are; a tokenizer that was made here is written in their form.
-    Returns the reason why there is no tokenizer among the files, or an empty text.
-    Raises: as `save_pretrained`.
-    """
-    folder = Path(folder)
-    opened.model.save_pretrained(folder, max_shard_bytes=max_shard_bytes)
-    files, reason = _published_tokenizer(opened), ""
-    for file in files:
-        if not (folder / file.name).exists() or not file.samefile(folder / file.name):
-            shutil.copyfile(file, folder / file.name)
-    kept = {file.name for file in files}
-    if not files:
-        try:
-            opened.needed_tokenizer("save").save_hugging_face(folder, **_tokenizer_settings(opened.model))
-            kept = {"tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"}
-        except InputError as error:
-            reason = str(error)
-    for name in TOKENIZER_FILES:  # files of a model that was saved here before
-        if name not in kept:
-            (folder / name).unlink(missing_ok=True)
-    return reason
-
-
-def _published_tokenizer(opened: OpenedModel) -> list[Path]:
-    """The files of a tokenizer in Hugging Face's form beside a model; none if it has another form, or is not there."""
-    place = opened.place
-    if place.kind not in ("folder", "safetensors", "adapter"):
-        return []
-    folder = place.path.parent if place.kind == "safetensors" else place.path
-    files = [folder / name for name in TOKENIZER_FILES if (folder / name).is_file()]
-    if not files and opened.base is not None:
-        return _published_tokenizer(opened.base)
-    ours = (folder / "tokenizer.json").is_file() and read_json(folder / "tokenizer.json").get("format") is not None
-    return [] if ours else files
-
-
-def _tokenizer_settings(model: Any) -> dict[str, Any]:
-    """The keys of a tokenizer_config.json that depend on the model: its longest text, and its inputs."""
-    typed = getattr(model.config, "token_types", 0) > 1
-    inputs = ["input_ids", *(["token_type_ids"] if typed else []), "attention_mask"]
-    context = getattr(model.config, "context", None)
-    return {"model_input_names": inputs} | ({} if context is None else {"model_max_length": context})

@@ -12,60 +12,13 @@ from hypothesis import strategies as st
 
 import minillm
 from minillm.chat import TEMPLATES, ChatTemplate, Conversation, Message, chat_template
+from minillm.chat_jinja import JINJA, SMOLLM2, template_of_jinja
 from minillm.errors import InputError
 from minillm.generate import generate_text
 from minillm.models.gpt2 import GPT2, GPT2Config
 from minillm.tokenizers import BPETokenizer, SentencePieceBPE, UnigramTokenizer
 from minillm.tokenizers.patterns import Splitter
 
-# As published in tokenizer_config.json of each model (SmolLM2's also in its .gguf file).
-CHATML_END = (
-    "{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n'}}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
-)
-ALTERNATE = (
-    "{% if (message['role'] == 'user') != (loop.index0 % 2 == 0) %}"
-    "{{ raise_exception('Conversation roles must alternate user/assistant/user/assistant/...') }}{% endif %}"
-)
-SMOLLM2 = (
-    "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}{{ '<|im_start|>system\nYou "
-    "are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n' }}{% endif %}" + CHATML_END
-)
-JINJA = {
-    "chatml": "{% for message in messages %}" + CHATML_END,
-    "smollm2": SMOLLM2,
-    "qwen2": (
-        "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}"
-        "{{ '<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n' }}{% endif %}" + CHATML_END
-    ),
-    "llama3": (
-        "{% set loop_messages = messages %}{% for message in loop_messages %}{% set content = '<|start_header_id|>' + "
-        "message['role'] + '<|end_header_id|>\n\n'+ message['content'] | trim + '<|eot_id|>' %}{% if loop.index0 == 0 "
-        "%}{% set content = bos_token + content %}{% endif %}{{ content }}{% endfor %}{% if add_generation_prompt %}"
-        "{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{% endif %}"
-    ),
-    "llama2": (
-        "{% if messages[0]['role'] == 'system' %}{% set loop_messages = messages[1:] %}{% set system_message = "
-        "messages[0]['content'] %}{% else %}{% set loop_messages = messages %}{% set system_message = false %}"
-        "{% endif %}{% for message in loop_messages %}" + ALTERNATE + "{% if loop.index0 == 0 and system_message != "
-        "false %}{% set content = '<<SYS>>\\n' + system_message + '\\n<</SYS>>\\n\\n' + message['content'] %}{% else %}"
-        "{% set content = message['content'] %}{% endif %}{% if message['role'] == 'user' %}{{ bos_token + '[INST] ' + "
-        "content.strip() + ' [/INST]' }}{% elif message['role'] == 'assistant' %}{{ ' '  + content.strip() + ' ' + "
-        "eos_token }}{% endif %}{% endfor %}"
-    ),
-    "mistral": (
-        "{{ bos_token }}{% for message in messages %}" + ALTERNATE + "{% if message['role'] == 'user' %}{{ '[INST] ' + "
-        "message['content'] + ' [/INST]' }}{% elif message['role'] == 'assistant' %}{{ message['content'] + eos_token}}"
-        "{% else %}{{ raise_exception('Only user and assistant roles are supported!') }}{% endif %}{% endfor %}"
-    ),
-    "gemma": (
-        "{{ bos_token }}{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}"
-        "{% endif %}{% for message in messages %}" + ALTERNATE + "{% if (message['role'] == 'assistant') %}{% set role "
-        "= 'model' %}{% else %}{% set role = message['role'] %}{% endif %}{{ '<start_of_turn>' + role + '\n' + "
-        "message['content'] | trim + '<end_of_turn>\n' }}{% endfor %}{% if add_generation_prompt %}"
-        "{{'<start_of_turn>model\n'}}{% endif %}"
-    ),
-}
 TOKENS = sorted({token for template in TEMPLATES.values() for token in template.special_tokens})
 TEXT = "user\n What is 2 + 3?\n\nassistant\nSystem [INST] a [/INST] <|im_end|> <|eot_id|>\n </s> 'll " * 3
 TOKENIZER = BPETokenizer.train(TEXT, 256 + 80 + len(TOKENS) + 2, ("<|endoftext|>", "<jupyter_start>", *TOKENS))
@@ -116,7 +69,7 @@ def published():
 
     def render(name: str, messages: list[Message], add_generation_prompt: bool) -> str:
         tokenizer.bos_token = {"llama3": "<|begin_of_text|>", "gemma": "<bos>"}.get(name, "<s>")
-        tokenizer.eos_token = "" if name == "llama3" else "</s>"
+        tokenizer.eos_token = "" if name in ("llama3", "alpaca") else "</s>"
         return tokenizer.apply_chat_template(
             [message._asdict() for message in messages],
             chat_template=JINJA[name],
@@ -135,6 +88,12 @@ def published():
 def test_templates_are_the_published_ones(published, name, messages, answer):
     messages = without_system(TEMPLATES[name], messages)
     assert TEMPLATES[name].render(messages, answer) == published(name, messages, answer)
+
+
+def test_every_template_has_a_text_for_other_programs():
+    assert JINJA.keys() == TEMPLATES.keys()
+    assert all(template_of_jinja(text) is TEMPLATES[name] for name, text in JINJA.items())
+    assert template_of_jinja(SMOLLM2 + " ") is None
 
 
 @pytest.mark.oracle

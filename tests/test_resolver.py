@@ -154,7 +154,7 @@ def test_each_wrong_input_gives_a_sentence_with_all_forms_and_what_was_found(mad
         (tmp_path / "gguf", r"the folder has model.gguf; to open that file, give .*gguf/model.gguf$"),
     ):
         for function in (find, described, open_model, minillm.load):
-            with pytest.raises(CheckpointError, match=found) as caught:
+            with pytest.raises((InputError, CheckpointError), match=found) as caught:
                 function(path)
             for form in ("config.json and model.safetensors", ".gguf", "run directory", "LoRA adapter", "preset"):
                 assert form in str(caught.value)

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Literal
 
 from minillm.errors import InputError
+from minillm.export import save
 from minillm.options import Positional, read
-from minillm.resolver import is_run, open_model, save
+from minillm.resolver import is_run, open_model
 
 
 @dataclass(frozen=True)
@@ -39,4 +40,4 @@ def convert(arguments: list[str]) -> None:
     reason = save(opened, given.out, given.max_shard_bytes)
     print(f"{type(model).__name__} with {model.num_parameters():,} weights in {given.dtype}: {given.out}")
     if reason:
-        print(f"there is no tokenizer beside them: {reason}")
+        print(f"these are weights without a tokenizer: {reason}")

@@ -63,7 +63,7 @@ class FinetuneDpo(Finetune):
     """Teach a model which of two answers is better, by DPO and its family, from pairs of answers."""
 
     data: str = ""
-    """A .jsonl or .json file of records: a prompt (or instruction, or messages) with the answers chosen and rejected."""
+    """A .jsonl or .json file of records: a prompt, an instruction or messages, with answers chosen and rejected."""
     batch_size: int = 8
     """Pairs per step."""
     lr: float = 1e-6
@@ -80,7 +80,7 @@ class FinetuneReward(Finetune):
     """Teach a model to score answers, from pairs of a better and a worse one."""
 
     data: str = ""
-    """A .jsonl or .json file of records: a prompt (or instruction, or messages) with the answers chosen and rejected."""
+    """A .jsonl or .json file of records: a prompt, an instruction or messages, with answers chosen and rejected."""
     batch_size: int = 8
     """Pairs per step."""
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from rich.console import Console
 from rich.table import Table
 
 from minillm.errors import InputError
-from minillm.models.gpt2 import GPT2Config
-from minillm.options import filled, scan
+from minillm.models.config import Config
+from minillm.options import Positional, filled, peek, scan
+from minillm.resolver import described
 from minillm.training.config import preset
+from minillm.training.tasks import task_class
 from minillm.tuning import tuned_process
 
 
@@ -18,11 +20,13 @@ from minillm.tuning import tuned_process
 class Profile:
     """Show where the time of a training step goes, operation by operation, on a CPU."""
 
-    preset: str
-    """Preset to start from (default, shakespeare-char-cpu, nano); other options override it."""
-    model: GPT2Config
+    name: Positional[str | None] = None
+    """Model whose shape to take: a run directory, a folder with config.json, a .gguf, or a name such as bert-nano."""
+    preset: str = "default"
+    """Preset of `minillm train` to start from (default, shakespeare-char-cpu, nano); other options override it."""
+    model: Config = field(default_factory=lambda: preset("default").model)
     """Shape of the model."""
-    batch_size: int
+    batch_size: int = 12
     """Sequences per step, each of `context` tokens."""
     repeats: int = 5
     """Number of steps to time, after some to warm up."""
@@ -32,14 +36,18 @@ def profile(arguments: list[str]) -> None:
     """Print a step's time by operation, and the share of matrix products."""
     from minillm.study.profile import profile_training
 
-    values = scan(Profile, "profile", arguments)
-    before = preset(values.get(("preset",), "default"))
-    given = filled(Profile, "profile", values, Profile(before.preset, before.model, before.batch_size))
-    for name in ("batch_size", "repeats"):
-        if getattr(given, name) < 1:
-            raise InputError(f"profile: {name} is {getattr(given, name)}; give 1 or more")
+    name = next((argument for argument in arguments[:1] if not argument.startswith("-")), None)
+    start = preset(peek(arguments, "--preset") or "default")
+    kind, shape = (task_class(start.objective).model_class(start.architecture), start.model)
+    if name is not None:
+        _, kind, shape, _ = described(name, "profile")
+    before = Profile(name, start.preset, shape, start.batch_size)
+    given = filled(Profile, "profile", scan(Profile, "profile", arguments, before), before)
+    for option in ("batch_size", "repeats"):
+        if getattr(given, option) < 1:
+            raise InputError(f"profile: {option} is {getattr(given, option)}; give 1 or more")
     with tuned_process():
-        measured = profile_training(given.model, given.batch_size, given.repeats)
+        measured = profile_training(given.model, given.batch_size, given.repeats, kind=kind)
         floor = measured.products_alone()
     table = Table("operation", "calls", "forward ms", "backward ms", "share")
     for name, calls, forward, backward in measured.rows():

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from minillm.console import print_as_it_comes
 from minillm.errors import InputError
 from minillm.options import Positional, read
@@ -18,7 +20,7 @@ class Sample:
     model: Positional[Path]
     """A run directory, a folder with config.json and tokenizer.json, a .gguf file or a LoRA adapter."""
     prompt: str = "The "
-    """Text to continue; what the model expects in front of a text, such as a token that begins it, is added."""
+    """Text to continue, or to translate; a token that the model expects in front of every text is added."""
     max_tokens: int = 200
     """Maximum number of new tokens; stops early at end-of-text."""
     temperature: float = 0.8
@@ -50,11 +52,21 @@ def sample(arguments: list[str]) -> None:
         ids = tokenizer.encode(given.prompt)
     except InputError as error:
         raise InputError(f"sample: give another --prompt than {given.prompt!r}: {error}") from None
+    if hasattr(model, "conditioned"):  # it reads the prompt, and writes another text
+        start = [model.config.decoder_start_id]
+        model, begin = model.conditioned(np.array([tokenizer.build_inputs_with_special_tokens(ids)])), ""
+    elif hasattr(model, "next_logits"):
+        start, begin = tokenizer.before_text() + ids, tokenizer.decode(ids)
+    else:
+        raise InputError(
+            f"sample: {given.model} is a {type(model).__name__}, which does not continue a text; give a model that "
+            "does, or let this one fill gaps with minillm.generate.fill_mask"
+        )
     ends = end_tokens(model) or ([] if tokenizer.eos_id is None else [tokenizer.eos_id])
     pieces = generate_text(
         model,
         tokenizer,
-        tokenizer.before_text() + ids,
+        start,
         given.max_tokens,
         seed=given.seed,
         stop=ends,
@@ -64,4 +76,4 @@ def sample(arguments: list[str]) -> None:
         min_p=given.min_p,
         repetition_penalty=given.repetition_penalty,
     )
-    print_as_it_comes(pieces, begin=tokenizer.decode(ids))
+    print_as_it_comes(pieces, begin=begin)

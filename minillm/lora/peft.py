@@ -75,6 +75,7 @@ class Entry(NamedTuple):
 
     parameter: str
     shape: tuple[int, ...]
+    rows: slice = slice(None)  # of the parameter
     transposed: bool = False
 
 
@@ -103,7 +104,7 @@ def save_lora(model: Module, folder: str | Path, base: str | Path | None = None)
         parameters |= {f"{wrapper_path}.{name}": parameter for name, parameter in wrapper.named_parameters()}
     arrays: dict[str, Array] = {}
     for key, entry in _entries(record.config, record.chosen, record.names).items():
-        array = to_host(parameters[entry.parameter].data)
+        array = to_host(parameters[entry.parameter].data)[entry.rows]
         arrays[key] = np.ascontiguousarray(array.T if entry.transposed else array).reshape(entry.shape)
     folder.mkdir(parents=True, exist_ok=True)
     write_arrays("save_lora", folder / WEIGHTS, arrays)
@@ -134,7 +135,7 @@ def load_lora(model: Module, folder: str | Path) -> Any:
     for key, entry in entries.items():
         array = _read(found[key])
         changes = changes or (".lora_A" not in key and ".lora_embedding_A" not in key and bool(array.any()))
-        target = parameters[entry.parameter].data
+        target = parameters[entry.parameter].data[entry.rows]
         array = array.reshape(target.shape[::-1] if entry.transposed else target.shape)
         target[...] = like((array.T if entry.transposed else array).astype(target.dtype), target)
     if not changes:
@@ -152,8 +153,8 @@ def _entries(config: LoraConfig, chosen: Chosen, names: Names) -> dict[str, Entr
         entries[f"{there}.{a}"] = Entry(f"{here}.A", (rank, inside))
         entries[f"{there}.{b}"] = Entry(f"{here}.B", (out, rank))
     for name in chosen.saved:
-        stored = names.parameters[name]
-        entries[PREFIX + stored.name] = Entry(name, stored.shape, stored.transposed)
+        for one in names.parameters[name]:
+            entries[PREFIX + one.name] = Entry(name, one.shape, one.rows, one.transposed)
     return entries
 
 
@@ -211,8 +212,9 @@ def _from_peft(folder: Path, values: Mapping[str, Any]) -> LoraConfig:
     given: dict[str, Any] = {name: values[key] for name, key in KEYS.items() if values.get(key) is not None}
     if isinstance(given.get("layers_to_transform"), int):
         given["layers_to_transform"] = (given["layers_to_transform"],)
+    given = {"rank": 8, "alpha": 8, "modules_to_save": ()} | given
     try:
-        return LoraConfig(**({"rank": 8, "alpha": 8, "modules_to_save": ()} | given))
+        return LoraConfig(**given)
     except (TypeError, InputError) as error:
         raise InputError(f"load_lora: {file} cannot be used: {error}") from None
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -54,10 +54,11 @@ class Place(NamedTuple):
 
 
 class InFile(NamedTuple):
-    """A parameter in files: its name and shape there, and True if it is transposed."""
+    """Some rows of a parameter in files: their name and shape there, and True if they are transposed."""
 
     name: str
     shape: tuple[int, ...]
+    rows: slice
     transposed: bool = False
 
     @property
@@ -73,14 +74,14 @@ class Names(NamedTuple):
     """
 
     places: dict[str, Place]
-    parameters: dict[str, InFile]  # each parameter here that is whole there
+    parameters: dict[str, list[InFile]]  # each parameter here, in one array there or in several
     divided: set[str]  # modules there that are several layers here, which no adapter can be put on
     can_untie: bool  # True if the model can have an output layer of its own
 
     @property
     def modules(self) -> set[str]:
         """Every module that has parameters, at any depth."""
-        names = [*(stored.module for stored in self.parameters.values()), *self.places, *self.divided]
+        names = [*(one.module for some in self.parameters.values() for one in some), *self.places, *self.divided]
         parts = [name.split(".") for name in names if name]
         return {".".join(part[:end]) for part in parts for end in range(1, len(part) + 1)}
 
@@ -90,30 +91,18 @@ def names_of(model: Module) -> Names:
     module = sys.modules[type(model).__module__]
     if not hasattr(module, "HUGGING_FACE"):
         return _own_names(model)
-    prefix = module.PREFIX if is_body(model) else ""
-    layers, rows_here = dict(model.named_modules()), {name: len(x.data) for name, x in model.named_parameters()}
+    prefix, layers = module.PREFIX if is_body(model) else "", dict(model.named_modules())
     places: dict[str, Place] = {}
-    parameters: dict[str, InFile] = {}
-    starts = dict.fromkeys(layers, 0)
+    parameters: dict[str, list[InFile]] = {}
     for piece in pieces_in_hugging_face(model):
         path, _, kind = piece.parameter.rpartition(".")
-        name = piece.name.removeprefix(prefix)
-        if len(piece.rows) == rows_here[piece.parameter]:
-            parameters[piece.parameter] = InFile(name, piece.shape, piece.transposed)
+        name, before = piece.name.removeprefix(prefix), parameters.setdefault(piece.parameter, [])
+        start = before[-1].rows.stop if before else 0
+        before.append(InFile(name, piece.shape, slice(start, start + len(piece.rows)), piece.transposed))
         if kind == "weight" and name.endswith(".weight") and isinstance(layers[path], (Linear, Embedding)):
-            name, is_table = name.removesuffix(".weight"), isinstance(layers[path], Embedding)
-            shape = (len(piece.rows), piece.rows.shape[1])
-            places[name] = Place(name, path, starts[path], shape, is_table, piece.transposed)
-            starts[path] += len(piece.rows)
-    divided = set()
-    for whole, parts in joined_names(module, model.config).items():
-        name = whole.removesuffix(".weight")
-        first, *others = (places.pop(part.removesuffix(".weight")) for part in parts)
-        if any(place.path != first.path for place in others):
-            divided.add(name)
-            continue
-        rows = sum(place.shape[0] for place in (first, *others))
-        places[name] = first._replace(name=name, shape=(rows, first.shape[1]))
+            name, shape = name.removesuffix(".weight"), (len(piece.rows), piece.rows.shape[1])
+            places[name] = Place(name, path, start, shape, isinstance(layers[path], Embedding), piece.transposed)
+    divided = _join(joined_names(module, model.config), places, parameters)
     ties = {copy: original.removeprefix(prefix) for copy, original in module.TIED.items()}
     can_untie = hasattr(model.config, "tied")
     for copy, original in ties.items() if getattr(model.config, "tied", True) else ():
@@ -123,14 +112,33 @@ def names_of(model: Module) -> Names:
             places[original] = table._replace(twin=copy)
             if can_untie:
                 places[copy] = Place(copy, copy, 0, table.shape, is_table=False, twin=original)
-                parameters[f"{copy}.weight"] = InFile(f"{copy}.weight", table.shape)
+                parameters[f"{copy}.weight"] = [InFile(f"{copy}.weight", table.shape, slice(0, table.shape[0]))]
     return Names(places, parameters, divided, can_untie)
 
 
-def _has(copy: str, prefix: str, parameters: dict[str, InFile]) -> bool:
+def _join(
+    joined: Mapping[str, tuple[str, ...]], places: dict[str, Place], parameters: dict[str, list[InFile]]
+) -> set[str]:
+    """Put one name in the place of several, for what is one layer there and here; return what is several layers here."""
+    divided = set()
+    for whole, parts in joined.items():
+        name = whole.removesuffix(".weight")
+        first, *others = (places.pop(part.removesuffix(".weight")) for part in parts)
+        rows = sum(place.shape[0] for place in (first, *others))
+        if any(place.path != first.path for place in others):
+            divided.add(name)
+            for place in (first, *others):
+                del parameters[f"{place.path}.weight"]
+            continue
+        places[name] = first._replace(name=name, shape=(rows, first.shape[1]))
+        parameters[f"{first.path}.weight"] = [InFile(whole, places[name].shape, slice(0, rows), first.transposed)]
+    return divided
+
+
+def _has(copy: str, prefix: str, parameters: Mapping[str, list[InFile]]) -> bool:
     """True if the model has the layer that would hold a copy of its table: its bias, or layers beside it."""
-    owners = (copy, copy.rpartition(".")[0] or copy)
-    return any(x.name.startswith(f"{owner.removeprefix(prefix)}.") for owner in owners for x in parameters.values())
+    owners = tuple(f"{owner.removeprefix(prefix)}." for owner in (copy, copy.rpartition(".")[0] or copy))
+    return any(one.name.startswith(owners) for some in parameters.values() for one in some)
 
 
 def _own_names(model: Module) -> Names:
@@ -139,8 +147,9 @@ def _own_names(model: Module) -> Names:
     places = {}
     for path, layer in layers.items():
         twin = next((other for other, x in layers.items() if x.weight is layer.weight and other != path), "")
-        places[path] = Place(path, path, 0, layer.weight.shape, isinstance(layer, Embedding), twin=twin)
-    parameters = {name: InFile(name, parameter.shape) for name, parameter in model.named_parameters()}
+        shape = (layer.weight.shape[0], layer.weight.shape[1])
+        places[path] = Place(path, path, 0, shape, isinstance(layer, Embedding), twin=twin)
+    parameters = {name: [InFile(name, x.shape, slice(None))] for name, x in model.named_parameters()}
     return Names(places, parameters, set(), False)
 
 
@@ -170,7 +179,7 @@ def choose(config: LoraConfig, model: Module, names: Names) -> Chosen:
     no adapter can be put on.
     """
     to_save, saved = _saved(config, model, names)
-    whole = {names.parameters[name].module for name in saved}
+    whole = {one.module for name in saved for one in names.parameters[name]}
     targets = _targets(config, model, names)
     kept = [place for place in names.places.values() if not _is_left_out(config, to_save, place.name)]
     if targets == ALL_LINEAR:
@@ -201,8 +210,7 @@ def narrowed(config: LoraConfig, names: Names) -> LoraConfig:
     targets, to_save = config.targets, config.modules_to_save or ()
     if isinstance(targets, tuple):
         targets = tuple(one for one in targets if any(_fits((one,), name) for name in names.modules)) or targets
-    modules = [stored.module for stored in names.parameters.values()]
-    to_save = tuple(one for one in to_save if any(_covers(one, module) for module in modules))
+    to_save = tuple(one for one in to_save if any(_covers(one, module) for module in names.modules))
     return replace(config, targets=targets, modules_to_save=to_save)
 
 
@@ -242,7 +250,7 @@ def _check(targets: str | tuple[str, ...], names: Names) -> None:
         pattern: Any = target if isinstance(targets, str) else (target,)
         fitting = [name for name in sorted(names.modules | names.places.keys()) if _fits(pattern, name)]
         if not fitting:
-            parameters = [stored.name for stored in names.parameters.values() if _fits(pattern, stored.name)]
+            parameters = [one.name for some in names.parameters.values() for one in some if _fits(pattern, one.name)]
             if parameters:
                 raise InputError(
                     f"add_lora: {parameters[0]} is a parameter and no layer in Hugging Face's model, so "
@@ -263,7 +271,15 @@ def _saved(config: LoraConfig, model: Module, names: Names) -> tuple[tuple[str, 
         given = next((heads for kind, heads in HEADS.items() if type(model).__name__.endswith(kind)), ())
     saved = []
     for one in given:
-        inside = [name for name, stored in names.parameters.items() if _covers(one, stored.module)]
+        inside = []
+        for name, some in names.parameters.items():
+            covered = [_covers(one, part.module) for part in some]
+            if any(covered) and not all(covered):
+                others = ", ".join(part.module for part in some)
+                raise InputError(f"add_lora: {one!r} in modules_to_save is only a part of {others}; give all of them")
+            inside += [name] * any(covered)
+        if any(_covers(one, name) for name in names.divided):
+            raise InputError(f"add_lora: {one!r} in modules_to_save has layers that are several here; leave it out")
         if not inside and config.modules_to_save is not None:
             near = did_you_mean(one, sorted({name.rpartition(".")[2] for name in names.modules}))
             raise InputError(f"add_lora: no module that can be saved is called {one!r}{near}")

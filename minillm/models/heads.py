@@ -195,7 +195,8 @@ class QuestionAnswering(Head):
     ) -> Tensor:
         """The cross-entropies of the answers' starts and ends, in nats: the mean of the two means, or the sum of all.
 
-        Shapes: starts and ends (B,), positions; a position beyond the text does not count.
+        Shapes: starts and ends (B,), positions; a position beyond the text does not count. With `lengths`, padding is
+            no possible answer, so that it changes nothing; without, all T tokens are, as in transformers.
         """
         logits = self(ids, token_types, lengths, attention_mask)
         losses = []
@@ -205,7 +206,12 @@ class QuestionAnswering(Head):
             if given.dtype.kind not in "iu":
                 raise InputError(f"loss: positions have dtype {given.dtype}; give whole numbers")
             length = one.shape[1]
-            losses.append(ops.cross_entropy(one, np.clip(given, 0, length), reduction=reduction, ignore_index=length))
+            given = np.clip(given, 0, length)
+            if lengths is not None:
+                real = array_of(lengths, one.data)
+                given = np.where(given < real, given, length)
+                one = ops.where(np.arange(length, like=real) < real[:, None], one, -np.inf)  # (B, T)
+            losses.append(ops.cross_entropy(one, given, reduction=reduction, ignore_index=length))
         return losses[0] + losses[1] if reduction == "sum" else (losses[0] + losses[1]) * 0.5
 
 
@@ -246,16 +252,27 @@ def with_head(model: Any, head: str, labels: int | Sequence[str] = 2, problem_ty
     names = () if isinstance(labels, int) else tuple(labels)
     count = labels if isinstance(labels, int) else len(names)
     config = replace(model.config, labels=count, label_names=names, problem_type=problem_type)
-    made, weights = found[0](config), dict(model.named_parameters())
-    first = next(iter(weights.values()))
+    made, first = found[0](config), model.parameters()[0]
     made.to(device_of(first.data), first.dtype)
-    for name, parameter in made.named_parameters():
-        if is_of_body(module, name) and name in weights:
-            parameter.data[...] = weights[name].data
-    said = vars(model).get("saved_with")
-    if said:
-        keep(made, SavedWith({key: value for key, value in said.config.items() if key not in KEYS_OF_HEAD}, {}))
+    take_body(made, model)
     return made.train(model.training)
+
+
+def take_body(model: Any, other: Any) -> list[str]:
+    """Copy the body of `other` into `model`, of the same family, with what its files say beside the head.
+
+    Returns the names of the parameters that stay as they are: those of the head, and of the body if `other` lacks them.
+    """
+    module, weights, left = sys.modules[type(model).__module__], other.state_dict(), []
+    for name, parameter in model.named_parameters():
+        if is_of_body(module, name) and name in weights:
+            parameter.data[...] = like(weights[name], parameter.data)
+        else:
+            left.append(name)
+    said = vars(other).get("saved_with")
+    if said:
+        keep(model, SavedWith({key: value for key, value in said.config.items() if key not in KEYS_OF_HEAD}, {}))
+    return left
 
 
 def is_of_body(module: Any, name: str) -> bool:

@@ -14,14 +14,16 @@ import statistics
 import time
 from collections import Counter
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from minillm import backend
 from minillm.autograd import Backward, Forward, observe
-from minillm.models.gpt2 import GPT2, GPT2Config
+from minillm.models.gpt2 import GPT2
 from minillm.optim import AdamW
+from minillm.study.describe import LONGEST, UNLIMITED
+from minillm.study.describe.abstract_step import loss_of, training_batch
 
 
 class Shapes(NamedTuple):
@@ -119,16 +121,23 @@ def profiled(profile: Profile) -> Iterator[None]:
         profile.steps.append(time.perf_counter() - start)
 
 
-def profile_training(config: GPT2Config, batch_size: int, repeats: int, warm_up: int = 2) -> Profile:
-    """Profile training steps of a GPT-2 on random tokens: forward, backward, clipping, AdamW."""
-    model = GPT2(config)
+def profile_training(config: Any, batch_size: int, repeats: int, warm_up: int = 2, kind: Any = GPT2) -> Profile:
+    """Profile training steps of a model on random tokens: forward, backward, clipping, AdamW.
+
+    kind: the class of the model. Sequences are as long as its context, but have at most LONGEST tokens.
+    """
+    model = kind(config)
     optimizer = AdamW(model.parameters())
-    ids, targets = np.random.default_rng(0).integers(0, config.vocab_size, (2, batch_size, config.context))
+    batch = training_batch(model, batch_size, min(getattr(config, "context", None) or UNLIMITED, LONGEST))
+    draw = np.random.default_rng(0)
+    for name in batch.keys() & {"ids", "source", "targets"}:
+        batch[name][...] = draw.integers(0, config.vocab_size, batch[name].shape)
     profile = Profile()
     for step in range(warm_up + repeats):
         with profiled(profile) if step >= warm_up else contextlib.nullcontext():
             optimizer.zero_grad()
-            model.loss(ids, targets).backward()
+            loss = loss_of(model)(**batch)
+            loss.backward(np.ones_like(loss.data))
             optimizer.clip_grad_norm(1.0)
             optimizer.step()
     return profile

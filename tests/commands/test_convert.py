@@ -109,10 +109,10 @@ def test_a_folder_says_that_it_has_weights_without_a_tokenizer(tmp_path, printed
     model = GPT2(GPT2Config(20, 8, layers=1, heads=2, channels=16))
     model.save_pretrained(tmp_path / "a")
     shown = printed("convert", tmp_path / "a", tmp_path / "b")
-    assert "there is no tokenizer beside them: " in shown
+    assert "these are weights without a tokenizer: " in shown
     assert "tokenizer.json" in shown
     CharacterTokenizer.train("abc").save(tmp_path / "a")  # our own form is written anew
-    assert "no tokenizer" not in printed("convert", tmp_path / "a", tmp_path / "b")
+    assert "without a tokenizer" not in printed("convert", tmp_path / "a", tmp_path / "b")
     assert json.loads((tmp_path / "b" / "tokenizer.json").read_text())["model"]["type"] == "WordLevel"
     (tmp_path / "a" / "tokenizer.json").unlink()
     printed("convert", tmp_path / "a", tmp_path / "b")  # nothing stays of the tokenizer from before
@@ -124,7 +124,7 @@ def test_a_tokenizer_without_such_a_form_leaves_weights_and_a_reason(tmp_path, p
     GPT2(GPT2Config(280, 8, layers=1, heads=2, channels=16)).save_pretrained(tmp_path / "a")
     made.save(tmp_path / "a")
     shown = printed("convert", tmp_path / "a", tmp_path / "b")
-    assert "there is no tokenizer beside them: BPETokenizer.to_hugging_face: pattern" in shown
+    assert "these are weights without a tokenizer: BPETokenizer.to_hugging_face: pattern" in shown
     assert not (tmp_path / "b" / "tokenizer.json").exists()
 
 
@@ -186,3 +186,23 @@ def test_a_run_is_not_written_over(runs, capsys) -> None:
     assert "is a run directory and is never written over" in capsys.readouterr().err
     assert Run.open(runs.bpe).tokenizer.vocab_size == 280
     assert isinstance(runs.bpe, Path)
+
+
+def test_text_that_is_generated_from_text_begins_once(monkeypatch) -> None:
+    """generate_text with a text puts in front what the tokenizer says; token ids are complete as they are."""
+    made = BPETokenizer.train(TEXT, 280, ("<s>", "</s>"))
+    model = Llama(LlamaConfig.preset("nano", vocab_size=280))
+    fed = []
+    real = minillm.generate.generate
+
+    def spy(model, ids, *rest, **settings):
+        fed.append(list(ids))
+        return real(model, ids, *rest, **settings)
+
+    monkeypatch.setattr("minillm.generate.generate", spy)
+    for around, before in (((), ()), []), ((("<s>",), ("</s>",)), [278]):
+        made.around = around
+        list(minillm.generate.generate_text(model, made, "the <s>model", 2))
+        assert fed[-1] == before + made.encode("the <s>model")
+        list(minillm.generate.generate_text(model, made, [278, 5], 2))
+        assert fed[-1] == [278, 5]

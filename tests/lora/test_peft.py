@@ -46,9 +46,7 @@ MODELS: dict[str, Any] = {
     "bart": lambda: bart.Bart(bart.BartConfig.preset("nano", vocab_size=23, context=16)),
     "xlnet": lambda: xlnet.XLNetLMHeadModel(xlnet.XLNetConfig.preset("nano", vocab_size=23)),
     **{
-        f"{name} {head}": lambda file=file, prefix=prefix, config=config, head=head: getattr(file, prefix + head)(
-            config
-        )
+        f"{name} {head}": lambda file=file, kind=prefix + head, config=config: vars(file)[kind](config)
         for name, file, prefix, config in (
             ("bert", bert, "Bert", bert.BertConfig(**SIZES, **NO_DROPOUT)),
             ("roberta", roberta, "Roberta", roberta.RobertaConfig(**SIZES, **NO_DROPOUT)),
@@ -114,11 +112,11 @@ def randomised(model: Any, seed: int = 5) -> Any:
     return model
 
 
-SETTINGS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
-    # PEFT's settings, and the models that have such layers; none for all
-    "defaults": ({}, ()),
-    "rank 3, alpha 7, rslora": ({"r": 3, "lora_alpha": 7, "use_rslora": True}, ()),
-    "all-linear": ({"target_modules": "all-linear"}, ()),
+# PEFT's settings. Its "all-linear" fails on heads unless they are excluded.
+SETTINGS: dict[str, dict[str, Any]] = {
+    "defaults": {},
+    "rank 3, alpha 7, rslora": {"r": 3, "lora_alpha": 7, "use_rslora": True},
+    "all-linear": {"target_modules": "all-linear", "exclude_modules": ["classifier", "pre_classifier", "qa_outputs"]},
 }
 DEFAULTS = {"distilbert": ["q_lin", "v_lin"], "xlnet": ["layer_1", "layer_2"], "phi3": ["qkv_proj"]}
 
@@ -145,7 +143,7 @@ def read_by_peft(base: Any, folder: Path) -> Any:
 def test_what_peft_writes_is_read(name: str, settings: str, tmp_path: Path) -> None:
     model = written(name, tmp_path / "base")
     plain = our_output(model)
-    peft = randomised(peft_model(name, theirs(tmp_path / "base"), **SETTINGS[settings][0])).eval()
+    peft = randomised(peft_model(name, theirs(tmp_path / "base"), **SETTINGS[settings])).eval()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         peft.save_pretrained(tmp_path / "adapter")
@@ -187,3 +185,94 @@ def their_output_of_merged(peft: Any) -> np.ndarray:
     merged = peft.merge_and_unload()
     merged.get_base_model = lambda: merged
     return their_output(merged)
+
+
+# --- targets, patterns, and tables ---------------------------------------------------------------------------------
+
+CHOICES: dict[str, tuple[str, dict[str, Any]]] = {
+    "one projection": ("llama", {"target_modules": ["q_proj"]}),
+    "the smallest of three": ("llama", {"target_modules": ["k_proj", "o_proj", "down_proj"]}),
+    "an expression": ("llama", {"target_modules": r".*layers\.[02]\..*(q|up)_proj"}),
+    "blocks": ("llama", {"target_modules": ["q_proj", "v_proj"], "layers_to_transform": [0, 2]}),
+    "one block": ("gpt2", {"target_modules": ["c_attn", "c_fc"], "layers_to_transform": 1, "layers_pattern": "h"}),
+    "excluded": ("bert", {"target_modules": ["query", "dense"], "exclude_modules": r".*(layer\.1\.|cls).*"}),
+    "excluded by name": ("bart", {"target_modules": ["q_proj", "fc1"], "exclude_modules": ["encoder_attn.q_proj"]}),
+    "ranks": (
+        "bart",
+        {
+            "target_modules": ["q_proj", "k_proj", "v_proj", "fc2"],
+            "rank_pattern": {"encoder_attn.q_proj": 2, r"layers\.0\.fc2": 3, "^model.decoder.layers.1.fc2": 5},
+            "alpha_pattern": {"self_attn.v_proj": 3, r".*encoder_attn.*": 11},  # PEFT's file has them by name
+        },
+    ),
+    "a whole module too": ("llama", {"target_modules": ["v_proj"], "modules_to_save": ["layers.1.mlp", "norm"]}),
+    "Conv1D as a whole": ("gpt2", {"target_modules": ["c_attn"], "modules_to_save": ["mlp.c_fc"]}),
+    "attention as a whole": ("xlnet", {"target_modules": ["layer_1"], "modules_to_save": ["layer.0.rel_attn"]}),
+    "BERT's attention as a whole": ("bert", {"target_modules": ["query"], "modules_to_save": ["1.attention"]}),
+    "Phi-3's attention as a whole": ("phi3", {"target_modules": ["o_proj"], "modules_to_save": ["1.self_attn"]}),
+    "position table": ("gpt2", {"target_modules": ["wpe", "c_proj"]}),
+    "tables": ("bert ForSequenceClassification", {"target_modules": ["word_embeddings", "token_type_embeddings"]}),
+    "token table": ("llama", {"target_modules": ["embed_tokens", "q_proj"]}),
+    "output layer": ("llama", {"target_modules": ["lm_head"]}),
+    "both": ("llama", {"target_modules": ["embed_tokens", "lm_head"]}),
+    "tied, token table": ("llama, tied", {"target_modules": ["embed_tokens", "q_proj"]}),
+    "tied, output layer": ("llama, tied", {"target_modules": ["lm_head", "q_proj"]}),
+    "tied, both": ("llama, tied", {"target_modules": ["embed_tokens", "lm_head"]}),
+    "tied, output as a whole": ("llama, tied", {"target_modules": ["q_proj"], "modules_to_save": ["lm_head"]}),
+    "tied, table as a whole": ("llama, tied", {"target_modules": ["q_proj"], "modules_to_save": ["embed_tokens"]}),
+    "tied, one of each": ("llama, tied", {"target_modules": ["embed_tokens"], "modules_to_save": ["lm_head"]}),
+    "GPT-2, tied, token table": ("gpt2, tied", {"target_modules": ["wte"]}),
+    "GPT-2, tied, output layer": ("gpt2, tied", {"target_modules": ["lm_head", "c_attn"]}),
+    "Gemma, tied, both": ("gemma3_text", {"target_modules": ["embed_tokens", "lm_head", "gate_proj"]}),
+}
+
+
+@pytest.mark.parametrize("choice", CHOICES)
+def test_choices_of_layers_are_peft_s(choice: str, tmp_path: Path) -> None:
+    """PEFT's adapter is read, computes the same, also merged, saved and loaded; and comes back to PEFT."""
+    name, settings = CHOICES[choice]
+    model = written(name, tmp_path / "base")
+    peft = randomised(peft_model(name, theirs(tmp_path / "base"), r=4, **settings)).eval()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        peft.save_pretrained(tmp_path / "adapter")
+    expected = their_output(peft)
+    load_lora(model, tmp_path / "adapter")
+    assert_close(our_output(model), expected)
+    save_lora(model, tmp_path / "again")
+    assert_close(their_output(read_by_peft(theirs(tmp_path / "base"), tmp_path / "again")), expected)
+    merge(model).save_pretrained(tmp_path / "merged")
+    assert_close(our_output(model), expected)
+    assert_close(our_output(minillm.load(tmp_path / "merged")), expected)
+    merged = theirs(tmp_path / "merged")
+    merged.get_base_model = lambda: merged
+    assert_close(their_output(merged), expected)
+
+
+@pytest.mark.parametrize("name", ["gpt2", "qwen2", "bert", "bart"])
+def test_gradients_are_those_of_peft(name: str, tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+    model = written(name, tmp_path / "base")
+    settings = {"target_modules": {"gpt2": ["c_attn", "c_fc"], "bert": ["query", "dense"]}.get(name, ["q_proj"])}
+    peft = randomised(peft_model(name, theirs(tmp_path / "base"), **settings))
+    peft.save_pretrained(tmp_path / "adapter")
+    load_lora(model, tmp_path / "adapter")
+    ids = torch.tensor(IDS)
+    out = peft(ids, decoder_input_ids=ids[:, :5]) if name == "bart" else peft(ids)
+    u = np.random.default_rng(4).normal(size=tuple(out.logits.shape)).astype(np.float32)
+    out.logits.backward(torch.tensor(u))
+    ours = model(IDS, IDS[:, :5]) if name == "bart" else model(IDS)
+    ours.backward(u)
+    expected = {
+        key.replace(".default", ""): parameter.grad.numpy()
+        for key, parameter in peft.named_parameters()
+        if parameter.requires_grad
+    }
+    record = vars(model)["lora"]
+    assert len(expected) == 2 * len(record.adapters) > 0
+    for adapter in record.adapters:
+        for kind, parameter in (("A", adapter.A), ("B", adapter.B)):
+            right = expected[f"base_model.model.{adapter.place.name}.lora_{kind}.weight"]
+            assert parameter.grad is not None
+            np.testing.assert_allclose(parameter.grad, right, rtol=1e-3, atol=1e-4 * np.abs(right).max())
+    assert all(parameter.grad is None for parameter in model.parameters() if not parameter.requires_grad)

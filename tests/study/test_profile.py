@@ -60,3 +60,26 @@ def test_the_command(capsys):
     assert "GFLOP of products alone" in printed
     with pytest.raises(SystemExit):
         main(["profile", "--preset", "nano", "--device", "cuda"])
+
+
+@pytest.mark.parametrize("name", ["llama-nano", "bert-nano", "xlnet-nano", "bart-nano", "RUN"])
+def test_any_model_that_has_a_name(name, capsys, tmp_path):
+    """A preset of any family, or a run; its shape can be changed."""
+    if name == "RUN":
+        (tmp_path / "text.txt").write_text("the model reads a text; " * 200)
+        where = (
+            f"--data {tmp_path}/text.txt --out {tmp_path}/run --steps 1 --warmup 0 --sample-every 0 --eval-batches 1"
+        )
+        main(["train", "--preset", "nano", *where.split()])
+        capsys.readouterr()
+        name = str(tmp_path / "run")
+    main(["profile", name, "--repeats", "1", "--batch-size", "2"])
+    printed = capsys.readouterr().out
+    assert ("softmax" if name == "xlnet-nano" else "attention") in printed
+    assert "GFLOP of products alone" in printed
+
+
+def test_a_model_that_is_not_there(capsys):
+    with pytest.raises(SystemExit):
+        main(["profile", "lama-nano"])
+    assert "profile: lama-nano is no preset, and no folder or file of this name is there" in capsys.readouterr().err

@@ -14,6 +14,8 @@ import numpy as np
 import pytest
 
 import minillm
+from minillm import ops
+from minillm.autograd import Tensor
 from minillm.chat import TEMPLATES, Conversation
 from minillm.checkpoint import load_checkpoint
 from minillm.cli import main
@@ -188,6 +190,26 @@ def test_packed_rows_have_the_loss_of_padded_ones(data):
     assert len(packed.rows[1]) < len(padded.rows[1]) == packed.is_out.sum()
     np.testing.assert_allclose(*losses, rtol=1e-12)
     assert "starts" not in padded.batch(0)
+
+
+class NextIsOneMore:
+    """A model that says of each id that the next is one more, and is sure of it."""
+
+    def loss(self, ids, targets, reduction, starts=None):
+        logits = np.full((*ids.shape, 320), -50.0)
+        np.put_along_axis(logits, ids[..., None] + 1, 50.0, axis=-1)
+        return ops.cross_entropy(Tensor(logits), targets, reduction=reduction, dim=-1)
+
+
+def test_targets_are_shifted_once(data):
+    """Ids that count upwards cost a model nothing that counts too; twice shifted, or not at all, they cost 100 each."""
+    task = SFTTask(settings(data))
+    batch = rows_of(
+        [[targets_of(np.arange(5, 20), np.arange(15) >= 6), targets_of(np.arange(90, 99), np.arange(9) >= 2)]]
+    )
+    assert task.sums(NextIsOneMore(), batch)["loss"].item() < 1e-6
+    for wrong in (np.roll(batch["targets"], 1), np.roll(batch["targets"], -1)):
+        assert task.sums(NextIsOneMore(), {**batch, "targets": wrong})["loss"].item() > 100
 
 
 # Runs

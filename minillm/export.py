@@ -1,0 +1,67 @@
+"""Write a model that was opened as Hugging Face's files, with its tokenizer, chat template and generation settings."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+from minillm.errors import InputError
+from minillm.resolver import OpenedModel, folder_of
+from minillm.stored import read_json
+
+TOKENIZER_FILES = (
+    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja"),
+    *("vocab.json", "merges.txt", "vocab.txt", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model"),
+)
+
+
+def save(opened: OpenedModel, folder: str | Path, max_shard_bytes: int = 5 * 10**9) -> str:
+    """Write a model as Hugging Face's files: weights, configuration, generation settings and tokenizer.
+
+    Files of a published tokenizer are copied as they are; a tokenizer that was made here is written in their form.
+    Returns the reason why there is no tokenizer among the files, or an empty text.
+    Raises: as `save_pretrained`.
+    """
+    folder = Path(folder)
+    opened.model.save_pretrained(folder, max_shard_bytes=max_shard_bytes)
+    files, reason = _published_tokenizer(opened), ""
+    for file in files:
+        if not (folder / file.name).exists() or not file.samefile(folder / file.name):
+            shutil.copyfile(file, folder / file.name)
+    kept = {file.name for file in files}
+    if not files:
+        try:
+            opened.needed_tokenizer("save").save_hugging_face(folder, **_tokenizer_settings(opened))
+            kept = {"tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"}
+        except InputError as error:
+            reason = str(error)
+    for name in TOKENIZER_FILES:  # files of a model that was saved here before
+        if name not in kept:
+            (folder / name).unlink(missing_ok=True)
+    return reason
+
+
+def _published_tokenizer(opened: OpenedModel) -> list[Path]:
+    """The files of a tokenizer in Hugging Face's form beside a model; none if it has another form, or is not there."""
+    place = opened.place
+    if place.kind not in ("folder", "safetensors", "adapter"):
+        return []
+    folder = folder_of(place)
+    files = [folder / name for name in TOKENIZER_FILES if (folder / name).is_file()]
+    if not files and opened.base is not None:
+        return _published_tokenizer(opened.base)
+    ours = (folder / "tokenizer.json").is_file() and read_json(folder / "tokenizer.json").get("format") is not None
+    return [] if ours else files
+
+
+def _tokenizer_settings(opened: OpenedModel) -> dict[str, Any]:
+    """The keys of a tokenizer_config.json that depend on the model: its longest text, its inputs, its chat template."""
+    config = opened.model.config
+    typed = getattr(config, "token_types", 0) > 1
+    settings = {
+        "model_input_names": ["input_ids", *(["token_type_ids"] if typed else []), "attention_mask"],
+        "model_max_length": getattr(config, "context", None),
+        "chat_template": opened.chat_text or None,
+    }
+    return {key: value for key, value in settings.items() if value is not None}
