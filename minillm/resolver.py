@@ -25,8 +25,10 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import numpy as np
 
 from minillm import hub, models
+from minillm import random as drawing
 from minillm.dtypes import as_dtype
 from minillm.errors import CheckpointError, InputError, MinillmError, did_you_mean
+from minillm.lora import add_lora, base_checksum, load_lora, load_lora_state_dict, merge
 from minillm.pretrained import FAMILIES, SavedWith, keep
 from minillm.stored import CONFIG, INDEX, WEIGHTS, read_json
 from minillm.weights import build_model
@@ -308,9 +310,14 @@ def _opened(place: Place, dtype: Any) -> OpenedModel:
     if place.kind == "adapter":
         return _opened_adapter(place, dtype)
     _, kind, config, run = described(place.path) if place.kind == "preset" else _described_run(place)
-    model = build_model(place.path, kind, config)
+    checkpoint = None if run is None else _checkpoint(run, place.checkpoint)
+    if run is not None and checkpoint is not None and run.config.lora is not None:
+        model = _with_adapters(run, checkpoint, lambda: build_model(place.path, kind, config))
+    else:
+        model = build_model(place.path, kind, config)
+        if checkpoint is not None:
+            model.load_state_dict(checkpoint.model)
     if run is not None:
-        model.load_state_dict(_checkpoint(run, place.checkpoint).model)
         keep(model, _ids_of(run))
     if as_dtype(dtype) != np.float32:
         model.to(dtype)
@@ -370,5 +377,23 @@ def _chat_text_in(folder: Path) -> str:
 
 
 def _opened_adapter(place: Place, dtype: Any) -> OpenedModel:
-    base = _base_of(place.path)
-    raise InputError(f"load: {place.path} is a LoRA adapter, which cannot be opened yet; give its base model, {base}")
+    """The base model of an adapter, with the adapter merged into its weights."""
+    base = _opened(find(_base_of(place.path)), dtype)
+    return OpenedModel(place, merge(load_lora(base.model, place.path)).eval(), base=base)
+
+
+def _with_adapters(run: Run, checkpoint: Checkpoint, build: Callable[[], Any]) -> Any:
+    """The model of a run that trained adapters: that from which it started, with the adapters merged into it."""
+    if run.config.init is not None:
+        model = open_model(run.config.init).model
+    else:
+        with drawing.using(drawing.Generator(run.config.seed)):  # as the run began
+            model = build()
+    add_lora(model, run.config.lora)
+    if checkpoint.state.get("base") != base_checksum(model):
+        raise CheckpointError(
+            f"load: the weights under the adapters of {run.folder} are not those that they were trained on; put "
+            f"{run.config.init or 'this version of minillm'} back as it was"
+        )
+    load_lora_state_dict(model, checkpoint.model)
+    return merge(model)

@@ -31,6 +31,7 @@ from minillm.backend import Array
 from minillm.device import Uploads, check_device
 from minillm.errors import InputError
 from minillm.grad_mode import quiet
+from minillm.lora import add_lora, is_lora, load_lora_state_dict, lora_state_dict
 from minillm.nn import Module
 from minillm.optim import SGD, AdamW, Optimizer, cosine_schedule, decay_groups, wsd_schedule
 from minillm.parallel.communicator import Alone, Communicator, agree, broadcast_arrays, broadcast_bytes
@@ -158,7 +159,7 @@ class WholeModel:
     def __init__(self, model: Module, weight_decay: float = 0.1, layers: Iterable[int] = ()):
         recompute(model, layers)
         self.model = model
-        self.groups = decay_groups([p for p in model.parameters() if p.requires_grad], weight_decay)
+        self.groups = decay_groups(model.parameters(), weight_decay)
 
     def num_parameters(self) -> int:
         """The number of weights of the model."""
@@ -196,8 +197,8 @@ class WholeModel:
         return self.model
 
     def state_dict(self) -> dict[str, Array] | None:
-        """Every parameter by its name."""
-        return self.model.state_dict()
+        """Every parameter by its name; of a model with adapters, what is trained alone."""
+        return lora_state_dict(self.model) if is_lora(self.model) else self.model.state_dict()
 
     def optimizer_state_dict(self, optimizer: Optimizer) -> dict[str, Array] | None:
         """The optimiser's moments and counts of steps, by name."""
@@ -205,7 +206,10 @@ class WholeModel:
 
     def load_state_dict(self, state: Mapping[str, Array]) -> None:
         """Take the parameters from what `state_dict` returned."""
-        self.model.load_state_dict(state)
+        if is_lora(self.model):
+            load_lora_state_dict(self.model, state)
+        else:
+            self.model.load_state_dict(state)
 
     def load_optimizer_state_dict(self, optimizer: Optimizer, state: Mapping[str, Array]) -> None:
         """Take the optimiser's state from what `optimizer_state_dict` returned."""
@@ -371,8 +375,9 @@ def build(config: TrainConfig, tokenizer: Tokenizer) -> tuple[Any, Optimizer]:
 
 
 def make_model(config: TrainConfig, tokenizer: Tokenizer) -> Any:
-    """The model, which has its vocabulary from the tokenizer."""
-    return task_class(config.objective).make_model(config, tokenizer).to(config.device, config.dtype)
+    """The model, which has its vocabulary from the tokenizer, with adapters if they are asked for."""
+    model = task_class(config.objective).make_model(config, tokenizer).to(config.device, config.dtype)
+    return add_lora(model, config.lora) if config.lora else model
 
 
 def make_optimizer(config: TrainConfig, groups: list[dict[str, Any]]) -> Optimizer:
