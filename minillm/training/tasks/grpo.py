@@ -259,8 +259,8 @@ class GRPOTask(Task):
         if "reward" not in record:
             return held_out
         return (
-            f"{held_out}, sampled {record['reward']:.3f}, norm of the gradient {record['grad_norm']:.2f} (a loss near 0 "
-            "is usual)"
+            f"{held_out}, sampled {record['reward']:.3f}, norm of the gradient {record['grad_norm']:.2f} (a loss near "
+            "0 is usual)"
         )
 
     def tokens(self, batch: Batch) -> int:
