@@ -29,6 +29,7 @@ from minillm import random as drawing
 from minillm.dtypes import as_dtype
 from minillm.errors import CheckpointError, InputError, MinillmError, did_you_mean
 from minillm.lora import add_lora, base_checksum, load_lora, load_lora_state_dict, merge
+from minillm.models.heads import take_body
 from minillm.pretrained import FAMILIES, SavedWith, keep
 from minillm.stored import CONFIG, INDEX, WEIGHTS, read_json
 from minillm.weights import build_model
@@ -384,11 +385,14 @@ def _opened_adapter(place: Place, dtype: Any) -> OpenedModel:
 
 def _with_adapters(run: Run, checkpoint: Checkpoint, build: Callable[[], Any]) -> Any:
     """The model of a run that trained adapters: that from which it started, with the adapters merged into it."""
+    with drawing.using(drawing.Generator(run.config.seed)):  # as the run began
+        model = build()
     if run.config.init is not None:
-        model = open_model(run.config.init).model
-    else:
-        with drawing.using(drawing.Generator(run.config.seed)):  # as the run began
-            model = build()
+        start = open_model(run.config.init).model
+        if type(start) is type(model) and start.config == model.config:
+            model.load_state_dict(start.state_dict())
+        else:
+            take_body(model, start)
     add_lora(model, run.config.lora)
     if checkpoint.state.get("base") != base_checksum(model):
         raise CheckpointError(

@@ -302,7 +302,8 @@ def prepare(config: TrainConfig, resume: Path | None, world: Communicator) -> Pr
     if leads and resume is None and config.out is not None:
         check_free(config.out)
     run = Run.open(resume) if leads and resume else None
-    opened = None if resume or config.init is None else open_model(config.init)
+    needs_start = config.init is not None and (not resume or config.lora)  # a checkpoint of adapters has no more
+    opened = open_model(config.init) if needs_start else None
     tokenizer = run.tokenizer if run else opened.needed_tokenizer("train") if opened else None
     task = task_on_all(config, tokenizer, world)
     if not resume:
@@ -312,6 +313,7 @@ def prepare(config: TrainConfig, resume: Path | None, world: Communicator) -> Pr
     if opened:
         task.start_from(whole, opened)
         del opened  # whose memory is free now
+    adapt(whole, config)
     kept = task.begin(whole, kept_arrays(run, world) if resume else {})
     model = divide(whole, config, world)
     optimizer = make_optimizer(config, model.groups)
@@ -354,7 +356,7 @@ def task_on_all(config: TrainConfig, tokenizer: Tokenizer | None, world: Communi
 
 def throwaway_step(config: TrainConfig, task: Task) -> Callable[[], None]:
     """A function that trains a model of its own by a step, again and again on the first batch, at a rate of 0."""
-    model = divide(make_model(config, task.tokenizer), config, Alone())
+    model = divide(adapt(make_model(config, task.tokenizer), config), config, Alone())
     optimizer = make_optimizer(config, model.groups)
     model.attach(optimizer)
     optimizer.lr = 0.0
@@ -370,13 +372,17 @@ def throwaway_step(config: TrainConfig, task: Task) -> Callable[[], None]:
 
 def build(config: TrainConfig, tokenizer: Tokenizer) -> tuple[Any, Optimizer]:
     """The model and its optimiser, in one process."""
-    model = make_model(config, tokenizer)
+    model = adapt(make_model(config, tokenizer), config)
     return model, make_optimizer(config, WholeModel(model, config.weight_decay).groups)
 
 
 def make_model(config: TrainConfig, tokenizer: Tokenizer) -> Any:
-    """The model, which has its vocabulary from the tokenizer, with adapters if they are asked for."""
-    model = task_class(config.objective).make_model(config, tokenizer).to(config.device, config.dtype)
+    """The model, which has its vocabulary from the tokenizer."""
+    return task_class(config.objective).make_model(config, tokenizer).to(config.device, config.dtype)
+
+
+def adapt(model: Any, config: TrainConfig) -> Any:
+    """The model, with adapters if the settings ask for them: all else is frozen then."""
     return add_lora(model, config.lora) if config.lora else model
 
 

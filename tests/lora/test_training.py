@@ -1,4 +1,4 @@
-"""Training adapters in the loop: what is saved, resumed bit for bit, on several ranks, and what is opened afterwards."""
+"""Training adapters in the loop: what is saved, resumed bit for bit, and opened afterwards."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import pytest
 
 import minillm
 from minillm.checkpoint import load_checkpoint
+from minillm.cli import main
 from minillm.errors import CheckpointError, InputError
 from minillm.lora import LoraConfig, add_lora, is_lora, load_lora, lora_state_dict, save_lora
 from minillm.models.gpt2 import GPT2Config
@@ -88,7 +89,7 @@ def test_a_run_is_opened_with_its_adapters_merged(config: TrainConfig, tmp_path:
         np.testing.assert_array_equal(minillm.load(tmp_path / "merged")(ids).data, model(ids).data)
     values = json.loads((run.folder / "config.json").read_text())
     (run.folder / "config.json").write_text(json.dumps(values | {"seed": 1}))
-    with pytest.raises(CheckpointError, match="the weights under the adapters of .* are not those"):
+    with pytest.raises(CheckpointError, match=r"the weights under the adapters of .* are not those"):
         minillm.load(run.folder)
 
 
@@ -120,3 +121,54 @@ def test_settings_come_back_from_json() -> None:
     lora = LoraConfig(rank=4, targets="q_proj,v_proj", rank_pattern={"q_proj": 2}, layers_to_transform=(1, 2))
     config = dataclasses.replace(CONFIG, lora=lora)
     assert TrainConfig.from_json(json.loads(json.dumps(config.to_json()))) == config
+
+
+# --- from the command line -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with a text and a run that was trained on it."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "text.txt").write_text(TEXT)
+    small = ["--layers", "2", "--heads", "2", "--channels", "32", "--context", "16", "--threads", "1"]
+    main(["train", "--data", "text.txt", "--vocab-size", "300", "--steps", "4", "--out", "base", *small])
+    return tmp_path
+
+
+def test_adapters_on_a_trained_model(start: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """train --init, resumed, converted, sampled: the frozen weights are those of the first run."""
+    few = ["--steps", "4", "--min-lr", "0.01", "--lr", "0.01", "--warmup", "0", "--threads", "1"]
+    lora = ["--lora", "4", "--lora-alpha", "8", "--lora-targets", "c_attn,c_fc", "--lora-dropout", "0.1"]
+    main(["train", "--init", "base", "--data", "text.txt", *few, *lora, "--out", "tuned"])
+    saved = checkpoint_of(start / "tuned").model
+    assert len(saved) == 8
+    main(["train", "--resume", "tuned", "--steps", "6"])
+    main(["convert", "tuned", "merged"])
+    main(["sample", "tuned", "--prompt", "the ", "--max-tokens", "5"])
+    base, tuned = minillm.load("base").state_dict(), minillm.load("merged").state_dict()
+    assert base.keys() == tuned.keys()
+    for name, array in base.items():
+        assert np.array_equal(array, tuned[name]) == (not name.endswith(("qkv.weight", "fc.weight"))), name
+    (start / "base" / "checkpoints" / "best.safetensors").unlink()
+    (start / "base" / "checkpoints" / "last.safetensors").rename(start / "elsewhere")
+    with pytest.raises(SystemExit):
+        main(["train", "--resume", "tuned", "--steps", "8"])
+
+
+def test_an_option_of_adapters_needs_them(start: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["train", "--data", "text.txt", "--lora-alpha", "8"])
+    assert "train: --lora-alpha does nothing here; leave it out, or give --lora RANK" in capsys.readouterr().err
+
+
+def test_finetuning_with_adapters(start: Path) -> None:
+    records = [{"prompt": f"the {word} ", "completion": "fox jumps"} for word in TEXT.replace(".", "").split()[:40]]
+    (start / "records.jsonl").write_text("\n".join(map(json.dumps, records)))
+    main(["finetune", "sft", "base", "--data", "records.jsonl", "--lora", "2", "--steps", "3", "--threads", "1",
+          "--out", "sft", "--eval-every", "3"])  # fmt: skip
+    config = json.loads((start / "sft" / "config.json").read_text())
+    assert config["lora"]["rank"] == 2
+    assert config["lr"] == pytest.approx(2e-4)
+    assert all(".lora." in name for name in checkpoint_of(start / "sft").model)
+    assert not is_lora(minillm.load("sft"))
