@@ -35,6 +35,7 @@ from minillm.errors import InputError
 from minillm.generate import end_tokens, generate_text
 from minillm.parallel.objective import Batch, NextTokens
 from minillm.tokenizers import BPETokenizer, CharacterTokenizer, Tokenizer
+from minillm.tokenizers.base import END_OF_TEXT
 from minillm.training.tasks.task import Task
 
 LONGEST = 1024  # tokens of a row, where nothing is said: a model's whole context may need more memory than there is
@@ -210,13 +211,14 @@ def answered(
 def new_tokenizer(config: Any, instructions: Sequence[Instruction], is_out: np.ndarray) -> Tokenizer:
     """The tokenizer of a model that starts from nothing: a saved one, or one that is trained on what it will learn.
 
-    The character tokenizer gets the characters of all records and of the template.
+    The character tokenizer gets the characters of all records and of the template; both get a token that ends a text.
     """
     if config.tokenizer not in ("bpe", "char"):
         return Tokenizer.load(config.tokenizer)
     template = template_for(None, config.task.template)
     texts = [rendered(instruction, template) for instruction in instructions]
+    special = (END_OF_TEXT, *template.special_tokens)
     if config.tokenizer == "char":
-        return CharacterTokenizer.train("".join(texts) + "".join(template.stop_strings))
+        return CharacterTokenizer.train("".join(texts) + "".join(template.stop_strings), special)
     learned = [text for text, out in zip(texts, is_out, strict=True) if not out]
-    return BPETokenizer.train("\n\n".join(learned), config.model.vocab_size, progress=True)
+    return BPETokenizer.train("\n\n".join(learned), config.model.vocab_size, special, progress=True)
