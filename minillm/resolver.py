@@ -42,6 +42,13 @@ KINDS = (
     f"a folder with {CONFIG} and {WEIGHTS}, such a .safetensors file, a .gguf file, a run directory of "
     "`minillm train`, a folder with a LoRA adapter, or a preset such as gpt2"
 )
+# For each family that wants special tokens around a text, their roles, before and after it.
+AROUND = {
+    **dict.fromkeys(("bert", "distilbert"), (("cls_token",), ("sep_token",))),
+    "roberta": (("bos_token",), ("eos_token",)),
+    "bart": ((), ("eos_token",)),
+    "xlnet": ((), ("sep_token", "cls_token")),
+}
 
 
 class Place(NamedTuple):
@@ -116,7 +123,7 @@ class OpenedModel:
         if self.place.kind == "preset":
             return None, "it is a preset, whose weights are random; give a trained model"
         if self.run is not None:
-            return self.run.tokenizer, ""
+            return _with_ends(self.run), ""
         try:
             return load_tokenizer(self.place.path), ""
         except MinillmError as error:
@@ -341,6 +348,15 @@ def _ids_of(run: Run) -> SavedWith:
     }
     ids = {key: i for key, i in ids.items() if i is not None}
     return SavedWith(ids, ids)
+
+
+def _with_ends(run: Run) -> Tokenizer:
+    """The tokenizer of a run, which from now on puts around a text what the run's training put there."""
+    tokenizer, roles = run.tokenizer, run.tokenizer.roles()
+    before, after = AROUND.get(run.config.architecture, ((), ()))
+    if {*before, *after} <= roles.keys() and not tokenizer.build_inputs_with_special_tokens([]):
+        tokenizer.around = [roles[role] for role in before], [roles[role] for role in after]
+    return tokenizer
 
 
 def _template_of(run: Run | None, tokenizer: Tokenizer) -> ChatTemplate | None:
