@@ -100,16 +100,20 @@ class ChatTemplate:
         runs = list(self._encoded(tokenizer, messages, add_generation_prompt=False))
         return [one for ids, _ in runs for one in ids], [answers for ids, answers in runs for _ in ids]
 
-    def _encoded(
-        self, tokenizer: Tokenizer, messages: Sequence[Message], add_generation_prompt: bool
-    ) -> Iterator[tuple[list[int], bool]]:
-        """Runs of ids, in turn not of answers and of answers, each with True for an answer."""
+    def check_tokenizer(self, tokenizer: Tokenizer) -> None:
+        """Raise InputError where the tokenizer lacks a special token of this template."""
         for token in self.special_tokens:
             if token not in tokenizer.special_tokens:
                 raise InputError(
                     f"ChatTemplate.encode: the template {self.name!r} needs the special token {token!r}, which the "
                     "tokenizer does not have; give the model's own tokenizer, or another template"
                 )
+
+    def _encoded(
+        self, tokenizer: Tokenizer, messages: Sequence[Message], add_generation_prompt: bool
+    ) -> Iterator[tuple[list[int], bool]]:
+        """Runs of ids, in turn not of answers and of answers, each with True for an answer."""
+        self.check_tokenizer(tokenizer)
         before = tokenizer.before_text()
         parts = self._checked_parts(messages, add_generation_prompt)
         for number, (answers, run) in enumerate(groupby(parts, lambda part: part.answer)):

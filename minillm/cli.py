@@ -17,7 +17,9 @@ from minillm.version import __version__
 
 COMMANDS = {  # the file in minillm/commands of each
     "train": "train",
+    "finetune sft": "finetune",
     "sample": "sample",
+    "eval": "eval",
     "chat": "chat",
     "tokenizer train": "tokenizer",
     "tokenizer encode": "tokenizer",
@@ -28,9 +30,11 @@ COMMANDS = {  # the file in minillm/commands of each
     "convert": "convert",
     "diff": "diff",
     "describe": "describe",
+    "plan": "plan",
     "pipeline-picture": "parallel",
     "parallel-report": "parallel",
 }
+GROUPS = {name.partition(" ")[0] for name in COMMANDS if " " in name}  # first words of commands that have two
 
 
 def function_of(command: str) -> Callable[[list[str]], None]:
@@ -59,7 +63,7 @@ def main(arguments: list[str] | None = None) -> None:
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if arguments[:1] == ["help"]:
         arguments = [*arguments[1:], "--help"]
-    words = 2 if arguments[:1] == ["tokenizer"] else 1
+    words = 2 if arguments[:1] and arguments[0] in GROUPS else 1
     command = " ".join(arguments[:words])
     try:
         run_command(command, arguments[words:])
@@ -88,15 +92,16 @@ def run_command(command: str, arguments: list[str]) -> None:
         print(usage())
         flush()
         raise SystemExit(0 if command else 2)
-    if command in ("tokenizer -h", "tokenizer --help"):
-        print(usage("tokenizer"))
+    group, _, word = command.partition(" ")
+    if group in GROUPS and word in ("-h", "--help"):
+        print(usage(group))
         return
     if command in ("-V", "--version"):
         print(f"minillm {__version__}")
         return
-    if command == "tokenizer":
-        names = ", ".join(name for name in COMMANDS if name.startswith("tokenizer "))
-        raise InputError(f"minillm: tokenizer is not told what to do; choose one of: {names}")
+    if command in GROUPS:
+        names = ", ".join(name for name in COMMANDS if name.startswith(f"{command} "))
+        raise InputError(f"minillm: {command} is not told what to do; choose one of: {names}")
     if command not in COMMANDS:
         raise InputError(f"minillm: there is no command {command!r}{did_you_mean(command, COMMANDS)}")
     function_of(command)(arguments)

@@ -70,6 +70,8 @@ SYNONYMS = {
     "--top-p": "nucleus",
     "--repetition-penalty": "repeat-penalty",
     "--vocab-size": "vocabulary-size n-vocab",
+    "--parameters": "params size model-size num-parameters n-params",
+    "--products": "mfu hfu utilisation utilization efficiency",
 }
 
 

@@ -98,7 +98,12 @@ def save_pretrained(model: Any, folder: str | Path, max_shard_bytes: int = 5 * 1
     Weights of more than `max_shard_bytes` go to several files with an index. A file appears whole or not at all.
     Raises: InputError for a model without a Hugging Face format, CheckpointError if a file cannot be written.
     """
-    module = sys.modules[type(model).__module__]
+    module, lora = sys.modules[type(model).__module__], vars(model).get("lora")
+    if lora is not None and lora.merged is None:
+        raise InputError(
+            "save_pretrained: the model has adapters; minillm.lora.merge(model) makes a plain model of it, and "
+            "minillm.lora.save_lora writes the adapters alone"
+        )
     if not hasattr(module, "HUGGING_FACE"):
         raise InputError(f"save_pretrained: {type(model).__name__} has no form in Hugging Face's format")
     folder, ours = Path(folder), module.config_to_hugging_face(model.config)
@@ -141,28 +146,36 @@ def _arrays_to_write(model: Any, module: ModuleType) -> dict[str, Array]:
 
 
 def _write_shards(folder: Path, shards: list[dict[str, Array]]) -> None:
-    """Write each shard as a file, which appears whole or not at all, and an index where there are several."""
-    from safetensors import SafetensorError
-    from safetensors.numpy import save_file
-
+    """Write each shard as a file, and an index where there are several."""
     files = (
         [WEIGHTS]
         if len(shards) == 1
         else [f"model-{number:05d}-of-{len(shards):05d}.safetensors" for number in range(1, len(shards) + 1)]
     )
     for file, shard in zip(files, shards, strict=True):
-        unfinished = folder / f"{file}.{os.getpid()}.tmp"
-        try:
-            save_file(shard, unfinished, metadata={"format": "pt"})
-            os.replace(unfinished, folder / file)
-        except SafetensorError as error:  # save_file wraps errors of the system in it
-            raise CheckpointError(f"save_pretrained: cannot write {folder / file} ({error}); make room") from None
-        finally:
-            unfinished.unlink(missing_ok=True)
+        write_arrays("save_pretrained", folder / file, shard)
     if len(shards) > 1:
         weight_map = {name: file for file, shard in zip(files, shards, strict=True) for name in shard}
         total = sum(array.nbytes for shard in shards for array in shard.values())
         write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
+
+
+def write_arrays(function: str, path: Path, arrays: dict[str, Array]) -> None:
+    """Write a .safetensors file, which appears whole or not at all.
+
+    Raises: CheckpointError in the name of `function` if it cannot be written.
+    """
+    from safetensors import SafetensorError
+    from safetensors.numpy import save_file
+
+    unfinished = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        save_file(arrays, unfinished, metadata={"format": "pt"})
+        os.replace(unfinished, path)
+    except SafetensorError as error:  # save_file wraps errors of the system in it
+        raise CheckpointError(f"{function}: cannot write {path} ({error}); make room") from None
+    finally:
+        unfinished.unlink(missing_ok=True)
 
 
 def pieces_in_hugging_face(model: Any) -> list[Piece]:

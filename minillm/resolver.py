@@ -32,7 +32,7 @@ from minillm.stored import CONFIG, INDEX, WEIGHTS, read_json
 from minillm.weights import build_model
 
 if TYPE_CHECKING:
-    from minillm.chat import ChatTemplate
+    from minillm.chat_templates import ChatTemplate
     from minillm.checkpoint import Checkpoint
     from minillm.tokenizers import Tokenizer
     from minillm.training.run import Run

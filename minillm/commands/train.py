@@ -37,10 +37,7 @@ class Train(TrainConfig):
 
 def train(arguments: list[str]) -> None:
     """Train, or go on with a run: in this process, as one of several ranks, or by starting them."""
-    from minillm.parallel import launch, place
-    from minillm.parallel.communicator import Trace
     from minillm.training.run import Run
-    from minillm.training.trainer import train as run_training
 
     resume = peek(arguments, "--resume")  # it, or the preset, decides what holds where nothing was given
     before = Run.open(Path(resume)).config if resume else starting_point(arguments)
@@ -56,8 +53,21 @@ def train(arguments: list[str]) -> None:
                 )
     else:
         check_effect(values, given)
+    run_ranks("train", arguments, config_of(given), given)
+
+
+def config_of(given: Train, **others: Any) -> TrainConfig:
+    """The settings of a run among the options of a command, with others in their place."""
     settings = {field.name: getattr(given, field.name) for field in dataclasses.fields(TrainConfig)}
-    config = TrainConfig(**settings)
+    return TrainConfig(**settings | others)
+
+
+def run_ranks(command: str, arguments: list[str], config: TrainConfig, given: Train) -> None:
+    """Train: in this process, as one of several ranks, or by starting them with these words of a command."""
+    from minillm.parallel import launch, place
+    from minillm.parallel.communicator import Trace
+    from minillm.training.trainer import train as run_training
+
     size = place.world_size()
     if given.timeout is not None and not 0 < given.timeout < 1e7:
         raise InputError(f"train: timeout is {given.timeout}; give a number of seconds above 0")
@@ -69,7 +79,7 @@ def train(arguments: list[str]) -> None:
     if max(size, given.nproc) > 1 and given.device.startswith("cuda:"):
         raise InputError(f"train: {given.device} is one GPU; give --device cuda, and each rank takes its own")
     if given.nproc != 1 and "WORLD_SIZE" not in os.environ:
-        raise SystemExit(launch.run(["train", *arguments], given.nproc))
+        raise SystemExit(launch.run([*command.split(), *arguments], given.nproc))
     if given.nproc not in (1, size):
         raise InputError(f"train: --nproc is {given.nproc}, but a launcher has started {size} ranks; leave --nproc out")
     if size > 1:

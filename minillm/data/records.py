@@ -63,7 +63,9 @@ def read_records(path: str | Path, parse: Callable[[Mapping[str, Any]], T]) -> R
 def text_field(record: Mapping[str, Any], field: str) -> str:
     """The text of a field. Raises: InputError where it is missing or something else."""
     if field not in record:
-        raise InputError(f"there is no field {field!r} among {', '.join(record)}{did_you_mean(field, record)}")
+        hint = did_you_mean(field, record)
+        there = hint if "did you mean" in hint else f" among {', '.join(record) or '(none)'}"
+        raise InputError(f"there is no field {field!r}{there}")
     if not isinstance(record[field], str):
         raise InputError(f"the field {field!r} is a {type(record[field]).__name__}; give a text")
     return record[field]

@@ -166,7 +166,7 @@ class Encoder(Module):
             if token_types is not None:
                 raise InputError(f"{name}: token_types were given, but this model has none; leave them out")
         elif token_types is None:
-            places = places + self.wse.weight[0]
+            places = places + self.wse(np.zeros((), np.int64, like=ids))
         else:
             check_index(name, token_types, self.config.token_types, "token type")
             places = places + self.wse(token_types)

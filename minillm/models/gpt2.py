@@ -161,7 +161,7 @@ class GPT2(Decoder):
 
     def logits(self, x: Tensor) -> Tensor:
         """Logits (..., V) of features (..., C)."""
-        return ops.linear(x, self.output_weight)  # (..., V)
+        return ops.linear(x, self.output_weight) if self.config.tied else self.lm_head(x)  # (..., V)
 
     @property
     def output_weight(self) -> Tensor:

@@ -187,7 +187,7 @@ class Llama(Decoder):
 
     def logits(self, x: Tensor) -> Tensor:
         """Logits (..., V) of features (..., C)."""
-        return ops.linear(x, self.output_weight)
+        return ops.linear(x, self.output_weight) if self.config.tied else self.lm_head(x)
 
     @property
     def output_weight(self) -> Tensor:

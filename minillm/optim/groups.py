@@ -10,8 +10,11 @@ from minillm.errors import InputError
 
 
 def decay_groups(parameters: Iterable[Parameter], weight_decay: float) -> list[dict[str, Any]]:
-    """Two groups for an optimiser: matrices with weight decay; biases and normalisation weights (vectors) without."""
-    members = list(parameters)
+    """Two groups for an optimiser: matrices with weight decay; biases and normalisation weights (vectors) without.
+
+    Frozen parameters are in neither: they get no gradient, and need no moments.
+    """
+    members = [parameter for parameter in parameters if parameter.requires_grad]
     groups = [
         {"params": [p for p in members if p.ndim >= 2], "weight_decay": weight_decay},
         {"params": [p for p in members if p.ndim < 2], "weight_decay": 0.0},

@@ -365,8 +365,8 @@ def sent_by(rank: int, outcomes: Iterable[Measured]) -> Counter[str]:
 def divisions(ranks: int, shapes: Shapes, heads: int, micro_batches: int = 4) -> list[Division]:
     """The ways to divide a training over so many ranks that differ in kind: each alone, and products."""
     found = [Division(dp=ranks, zero=stage) for stage in range(4)]
-    for tp in _divisors(ranks):
-        for pp in _divisors(ranks // tp):
+    for tp in divisors(ranks):
+        for pp in divisors(ranks // tp):
             fits = heads % tp == 0 and pp <= shapes.layers and tp * pp > 1
             if fits:
                 one = Division(ranks // tp // pp, tp, pp, micro_batches=micro_batches if pp > 1 else 1)
@@ -374,7 +374,8 @@ def divisions(ranks: int, shapes: Shapes, heads: int, micro_batches: int = 4) ->
     return list(dict.fromkeys(found))
 
 
-def _divisors(number: int) -> list[int]:
+def divisors(number: int) -> list[int]:
+    """The numbers that divide a number, from 1 to itself."""
     return [i for i in range(1, number + 1) if number % i == 0]
 
 

@@ -13,11 +13,15 @@ nodes, scatters within the nodes and then, each rank with its N / g bytes, betwe
 **A micro-batch** of N tokens, on stage s with L_s of the L blocks, needs for forward and backward
 
     compute   (L_s F + [last stage] F_out) N / (tp flops) + overhead L_s / L        a third of it the forward
+    memory    12 (L_s K + [last stage] K_out) N / traffic, where a forward leaves K bytes a token for its backward
     sums      4 L_s all_reduces over tp of N C numbers, 6 L_s with recomputation, 1 for the embedding, 1 for the logits,
               and 2 for the loss, of N and of 2 N numbers
 
-where F is the number of FLOPs of a block's products for a token (study/describe). All-reduces of tensor parallelism
-block what follows, so they are added (Shoeybi et al. 2019, arXiv:1909.08053, section 3). Recomputation adds a forward.
+where F is the number of FLOPs of a block's products for a token, and K what is kept (study/describe). Each number kept
+is written, read, and read again in the backward, which writes and reads its gradient; numbers that are not kept, such
+as the summands of the residual stream, make it 12 where kernels are not fused (a fit: study/plan/gpus.py). All-reduces
+of tensor parallelism block what follows, so they are added (Shoeybi et al. 2019, arXiv:1909.08053, section 3).
+Recomputation adds a forward.
 
 **A step** of m micro-batches on p stages takes m + p - 1 times as long as the slowest stage needs for one, so that of
 its time (p - 1) / (m + p - 1) is the bubble (Narayanan et al. 2021, arXiv:2104.04473, section 2.2.1), and 2 (p - 1)
@@ -31,7 +35,8 @@ in forward and backward: what shows is what takes longer than they (Rajbhandari 
 
 **Memory.** A rank holds the bytes of `parallel_report.kept_bytes`, and activations: those that study/describe counts,
 of which the parts between the two ends of a pair of matrices are cut by tp; stage s has those of min(m, p - s)
-micro-batches. With recomputation a micro-batch leaves a block's input alone, and one block has all.
+micro-batches. With recomputation a micro-batch leaves a block's input alone, and one block has all. On top comes the
+gradient of the residual stream, which begins while everything is still kept.
 
 **Ranks that share cores** (a laptop): nothing is hidden, as no core is idle, and all ranks' work, over the cores, is
 the least that a step takes. With more ranks than cores a pipeline's bubble costs nothing: another stage computes in it.
@@ -45,7 +50,7 @@ from typing import Any, NamedTuple
 
 from minillm.errors import InputError
 from minillm.parallel.communicator import bounds
-from minillm.study.describe import describe
+from minillm.study.describe import describe_config
 from minillm.study.describe.description import Kept
 from minillm.study.describe.lookup import look_up
 from minillm.study.describe.tables import Table, in_bytes
@@ -53,11 +58,14 @@ from minillm.study.parallel_report import (
     Division,
     Place,
     Shapes,
+    divisors,
     kept_bytes,
     shapes_of,
     stage_of,
 )
 
+TOUCHED = 12  # times that as many bytes as are kept for a backward go to memory or come from there
+ROWS = (1, 2, 4, 8, 16, 32)  # sequences of a micro-batch that are tried
 WHOLE = ("attn.qkv ", "attn rope", "mlp.fc ", "mlp.gate ", "mlp.up ")  # operations whose inputs every rank has whole
 
 
@@ -78,6 +86,7 @@ class Machine(NamedTuple):
     memory: float = float("inf")  # bytes of a rank
     overhead: float = 0.0  # seconds of a micro-batch's way through the whole model that no product takes
     update: float = 0.0  # seconds that the optimiser takes for a number
+    traffic: float = float("inf")  # bytes a second between a rank and its memory, for what is not a matrix product
     cores: int = 0  # that all ranks share; 0: each has its own, and others for what it sends
 
 
@@ -108,8 +117,15 @@ def work_of(name: str | Path, context: int | None = None, dtype: str = "bfloat16
     Raises: InputError for what describe does not know, or a model that cannot be divided.
     """
     kind, config, _ = look_up(name)
+    return work_of_config(str(name), kind, config, context, dtype)
+
+
+def work_of_config(
+    name: str, kind: Callable[[Any], Any], config: Any, context: int | None = None, dtype: str = "bfloat16"
+) -> Work:
+    """The work of the model of class `kind` that a configuration means."""
     shapes = shapes_of(kind, config)
-    found = describe(name, 1, context, dtype)
+    found = describe_config(name, kind, config, 1, context, dtype)
     blocks, alls = (
         sum(getattr(amount, field) for way in (found.forward, found.backward) for amount in way.values())
         for field in ("block", "total")
@@ -202,9 +218,15 @@ def _pass_seconds(
 ) -> tuple[float, float, float]:
     """Seconds of a micro-batch's forward, its backward, and their all-reduces, on a stage of `layers` blocks."""
     is_first, is_last = stage == 0, stage == division.pp - 1
-    blocks = layers * work.block_flops * tokens / (division.tp * machine.flops)
-    blocks += machine.overhead * layers / work.shapes.layers
-    outside = is_last * work.outer_flops * tokens / (division.tp * machine.flops)
+    block, outer = (
+        tokens * (flops / (division.tp * machine.flops) + TOUCHED * (whole + cut / division.tp) / machine.traffic)
+        for flops, (whole, cut) in (
+            (work.block_flops, work.block_kept),
+            (work.outer_flops, work.outer_kept),
+        )
+    )
+    blocks = layers * (block + machine.overhead / work.shapes.layers)
+    outside = is_last * outer
     forward = (blocks + outside) / 3
     backward = 2 * forward + (blocks / 3 if division.recompute else 0.0)
     if division.tp == 1:
@@ -251,7 +273,7 @@ def rank_bytes(work: Work, division: Division, batch: int) -> float:
         in_block = work.message(1) if division.recompute else block
         kept = alive * layers * in_block + block * division.recompute + outer * (s == division.pp - 1)
         own = kept_bytes(work.shapes, division, work.itemsize, s * division.dp * division.tp)
-        return sum(own.values()) + kept * tokens
+        return sum(own.values()) + (kept + work.message(1)) * tokens
 
     return max(map(held, {0, division.pp - 1}))  # the first has most layers, and most alive; the last the logits
 
@@ -273,38 +295,39 @@ class Setting(NamedTuple):
 def settings(work: Work, machine: Machine, gpus: int, batch: int, heads: Iterable[int]) -> list[Setting]:
     """The settings that fit in memory, fastest first: the best one for each dp, tp, pp, ZeRO stage and recomputation.
 
-    tp stays within a node and divides `heads`, the sizes that are cut; each micro-batch has as many sequences, 1 to 16.
+    tp stays within a node and divides `heads`, the sizes that are cut; each micro-batch has as many sequences, 1 to 32.
     """
-    found = []
-    sizes = tuple(heads)
-    for tp in _powers(machine.per_node, lambda n: gpus % n == 0 and all(size % n == 0 for size in sizes)):
-        for pp in _powers(work.shapes.layers, lambda n, tp=tp: gpus % (n * tp) == 0):  # type: ignore[misc]
-            dp = gpus // (tp * pp)
-            for stage in range(4 if pp == 1 else 2) if dp > 1 else (0,):
-                for recompute in (False, True):
-                    best = _best(work, machine, Division(dp, tp, pp, stage, 1, recompute), batch)
-                    found += [best] if best else []
-    return sorted(found, key=lambda setting: setting.seconds.total)
+    best: dict[Division, Setting] = {}
+    for setting in tried(work, machine, gpus, batch, heads):
+        way = setting.division._replace(micro_batches=1)
+        if setting.bytes <= machine.memory and (way not in best or setting.seconds.total < best[way].seconds.total):
+            best[way] = setting
+    return sorted(best.values(), key=lambda setting: setting.seconds.total)
 
 
-def _powers(most: int, fits: Callable[[int], bool]) -> list[int]:
-    return [n for n in (1 << i for i in range(most.bit_length())) if n <= most and fits(n)]
-
-
-def _best(work: Work, machine: Machine, division: Division, batch: int) -> Setting | None:
-    """The setting of a division with the fastest micro-batch size among those that fit."""
-    found = []
-    for rows in (1, 2, 4, 8, 16):
-        if batch % (division.dp * rows):
-            continue
-        given = division._replace(micro_batches=batch // (division.dp * rows))
-        size = rank_bytes(work, given, batch)
-        if size <= machine.memory:
+def tried(work: Work, machine: Machine, gpus: int, batch: int, heads: Iterable[int]) -> Iterator[Setting]:
+    """Every setting that the engine has for so many GPUs, also those that need too much memory."""
+    for division in ways(work, min(machine.per_node, gpus), gpus, heads):
+        for rows in ROWS:
+            if batch % (division.dp * rows):
+                continue
+            given = division._replace(micro_batches=batch // (division.dp * rows))
             seconds = step_seconds(work, given, machine, batch)
             tokens = batch * work.context
             alone = tokens * work.flops / machine.flops
-            found.append(Setting(given, rows, seconds, size, tokens, alone / (given.ranks * seconds.total)))
-    return min(found, key=lambda setting: setting.seconds.total) if found else None
+            efficiency = alone / (given.ranks * seconds.total)
+            yield Setting(given, rows, seconds, rank_bytes(work, given, batch), tokens, efficiency)
+
+
+def ways(work: Work, per_node: int, gpus: int, heads: Iterable[int]) -> Iterator[Division]:
+    """Every dp x tp x pp of so many GPUs, with each ZeRO stage that it can have, with and without recomputation."""
+    sizes = (per_node, *heads)
+    for tp in divisors(gpus):
+        for pp in divisors(gpus // tp) if all(size % tp == 0 for size in sizes) else ():
+            dp = gpus // (tp * pp)
+            for stage in range(4 if pp == 1 else 2) if dp > 1 else (0,):
+                if pp <= work.shapes.layers:
+                    yield from (Division(dp, tp, pp, stage, 1, recompute) for recompute in (False, True))
 
 
 GPU_SETTINGS = (
@@ -347,11 +370,7 @@ def projection_tables(name: str, machine: Machine, gpus: int, batch: int, contex
     kind, config, _ = look_up(name)
     shapes_of(kind, config)  # raises for a model that cannot be divided
     work = work_of(name, min(config.context, 4096) if context is None else context)
-    heads = (
-        config.heads,
-        getattr(config, "kv_heads", config.heads),
-        getattr(config, "size_of_mlp", 0) or config.hidden,
-    )
+    heads = cut_sizes(config)
     found = settings(work, machine, gpus, batch, heads)
     if not found:
         raise InputError(
@@ -362,11 +381,24 @@ def projection_tables(name: str, machine: Machine, gpus: int, batch: int, contex
     columns = ("setting", "micro-batches", "step", "tensor", "bubble", "data", "a GPU holds", "tokens/s", "efficiency")
     yield Table(f"{step} on {gpus} GPUs: the fastest settings that fit", columns, [_row(one) for one in found[:12]])
     rows = []
-    for count in (count for count in _powers(gpus, lambda n: n < gpus)):
+    for count in _powers_below(gpus):
         best = settings(work, machine, count, batch, heads)[:1]
         rows += [(f"{count:,}", *_row(best[0]))] if best else [(f"{count:,}", "none fits", *[""] * 8)]
     rows.append((f"{gpus:,}", *_row(found[0])))
     yield Table(f"{step}: the fastest on fewer GPUs", ("GPUs", *columns), rows)
+
+
+def cut_sizes(config: Any) -> tuple[int, ...]:
+    """The sizes of a configuration that tensor parallelism divides: heads, heads of keys, channels of the MLP."""
+    return (
+        config.heads,
+        getattr(config, "kv_heads", config.heads),
+        getattr(config, "size_of_mlp", 0) or config.hidden,
+    )
+
+
+def _powers_below(most: int) -> list[int]:
+    return [1 << i for i in range(most.bit_length()) if 1 << i < most]
 
 
 def _row(found: Setting) -> tuple[str, ...]:

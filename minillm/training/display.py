@@ -87,6 +87,11 @@ class Display:
             self.progress.start()
         return self.progress.live.is_started
 
+    def first(self, measured: dict[str, Any]) -> None:
+        """Write what a validation before the first step found to metrics.jsonl, and show it."""
+        self.run.add_metrics({"step": 0, "loss": None, **measured})
+        self.console.print(f"step 0/{self.config.steps}  validation {measured['val_loss']:.3f}{in_bits(measured)}")
+
     def step(self, record: dict[str, Any], seconds: float) -> None:
         """Write the line of a step, which took `seconds`, to metrics.jsonl, and show it."""
         self.run.add_metrics(record)
@@ -162,6 +167,9 @@ class NoDisplay:
 
     def __exit__(self, *error: Any) -> None:
         return None
+
+    def first(self, measured: dict[str, Any]) -> None:
+        """Do nothing; see Display.first."""
 
     def step(self, record: dict[str, Any], seconds: float) -> None:
         """Do nothing; see Display.step."""

@@ -128,7 +128,8 @@ class Run:
         records = self.metrics()
         figure = Figure(figsize=(7, 4.2), dpi=120, layout="constrained")
         axes = figure.add_subplot()
-        steps, losses = [r["step"] for r in records], [r["loss"] for r in records]
+        learned = [r for r in records if r["loss"] is not None]  # not of a validation before the first step
+        steps, losses = [r["step"] for r in learned], [r["loss"] for r in learned]
         axes.plot(steps, losses, color="#9dbbd8", linewidth=0.8, label="training, each batch")
         validated = [r for r in records if r.get("val_loss") is not None]
         axes.plot(

@@ -45,6 +45,7 @@ from minillm.parallel.objective import (
     micro_batches_of,
 )
 from minillm.parallel.recompute import recompute
+from minillm.resolver import open_model
 from minillm.tokenizers import Tokenizer
 from minillm.training import speed
 from minillm.training.config import TrainConfig
@@ -75,6 +76,9 @@ def train(
     leads = world.rank == 0
     display = Display(run, model.num_parameters(), task, state, config, progress) if leads else NoDisplay()
     with tuned_process(choice.cutting), StopRequest() as stop, quiet(), display:
+        if task.measured_first and state.step == 0:
+            display.first(evaluate(model, task, config.eval_batches))
+            show_preview(display, model, task, 0)
         last = state.step >= config.steps or state.has_no_hope(config.patience)
         while not last:
             started = time.perf_counter()
@@ -294,11 +298,16 @@ def prepare(config: TrainConfig, resume: Path | None, world: Communicator) -> Pr
     if leads and resume is None and config.out is not None:
         check_free(config.out)
     run = Run.open(resume) if leads and resume else None
-    task = task_on_all(config, run.tokenizer if run else None, world)
+    opened = None if resume or config.init is None else open_model(config.init)
+    tokenizer = run.tokenizer if run else opened.needed_tokenizer("train") if opened else None
+    task = task_on_all(config, tokenizer, world)
     if not resume:
         choice = speed.choose(config, world, None if task.samples else lambda: throwaway_step(config, task))
     random.manual_seed(config.seed)
     whole = make_model(config, task.tokenizer)
+    if opened:
+        task.start_from(whole, opened)
+        del opened  # whose memory is free now
     kept = task.begin(whole, kept_arrays(run, world) if resume else {})
     model = divide(whole, config, world)
     optimizer = make_optimizer(config, model.groups)

@@ -218,6 +218,7 @@ SMALL = {  # with which every command is done at once
     "profile": "--preset nano --repeats 1",
     "diff": "RUN RUN",
     "describe": "gpt2",
+    "plan": "--parameters 1M --vocab-size 1000 --context 64",
     "convert": "RUN new",
 }
 

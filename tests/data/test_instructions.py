@@ -86,7 +86,7 @@ def test_kinds_are_told_apart_record_by_record(tmp_path):
 
 BAD = [
     ({"instruction": "a"}, "there is no field 'output' among instruction"),
-    ({"instruction": "a", "ouput": "b"}, "no field 'output' among instruction, ouput; did you mean 'ouput'?"),
+    ({"instruction": "a", "ouput": "b"}, "no field 'output'; did you mean 'ouput'?"),
     ({"instruction": 3, "output": "b"}, "the field 'instruction' is a int; give a text"),
     ({"instruction": "a", "input": ["x"], "output": "b"}, "the field 'input' is a list; give a text"),
     ({"instruction": "a", "output": " \n"}, "the field 'output' is empty, so there is nothing to learn"),

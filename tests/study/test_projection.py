@@ -13,6 +13,7 @@ from minillm.parallel.pipeline import bubble_fraction, simulate
 from minillm.study.describe import lookup
 from minillm.study.parallel_report import Division, kept_bytes
 from minillm.study.projection import (
+    TOUCHED,
     Link,
     Machine,
     gpu_machine,
@@ -22,6 +23,8 @@ from minillm.study.projection import (
     scatter_seconds,
     settings,
     step_seconds,
+    tried,
+    ways,
     work_of,
 )
 from minillm.study.this_machine import LARGE, SMALL, Constants, constants, machine_of, told
@@ -78,6 +81,14 @@ def test_with_free_messages_many_ranks_are_as_many_times_as_fast(tiny, zero):
     assert step_seconds(tiny, Division(tp=4), IDEAL, 64).total == pytest.approx(one.total / 4)
     again = step_seconds(tiny, Division(recompute=True), IDEAL, 64).total - one.total
     assert again == pytest.approx(64 * tiny.context * 4 * tiny.block_flops / 3 / 1e9)
+
+
+def test_what_goes_to_memory_takes_its_time(tiny):
+    slow = IDEAL._replace(traffic=1e9)
+    for tp in (1, 4):
+        more = [step_seconds(tiny, Division(tp=tp), machine, 8).compute for machine in (slow, IDEAL)]
+        bytes_kept = 4 * (tiny.block_kept[0] + tiny.block_kept[1] / tp) + tiny.outer_kept[0] + tiny.outer_kept[1] / tp
+        assert more[0] - more[1] == pytest.approx(TOUCHED * bytes_kept * 8 * tiny.context / 1e9)
 
 
 def test_what_shows_of_the_sums(tiny):
@@ -171,13 +182,33 @@ def test_the_memory_of_a_rank(tiny):
 
     block, outer = sum(tiny.block_kept), sum(tiny.outer_kept)
     tokens = 8 * tiny.context
-    assert held(Division()) == pytest.approx((4 * block + outer) * tokens)
-    assert held(Division(dp=2, zero=3)) == pytest.approx((4 * block + outer) * tokens / 2)
-    assert held(Division(micro_batches=4)) == pytest.approx((4 * block + outer) * tokens / 4)
+    stream = 4 * 128  # bytes of a token's gradient of the residual stream
+    assert held(Division()) == pytest.approx((4 * block + outer + stream) * tokens)
+    assert held(Division(dp=2, zero=3)) == pytest.approx((4 * block + outer + stream) * tokens / 2)
+    assert held(Division(micro_batches=4)) == pytest.approx((4 * block + outer + stream) * tokens / 4)
     # the first of 4 stages has 4 micro-batches of 8 alive, of one block each; the last has one, and the logits
     first = rank_bytes(tiny, Division(pp=4, micro_batches=8), 8) - sum(kept_bytes(tiny.shapes, Division(pp=4)).values())
-    assert first == pytest.approx(4 * block * tiny.context)
-    assert held(Division(recompute=True)) == pytest.approx((4 * 4 * 128 + block + outer) * tokens)
+    assert first == pytest.approx((4 * block + stream) * tiny.context)
+    assert held(Division(recompute=True)) == pytest.approx((4 * stream + block + outer + stream) * tokens)
+
+
+def test_every_division_of_the_engine_is_tried():
+    work = work_of("gpt2-nano", None, "float32")
+    found = {(way.dp, way.tp, way.pp, way.zero) for way in ways(work, 6, 6, (4, 4))}
+    layers = work.shapes.layers
+    expected = {
+        (dp, tp, pp, zero)
+        for tp, pp in ((1, 1), (2, 1), (1, 2), (1, 3), (1, 6), (2, 3))
+        for dp in [6 // (tp * pp)]
+        for zero in range(4)
+        if pp <= layers and (zero == 0 or dp > 1) and (zero < 2 or pp == 1)
+    }
+    assert found == expected
+    assert len(set(ways(work, 6, 6, (4, 4)))) == 2 * len(expected)  # with and without recomputation
+    everything = list(tried(work, CLUSTER._replace(memory=1e5), 6, 12, (4, 4)))
+    assert {setting.division.ranks for setting in everything} == {6}
+    assert any(setting.bytes > 1e5 for setting in everything)  # what does not fit is there too
+    assert all(setting.rows * setting.division.dp * setting.division.micro_batches == 12 for setting in everything)
 
 
 def test_settings_fit_and_the_fastest_is_first():

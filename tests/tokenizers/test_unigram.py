@@ -931,3 +931,10 @@ def test_training_compared_with_hugging_face(huggingface, shared_lines, name, vo
     assert likelihood[0] > likelihood[2]
     assert tokens[1] == pytest.approx(tokens[2], rel=0.005)
     assert likelihood[1] == pytest.approx(likelihood[2], rel=0.005)
+
+
+def test_special_tokens_have_their_roles() -> None:
+    tokenizer = UnigramTokenizer.train("a cat and a dog " * 5, 40, ("<s>", "</s>"))
+    tokenizer.name_special_tokens(bos_token="<s>", eos_token="</s>")
+    tokens = tokenizer.special_tokens
+    assert (tokenizer.bos_id, tokenizer.eos_id, tokenizer.unk_id) == (tokens["<s>"], tokens["</s>"], tokens["<unk>"])

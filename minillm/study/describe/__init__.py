@@ -45,6 +45,7 @@ made: with the output layer; for causal attention of few keys beyond the diagona
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -76,9 +77,21 @@ def describe(
     """
     kind, config, run = look_up(name)
     batch_size = run.get("batch_size", 1) if batch_size is None else batch_size
+    dtype = run.get("dtype", "float32") if dtype is None else dtype
+    return describe_config(str(name), kind, config, batch_size, context, dtype)
+
+
+def describe_config(
+    name: str,
+    kind: Callable[[Any], Any],
+    config: Any,
+    batch_size: int = 1,
+    context: int | None = None,
+    dtype: str = "float32",
+) -> Description:
+    """Describe the model of class `kind` that a configuration means; `name` is only shown."""
     positions = getattr(config, "context", None)  # None: as many as there are tokens
     context = min(positions or UNLIMITED, LONGEST) if context is None else context
-    dtype = run.get("dtype", "float32") if dtype is None else dtype
     if batch_size < 1 or not 1 <= context <= (positions or context):
         raise InputError(
             f"describe: batch_size is {batch_size} and context is {context}; give 1 or more"
@@ -91,7 +104,7 @@ def describe(
     step = abstract_step(model, batch_size, context)
     kept = stacks.gathered((row(*key), key[0], size) for key, size in step.kept.items())
     return Description(
-        str(name),
+        name,
         config,
         batch_size,
         context,

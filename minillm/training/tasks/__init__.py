@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 TASKS = {
     "causal": "CausalTask",
+    "sft": "SFTTask",
 }
 
 

@@ -35,6 +35,7 @@ from minillm.parallel.objective import Batch, NextTokens
 from minillm.tokenizers import BPETokenizer, CharacterTokenizer, Tokenizer
 from minillm.training.tasks.task import Task
 
+LONGEST = 1024  # tokens of a row, where nothing is said: a model's whole context may need more memory than there is
 SHOWN = 3  # held-out instructions that a preview answers
 
 
@@ -45,7 +46,7 @@ class SFTOptions:
     template: str | None = None
     """Chat template (chatml, llama3, alpaca, ...); by default the one of the tokenizer, or alpaca if it has none."""
     max_length: int | None = None
-    """Longest example in tokens, prompt and answers; a longer one is cut there; by default the model's context."""
+    """Longest example, and longest row, in tokens; a longer one is cut there; by default the context, 1024 at most."""
     packing: bool = True
     """Put several examples in a row, each computed as if it stood alone; otherwise each has a row, with padding."""
 
@@ -65,22 +66,30 @@ class SFTTask(NextTokens, Task):
     def __init__(self, config: Any, tokenizer: Tokenizer | None = None):
         super().__init__(config, tokenizer)
         context = config.model.context
-        self.max_length = self.options.max_length or context
+        self.max_length = self.options.max_length or min(context, LONGEST)
         if self.max_length > context:
             raise InputError(
                 f"train: max_length={self.max_length} is more than the model's context of {context}; give at most that"
             )
         self.next_tokens = not self.options.packing
+        if self.options.packing and max(config.tp, config.pp) > 1:
+            raise InputError(
+                f"train: --tp {config.tp} --pp {config.pp} divide a model that reads one text in each row; give "
+                "--no-packing too"
+            )
         records = read_instructions(config.data)
         out = held_out(records.items, config.validation_fraction)  # (N,)
         self.tokenizer = tokenizer or new_tokenizer(config, records.items, out)
         self.template = template_for(self.tokenizer, self.options.template)
+        if not all(one.raw for one in records.items):
+            self.template.check_tokenizer(self.tokenizer)
         self.records, examples, kept = encoded(records, self.tokenizer, self.template)
         numbers, self.examples = shortened(examples, self.max_length)
         self.cut = sum(len(example.ids) > self.max_length for example in examples)
         self.without_answer = len(examples) - len(numbers)
-        self.is_out = out[kept][numbers]  # of each example that stays
-        self.shown = [self.records.items[number] for number in np.array(numbers)[self.is_out][:SHOWN]]
+        self.kept = np.array(numbers, int)  # the records of the examples that stay
+        self.is_out = out[kept][self.kept]  # of each of these
+        self.shown = [self.records.items[number] for number in self.kept[self.is_out][:SHOWN]]
         for part, count in (("trained on", (~self.is_out).sum()), ("held out", self.is_out.sum())):
             if not count:
                 raise InputError(
@@ -109,8 +118,8 @@ class SFTTask(NextTokens, Task):
         rows, steps = len(self.rows[0]), -(-len(self.rows[0]) // self.config.batch_size)
         learned = sum(int((self.examples[number].targets != -100).sum()) for row in self.rows[0] for number in row)
         return (
-            f"{(~self.is_out).sum():,} examples to learn in {rows:,} rows ({steps:,} steps an epoch; {learned:,} "
-            f"tokens of answers), {self.is_out.sum():,} held out, template {self.template.name}; {self.left_out()}"
+            f"{(~self.is_out).sum():,} examples to learn in {rows:,} rows ({steps:,} steps an epoch; answers have "
+            f"{learned:,} tokens), {self.is_out.sum():,} held out, template {self.template.name}; {self.left_out()}"
         )
 
     def left_out(self) -> str:
@@ -155,7 +164,7 @@ def encoded(
 ) -> tuple[Records[Instruction], list[Example], np.ndarray]:
     """The records that fit the template, the examples made of them, and the numbers that they had among all.
 
-    Raises: InputError where none fits, or the template does not fit the tokenizer.
+    Raises: InputError where none fits.
     """
     found: Records[Instruction] = Records([], [], [*records.problems])
     examples, kept = [], []
@@ -183,7 +192,8 @@ def answered(
         strings = () if instruction.raw else template.stop_strings
         pieces = generate_text(model, tokenizer, prompt, max_tokens, stop=stop, stop_strings=strings, temperature=0)
         asked = [message.content for message in instruction.messages[:-1] if message.role in ("user", "input")]
-        yield "\n".join(asked[-2:] if instruction.messages[-2].role == "input" else asked[-1:]), "".join(pieces)
+        last = asked[-2:] if instruction.messages[-2].role == "input" else asked[-1:]
+        yield "\n".join(last) + "\n", "".join(pieces)
 
 
 def new_tokenizer(config: Any, instructions: Sequence[Instruction], is_out: np.ndarray) -> Tokenizer:

@@ -24,6 +24,7 @@ from typing import Any, ClassVar
 from minillm.backend import Array
 from minillm.errors import InputError
 from minillm.parallel.objective import Batch, Objective
+from minillm.pretrained import keep
 from minillm.tokenizers import Tokenizer
 
 __all__ = ["Batch", "Options", "Task", "Tokenizer"]
@@ -39,13 +40,15 @@ class Task(Objective):
 
     name: the name in `TASKS`, which is the option --objective. Options: a frozen dataclass, whose fields are options of
     the command line. models: for each architecture (a file of minillm/models) the class in it that this task trains.
-    samples: True if a batch is made by the model itself.
+    samples: True if a batch is made by the model itself. measured_first: True if the model can do something before it
+    is trained, so that a validation and a preview come before the first step.
     """
 
     name: ClassVar[str]
     Options: ClassVar[type] = Options
     models: ClassVar[Mapping[str, str]] = {}
     samples: ClassVar[bool] = False
+    measured_first: ClassVar[bool] = False
     tokenizer: Tokenizer
 
     def __init__(self, config: Any, tokenizer: Tokenizer | None = None):
@@ -124,8 +127,14 @@ class Task(Objective):
         """The configuration of the model: that of the settings, which a tokenizer that was made for it completes.
 
         A model that existed before keeps its own.
+        Raises: InputError where it has fewer ids than the tokenizer.
         """
         if config.init is not None:
+            if config.model.vocab_size < tokenizer.vocab_size:
+                raise InputError(
+                    f"train: {config.init} has {config.model.vocab_size} ids, but its tokenizer has "
+                    f"{tokenizer.vocab_size}; give the model's own tokenizer"
+                )
             return config.model
         return dataclasses.replace(config.model, vocab_size=tokenizer.vocab_size)
 
@@ -133,6 +142,12 @@ class Task(Objective):
     def make_model(cls, config: Any, tokenizer: Tokenizer) -> Any:
         """A new model of these settings."""
         return cls.model_class(config.architecture)(cls.shape(config, tokenizer))
+
+    @classmethod
+    def start_from(cls, model: Any, opened: Any) -> None:
+        """Give a new model the weights of an opened one (resolver.py), and what its files say beside them."""
+        model.load_state_dict(opened.model.state_dict())
+        keep(model, opened.saved_with)
 
     @classmethod
     def model_class(cls, architecture: str) -> Any:

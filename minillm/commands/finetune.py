@@ -1,0 +1,89 @@
+"""`minillm finetune TASK MODEL --data FILE`: teach a trained model a task.
+
+A command is a dataclass and a function of one line. The dataclass has the options of `minillm train` that are left when
+the model is given, with defaults for this task, and the options of the task itself, which `TrainConfig.task` holds.
+Every run is continued with `minillm train --resume RUN`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+from minillm.commands.train import Train, check_effect, config_of, run_ranks
+from minillm.errors import InputError
+from minillm.options import Positional, filled, scan
+from minillm.resolver import described
+from minillm.training.config import CONFIGS
+from minillm.training.tasks import task_class
+
+
+@dataclass(frozen=True)
+class Finetune(Train):
+    """Teach a trained model a task; the base of the commands of all tasks."""
+
+    no_options: ClassVar[tuple[str, ...]] = (
+        *("preset", "field", "tokenizer", "architecture", "objective", "model", "init", "resume"),
+    )
+    start: Positional[str] = dataclasses.field(default="", metadata={"name": "model"})
+    """Model to start from: a run directory, a Hugging Face folder, a .safetensors, a .gguf, or a LoRA adapter."""
+    lr: float = 2e-5
+    """Peak learning rate."""
+    steps: int = 300
+    """Number of optimiser steps."""
+    batch_size: int = 8
+    """Rows of examples per step."""
+    eval_every: int = 50
+    """Steps between validations, each of which also saves."""
+    sample_every: int = 100
+    """Steps between previews of held-out data; 0 for none."""
+    validation_fraction: float = 0.1
+    """Share of the data that is held out and never trained on."""
+    weight_decay: float = 0.0
+    """Decay of matrices; biases and normalisation weights are not decayed."""
+
+
+@dataclass(frozen=True)
+class FinetuneSft(Finetune):
+    """Teach a model to answer instructions and to hold conversations, from examples of both."""
+
+    data: str = ""
+    """A .jsonl or .json file of records: messages, conversations, instruction and output, or prompt and completion."""
+
+
+def finetune_sft(arguments: list[str]) -> None:
+    """Supervised fine-tuning; training/tasks/sft.py."""
+    finetune("sft", FinetuneSft, arguments)
+
+
+def finetune(task: str, kind: type[Finetune], arguments: list[str]) -> None:
+    """Read the options of a task's command, open the model that is named, and train it."""
+    command = f"finetune {task}"
+    before = kind(objective=task, architecture=next(iter(task_class(task).models)))
+    values = scan(kind, command, arguments, before)
+    given = filled(kind, command, values, before)
+    for name, shown, example in (("start", "MODEL", "runs/mine"), ("data", "--data", "--data records.jsonl")):
+        if not getattr(given, name):
+            raise InputError(f"{command}: {shown} is missing; write minillm {command} {example} ...")
+    check_effect(values, given)
+    start = starting_model(given.start, command)
+    run_ranks(command, arguments, config_of(given, **start, preset=f"{Path(given.start).stem}-{task}"), given)
+
+
+def starting_model(path: str, command: str) -> dict[str, Any]:
+    """The settings that say which model training starts from: its family, its configuration and its path.
+
+    Raises: InputError for a preset, whose weights are random; as `described` for a path that means no model.
+    """
+    found = described(path, command)
+    if found.place.kind == "preset":
+        raise InputError(
+            f"{command}: {path} is a preset, whose weights are random; train one first (`minillm train`), or give a "
+            "trained model"
+        )
+    architecture = found.kind.__module__.rpartition(".")[2]  # type: ignore[attr-defined]
+    if architecture not in CONFIGS:
+        raise InputError(f"{command}: {path} is a {architecture}, which cannot be tuned; give a {', '.join(CONFIGS)}")
+    return {"architecture": architecture, "model": found.config, "init": path}

@@ -1,0 +1,90 @@
+"""The settings of LoRA, with PEFT's meaning, and where PEFT's file has the same things under other names."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from minillm.errors import InputError
+
+ALL_LINEAR = "all-linear"
+
+
+@dataclass(frozen=True)
+class LoraConfig:
+    """Which layers of a model get an adapter, and of what size; layers have Hugging Face's names here, as in PEFT."""
+
+    rank: int = 8
+    """Rank r of each adapter: its two matrices are (r, in) and (out, r)."""
+    alpha: float | None = None
+    """The update is scaled by alpha / rank; twice the rank unless given."""
+    dropout: float = 0.0
+    """Dropout probability of the adapters' inputs while training."""
+    targets: str | tuple[str, ...] | None = None
+    """Layers with an adapter: the last parts of their names; as one text a regular expression for whole names, or
+    `all-linear`, all but the output layer. By default the family's: PEFT's choice, where it has one."""
+    exclude: str | tuple[str, ...] = ()
+    """Layers without one, though they are among the targets; names, or a regular expression."""
+    modules_to_save: tuple[str, ...] | None = None
+    """Modules that are trained as a whole and saved with the adapters; by default the head of a model that classifies
+    or finds answers."""
+    layers_to_transform: tuple[int, ...] | None = None
+    """Numbers of the blocks whose layers get an adapter; by default all blocks."""
+    layers_pattern: str | tuple[str, ...] = ()
+    """Name of the list of blocks, such as `layers`, for a model that has several; by default any."""
+    rank_pattern: Mapping[str, int] = field(default_factory=dict)
+    """Other ranks for some layers: {regular expression for the end of a name: rank}; the first that fits counts."""
+    alpha_pattern: Mapping[str, float] = field(default_factory=dict)
+    """Other alphas for some layers."""
+    rslora: bool = False
+    """Scale by alpha / sqrt(rank) instead (Kalajdzievski 2023, arXiv:2312.03732)."""
+
+    def __post_init__(self):
+        for name in ("targets", "exclude", "modules_to_save", "layers_to_transform", "layers_pattern"):
+            value = getattr(self, name)
+            if isinstance(value, list):  # as JSON has it
+                object.__setattr__(self, name, tuple(value))
+        for name, rank in {"rank": self.rank, **self.rank_pattern}.items():
+            if isinstance(rank, bool) or not isinstance(rank, int) or rank < 1:
+                raise InputError(f"LoraConfig: {name} is {rank!r}; give a whole number of 1 or more")
+        for name, alpha in {"alpha": self.alpha, **self.alpha_pattern}.items():
+            if alpha is not None and (isinstance(alpha, bool) or not isinstance(alpha, (int, float)) or alpha <= 0):
+                raise InputError(f"LoraConfig: {name} is {alpha!r}; give a number above 0")
+        if not 0 <= self.dropout < 1:
+            raise InputError(f"LoraConfig: dropout is {self.dropout}; give a probability of at least 0 and below 1")
+        if self.targets == ():
+            raise InputError("LoraConfig: targets is empty; give names of layers, or None for the family's own")
+        if isinstance(self.targets, str) and self.layers_to_transform is not None:
+            raise InputError(
+                f"LoraConfig: targets={self.targets!r} is one expression, which layers_to_transform does not narrow; "
+                "give names, or put the numbers into the expression"
+            )
+        if self.layers_pattern and self.layers_to_transform is None:
+            raise InputError("LoraConfig: layers_pattern says where layers_to_transform counts; give that too")
+        patterns = [self.targets, self.exclude, *self.rank_pattern, *self.alpha_pattern]
+        for pattern in [one for one in patterns if isinstance(one, str)]:
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise InputError(f"LoraConfig: {pattern!r} is no regular expression ({error})") from None
+
+    def rank_of(self, name: str) -> int:
+        """The rank of the adapter of a layer."""
+        return _pattern_of(self.rank_pattern, name, self.rank)
+
+    def alpha_of(self, name: str) -> float:
+        """The alpha of the adapter of a layer; where only the rank is given, twice the general rank."""
+        return _pattern_of(self.alpha_pattern, name, 2.0 * self.rank if self.alpha is None else self.alpha)
+
+    def scale_of(self, name: str) -> float:
+        """The factor of the update of a layer."""
+        rank = self.rank_of(name)
+        return self.alpha_of(name) / (math.sqrt(rank) if self.rslora else rank)
+
+
+def _pattern_of(patterns: Mapping[str, Any], name: str, otherwise: Any) -> Any:
+    """The value of the first pattern that fits the end of a name."""
+    return next((value for key, value in patterns.items() if re.match(rf"(.*\.)?({key})$", name)), otherwise)
