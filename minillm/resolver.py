@@ -386,5 +386,13 @@ def _chat_text_in(folder: Path) -> str:
 
 
 def _opened_adapter(place: Place, dtype: Any) -> OpenedModel:
-    base = _base_of(place.path)
-    raise InputError(f"load: {place.path} is a LoRA adapter, which cannot be opened yet; give its base model, {base}")
+    """The base model with the adapter merged into its weights, as a model of its own."""
+    from minillm.lora import load_lora, merge
+
+    base = open_model(_base_of(place.path), dtype)
+    trained = [parameter.requires_grad for parameter in base.model.parameters()]
+    model = merge(load_lora(base.model, place.path))
+    for parameter, was_trained in zip(model.parameters(), trained, strict=False):  # an untied output layer is the last
+        parameter.requires_grad_(was_trained)
+    del vars(model)["lora"]  # the memory of the weights from before
+    return OpenedModel(place, model.eval(), base=base)

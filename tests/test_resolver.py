@@ -15,6 +15,7 @@ import minillm
 from minillm.checkpoint import load_checkpoint, save_checkpoint
 from minillm.cli import main
 from minillm.errors import CheckpointError, InputError, MinillmError
+from minillm.lora import LoraConfig, add_lora, save_lora
 from minillm.models.gpt2 import GPT2, GPT2Config
 from minillm.models.llama import Llama, LlamaConfig
 from minillm.pretrained import SavedWith, keep
@@ -186,6 +187,35 @@ def test_an_adapter_without_its_base_is_refused(tmp_path) -> None:
                 CheckpointError, match=f"belongs to the base model {re.escape(repr(base))}, which is no"
             ):
                 open_model(path)
+
+
+def test_an_adapter_is_opened_with_its_base_merged(made, tmp_path, monkeypatch) -> None:
+    """The base is a path, from here or from the adapter's folder; tokenizer and ends are those of the base."""
+    base = minillm.load(made.llama)
+    tuned = add_lora(minillm.load(made.llama), LoraConfig(rank=2, targets=("q_proj", "down_proj")))
+    rng = np.random.default_rng(3)
+    for name, parameter in tuned.named_parameters():
+        if name.endswith(".B"):
+            parameter.data[...] = rng.normal(size=parameter.shape)
+    ids = np.array([[1, 2, 3, 4]])
+    expected = tuned.eval()(ids).numpy()
+    assert np.abs(expected - base(ids).numpy()).max() > 0.1
+    for named in (made.llama, "../llama", "llama"):
+        save_lora(tuned, tmp_path / "adapter", named)
+        shutil.copytree(made.llama, tmp_path / "llama", dirs_exist_ok=True)
+        monkeypatch.chdir(tmp_path)
+        for path in (tmp_path / "adapter", "adapter/adapter_model.safetensors"):
+            opened = open_model(path)
+            np.testing.assert_allclose(opened.model(ids).numpy(), expected, atol=1e-5)
+            assert opened.place.kind == "adapter"
+            assert opened.tokenizer.vocab_size == 270
+            assert opened.model.eos_ids == (6, 7)
+            assert opened.model.state_dict().keys() == base.state_dict().keys()
+            assert all(parameter.requires_grad for parameter in opened.model.parameters())
+            assert described(path).config == base.config
+    main(["convert", "adapter", "merged"])
+    np.testing.assert_allclose(minillm.load("merged")(ids).numpy(), expected, atol=1e-5)
+    assert open_model("merged").tokenizer.vocab_size == 270
 
 
 def test_paths_may_be_texts_and_relative(made, monkeypatch) -> None:
