@@ -18,6 +18,8 @@ from minillm.version import __version__
 COMMANDS = {  # the file in minillm/commands of each
     "train": "train",
     "finetune sft": "finetune",
+    "finetune classify": "finetune_heads",
+    "finetune qa": "finetune_heads",
     "sample": "sample",
     "eval": "eval",
     "chat": "chat",

@@ -50,12 +50,11 @@ FAMILIES = {
     ),
     "gemma2": ("gemma", {"Gemma2ForCausalLM": "Gemma"}),
     "gemma3_text": ("gemma", {"Gemma3ForCausalLM": "Gemma"}),
-    "gpt2": ("gpt2", {"GPT2LMHeadModel": "GPT2"}),
-    "llama": ("llama", {"LlamaForCausalLM": "Llama"}),
-    "mistral": ("llama", {"MistralForCausalLM": "Llama"}),
-    "phi3": ("llama", {"Phi3ForCausalLM": "Llama"}),
-    "qwen2": ("llama", {"Qwen2ForCausalLM": "Llama"}),
-    "qwen3": ("llama", {"Qwen3ForCausalLM": "Llama"}),
+    "gpt2": ("gpt2", {"GPT2LMHeadModel": "GPT2", f"GPT2{HEADS[0]}": f"GPT2{HEADS[0]}"}),
+    **{
+        name.lower(): ("llama", {f"{name}ForCausalLM": "Llama", f"{name}{HEADS[0]}": f"Llama{HEADS[0]}"})
+        for name in ("Llama", "Mistral", "Phi3", "Qwen2", "Qwen3")
+    },
     "roberta": ("roberta", {f"Roberta{name}": f"Roberta{name}" for name in ("ForMaskedLM", "Model", *HEADS)}),
     "xlm-roberta": ("roberta", {f"XLMRoberta{name}": f"Roberta{name}" for name in ("ForMaskedLM", "Model", *HEADS)}),
     "xlnet": ("xlnet", {f"XLNet{name}": f"XLNet{name}" for name in ("LMHeadModel", "Model", *XLNET_HEADS)}),

@@ -49,6 +49,7 @@ FLOORS = {  # the longest name that fits counts
     "minillm.tensor": 3,
     "minillm.autograd": 3,
     "minillm.ops": 4,
+    "minillm.losses": 5,
     "minillm.nn": 5,
     "minillm.optim": 5,
     "minillm.testing": 5,
@@ -118,6 +119,7 @@ SHARED = {
     "minillm.ops.softmax",
     "minillm.chat",
     "minillm.checkpoint",
+    "minillm.evaluation.heads",
     "minillm.evaluation.intervals",
     "minillm.generate",
     "minillm.gguf",
@@ -145,6 +147,7 @@ SHARED = {
 }
 TOGETHER = {
     "minillm.fast",
+    "minillm.losses",
     "minillm.tokenizers",
     "minillm.cuda",
     "minillm.data",
@@ -171,6 +174,7 @@ FOREIGN = {
     "cupy": {"minillm.device", "minillm.cuda", "minillm.parallel.nccl"},
     "cupy_backends": {"minillm.device", "minillm.cuda", "minillm.parallel.nccl"},
     "gguf": {"minillm.gguf"},
+    "sacrebleu": {"minillm.evaluation.bleu"},
     "ml_dtypes": {"minillm.dtypes", "minillm.cuda"},
 }
 

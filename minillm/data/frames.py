@@ -12,6 +12,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
+
 from minillm.errors import InputError
 from minillm.tokenizers import Tokenizer
 
@@ -45,6 +47,22 @@ class Frame(NamedTuple):
     def cls(self, length: int) -> int:
         """The position of [CLS] among so many ids."""
         return length - 1 if self.cls_last else 0
+
+
+def padded(rows: Sequence[tuple[Sequence[int], Sequence[int]]], frame: Frame, padding_id: int) -> dict[str, np.ndarray]:
+    """The batch of some framed texts, ids and types each: ids (B, T), lengths (B,), and types (B, T) if there are any.
+
+    Padding follows each text.
+    """
+    lengths = np.array([len(ids) for ids, _ in rows])
+    batch = {"ids": np.full((len(rows), lengths.max()), padding_id, np.int64), "lengths": lengths}
+    if frame.typed:
+        batch["types"] = np.zeros_like(batch["ids"])
+    for number, (ids, types) in enumerate(rows):
+        batch["ids"][number, : len(ids)] = ids
+        if frame.typed:
+            batch["types"][number, : len(ids)] = types
+    return batch
 
 
 def frame_of(tokenizer: Tokenizer, family: str) -> Frame:

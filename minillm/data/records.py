@@ -16,6 +16,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 from minillm.errors import InputError, did_you_mean
 
 T = TypeVar("T")
+U = TypeVar("U")
 SHOWN = 3  # problems that a summary names
 
 
@@ -138,3 +139,18 @@ def _checked(record: Any) -> Mapping[str, Any]:
     except UnicodeEncodeError as error:
         raise InputError(f"there is the lone surrogate U+{ord(error.object[error.start]):04X} in it") from None
     return record
+
+
+def converted(records: Records[T], make: Callable[[T], U]) -> tuple[Records[T], list[U]]:
+    """The records of which `make` can make something, and what it made; an InputError of it is one more problem."""
+    found: Records[T] = Records([], [], [*records.problems])
+    made = []
+    for item, line in zip(records.items, records.lines, strict=True):
+        try:
+            made.append(make(item))
+        except InputError as error:
+            found.problems.append(f"line {line}: {error}")
+            continue
+        found.items.append(item)
+        found.lines.append(line)
+    return found, made

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -27,6 +27,8 @@ from minillm.autograd import Tensor
 from minillm.backend import Array
 from minillm.errors import InputError, did_you_mean
 from minillm.models.config import Config, check_fixed, config_from
+from minillm.models.heads import LastTokenClassification
+from minillm.models.labels import check_labels, classifier_from, classifier_to
 from minillm.nn import ACTIVATIONS, MLP, Decoder, Dropout, Embedding, KVCache, LayerNorm, Linear, Module, SelfAttention
 from minillm.nn.initial import normal_
 
@@ -48,6 +50,11 @@ class GPT2Config(Config):
     norm_eps: float = 1e-5  # added to the variance
     embedding_dropout: float | None = None  # probability after the embedding; None: that of dropout
     attention_dropout: float | None = None  # probability for each attention weight; None: that of dropout
+    # of a head for texts (heads.py), which no option sets
+    labels: int = field(default=2, metadata={"option": False})  # number of classes
+    label_names: tuple[str, ...] = field(default=(), metadata={"option": False})  # their names; (): they have none
+    problem_type: str | None = field(default=None, metadata={"option": False})  # what the head learns
+    padding_id: int | None = field(default=None, metadata={"option": False})  # token after the end of a text
 
     def __post_init__(self):
         super().__post_init__()
@@ -55,6 +62,7 @@ class GPT2Config(Config):
         self.check_divides("heads", "channels")
         self.check_probabilities("dropout", "embedding_dropout", "attention_dropout")
         self.check_above_zero("norm_eps")
+        check_labels(self)
         if self.activation not in ACTIVATIONS:
             raise InputError(
                 f"GPT2Config: activation is {self.activation!r}{did_you_mean(self.activation, ACTIVATIONS)}"
@@ -178,6 +186,17 @@ class GPT2(Decoder):
         return [KVCache(*shape, self.wte.weight.data, padding) for _ in self.h]
 
 
+class GPT2ForSequenceClassification(LastTokenClassification, GPT2):  # type: ignore[misc]
+    """A GPT-2 that classifies texts, or gives them a reward: called with ids (B, T), it returns logits (B, K)."""
+
+    def __init__(self, config: GPT2Config):
+        super().__init__(replace(config, tied=True))  # there is no output layer
+        self.config = config
+        self.add_head()
+        self.assign_names()
+        self._init_weights()
+
+
 # --- Hugging Face's names ------------------------------------------------------------------------------------------
 
 PREFIX = "transformer."
@@ -199,6 +218,7 @@ HUGGING_FACE = {
         for kind in ("weight", "bias")
     },
     "lm_head.weight": "lm_head.weight",
+    "score.weight": "score.weight",
 }
 TRANSPOSED = {f"h.{{i}}.{part}.weight" for part in ("attn.qkv", "attn.proj", "mlp.fc", "mlp.proj")}  # Conv1D
 IGNORED = ("attn.bias", "attn.masked_bias", "lm_head.weight")  # causal masks; a second copy of the token table
@@ -239,7 +259,11 @@ def config_from_hugging_face(values: Mapping[str, Any]) -> GPT2Config:
     """
     check_fixed(values, FIXED)
     config = config_from(
-        GPT2Config, KEYS, values, activation=ACTIVATIONS_IN_FILES[values.get("activation_function") or "gelu_new"]
+        GPT2Config,
+        KEYS,
+        values,
+        activation=ACTIVATIONS_IN_FILES[values.get("activation_function") or "gelu_new"],
+        **classifier_from(values),
     )
     same = {name: None for name in DROPOUTS if getattr(config, name) == config.dropout}
     if config.hidden == 4 * config.channels:
@@ -262,4 +286,5 @@ def config_to_hugging_face(config: GPT2Config) -> dict[str, Any]:
         **{KEYS[name][0]: config.dropout for name in DROPOUTS if getattr(config, name) is None},
         "activation_function": activation,
         **dict.fromkeys(("bos_token_id", "eos_token_id")),  # the model itself has no such ids
+        **classifier_to(config),
     }

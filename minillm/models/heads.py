@@ -3,7 +3,8 @@
 A pretrained encoder gives each token a vector (B, T, C). A head is a layer or two from there to the logits of a few
 classes, and is trained together with the encoder (Devlin et al. 2018, section 4):
 
-- texts: the vector of the first token gives logits (B, K) of K classes, or one number;
+- texts: the vector of the first token gives logits (B, K) of K classes, or one number; in a decoder that of the last
+  token, which alone has seen the whole text. A reward model is a decoder with such a head and one number, the reward;
 - tokens: the vector of each token gives logits (B, T, K), of names of people and places, for example;
 - answers: the vector of each token gives two logits, that an answer starts there, and that it ends there, (B, T) each.
 
@@ -90,6 +91,40 @@ class SequenceClassification(Head):
         return reduced(binary_cross_entropy(logits, wanted), reduction)
 
 
+class LastTokenClassification(SequenceClassification):
+    """A head for texts on a decoder: the vector of a text's last token gives the logits (B, K)."""
+
+    def add_head(self) -> None:
+        """Add the layer of the head."""
+        self.score = Linear(self.config.channels, self.config.labels, bias=False)
+
+    def forward(self, ids: Any, token_types: Any = None, lengths: Any = None, attention_mask: Any = None) -> Tensor:
+        """Logits (B, K) of texts, ids (B, T), with padding on the right, which a decoder's earlier tokens do not see.
+
+        lengths: (B,), the number of tokens of each text. Without them a text ends, as in transformers, at its last id
+        that is not the configuration's `padding_id`, or at T if there is none.
+        """
+        if token_types is not None or attention_mask is not None:
+            raise InputError(f"{type(self).__name__}: a decoder has no token_types and no attention_mask; give lengths")
+        features = self.features(ids)  # (B, T, C)
+        return self.score(vectors_at(features, self._last_places(array_of(ids, features.data), lengths)))
+
+    def _last_places(self, ids: Array, lengths: Any) -> Array:
+        """The place of each text's last token, (B,)."""
+        B, T = ids.shape
+        if lengths is not None:
+            lengths = array_of(lengths, ids)
+            check_shapes("forward", ids=("B T", ids), lengths=("B", lengths))
+            if lengths.min(initial=1) < 1 or lengths.max(initial=1) > T:
+                raise InputError(
+                    f"{type(self).__name__}: lengths are {lengths}; give 1 to {T}, the tokens of each text"
+                )
+            return lengths - 1
+        if self.config.padding_id is None:
+            return np.full_like(ids, T - 1, shape=B)
+        return np.where(ids != self.config.padding_id, np.arange(T, like=ids), 0).max(1)
+
+
 def binary_cross_entropy(logits: Tensor, wanted: Tensor) -> Tensor:
     """log(1 + e^x) - x y for logits x and answers y of 1 or 0, without computing e^x of a large x."""
     positive, negative = ops.relu(logits), ops.relu(-logits)
@@ -160,7 +195,8 @@ class QuestionAnswering(Head):
     ) -> Tensor:
         """The cross-entropies of the answers' starts and ends, in nats: the mean of the two means, or the sum of all.
 
-        Shapes: starts and ends (B,), positions; a position beyond the text does not count.
+        Shapes: starts and ends (B,), positions; a position beyond the text does not count. With `lengths`, padding is
+            no possible answer, so that it changes nothing; without, all T tokens are, as in transformers.
         """
         logits = self(ids, token_types, lengths, attention_mask)
         losses = []
@@ -170,7 +206,12 @@ class QuestionAnswering(Head):
             if given.dtype.kind not in "iu":
                 raise InputError(f"loss: positions have dtype {given.dtype}; give whole numbers")
             length = one.shape[1]
-            losses.append(ops.cross_entropy(one, np.clip(given, 0, length), reduction=reduction, ignore_index=length))
+            given = np.clip(given, 0, length)
+            if lengths is not None:
+                real = array_of(lengths, one.data)
+                given = np.where(given < real, given, length)
+                one = ops.where(np.arange(length, like=real) < real[:, None], one, -np.inf)  # (B, T)
+            losses.append(ops.cross_entropy(one, given, reduction=reduction, ignore_index=length))
         return losses[0] + losses[1] if reduction == "sum" else (losses[0] + losses[1]) * 0.5
 
 
@@ -205,21 +246,33 @@ def with_head(model: Any, head: str, labels: int | Sequence[str] = 2, problem_ty
     found = [kind for kind in vars(module).values() if isinstance(kind, type) and head in kind.__name__]
     if not found:
         raise InputError(
-            f"with_head: {type(model).__name__} has no {head} here; give a BERT, RoBERTa, DistilBERT, XLNet or BART"
+            f"with_head: {type(model).__name__} has no {head} here; give a BERT, RoBERTa, DistilBERT, XLNet or BART; a "
+            "GPT-2 or Llama has a head for texts alone"
         )
     names = () if isinstance(labels, int) else tuple(labels)
     count = labels if isinstance(labels, int) else len(names)
     config = replace(model.config, labels=count, label_names=names, problem_type=problem_type)
-    made, weights = found[0](config), dict(model.named_parameters())
-    first = next(iter(weights.values()))
+    made, first = found[0](config), model.parameters()[0]
     made.to(device_of(first.data), first.dtype)
-    for name, parameter in made.named_parameters():
-        if is_of_body(module, name) and name in weights:
-            parameter.data[...] = weights[name].data
-    said = vars(model).get("saved_with")
-    if said:
-        keep(made, SavedWith({key: value for key, value in said.config.items() if key not in KEYS_OF_HEAD}, {}))
+    take_body(made, model)
     return made.train(model.training)
+
+
+def take_body(model: Any, other: Any) -> list[str]:
+    """Copy the body of `other` into `model`, of the same family, with what its files say beside the head.
+
+    Returns the names of the parameters that stay as they are: those of the head, and of the body if `other` lacks them.
+    """
+    module, weights, left = sys.modules[type(model).__module__], other.state_dict(), []
+    for name, parameter in model.named_parameters():
+        if is_of_body(module, name) and name in weights:
+            parameter.data[...] = like(weights[name], parameter.data)
+        else:
+            left.append(name)
+    said = vars(other).get("saved_with")
+    if said:
+        keep(model, SavedWith({key: value for key, value in said.config.items() if key not in KEYS_OF_HEAD}, {}))
+    return left
 
 
 def is_of_body(module: Any, name: str) -> bool:

@@ -63,3 +63,18 @@ def labels_to(config: Config, missing: int = 2) -> dict[str, Any]:
         "id2label": {str(number): name for number, name in enumerate(names)},
         "label2id": {name: number for number, name in enumerate(names)},
     }
+
+
+def classifier_from(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a head for texts on a decoder, in the values of a config.json; none without it."""
+    if "ForSequenceClassification" not in str(values.get("architectures")):
+        return {}
+    problem = {"problem_type": values.get("problem_type"), "padding_id": values.get("pad_token_id")}
+    return labels_from(values) | problem
+
+
+def classifier_to(config: Any) -> dict[str, Any]:
+    """The keys of a config.json for a head for texts on a decoder; none if the configuration says nothing of one."""
+    problem = {} if config.problem_type is None else {"problem_type": config.problem_type}
+    padding = {} if config.padding_id is None else {"pad_token_id": config.padding_id}
+    return labels_to(config) | problem | padding

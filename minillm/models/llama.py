@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import functools
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,7 @@ from minillm.autograd import Tensor
 from minillm.backend import Array
 from minillm.device import like
 from minillm.errors import InputError
+from minillm.models.heads import LastTokenClassification
 from minillm.models.llama_config import PRESETS as PRESETS
 from minillm.models.llama_config import LlamaConfig, kind_of
 from minillm.models.llama_config import config_from_hugging_face as config_from_hugging_face
@@ -233,6 +235,17 @@ class Llama(Decoder):
         return like(cos, x.data), like(sin, x.data)
 
 
+class LlamaForSequenceClassification(LastTokenClassification, Llama):  # type: ignore[misc]
+    """A Llama that classifies texts, or gives them a reward: called with ids (B, T), it returns logits (B, K)."""
+
+    def __init__(self, config: LlamaConfig):
+        super().__init__(replace(config, tied=True))  # there is no output layer
+        self.config = config
+        self.add_head()
+        self.assign_names()
+        self._init_weights()
+
+
 def in_window(start: int, stop: int, window: int) -> Array:
     """Mask (stop - start, stop): True if the key is among the `window` positions up to the query, or after it.
 
@@ -278,6 +291,7 @@ HUGGING_FACE: dict[str, str | tuple[str, ...]] = {
     },
     "ln_f.weight": "model.norm.weight",
     "lm_head.weight": "lm_head.weight",
+    "score.weight": "score.weight",
 }
 
 

@@ -7,11 +7,12 @@ out: Qwen2's say nothing of the biases that every Qwen2 has, and the meaning of 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from minillm.errors import InputError
 from minillm.models.config import Config, Keys, check_fixed, config_from, table, whole_number
+from minillm.models.labels import check_labels, classifier_from, classifier_to
 from minillm.models.rotary import check_scaling, number, rope_to, scaling_from
 from minillm.ops.rope_table import RopeScaling
 
@@ -42,6 +43,11 @@ class LlamaConfig(Config):
     full_blocks: tuple[int, ...] = ()  # numbers of the blocks without a window, if the others have one
     rotary: int | None = None  # number of rotated channels of a head, the first ones, an even number; None: all
     kind: str | None = None  # the model type in Hugging Face's files; None: the first that fits (see `forms`)
+    # of a head for texts (heads.py), which no option sets
+    labels: int = field(default=2, metadata={"option": False})  # number of classes
+    label_names: tuple[str, ...] = field(default=(), metadata={"option": False})  # their names; (): they have none
+    problem_type: str | None = field(default=None, metadata={"option": False})  # what the head learns
+    padding_id: int | None = field(default=None, metadata={"option": False})  # token after the end of a text
 
     def __post_init__(self):
         super().__post_init__()
@@ -64,6 +70,7 @@ class LlamaConfig(Config):
             )
         if self.rope_scaling is not None:
             check_scaling(self.rope_scaling, self.rotary_channels)
+        check_labels(self)
 
     @property
     def size_of_head(self) -> int:
@@ -225,6 +232,7 @@ def config_from_hugging_face(values: Mapping[str, Any]) -> LlamaConfig:
         mlp_bias=mlp_bias,
         qk_norm=kind == "qwen3",
         rotary=rotary,
+        **classifier_from(values),
     )
     return config if forms(config)[:1] == [kind] else replace(config, kind=kind)
 
@@ -303,7 +311,7 @@ def config_to_hugging_face(config: LlamaConfig) -> dict[str, Any]:
         values |= {"use_sliding_window": True, "sliding_window": config.window, "layer_types": layer_types(config)}
         if config.full_blocks == tuple(range(first := len(config.full_blocks))):
             values["max_window_layers"] = first  # for older versions of transformers
-    return values
+    return values | classifier_to(config)
 
 
 def sizes_to_hugging_face(config: LlamaConfig) -> dict[str, Any]:

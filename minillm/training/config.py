@@ -105,7 +105,7 @@ class TrainConfig:
     """Settings of the objective; by default its own."""
     init: str | None = None
     """Model to start from, with its tokenizer, instead of random weights."""
-    model: Config = dataclasses.field(
+    model: Any = dataclasses.field(
         default_factory=lambda: GPT2Config(1024, context=128, layers=4, heads=4, channels=128, dropout=0.1)
     )
     """Shape of the model; vocab_size sets the size of a BPE trained here; a char or loaded tokenizer sets it itself."""

@@ -235,8 +235,8 @@ def test_a_new_head_replaces_an_old_one(tmp_path) -> None:
     assert values["problem_type"] is None
     with pytest.raises(InputError, match="with_head: there is no head 'ForTokenClasification'; did you mean"):
         with_head(old, "ForTokenClasification")
-    with pytest.raises(InputError, match="with_head: GPT2 has no ForSequenceClassification here"):
-        with_head(gpt2.GPT2(gpt2.PRESETS["nano"]), HEADS[0])
+    with pytest.raises(InputError, match="with_head: GPT2 has no ForTokenClassification here"):
+        with_head(gpt2.GPT2(gpt2.PRESETS["nano"]), HEADS[1])
 
 
 # Hugging Face's

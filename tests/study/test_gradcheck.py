@@ -14,7 +14,7 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 import minillm
-from minillm import ops, random
+from minillm import losses, ops, random
 from minillm.autograd import Op, Tensor
 from minillm.errors import InputError
 from minillm.grad_mode import quiet
@@ -26,6 +26,7 @@ from minillm.testing import GradientError, check_gradients
 WITH_ROWS = {case.op for case in CASES}
 NAMES = [op.name for op in ops.OPS if op.name in WITH_ROWS]  # test_every_op_has_a_row tells of the others
 BY_NAME = {op.name: op for op in ops.OPS}
+COMPOSED = sorted(WITH_ROWS - BY_NAME.keys())  # functions made of operations
 
 
 @pytest.fixture
@@ -46,7 +47,8 @@ def stream():
 # --- the table -----------------------------------------------------------------------------------------------------
 
 
-PAIRS = [("plain", name) for name in NAMES] + [("fast", name) for name in NAMES if BY_NAME[name].pair("fast")]
+PAIRS = [("plain", name) for name in NAMES + COMPOSED]
+PAIRS += [("fast", name) for name in NAMES if BY_NAME[name].pair("fast")] + [("fast", name) for name in COMPOSED]
 
 
 @pytest.mark.parametrize(("engine", "op"), PAIRS)
@@ -65,7 +67,11 @@ def test_every_case_passes(engine, op):
 def test_every_op_has_a_row():
     missing = [op for op in ops.OPS if op.name not in WITH_ROWS]
     assert not missing, "\n".join(str(without_a_row(op).report) for op in missing)
-    assert not WITH_ROWS - set(BY_NAME)
+    assert all(callable(getattr(losses, name, None)) for name in COMPOSED), COMPOSED
+
+
+def test_every_loss_of_pairs_has_a_row():
+    assert {case.name for case in CASES if case.op == "preference_loss"} == {*losses.PREFERENCE_LOSSES}
 
 
 def test_every_op_that_the_modules_define_is_in_the_list():
@@ -84,7 +90,7 @@ def test_every_op_that_the_modules_define_is_in_the_list():
 
 
 def test_every_case_runs_its_op():
-    for case in CASES:
+    for case in (case for case in CASES if case.op in BY_NAME):
         nodes = graph_of(case)
         assert case.op in {node.op.name for node in nodes}, f"{case.op}, {case.name}"
 

@@ -16,6 +16,11 @@ if TYPE_CHECKING:
 TASKS = {
     "causal": "CausalTask",
     "sft": "SFTTask",
+    "classify": "ClassifyTask",
+    "qa": "QATask",
+    "preference": "PreferenceTask",
+    "reward": "RewardTask",
+    "grpo": "GRPOTask",
 }
 
 

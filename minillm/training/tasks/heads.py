@@ -1,0 +1,100 @@
+"""The common part of tasks that train an encoder with a head: its body may be pretrained, and its head is new."""
+
+from __future__ import annotations
+
+import dataclasses
+import zlib
+from collections.abc import Iterable, Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+
+from minillm.data.frames import frame_of, padded
+from minillm.errors import InputError
+from minillm.evaluation.heads import inputs_of as inputs_of
+from minillm.evaluation.heads import padding_of
+from minillm.models.heads import take_body
+from minillm.parallel.objective import Batch
+from minillm.pretrained import keep
+from minillm.tokenizers import BPETokenizer, Tokenizer, UnigramTokenizer, WordPieceTokenizer
+from minillm.training.tasks.task import Task
+
+
+@dataclasses.dataclass(frozen=True)
+class HeadOptions:
+    """Settings that all heads share."""
+
+    new_head: bool = False
+    """Begin with a new head even if the model has one for these classes."""
+    vocab_size: int = 8000
+    """Tokens of the vocabulary that is learned from the training texts, if the model is a preset."""
+
+    def __post_init__(self):
+        if self.vocab_size < 300:
+            raise InputError(f"train: vocab_size is {self.vocab_size}; give 300 or more")
+
+
+class HeadTask(Task):
+    """A model with a head that reads framed texts (data/frames.py)."""
+
+    head: ClassVar[str]
+    tokenizer: Tokenizer
+
+    def prepare(self, tokenizer: Tokenizer | None, texts: Iterable[str]) -> None:
+        """Take the tokenizer, or make one from the training texts, and the frame of the model's family."""
+        family = self.config.architecture
+        self.tokenizer = tokenizer or new_tokenizer(family, texts, self.options.vocab_size)
+        self.frame = frame_of(self.tokenizer, family)
+        self.padding_id = padding_of(self.shape(self.config, self.tokenizer), self.tokenizer)
+
+    def start_from(self, model: Any, opened: Any) -> None:  # type: ignore[override]
+        """Take the body of an opened model, and its head too if it has the same classes."""
+        other = opened.model
+        same = type(other) is type(model) and other.config == model.config and not self.options.new_head
+        if same:
+            model.load_state_dict(other.state_dict())
+            keep(model, opened.saved_with)
+        else:
+            take_body(model, other)
+
+    @classmethod
+    def shape(cls, config: Any, tokenizer: Tokenizer) -> Any:
+        """The configuration of the model; of a new one, with the vocabulary and the special tokens of its tokenizer."""
+        if config.init is not None:
+            return super().shape(config, tokenizer)
+        ids = {"padding_id": tokenizer.pad_id, "bos_id": tokenizer.bos_id, "eos_id": tokenizer.eos_id}
+        ids["decoder_start_id"] = tokenizer.eos_id
+        known = {field.name for field in dataclasses.fields(config.model)}
+        given = {name: i for name, i in ids.items() if name in known and i is not None}
+        return dataclasses.replace(config.model, vocab_size=tokenizer.vocab_size, **given)
+
+    def padded(self, rows: Sequence[tuple[Sequence[int], Sequence[int]]]) -> Batch:
+        """The arrays of some framed texts."""
+        return padded(rows, self.frame, self.padding_id)
+
+    def tokens(self, batch: Batch) -> int:
+        """The number of real tokens."""
+        return int(batch["lengths"].sum())
+
+
+def new_tokenizer(family: str, texts: Iterable[str], vocab_size: int) -> Tokenizer:
+    """A tokenizer of the kind that a family uses, learned from texts."""
+    texts = list(texts)
+    if family in ("bert", "distilbert"):
+        return WordPieceTokenizer.train(texts, vocab_size)
+    if family == "xlnet":
+        roles = {"pad_token": "<pad>", "cls_token": "<cls>", "sep_token": "<sep>"}
+        made: Tokenizer = UnigramTokenizer.train(texts, vocab_size, special_tokens=tuple(roles.values()))
+    else:
+        roles = {"bos_token": "<s>", "pad_token": "<pad>", "eos_token": "</s>"}
+        made = BPETokenizer.train(texts, vocab_size, tuple(roles.values()))
+    made.name_special_tokens(**roles)
+    return made
+
+
+def checksum_of(rows: Iterable[Sequence[int]]) -> str:
+    """A short text that differs for other rows of ids."""
+    found = 0
+    for row in rows:
+        found = zlib.crc32(np.asarray([len(row), *row], np.int64).tobytes(), found)
+    return f"{found:08x}"

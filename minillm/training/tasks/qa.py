@@ -1,0 +1,138 @@
+"""Find the answer to a question in a text: a head marks its first and its last token (data/squad.py)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+
+from minillm.autograd import Tensor
+from minillm.data.labelled import held_out_share
+from minillm.data.similar import similar_batch, sorted_batches
+from minillm.data.squad import Question, Windows, read_squad
+from minillm.errors import InputError
+from minillm.evaluation.heads import answer_questions, inputs_of, longest
+from minillm.parallel.objective import Batch
+from minillm.tokenizers import Tokenizer
+from minillm.training.tasks.heads import HeadOptions, HeadTask, checksum_of
+
+SHOWN = 4  # held-out questions of a preview
+HEAD = "ForQuestionAnswering"
+
+
+@dataclass(frozen=True)
+class QAOptions(HeadOptions):
+    """Settings of question answering."""
+
+    validation: str | None = None
+    """File with the questions of the validation; by default a share of the contexts of --data is held out."""
+    length: int = 384
+    """Tokens of the longest window, with question and special tokens; at most the model's context."""
+    stride: int = 128
+    """Tokens between the starts of two windows of a context."""
+    max_question: int = 64
+    """Tokens that are read of a question."""
+
+
+class QATask(HeadTask):
+    """Questions in windows over their contexts; the loss is the cross-entropy of starts and ends, in nats for each.
+
+    Contexts are held out whole, with all their questions.
+    """
+
+    name = "qa"
+    Options = QAOptions
+    head = HEAD
+    models: ClassVar = {
+        "bert": f"Bert{HEAD}",
+        "roberta": f"Roberta{HEAD}",
+        "distilbert": f"DistilBert{HEAD}",
+        "xlnet": f"XLNet{HEAD}Simple",
+        "bart": f"Bart{HEAD}",
+    }
+
+    def __init__(self, config: Any, tokenizer: Tokenizer | None = None):
+        super().__init__(config, tokenizer)
+        questions = read_squad(config.data)
+        parts = (
+            divide(questions, config.validation_fraction)
+            if self.options.validation is None
+            else (questions, read_squad(self.options.validation))
+        )
+        self.prepare(tokenizer, (text for one in parts[0] for text in (one.question, one.context)))
+        length = longest(self.shape(config, self.tokenizer), self.options.length)
+        settings = length, self.options.stride, self.options.max_question
+        self.parts = [Windows(part, self.tokenizer, self.frame, *settings) for part in parts]
+        for what, part in zip(("train on", "validate with"), self.parts, strict=True):
+            if not part.windows:
+                raise InputError(f"train: no question is left to {what}; {part.summary()}")
+        self.lengths = [np.array([len(window.ids) for window in part.windows]) for part in self.parts]
+
+    def fingerprint(self) -> str:
+        """The numbers of windows, the tokenizer, and a checksum of all ids and answers."""
+        windows = [window for part in self.parts for window in part.windows]
+        counts = "+".join(str(len(part.windows)) for part in self.parts)
+        checksum = checksum_of([*window.ids, window.first, window.last] for window in windows)
+        return f"{counts}-{self.tokenizer.fingerprint()}-{checksum}"
+
+    def summary(self) -> str:
+        """How many questions and windows there are to learn and held out, and what was counted."""
+        return f"to learn: {self.parts[0].summary()}; held out: {self.parts[1].summary()}"
+
+    def batch(self, step: int, model: Any = None) -> Batch:
+        """Windows of similar lengths, in an order drawn for each epoch."""
+        return self._made(0, similar_batch(self.lengths[0], self.config.batch_size, self.config.seed, step))
+
+    def evaluation_batches(self, count: int) -> Iterator[Batch]:
+        """The held-out windows, sorted by length."""
+        chosen = sorted_batches(self.lengths[1], self.config.batch_size, count)
+        return (self._made(1, numbers) for numbers in chosen)
+
+    def _made(self, part: int, numbers: np.ndarray) -> Batch:
+        windows = [self.parts[part].windows[number] for number in numbers]
+        marked = {name: np.array([getattr(window, name) for window in windows]) for name in ("first", "last")}
+        return self.padded([(window.ids, window.types) for window in windows]) | marked
+
+    def counts(self, batch: Batch) -> dict[str, float]:
+        """The number of starts and ends."""
+        return {"loss": 2.0 * len(batch["first"])}
+
+    def sums(self, model: Any, batch: Batch) -> dict[str, Tensor]:
+        """The sum of the cross-entropies of starts and ends."""
+        inputs = inputs_of(batch)
+        ids = inputs.pop("ids")
+        return {"loss": model.loss(ids, batch["first"], batch["last"], reduction="sum", **inputs)}
+
+    def measures(self, model: Any, batch: Batch) -> dict[str, tuple[float, float]]:
+        """The loss, and the share of windows whose likeliest start and likeliest end are both right."""
+        real = np.arange(batch["ids"].shape[1], like=batch["ids"]) < batch["lengths"][:, None]
+        logits = [np.where(real, one.data, -np.inf) for one in model(**inputs_of(batch))]
+        right = [one.argmax(-1) == batch[name] for one, name in zip(logits, ("first", "last"), strict=True)]
+        both = float((right[0] & right[1]).sum())
+        return {**super().measures(model, batch), "both_right": (both, float(len(batch["first"])))}
+
+    def preview(self, model: Any, step: int) -> Iterator[tuple[str, str]]:
+        """Held-out questions, the answer that the model finds in all windows, and the right one."""
+        for question, answer in answer_questions(model, self.tokenizer, self.parts[1], SHOWN):
+            right = question.texts[0] if question.answers else "no answer"
+            yield f"{question.question}\n", f"-> {answer.text!r}; right is {right!r}"
+
+    def next_steps(self, folder: str) -> list[str]:
+        """The command that writes it for transformers."""
+        return ["to write it for transformers:", f"  minillm convert {folder} my-{self.config.architecture}-qa"]
+
+
+def divide(questions: Sequence[Question], fraction: float) -> tuple[list[Question], list[Question]]:
+    """The questions to train on, and those held out: all questions of about this share of the contexts.
+
+    Raises: InputError if either would be empty.
+    """
+    shares = {question.context: held_out_share(question.context) for question in questions}
+    limit = max(fraction, min(shares.values()))
+    train = [question for question in questions if shares[question.context] > limit]
+    held = [question for question in questions if shares[question.context] <= limit]
+    if not train:
+        raise InputError("train: all questions are about one context; give several, or --validation with another file")
+    return train, held

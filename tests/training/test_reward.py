@@ -1,0 +1,122 @@
+"""Reward training: it learns held-out pairs, reads the last real token, is saved for transformers, and is exact."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import minillm
+from minillm.checkpoint import load_checkpoint
+from minillm.errors import InputError
+from minillm.models.gpt2 import GPT2Config
+from minillm.models.llama import LlamaConfig
+from minillm.tokenizers import BPETokenizer
+from minillm.training import TrainConfig, train
+from minillm.training.tasks.reward import RewardOptions, RewardTask
+from minillm.training.trainer import accumulate_gradients, make_model
+
+MODELS: dict[str, Any] = {
+    "gpt2": GPT2Config(vocab_size=256, context=64, layers=2, heads=2, channels=32, dropout=0.1),
+    "llama": LlamaConfig(256, context=64, layers=2, heads=2, kv_heads=1, channels=32, hidden=48, tied=False),
+}
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    """Pairs whose chosen answers are in capitals, and a tokenizer."""
+    rng = np.random.default_rng(0)
+    words = ["the", "model", "reads", "text", "and", "then", "it", "writes"]
+    records = []
+    for number in range(60):
+        answer = " ".join(rng.choice(words, rng.integers(1, 4)))
+        records.append({"prompt": f"{number}:", "chosen": answer.upper(), "rejected": answer})
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    BPETokenizer.train(" ".join(words) * 9, 270, ("<|endoftext|>",)).save(tmp_path / "tokenizer")
+    return tmp_path / "pairs.jsonl"
+
+
+def settings(data: Path, architecture: str = "gpt2", out: str = "run", **changes: Any) -> TrainConfig:
+    config = TrainConfig(
+        data=str(data),
+        out=data.parent / out,
+        tokenizer=str(data.parent / "tokenizer"),
+        objective="reward",
+        architecture=architecture,
+        model=MODELS[architecture],
+        steps=40,
+        batch_size=6,
+        warmup=2,
+        lr=3e-3,
+        eval_every=20,
+        sample_every=40,
+    )
+    return dataclasses.replace(config, **changes)
+
+
+@pytest.mark.parametrize("architecture", MODELS)
+def test_held_out_pairs_are_told_apart(data, architecture, capsys) -> None:
+    run = train(settings(data, architecture))
+    records = run.metrics()
+    assert records[0]["loss"] == pytest.approx(math.log(2), abs=0.05)
+    assert records[-1]["val_accuracy"] == 1
+    assert records[-1]["val_margin"] > 1
+    assert {"accuracy", "margin", "mean_reward"} <= records[0].keys()
+    model = minillm.load(run.folder)
+    model.save_pretrained(data.parent / "saved")
+    values = json.loads((data.parent / "saved" / "config.json").read_text())
+    assert values["architectures"] == [{"gpt2": "GPT2", "llama": "Llama"}[architecture] + "ForSequenceClassification"]
+    assert len(values["id2label"]) == 1
+    assert values["pad_token_id"] != run.tokenizer.eos_id
+    task = RewardTask(run.config, run.tokenizer)
+    batch = task.made(task.out)
+    again = minillm.load(data.parent / "saved")
+    for side in range(2):
+        ids, lengths = batch["ids"][:, side], batch["lengths"][:, side]
+        ids = np.where(np.arange(ids.shape[1]) < lengths[:, None], ids, values["pad_token_id"])
+        np.testing.assert_array_equal(again(ids).data, model(ids, lengths=lengths).data)
+    assert "THE" in capsys.readouterr().out.upper()
+
+
+def test_the_reward_is_read_at_the_token_that_ends_the_answer(data) -> None:
+    task = RewardTask(settings(data))
+    batch = task.batch(0)
+    for pair in zip(batch["ids"], batch["lengths"], strict=True):
+        for ids, length in zip(*pair, strict=True):
+            assert ids[length - 1] == task.tokenizer.eos_id
+            assert (ids[: length - 1] != task.tokenizer.eos_id).all()
+    assert task.tokens(batch) == batch["lengths"].sum()
+
+
+def test_parts_of_a_batch_give_the_gradient_of_the_batch(data) -> None:
+    config = dataclasses.replace(settings(data), task=RewardOptions(centering=0.1))
+    task = RewardTask(config)
+    model = make_model(config, task.tokenizer).to("float64").train()
+    results = []
+    for parts in (1, 4):
+        model.zero_grad()
+        value = float(accumulate_gradients(model, task.batch(0), parts, task))
+        results.append((value, {name: p.grad for name, p in model.named_parameters() if p.grad is not None}))
+    assert results[0][0] == pytest.approx(results[1][0], rel=1e-12)
+    assert "score.weight" in results[0][1]
+    for name, gradient in results[0][1].items():
+        np.testing.assert_allclose(gradient, results[1][1][name], atol=1e-12)
+
+
+def test_a_run_goes_on_as_if_it_had_not_stopped(data) -> None:
+    config = settings(data, out="whole", steps=8, eval_every=4, schedule="wsd", decay_steps=0, sample_every=0)
+    whole = train(config)
+    part = train(dataclasses.replace(config, out=data.parent / "part", steps=4))
+    resumed = train(dataclasses.replace(config, out=part.folder), resume=part.folder)
+    one, other = (load_checkpoint(run.checkpoint("last")) for run in (whole, resumed))
+    assert all(array.tobytes() == other.model[name].tobytes() for name, array in one.model.items())
+
+
+def test_bad_options_are_refused() -> None:
+    with pytest.raises(InputError, match="centering is -1; give 0 or a small positive number"):
+        RewardOptions(centering=-1)
