@@ -42,13 +42,9 @@ KINDS = (
     f"a folder with {CONFIG} and {WEIGHTS}, such a .safetensors file, a .gguf file, a run directory of "
     "`minillm train`, a folder with a LoRA adapter, or a preset such as gpt2"
 )
-# For each family that wants special tokens around a text, their roles, before and after it.
-AROUND = {
-    **dict.fromkeys(("bert", "distilbert"), (("cls_token",), ("sep_token",))),
-    "roberta": (("bos_token",), ("eos_token",)),
-    "bart": ((), ("eos_token",)),
-    "xlnet": ((), ("sep_token", "cls_token")),
-}
+
+
+ENCODERS = ("bert", "distilbert", "roberta", "xlnet", "bart")  # families that want special tokens around a text
 
 
 class Place(NamedTuple):
@@ -123,7 +119,7 @@ class OpenedModel:
         if self.place.kind == "preset":
             return None, "it is a preset, whose weights are random; give a trained model"
         if self.run is not None:
-            return _with_ends(self.run), ""
+            return _with_ends(self.run, self.model), ""
         try:
             return load_tokenizer(self.place.path), ""
         except MinillmError as error:
@@ -350,12 +346,19 @@ def _ids_of(run: Run) -> SavedWith:
     return SavedWith(ids, ids)
 
 
-def _with_ends(run: Run) -> Tokenizer:
+def _with_ends(run: Run, model: Any) -> Tokenizer:
     """The tokenizer of a run, which from now on puts around a text what the run's training put there."""
-    tokenizer, roles = run.tokenizer, run.tokenizer.roles()
-    before, after = AROUND.get(run.config.architecture, ((), ()))
-    if {*before, *after} <= roles.keys() and not tokenizer.build_inputs_with_special_tokens([]):
-        tokenizer.around = [roles[role] for role in before], [roles[role] for role in after]
+    from minillm.data.frames import frame_of
+
+    tokenizer, family = run.tokenizer, run.config.architecture
+    names = {i: token for token, i in tokenizer.special_tokens.items()}
+    if tokenizer.build_inputs_with_special_tokens([]):
+        return tokenizer
+    if hasattr(model, "conditioned"):
+        tokenizer.around = [], [names[model.config.eos_id]]
+    elif family in ENCODERS:
+        frame = frame_of(tokenizer, family)
+        tokenizer.around = [names[i] for i in frame.before], [names[i] for i in frame.after]
     return tokenizer
 
 
