@@ -241,7 +241,8 @@ def help_lines(kind: type, command: str, default: Any = None) -> Iterator[str]:
         value = option.default
         for name in option.path if default is not None else ():
             value = getattr(default if name == option.path[0] else value, name)
-        shown = "" if value in (None, (), dataclasses.MISSING) else f" (default: {shlex.quote(str(value))})"
+        default_text = f"{value:.10g}" if isinstance(value, float) else shlex.quote(str(value))
+        shown = "" if value in (None, (), "", dataclasses.MISSING) else f" (default: {default_text})"
         sign = f", --no-{option.name[2:]}" if option.kind is bool else f" {_example(option)}"
         text = texts[option.path[-1]]
         text = text[:1].upper() + text[1:] + shown
