@@ -27,6 +27,7 @@ import numpy as np
 from minillm import hub, models
 from minillm.dtypes import as_dtype
 from minillm.errors import CheckpointError, InputError, MinillmError, did_you_mean
+from minillm.nn import uninitialized
 from minillm.pretrained import FAMILIES, SavedWith, keep
 from minillm.stored import CONFIG, INDEX, WEIGHTS, read_json
 from minillm.weights import build_model
@@ -258,7 +259,7 @@ def open_model(path: str | Path, dtype: Any = "float32", device: str = "cpu", *,
     """Open the model that `path` means, with its weights converted to `dtype`, on `device`, in evaluation mode.
 
     random: accept a preset, whose weights are random, as before a training.
-    Memory: the weights, and a few megabytes; of a run, the checkpoint too.
+    Memory: the weights, and a few megabytes; of a run, the weights twice.
     Raises: InputError for a name that is not there, or what is not supported here; CheckpointError for files that are
         none of the known forms, missing, cut short or do not fit.
     """
@@ -310,11 +311,22 @@ def _opened(place: Place, dtype: Any) -> OpenedModel:
         return OpenedModel(place, hub.load(place.path, dtype))
     if place.kind == "adapter":
         return _opened_adapter(place, dtype)
-    _, kind, config, run = described(place.path) if place.kind == "preset" else _described_run(place)
+    if place.kind == "run":
+        return _opened_run(place, dtype)
+    _, kind, config, _ = described(place.path)
     model = build_model(place.path, kind, config)
-    if run is not None:
-        model.load_state_dict(_checkpoint(run, place.checkpoint).model)
-        keep(model, _ids_of(run))
+    if as_dtype(dtype) != np.float32:
+        model.to(dtype)
+    return OpenedModel(place, model.eval())
+
+
+def _opened_run(place: Place, dtype: Any) -> OpenedModel:
+    _, kind, config, run = _described_run(place)
+    assert run is not None
+    with uninitialized():
+        model = build_model(place.path, kind, config)
+    model.load_state_dict(_checkpoint(run, place.checkpoint).model)
+    keep(model, _ids_of(run))
     if as_dtype(dtype) != np.float32:
         model.to(dtype)
     return OpenedModel(place, model.eval(), run)
@@ -326,7 +338,7 @@ def _checkpoint(run: Run, name: str | None) -> Checkpoint:
 
     names = ("best", "last") if name is None else (name,)
     there = [name for name in names if run.checkpoint(name).exists()]
-    return load_checkpoint(run.checkpoint((there or names)[0]))
+    return load_checkpoint(run.checkpoint((there or names)[0]), moments=False)
 
 
 def _ids_of(run: Run) -> SavedWith:

@@ -218,6 +218,15 @@ def test_an_adapter_is_opened_with_its_base_merged(made, tmp_path, monkeypatch) 
     assert open_model("merged").tokenizer.vocab_size == 270
 
 
+def test_commands_about_tokenizers_take_models_too(made, capsys) -> None:
+    for path, tokenizer in ((made.run, Run.open(made.run).tokenizer), (made.llama, load_tokenizer(made.llama))):
+        main(["tokenizer", "encode", str(path), "the model"])
+        ids = capsys.readouterr().out.split()
+        assert list(map(int, ids)) == tokenizer.encode("the model")
+        main(["tokenizer", "decode", str(path), *ids])
+        assert capsys.readouterr().out == "the model\n"
+
+
 def test_paths_may_be_texts_and_relative(made, monkeypatch) -> None:
     monkeypatch.chdir(made.folder)
     assert same(minillm.load("run"), minillm.load(Path("run/")))
