@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import numpy as np
 
 from minillm import hub, models
+from minillm import random as drawing
 from minillm.dtypes import as_dtype
 from minillm.errors import CheckpointError, InputError, MinillmError, did_you_mean
 from minillm.nn import uninitialized
@@ -314,7 +315,8 @@ def _opened(place: Place, dtype: Any) -> OpenedModel:
     if place.kind == "run":
         return _opened_run(place, dtype)
     _, kind, config, _ = described(place.path)
-    model = build_model(place.path, kind, config)
+    with drawing.using(drawing.Generator(0)):  # the same weights whenever a preset is named
+        model = build_model(place.path, kind, config)
     if as_dtype(dtype) != np.float32:
         model.to(dtype)
     return OpenedModel(place, model.eval())

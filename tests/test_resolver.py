@@ -106,6 +106,23 @@ def test_a_preset_is_opened_only_where_random_weights_make_sense() -> None:
             function(name)
 
 
+@pytest.mark.parametrize("family", ["gpt2", "llama", "gemma", "bert", "roberta", "distilbert", "xlnet", "bart"])
+def test_models_of_every_family_are_compared_by_name(family, tmp_path, capsys) -> None:
+    """A preset has the same random weights whenever it is named; a changed weight is found."""
+    name = f"{family}-nano"
+    model = open_model(name, random=True).model
+    main(["diff", name, name])
+    assert re.fullmatch(r"all \d+ layers agree; the largest difference is 0\.0e\+00\n", capsys.readouterr().out)
+    weights = {name: weight.data for name, weight in model.named_parameters() if "h." in name and weight.data.any()}
+    changed = max(weights, key=lambda name: weights[name].size)
+    weights[changed][...] *= 1.5
+    model.save_pretrained(tmp_path / "changed")
+    with pytest.raises(SystemExit) as caught:
+        main(["diff", name, str(tmp_path / "changed")])
+    assert caught.value.code == 1
+    assert capsys.readouterr().out.startswith(f"{changed.rpartition('.')[0]}: differs by ")
+
+
 def test_a_folder_comes_before_a_preset_of_its_name(made, tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert find("gpt2").kind == "preset"
