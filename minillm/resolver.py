@@ -300,7 +300,28 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
         return load_gguf_tokenizer(path)
     folder = path.parent if path.suffix == ".safetensors" else path
     folder = folder.parent if folder.name == "checkpoints" and is_run(folder.parent) else folder
-    return Tokenizer.from_file(folder / "tokenizer" if is_run(folder) else folder)
+    return _old_tokenizer(folder) or Tokenizer.from_file(folder / "tokenizer" if is_run(folder) else folder)
+
+
+def _old_tokenizer(folder: Path) -> Tokenizer | None:
+    """The tokenizer of a folder that has no tokenizer.json, but BERT's or GPT-2's older files; else None."""
+    from minillm.tokenizers import BPETokenizer, WordPieceTokenizer
+    from minillm.tokenizers.files import names_beside
+
+    if (folder / "tokenizer.json").exists() or not (folder / CONFIG).is_file():
+        return None
+    kind = read_json(folder / CONFIG).get("model_type")
+    if kind in ("bert", "distilbert") and (folder / "vocab.txt").is_file():
+        said = read_json(folder / "tokenizer_config.json") if (folder / "tokenizer_config.json").is_file() else {}
+        return WordPieceTokenizer.from_vocab_txt(folder / "vocab.txt", lowercase=said.get("do_lower_case", True))
+    if kind in ("gpt2", "roberta", "bart") and (folder / "merges.txt").is_file():
+        tokenizer = BPETokenizer.from_gpt2_files(folder / "vocab.json", folder / "merges.txt")
+        if kind != "gpt2":
+            tokenizer.around = ["<s>"], ["</s>"]
+        names = {"eos_token": "</s>", "bos_token": "<s>"} if kind != "gpt2" else {}
+        tokenizer.name_special_tokens(**names | names_beside("load", folder))
+        return tokenizer
+    return None
 
 
 def _opened(place: Place, dtype: Any) -> OpenedModel:

@@ -20,7 +20,7 @@ from minillm.models.gpt2 import GPT2, GPT2Config
 from minillm.models.llama import Llama, LlamaConfig
 from minillm.pretrained import SavedWith, keep
 from minillm.resolver import described, find, load_tokenizer, open_model, presets
-from minillm.tokenizers import BPETokenizer
+from minillm.tokenizers import BPETokenizer, WordPieceTokenizer
 from minillm.training.run import Run
 
 TEXT = "the model reads a text, and then it writes what it has read; " * 40
@@ -153,6 +153,29 @@ def test_a_tokenizer_that_cannot_be_used_is_no_reason_to_refuse_the_weights(made
     with pytest.raises(InputError, match=r"^chat: .*a has no tokenizer to use: .*cannot read .*tokenizer.json"):
         open_model(tmp_path / "a").needed_tokenizer("chat")
     assert load_tokenizer(made.llama / "tokenizer.json").vocab_size == 270
+
+
+@pytest.mark.oracle
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("kind", ["bert", "cased", "gpt2", "roberta"])
+def test_folders_with_older_tokenizer_files(tmp_path, kind) -> None:
+    """Without a tokenizer.json, transformers makes one of vocab.txt, or of vocab.json and merges.txt."""
+    transformers = pytest.importorskip("transformers")
+    if kind in ("bert", "cased"):
+        (tmp_path / "config.json").write_text('{"model_type": "bert"}')
+        WordPieceTokenizer.train(TEXT + " Über Ünten", 90).save_vocab_txt(tmp_path / "vocab.txt")
+        (tmp_path / "tokenizer_config.json").write_text(json.dumps({"do_lower_case": kind == "bert"}))
+        theirs = transformers.BertTokenizer.from_pretrained(tmp_path, do_lower_case=kind == "bert")
+    else:
+        (tmp_path / "config.json").write_text(json.dumps({"model_type": kind}))
+        specials = ("<s>", "<pad>", "</s>", "<unk>", "<mask>") if kind == "roberta" else ("<|endoftext|>",)
+        BPETokenizer.train(TEXT, 290, specials).save_gpt2_files(tmp_path)
+        theirs = getattr(transformers, {"gpt2": "GPT2Tokenizer", "roberta": "RobertaTokenizer"}[kind]).from_pretrained(
+            tmp_path
+        )
+    ours = minillm.load_tokenizer(tmp_path)
+    for text in ("the model reads a text", "  It Über writes\n what, then?", "é😀"):
+        assert ours.build_inputs_with_special_tokens(ours.encode(text)) == theirs(text)["input_ids"]
 
 
 # What is not
