@@ -10,13 +10,11 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
-from minillm.commands.train import Train, check_effect, config_of, run_ranks
+from minillm.commands.train import Train, check_effect, config_of, run_ranks, starting_model
 from minillm.errors import InputError
 from minillm.options import Positional, filled, scan
-from minillm.resolver import described
-from minillm.training.config import CONFIGS
 from minillm.training.tasks import task_class
 
 
@@ -70,20 +68,3 @@ def finetune(task: str, kind: type[Finetune], arguments: list[str]) -> None:
     check_effect(values, given)
     start = starting_model(given.start, command)
     run_ranks(command, arguments, config_of(given, **start, preset=f"{Path(given.start).stem}-{task}"), given)
-
-
-def starting_model(path: str, command: str) -> dict[str, Any]:
-    """The settings that say which model training starts from: its family, its configuration and its path.
-
-    Raises: InputError for a preset, whose weights are random; as `described` for a path that means no model.
-    """
-    found = described(path, command)
-    if found.place.kind == "preset":
-        raise InputError(
-            f"{command}: {path} is a preset, whose weights are random; train one first (`minillm train`), or give a "
-            "trained model"
-        )
-    architecture = found.kind.__module__.rpartition(".")[2]  # type: ignore[attr-defined]
-    if architecture not in CONFIGS:
-        raise InputError(f"{command}: {path} is a {architecture}, which cannot be tuned; give a {', '.join(CONFIGS)}")
-    return {"architecture": architecture, "model": found.config, "init": path}

@@ -10,7 +10,7 @@ from typing import Any
 
 from minillm.errors import InputError
 from minillm.options import filled, peek, scan
-from minillm.training.config import TrainConfig, preset
+from minillm.training.config import CONFIGS, TrainConfig, preset
 
 CHANGEABLE_ON_RESUME = {
     *("progress", "device", "steps", "eval_every", "eval_batches", "patience", "sample_every", "sample_tokens"),
@@ -99,11 +99,45 @@ def starting_point(arguments: list[str]) -> TrainConfig:
     """The settings that hold where nothing else is given: those of the preset, or of the model and the objective."""
     config = preset(peek(arguments, "--preset") or "default")
     architecture, objective = peek(arguments, "--model"), peek(arguments, "--objective")
-    return config.with_model(architecture or config.architecture, objective)
+    if (init := peek(arguments, "--init")) is None:
+        return config.with_model(architecture or config.architecture, objective)
+    start = starting_model(init, "train")
+    if architecture not in (None, start["architecture"]):
+        raise InputError(
+            f"train: --model is {architecture}, but {init} is a {start['architecture']}; leave --model out"
+        )
+    return dataclasses.replace(config.with_model(start["architecture"], objective), **start)
+
+
+def starting_model(path: str, command: str) -> dict[str, Any]:
+    """The settings that say which model training starts from: its family, its configuration and its path.
+
+    Raises: InputError for a preset, whose weights are random; as `described` for a path that means no model.
+    """
+    from minillm.resolver import described
+
+    found = described(path, command)
+    if found.place.kind == "preset":
+        raise InputError(
+            f"{command}: {path} is a preset, whose weights are random; train one first (`minillm train`), or give a "
+            "trained model"
+        )
+    architecture = found.kind.__module__.rpartition(".")[2]  # type: ignore[attr-defined]
+    if architecture not in CONFIGS:
+        raise InputError(f"{command}: {path} is a {architecture}, which cannot be tuned; give a {', '.join(CONFIGS)}")
+    return {"architecture": architecture, "model": found.config, "init": path}
 
 
 def check_effect(values: dict[tuple[str, ...], Any], given: Train) -> None:
     """Raise InputError for an option that was given and would do nothing beside the others."""
+    if given.init is not None:
+        for path in values:
+            name = path[-1].replace("_", "-")
+            if (path[0] == "model" and "dropout" not in name) or path == ("tokenizer",):
+                raise InputError(
+                    f"train: --{name} would change the model that --init {given.init} names, which keeps its shape and "
+                    "its tokenizer; leave it out"
+                )
     needs = {
         ("decay_steps",): (given.schedule == "wsd", "--schedule wsd"),
         ("beta1",): (given.optimizer == "adamw", "--optimizer adamw"),
