@@ -500,7 +500,7 @@ def test_a_head_that_a_model_lacks_begins_anew(folder: Path, runs: dict[str, Run
             "train: --layers would change the model that --init RUN names",
         ),
         ("--init RUN --tokenizer bpe", "train: --tokenizer would change the model that --init RUN names"),
-        ("--init RUN --model bert", "train: --model is bert, but RUN is a gpt2; leave --model out"),
+        ("--init RUN --model bert", "train: RUN is a gpt2; leave --model bert out"),
         ("--init gpt2", "train: gpt2 is a preset, whose weights are random"),
         ("--init nowhere", "train: nowhere is no preset, and no folder or file of this name is there"),
     ],
@@ -521,7 +521,8 @@ def test_overfitting_is_told_and_drawn(folder: Path, tmp_path: Path, capsys) -> 
     text.write_text("".join(np.random.default_rng(0).choice(list("abcdefgh "), 600)))  # there is nothing to understand
     model = dataclasses.replace(RUNS["gpt2"]["model"], channels=48, dropout=0.0)
     config = run_of("gpt2", folder, out=str(tmp_path / "run"), steps=200, eval_every=20, tokenizer="char")
-    run = train(dataclasses.replace(config, data=str(text), model=model, lr=5e-3, validation_fraction=0.3))
+    config = dataclasses.replace(config, data=str(text), model=model, lr=5e-3, weight_decay=0.0, batch_size=16)
+    run = train(dataclasses.replace(config, validation_fraction=0.3))
     found = parted(run.metrics())
     assert found is not None
     best = load_checkpoint(run.checkpoint("best")).state
