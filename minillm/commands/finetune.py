@@ -56,10 +56,59 @@ def finetune_sft(arguments: list[str]) -> None:
     finetune("sft", FinetuneSft, arguments)
 
 
-def finetune(task: str, kind: type[Finetune], arguments: list[str]) -> None:
+@dataclass(frozen=True)
+class FinetuneDpo(Finetune):
+    """Teach a model which of two answers is better, by DPO and its family, from pairs of answers."""
+
+    data: str = ""
+    """A .jsonl or .json file of records: a prompt, an instruction or messages, with answers chosen and rejected."""
+    batch_size: int = 8
+    """Pairs per step."""
+    lr: float = 1e-6
+    """Peak learning rate; with LoRA some 20 times as much."""
+
+
+def finetune_dpo(arguments: list[str]) -> None:
+    """Direct preference optimisation; training/tasks/preference.py."""
+    finetune("dpo", FinetuneDpo, arguments, "preference")
+
+
+@dataclass(frozen=True)
+class FinetuneReward(Finetune):
+    """Teach a model to score answers, from pairs of a better and a worse one."""
+
+    data: str = ""
+    """A .jsonl or .json file of records: a prompt, an instruction or messages, with answers chosen and rejected."""
+    batch_size: int = 8
+    """Pairs per step."""
+
+
+def finetune_reward(arguments: list[str]) -> None:
+    """A reward model; training/tasks/reward.py."""
+    finetune("reward", FinetuneReward, arguments)
+
+
+@dataclass(frozen=True)
+class FinetuneGrpo(Finetune):
+    """Let a model learn from rewards of the answers that it samples itself, by GRPO."""
+
+    data: str = ""
+    """A .jsonl or .json file of prompts with answers to check, as for sft; or `builtin`, sums that are made here."""
+    batch_size: int = 64
+    """Answers per step, a multiple of --group-size."""
+    lr: float = 1e-6
+    """Peak learning rate; for small models and with LoRA 10 to 100 times as much."""
+
+
+def finetune_grpo(arguments: list[str]) -> None:
+    """Group relative policy optimisation; training/tasks/grpo.py."""
+    finetune("grpo", FinetuneGrpo, arguments)
+
+
+def finetune(task: str, kind: type[Finetune], arguments: list[str], objective: str | None = None) -> None:
     """Read the options of a task's command, open the model that is named, and train it."""
-    command = f"finetune {task}"
-    before = kind(objective=task, architecture=next(iter(task_class(task).models)))
+    command, objective = f"finetune {task}", objective or task
+    before = kind(objective=objective, architecture=next(iter(task_class(objective).models)))
     values = scan(kind, command, arguments, before)
     given = filled(kind, command, values, before)
     for name, shown, example in (("start", "MODEL", "runs/mine"), ("data", "--data", "--data records.jsonl")):
