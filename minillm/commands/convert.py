@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from minillm.beside import is_run
 from minillm.errors import InputError
 from minillm.export import save
 from minillm.options import Positional, read
-from minillm.resolver import is_run, open_model
+from minillm.resolver import open_model
 
 
 @dataclass(frozen=True)
