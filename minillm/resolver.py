@@ -154,6 +154,8 @@ def _nothing_at(name: str, path: Path, function: str) -> MinillmError:
     if path.exists():
         return CheckpointError(f"{function}: {path} is a file of another kind; give {KINDS}")
     hint = "" if len(path.parts) > 1 else did_you_mean(name, presets())
+    if function == "load" and "did you mean" not in hint:  # the names of all presets help those who may give one
+        hint = ""
     return InputError(
         f"{function}: {name} is no preset, and no folder or file of this name is there; give {KINDS}{hint}"
     )
