@@ -14,10 +14,11 @@ its weights, and keeps beside it what its files say: the tokenizer, the ids that
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import pkgutil
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -29,6 +30,8 @@ from minillm import random as drawing
 from minillm.beside import chat_text_in, ids_of, is_run, learned_to_talk, load_tokenizer, template_of_run, with_ends
 from minillm.dtypes import as_dtype
 from minillm.errors import CheckpointError, InputError, MinillmError, did_you_mean
+from minillm.lora import add_lora, base_checksum, load_lora, load_lora_state_dict, merge
+from minillm.models.heads import take_body
 from minillm.nn import uninitialized
 from minillm.pretrained import FAMILIES, SavedWith, keep
 from minillm.stored import CONFIG, INDEX, WEIGHTS, read_json
@@ -233,7 +236,7 @@ def _described_run(place: Place) -> Described:
 
     run = Run.open(place.path)
     task = task_class(run.config.objective)
-    return Described(place, task.model_class(run.config.architecture), task.shape(run.config, run.tokenizer), run)
+    return Described(place, task.model_class(run.config), task.shape(run.config, run.tokenizer), run)
 
 
 def _base_of(folder: Path) -> Path:
@@ -303,9 +306,13 @@ def _opened(place: Place, dtype: Any) -> OpenedModel:
 def _opened_run(place: Place, dtype: Any) -> OpenedModel:
     _, kind, config, run = _described_run(place)
     assert run is not None
-    with uninitialized():
-        model = build_model(place.path, kind, config)
-    model.load_state_dict(_checkpoint(run, place.checkpoint).model)
+    checkpoint = _checkpoint(run, place.checkpoint)
+    if run.config.lora is not None:
+        model = _with_adapters(run, checkpoint, lambda: build_model(place.path, kind, config))
+    else:
+        with uninitialized():
+            model = build_model(place.path, kind, config)
+        model.load_state_dict(checkpoint.model)
     keep(model, ids_of(run))
     if as_dtype(dtype) != np.float32:
         model.to(dtype)
@@ -323,12 +330,38 @@ def _checkpoint(run: Run, name: str | None) -> Checkpoint:
 
 def _opened_adapter(place: Place, dtype: Any) -> OpenedModel:
     """The base model with the adapter merged into its weights, as a model of its own."""
-    from minillm.lora import load_lora, merge
-
     base = open_model(_base_of(place.path), dtype)
-    trained = [parameter.requires_grad for parameter in base.model.parameters()]
-    model = merge(load_lora(base.model, place.path))
+    with _left_plain(base.model) as model:
+        merge(load_lora(model, place.path))
+    return OpenedModel(place, model.eval(), base=base)
+
+
+def _with_adapters(run: Run, checkpoint: Checkpoint, build: Callable[[], Any]) -> Any:
+    """The model of a run that trained adapters: that from which it started, with the adapters merged into it."""
+    with drawing.using(drawing.Generator(run.config.seed)):  # as the run began
+        model = build()
+    if run.config.init is not None:
+        start = open_model(run.config.init).model
+        if type(start) is type(model) and start.config == model.config:
+            model.load_state_dict(start.state_dict())
+        else:
+            take_body(model, start)
+    with _left_plain(model):
+        add_lora(model, run.config.lora)
+        if checkpoint.state.get("base") != base_checksum(model):
+            raise CheckpointError(
+                f"load: the weights under the adapters of {run.folder} are not those that they were trained on; put "
+                f"{run.config.init or 'this version of minillm'} back as it was"
+            )
+        load_lora_state_dict(model, checkpoint.model)
+        return merge(model)
+
+
+@contextlib.contextmanager
+def _left_plain(model: Any) -> Iterator[Any]:
+    """Make a model, whose adapters are added and merged within, one like any other: all that was trained can be."""
+    trained = [parameter.requires_grad for parameter in model.parameters()]
+    yield model
     for parameter, was_trained in zip(model.parameters(), trained, strict=False):  # an untied output layer is the last
         parameter.requires_grad_(was_trained)
     del vars(model)["lora"]  # the memory of the weights from before
-    return OpenedModel(place, model.eval(), base=base)
