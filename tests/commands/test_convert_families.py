@@ -13,15 +13,30 @@ from minillm.autograd import no_grad
 from minillm.chat_templates import Message, chat_template
 from minillm.cli import main
 from minillm.generate import generate
+from minillm.models.distilbert import DistilBertConfig
+from minillm.models.gemma import GemmaConfig
+from minillm.models.llama import LlamaConfig
 from minillm.resolver import open_model
 from minillm.tokenizers import BPETokenizer
 from minillm.training import train
+from minillm.training.tasks.masked import MaskedOptions
 from tests.training import task_runs, test_head_tasks, test_reward, test_sft
 
 TEXTS = ("The model reads text and then", "It writes what. Has been read")
 HEADS = ("bert", "distilbert", "roberta", "xlnet", "bart")
 TASKS = ("sft", "reward gpt2", "reward llama", *(f"{task} {one}" for task in ("classify", "qa") for one in HEADS))
-RUNS = (*task_runs.RUNS, *TASKS)
+MORE = {
+    "distilbert": dict(
+        architecture="distilbert",
+        model=DistilBertConfig(**task_runs.ENCODER),
+        objective="masked",
+        tokenizer="wordpiece",
+        task=MaskedOptions(length=14, next_sentence=False),
+    ),
+    "gemma": dict(architecture="gemma", model=GemmaConfig.preset("nano", vocab_size=290)),
+    "untied llama": dict(architecture="llama", model=LlamaConfig.preset("nano", vocab_size=290, tied=False)),
+}
+RUNS = (*task_runs.RUNS, *MORE, *TASKS)
 
 
 @pytest.fixture(scope="module")
@@ -43,6 +58,9 @@ def settings(name: str, folder: Path) -> Any:
     if name in task_runs.RUNS:
         task_runs.write_data(folder)
         return task_runs.run_of(name, folder, steps=3, warmup=1)
+    if name in MORE:
+        task_runs.write_data(folder)
+        return task_runs.run_of("gpt2", folder, steps=3, warmup=1, **MORE[name])
     few = dict(steps=2, warmup=0, eval_every=2, sample_every=0)
     kind, _, family = name.partition(" ")
     data = folder / "data.jsonl"
