@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,10 @@ from minillm.autograd import no_grad
 from minillm.chat_templates import Message, chat_template
 from minillm.cli import main
 from minillm.generate import generate
+from minillm.lora import LoraConfig
 from minillm.models.distilbert import DistilBertConfig
 from minillm.models.gemma import GemmaConfig
+from minillm.models.gpt2 import GPT2
 from minillm.models.llama import LlamaConfig
 from minillm.resolver import open_model
 from minillm.tokenizers import BPETokenizer
@@ -24,7 +27,13 @@ from tests.training import task_runs, test_head_tasks, test_reward, test_sft
 
 TEXTS = ("The model reads text and then", "It writes what. Has been read")
 HEADS = ("bert", "distilbert", "roberta", "xlnet", "bart")
-TASKS = ("sft", "reward gpt2", "reward llama", *(f"{task} {one}" for task in ("classify", "qa") for one in HEADS))
+TASKS = (
+    "sft",
+    "sft lora",
+    "reward gpt2",
+    "reward llama",
+    *(f"{task} {one}" for task in ("classify", "qa") for one in HEADS),
+)
 MORE = {
     "distilbert": dict(
         architecture="distilbert",
@@ -66,7 +75,14 @@ def settings(name: str, folder: Path) -> Any:
     data = folder / "data.jsonl"
     if kind == "sft":
         data.write_text("\n".join(map(json.dumps, test_sft.records(40))))
-        return test_sft.settings(data, **few)
+        if family != "lora":
+            return test_sft.settings(data, **few)
+        tokenizer = BPETokenizer.train("Colour of snow? white " * 20, test_sft.NANO.vocab_size)
+        tokenizer.save(folder / "base")
+        shape = dataclasses.replace(test_sft.NANO, vocab_size=tokenizer.vocab_size)
+        GPT2(shape).save_pretrained(folder / "base")
+        start = dict(model=shape, init=str(folder / "base"), lora=LoraConfig(rank=2))
+        return test_sft.settings(data, **few, **start, lr=0.1)
     if kind == "reward":
         records = ({"prompt": f"{i}:", "chosen": "THE TEXT", "rejected": "the text"} for i in range(40))
         data.write_text("\n".join(map(json.dumps, records)))
@@ -128,7 +144,7 @@ def outputs(found: Any) -> list[Any]:
     return [found[name] for name in names if name in found]
 
 
-@pytest.mark.parametrize("name", ["gpt2", "llama", "bart", "pairs", "sft"])
+@pytest.mark.parametrize("name", ["gpt2", "llama", "bart", "pairs", "sft", "sft lora"])
 def test_runs_that_write_are_sampled_before_and_after(run_of, tmp_path, capsys, name) -> None:
     run = run_of(name)
     main(["convert", str(run), str(tmp_path / "out")])
