@@ -112,11 +112,18 @@ def with_labels(given: FinetuneHead, found: Described) -> Any:
 
     Raises: InputError for data with a class that the head of the model lacks.
     """
+    config = found.config if given.task.dropout is None else with_dropout(found.config, given.task.dropout)
     if given.objective == "qa":
-        return replace(found.config, labels=2, label_names=())
+        return replace(config, labels=2, label_names=())
     labels = read_labelled(given.data, given.task.text, given.task.label).labels
     known = found.config.label_names
     if found.kind.__name__.endswith("ForSequenceClassification") and known and not given.task.new_head:  # type: ignore[attr-defined]
         check_labels(labels, known)
-        return found.config
-    return replace(found.config, labels=len(labels), label_names=labels, problem_type=None)
+        return config
+    return replace(config, labels=len(labels), label_names=labels, problem_type=None)
+
+
+def with_dropout(config: Any, probability: float) -> Any:
+    """The configuration with this probability at all places with dropout."""
+    names = {field.name for field in dataclasses.fields(config) if field.name.endswith("dropout")}
+    return replace(config, **dict.fromkeys(names, probability))

@@ -28,8 +28,12 @@ class HeadOptions:
     """Begin with a new head even if the model has one for these classes."""
     vocab_size: int = 8000
     """Tokens of the vocabulary that is learned from the training texts, if the model is a preset."""
+    dropout: float | None = None
+    """Dropout probability in the encoder and before the head; by default the model's own."""
 
     def __post_init__(self):
+        if self.dropout is not None and not 0 <= self.dropout < 1:
+            raise InputError(f"train: dropout is {self.dropout}; give a probability of at least 0 and below 1")
         if self.vocab_size < 300:
             raise InputError(f"train: vocab_size is {self.vocab_size}; give 300 or more")
 
@@ -50,8 +54,8 @@ class HeadTask(Task):
     def start_from(self, model: Any, opened: Any) -> None:  # type: ignore[override]
         """Take the body of an opened model, and its head too if it has the same classes."""
         other = opened.model
-        same = type(other) is type(model) and other.config == model.config and not self.options.new_head
-        if same:
+        same = type(other) is type(model) and other.config.label_names == model.config.label_names
+        if same and other.config.labels == model.config.labels and not self.options.new_head:
             model.load_state_dict(other.state_dict())
             keep(model, opened.saved_with)
         else:
