@@ -233,7 +233,7 @@ def _described_run(place: Place) -> Described:
 
     run = Run.open(place.path)
     task = task_class(run.config.objective)
-    return Described(place, task.model_class(run.config.architecture), task.shape(run.config, run.tokenizer), run)
+    return Described(place, task.model_class(run.config), task.shape(run.config, run.tokenizer), run)
 
 
 def _base_of(folder: Path) -> Path:

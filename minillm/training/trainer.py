@@ -35,7 +35,7 @@ from minillm.nn import Module
 from minillm.optim import SGD, AdamW, Optimizer, cosine_schedule, decay_groups, wsd_schedule
 from minillm.parallel.communicator import Alone, Communicator, agree, broadcast_arrays, broadcast_bytes
 from minillm.parallel.data_parallel import model_blocks
-from minillm.parallel.mesh import Mesh, ParallelModel, parse_layers
+from minillm.parallel.mesh import Mesh, ParallelModel
 from minillm.parallel.objective import (
     NEXT_TOKENS,
     Batch,
@@ -44,7 +44,7 @@ from minillm.parallel.objective import (
     loss_of_rows,
     micro_batches_of,
 )
-from minillm.parallel.recompute import recompute
+from minillm.parallel.recompute import parse_layers, recompute
 from minillm.resolver import open_model
 from minillm.tokenizers import Tokenizer
 from minillm.training import speed

@@ -141,7 +141,7 @@ class Task(Objective):
     @classmethod
     def make_model(cls, config: Any, tokenizer: Tokenizer) -> Any:
         """A new model of these settings."""
-        return cls.model_class(config.architecture)(cls.shape(config, tokenizer))
+        return cls.model_class(config)(cls.shape(config, tokenizer))
 
     @classmethod
     def start_from(cls, model: Any, opened: Any) -> None:
@@ -150,7 +150,9 @@ class Task(Objective):
         keep(model, opened.saved_with)
 
     @classmethod
-    def model_class(cls, architecture: str) -> Any:
-        """The class of the models that this task trains."""
-        cls.check_model(architecture)
-        return getattr(importlib.import_module(f"minillm.models.{architecture}"), cls.models[architecture])
+    def model_class(cls, config: Any) -> Any:
+        """The class of the model of these settings."""
+        cls.check_model(config.architecture)
+        return getattr(
+            importlib.import_module(f"minillm.models.{config.architecture}"), cls.models[config.architecture]
+        )
