@@ -17,6 +17,7 @@ from minillm.models.heads import take_body
 from minillm.parallel.objective import Batch
 from minillm.pretrained import keep
 from minillm.tokenizers import BPETokenizer, Tokenizer, UnigramTokenizer, WordPieceTokenizer
+from minillm.training.tasks.families import named, scale_matrices, special_tokens
 from minillm.training.tasks.task import Task
 
 
@@ -72,6 +73,12 @@ class HeadTask(Task):
         given = {name: i for name, i in ids.items() if name in known and i is not None}
         return dataclasses.replace(config.model, vocab_size=tokenizer.vocab_size, **given)
 
+    @classmethod
+    def make_model(cls, config: Any, tokenizer: Tokenizer) -> Any:
+        """A new model of these settings; if it starts from nothing, with matrices that a narrow one learns from."""
+        model = super().make_model(config, tokenizer)
+        return scale_matrices(model) if config.init is None else model
+
     def padded(self, rows: Sequence[tuple[Sequence[int], Sequence[int]]]) -> Batch:
         """The arrays of some framed texts."""
         return padded(rows, self.frame, self.padding_id)
@@ -83,17 +90,9 @@ class HeadTask(Task):
 
 def new_tokenizer(family: str, texts: Iterable[str], vocab_size: int) -> Tokenizer:
     """A tokenizer of the kind that a family uses, learned from texts."""
-    texts = list(texts)
-    if family in ("bert", "distilbert"):
-        return WordPieceTokenizer.train(texts, vocab_size)
-    if family == "xlnet":
-        roles = {"pad_token": "<pad>", "cls_token": "<cls>", "sep_token": "<sep>"}
-        made: Tokenizer = UnigramTokenizer.train(texts, vocab_size, special_tokens=tuple(roles.values()))
-    else:
-        roles = {"bos_token": "<s>", "pad_token": "<pad>", "eos_token": "</s>"}
-        made = BPETokenizer.train(texts, vocab_size, tuple(roles.values()))
-    made.name_special_tokens(**roles)
-    return made
+    kinds: dict[str, Any] = {"bert": WordPieceTokenizer, "distilbert": WordPieceTokenizer, "xlnet": UnigramTokenizer}
+    kind = kinds.get(family, BPETokenizer)
+    return named(kind.train(list(texts), vocab_size, special_tokens=special_tokens(family)), family)
 
 
 def checksum_of(rows: Iterable[Sequence[int]]) -> str:
