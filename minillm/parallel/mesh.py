@@ -27,6 +27,7 @@ from minillm.backend import Array
 from minillm.device import like, to_host
 from minillm.dtypes import as_dtype
 from minillm.errors import CheckpointError, InputError
+from minillm.lora import add_lora, is_lora, record_of
 from minillm.nn import Decoder, uninitialized
 from minillm.optim import FlatGroup, Optimizer, decay_groups
 from minillm.parallel.communicator import Alone, Communicator, agree_on_weights, bounds
@@ -275,8 +276,12 @@ class ParallelModel:
             return None
         with uninitialized():
             model = self.kind(self.config)
+            if is_lora(self.model):
+                add_lora(model, record_of(self.model, "gather").config)
+        frozen = {one.name: one.data for one in self.model.parameters() if not one.requires_grad}  # here on every rank
+        kept = next(iter(self.data.units.values())).kept_data
         for name, parameter in model.named_parameters():
-            parameter.data = like(weights[name], next(iter(self.data.units.values())).kept_data)
+            parameter.data = frozen[name] if name in frozen else like(weights[name], kept)
         return model
 
     def state_dict(self) -> dict[str, Array] | None:

@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Literal, get_args, get_type_hints
 
 from minillm.device import is_device
 from minillm.errors import CheckpointError, InputError, did_you_mean
+from minillm.lora import LoraConfig
 from minillm.models.bart_config import BartConfig, both_sides
 from minillm.models.config import Config, check_types
 from minillm.models.gpt2 import GPT2Config
@@ -85,7 +86,7 @@ MOST_THREADS = 256  # a process starts each of them
 
 
 HEADINGS = {
-    "model": "architecture model init",
+    "model": "architecture model init lora",
     "data": "data field tokenizer validation_fraction objective task",
     "optimiser": "batch_size micro_batches optimizer lr min_lr beta1 beta2 weight_decay clip",
     "schedule": "steps warmup schedule decay_steps patience eval_every eval_batches",
@@ -133,6 +134,8 @@ class TrainConfig:
         default_factory=lambda: GPT2Config(1024, context=128, layers=4, heads=4, channels=128, dropout=0.1)
     )
     """Shape of the model; vocab_size sets the size of a BPE trained here; a char or loaded tokenizer sets it itself."""
+    lora: LoraConfig | None = None
+    """Adapters to train in place of the model's own weights; without, all weights are trained."""
     steps: int = 2000
     """Number of optimiser steps."""
     batch_size: int = 12
@@ -214,6 +217,11 @@ class TrainConfig:
         if not self.clip > 0:
             raise InputError(
                 f"train: clip is {self.clip}; give a norm above 0 (a large one, such as 1e9, to never clip)"
+            )
+        if self.lora is not None and self.tp * self.pp > 1:
+            raise InputError(
+                f"train: --lora {self.lora.rank} trains adapters of whole layers, which --tp {self.tp} --pp {self.pp} "
+                "would divide; leave these out (--dp and --zero work)"
             )
         if not is_device(self.device):
             raise InputError(f"train: device is {self.device!r}; choose cpu, cuda or cuda:0")

@@ -103,6 +103,10 @@ class Task(Objective):
         """What else metrics.jsonl gets of the step just taken, on rank 0."""
         return {}
 
+    def remark(self, record: Mapping[str, Any]) -> str:
+        """What is shown behind the losses of a validation; `record` is its line of metrics.jsonl."""
+        return ""
+
     def begin(self, model: Any, kept: Mapping[str, Array]) -> Mapping[str, Array]:
         """Called once before the first step, on every rank, with the whole model as training starts from it.
 
