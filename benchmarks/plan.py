@@ -27,11 +27,9 @@ PLANS = (
 
 def compared() -> list[str]:
     """A row for each published training."""
-    rows, works, ratios = [], {}, []
+    rows, ratios = [], []
     for name, one in published.PUBLISHED.items():
-        key = (one.config, one.context)
-        works[key] = works.get(key) or published.work_of(one)
-        rate = published.predicted(one, works[key])
+        rate = published.predicted(one)
         if not one.fitted:
             ratios.append(rate / one.rate)
         fitted = "yes" if one.fitted else "no"

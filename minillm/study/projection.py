@@ -44,6 +44,7 @@ the least that a step takes. With more ranks than cores a pipeline's bubble cost
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -120,6 +121,7 @@ def work_of(name: str | Path, context: int | None = None, dtype: str = "bfloat16
     return work_of_config(str(name), kind, config, context, dtype)
 
 
+@functools.lru_cache(maxsize=64)  # a step of billions of weights takes seconds to describe
 def work_of_config(
     name: str, kind: Callable[[Any], Any], config: Any, context: int | None = None, dtype: str = "bfloat16"
 ) -> Work:

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import shlex
 import subprocess
+import sys
 
 import pytest
 
@@ -250,6 +251,25 @@ def test_a_tokenizer_of_ones_own(capsys, tmp_path):
     assert found["data"]["tokens_a_byte"] == 1
     assert found["data"]["bytes"] == found["tokens"]
     assert "measured" in found["data"]["source"]
+
+
+def test_the_script_trains(capsys, tmp_path, monkeypatch):
+    """The commands of the script's comments, and then the script, as they stand."""
+    monkeypatch.chdir(tmp_path)
+    script = output(capsys, f"{SMALL} --gpus 0 --tokens 20K --batch-size 8 --script torchrun".replace("1M", "300K"))
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "en-text").write_text("the model reads a text, and then it writes what it has read; " * 300)
+    for line in script.splitlines():
+        if line.startswith("#   minillm"):
+            main(shlex.split(line)[2:])
+    (tmp_path / "job.sh").write_text(f'minillm() {{ {sys.executable} -m minillm "$@" --no-progress; }}\n{script}')
+    done = subprocess.run(["bash", "job.sh"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    config = json.loads((tmp_path / "runs" / "llama-300k-en" / "config.json").read_text())
+    lines = (tmp_path / "runs" / "llama-300k-en" / "metrics.jsonl").read_text().splitlines()
+    losses = [found["val_loss"] for line in lines if "val_loss" in (found := json.loads(line))]
+    assert (config["architecture"], config["steps"]) == ("llama", 39)
+    assert losses[-1] < losses[0]
 
 
 def test_a_model_by_its_name():

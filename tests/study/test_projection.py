@@ -10,7 +10,6 @@ from minillm.cli import main
 from minillm.errors import InputError
 from minillm.models.llama import Llama, LlamaConfig
 from minillm.parallel.pipeline import bubble_fraction, simulate
-from minillm.study.describe import lookup
 from minillm.study.parallel_report import Division, kept_bytes
 from minillm.study.projection import (
     TOUCHED,
@@ -26,6 +25,7 @@ from minillm.study.projection import (
     tried,
     ways,
     work_of,
+    work_of_config,
 )
 from minillm.study.this_machine import LARGE, SMALL, Constants, constants, machine_of, told
 
@@ -165,11 +165,10 @@ def test_constants_are_measured_on_as_many_ranks_as_there_are_cores(ranks, monke
 
 
 @pytest.mark.parametrize("n", [2, 4])
-def test_activations_of_a_rank_are_those_of_a_model_with_its_heads(monkeypatch, n):
+def test_activations_of_a_rank_are_those_of_a_model_with_its_heads(n):
     whole = LlamaConfig(64 * n, context=32, layers=4, heads=8, kv_heads=4, channels=64, hidden=32 * n, head_size=8)
     part = dataclasses.replace(whole, vocab_size=64, heads=8 // n, kv_heads=4 // n, hidden=32)
-    monkeypatch.setattr(lookup, "presets", lambda: {"whole": (Llama, whole), "part": (Llama, part)})
-    a, b = (work_of(name, None, "float32") for name in ("whole", "part"))
+    a, b = (work_of_config("", Llama, config, None, "float32") for config in (whole, part))
     # its output layer has a part of the ids, so the loss keeps a part of the logits
     assert a.block_kept[0] + a.block_kept[1] / n == pytest.approx(sum(b.block_kept))
     assert a.outer_kept[0] + a.outer_kept[1] / n == pytest.approx(sum(b.outer_kept))

@@ -4,11 +4,11 @@ Peaks are those of dense matrix products in the dtype that training uses, as the
 what it says "with sparsity"). Bandwidths to other GPUs are one way, half of what a data sheet calls the total.
 
 `products` is the share of the peak that matrix products reach alone. Two numbers were chosen so that predictions meet
-what MosaicML measured on A100s for seven sizes from 125 million to 13 billion (llm-foundry, scripts/train/benchmarking/
-README.md): 0.70 of the peak, and 12 for projection.TOUCHED, which leave errors of 9% at most. The H100's share is a fit
-to the same table. Both are PyTorch's: nobody has measured this engine on any of these GPUs. Those of the H100's
-generation and the next got its share; 0.60 for the others is a guess between the two. benchmarks/results/plan.md has all comparisons, also with
-trainings that nothing was fitted to.
+what MosaicML measured on A100s for seven sizes from 125 million to 13 billion (llm-foundry,
+scripts/train/benchmarking/README.md): 0.70 of the peak, and 12 for projection.TOUCHED, which leave errors of 9% at
+most. The H100's share is a fit to the same table. Both are PyTorch's: nobody has measured this engine on any of these
+GPUs. Those of the H100's generation and the next got its share; 0.60 for the others is a guess between the two.
+benchmarks/results/plan.md has all comparisons, also with trainings that nothing was fitted to.
 
 Memory is counted in 10^9 bytes, while a GPU "of 80 GB" has 80 times 2^30: the 7% between are left to CUDA, to cuBLAS's
 and NCCL's buffers, and to memory that is free but in pieces.

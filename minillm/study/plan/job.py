@@ -6,6 +6,7 @@ import dataclasses
 import math
 import re
 import shlex
+import textwrap
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -173,23 +174,9 @@ def _kubernetes(plan: Plan) -> str:
     """An indexed job, a pod for each machine, and a service by which the pods find the first one."""
     nodes, ranks = nodes_of(plan)
     name = run_name(plan)
-    start = f"""\
-            pids=()
-            for local in $(seq 0 {ranks - 1}); do
-              LOCAL_RANK=$local RANK=$((JOB_COMPLETION_INDEX * {ranks} + local)) \\
-                {_command(plan, " " * 18)} &
-              pids+=($!)
-            done
-            for pid in "${{pids[@]}}"; do wait "$pid"; done"""
-    environment = f"""\
-            export WORLD_SIZE={plan.gpus} MASTER_ADDR={name}-0.{name} MASTER_PORT=29500"""
-    if plan.gpus == 1:
-        start, environment = " " * 12 + _command(plan, " " * 16), ""
-    lines = [line for line in (environment, start) if line]
     limits = "" if plan.gpu.name == "cpu" else f"\n          resources: {{limits: {{nvidia.com/gpu: {ranks}}}}}"
-    return (
-        "\n".join(_head(plan))
-        + f"""
+    head = "\n".join(_head(plan))
+    return f"""{head}
 # It needs an image with minillm and its cuda extra, a claim `minillm-data` with data/ and runs/, and a secret:
 #   kubectl create secret generic minillm --from-literal=token=$(openssl rand -hex 16)
 apiVersion: v1
@@ -219,7 +206,7 @@ spec:
           command: [bash, -ec]
           args:
           - |
-{chr(10).join(lines)}
+{_pod(plan, name, ranks)}
           env:
             - {{name: MINILLM_TOKEN, valueFrom: {{secretKeyRef: {{name: minillm, key: token}}}}}}{limits}
           volumeMounts:
@@ -229,4 +216,20 @@ spec:
         - {{name: data, persistentVolumeClaim: {{claimName: minillm-data}}}}
         - {{name: shared-memory, emptyDir: {{medium: Memory}}}}
 """
-    )
+
+
+def _pod(plan: Plan, name: str, ranks: int) -> str:
+    """The program of a pod: it starts a rank for each GPU of its machine, and fails if one of them does."""
+    indent = " " * 12
+    if plan.gpus == 1:
+        return indent + _command(plan, indent + "    ")
+    lines = f"""\
+export WORLD_SIZE={plan.gpus} MASTER_ADDR={name}-0.{name} MASTER_PORT=29500
+pids=()
+for local in $(seq 0 {ranks - 1}); do
+  LOCAL_RANK=$local RANK=$((JOB_COMPLETION_INDEX * {ranks} + local)) \\
+    {_command(plan, " " * 6)} &
+  pids+=($!)
+done
+for pid in "${{pids[@]}}"; do wait "$pid"; done"""
+    return textwrap.indent(lines, indent)

@@ -126,12 +126,12 @@ GPT3_125M, GPT3_TOKENS, GPT3_FLOPS = GPT2Config(50257, 2048, 12, 12, 768), 300e9
 
 def work_of(published: Published) -> Work:
     """The work of a published training's model."""
-    return work_of_config(published.name, published.kind, published.config, published.context)
+    return work_of_config("published", published.kind, published.config, published.context)
 
 
-def predicted(published: Published, work: Work | None = None) -> float:
+def predicted(published: Published) -> float:
     """Tokens a second and GPU that the projection predicts, while steps are made."""
-    work = work_of(published) if work is None else work
+    work = work_of(published)
     gpu, division, batch = GPUS[published.gpu], published.division, published.batch
     machine = gpu.machine()._replace(overhead=published.config.layers * LAUNCHES * GAP)
     numbers = [division.micro_batches] if division.micro_batches else [batch // (division.dp * rows) for rows in ROWS]

@@ -16,6 +16,7 @@ from minillm.study.plan.units import duration, short, three_digits
 from minillm.study.projection import Setting
 
 SHOWN = 8  # settings in the table of the fastest
+LONG = 60 * 86400.0  # seconds after which the first sentence says what a day is enough for
 
 
 def summary(plan: Plan) -> str:
@@ -24,9 +25,12 @@ def summary(plan: Plan) -> str:
     cost = f", {three_digits(plan.cost)} US dollars" if plan.cost else ""
     parts, rows = plan.division.micro_batches, plan.best.rows
     division = f"{plan.division.name}, {parts} micro-batch{'es' * (parts > 1)} of {rows} sequence{'s' * (rows > 1)}"
+    in_a_day = ""
+    if plan.seconds > LONG:
+        in_a_day = f" In a day it would train {short(plan.day)} parameters on {TOKENS_PER_PARAMETER} tokens each."
     return (
         f"{plan.name} ({short(plan.parameters)} parameters) on {short(plan.tokens)} tokens takes {where} "
-        f"{duration(plan.seconds)}, {three_digits(plan.kilowatt_hours)} kWh{cost}; divided as {division}."
+        f"{duration(plan.seconds)}, {three_digits(plan.kilowatt_hours)} kWh{cost}; divided as {division}.{in_a_day}"
     )
 
 
