@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Literal
 
 import numpy as np
@@ -21,6 +22,7 @@ from minillm.data.records import Records, read_records
 from minillm.data.sources import read_texts
 from minillm.data.squad import Windows, read_squad
 from minillm.errors import InputError
+from minillm.evaluation.bleu import bleu
 from minillm.evaluation.classification import classification_scores
 from minillm.evaluation.generation import STOP, exact, exercise_of
 from minillm.evaluation.heads import LENGTH, answer_questions, classify, family_of, longest
@@ -30,27 +32,33 @@ from minillm.evaluation.likelihood import BATCH_TOKENS, Progress
 from minillm.evaluation.multiple_choice import multiple_choice, question_of
 from minillm.evaluation.perplexity import Perplexity, perplexity, pseudo_perplexity
 from minillm.evaluation.squad import squad_scores
+from minillm.models.bart import Bart
 from minillm.models.heads import QuestionAnswering, SequenceClassification
 from minillm.models.labels import names_of_labels
 from minillm.options import Positional, read
 from minillm.resolver import OpenedModel, open_model
+from minillm.training.tasks.pairs import PairsOptions, read_pairs, translate
 from minillm.training.tasks.qa import QAOptions, divide
+
+ANSWER = 32  # tokens of the longest exact answer, by default
 
 
 @dataclass(frozen=True)
 class Eval:
-    """Measure a model on a file: perplexity and bits per byte, multiple choice, written answers, classes, spans."""
+    """Measure a model on a file: bits per byte, multiple choice, written answers, classes, spans, translations."""
 
     model: Positional[Path]
     """A run directory, a folder with config.json and tokenizer.json, a .gguf file or a LoRA adapter."""
     data: str
     """Texts for perplexity (file, folder, pattern, .jsonl); else labelled texts, SQuAD's .json, or records (.jsonl)."""
-    task: Literal["perplexity", "choices", "exact", "classify", "qa"] | None = None
+    task: Literal["perplexity", "choices", "exact", "classify", "qa", "translate"] | None = None
     """What to measure; by default perplexity (of BERT and its relatives pseudo-perplexity), or what a head is for."""
     out: Path | None = None
     """JSON file to write, with every number and what the model chose or wrote."""
     field: str | None = None
     """Name of the text in .jsonl files, for perplexity; "text" by default."""
+    targets: str | None = None
+    """Translate: file with the target of each line of --data; without it, --data is a .jsonl with source and target."""
     label: str = "label"
     """Name of the field or column with the class, for classify; --field names that of the text."""
     held_out: float | None = None
@@ -61,8 +69,8 @@ class Eval:
     """Perplexity: tokens that the model is given at once; by default its context."""
     stride: int | None = None
     """Perplexity: tokens that each window after the first scores; by default as many as the window has."""
-    max_tokens: int = 32
-    """Exact answers: the longest that the model writes."""
+    max_tokens: int | None = None
+    """Longest answer or translation that is written; by default 32, or twice the source and 10."""
     stop: str | None = None
     """Exact answers: an answer ends before this text; by default at the end of its line."""
     batch_tokens: int = BATCH_TOKENS
@@ -218,19 +226,19 @@ def _choices(opened: OpenedModel, given: Eval) -> Report:
 def _exact(opened: OpenedModel, given: Eval) -> Report:
     tokenizer = opened.needed_tokenizer("eval")
     records = read_records(given.data, exercise_of)
-    exercises = records.items[: given.limit]
+    exercises, most = records.items[: given.limit], given.max_tokens or ANSWER
     with _progress("answer") as progress:
         found = exact(
             opened.model,
             tokenizer,
             exercises,
-            given.max_tokens,
+            most,
             [STOP if given.stop is None else given.stop],
             given.seed,
             given.batch_tokens,
             progress,
         )
-    notes = [f"{len(exercises):,} greedy answers of at most {given.max_tokens} tokens"]
+    notes = [f"{len(exercises):,} greedy answers of at most {most} tokens"]
     if found.cut_prompts:
         notes.append(f"{found.cut_prompts:,} prompts lost their beginning: the context is too short")
     items = [
@@ -292,6 +300,29 @@ def _qa(opened: OpenedModel, given: Eval) -> Report:
     return Report(measures, counts, [windows.summary(), *_learned(opened, given)], items)
 
 
+def _translate(opened: OpenedModel, given: Eval) -> Report:
+    tokenizer, model = opened.needed_tokenizer("eval"), opened.model
+    if not isinstance(model, Bart):
+        raise InputError(f"eval: a {type(model).__name__} does not translate; give an encoder-decoder, such as a BART")
+    pairs = read_pairs(SimpleNamespace(data=given.data, task=PairsOptions(targets=given.targets)))[: given.limit]
+    texts, references = (list(side) for side in zip(*pairs, strict=True))
+    sources = [tokenizer.build_inputs_with_special_tokens(tokenizer.encode(text)) for text in texts]
+    if empty := [number for number, ids in enumerate(sources) if not ids]:
+        raise InputError(f"eval: source {empty[0]} of {given.data} is empty; leave it out")
+    room = model.config.context
+    cut = sum(len(ids) > room for ids in sources)
+    written = translate(model, tokenizer, [[*ids[: room - 1], ids[-1]] for ids in sources], given.max_tokens)
+    measures = {"bleu": bleu(written, references, given.seed)}
+    items = [
+        {"source": source, "written": text, "target": target}
+        for source, text, target in zip(texts, written, references, strict=True)
+    ]
+    notes = [f"{len(pairs):,} sources, written greedily; BLEU of 13a tokens, mixed case, 0 to 100, all texts together"]
+    if cut:
+        notes.append(f"{cut:,} sources were cut to the model's context of {room} tokens")
+    return Report(measures, {"pairs": len(pairs), "cut_sources": cut}, notes + _learned(opened, given), items)
+
+
 def _learned(opened: OpenedModel, given: Eval) -> list[str]:
     """A warning if a run is measured on what it has learned."""
     if opened.run is None or given.held_out is not None:
@@ -299,6 +330,8 @@ def _learned(opened: OpenedModel, given: Eval) -> list[str]:
     config = opened.run.config
     if Path(config.data).resolve() != Path(given.data).resolve():
         return []
+    if isinstance(opened.model, Bart):
+        return ["the run has learned most of this file: give pairs that it has not seen"]
     share = config.validation_fraction
     return [f"the run has learned most of this file: --held-out {share:g} measures what it held out alone"]
 
@@ -309,6 +342,7 @@ TASKS: dict[str, Callable[[OpenedModel, Eval], Report]] = {
     "exact": _exact,
     "classify": _classify,
     "qa": _qa,
+    "translate": _translate,
 }
 
 

@@ -228,3 +228,31 @@ def test_answers_in_texts_are_measured_as_squad_does(capsys: pytest.CaptureFixtu
     assert written["measures"]["exact_match"]["value"] == pytest.approx(sum(right) / 44)
     assert written["measures"]["f1"]["denominator"] == 44
     assert "1 answers that do not stand where they should" in shown
+
+
+def test_translations_have_a_bleu(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    sacrebleu = pytest.importorskip("sacrebleu", reason="sacrebleu is not installed")
+    nouns, colours = ("cat", "dog", "bird", "fish"), ("red", "blue", "green")
+    sources = [f"the {colour} {noun} sat on the mat" for noun in nouns for colour in colours] * 4
+    targets = [f"a {noun} so {colour} was there" for noun in nouns for colour in colours] * 4
+    data, other, folder = tmp_path / "a.txt", tmp_path / "b.txt", tmp_path / "run"
+    data.write_text("\n".join(sources) + "\n")
+    other.write_text("\n".join(targets) + "\n")
+    arguments = "--steps 60 --eval-every 60 --sample-every 0 --vocab-size 280 --batch-tokens 200 --lr 3e-3"
+    train = ["train", "--objective", "pairs", "--preset", "bart-nano", "--data", str(data)]
+    main([*train, "--targets", str(other), "--out", str(folder), *arguments.split()])
+    capsys.readouterr()
+    pairs = tmp_path / "pairs.jsonl"
+    records = [{"source": a, "target": b} for a, b in zip(sources[:12], targets, strict=False)]
+    pairs.write_text("".join(json.dumps(record) + "\n" for record in records))
+    shown = run(capsys, folder, "--data", pairs, "--task", "translate", "--out", tmp_path / "a.json")
+    written = json.loads((tmp_path / "a.json").read_text())
+    texts = [item["written"] for item in written["items"]]
+    expected = sacrebleu.corpus_bleu(texts, [targets[:12]]).score
+    assert written["measures"]["bleu"]["value"] == pytest.approx(expected)
+    assert written["measures"]["bleu"]["denominator"] == 12
+    assert "12 sources, written greedily" in shown
+    assert len(set(texts)) > 1
+    both = run(capsys, folder, "--data", data, "--targets", other, "--task", "translate", "--limit", 3)
+    assert "the run has learned most of this file" in both
+    assert "holds no pairs" in refused(capsys, folder, "--data", data, "--task", "translate")
