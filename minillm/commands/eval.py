@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +28,7 @@ from minillm.evaluation.generation import STOP, exact, exercise_of
 from minillm.evaluation.heads import LENGTH, answer_questions, classify, family_of, longest
 from minillm.evaluation.intervals import Measure
 from minillm.evaluation.left_to_right import is_masked
-from minillm.evaluation.likelihood import BATCH_TOKENS, Progress
+from minillm.evaluation.likelihood import BATCH_TOKENS, Progress, prefix_id
 from minillm.evaluation.multiple_choice import multiple_choice, question_of
 from minillm.evaluation.perplexity import Perplexity, perplexity, pseudo_perplexity
 from minillm.evaluation.squad import squad_scores
@@ -105,9 +105,9 @@ def eval(arguments: list[str]) -> None:
     task = given.task or _task_of(opened.model)
     report = TASKS[task](opened, given)
     rows = [[name, *_shown(measure)] for name, measure in report.measures.items()]
-    columns = [task, "value", "95% interval", "std. error", "of", "interval from"]
+    columns = [task, "value", "95% interval", "std. error", "divided by", "drawn from"]
     print_tables([(f"{given.model} on {given.data}", columns, rows)])
-    print(*report.notes, sep="\n")
+    print(*report.notes, *_methods(report.measures), sep="\n")
     if given.out is not None:
         settings = {name: value for name, value in vars(given).items() if name not in ("model", "data", "task", "out")}
         content = {
@@ -134,15 +134,24 @@ def _shown(measure: Measure) -> list[str]:
     """The cells of a measure in the table."""
     unit = f"{measure.denominator:,.0f} {measure.unit}"
     if measure.low is None or measure.high is None or measure.stderr is None:
-        return [_number(measure.value), "-", "-", unit, "one item has none"]
+        return [_number(measure.value), "-", "-", unit, f"1 {measure.item}"]
     interval = f"{_number(measure.low)} to {_number(measure.high)}"
-    source = f"{measure.method}, {measure.items:,} {measure.item}s"
-    return [_number(measure.value), interval, _number(measure.stderr), unit, source]
+    return [_number(measure.value), interval, _number(measure.stderr), unit, f"{measure.items:,} {measure.item}s"]
+
+
+def _methods(measures: Mapping[str, Measure]) -> Iterator[str]:
+    """How the intervals were made."""
+    methods = {measure.method for measure in measures.values()}
+    if "wilson" in methods:
+        yield "intervals of shares are Wilson's"
+    if "bootstrap" in methods:
+        others = "others" if "wilson" in methods else "intervals"
+        yield f"{others} are bootstrapped: drawn again from the blocks, documents or questions, 1,000 times"
 
 
 def _number(value: float) -> str:
     """Four decimals, or four digits of a number that is large."""
-    return f"{value:.4f}" if abs(value) < 1e4 else f"{value:.3e}"
+    return f"{value:.4f}" if abs(value) < 1e4 else f"{value:.4g}"
 
 
 @contextmanager
@@ -186,16 +195,18 @@ def _perplexity(opened: OpenedModel, given: Eval) -> Report:
     counts = {name: getattr(found, name) for name in ("nats", "documents", "ids", "words", "bytes")}
     counts |= {"unknown_ids": found.unknown_ids, "changed_documents": found.changed_documents}
     items = [{"nats": nats, "ids": ids} for nats, ids in found.each]
-    return Report(found.measures, counts, list(_about(found, masked)), items)
+    return Report(found.measures, counts, list(_about(found, masked, prefix_id(opened.model, tokenizer))), items)
 
 
-def _about(found: Perplexity, masked: bool) -> Iterator[str]:
+def _about(found: Perplexity, masked: bool, prefix: int | None) -> Iterator[str]:
     yield (
         f"documents: {found.documents:,}, each scored apart; ids: {found.ids:,}; words: {found.words:,}; bytes: "
         f"{found.bytes:,}; nats: {found.nats:,.2f}"
     )
     if masked:
         yield "each token was hidden once, with all others in sight: compare this with no model of the next token"
+    elif prefix is None:
+        yield "no token begins a text for this tokenizer, so the first id of each document has the probability 1 / V"
     if found.unknown_ids:
         yield f"{found.unknown_ids:,} ids are the unknown token, so these numbers are better than the truth"
     if found.changed_documents:

@@ -61,7 +61,7 @@ def test_perplexity_of_each_line(made: SimpleNamespace, capsys: pytest.CaptureFi
     assert sum(item["nats"] for item in written["items"]) == pytest.approx(written["counts"]["nats"])
     for name, measure in expected.measures.items():
         assert name in shown
-        assert f"{measure.value:.4f}" in shown or f"{measure.value:.3e}" in shown
+        assert f"{measure.value:.4f}" in shown or f"{measure.value:.4g}" in shown
         assert f"{measure.denominator:,.0f} {measure.unit}" in shown
     assert f"documents: 4, each scored apart; ids: {expected.ids:,}" in shown
     again = run(capsys, made.gpt2, "--data", made.texts, "--out", tmp_path / "b.json")
