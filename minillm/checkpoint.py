@@ -53,9 +53,10 @@ def save_checkpoint(path: Path, model: Any, optimizer: Any, state: dict[str, Any
         unfinished.unlink(missing_ok=True)
 
 
-def load_checkpoint(path: Path) -> Checkpoint:
+def load_checkpoint(path: Path, moments: bool = True) -> Checkpoint:
     """Read a checkpoint.
 
+    moments: read the optimiser's arrays too.
     Raises: CheckpointError for a file that is missing, damaged, or not a checkpoint.
     """
     from safetensors import SafetensorError, safe_open
@@ -63,7 +64,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
     try:
         with safe_open(path, framework="np") as file:
             metadata = file.metadata() or {}
-            names = list(file.keys())
+            names = [name for name in file.keys() if moments or name.startswith("model.")]  # noqa: SIM118
             if any(file.get_slice(name).get_dtype() == "BF16" for name in names):
                 as_dtype("bfloat16")  # registers the name with NumPy
             arrays = {name: file.get_tensor(name) for name in names}

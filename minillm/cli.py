@@ -18,6 +18,9 @@ from minillm.version import __version__
 COMMANDS = {  # the file in minillm/commands of each
     "train": "train",
     "finetune sft": "finetune",
+    "finetune dpo": "finetune",
+    "finetune reward": "finetune",
+    "finetune grpo": "finetune",
     "finetune classify": "finetune_heads",
     "finetune qa": "finetune_heads",
     "sample": "sample",

@@ -165,7 +165,9 @@ def filled(kind: type[T], command: str, values: dict[tuple[str, ...], Any], defa
     given: dict[str, Any] = {path[0]: value for path, value in values.items() if len(path) == 1}
     for outer in {path[0] for path in values if len(path) == 2}:
         inner = {path[1]: value for path, value in values.items() if path[0] == outer}
-        given[outer] = dataclasses.replace(value_of(kind, outer, default), **inner)
+        before = value_of(kind, outer, default)
+        inside: Any = inner_kind(kind, outer, default)
+        given[outer] = inside(**inner) if before is None else dataclasses.replace(before, **inner)
     return kind(**given) if default is None else dataclasses.replace(default, **given)  # type: ignore[type-var]
 
 
@@ -182,8 +184,8 @@ def options_of(kind: type, default: Any = None, path: tuple[str, ...] = ()) -> I
         if (inner := inner_kind(kind, field.name, default)) is not None:
             yield from options_of(inner, value_of(kind, field.name, default), here)
             continue
-        parts = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
-        [one] = [part for part in parts if part is not type(None)]
+        parts = _parts(hint)
+        one = next(part for part in parts if part is not type(None))  # of several, the first is written
         many = get_origin(one) is tuple
         choices = get_args(one) if get_origin(one) is Literal else ()
         single = get_args(one)[0] if many else str if choices else one
@@ -204,17 +206,22 @@ def value_of(kind: type, name: str, default: Any) -> Any:
 
 
 def inner_kind(kind: type, name: str, default: Any) -> type | None:
-    """The dataclass that a field holds; None if it holds something else."""
-    hint = get_type_hints(kind)[name]
-    if dataclasses.is_dataclass(hint):
-        return hint  # type: ignore[return-value]
+    """The dataclass that a field holds, or may hold beside None; None if it holds something else."""
+    for hint in _parts(get_type_hints(kind)[name]):
+        if dataclasses.is_dataclass(hint):
+            return hint  # type: ignore[return-value]
     value = value_of(kind, name, default)
     return type(value) if dataclasses.is_dataclass(value) and not isinstance(value, type) else None
 
 
-def texts_of(kind: type, default: Any = None) -> dict[str, str]:
-    """The help of each field by its name: the text below the field, or the comment behind it."""
-    texts: dict[str, str] = {}
+def _parts(hint: Any) -> tuple[Any, ...]:
+    """The types of which an annotation allows any."""
+    return get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
+
+
+def texts_of(kind: type, default: Any = None) -> dict[tuple[str, ...], str]:
+    """The help of each field by its path: the text below the field, or the comment behind it."""
+    texts: dict[tuple[str, ...], str] = {}
     for base in reversed(kind.__mro__):
         if not dataclasses.is_dataclass(base):
             continue
@@ -224,10 +231,12 @@ def texts_of(kind: type, default: Any = None) -> dict[str, str]:
             if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
                 below = following.value if isinstance(following, ast.Expr) else None
                 comment = source.splitlines()[node.lineno - 1].partition("  # ")[2]
-                texts[node.target.id] = str(below.value) if isinstance(below, ast.Constant) else comment
+                text = str(below.value) if isinstance(below, ast.Constant) else comment
+                texts[(node.target.id,)] = " ".join(text.split())
     for field in dataclasses.fields(kind):
         if (inner := inner_kind(kind, field.name, default)) is not None:
-            texts |= texts_of(inner, value_of(kind, field.name, default))
+            inside = texts_of(inner, value_of(kind, field.name, default))
+            texts |= {(field.name, *path): text for path, text in inside.items()}
     return texts
 
 
@@ -238,13 +247,13 @@ def help_lines(kind: type, command: str, default: Any = None) -> Iterator[str]:
     rows: dict[str, list[tuple[str, str]]] = {"": [("-h, --help", "Show this text.")]}
     rows |= {heading: [] for heading in heading_of.values()}
     for option in options:
-        value = option.default
+        value = option.default if default is None else default
         for name in option.path if default is not None else ():
-            value = getattr(default if name == option.path[0] else value, name)
+            value = getattr(value, name, None)  # None where the dataclass of this field is
         default_text = f"{value:.10g}" if isinstance(value, float) else shlex.quote(str(value))
         shown = "" if value in (None, (), "", dataclasses.MISSING) else f" (default: {default_text})"
         sign = f", --no-{option.name[2:]}" if option.kind is bool else f" {_example(option)}"
-        text = texts[option.path[-1]]
+        text = texts[option.path]
         text = text[:1].upper() + text[1:] + shown
         heading = heading_of.get(option.path[0], "")
         rows[heading].append((option.name + ("" if option.positional else sign), text))

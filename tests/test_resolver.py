@@ -15,11 +15,12 @@ import minillm
 from minillm.checkpoint import load_checkpoint, save_checkpoint
 from minillm.cli import main
 from minillm.errors import CheckpointError, InputError, MinillmError
+from minillm.lora import LoraConfig, add_lora, save_lora
 from minillm.models.gpt2 import GPT2, GPT2Config
 from minillm.models.llama import Llama, LlamaConfig
 from minillm.pretrained import SavedWith, keep
 from minillm.resolver import described, find, load_tokenizer, open_model, presets
-from minillm.tokenizers import BPETokenizer
+from minillm.tokenizers import BPETokenizer, WordPieceTokenizer
 from minillm.training.run import Run
 
 TEXT = "the model reads a text, and then it writes what it has read; " * 40
@@ -105,6 +106,23 @@ def test_a_preset_is_opened_only_where_random_weights_make_sense() -> None:
             function(name)
 
 
+@pytest.mark.parametrize("family", ["gpt2", "llama", "gemma", "bert", "roberta", "distilbert", "xlnet", "bart"])
+def test_models_of_every_family_are_compared_by_name(family, tmp_path, capsys) -> None:
+    """A preset has the same random weights whenever it is named; a changed weight is found."""
+    name = f"{family}-nano"
+    model = open_model(name, random=True).model
+    main(["diff", name, name])
+    assert re.fullmatch(r"all \d+ layers agree; the largest difference is 0\.0e\+00\n", capsys.readouterr().out)
+    weights = {name: weight.data for name, weight in model.named_parameters() if "h." in name and weight.data.any()}
+    changed = max(weights, key=lambda name: weights[name].size)
+    weights[changed][...] *= 1.5
+    model.save_pretrained(tmp_path / "changed")
+    with pytest.raises(SystemExit) as caught:
+        main(["diff", name, str(tmp_path / "changed")])
+    assert caught.value.code == 1
+    assert capsys.readouterr().out.startswith(f"{changed.rpartition('.')[0]}: differs by ")
+
+
 def test_a_folder_comes_before_a_preset_of_its_name(made, tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert find("gpt2").kind == "preset"
@@ -135,6 +153,29 @@ def test_a_tokenizer_that_cannot_be_used_is_no_reason_to_refuse_the_weights(made
     with pytest.raises(InputError, match=r"^chat: .*a has no tokenizer to use: .*cannot read .*tokenizer.json"):
         open_model(tmp_path / "a").needed_tokenizer("chat")
     assert load_tokenizer(made.llama / "tokenizer.json").vocab_size == 270
+
+
+@pytest.mark.oracle
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("kind", ["bert", "cased", "gpt2", "roberta"])
+def test_folders_with_older_tokenizer_files(tmp_path, kind) -> None:
+    """Without a tokenizer.json, transformers makes one of vocab.txt, or of vocab.json and merges.txt."""
+    transformers = pytest.importorskip("transformers")
+    if kind in ("bert", "cased"):
+        (tmp_path / "config.json").write_text('{"model_type": "bert"}')
+        WordPieceTokenizer.train(TEXT + " Über Ünten", 90).save_vocab_txt(tmp_path / "vocab.txt")
+        (tmp_path / "tokenizer_config.json").write_text(json.dumps({"do_lower_case": kind == "bert"}))
+        theirs = transformers.BertTokenizer.from_pretrained(tmp_path, do_lower_case=kind == "bert")
+    else:
+        (tmp_path / "config.json").write_text(json.dumps({"model_type": kind}))
+        specials = ("<s>", "<pad>", "</s>", "<unk>", "<mask>") if kind == "roberta" else ("<|endoftext|>",)
+        BPETokenizer.train(TEXT, 290, specials).save_gpt2_files(tmp_path)
+        theirs = getattr(transformers, {"gpt2": "GPT2Tokenizer", "roberta": "RobertaTokenizer"}[kind]).from_pretrained(
+            tmp_path
+        )
+    ours = minillm.load_tokenizer(tmp_path)
+    for text in ("the model reads a text", "  It Über writes\n what, then?", "é😀"):
+        assert ours.build_inputs_with_special_tokens(ours.encode(text)) == theirs(text)["input_ids"]
 
 
 # What is not
@@ -186,6 +227,44 @@ def test_an_adapter_without_its_base_is_refused(tmp_path) -> None:
                 CheckpointError, match=f"belongs to the base model {re.escape(repr(base))}, which is no"
             ):
                 open_model(path)
+
+
+def test_an_adapter_is_opened_with_its_base_merged(made, tmp_path, monkeypatch) -> None:
+    """The base is a path, from here or from the adapter's folder; tokenizer and ends are those of the base."""
+    base = minillm.load(made.llama)
+    tuned = add_lora(minillm.load(made.llama), LoraConfig(rank=2, targets=("q_proj", "down_proj")))
+    rng = np.random.default_rng(3)
+    for name, parameter in tuned.named_parameters():
+        if name.endswith(".B"):
+            parameter.data[...] = rng.normal(size=parameter.shape)
+    ids = np.array([[1, 2, 3, 4]])
+    expected = tuned.eval()(ids).numpy()
+    assert np.abs(expected - base(ids).numpy()).max() > 0.1
+    for named in (made.llama, "../llama", "llama"):
+        save_lora(tuned, tmp_path / "adapter", named)
+        shutil.copytree(made.llama, tmp_path / "llama", dirs_exist_ok=True)
+        monkeypatch.chdir(tmp_path)
+        for path in (tmp_path / "adapter", "adapter/adapter_model.safetensors"):
+            opened = open_model(path)
+            np.testing.assert_allclose(opened.model(ids).numpy(), expected, atol=1e-5)
+            assert opened.place.kind == "adapter"
+            assert opened.tokenizer.vocab_size == 270
+            assert opened.model.eos_ids == (6, 7)
+            assert opened.model.state_dict().keys() == base.state_dict().keys()
+            assert all(parameter.requires_grad for parameter in opened.model.parameters())
+            assert described(path).config == base.config
+    main(["convert", "adapter", "merged"])
+    np.testing.assert_allclose(minillm.load("merged")(ids).numpy(), expected, atol=1e-5)
+    assert open_model("merged").tokenizer.vocab_size == 270
+
+
+def test_commands_about_tokenizers_take_models_too(made, capsys) -> None:
+    for path, tokenizer in ((made.run, Run.open(made.run).tokenizer), (made.llama, load_tokenizer(made.llama))):
+        main(["tokenizer", "encode", str(path), "the model"])
+        ids = capsys.readouterr().out.split()
+        assert list(map(int, ids)) == tokenizer.encode("the model")
+        main(["tokenizer", "decode", str(path), *ids])
+        assert capsys.readouterr().out == "the model\n"
 
 
 def test_paths_may_be_texts_and_relative(made, monkeypatch) -> None:

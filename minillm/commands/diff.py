@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,9 +36,12 @@ def diff(arguments: list[str]) -> None:
         if not fits:
             raise InputError(f"diff: {name} is {getattr(given, name)}; give {int(name == 'tokens')} or more")
     a, b = (open_model(path, random=True).model for path in (given.a, given.b))
-    tokens = min(given.tokens, a.config.context, b.config.context)
-    ids = np.random.default_rng(0).integers(0, min(a.config.vocab_size, b.config.vocab_size), (1, max(1, tokens)))
-    found = differences(a, b, ids)
+    tokens = min(given.tokens, *(getattr(model.config, "context", given.tokens) for model in (a, b)))
+    size = min(a.config.vocab_size, b.config.vocab_size), (1, max(1, tokens))
+    draw = np.random.default_rng(0)
+    given_first = inspect.signature(a.forward).parameters.values()  # one array of ids, or a source and a target
+    needed = [one for one in given_first if one.default is one.empty and one.kind is one.POSITIONAL_OR_KEYWORD]
+    found = differences(a, b, *(draw.integers(0, *size) for _ in needed))
     for one in found:
         layer = one.layer or type(a).__name__
         if one.error > given.tolerance:

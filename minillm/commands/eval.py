@@ -17,7 +17,7 @@ from minillm.commands.common import print_tables
 from minillm.data.records import Records, read_records
 from minillm.data.sources import read_texts
 from minillm.errors import InputError
-from minillm.evaluation.generation import exact, exercise_of
+from minillm.evaluation.generation import STOP, exact, exercise_of
 from minillm.evaluation.intervals import Measure
 from minillm.evaluation.left_to_right import is_masked
 from minillm.evaluation.likelihood import BATCH_TOKENS, Progress
@@ -49,7 +49,7 @@ class Eval:
     """Perplexity: tokens that each window after the first scores; by default as many as the window has."""
     max_tokens: int = 32
     """Exact answers: the longest that the model writes."""
-    stop: str = "\n"
+    stop: str | None = None
     """Exact answers: an answer ends before this text; by default at the end of its line."""
     batch_tokens: int = BATCH_TOKENS
     """Tokens that are computed together."""
@@ -204,7 +204,7 @@ def _exact(opened: OpenedModel, given: Eval) -> Report:
             tokenizer,
             exercises,
             given.max_tokens,
-            [given.stop] if given.stop else [],
+            [STOP if given.stop is None else given.stop],
             given.seed,
             given.batch_tokens,
             progress,

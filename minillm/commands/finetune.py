@@ -10,13 +10,11 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
-from minillm.commands.train import Train, check_effect, config_of, run_ranks
+from minillm.commands.train import Train, check_effect, config_of, run_ranks, starting_model
 from minillm.errors import InputError
 from minillm.options import Positional, filled, scan
-from minillm.resolver import described
-from minillm.training.config import CONFIGS
 from minillm.training.tasks import task_class
 
 
@@ -30,7 +28,7 @@ class Finetune(Train):
     start: Positional[str] = dataclasses.field(default="", metadata={"name": "model"})
     """Model to start from: a run directory, a Hugging Face folder, a .safetensors, a .gguf, or a LoRA adapter."""
     lr: float = 2e-5
-    """Peak learning rate."""
+    """Peak learning rate; with --lora ten times as much unless it is given."""
     steps: int = 300
     """Number of optimiser steps."""
     batch_size: int = 8
@@ -58,32 +56,66 @@ def finetune_sft(arguments: list[str]) -> None:
     finetune("sft", FinetuneSft, arguments)
 
 
-def finetune(task: str, kind: type[Finetune], arguments: list[str]) -> None:
+@dataclass(frozen=True)
+class FinetuneDpo(Finetune):
+    """Teach a model which of two answers is better, by DPO and its family, from pairs of answers."""
+
+    data: str = ""
+    """A .jsonl or .json file of records: a prompt, an instruction or messages, with answers chosen and rejected."""
+    batch_size: int = 8
+    """Pairs per step."""
+    lr: float = 1e-6
+    """Peak learning rate; with LoRA some 20 times as much."""
+
+
+def finetune_dpo(arguments: list[str]) -> None:
+    """Direct preference optimisation; training/tasks/preference.py."""
+    finetune("dpo", FinetuneDpo, arguments, "preference")
+
+
+@dataclass(frozen=True)
+class FinetuneReward(Finetune):
+    """Teach a model to score answers, from pairs of a better and a worse one."""
+
+    data: str = ""
+    """A .jsonl or .json file of records: a prompt, an instruction or messages, with answers chosen and rejected."""
+    batch_size: int = 8
+    """Pairs per step."""
+
+
+def finetune_reward(arguments: list[str]) -> None:
+    """A reward model; training/tasks/reward.py."""
+    finetune("reward", FinetuneReward, arguments)
+
+
+@dataclass(frozen=True)
+class FinetuneGrpo(Finetune):
+    """Let a model learn from rewards of the answers that it samples itself, by GRPO."""
+
+    data: str = ""
+    """A .jsonl or .json file of prompts with answers to check, as for sft; or `builtin`, sums that are made here."""
+    batch_size: int = 64
+    """Answers per step, a multiple of --group-size."""
+    lr: float = 1e-6
+    """Peak learning rate; for small models and with LoRA 10 to 100 times as much."""
+
+
+def finetune_grpo(arguments: list[str]) -> None:
+    """Group relative policy optimisation; training/tasks/grpo.py."""
+    finetune("grpo", FinetuneGrpo, arguments)
+
+
+def finetune(task: str, kind: type[Finetune], arguments: list[str], objective: str | None = None) -> None:
     """Read the options of a task's command, open the model that is named, and train it."""
-    command = f"finetune {task}"
-    before = kind(objective=task, architecture=next(iter(task_class(task).models)))
+    command, objective = f"finetune {task}", objective or task
+    before = kind(objective=objective, architecture=next(iter(task_class(objective).models)))
     values = scan(kind, command, arguments, before)
     given = filled(kind, command, values, before)
     for name, shown, example in (("start", "MODEL", "runs/mine"), ("data", "--data", "--data records.jsonl")):
         if not getattr(given, name):
             raise InputError(f"{command}: {shown} is missing; write minillm {command} {example} ...")
     check_effect(values, given)
+    if given.lora and ("lr",) not in values:
+        given = dataclasses.replace(given, lr=10 * given.lr)
     start = starting_model(given.start, command)
     run_ranks(command, arguments, config_of(given, **start, preset=f"{Path(given.start).stem}-{task}"), given)
-
-
-def starting_model(path: str, command: str) -> dict[str, Any]:
-    """The settings that say which model training starts from: its family, its configuration and its path.
-
-    Raises: InputError for a preset, whose weights are random; as `described` for a path that means no model.
-    """
-    found = described(path, command)
-    if found.place.kind == "preset":
-        raise InputError(
-            f"{command}: {path} is a preset, whose weights are random; train one first (`minillm train`), or give a "
-            "trained model"
-        )
-    architecture = found.kind.__module__.rpartition(".")[2]  # type: ignore[attr-defined]
-    if architecture not in CONFIGS:
-        raise InputError(f"{command}: {path} is a {architecture}, which cannot be tuned; give a {', '.join(CONFIGS)}")
-    return {"architecture": architecture, "model": found.config, "init": path}

@@ -38,7 +38,7 @@ def profile(arguments: list[str]) -> None:
 
     name = next((argument for argument in arguments[:1] if not argument.startswith("-")), None)
     start = preset(peek(arguments, "--preset") or "default")
-    kind, shape = (task_class(start.objective).model_class(start.architecture), start.model)
+    kind, shape = (task_class(start.objective).model_class(start), start.model)
     if name is not None:
         _, kind, shape, _ = described(name, "profile")
     before = Profile(name, start.preset, shape, start.batch_size)

@@ -10,6 +10,7 @@ import numpy as np
 
 from minillm.errors import InputError
 from minillm.options import Positional, read
+from minillm.resolver import load_tokenizer
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ class TokenizerEncode:
     """Print the ids of a text, or write a corpus as token shards to train on."""
 
     tokenizer: Positional[Path]
-    """Folder of a saved tokenizer (a run directory's `tokenizer`)."""
+    """Folder of a saved tokenizer, or a model with one: a run directory, a Hugging Face folder, a .gguf."""
     text: Positional[str | None] = None
     """Text to encode."""
     data: str | None = None
@@ -69,7 +70,6 @@ class TokenizerEncode:
 def tokenizer_encode(arguments: list[str]) -> None:
     """Print the ids of a text, or write a corpus as shards."""
     from minillm.data import read_text, split_text, write_shards
-    from minillm.tokenizers import Tokenizer
 
     given = read(TokenizerEncode, "tokenizer encode", arguments)
     if given.text is not None and given.data is None:
@@ -80,7 +80,7 @@ def tokenizer_encode(arguments: list[str]) -> None:
         text = read_text(given.data, given.field)
     else:
         raise InputError("tokenizer encode: give a text, or --data with where the text is; one of the two")
-    tokenizer = Tokenizer.load(given.tokenizer)
+    tokenizer = load_tokenizer(given.tokenizer)
     if given.out is None:
         print(*tokenizer.encode(text))
         return
@@ -102,14 +102,12 @@ class TokenizerDecode:
     """Print the text of token ids."""
 
     tokenizer: Positional[Path]
-    """Folder of a saved tokenizer."""
+    """Folder of a saved tokenizer, or a model with one."""
     ids: Positional[tuple[int, ...]]
     """Token ids."""
 
 
 def tokenizer_decode(arguments: list[str]) -> None:
     """Print the text of ids."""
-    from minillm.tokenizers import Tokenizer
-
     given = read(TokenizerDecode, "tokenizer decode", arguments)
-    print(Tokenizer.load(given.tokenizer).decode(given.ids))
+    print(load_tokenizer(given.tokenizer).decode(given.ids))

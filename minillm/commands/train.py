@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from minillm.errors import InputError
-from minillm.options import filled, peek, scan
-from minillm.training.config import TrainConfig, preset
+from minillm.options import filled, options_of, peek, scan
+from minillm.resolver import described
+from minillm.training.config import CONFIGS, TrainConfig, preset
 
 CHANGEABLE_ON_RESUME = {
     *("progress", "device", "steps", "eval_every", "eval_batches", "patience", "sample_every", "sample_tokens"),
@@ -98,8 +99,30 @@ def run_ranks(command: str, arguments: list[str], config: TrainConfig, given: Tr
 def starting_point(arguments: list[str]) -> TrainConfig:
     """The settings that hold where nothing else is given: those of the preset, or of the model and the objective."""
     config = preset(peek(arguments, "--preset") or "default")
-    architecture, objective = peek(arguments, "--model"), peek(arguments, "--objective")
-    return config.with_model(architecture or config.architecture, objective)
+    architecture, objective, init = (peek(arguments, name) for name in ("--model", "--objective", "--init"))
+    if init is None:
+        return config.with_model(architecture or config.architecture, objective)
+    start = starting_model(init, "train")
+    if architecture not in (None, start["architecture"]):
+        raise InputError(f"train: {init} is a {start['architecture']}; leave --model {architecture} out")
+    return dataclasses.replace(config.with_model(start["architecture"], objective), **start)
+
+
+def starting_model(path: str, command: str) -> dict[str, Any]:
+    """The settings that say which model training starts from: its family, its configuration and its path.
+
+    Raises: InputError for a preset, whose weights are random; as `described` for a path that means no model.
+    """
+    found = described(path, command)
+    if found.place.kind == "preset":
+        raise InputError(
+            f"{command}: {path} is a preset, whose weights are random; train one first (`minillm train`), or give a "
+            "trained model"
+        )
+    architecture = found.kind.__module__.rpartition(".")[2]  # type: ignore[attr-defined]
+    if architecture not in CONFIGS:
+        raise InputError(f"{command}: {path} is a {architecture}, which cannot be trained; give a {', '.join(CONFIGS)}")
+    return {"architecture": architecture, "model": found.config, "init": path}
 
 
 def check_effect(values: dict[tuple[str, ...], Any], given: Train) -> None:
@@ -109,7 +132,8 @@ def check_effect(values: dict[tuple[str, ...], Any], given: Train) -> None:
         ("beta1",): (given.optimizer == "adamw", "--optimizer adamw"),
         ("beta2",): (given.optimizer == "adamw", "--optimizer adamw"),
     }
+    needs |= {path: (("lora", "rank") in values, "--lora RANK") for path in values if path[0] == "lora"}
     for path, (works, other) in needs.items():
         if path in values and not works:
-            name = path[-1].replace("_", "-")
-            raise InputError(f"train: --{name} does nothing here; leave it out, or give {other}")
+            name = next(option.name for option in options_of(type(given), given) if option.path == path)
+            raise InputError(f"train: {name} does nothing here; leave it out, or give {other}")

@@ -10,19 +10,33 @@ In reading order: config.py (the settings), places.py (which layers they mean, b
 """
 
 from minillm.lora.config import LoraConfig
-from minillm.lora.model import adapters_off, add_lora, is_lora, lora_state_dict, merge, unmerge, untie
+from minillm.lora.model import (
+    adapters_off,
+    add_lora,
+    base_checksum,
+    is_lora,
+    load_lora_state_dict,
+    lora_state_dict,
+    merge,
+    record_of,
+    unmerge,
+    untie,
+)
 from minillm.lora.peft import base_of, is_adapter, load_lora, save_lora
 
 __all__ = [
     "LoraConfig",
     "adapters_off",
     "add_lora",
+    "base_checksum",
     "base_of",
     "is_adapter",
     "is_lora",
     "load_lora",
+    "load_lora_state_dict",
     "lora_state_dict",
     "merge",
+    "record_of",
     "save_lora",
     "unmerge",
     "untie",

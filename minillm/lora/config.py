@@ -6,7 +6,7 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from minillm.errors import InputError
 
@@ -15,19 +15,24 @@ ALL_LINEAR = "all-linear"
 
 @dataclass(frozen=True)
 class LoraConfig:
-    """Which layers of a model get an adapter, and of what size; layers have Hugging Face's names here, as in PEFT."""
+    """Which layers of a model get an adapter, and of what size; layers have Hugging Face's names here, as in PEFT.
 
-    rank: int = 8
-    """Rank r of each adapter: its two matrices are (r, in) and (out, r)."""
-    alpha: float | None = None
-    """The update is scaled by alpha / rank; twice the rank unless given."""
-    dropout: float = 0.0
+    targets, exclude: names are given as a tuple, or in one text with commas; other texts are regular expressions.
+    """
+
+    no_options: ClassVar[tuple[str, ...]] = ("exclude", "modules_to_save", "layers_to_transform", "layers_pattern")
+
+    rank: int = field(default=8, metadata={"name": "lora"})
+    """Freeze the model, and train adapters of this rank r beside its layers: two matrices (r, in) and (out, r) each."""
+    alpha: float | None = field(default=None, metadata={"name": "lora_alpha"})
+    """Scale of the adapters: what they add is multiplied by alpha / rank; twice the rank unless given."""
+    dropout: float = field(default=0.0, metadata={"name": "lora_dropout"})
     """Dropout probability of the adapters' inputs while training."""
-    targets: str | tuple[str, ...] | None = None
-    """Layers with an adapter: the last parts of their names; as one text a regular expression for whole names, or
-    `all-linear`, all but the output layer. By default the family's: PEFT's choice, where it has one."""
+    targets: str | tuple[str, ...] | None = field(default=None, metadata={"name": "lora_targets"})
+    """Layers with an adapter, by Hugging Face's names: their last parts, such as q_proj,v_proj; a regular expression
+    for whole names; or all-linear, all but the output layer. By default the family's: PEFT's choice, if it has one."""
     exclude: str | tuple[str, ...] = ()
-    """Layers without one, though they are among the targets; names, or a regular expression."""
+    """Layers without one, though they are among the targets."""
     modules_to_save: tuple[str, ...] | None = None
     """Modules that are trained as a whole and saved with the adapters; by default the head of a model that classifies
     or finds answers."""
@@ -46,7 +51,10 @@ class LoraConfig:
         for name in ("targets", "exclude", "modules_to_save", "layers_to_transform", "layers_pattern"):
             value = getattr(self, name)
             if isinstance(value, list):  # as JSON has it
-                object.__setattr__(self, name, tuple(value))
+                value = tuple(value)
+            elif isinstance(value, str) and value != ALL_LINEAR and re.fullmatch(r"[\w.,-]+", value):
+                value = tuple(value.split(","))
+            object.__setattr__(self, name, value)
         for name, rank in {"rank": self.rank, **self.rank_pattern}.items():
             if isinstance(rank, bool) or not isinstance(rank, int) or rank < 1:
                 raise InputError(f"LoraConfig: {name} is {rank!r}; give a whole number of 1 or more")

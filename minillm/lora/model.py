@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator
+import zlib
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-from minillm.backend import Array
-from minillm.errors import InputError
+import numpy as np
+
+from minillm.backend import Array, as_array
+from minillm.device import like, to_host
+from minillm.errors import CheckpointError, InputError
 from minillm.lora.config import LoraConfig
 from minillm.lora.layers import Adapted, Adapter, Lora, Whole
 from minillm.lora.places import Chosen, Names, choose, names_of
@@ -26,6 +30,7 @@ class Record:
     def __init__(self, config: LoraConfig, chosen: Chosen, wrappers: dict[str, Lora], names: Names):
         self.config, self.chosen, self.wrappers, self.names = config, chosen, wrappers, names
         self.merged: dict[str, Array] | None = None
+        self.checksum: int | None = None  # of the frozen weights; see base_checksum
 
     @property
     def adapters(self) -> list[Adapter]:
@@ -108,6 +113,42 @@ def lora_state_dict(model: Module) -> dict[str, Array]:
     """The arrays of all adapters, and those that are trained whole, by their names here: references, not copies."""
     record_of(model, "lora_state_dict")
     return {name: parameter.data for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+def load_lora_state_dict(model: Module, state: Mapping[str, Array]) -> None:
+    """Copy arrays into what is trained: all of them, or none if any does not fit.
+
+    Raises: CheckpointError that lists every missing and unexpected name and every wrong shape.
+    """
+    record_of(model, "load_lora_state_dict")
+    own = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    problems = [f"missing {name}" for name in own if name not in state]
+    problems += [f"unexpected {name}" for name in state if name not in own]
+    problems += [
+        f"{name} has shape {np.shape(state[name])}, expected {parameter.shape}"
+        for name, parameter in own.items()
+        if np.shape(state.get(name, parameter.data)) != parameter.shape
+    ]
+    if problems:
+        raise CheckpointError(
+            f"load_lora_state_dict: the adapters do not fit this {type(model).__name__}: {'; '.join(problems)}; give "
+            "the settings that they were saved with"
+        )
+    for name, parameter in own.items():
+        parameter.data[...] = like(as_array(state[name]), parameter.data)
+        parameter.version += 1  # a backward through those before now raises
+
+
+def base_checksum(model: Module) -> int:
+    """A checksum of all frozen weights: adapters belong to these, and to no others. It is computed once."""
+    record = record_of(model, "base_checksum")
+    if record.checksum is None:
+        record.checksum = 0
+        for parameter in model.parameters():
+            if not parameter.requires_grad:
+                host = np.ascontiguousarray(to_host(parameter.data)).reshape(-1)
+                record.checksum = zlib.crc32(host.view(np.uint8).data, record.checksum)
+    return record.checksum
 
 
 @contextlib.contextmanager

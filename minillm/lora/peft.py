@@ -212,9 +212,9 @@ def _from_peft(folder: Path, values: Mapping[str, Any]) -> LoraConfig:
     given: dict[str, Any] = {name: values[key] for name, key in KEYS.items() if values.get(key) is not None}
     if isinstance(given.get("layers_to_transform"), int):
         given["layers_to_transform"] = (given["layers_to_transform"],)
-    given = {"rank": 8, "alpha": 8, "modules_to_save": ()} | given
+    missing: dict[str, Any] = {"rank": 8, "alpha": 8, "modules_to_save": ()}
     try:
-        return LoraConfig(**given)
+        return LoraConfig(**(missing | given))
     except (TypeError, InputError) as error:
         raise InputError(f"load_lora: {file} cannot be used: {error}") from None
 

@@ -119,7 +119,7 @@ def names_of(model: Module) -> Names:
 def _join(
     joined: Mapping[str, tuple[str, ...]], places: dict[str, Place], parameters: dict[str, list[InFile]]
 ) -> set[str]:
-    """Put one name in the place of several, for what is one layer there and here; return what is several layers here."""
+    """Put one name in the place of several for a layer that is one there and here; return what is several here."""
     divided = set()
     for whole, parts in joined.items():
         name = whole.removesuffix(".weight")

@@ -103,11 +103,12 @@ class DecoderBlock(Module):
     def forward(
         self,
         x: Tensor,
-        keys_and_values: KeysAndValues,
+        memory: Tensor | KeysAndValues,
         lengths: Any = None,
         cache: KVCache | None = None,
         visible: Array | None = None,
     ) -> Tensor:
+        keys_and_values = self.cross.keys_and_values(memory) if isinstance(memory, Tensor) else memory
         x = self.ln_1(x + self.attn(x, cache, visible))  # (B, T, C)
         x = self.ln_2(x + self.cross(x, keys_and_values, lengths))
         return self.ln_3(x + self.mlp(x))
@@ -189,9 +190,11 @@ class BartModel(Module):
         name = type(self).__name__
         source, target_in = self._checked("source", source), self._checked("target_in", target_in)
         check_shapes(name, source=("B S", source), target_in=("B T", target_in))
-        keys_and_values = self.keys_and_values(self.encode(source, source_lengths))
-        positions = np.arange(target_in.shape[1], like=target_in)
-        return self.decode(target_in, positions, keys_and_values, source_lengths)
+        memory = self.encode(source, source_lengths)
+        x = self.decoder.embed(self._tokens(target_in), np.arange(target_in.shape[1], like=target_in))
+        for block in self.decoder.h:
+            x = block(x, memory, source_lengths)
+        return x
 
     def forward(self, source: Any, target_in: Any, source_lengths: Any = None) -> Tensor:
         return self.features(source, target_in, source_lengths)

@@ -41,7 +41,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from minillm import ops
+from minillm import ops, random
 from minillm.autograd import Parameter, Tensor
 from minillm.backend import Array, as_array
 from minillm.device import like
@@ -299,7 +299,8 @@ class XLNetModel(Module):
         mapping = None
         if "target_mapping" in arrays:
             mapping = Tensor((arrays["target_mapping"] != 0).astype(weight.dtype)[:, None])
-        table = self.drop(Tensor(like(table.astype(weight.dtype), weight)))
+        with random.part(rows=(0, len(table))):  # it is the table of all rows of the batch, on every rank
+            table = self.drop(Tensor(like(table.astype(weight.dtype), weight)))
         return AttentionInputs(table, directions, differs, content_mask, query_mask, mapping)
 
     def _checked_memory(self, name: str, mems: Sequence[Any] | None, batch: int) -> list[Tensor] | None:

@@ -14,9 +14,11 @@ complete, while the backward goes on below it:
 
 A unit is complete when the gradient of its input is: every path from a weight of the block to the loss has been walked
 by then. So a block's input passes through an operation that does nothing forward and whose backward says that it was
-reached (`BOUNDARY`). A block that was computed several times is complete after as many backwards. Sums start in the
-order of the blocks, also on a rank that has skipped one. Gradients of the root may come from both ends (a tied table),
-and are summed last. A parameter that several blocks share, or that is also used outside of its block, is in the root.
+reached (`BOUNDARY`). A block with several inputs, such as one that also reads an encoder's output, has one such
+operation for all of them. A block that was computed several times is complete after as many backwards. Sums start in
+the order of the blocks, also on a rank that has skipped one. Gradients of the root may come from both ends (a tied
+table), and are summed last. A parameter that several blocks share, or that is also used outside of its block, is in the
+root.
 
 A parameter that no rank has used in a step has no gradient, as in one process, and is neither updated nor decayed.
 Beside the loss, ranks send which of their parameters got a gradient (`finish`); a rank waits for that only if one of
@@ -40,6 +42,7 @@ from minillm.backend import Array
 from minillm.device import to_host
 from minillm.errors import DtypeError, GraphError
 from minillm.nn import Module
+from minillm.ops.join import concat
 from minillm.optim import ALIGN
 from minillm.parallel.communicator import Communicator, agree_on_weights
 from minillm.parallel.wrapper import Wrapper, replace
@@ -398,14 +401,36 @@ class BlockOfUnit(Wrapper):
         super().__init__(block)
         self.parallel, self.unit = parallel, unit
 
-    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
         parallel, unit = self.parallel, self.unit
         parallel.before_forward(unit)
         if not is_grad_enabled():
             return self.module(x, *args, **kwargs)
         unit.calls += 1
-        y = self.module(boundary(x, lambda: parallel.passed(unit)), *args, **kwargs)
+        given = bounded([x, *args], lambda: parallel.passed(unit))
+        y = self.module(*given, **kwargs)
+        if isinstance(y, tuple):
+            return tuple(bounded(y, lambda: parallel.before_backward(unit)))
         return boundary(y, lambda: parallel.before_backward(unit))
+
+
+def bounded(values: Iterable[Any], passed: Callable[[], None]) -> list[Any]:
+    """The values, where one boundary is around all tensors with a gradient: it is reached when all their gradients are.
+
+    Several tensors pass it as one row, which is cut again behind it.
+    """
+    found = list(values)
+    places = [i for i, value in enumerate(found) if isinstance(value, Tensor) and value.requires_grad]
+    if len(places) == 1:
+        found[places[0]] = boundary(found[places[0]], passed)
+    elif places:
+        row = boundary(concat([found[i].reshape(-1) for i in places]), passed)
+        start = 0
+        for i in places:
+            stop = start + found[i].numel()
+            found[i] = row[start:stop].reshape(found[i].shape)
+            start = stop
+    return found
 
 
 def model_blocks(model: Module) -> dict[str, Module]:

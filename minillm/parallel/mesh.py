@@ -16,7 +16,6 @@ takes its parts of them. A file does not show how many ranks wrote it.
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -28,6 +27,7 @@ from minillm.backend import Array
 from minillm.device import like, to_host
 from minillm.dtypes import as_dtype
 from minillm.errors import CheckpointError, InputError
+from minillm.lora import add_lora, is_lora, record_of
 from minillm.nn import Decoder, uninitialized
 from minillm.optim import FlatGroup, Optimizer, decay_groups
 from minillm.parallel.communicator import Alone, Communicator, agree_on_weights, bounds
@@ -113,7 +113,13 @@ class ParallelModel:
             raise InputError(
                 f"zero: stage {zero} with --pp {mesh.pp.size}; choose 0 or 1, or without a pipeline 2 or 3"
             )
-        if mesh.tp.size * mesh.pp.size > 1:  # DataParallel, which sees parts then, does so otherwise
+        if mesh.tp.size * mesh.pp.size > 1:
+            if not isinstance(model, Decoder):
+                raise InputError(
+                    f"mesh: --tp {mesh.tp.size} --pp {mesh.pp.size} divide models that predict the next token, and "
+                    f"{type(model).__name__} is none; leave them out (--dp and --zero work)"
+                )
+            # DataParallel, which sees parts then, does so otherwise
             agree_on_weights(mesh.world, "ParallelModel", model.state_dict())
         self.mesh, self.zero = mesh, zero
         self.kind: Any = type(model)
@@ -270,8 +276,12 @@ class ParallelModel:
             return None
         with uninitialized():
             model = self.kind(self.config)
+            if is_lora(self.model):
+                add_lora(model, record_of(self.model, "gather").config)
+        frozen = {one.name: one.data for one in self.model.parameters() if not one.requires_grad}  # here on every rank
+        kept = next(iter(self.data.units.values())).kept_data
         for name, parameter in model.named_parameters():
-            parameter.data = like(weights[name], next(iter(self.data.units.values())).kept_data)
+            parameter.data = frozen[name] if name in frozen else like(weights[name], kept)
         return model
 
     def state_dict(self) -> dict[str, Array] | None:
@@ -447,21 +457,3 @@ def _moment_names(optimizer: Optimizer) -> list[str]:
 
 def _moment(group: FlatGroup, name: str) -> Array:
     return group.masters if name == "master" else group.moments[name]
-
-
-def parse_layers(text: str, count: int) -> list[int]:
-    """Numbers of layers from `none`, `all`, or a list such as `0,2-5`.
-
-    Raises: InputError for anything else.
-    """
-    if text in ("none", "all"):
-        return [] if text == "none" else list(range(count))
-    layers: list[int] = []
-    for item in text.split(","):
-        found = re.fullmatch(r"(\d+)(?:-(\d+))?", item.strip())
-        if not found:
-            raise InputError(f"recompute: {text!r} names no layers; give none, all, or numbers such as 0,2-5")
-        layers += range(int(found[1]), int(found[2] or found[1]) + 1)
-    if layers and max(layers) >= count:
-        raise InputError(f"recompute: there is no layer {max(layers)}; the model has {count}, counted from 0")
-    return layers

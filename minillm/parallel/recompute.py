@@ -9,6 +9,7 @@ the same bits as the first.
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
@@ -72,3 +73,21 @@ class Recomputed(Wrapper):
             return self.module(x, *args, **kwargs)
         weights = [parameter for parameter in self.parameters() if parameter.requires_grad]  # so that it is recorded
         return RECOMPUTE(x, *weights, function=lambda x: self.module(x, *args, **kwargs))
+
+
+def parse_layers(text: str, count: int) -> list[int]:
+    """Numbers of layers from `none`, `all`, or a list such as `0,2-5`.
+
+    Raises: InputError for anything else.
+    """
+    if text in ("none", "all"):
+        return [] if text == "none" else list(range(count))
+    layers: list[int] = []
+    for item in text.split(","):
+        found = re.fullmatch(r"(\d+)(?:-(\d+))?", item.strip())
+        if not found:
+            raise InputError(f"recompute: {text!r} names no layers; give none, all, or numbers such as 0,2-5")
+        layers += range(int(found[1]), int(found[2] or found[1]) + 1)
+    if layers and max(layers) >= count:
+        raise InputError(f"recompute: there is no layer {max(layers)}; the model has {count}, counted from 0")
+    return layers

@@ -12,8 +12,11 @@ from typing import Any, ClassVar, Literal, get_args, get_type_hints
 
 from minillm.device import is_device
 from minillm.errors import CheckpointError, InputError, did_you_mean
+from minillm.lora import LoraConfig
+from minillm.models.bart_config import BartConfig, both_sides
 from minillm.models.config import Config, check_types
 from minillm.models.gpt2 import GPT2Config
+from minillm.models.llama_config import LlamaConfig
 from minillm.training.tasks import task_class
 
 FORMAT = 2  # of the runs that begin now; see TrainConfig.format
@@ -45,10 +48,27 @@ CONFIGS = {
 
 
 # What each family learns where no objective is given, and the shape that it has where no preset is.
-OBJECTIVES = {"gpt2": "causal", "llama": "causal", "gemma": "causal"}
+OBJECTIVES = {
+    "gpt2": "causal",
+    "llama": "causal",
+    "gemma": "causal",
+    "bert": "masked",
+    "roberta": "masked",
+    "distilbert": "masked",
+    "xlnet": "permutation",
+    "bart": "denoising",
+}
+TOKENIZERS = {"bert": "wordpiece", "distilbert": "wordpiece", "xlnet": "unigram"}  # of the others: bpe
+_ENCODER: dict[str, Any] = dict(vocab_size=1024, layers=4, heads=4, channels=128, hidden=512, dropout=0.1)
 SHAPES: dict[str, dict[str, Any]] = {
     "gpt2": dict(vocab_size=1024, context=128, layers=4, heads=4, channels=128, dropout=0.1),
     "llama": dict(vocab_size=1024, context=128, layers=4, heads=4, kv_heads=4, channels=128, hidden=344, tied=True),
+    "gemma": dict(vocab_size=1024, context=128, layers=4, heads=4, kv_heads=4, channels=128, hidden=344),
+    "bert": dict(context=128, **_ENCODER),
+    "roberta": dict(context=128, **_ENCODER),
+    "distilbert": dict(context=128, **_ENCODER),
+    "xlnet": _ENCODER,
+    "bart": dict(vocab_size=1024, context=128, channels=128, **both_sides(3, 4, 512), init_std=128**-0.5),
 }
 
 
@@ -66,7 +86,7 @@ MOST_THREADS = 256  # a process starts each of them
 
 
 HEADINGS = {
-    "model": "architecture model init",
+    "model": "architecture model init lora",
     "data": "data field tokenizer validation_fraction objective task",
     "optimiser": "batch_size micro_batches optimizer lr min_lr beta1 beta2 weight_decay clip",
     "schedule": "steps warmup schedule decay_steps patience eval_every eval_batches",
@@ -86,7 +106,10 @@ class TrainConfig:
     headings: ClassVar[dict[str, str]] = HEADINGS
 
     preset: str = "default"
-    """Start from a preset (default, shakespeare-char-cpu, nano); other options override it."""
+    """Start from a preset; other options override it. Minutes on a CPU: default, shakespeare-char-cpu, multi30k, and a
+    minute each: nano, llama-nano, bert-nano, roberta-nano, xlnet-nano, bart-nano. Sizes that are known: gpt2,
+    gpt2-medium, smollm2-135m, bert-base-uncased, roberta-base, xlnet-base-cased, bart-base, and more of minillm/models.
+    """
     data: str = "builtin"
     """Text to train on: a file, a folder, a glob pattern, a .jsonl, or `builtin` (the help texts of Python itself)."""
     field: str | None = None
@@ -94,13 +117,15 @@ class TrainConfig:
     out: Path | None = None
     """Run directory, which must not exist yet; by default the first free of runs/PRESET-1, -2, ..."""
     tokenizer: str = "bpe"
-    """`bpe`, trained on the training part; `char`, the characters of both parts; or a folder with a saved tokenizer."""
+    """`bpe`, `wordpiece` or `unigram`, trained on the training part; `char`, the characters of both parts; or a folder
+    with a saved tokenizer."""
     validation_fraction: float = 0.1
     """Share of the text, at its end, that is never trained on."""
     architecture: str = dataclasses.field(default="gpt2", metadata={"name": "model"})
     """Family of the model: gpt2, llama, bert, roberta, xlnet or bart; each has options of its own for its shape."""
     objective: str = "causal"
-    """What the model learns: causal (the next token)."""
+    """What the model learns: causal (the next token); masked (hidden tokens); permutation (tokens in any order);
+    denoising (the text from a corrupted one); pairs (a target for each source, such as a translation)."""
     task: Any = None
     """Settings of the objective; by default its own."""
     init: str | None = None
@@ -109,6 +134,8 @@ class TrainConfig:
         default_factory=lambda: GPT2Config(1024, context=128, layers=4, heads=4, channels=128, dropout=0.1)
     )
     """Shape of the model; vocab_size sets the size of a BPE trained here; a char or loaded tokenizer sets it itself."""
+    lora: LoraConfig | None = None
+    """Adapters to train in place of the model's own weights; without, all weights are trained."""
     steps: int = 2000
     """Number of optimiser steps."""
     batch_size: int = 12
@@ -191,6 +218,11 @@ class TrainConfig:
             raise InputError(
                 f"train: clip is {self.clip}; give a norm above 0 (a large one, such as 1e9, to never clip)"
             )
+        if self.lora is not None and self.tp * self.pp > 1:
+            raise InputError(
+                f"train: --lora {self.lora.rank} trains adapters of whole layers, which --tp {self.tp} --pp {self.pp} "
+                "would divide; leave these out (--dp and --zero work)"
+            )
         if not is_device(self.device):
             raise InputError(f"train: device is {self.device!r}; choose cpu, cuda or cuda:0")
         if self.dtype == "bfloat16" and self.device == "cpu":
@@ -222,7 +254,10 @@ class TrainConfig:
         objective = objective or (self.objective if architecture == self.architecture else OBJECTIVES[architecture])
         model = self.model if architecture == self.architecture else kind(**SHAPES[architecture])
         task = self.task if objective == self.objective else None
-        return dataclasses.replace(self, architecture=architecture, model=model, objective=objective, task=task)
+        tokenizer = self.tokenizer if architecture == self.architecture else TOKENIZERS.get(architecture, "bpe")
+        return dataclasses.replace(
+            self, architecture=architecture, model=model, objective=objective, task=task, tokenizer=tokenizer
+        )
 
     def _check_kinds(self) -> None:
         """Raise InputError unless the model and the settings of the objective are those of their names."""
@@ -292,7 +327,9 @@ def _from_object(kind: type, content: dict[str, Any], kinds: dict[str, type]) ->
         if isinstance(value, dict) and inner is not None:
             value = _from_object(inner, value, {})  # type: ignore[arg-type]
         elif isinstance(value, list):
-            value = tuple(value)
+            named = next((one for one in possible if hasattr(one, "_fields")), None)  # such as RopeScaling
+            value = tuple(tuple(one) if isinstance(one, list) else one for one in value)
+            value = value if named is None else named(*value)  # type: ignore[misc]
         elif value is not None and Path in possible:
             value = Path(value)
         fields[name] = value
@@ -322,10 +359,55 @@ PRESETS = {
         sample_every=100,
     ),
 }
+PRESETS["llama-nano"] = dataclasses.replace(
+    PRESETS["nano"].with_model("llama"), preset="llama-nano", tokenizer="char", model=LlamaConfig.preset("nano")
+)
+# as wide as is needed to learn something from hidden tokens, with short texts
+_NANO = TrainConfig(
+    tokenizer="bpe", steps=500, batch_size=64, lr=2e-3, weight_decay=0.01, eval_every=100, eval_batches=10
+)
+_NANO_SHAPES: dict[str, dict[str, Any]] = {
+    "bert": dict(context=24, heads=4, channels=128, hidden=512, layers=2),
+    "roberta": dict(context=24, heads=4, channels=128, hidden=512, layers=2),
+    "xlnet": dict(heads=4, channels=128, hidden=512, layers=2),
+    "bart": dict(context=32, channels=96, init_std=96**-0.5, **both_sides(2, 4, 256)),
+}
+for _family, _shape in _NANO_SHAPES.items():
+    _config = _NANO.with_model(_family)
+    _model = dataclasses.replace(_config.model, **_shape, dropout=0.0, vocab_size=512)
+    if _family in ("bert", "roberta"):
+        _model = dataclasses.replace(_model, attention_dropout=0.0)
+    _task = dataclasses.replace(_config.task, length=24) if _family == "xlnet" else _config.task
+    PRESETS[f"{_family}-nano"] = dataclasses.replace(_config, preset=f"{_family}-nano", model=_model, task=_task)
+# benchmarks/translation.py: English and German captions
+PRESETS["multi30k"] = dataclasses.replace(
+    TrainConfig(beta2=0.98, weight_decay=1e-4, min_lr=0.0, steps=9000, warmup=700, eval_every=500, eval_batches=100),
+    preset="multi30k",
+    architecture="bart",
+    model=BartConfig.preset("multi30k"),
+    objective="pairs",
+    task=None,
+)
+# The sizes of the papers, with their learning rates, for batches that one machine computes; see minillm/models.
+SIZES = {
+    "gpt2": "gpt2 gpt2-medium gpt2-large gpt2-xl",
+    "llama": "smollm2-135m qwen2-0.5b qwen3-0.6b llama-3.2-1b llama-2-7b mistral-7b",
+    "bert": "bert-tiny bert-mini bert-small bert-medium bert-base-uncased bert-base-cased bert-large-uncased",
+    "roberta": "distilroberta-base roberta-base roberta-large xlm-roberta-base",
+    "xlnet": "xlnet-base-cased xlnet-large-cased",
+    "bart": "bart-base bart-large",
+}
+_LARGE = TrainConfig(steps=100_000, batch_size=32, lr=3e-4, warmup=2000, eval_every=1000, sample_every=5000)
+_RATES = {"gpt2": 6e-4, "llama": 3e-4, "bert": 1e-4, "roberta": 6e-4, "xlnet": 4e-4, "bart": 3e-4}
 
 
 def preset(name: str) -> TrainConfig:
     """A named configuration; an unknown name is an error that suggests the nearest."""
-    if name not in PRESETS:
-        raise InputError(f"train: no preset is called {name!r}{did_you_mean(name, PRESETS)}")
-    return PRESETS[name]
+    sizes = {size: family for family, names in SIZES.items() for size in names.split()}
+    if name in PRESETS:
+        return PRESETS[name]
+    if name not in sizes:
+        raise InputError(f"train: no preset is called {name!r}{did_you_mean(name, [*PRESETS, *sizes])}")
+    family = sizes[name]
+    config = dataclasses.replace(_LARGE, lr=_RATES[family]).with_model(family)
+    return dataclasses.replace(config, preset=name, model=config_class(family).preset(name))

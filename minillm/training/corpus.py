@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zlib
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,7 +11,7 @@ import numpy as np
 
 from minillm.data import Batches, Tokens, open_tokens, read_text, split_text
 from minillm.errors import InputError
-from minillm.tokenizers import BPETokenizer, CharacterTokenizer, Tokenizer
+from minillm.tokenizers import BPETokenizer, CharacterTokenizer, Tokenizer, UnigramTokenizer, WordPieceTokenizer
 
 
 class Corpus(NamedTuple):
@@ -28,19 +29,18 @@ class Corpus(NamedTuple):
         return f"{len(self.train)}+{len(self.validation)}-{self.tokenizer.fingerprint()}-{checksum:08x}"
 
 
-def load_corpus(config: Any, tokenizer: Tokenizer | None = None) -> Corpus:
+KINDS = ("bpe", "char", "wordpiece", "unigram")  # tokenizers that are trained here
+
+
+def load_corpus(config: Any, tokenizer: Tokenizer | None = None, special_tokens: Sequence[str] | None = None) -> Corpus:
     """Read, split and encode the text of a TrainConfig; train a tokenizer if none is given.
 
-    BPE is trained on the training part. The character tokenizer gets the characters of both parts, so that validation
-    text has none that it does not know.
+    A tokenizer is trained on the training part. That of characters gets the characters of both parts, so that
+    validation text has none that it does not know. special_tokens: of a tokenizer that is trained; None: its own.
 
     A folder with `train_*.bin` and `validation_*.bin` holds tokens already; it needs the tokenizer that made them.
     """
-    if tokenizer is None and config.tokenizer not in ("bpe", "char"):
-        try:
-            tokenizer = Tokenizer.load(config.tokenizer)
-        except InputError as error:
-            raise InputError(f"{error}, or a tokenizer of bpe or char, which is trained here") from None
+    tokenizer = saved_tokenizer(config) if tokenizer is None else tokenizer
     folder = Path(config.data)
     if config.data != "builtin" and (shards := sorted(folder.glob("train_*.bin"))):
         if tokenizer is None:
@@ -57,14 +57,32 @@ def load_corpus(config: Any, tokenizer: Tokenizer | None = None) -> Corpus:
         fingerprint = tokenizer.fingerprint()
         return Corpus(tokenizer, open_tokens(shards, fingerprint), open_tokens(validation_shards, fingerprint))
     text, validation_text = split_text(read_text(config.data, config.field), config.validation_fraction)
-    if tokenizer is None and config.tokenizer == "char":
-        tokenizer = CharacterTokenizer.train(text + validation_text)
-    elif tokenizer is None:
-        tokenizer = BPETokenizer.train(text, config.model.vocab_size, progress=True)
+    if tokenizer is None:
+        both = text + validation_text if config.tokenizer == "char" else text
+        tokenizer = train_tokenizer(config, both, special_tokens)
     dtype = np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.uint32
     return Corpus(
         tokenizer, np.array(tokenizer.encode(text), dtype), np.array(tokenizer.encode(validation_text), dtype)
     )  # (N,) each
+
+
+def saved_tokenizer(config: Any) -> Tokenizer | None:
+    """The tokenizer that the settings name by its folder; None where one is to be trained."""
+    if config.tokenizer in KINDS:
+        return None
+    try:
+        return Tokenizer.load(config.tokenizer)
+    except InputError as error:
+        raise InputError(f"{error}, or one of {', '.join(KINDS)}, which are trained here") from None
+
+
+def train_tokenizer(config: Any, texts: str | Iterable[str], special_tokens: Sequence[str] | None = None) -> Tokenizer:
+    """A tokenizer of the settings' kind and size, trained on these texts."""
+    given: dict[str, Any] = {} if special_tokens is None else {"special_tokens": special_tokens}
+    if config.tokenizer == "char":
+        return CharacterTokenizer.train(texts, **given)
+    kinds = {"bpe": BPETokenizer, "wordpiece": WordPieceTokenizer, "unigram": UnigramTokenizer}
+    return kinds[config.tokenizer].train(texts, config.model.vocab_size, progress=True, **given)
 
 
 def make_batches(corpus: Corpus, config: Any, length: int | None = None) -> tuple[Batches, Batches]:

@@ -90,7 +90,13 @@ class Display:
     def first(self, measured: dict[str, Any]) -> None:
         """Write what a validation before the first step found to metrics.jsonl, and show it."""
         self.run.add_metrics({"step": 0, "loss": None, **measured})
-        self.console.print(f"step 0/{self.config.steps}  validation {measured['val_loss']:.3f}{in_bits(measured)}")
+        shown = f"{measured['val_loss']:.3f}{in_bits(measured)}{self.remark(measured)}"
+        self.console.print(f"step 0/{self.config.steps}  validation {shown}", markup=False)
+
+    def remark(self, record: dict[str, Any]) -> str:
+        """What the task has to say of a validation, with space before it."""
+        remark = self.task.remark(record)
+        return f"  {remark}" if remark else ""
 
     def step(self, record: dict[str, Any], seconds: float) -> None:
         """Write the line of a step, which took `seconds`, to metrics.jsonl, and show it."""
@@ -103,7 +109,8 @@ class Display:
             if not live:
                 self.console.print(
                     f"step {record['step']}/{self.config.steps}  loss {fields['loss']}  validation "
-                    f"{fields['val_loss']}  {fields['speed']} tokens/s  {record['seconds']:.0f} s"
+                    f"{fields['val_loss']}  {fields['speed']} tokens/s  {record['seconds']:.0f} s{self.remark(record)}",
+                    markup=False,
                 )
         due = live and time.monotonic() - self.drawn >= DRAW_EVERY
         self.progress.update(self.line, completed=record["step"], refresh=due, **fields)

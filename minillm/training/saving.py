@@ -12,6 +12,7 @@ from minillm import random
 from minillm.backend import Array
 from minillm.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from minillm.errors import CheckpointError
+from minillm.lora import base_checksum, is_lora
 from minillm.optim import Optimizer
 from minillm.parallel.communicator import Communicator, broadcast_arrays, broadcast_bytes
 from minillm.training.run import Run
@@ -55,6 +56,8 @@ def save(run: Run, model: Any, optimizer: Optimizer, task: Task, state: State) -
     if weights is None or moments is None:
         return  # rank 0 has them
     content = {**state._asdict(), "random": random.default.state(), "corpus": task.fingerprint()}
+    if is_lora(model.model):
+        content["base"] = base_checksum(model.model)  # the frozen weights, which are not in the file
     last, best = run.checkpoint("last"), run.checkpoint("best")
     if state.best_step < state.step:
         save_checkpoint(last, weights, moments, content)
@@ -77,6 +80,11 @@ def restore(run: Run | None, model: Any, optimizer: Optimizer, task: Task, world
     """
     checkpoint = read_last(run, task) if run else Checkpoint({}, {}, {})
     content = json.loads(broadcast_bytes(world, json.dumps(checkpoint.state).encode()))
+    if is_lora(model.model) and content.get("base") != base_checksum(model.model):
+        raise CheckpointError(
+            "train: the weights under the adapters are not those that they were trained on; put the model that --init "
+            "names back as it was, or start a new run"
+        )
     weights, moments = (broadcast_arrays(world, arrays) for arrays in (checkpoint.model, checkpoint.optimizer))
     model.load_state_dict(weights)
     model.load_optimizer_state_dict(optimizer, moments)

@@ -31,11 +31,12 @@ from minillm.backend import Array
 from minillm.device import Uploads, check_device
 from minillm.errors import InputError
 from minillm.grad_mode import quiet
+from minillm.lora import add_lora, is_lora, load_lora_state_dict, lora_state_dict
 from minillm.nn import Module
 from minillm.optim import SGD, AdamW, Optimizer, cosine_schedule, decay_groups, wsd_schedule
 from minillm.parallel.communicator import Alone, Communicator, agree, broadcast_arrays, broadcast_bytes
 from minillm.parallel.data_parallel import model_blocks
-from minillm.parallel.mesh import Mesh, ParallelModel, parse_layers
+from minillm.parallel.mesh import Mesh, ParallelModel
 from minillm.parallel.objective import (
     NEXT_TOKENS,
     Batch,
@@ -44,7 +45,7 @@ from minillm.parallel.objective import (
     loss_of_rows,
     micro_batches_of,
 )
-from minillm.parallel.recompute import recompute
+from minillm.parallel.recompute import parse_layers, recompute
 from minillm.resolver import open_model
 from minillm.tokenizers import Tokenizer
 from minillm.training import speed
@@ -158,7 +159,7 @@ class WholeModel:
     def __init__(self, model: Module, weight_decay: float = 0.1, layers: Iterable[int] = ()):
         recompute(model, layers)
         self.model = model
-        self.groups = decay_groups([p for p in model.parameters() if p.requires_grad], weight_decay)
+        self.groups = decay_groups(model.parameters(), weight_decay)
 
     def num_parameters(self) -> int:
         """The number of weights of the model."""
@@ -196,8 +197,8 @@ class WholeModel:
         return self.model
 
     def state_dict(self) -> dict[str, Array] | None:
-        """Every parameter by its name."""
-        return self.model.state_dict()
+        """Every parameter by its name; of a model with adapters, what is trained alone."""
+        return lora_state_dict(self.model) if is_lora(self.model) else self.model.state_dict()
 
     def optimizer_state_dict(self, optimizer: Optimizer) -> dict[str, Array] | None:
         """The optimiser's moments and counts of steps, by name."""
@@ -205,7 +206,10 @@ class WholeModel:
 
     def load_state_dict(self, state: Mapping[str, Array]) -> None:
         """Take the parameters from what `state_dict` returned."""
-        self.model.load_state_dict(state)
+        if is_lora(self.model):
+            load_lora_state_dict(self.model, state)
+        else:
+            self.model.load_state_dict(state)
 
     def load_optimizer_state_dict(self, optimizer: Optimizer, state: Mapping[str, Array]) -> None:
         """Take the optimiser's state from what `optimizer_state_dict` returned."""
@@ -298,7 +302,8 @@ def prepare(config: TrainConfig, resume: Path | None, world: Communicator) -> Pr
     if leads and resume is None and config.out is not None:
         check_free(config.out)
     run = Run.open(resume) if leads and resume else None
-    opened = None if resume or config.init is None else open_model(config.init)
+    needs_start = config.init is not None and (not resume or config.lora)  # a checkpoint of adapters has no more
+    opened = open_model(config.init) if needs_start else None
     tokenizer = run.tokenizer if run else opened.needed_tokenizer("train") if opened else None
     task = task_on_all(config, tokenizer, world)
     if not resume:
@@ -308,6 +313,7 @@ def prepare(config: TrainConfig, resume: Path | None, world: Communicator) -> Pr
     if opened:
         task.start_from(whole, opened)
         del opened  # whose memory is free now
+    adapt(whole, config)
     kept = task.begin(whole, kept_arrays(run, world) if resume else {})
     model = divide(whole, config, world)
     optimizer = make_optimizer(config, model.groups)
@@ -350,7 +356,7 @@ def task_on_all(config: TrainConfig, tokenizer: Tokenizer | None, world: Communi
 
 def throwaway_step(config: TrainConfig, task: Task) -> Callable[[], None]:
     """A function that trains a model of its own by a step, again and again on the first batch, at a rate of 0."""
-    model = divide(make_model(config, task.tokenizer), config, Alone())
+    model = divide(adapt(make_model(config, task.tokenizer), config), config, Alone())
     optimizer = make_optimizer(config, model.groups)
     model.attach(optimizer)
     optimizer.lr = 0.0
@@ -366,13 +372,18 @@ def throwaway_step(config: TrainConfig, task: Task) -> Callable[[], None]:
 
 def build(config: TrainConfig, tokenizer: Tokenizer) -> tuple[Any, Optimizer]:
     """The model and its optimiser, in one process."""
-    model = make_model(config, tokenizer)
+    model = adapt(make_model(config, tokenizer), config)
     return model, make_optimizer(config, WholeModel(model, config.weight_decay).groups)
 
 
 def make_model(config: TrainConfig, tokenizer: Tokenizer) -> Any:
     """The model, which has its vocabulary from the tokenizer."""
     return task_class(config.objective).make_model(config, tokenizer).to(config.device, config.dtype)
+
+
+def adapt(model: Any, config: TrainConfig) -> Any:
+    """The model, with adapters if the settings ask for them: all else is frozen then."""
+    return add_lora(model, config.lora) if config.lora else model
 
 
 def make_optimizer(config: TrainConfig, groups: list[dict[str, Any]]) -> Optimizer:

@@ -28,7 +28,7 @@ def main() -> None:
 def train_for_a_while(world: Communicator, settings: dict[str, Any], seconds: float = 2.0) -> float:
     """The median seconds of a step on random tokens; every rank calls it."""
     config = dataclasses.replace(TrainConfig.from_json(settings), dp=None, threads=None)
-    model = divide(task_class(config.objective).model_class(config.architecture)(config.model), config, world)
+    model = divide(task_class(config.objective).model_class(config)(config.model), config, world)
     optimizer = make_optimizer(config, model.groups)
     model.attach(optimizer)
     shape = (2, config.batch_size, config.task.length or config.model.context)

@@ -160,7 +160,7 @@ def test_help_has_every_option_its_text_and_what_holds_without_it(capsys, monkey
             texts = texts_of(kind)
             for option in options_of(kind):
                 assert option.name in shown
-                assert texts[option.path[-1]][1:].split()[-1] in shown
+                assert texts[option.path][1:].split()[-1] in shown
             if columns != "20":
                 assert max(map(len, shown.splitlines())) <= int(columns)
     nano = list(help_lines(Train, "train", Train(**vars(preset("nano")))))

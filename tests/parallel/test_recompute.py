@@ -13,8 +13,7 @@ from minillm.errors import InputError
 from minillm.models.gemma import Gemma, GemmaConfig
 from minillm.models.gpt2 import GPT2, GPT2Config
 from minillm.models.llama import Llama
-from minillm.parallel.mesh import parse_layers
-from minillm.parallel.recompute import recompute
+from minillm.parallel.recompute import parse_layers, recompute
 from minillm.testing import check_gradients
 from tests.parallel.training import LLAMA
 

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from minillm import random
+from minillm.lora import LoraConfig, add_lora, lora_state_dict
 from minillm.models.gpt2 import GPT2, GPT2Config
 from minillm.models.llama import Llama, LlamaConfig
 from minillm.optim import AdamW, decay_groups
@@ -26,7 +27,10 @@ EPS = {"float64": 1e-8, "float32": 1e-6}
 
 
 class Case(NamedTuple):
-    """A training to be compared; the first six settings say what is trained, the others how it is divided."""
+    """A training to be compared; the first seven settings say what is trained, the others how it is divided.
+
+    lora: the rank of adapters, which alone are trained; 0 for none.
+    """
 
     model: str = "gpt2"
     dtype: str = "float64"
@@ -34,6 +38,7 @@ class Case(NamedTuple):
     micro_batches: int = 1
     batch: int = 8
     steps: int = 20
+    lora: int = 0
     dp: int = 1
     tp: int = 1
     pp: int = 1
@@ -43,7 +48,7 @@ class Case(NamedTuple):
 
     def alone(self) -> Case:
         """The case in one process."""
-        return Case(*self[:6])
+        return Case(*self[:7])
 
     @property
     def ranks(self) -> int:
@@ -69,7 +74,14 @@ def build(case: Case) -> Any:
     generator = np.random.default_rng(5)
     for parameter in model.parameters():  # biases and norms too, so that one left out shows
         parameter.data[...] += 0.05 * generator.standard_normal(parameter.shape)
-    return model.to(case.dtype)
+    model.to(case.dtype)
+    if case.lora:
+        targets, saved = (
+            (("c_attn", "wpe"), ("ln_f",)) if case.model == "gpt2" else (("q_proj", "v_proj", "lm_head"), ())
+        )
+        settings = LoraConfig(rank=case.lora, dropout=case.dropout, targets=targets, modules_to_save=saved)
+        add_lora(model, settings)
+    return model
 
 
 def batch(case: Case, step: int) -> tuple[np.ndarray, np.ndarray]:
@@ -103,7 +115,8 @@ def one_process(case: Case, start: Any = None) -> Outcome:
     counter = random.default.counter
     model.eval()
     evaluation = [model.loss(*batch(case, 100 + i)).item() for i in range(3)]
-    return Outcome(losses, norms, model.state_dict(), optimizer.state_dict(), evaluation, counter, [], {})
+    weights = lora_state_dict(model) if case.lora else model.state_dict()
+    return Outcome(losses, norms, weights, optimizer.state_dict(), evaluation, counter, [], {})
 
 
 def on_mesh(communicator: Communicator, case: Case, start: Any = None) -> Outcome:

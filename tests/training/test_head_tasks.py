@@ -33,7 +33,11 @@ from minillm.training.trainer import accumulate_gradients
 GOOD, BAD = ("fine", "grand", "lovely", "warm"), ("dull", "grim", "poor", "cold")
 NOUNS = ("film", "plot", "cast", "song", "story", "scene", "ending", "script")
 FAMILIES = {"bert": bert, "roberta": roberta, "distilbert": distilbert, "xlnet": xlnet, "bart": bart}
-PLACES = ("Rome", "Oslo", "Lima", "Bonn", "Kyiv", "Cairo")
+KINDS = {
+    "place": ("Rome", "Oslo", "Lima", "Bonn", "Kyiv", "Cairo"),
+    "person": ("Ann", "Bob", "Cat", "Dan", "Eve", "Fay"),
+    "colour": ("red", "green", "blue", "white", "black", "grey"),
+}
 
 
 def reviews(count: int = 160) -> list[dict[str, str]]:
@@ -48,26 +52,19 @@ def reviews(count: int = 160) -> list[dict[str, str]]:
     return made
 
 
-def questions(count: int = 60) -> dict[str, Any]:
-    """Contexts with two people in two places, and questions about one of them, some without an answer."""
+def questions(count: int = 200) -> dict[str, Any]:
+    """Contexts with words of two kinds of three, and a question about one kind; every third has no answer."""
     rng = np.random.default_rng(6)
-    names = ("Ann", "Bob", "Cat", "Dan", "Eve")
     paragraphs = []
     for number in range(count):
-        first, second = rng.choice(names, 2, replace=False)
-        there = rng.choice(PLACES, 2, replace=False)
-        context = f"{first} lives in {there[0]} .  {second} lives in {there[1]} ."
-        asked = ((first, context.index(there[0])), (second, context.rindex(there[1])))
-        qas = [
-            {
-                "id": f"{number}-{name}",
-                "question": f"where is {name} ?",
-                "answers": [{"text": str(place), "answer_start": start}],
-            }
-            for (name, start), place in zip(asked, there, strict=True)
-        ]
-        missing = next(name for name in names if name not in (first, second))
-        qas.append({"id": f"{number}", "question": f"where is {missing} ?", "answers": [], "is_impossible": True})
+        there = rng.choice([*KINDS], 2, replace=False)
+        words = [str(rng.choice(KINDS[kind])) for kind in there]
+        filling = [" ".join(rng.choice(NOUNS, int(rng.integers(1, 4)))) for _ in range(3)]
+        context = f"{filling[0]}  {words[0]} {filling[1]} , {words[1]} {filling[2]} ."
+        answers = {
+            kind: [{"text": word, "answer_start": context.index(word)}] for kind, word in zip(there, words, strict=True)
+        }
+        qas = [{"id": f"{number}", "question": "which place ?", "answers": answers.get("place", [])}]
         paragraphs.append({"context": context, "qas": qas})
     return {"data": [{"paragraphs": paragraphs}]}
 
@@ -126,7 +123,7 @@ def assert_same_bits(one: Run, other: Run) -> None:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_family_learns_to_tell_texts_apart(data, family) -> None:
-    run = train(settings(data, family, steps=70, eval_every=70, lr=5e-3, batch_size=16, seed=2))
+    run = train(settings(data, family, steps=100, eval_every=100, lr=2e-3, batch_size=16, seed=2))
     found = run.metrics()[-1]
     assert found["val_accuracy"] > 0.9
     assert found["val_loss"] < 0.4
@@ -140,9 +137,9 @@ def test_every_family_learns_to_tell_texts_apart(data, family) -> None:
     assert -np.log(shares[np.arange(len(held)), classes]).mean() == pytest.approx(found["val_loss"], rel=1e-4)
 
 
-@pytest.mark.parametrize("family", ["bert", "xlnet"])
+@pytest.mark.parametrize("family", ["bert", "distilbert", "xlnet"])
 def test_it_learns_to_find_answers(data, family) -> None:
-    run = train(settings(data, family, "qa", steps=300, eval_every=300, lr=5e-3, batch_size=16, seed=3))
+    run = train(settings(data, family, "qa", steps=120, eval_every=120, lr=2e-3, batch_size=16, seed=3))
     assert run.metrics()[-1]["val_both_right"] > 0.8
     opened, task = open_model(run.folder), QATask(run.config, run.tokenizer)
     found = answer_questions(opened.model, opened.tokenizer, task.parts[1])
@@ -192,7 +189,7 @@ def test_training_and_validation_share_no_text(data, objective) -> None:
 def test_micro_batches_change_nothing(data, family, objective) -> None:
     config = settings(data, family, objective, batch_size=7)
     task = TASKS[objective](config)
-    model = task.make_model(config, task.tokenizer).to(np.float64)
+    model = task.make_model(config, task.tokenizer).to(np.float64).eval()
     batch = task.batch(0)
     gradients = []
     for parts in (1, 2, 3, 7):
@@ -350,14 +347,14 @@ def test_what_cannot_be_learned_is_refused(data, tmp_path, capsys) -> None:
     config = settings(data)
     with pytest.raises(InputError, match=r"classes that the model lacks \(good; the model has bad, fine\)"):
         ClassifyTask(dataclasses.replace(config, model=dataclasses.replace(config.model, label_names=("bad", "fine"))))
+    (tmp_path / "squad.json").write_text(json.dumps(questions(1)))
     with pytest.raises(InputError, match="all questions are about one context; give several, or --validation"):
-        (tmp_path / "squad.json").write_text(json.dumps(questions(1)))
         QATask(settings(data, objective="qa"))
     wrong = questions(9)
     for paragraph in wrong["data"][0]["paragraphs"]:
         paragraph["qas"] = [qa | {"answers": [{"text": "x", "answer_start": 1}]} for qa in paragraph["qas"][:1]]
     (tmp_path / "squad.json").write_text(json.dumps(wrong))
-    with pytest.raises(InputError, match="no question is left to train on; .* answers that do not stand where they"):
+    with pytest.raises(InputError, match=r"no question is left to train on; .* answers that do not stand where they"):
         QATask(settings(data, objective="qa"))
     for words, message in (
         (["finetune", "classify"], "finetune classify: MODEL is missing"),

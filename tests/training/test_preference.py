@@ -15,13 +15,14 @@ from minillm import random
 from minillm.autograd import no_grad
 from minillm.checkpoint import load_checkpoint
 from minillm.errors import InputError
+from minillm.lora import LoraConfig, adapters_off, add_lora
 from minillm.losses import PREFERENCE_LOSSES, sequence_log_probs
 from minillm.models.gpt2 import GPT2, GPT2Config
 from minillm.parallel.objective import micro_batches_of
 from minillm.tokenizers import BPETokenizer
 from minillm.training import TrainConfig, train
 from minillm.training.tasks.preference import PreferenceOptions, PreferenceTask
-from minillm.training.tasks.scoring import check_apart, scored
+from minillm.training.tasks.scoring import check_apart, frozen_log_probs, scored
 from minillm.training.trainer import accumulate_gradients, make_model
 
 TINY = GPT2Config(vocab_size=256, context=64, layers=2, heads=2, channels=16, dropout=0.2)
@@ -151,6 +152,24 @@ def test_the_reference_is_the_model_at_the_start_and_stays(data) -> None:
     fresh = PreferenceTask(run.config, run.tokenizer)
     again = fresh.begin(make_model(run.config, run.tokenizer), {})["reference"]
     assert kept.tobytes() == again.tobytes()
+
+
+def test_with_lora_the_reference_is_the_model_without_adapters(data, rng) -> None:
+    config = settings(data)
+    task = PreferenceTask(config)
+    model = add_lora(make_model(config, task.tokenizer), LoraConfig(rank=2, dropout=0.5))
+    kept = task.begin(model.train(), {})["reference"]
+    [value] = {task.sums(model.train(), task.batch(0))["loss"].item() / 6}
+    assert value == pytest.approx(LN2, abs=1e-6)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data += rng.normal(size=parameter.shape).astype(np.float32)
+    examples = [example for pair in task.pairs for example in pair]
+    with adapters_off(model):
+        assert frozen_log_probs(model, examples, 12).tobytes() == kept.tobytes()
+    assert np.abs(frozen_log_probs(model, examples, 12) - kept.reshape(-1)).max() > 0.1
+    losses = {task.sums(model.train(), task.batch(0))["loss"].item() for _ in range(3)}
+    assert len(losses) == 1  # the adapters' dropout is off too
 
 
 def test_a_reference_that_shares_memory_with_the_policy_is_refused() -> None:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from minillm import ops, random
+from minillm.autograd import Tensor
 from minillm.backend import Array
 from minillm.study.cases.recipes import Case, Make, in_views, normal
 
@@ -110,7 +111,7 @@ def _linear_and_embedding() -> Iterator[Case]:
     def frozen(x, outputs=3, bias=True):
         rng = np.random.default_rng(4)
         weight, b = (rng.normal(size=shape).astype(x.dtype) for shape in ((outputs, x.shape[-1]), outputs))
-        return ops.linear(x, weight, b if bias else None)
+        return ops.linear(x, Tensor(weight), Tensor(b) if bias else None)
 
     yield Case("frozen_linear", "matrix", frozen, normal((4, 5)))
     yield Case("frozen_linear", "three axes", frozen, normal((2, 3, 4)))
@@ -154,7 +155,7 @@ def _low_rank() -> Iterator[Case]:
     some_channels = normal((2, 3, 5), (2, 3, 4), (1, 4), (2, 1))
     yield Case("add_low_rank", "matrix", update, shapes)
     yield Case("add_low_rank", "last channels", lambda y, x, a, b: update(y, x, a, b, start=3), some_channels)
-    yield Case("add_low_rank", "channels in the middle", lambda *given: update(*given, 2.0, 1), some_channels)
+    yield Case("add_low_rank", "channels in the middle", lambda y, x, a, b: update(y, x, a, b, 2.0, 1), some_channels)
     yield Case("add_low_rank", "vector", update, normal((3,), (4,), (2, 4), (3, 2)))
     yield Case("add_low_rank", "size 1", update, normal((1, 1), (1, 1), (1, 1), (1, 1)))
     yield Case("add_low_rank", "no rows", update, normal((0, 3), (0, 4), (2, 4), (3, 2)))

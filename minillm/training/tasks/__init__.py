@@ -15,6 +15,10 @@ if TYPE_CHECKING:
 
 TASKS = {
     "causal": "CausalTask",
+    "masked": "MaskedTask",
+    "permutation": "PermutationTask",
+    "denoising": "DenoisingTask",
+    "pairs": "PairsTask",
     "sft": "SFTTask",
     "classify": "ClassifyTask",
     "qa": "QATask",

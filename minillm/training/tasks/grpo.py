@@ -253,6 +253,16 @@ class GRPOTask(Task):
         self.measured = {}
         return self.noted | means
 
+    def remark(self, record: Mapping[str, Any]) -> str:
+        """The rewards, which tell whether the model learns: the loss of a step is near 0, and its gradient is not."""
+        held_out = f"held-out reward {record['val_reward']:.3f}"
+        if "reward" not in record:
+            return held_out
+        return (
+            f"{held_out}, sampled {record['reward']:.3f}, norm of the gradient {record['grad_norm']:.2f} (a loss near "
+            "0 is usual)"
+        )
+
     def tokens(self, batch: Batch) -> int:
         """The number of tokens, without padding."""
         return int(batch["lengths"].sum())

@@ -163,6 +163,13 @@ class PreferenceTask(AnswerPairs):
         self.first, self.last, self.logged = self.first or noted, noted, {}
         return noted
 
+    def remark(self, record: Mapping[str, Any]) -> str:
+        """The margin between the rewards of held-out answers, and how often the chosen one has the higher."""
+        return (
+            f"margin {record['val_rewards/margins']:.3f}, accuracy {record['val_rewards/accuracies']:.0%}, "
+            f"log p of chosen answers {record['val_logps/chosen']:.1f}"
+        )
+
     def _computed(self, model: Any, batch: Batch) -> tuple[dict[str, Tensor], dict[str, tuple[Any, float]]]:
         """The terms of the loss, and (sum, count) of what is logged."""
         model.eval()  # no dropout, in adapters neither: policy and reference differ by their weights alone

@@ -8,7 +8,7 @@ accuracy is the share of held-out pairs whose better answer gets the higher rewa
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -96,6 +96,10 @@ class RewardTask(AnswerPairs):
         noted = {name: float(total) / count for name, (total, count) in self.logged.items()}
         self.logged = {}
         return noted
+
+    def remark(self, record: Mapping[str, Any]) -> str:
+        """The margin between the rewards of held-out answers, and how often the chosen one has the higher."""
+        return f"margin {record['val_margin']:.3f}, accuracy {record['val_accuracy']:.0%}"
 
     def _computed(self, model: Any, batch: Batch) -> tuple[Tensor, Array]:
         """The loss of each pair (B,), and the rewards (B, 2)."""

@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from minillm import ops
 from minillm.autograd import Tensor
 from minillm.chat_templates import ChatTemplate, template_for
 from minillm.data.batches import shuffled
@@ -28,11 +29,13 @@ from minillm.data.instructions import (
     shortened,
 )
 from minillm.data.packing import best_fit_decreasing, rows_of
+from minillm.data.pairs import IGNORED
 from minillm.data.records import Records
 from minillm.errors import InputError
 from minillm.generate import end_tokens, generate_text
 from minillm.parallel.objective import Batch, NextTokens
 from minillm.tokenizers import BPETokenizer, CharacterTokenizer, Tokenizer
+from minillm.tokenizers.base import END_OF_TEXT
 from minillm.training.tasks.task import Task
 
 LONGEST = 1024  # tokens of a row, where nothing is said: a model's whole context may need more memory than there is
@@ -146,9 +149,18 @@ class SFTTask(NextTokens, Task):
         return batch
 
     def sums(self, model: Any, batch: Batch) -> dict[str, Tensor]:
-        """The sum of the cross-entropies of the answers' tokens, in nats."""
-        apart = {"starts": batch["starts"]} if "starts" in batch else {}
-        return {"loss": model.loss(batch["ids"], batch["targets"], reduction="sum", **apart)}
+        """The sum of the cross-entropies of the answers' tokens, in nats.
+
+        The logits of positions where nothing is learned are not made: of long rows and a large vocabulary, they would
+        be most of the memory.
+        """
+        if self.next_tokens:
+            return super().sums(model, batch)
+        targets = batch["targets"].reshape(-1)  # (B T,)
+        (learned,) = np.nonzero(targets != IGNORED)  # (N,)
+        features = model.features(batch["ids"], starts=batch["starts"])  # (B, T, C)
+        logits = model.logits(features.reshape(len(targets), -1).index_select(0, learned))  # (N, V)
+        return {"loss": ops.cross_entropy(logits, targets[learned], reduction="sum", overwrite=True)}
 
     def preview(self, model: Any, step: int) -> Iterator[tuple[str, str]]:
         """Held-out instructions, and how the model answers them, with the likeliest tokens."""
@@ -199,13 +211,14 @@ def answered(
 def new_tokenizer(config: Any, instructions: Sequence[Instruction], is_out: np.ndarray) -> Tokenizer:
     """The tokenizer of a model that starts from nothing: a saved one, or one that is trained on what it will learn.
 
-    The character tokenizer gets the characters of all records and of the template.
+    The character tokenizer gets the characters of all records and of the template; both get a token that ends a text.
     """
     if config.tokenizer not in ("bpe", "char"):
         return Tokenizer.load(config.tokenizer)
     template = template_for(None, config.task.template)
     texts = [rendered(instruction, template) for instruction in instructions]
+    special = (END_OF_TEXT, *template.special_tokens)
     if config.tokenizer == "char":
-        return CharacterTokenizer.train("".join(texts) + "".join(template.stop_strings))
+        return CharacterTokenizer.train("".join(texts) + "".join(template.stop_strings), special)
     learned = [text for text, out in zip(texts, is_out, strict=True) if not out]
-    return BPETokenizer.train("\n\n".join(learned), config.model.vocab_size, progress=True)
+    return BPETokenizer.train("\n\n".join(learned), config.model.vocab_size, special, progress=True)

@@ -103,6 +103,10 @@ class Task(Objective):
         """What else metrics.jsonl gets of the step just taken, on rank 0."""
         return {}
 
+    def remark(self, record: Mapping[str, Any]) -> str:
+        """What is shown behind the losses of a validation; `record` is its line of metrics.jsonl."""
+        return ""
+
     def begin(self, model: Any, kept: Mapping[str, Array]) -> Mapping[str, Array]:
         """Called once before the first step, on every rank, with the whole model as training starts from it.
 
@@ -141,7 +145,7 @@ class Task(Objective):
     @classmethod
     def make_model(cls, config: Any, tokenizer: Tokenizer) -> Any:
         """A new model of these settings."""
-        return cls.model_class(config.architecture)(cls.shape(config, tokenizer))
+        return cls.model_class(config)(cls.shape(config, tokenizer))
 
     @classmethod
     def start_from(cls, model: Any, opened: Any) -> None:
@@ -150,7 +154,9 @@ class Task(Objective):
         keep(model, opened.saved_with)
 
     @classmethod
-    def model_class(cls, architecture: str) -> Any:
-        """The class of the models that this task trains."""
-        cls.check_model(architecture)
-        return getattr(importlib.import_module(f"minillm.models.{architecture}"), cls.models[architecture])
+    def model_class(cls, config: Any) -> Any:
+        """The class of the model of these settings."""
+        cls.check_model(config.architecture)
+        return getattr(
+            importlib.import_module(f"minillm.models.{config.architecture}"), cls.models[config.architecture]
+        )
