@@ -232,7 +232,8 @@ def texts_of(kind: type, default: Any = None) -> dict[tuple[str, ...], str]:
             if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
                 below = following.value if isinstance(following, ast.Expr) else None
                 comment = source.splitlines()[node.lineno - 1].partition("  # ")[2]
-                texts[(node.target.id,)] = str(below.value) if isinstance(below, ast.Constant) else comment
+                text = str(below.value) if isinstance(below, ast.Constant) else comment
+                texts[(node.target.id,)] = " ".join(text.split())
     for field in dataclasses.fields(kind):
         if (inner := inner_kind(kind, field.name, default)) is not None:
             inside = texts_of(inner, value_of(kind, field.name, default))

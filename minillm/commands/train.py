@@ -6,12 +6,15 @@ import dataclasses
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from minillm.errors import InputError
 from minillm.options import filled, options_of, peek, scan
 from minillm.resolver import described
 from minillm.training.config import CONFIGS, TrainConfig, preset
+
+if TYPE_CHECKING:
+    from minillm.training.run import Run
 
 CHANGEABLE_ON_RESUME = {
     *("progress", "device", "steps", "eval_every", "eval_batches", "patience", "sample_every", "sample_tokens"),
@@ -63,8 +66,11 @@ def config_of(given: Train, **others: Any) -> TrainConfig:
     return TrainConfig(**settings | others)
 
 
-def run_ranks(command: str, arguments: list[str], config: TrainConfig, given: Train) -> None:
-    """Train: in this process, as one of several ranks, or by starting them with these words of a command."""
+def run_ranks(command: str, arguments: list[str], config: TrainConfig, given: Train) -> Run | None:
+    """Train: in this process, as one of several ranks, or by starting them with these words of a command.
+
+    Returns the run, if this process alone has trained it.
+    """
     from minillm.parallel import launch, place
     from minillm.parallel.communicator import Trace
     from minillm.training.trainer import train as run_training
@@ -92,8 +98,8 @@ def run_ranks(command: str, arguments: list[str], config: TrainConfig, given: Tr
             run_training(config, given.resume, communicator=here, progress=given.progress)
 
         launch.run_rank(rank, given.device)
-    else:
-        run_training(config, given.resume, progress=given.progress)
+        return None
+    return run_training(config, given.resume, progress=given.progress)
 
 
 def starting_point(arguments: list[str]) -> TrainConfig:
