@@ -28,7 +28,7 @@ from minillm import hub, models
 from minillm import random as drawing
 from minillm.dtypes import as_dtype
 from minillm.errors import CheckpointError, InputError, MinillmError, did_you_mean
-from minillm.lora import add_lora, base_checksum, load_lora, load_lora_state_dict, merge
+from minillm.lora import add_lora, base_checksum, base_folder, load_lora, load_lora_state_dict, merge
 from minillm.models.heads import take_body
 from minillm.nn import uninitialized
 from minillm.pretrained import FAMILIES, SavedWith, keep
@@ -224,7 +224,7 @@ def described(path: str | Path, function: str = "load") -> Described:
     if place.kind == "run":
         return _described_run(place)
     if place.kind == "adapter":
-        return described(_base_of(place.path), function)._replace(place=place)
+        return described(base_folder(place.path), function)._replace(place=place)
     if place.kind == "gguf":
         from minillm.gguf import read_config
         from minillm.models.llama import Llama
@@ -241,18 +241,6 @@ def _described_run(place: Place) -> Described:
     run = Run.open(place.path)
     task = task_class(run.config.objective)
     return Described(place, task.model_class(run.config), task.shape(run.config, run.tokenizer), run)
-
-
-def _base_of(folder: Path) -> Path:
-    """The base model of a LoRA adapter: a path as it stands in its file, or as seen from the adapter's folder."""
-    base = read_json(folder / ADAPTER).get("base_model_name_or_path")
-    for path in (Path(str(base)), folder / str(base)):
-        if base and path.exists():
-            return path
-    raise CheckpointError(
-        f"load: the adapter in {folder} belongs to the base model {base!r}, which is no path here; put its folder in "
-        f"base_model_name_or_path of {folder / ADAPTER}"
-    )
 
 
 # Models with their weights
@@ -431,7 +419,7 @@ def _chat_text_in(folder: Path) -> str:
 
 def _opened_adapter(place: Place, dtype: Any) -> OpenedModel:
     """The base model with the adapter merged into its weights, as a model of its own."""
-    base = open_model(_base_of(place.path), dtype)
+    base = open_model(base_folder(place.path), dtype)
     trained = [parameter.requires_grad for parameter in base.model.parameters()]
     model = merge(load_lora(base.model, place.path))
     for parameter, was_trained in zip(model.parameters(), trained, strict=False):  # an untied output layer is the last

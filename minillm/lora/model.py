@@ -74,6 +74,7 @@ def _wrap(model: Module, config: LoraConfig, chosen: Chosen) -> dict[str, Lora]:
     for place in chosen.places:
         rank, scale = config.rank_of(place.name), config.scale_of(place.name)
         adapter = Adapter(place, layers[place.path].weight.data, rank, scale, config.dropout)
+        adapter.training = layers[place.path].training  # a model in evaluation mode has no dropout
         by_path.setdefault(place.path, {})[place.name.rpartition(".")[2]] = adapter
     for path, adapters in by_path.items():
         wrappers[path] = Adapted(layers[path], adapters)

@@ -177,6 +177,10 @@ def test_dropout_acts_in_training_alone(ids: np.ndarray) -> None:
     assert np.abs(training[0] - training[1]).max() > 0.01
     evaluated = output(model.eval(), ids)
     np.testing.assert_array_equal(evaluated, output(model, ids))
+    also = add_lora(drawn(Llama(LLAMA)).eval(), LoraConfig(dropout=0.5))  # of a model in evaluation mode
+    for name, array in lora_state_dict(model).items():
+        lora_state_dict(also)[name][...] = array
+    np.testing.assert_array_equal(output(also, ids), evaluated)
     np.testing.assert_allclose(output(merge(model), ids), evaluated, rtol=1e-4, atol=1e-4)
 
 
