@@ -6,11 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from minillm.beside import is_run
 from minillm.errors import InputError
 from minillm.export import save
 from minillm.lora import base_of, save_lora
 from minillm.options import Positional, read
-from minillm.resolver import is_run, open_model
+from minillm.resolver import open_model
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.text import Text
 
 from minillm.training import speed
+from minillm.training.overfitting import parted
 from minillm.tuning import Choice
 
 if TYPE_CHECKING:
@@ -153,6 +154,8 @@ class Display:
                 f"validation loss: last {validated[-1]['val_loss']:.4f} at step {validated[-1]['step']}, "
                 f"best {state.best_loss:.4f} at step {state.best_step}; {state.seconds:.0f} s of training"
             )
+        if (found := parted(self.run.metrics())) is not None:
+            self.console.print(str(found))
         self.console.print(f"loss curve: {folder}/loss.png", markup=False)
         if stopped and state.has_no_hope(self.config.patience):
             self.console.print(

@@ -254,6 +254,21 @@ def test_a_merged_model_is_a_plain_one(ids: np.ndarray, tmp_path: Path) -> None:
     np.testing.assert_allclose(output(minillm.load(tmp_path / "merged"), ids), expected, rtol=1e-4, atol=1e-4)
 
 
+def test_a_merged_model_can_be_trained_as_before() -> None:
+    """What needed a gradient before needs one again; taken out, adapters alone do. Weights need not be kept."""
+    model = drawn(Bart(BartConfig.preset("nano")))
+    needed = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
+    adapted(model=model)
+    trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    merge(model)
+    assert {name: parameter.requires_grad for name, parameter in model.named_parameters()} == needed
+    assert not needed["final_logits_bias"]
+    unmerge(model)
+    assert [name for name, parameter in model.named_parameters() if parameter.requires_grad] == trained
+    with pytest.raises(InputError, match="unmerge: the weights from before were not kept"):
+        unmerge(merge(model, keep=False))
+
+
 def test_adapters_can_be_added_to_a_merged_model(ids: np.ndarray) -> None:
     model = merge(adapted())
     before = output(model, ids)
