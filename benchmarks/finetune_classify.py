@@ -31,8 +31,8 @@ def classify(
     rows = [f"| {name} | - | {seconds / 60:.1f} | - | {share:.1%} | {low:.1%} to {high:.1%} |"]
     words = ["finetune", "classify", "", "--data", pattern, "--sample-every", "0", "--eval-batches", "33"]
     given = {
-        "BERT of 2 blocks, 128 channels, from random weights": ["bert-tiny", *steps(500, 100, quick)],
-        "MiniLM (all-MiniLM-L6-v2)": [str(minilm()), *steps(160, 40, quick)],
+        "BERT of 2 blocks, 128 channels, from random weights": ["bert-tiny", *steps(300, 60, quick), "--threads", "1"],
+        "MiniLM (all-MiniLM-L6-v2)": [str(minilm()), *steps(80, 40, quick)],
     }
     runs = {}
     for name, (model, *options) in given.items():
@@ -66,7 +66,17 @@ def small(
 ) -> list[str]:
     """The runs on a tenth of the reviews."""
     words = ["finetune", "classify", "bert-tiny", "--data", pattern, "--validation-fraction", "0.9"]
-    words += ["--eval-batches", "20", "--sample-every", "0", "--vocab-size", "3000", *steps(300, 20, quick)]
+    words += [
+        "--eval-batches",
+        "20",
+        "--sample-every",
+        "0",
+        "--vocab-size",
+        "3000",
+        "--threads",
+        "1",
+        *steps(160, 20, quick),
+    ]
     runs = {name: run(work / name.replace(" ", "-"), *words, *options) for name, options in SMALL.items()}
     draw(
         folder / "finetune_overfitting.png", {name: runs[name] for name in ("nothing", "all three")}, "nats per review"

@@ -70,6 +70,4 @@ def bleu_of(run: Run) -> str:
     except InputError as error:
         return f"BLEU was not measured: {error}"
     interval = "" if measure.low is None else f" (95% interval {measure.low:.1f} to {measure.high:.1f})"
-    return (
-        f"BLEU of the best checkpoint on {len(held):,} held-out pairs, greedily: {measure.value:.1f}{interval}"
-    )
+    return f"BLEU of the best checkpoint on {len(held):,} held-out pairs, greedily: {measure.value:.1f}{interval}"
