@@ -133,11 +133,20 @@ def starting_model(path: str, command: str) -> dict[str, Any]:
 
 def check_effect(values: dict[tuple[str, ...], Any], given: Train) -> None:
     """Raise InputError for an option that was given and would do nothing beside the others."""
+    if given.init is not None:
+        for path in values:
+            name = path[-1].replace("_", "-")
+            if (path[0] == "model" and "dropout" not in name) or path == ("tokenizer",):
+                raise InputError(
+                    f"train: --{name} would change the model that --init {given.init} names, which keeps its shape and "
+                    "its tokenizer; leave it out"
+                )
     needs = {
         ("decay_steps",): (given.schedule == "wsd", "--schedule wsd"),
         ("beta1",): (given.optimizer == "adamw", "--optimizer adamw"),
         ("beta2",): (given.optimizer == "adamw", "--optimizer adamw"),
     }
+    needs[("batch_size",)] = given.objective != "pairs", "--batch-tokens instead"
     needs |= {path: (("lora", "rank") in values, "--lora RANK") for path in values if path[0] == "lora"}
     for path, (works, other) in needs.items():
         if path in values and not works:
