@@ -66,17 +66,8 @@ def small(
 ) -> list[str]:
     """The runs on a tenth of the reviews."""
     words = ["finetune", "classify", "bert-tiny", "--data", pattern, "--validation-fraction", "0.9"]
-    words += [
-        "--eval-batches",
-        "20",
-        "--sample-every",
-        "0",
-        "--vocab-size",
-        "3000",
-        "--threads",
-        "1",
-        *steps(160, 20, quick),
-    ]
+    words += ["--eval-batches", "20", "--sample-every", "0", "--vocab-size", "3000", "--threads", "1"]
+    words += steps(160, 20, quick)
     runs = {name: run(work / name.replace(" ", "-"), *words, *options) for name, options in SMALL.items()}
     draw(
         folder / "finetune_overfitting.png", {name: runs[name] for name in ("nothing", "all three")}, "nats per review"
