@@ -48,8 +48,10 @@ class Tuned(NamedTuple):
 
 
 def run(folder: Path, *words: str) -> Tuned:
-    """Train with a command of minillm in a process of its own, into this run directory."""
-    arguments = [*words, "--out", str(folder)]
+    """Train with a command of minillm in a process of its own, into this run directory, unless it is there."""
+    arguments, took = [*words, "--out", str(folder)], folder / "took.json"
+    if took.exists():
+        return Tuned(folder, *json.loads(took.read_text()))
     started = os.times().elapsed
     process = subprocess.Popen([sys.executable, "-m", "minillm", *arguments])
     _, status, usage = os.wait4(process.pid, 0)
@@ -57,7 +59,9 @@ def run(folder: Path, *words: str) -> Tuned:
         raise SystemExit(f"minillm {shlex.join(arguments)} failed")
     shown = shlex.join(["minillm", *(Path(word).name if os.sep in word else word for word in words)])
     cpu = (usage.ru_utime + usage.ru_stime) / 60
-    return Tuned(folder, shown, (os.times().elapsed - started) / 60, cpu, usage.ru_maxrss * 1024)
+    tuned = Tuned(folder, shown, (os.times().elapsed - started) / 60, cpu, usage.ru_maxrss * 1024)
+    took.write_text(json.dumps(tuned[1:]))
+    return tuned
 
 
 def gguf_of(name: str) -> Path:

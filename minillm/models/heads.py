@@ -127,8 +127,8 @@ class LastTokenClassification(SequenceClassification):
 
 def binary_cross_entropy(logits: Tensor, wanted: Tensor) -> Tensor:
     """log(1 + e^x) - x y for logits x and answers y of 1 or 0, without computing e^x of a large x."""
-    positive, negative = ops.relu(logits), ops.relu(-logits)
-    return positive - logits * wanted + ops.log(ops.exp(-(positive + negative)) + 1)
+    both = ops.stack([ops.zeros_like(logits), logits], -1)  # log(e^0 + e^x)
+    return ops.logsumexp(both, -1) - logits * wanted
 
 
 def reduced(losses: Tensor, reduction: str) -> Tensor:
