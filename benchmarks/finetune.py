@@ -182,7 +182,8 @@ def dpo(data: Path, work: Path, quick: bool = False) -> str:
     )
     lines = [
         f"The first {PAIRS} records of the file; {tuned.minutes:.1f} minutes ({tuned.cpu:.1f} of a core) and "
-        f"{tuned.memory / 2**20:,.0f} MiB for the whole process, which begins with what the reference says of all answers.",
+        f"{tuned.memory / 2**20:,.0f} MiB for the whole process, which begins with what the reference says of all "
+        "answers.",
         "",
         "| step | held-out loss | margin | accuracy | log p chosen | log p rejected |",
         "|---|---|---|---|---|---|",
@@ -238,9 +239,9 @@ def grpo(data: Path, work: Path, quick: bool = False) -> str:
     )
     validated = rewards.validated()
     lines = [
-        f"First {examples.minutes:.1f} minutes ({examples.cpu:.1f} of a core) of examples, 1,000 sums of two numbers below "
-        f"100; then {rewards.minutes:.1f} minutes ({rewards.cpu:.1f} of a core) of GRPO on 5,000 other sums, of which a "
-        "tenth is held out. The reward is 1 for the exact sum, else 0.",
+        f"First {examples.minutes:.1f} minutes ({examples.cpu:.1f} of a core) of examples, 1,000 sums of two numbers "
+        f"below 100; then {rewards.minutes:.1f} minutes ({rewards.cpu:.1f} of a core) of GRPO on 5,000 other sums, of "
+        "which a tenth is held out. The reward is 1 for the exact sum, else 0.",
         "",
         "| step of GRPO | held-out sums right |",
         "|---|---|",
