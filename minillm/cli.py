@@ -23,6 +23,7 @@ COMMANDS = {  # the file in minillm/commands of each
     "finetune grpo": "finetune",
     "finetune classify": "finetune_heads",
     "finetune qa": "finetune_heads",
+    "finetune translate": "finetune_translate",
     "sample": "sample",
     "eval": "eval",
     "chat": "chat",

@@ -35,6 +35,7 @@ T = TypeVar("T")
 Positional = Annotated[T, "positional"]
 HELP = ("help",)  # the key of --help among the values
 LARGEST = {"seed": 1 << 64, "max_shard_bytes": 1 << 63}  # bounds of whole numbers; all others are below 2^31
+LONGEST_CHOICE = 40  # letters of the choices behind an option's name in the help; more of them follow its text
 # Names that other tools use, with ours to suggest.
 SYNONYMS = {
     "--lr": "learning-rate max-lr eta",
@@ -254,6 +255,8 @@ def help_lines(kind: type, command: str, default: Any = None) -> Iterator[str]:
         shown = "" if value in (None, (), "", dataclasses.MISSING) else f" (default: {default_text})"
         sign = f", --no-{option.name[2:]}" if option.kind is bool else f" {_example(option)}"
         text = texts[option.path]
+        if len(sign) > LONGEST_CHOICE:
+            sign, text = " NAME", f"{text} One of: {', '.join(option.choices)}."
         text = text[:1].upper() + text[1:] + shown
         heading = heading_of.get(option.path[0], "")
         rows[heading].append((option.name + ("" if option.positional else sign), text))

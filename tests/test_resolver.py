@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 import minillm
+from minillm.beside import load_tokenizer
 from minillm.checkpoint import load_checkpoint, save_checkpoint
 from minillm.cli import main
 from minillm.errors import CheckpointError, InputError, MinillmError
@@ -19,7 +20,7 @@ from minillm.lora import LoraConfig, add_lora, save_lora
 from minillm.models.gpt2 import GPT2, GPT2Config
 from minillm.models.llama import Llama, LlamaConfig
 from minillm.pretrained import SavedWith, keep
-from minillm.resolver import described, find, load_tokenizer, open_model, presets
+from minillm.resolver import described, find, open_model, presets
 from minillm.tokenizers import BPETokenizer, WordPieceTokenizer
 from minillm.training.run import Run
 

@@ -6,10 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from minillm.beside import is_run
 from minillm.errors import InputError
 from minillm.export import save
+from minillm.lora import base_of, save_lora
 from minillm.options import Positional, read
-from minillm.resolver import is_run, open_model
+from minillm.resolver import open_model
 
 
 @dataclass(frozen=True)
@@ -17,13 +19,16 @@ class Convert:
     """Write a model as Hugging Face's files: weights, configuration, generation settings and tokenizer."""
 
     model: Positional[Path]
-    """A run directory, whose best checkpoint counts, a folder with config.json, a .safetensors, a .gguf or adapter."""
+    """A run directory, whose best checkpoint counts, a folder with config.json, a .safetensors, a .gguf, or a folder
+    with a LoRA adapter; adapters are merged into the weights."""
     out: Positional[Path]
     """Folder to write."""
     dtype: Literal["float32", "float64", "float16", "bfloat16"] = "float32"
     """Dtype of the weights in the files."""
     max_shard_bytes: int = 5 * 10**9
     """Size from which on weights go to several files."""
+    adapter: bool = False
+    """Write the adapters of a run with --lora alone, as PEFT reads them, in place of a model with these merged in."""
 
 
 def convert(arguments: list[str]) -> None:
@@ -35,6 +40,11 @@ def convert(arguments: list[str]) -> None:
         raise InputError(f"convert: {given.out} is a run directory and is never written over; choose another folder")
     opened = open_model(given.model)
     model = opened.model
+    if given.adapter:
+        base = opened.run.config.init if opened.run else base_of(given.model)
+        save_lora(model, given.out, None if base is None else Path(base).resolve())
+        print(f"adapters of {base or 'a model with random weights'}, for PEFT: {given.out}")
+        return
     if given.dtype != "float32":
         model.to(given.dtype)
     reason = save(opened, given.out, given.max_shard_bytes)

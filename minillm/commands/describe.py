@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from minillm.commands.common import print_tables
+from minillm.lora import LoraConfig
 from minillm.options import Positional, read
 
 
@@ -21,6 +22,8 @@ class Describe:
     """Tokens per sequence; the model's own by default, but 2048 at most."""
     dtype: Literal["float32", "float64", "bfloat16"] | None = None
     """Dtype of weights and activations; a run's own, or float32, by default."""
+    lora: LoraConfig | None = None
+    """Adapters that are trained in place of the weights; a run's own by default."""
 
 
 def describe(arguments: list[str]) -> None:
@@ -29,6 +32,6 @@ def describe(arguments: list[str]) -> None:
     from minillm.study.describe.tables import rules, tables
 
     given = read(Describe, "describe", arguments)
-    found = described(given.model, given.batch_size, given.context, given.dtype)
+    found = described(given.model, given.batch_size, given.context, given.dtype, given.lora)
     print_tables(tables(found))
     print(*rules(found), sep="\n")

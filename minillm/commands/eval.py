@@ -3,52 +3,74 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Literal
 
+import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
 from minillm.commands.common import print_tables
+from minillm.data.frames import frame_of
+from minillm.data.labelled import read_labelled
 from minillm.data.records import Records, read_records
 from minillm.data.sources import read_texts
+from minillm.data.squad import Windows, read_squad
 from minillm.errors import InputError
+from minillm.evaluation.bleu import bleu
+from minillm.evaluation.classification import classification_scores
 from minillm.evaluation.generation import STOP, exact, exercise_of
+from minillm.evaluation.heads import LENGTH, answer_questions, classify, family_of, longest
 from minillm.evaluation.intervals import Measure
 from minillm.evaluation.left_to_right import is_masked
-from minillm.evaluation.likelihood import BATCH_TOKENS, Progress
+from minillm.evaluation.likelihood import BATCH_TOKENS, Progress, prefix_id
 from minillm.evaluation.multiple_choice import multiple_choice, question_of
 from minillm.evaluation.perplexity import Perplexity, perplexity, pseudo_perplexity
+from minillm.evaluation.squad import squad_scores
+from minillm.models.bart import Bart
+from minillm.models.heads import QuestionAnswering, SequenceClassification
+from minillm.models.labels import names_of_labels
 from minillm.options import Positional, read
 from minillm.resolver import OpenedModel, open_model
+from minillm.training.tasks.pairs import PairsOptions, read_pairs, translate
+from minillm.training.tasks.qa import QAOptions, divide
+
+ANSWER = 32  # tokens of the longest exact answer, by default
 
 
 @dataclass(frozen=True)
 class Eval:
-    """Measure a model on a file: perplexity and bits per byte, multiple choice, written answers."""
+    """Measure a model on a file: bits per byte, multiple choice, written answers, classes, spans, translations."""
 
     model: Positional[Path]
     """A run directory, a folder with config.json and tokenizer.json, a .gguf file or a LoRA adapter."""
     data: str
-    """Texts for perplexity (a file, a folder, a glob pattern, .jsonl); else a .jsonl or .json file with records."""
-    task: Literal["perplexity", "choices", "exact"] = "perplexity"
-    """What to measure: `perplexity` (for BERT and its relatives pseudo-perplexity), `choices`, or `exact` answers."""
+    """Texts for perplexity (file, folder, pattern, .jsonl); else labelled texts, SQuAD's .json, or records (.jsonl)."""
+    task: Literal["perplexity", "choices", "exact", "classify", "qa", "translate"] | None = None
+    """What to measure; by default perplexity (of BERT and its relatives pseudo-perplexity), or what a head is for."""
     out: Path | None = None
     """JSON file to write, with every number and what the model chose or wrote."""
     field: str | None = None
     """Name of the text in .jsonl files, for perplexity; "text" by default."""
+    targets: str | None = None
+    """Translate: file with the target of each line of --data; without it, --data is a .jsonl with source and target."""
+    label: str = "label"
+    """Name of the field or column with the class, for classify; --field names that of the text."""
+    held_out: float | None = None
+    """Classify, qa: measure only the texts that training with this --validation-fraction holds out, such as 0.1."""
     limit: int | None = None
     """Measure the first so many documents or records only."""
     window: int | None = None
     """Perplexity: tokens that the model is given at once; by default its context."""
     stride: int | None = None
     """Perplexity: tokens that each window after the first scores; by default as many as the window has."""
-    max_tokens: int = 32
-    """Exact answers: the longest that the model writes."""
+    max_tokens: int | None = None
+    """Longest answer or translation that is written; by default 32, or twice the source and 10."""
     stop: str | None = None
     """Exact answers: an answer ends before this text; by default at the end of its line."""
     batch_tokens: int = BATCH_TOKENS
@@ -77,21 +99,21 @@ def eval(arguments: list[str]) -> None:
             raise InputError(f"eval: {name} is {value}; give 1 or more")
     if given.out is not None and not given.out.parent.is_dir():
         raise InputError(f"eval: the folder of --out {given.out} is not there; make it, or give another path")
+    if given.held_out is not None and not 0 < given.held_out < 1:
+        raise InputError(f"eval: held_out is {given.held_out}; give a share between 0 and 1, such as 0.1")
     opened = open_model(given.model, device=given.device)
-    task: Callable[[OpenedModel, Eval], Report] = {"perplexity": _perplexity, "choices": _choices, "exact": _exact}[
-        given.task
-    ]
-    report = task(opened, given)
+    task = given.task or _task_of(opened.model)
+    report = TASKS[task](opened, given)
     rows = [[name, *_shown(measure)] for name, measure in report.measures.items()]
-    columns = [given.task, "value", "95% interval", "std. error", "of", "interval from"]
+    columns = [task, "value", "95% interval", "std. error", "divided by", "drawn from"]
     print_tables([(f"{given.model} on {given.data}", columns, rows)])
-    print(*report.notes, sep="\n")
+    print(*report.notes, *_methods(report.measures), sep="\n")
     if given.out is not None:
         settings = {name: value for name, value in vars(given).items() if name not in ("model", "data", "task", "out")}
         content = {
             "model": str(given.model),
             "data": given.data,
-            "task": given.task,
+            "task": task,
             "settings": settings,
             "measures": {name: measure.as_json() for name, measure in report.measures.items()},
             "counts": report.counts,
@@ -101,19 +123,35 @@ def eval(arguments: list[str]) -> None:
         print(f"written: {given.out}")
 
 
+def _task_of(model: Any) -> str:
+    """The task that a model's head is for."""
+    if isinstance(model, SequenceClassification):
+        return "classify"
+    return "qa" if isinstance(model, QuestionAnswering) else "perplexity"
+
+
 def _shown(measure: Measure) -> list[str]:
     """The cells of a measure in the table."""
     unit = f"{measure.denominator:,.0f} {measure.unit}"
     if measure.low is None or measure.high is None or measure.stderr is None:
-        return [_number(measure.value), "-", "-", unit, "one item has none"]
+        return [_number(measure.value), "-", "-", unit, f"1 {measure.item}"]
     interval = f"{_number(measure.low)} to {_number(measure.high)}"
-    source = f"{measure.method}, {measure.items:,} {measure.item}s"
-    return [_number(measure.value), interval, _number(measure.stderr), unit, source]
+    return [_number(measure.value), interval, _number(measure.stderr), unit, f"{measure.items:,} {measure.item}s"]
+
+
+def _methods(measures: Mapping[str, Measure]) -> Iterator[str]:
+    """How the intervals were made."""
+    methods = {measure.method for measure in measures.values()}
+    if "wilson" in methods:
+        yield "intervals of shares are Wilson's"
+    if "bootstrap" in methods:
+        others = "others" if "wilson" in methods else "intervals"
+        yield f"{others} are bootstrapped: drawn again from the blocks, documents or questions, 1,000 times"
 
 
 def _number(value: float) -> str:
     """Four decimals, or four digits of a number that is large."""
-    return f"{value:.4f}" if abs(value) < 1e4 else f"{value:.3e}"
+    return f"{value:.4f}" if abs(value) < 1e4 else f"{value:.4g}"
 
 
 @contextmanager
@@ -157,16 +195,18 @@ def _perplexity(opened: OpenedModel, given: Eval) -> Report:
     counts = {name: getattr(found, name) for name in ("nats", "documents", "ids", "words", "bytes")}
     counts |= {"unknown_ids": found.unknown_ids, "changed_documents": found.changed_documents}
     items = [{"nats": nats, "ids": ids} for nats, ids in found.each]
-    return Report(found.measures, counts, list(_about(found, masked)), items)
+    return Report(found.measures, counts, list(_about(found, masked, prefix_id(opened.model, tokenizer))), items)
 
 
-def _about(found: Perplexity, masked: bool) -> Iterator[str]:
+def _about(found: Perplexity, masked: bool, prefix: int | None) -> Iterator[str]:
     yield (
         f"documents: {found.documents:,}, each scored apart; ids: {found.ids:,}; words: {found.words:,}; bytes: "
         f"{found.bytes:,}; nats: {found.nats:,.2f}"
     )
     if masked:
         yield "each token was hidden once, with all others in sight: compare this with no model of the next token"
+    elif prefix is None:
+        yield "no token begins a text for this tokenizer, so the first id of each document has the probability 1 / V"
     if found.unknown_ids:
         yield f"{found.unknown_ids:,} ids are the unknown token, so these numbers are better than the truth"
     if found.changed_documents:
@@ -197,19 +237,19 @@ def _choices(opened: OpenedModel, given: Eval) -> Report:
 def _exact(opened: OpenedModel, given: Eval) -> Report:
     tokenizer = opened.needed_tokenizer("eval")
     records = read_records(given.data, exercise_of)
-    exercises = records.items[: given.limit]
+    exercises, most = records.items[: given.limit], given.max_tokens or ANSWER
     with _progress("answer") as progress:
         found = exact(
             opened.model,
             tokenizer,
             exercises,
-            given.max_tokens,
+            most,
             [STOP if given.stop is None else given.stop],
             given.seed,
             given.batch_tokens,
             progress,
         )
-    notes = [f"{len(exercises):,} greedy answers of at most {given.max_tokens} tokens"]
+    notes = [f"{len(exercises):,} greedy answers of at most {most} tokens"]
     if found.cut_prompts:
         notes.append(f"{found.cut_prompts:,} prompts lost their beginning: the context is too short")
     items = [
@@ -218,6 +258,103 @@ def _exact(opened: OpenedModel, given: Eval) -> Report:
     ]
     counts = {"answers": len(exercises), "cut_prompts": found.cut_prompts}
     return Report(found.measures, counts | _left_out(records), notes + _problems(records), items)
+
+
+def _classify(opened: OpenedModel, given: Eval) -> Report:
+    tokenizer, model = opened.needed_tokenizer("eval"), opened.model
+    if not isinstance(model, SequenceClassification):
+        raise InputError(f"eval: a {type(model).__name__} has no head for classes; give a model of finetune classify")
+    data = read_labelled(given.data, given.field or "text", given.label)
+    examples = (data.examples if given.held_out is None else data.split(given.held_out)[1])[: given.limit]
+    names = names_of_labels(model.config)
+    if unknown := sorted({example.label for example in examples} - {*names}):
+        raise InputError(
+            f"eval: {given.data} has classes that the model lacks ({', '.join(unknown)}; it has {', '.join(names)}); "
+            "rename them, or give the model that was trained for them"
+        )
+    length = longest(model.config, getattr(opened.run.config.task, "max_length", None) if opened.run else None, LENGTH)
+    shares = classify(model, tokenizer, [example.text for example in examples], length)
+    said, right = shares.argmax(axis=-1), np.array([names.index(example.label) for example in examples])
+    items = [
+        {"text": example.text, "label": example.label, "said": names[number], "probability": float(share[number])}
+        for example, number, share in zip(examples, said.tolist(), shares, strict=True)
+    ]
+    most = np.bincount(right).max() / len(right)
+    notes = [
+        f"{len(examples):,} texts, read up to {length} tokens; the most frequent class is right for {most:.1%}",
+        *data.notes,
+        *_learned(opened, given),
+    ]
+    measures = classification_scores(said, right, names, given.seed)
+    return Report(measures, {"texts": len(examples), "most_frequent": float(most)}, notes, items)
+
+
+def _qa(opened: OpenedModel, given: Eval) -> Report:
+    tokenizer, model = opened.needed_tokenizer("eval"), opened.model
+    if not isinstance(model, QuestionAnswering):
+        raise InputError(f"eval: a {type(model).__name__} has no head for answers; give a model of finetune qa")
+    questions = read_squad(given.data)
+    questions = (questions if given.held_out is None else divide(questions, given.held_out)[1])[: given.limit]
+    trained = opened.run.config.task if opened.run else None
+    settings = trained if isinstance(trained, QAOptions) else QAOptions()
+    frame, length = frame_of(tokenizer, family_of(model)), longest(model.config, settings.length)
+    windows = Windows(questions, tokenizer, frame, length, settings.stride, settings.max_question)
+    found = answer_questions(model, tokenizer, windows)
+    if not found:
+        raise InputError(f"eval: no question of {given.data} can be asked; {windows.summary()}")
+    measures = squad_scores([answer.text for _, answer in found], [question.texts for question, _ in found], given.seed)
+    items = [
+        {"id": question.id, "question": question.question, "said": answer.text, "answers": list(question.texts)}
+        for question, answer in found
+    ]
+    counts = {"questions": len(found), "left_out": len(questions) - len(found), "windows": len(windows.windows)}
+    return Report(measures, counts, [windows.summary(), *_learned(opened, given)], items)
+
+
+def _translate(opened: OpenedModel, given: Eval) -> Report:
+    tokenizer, model = opened.needed_tokenizer("eval"), opened.model
+    if not isinstance(model, Bart):
+        raise InputError(f"eval: a {type(model).__name__} does not translate; give an encoder-decoder, such as a BART")
+    pairs = read_pairs(SimpleNamespace(data=given.data, task=PairsOptions(targets=given.targets)))[: given.limit]
+    texts, references = (list(side) for side in zip(*pairs, strict=True))
+    sources = [tokenizer.build_inputs_with_special_tokens(tokenizer.encode(text)) for text in texts]
+    if empty := [number for number, ids in enumerate(sources) if not ids]:
+        raise InputError(f"eval: source {empty[0]} of {given.data} is empty; leave it out")
+    room = model.config.context
+    cut = sum(len(ids) > room for ids in sources)
+    written = translate(model, tokenizer, [[*ids[: room - 1], ids[-1]] for ids in sources], given.max_tokens)
+    measures = {"bleu": bleu(written, references, given.seed)}
+    items = [
+        {"source": source, "written": text, "target": target}
+        for source, text, target in zip(texts, written, references, strict=True)
+    ]
+    notes = [f"{len(pairs):,} sources, written greedily; BLEU of 13a tokens, mixed case, 0 to 100, all texts together"]
+    if cut:
+        notes.append(f"{cut:,} sources were cut to the model's context of {room} tokens")
+    return Report(measures, {"pairs": len(pairs), "cut_sources": cut}, notes + _learned(opened, given), items)
+
+
+def _learned(opened: OpenedModel, given: Eval) -> list[str]:
+    """A warning if a run is measured on what it has learned."""
+    if opened.run is None or given.held_out is not None:
+        return []
+    config = opened.run.config
+    if Path(config.data).resolve() != Path(given.data).resolve():
+        return []
+    if isinstance(opened.model, Bart):
+        return ["the run has learned most of this file: give pairs that it has not seen"]
+    share = config.validation_fraction
+    return [f"the run has learned most of this file: --held-out {share:g} measures what it held out alone"]
+
+
+TASKS: dict[str, Callable[[OpenedModel, Eval], Report]] = {
+    "perplexity": _perplexity,
+    "choices": _choices,
+    "exact": _exact,
+    "classify": _classify,
+    "qa": _qa,
+    "translate": _translate,
+}
 
 
 def _left_out(records: Records[Any]) -> dict[str, Any]:

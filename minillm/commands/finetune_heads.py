@@ -7,6 +7,7 @@ vocabulary of the training texts.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from minillm.errors import InputError
 from minillm.models.bert import BertConfig
 from minillm.options import Positional, filled, scan
 from minillm.resolver import Described, described
+from minillm.training.run import Run
 from minillm.training.tasks import task_class
 from minillm.training.tasks.classify import check_labels
 
@@ -68,43 +70,48 @@ class FinetuneQa(FinetuneHead):
 
 def finetune_classify(arguments: list[str]) -> None:
     """Classes of texts; training/tasks/classify.py."""
-    finetune_head("classify", FinetuneClassify, arguments)
+    finetune_model("classify", "classify", FinetuneClassify, BertConfig(), arguments, starting_encoder)
 
 
 def finetune_qa(arguments: list[str]) -> None:
     """Answers to questions; training/tasks/qa.py."""
-    finetune_head("qa", FinetuneQa, arguments)
+    finetune_model("qa", "qa", FinetuneQa, BertConfig(), arguments, starting_encoder)
 
 
-def finetune_head(task: str, kind: type[FinetuneHead], arguments: list[str]) -> None:
-    """Read the options of a task's command, and train the encoder that is named."""
-    command = f"finetune {task}"
-    before = kind(objective=task, architecture="bert", model=BertConfig())
+def finetune_model(
+    name: str, task: str, kind: type[Any], example: Any, arguments: list[str], starting: Callable[..., dict[str, Any]]
+) -> Run | None:
+    """Read the options of a command, and train the model that is named, which may be a preset; returns the run.
+
+    example: a configuration of a family that the task trains. starting: a function of the options, of the model that is
+    named, and of a function that tells if an option was given; it returns settings, the model's configuration among
+    them.
+    """
+    command = f"finetune {name}"
+    architecture = type(example).__module__.rpartition(".")[2].removesuffix("_config")
+    before = kind(objective=task, architecture=architecture, model=example)
     values = scan(kind, command, arguments, before)
     given = filled(kind, command, values, before)
-    for name, shown, example in (("start", "MODEL", "bert-tiny"), ("data", "--data", "--data FILE")):
-        if not getattr(given, name):
-            raise InputError(f"{command}: {shown} is missing; write minillm {command} {example} ...")
+    for field, shown, written in (("start", "MODEL", "bert-tiny"), ("data", "--data", "--data FILE")):
+        if not getattr(given, field):
+            raise InputError(f"{command}: {shown} is missing; write minillm {command} {written} ...")
     check_effect(values, given)
-    settings = starting_encoder(given, command)
-    if ("lr",) not in values:
-        wide = settings["model"].channels >= WIDE
-        settings["lr"] = RATES["new" if settings["init"] is None else "wide" if wide else "narrow"]
-    run_ranks(command, arguments, config_of(given, **settings), given)
-
-
-def starting_encoder(given: FinetuneHead, command: str) -> dict[str, Any]:
-    """The settings that say which model is trained: its family, its configuration with the classes, and its path."""
     found = described(given.start, command)
-    architecture = found.kind.__module__.rpartition(".")[2]  # type: ignore[attr-defined]
-    task_class(given.objective).check_model(architecture)
-    is_preset = found.place.kind == "preset"
-    return {
-        "architecture": architecture,
-        "model": with_labels(given, found),
-        "init": None if is_preset else given.start,
-        "preset": f"{Path(given.start).stem}-{given.objective}",
+    family = found.kind.__module__.rpartition(".")[2]  # type: ignore[attr-defined]
+    task_class(task).check_model(family)
+    settings = {
+        "architecture": family,
+        "init": None if found.place.kind == "preset" else given.start,
+        "preset": f"{Path(given.start).stem}-{name}",
+        **starting(given, found, lambda option: (option,) in values),
     }
+    return run_ranks(command, arguments, config_of(given, **settings), given)
+
+
+def starting_encoder(given: FinetuneHead, found: Described, is_given: Callable[[str], bool]) -> dict[str, Any]:
+    """The settings that depend on the encoder: its configuration with the classes, and the learning rate."""
+    rate = "new" if found.place.kind == "preset" else "wide" if found.config.channels >= WIDE else "narrow"
+    return {"model": with_labels(given, found)} | ({} if is_given("lr") else {"lr": RATES[rate]})
 
 
 def with_labels(given: FinetuneHead, found: Described) -> Any:
@@ -112,11 +119,18 @@ def with_labels(given: FinetuneHead, found: Described) -> Any:
 
     Raises: InputError for data with a class that the head of the model lacks.
     """
+    config = found.config if given.task.dropout is None else with_dropout(found.config, given.task.dropout)
     if given.objective == "qa":
-        return replace(found.config, labels=2, label_names=())
+        return replace(config, labels=2, label_names=())
     labels = read_labelled(given.data, given.task.text, given.task.label).labels
     known = found.config.label_names
     if found.kind.__name__.endswith("ForSequenceClassification") and known and not given.task.new_head:  # type: ignore[attr-defined]
         check_labels(labels, known)
-        return found.config
-    return replace(found.config, labels=len(labels), label_names=labels, problem_type=None)
+        return config
+    return replace(config, labels=len(labels), label_names=labels, problem_type=None)
+
+
+def with_dropout(config: Any, probability: float) -> Any:
+    """The configuration with this probability at all places with dropout."""
+    names = {field.name for field in dataclasses.fields(config) if field.name.endswith("dropout")}
+    return replace(config, **dict.fromkeys(names, probability))

@@ -23,7 +23,8 @@ class Profile:
     name: Positional[str | None] = None
     """Model whose shape to take: a run directory, a folder with config.json, a .gguf, or a name such as bert-nano."""
     preset: str = "default"
-    """Preset of `minillm train` to start from (default, shakespeare-char-cpu, nano); other options override it."""
+    """Preset of `minillm train` to start from (default, shakespeare-char-cpu, multi30k, nano, llama-nano, bert-nano,
+    roberta-nano, xlnet-nano, bart-nano); other options override it."""
     model: Config = field(default_factory=lambda: preset("default").model)
     """Shape of the model."""
     batch_size: int = 12

@@ -8,9 +8,9 @@ from typing import Any, Literal
 
 import numpy as np
 
+from minillm.beside import load_tokenizer
 from minillm.errors import InputError
 from minillm.options import Positional, read
-from minillm.resolver import load_tokenizer
 
 
 @dataclass(frozen=True)

@@ -6,12 +6,15 @@ import dataclasses
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from minillm.errors import InputError
 from minillm.options import filled, options_of, peek, scan
 from minillm.resolver import described
 from minillm.training.config import CONFIGS, TrainConfig, preset
+
+if TYPE_CHECKING:
+    from minillm.training.run import Run
 
 CHANGEABLE_ON_RESUME = {
     *("progress", "device", "steps", "eval_every", "eval_batches", "patience", "sample_every", "sample_tokens"),
@@ -63,8 +66,11 @@ def config_of(given: Train, **others: Any) -> TrainConfig:
     return TrainConfig(**settings | others)
 
 
-def run_ranks(command: str, arguments: list[str], config: TrainConfig, given: Train) -> None:
-    """Train: in this process, as one of several ranks, or by starting them with these words of a command."""
+def run_ranks(command: str, arguments: list[str], config: TrainConfig, given: Train) -> Run | None:
+    """Train: in this process, as one of several ranks, or by starting them with these words of a command.
+
+    Returns the run, if this process alone has trained it.
+    """
     from minillm.parallel import launch, place
     from minillm.parallel.communicator import Trace
     from minillm.training.trainer import train as run_training
@@ -92,8 +98,8 @@ def run_ranks(command: str, arguments: list[str], config: TrainConfig, given: Tr
             run_training(config, given.resume, communicator=here, progress=given.progress)
 
         launch.run_rank(rank, given.device)
-    else:
-        run_training(config, given.resume, progress=given.progress)
+        return None
+    return run_training(config, given.resume, progress=given.progress)
 
 
 def starting_point(arguments: list[str]) -> TrainConfig:
@@ -127,11 +133,20 @@ def starting_model(path: str, command: str) -> dict[str, Any]:
 
 def check_effect(values: dict[tuple[str, ...], Any], given: Train) -> None:
     """Raise InputError for an option that was given and would do nothing beside the others."""
+    if given.init is not None:
+        for path in values:
+            name = path[-1].replace("_", "-")
+            if (path[0] == "model" and "dropout" not in name) or path == ("tokenizer",):
+                raise InputError(
+                    f"train: --{name} would change the model that --init {given.init} names, which keeps its shape and "
+                    "its tokenizer; leave it out"
+                )
     needs = {
         ("decay_steps",): (given.schedule == "wsd", "--schedule wsd"),
         ("beta1",): (given.optimizer == "adamw", "--optimizer adamw"),
         ("beta2",): (given.optimizer == "adamw", "--optimizer adamw"),
     }
+    needs[("batch_size",)] = given.objective != "pairs", "--batch-tokens instead"
     needs |= {path: (("lora", "rank") in values, "--lora RANK") for path in values if path[0] == "lora"}
     for path, (works, other) in needs.items():
         if path in values and not works:

@@ -9,6 +9,7 @@ A class that never occurs and is never said has no F1, and is left out of the me
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -44,7 +45,7 @@ def classification_scores(
     measures = {"accuracy": share(said == there, unit)}
     classes_there, classes_said = np.eye(K)[there], np.eye(K)[said]  # (N, K)
     rows = np.concatenate([classes_there * classes_said, classes_said, classes_there], axis=1)  # (N, 3 K)
-    settings = {"denominator": len(said), "unit": unit, "item": unit.removesuffix("s"), "seed": seed}
+    settings: dict[str, Any] = {"denominator": len(said), "unit": unit, "item": unit.removesuffix("s"), "seed": seed}
     measures["macro_f1"] = bootstrap(rows, lambda sums: np.nanmean(f1_of(sums, K), axis=-1), **settings)
     for number, name in enumerate(names):
         for measure, parts in (("precision", (0, 1)), ("recall", (0, 2)), ("f1", (0, 1, 2))):

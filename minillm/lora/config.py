@@ -79,6 +79,13 @@ class LoraConfig:
             except re.error as error:
                 raise InputError(f"LoraConfig: {pattern!r} is no regular expression ({error})") from None
 
+    @property
+    def is_alike_in_all_blocks(self) -> bool:
+        """True if no setting tells one block of a model from another."""
+        texts = [*((self.targets,) if isinstance(self.targets, str) else self.targets or ()), *self.rank_pattern]
+        texts += [self.exclude] if isinstance(self.exclude, str) else self.exclude
+        return self.layers_to_transform is None and not any(re.search(r"\d\\?\.|\[|\{", text) for text in texts)
+
     def rank_of(self, name: str) -> int:
         """The rank of the adapter of a layer."""
         return _pattern_of(self.rank_pattern, name, self.rank)

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from minillm import random
-from minillm.autograd import no_grad
+from minillm.autograd import Parameter, no_grad
 from minillm.backend import Array
 from minillm.device import like, to_host
 from minillm.dtypes import as_dtype
@@ -30,7 +30,7 @@ from minillm.errors import CheckpointError, InputError
 from minillm.lora import add_lora, is_lora, record_of
 from minillm.nn import Decoder, uninitialized
 from minillm.optim import FlatGroup, Optimizer, decay_groups
-from minillm.parallel.communicator import Alone, Communicator, agree_on_weights, bounds
+from minillm.parallel.communicator import Alone, Communicator, agree_on_weights
 from minillm.parallel.data_parallel import DataParallel, Part, Unit
 from minillm.parallel.objective import (
     NEXT_TOKENS,
@@ -39,8 +39,7 @@ from minillm.parallel.objective import (
     add_measures,
     loss_of_rows,
     micro_batches_of,
-    number_of_rows,
-    rows_of,
+    rows_of_rank,
 )
 from minillm.parallel.pipeline import MicroBatch, cut
 from minillm.parallel.recompute import recompute
@@ -187,7 +186,7 @@ class ParallelModel:
             total = 0.0
             for number, part in enumerate(parts):
                 self.data.begin()
-                rows, place, is_counted = self._own_rows(part)
+                rows, place, is_counted = rows_of_rank(part, self.mesh.dp.rank, self.mesh.dp.size)
                 with random.part(rows=place):
                     loss = loss_of_rows(objective, self.model, rows, counts)
                     loss = loss if is_counted else loss * 0
@@ -245,17 +244,6 @@ class ParallelModel:
     def _synchronise(self) -> None:
         self.data.synchronise = True
 
-    def _own_rows(self, batch: Batch) -> tuple[Batch, tuple[int, int], bool]:
-        """This rank's rows of a micro-batch, (rows before them, rows of all ranks), and whether they count.
-
-        A rank without a row computes the first one, which then counts 0: the ranks compute together.
-        """
-        rows, (rank, size) = number_of_rows(batch), (self.mesh.dp.rank, self.mesh.dp.size)
-        first, stop = bounds(rows, size)[rank : rank + 2]
-        if first < stop:
-            return rows_of(batch, first, stop), (first, rows), True
-        return rows_of(batch, 0, 1), (0, rows), False
-
     def _own_micro_batch(self, batch: Batch) -> MicroBatch:
         """This rank's rows for a pipeline."""
         if others := batch.keys() - {"ids", "targets"}:
@@ -263,7 +251,7 @@ class ParallelModel:
                 f"train: a pipeline takes ids and targets alone, but a batch also has {', '.join(sorted(others))}; "
                 "leave --pp out"
             )
-        rows, place, is_counted = self._own_rows(batch)
+        rows, place, is_counted = rows_of_rank(batch, self.mesh.dp.rank, self.mesh.dp.size)
         targets = rows["targets"] if is_counted else np.full_like(rows["targets"], -100)
         return MicroBatch(rows["ids"], targets, place)
 
@@ -286,7 +274,16 @@ class ParallelModel:
 
     def state_dict(self) -> dict[str, Array] | None:
         """Every parameter, whole, on rank 0; None on the other ranks. All ranks call this."""
-        return self._at_rank_zero(self._rows(lambda unit: self.data.whole_row(unit, unit.kept_data)))
+        weights = self._at_rank_zero(self._rows(lambda unit: self.data.whole_row(unit, unit.kept_data)))
+        return None if weights is None else weights | {name: to_host(p.data) for name, p in self._frozen().items()}
+
+    def _frozen(self) -> dict[str, Parameter]:
+        """The parameters that are never trained, and are in a checkpoint all the same; every rank has them whole.
+
+        Of a model with adapters, that is none: its checkpoint holds what is trained alone.
+        """
+        parameters = () if is_lora(self.model) else self.model.named_parameters()
+        return {name: parameter for name, parameter in parameters if not parameter.requires_grad}
 
     def optimizer_state_dict(self, optimizer: Optimizer) -> dict[str, Array] | None:
         """The optimiser's state as in one process on rank 0, None on the other ranks. All ranks call this."""
@@ -310,6 +307,8 @@ class ParallelModel:
         for unit in self.data.units.values():
             row = unit.row_of(parts, unit.kept_data)
             unit.kept_data[...] = row[unit.mine]
+        for name, parameter in self._frozen().items():
+            parameter.data[...] = like(state.get(name, parameter.data), parameter.data)
         self.sync_parameters()
 
     def load_optimizer_state_dict(self, optimizer: Optimizer, state: Mapping[str, Array]) -> None:

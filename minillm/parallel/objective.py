@@ -21,6 +21,7 @@ import numpy as np
 
 from minillm.autograd import Tensor
 from minillm.backend import Array
+from minillm.parallel.communicator import bounds
 
 Batch = dict[str, Array]
 
@@ -83,6 +84,18 @@ def number_of_rows(batch: Batch) -> int:
 def rows_of(batch: Batch, first: int, stop: int) -> Batch:
     """Some examples of a batch, as a batch."""
     return {name: array[first:stop] for name, array in batch.items()}
+
+
+def rows_of_rank(batch: Batch, rank: int, ranks: int) -> tuple[Batch, tuple[int, int], bool]:
+    """A rank's examples of a batch, (examples before them, examples of all ranks), and whether they count.
+
+    A rank without an example computes the first one, which then counts 0: the ranks compute together.
+    """
+    rows = number_of_rows(batch)
+    first, stop = bounds(rows, ranks)[rank : rank + 2]
+    if first < stop:
+        return rows_of(batch, first, stop), (first, rows), True
+    return rows_of(batch, 0, 1), (0, rows), False
 
 
 def micro_batches_of(batch: Batch, count: int) -> list[Batch]:

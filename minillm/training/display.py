@@ -21,6 +21,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.text import Text
 
 from minillm.training import speed
+from minillm.training.overfitting import parted
 from minillm.tuning import Choice
 
 if TYPE_CHECKING:
@@ -31,9 +32,14 @@ DRAW_EVERY = 0.1  # seconds
 
 
 class Display:
-    """Progress of one run; entered around the loop. live: draw a live line if the output is a terminal."""
+    """Progress of one run; entered around the loop.
 
-    def __init__(self, run: Any, weights: int, task: Any, state: State, config: Any, live: bool = True):
+    live: draw a live line if the output is a terminal. trained: the number of weights that are trained, if not all are.
+    """
+
+    def __init__(
+        self, run: Any, weights: int, task: Any, state: State, config: Any, live: bool = True, trained: int = 0
+    ):
         self.run = run
         self.task = task
         self.config = config
@@ -54,7 +60,8 @@ class Display:
             "", total=config.steps, completed=state.step, loss="-", val_loss="-", speed="-"
         )
         self.speed = 0.0  # tokens per second, a running mean over about 20 steps
-        self.console.print(f"{weights:,} weights, {escape(task.summary())}")
+        some = f" ({trained:,} of them, the adapters, are trained)" if trained else ""
+        self.console.print(f"{weights:,} weights{some}, {escape(task.summary())}")
         self.console.print(
             f"run directory {escape(str(run.folder))}" + (f", from step {state.step}" if state.step else "")
         )
@@ -147,6 +154,8 @@ class Display:
                 f"validation loss: last {validated[-1]['val_loss']:.4f} at step {validated[-1]['step']}, "
                 f"best {state.best_loss:.4f} at step {state.best_step}; {state.seconds:.0f} s of training"
             )
+        if (found := parted(self.run.metrics())) is not None:
+            self.console.print(str(found))
         self.console.print(f"loss curve: {folder}/loss.png", markup=False)
         if stopped and state.has_no_hope(self.config.patience):
             self.console.print(

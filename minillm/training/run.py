@@ -3,7 +3,7 @@
     config.json         the settings
     tokenizer/          the tokenizer
     metrics.jsonl       a JSON object a line: step, loss, lr, grad_norm, tokens, tokens_per_s, seconds; some val_loss
-    loss.png            both losses over the steps
+    loss.png            both losses over the steps, the best step, and where the two part
     checkpoints/        last.safetensors and best.safetensors, see checkpoint.py
     kept.safetensors    of some tasks: what they found out before the first step
 
@@ -25,6 +25,7 @@ from minillm.checkpoint import save_checkpoint
 from minillm.errors import CheckpointError, InputError
 from minillm.tokenizers import Tokenizer
 from minillm.training.config import TrainConfig
+from minillm.training.overfitting import parted
 
 
 class Run:
@@ -140,7 +141,13 @@ class Run:
             markersize=3.5,
             label="validation",
         )
-        axes.set(xlabel="step", ylabel="loss (nats per token)")
+        if validated:
+            best = min(validated, key=lambda record: record["val_loss"])
+            label = f"best validation, {best['val_loss']:.3f} at step {best['step']}"
+            axes.axvline(best["step"], color="#c2452d", linewidth=0.8, linestyle="--", label=label)
+        if (found := parted(records)) is not None:
+            axes.axvspan(found.step, records[-1]["step"], color="#c2452d", alpha=0.08, label="overfitting")
+        axes.set(xlabel="step", ylabel="loss (nats per target)")
         name = os.fsencode(self.folder.name).decode("utf-8", "replace")
         axes.set_title(name, parse_math=False)  # as it is: a "$" begins no formula
         axes.grid(alpha=0.25)

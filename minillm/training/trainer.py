@@ -75,7 +75,9 @@ def train(
     run, task, model, optimizer, state, choice = prepare(config, resume, world)
     uploads = Uploads(config.device)
     leads = world.rank == 0
-    display = Display(run, model.num_parameters(), task, state, config, progress) if leads else NoDisplay()
+    trained = sum(x.size for x in lora_state_dict(model.model).values()) if config.lora else 0
+    weights = model.num_parameters()
+    display = Display(run, weights, task, state, config, progress, trained) if leads else NoDisplay()
     with tuned_process(choice.cutting), StopRequest() as stop, quiet(), display:
         if task.measured_first and state.step == 0:
             display.first(evaluate(model, task, config.eval_batches))

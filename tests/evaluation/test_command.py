@@ -61,7 +61,7 @@ def test_perplexity_of_each_line(made: SimpleNamespace, capsys: pytest.CaptureFi
     assert sum(item["nats"] for item in written["items"]) == pytest.approx(written["counts"]["nats"])
     for name, measure in expected.measures.items():
         assert name in shown
-        assert f"{measure.value:.4f}" in shown or f"{measure.value:.3e}" in shown
+        assert f"{measure.value:.4f}" in shown or f"{measure.value:.4g}" in shown
         assert f"{measure.denominator:,.0f} {measure.unit}" in shown
     assert f"documents: 4, each scored apart; ids: {expected.ids:,}" in shown
     again = run(capsys, made.gpt2, "--data", made.texts, "--out", tmp_path / "b.json")
@@ -155,3 +155,104 @@ def test_bits_per_byte_equal_those_that_training_shows(capsys: pytest.CaptureFix
     assert counts["bytes"] > 65
     assert best["val_loss"] == pytest.approx(per_id, rel=1e-5)
     assert best["val_bits_per_byte"] == pytest.approx(per_id * counts["ids"] / counts["bytes"] / math.log(2), rel=1e-5)
+
+
+# Heads
+
+WORDS = {"good": ("fine", "grand", "lovely"), "bad": ("dull", "grim", "poor")}
+
+
+def labelled_texts(path: Path) -> None:
+    """Texts that one word decides, no two alike."""
+    records = [
+        {"text": f"the {word} {noun} of {count} people", "label": label}
+        for label, words in WORDS.items()
+        for word in words
+        for noun in ("film", "plot", "cast", "song")
+        for count in range(6)
+    ]
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+
+
+def test_classes_are_measured_as_the_training_measures_them(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    data, folder = tmp_path / "reviews.jsonl", tmp_path / "run"
+    labelled_texts(data)
+    arguments = "--steps 20 --eval-every 20 --eval-batches 9 --sample-every 0 --vocab-size 300 --batch-size 8"
+    main(["finetune", "classify", "bert-nano", "--data", str(data), "--out", str(folder), *arguments.split()])
+    capsys.readouterr()
+    shown = run(capsys, folder, "--data", data, "--held-out", "0.1", "--out", tmp_path / "a.json")
+    written = json.loads((tmp_path / "a.json").read_text())
+    assert written["task"] == "classify"
+    expected = Run.open(folder).metrics()[-1]["val_accuracy"]
+    assert written["measures"]["accuracy"]["value"] == pytest.approx(expected)
+    assert written["measures"]["accuracy"]["denominator"] == len(written["items"]) < 40
+    said = [item["said"] == item["label"] for item in written["items"]]
+    assert sum(said) / len(said) == pytest.approx(expected)
+    assert "f1 of good" in shown
+    assert "the most frequent class is right for" in shown
+    assert "--held-out 0.1 measures what it held out alone" in run(capsys, folder, "--data", data)
+    other = tmp_path / "other.jsonl"
+    other.write_text(data.read_text().replace('"bad"', '"awful"'))
+    assert "has classes that the model lacks (awful; it has bad, good)" in refused(capsys, folder, "--data", other)
+    assert "has no head for answers" in refused(capsys, folder, "--data", data, "--task", "qa")
+    assert "predicts no tokens" in refused(capsys, folder, "--data", data, "--task", "perplexity")
+
+
+def test_answers_in_texts_are_measured_as_squad_does(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    paragraphs = [
+        {
+            "context": (context := f"the {noun} is from {place} and {count} years old"),
+            "qas": [
+                {
+                    "id": f"{noun}{place}{count}",
+                    "question": "from where ?",
+                    "answers": [{"text": place, "answer_start": context.index(place)}],
+                }
+            ],
+        }
+        for noun in ("film", "plot", "cast")
+        for place in ("rome", "oslo", "lima")
+        for count in range(5)
+    ]
+    paragraphs[3]["qas"][0]["answers"][0]["answer_start"] += 3  # it does not stand there
+    data, folder = tmp_path / "squad.json", tmp_path / "run"
+    data.write_text(json.dumps({"data": [{"paragraphs": paragraphs}]}))
+    arguments = "--steps 4 --eval-every 4 --sample-every 0 --vocab-size 300 --length 30 --stride 8 --max-question 8"
+    main(["finetune", "qa", "bert-nano", "--data", str(data), "--out", str(folder), *arguments.split()])
+    capsys.readouterr()
+    shown = run(capsys, folder, "--data", data, "--out", tmp_path / "a.json")
+    written = json.loads((tmp_path / "a.json").read_text())
+    assert written["task"] == "qa"
+    assert (written["counts"]["questions"], written["counts"]["left_out"]) == (44, 1)
+    right = [item["said"] == item["answers"][0] for item in written["items"]]
+    assert written["measures"]["exact_match"]["value"] == pytest.approx(sum(right) / 44)
+    assert written["measures"]["f1"]["denominator"] == 44
+    assert "1 answers that do not stand where they should" in shown
+
+
+def test_translations_have_a_bleu(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    sacrebleu = pytest.importorskip("sacrebleu", reason="sacrebleu is not installed")
+    nouns, colours = ("cat", "dog", "bird", "fish"), ("red", "blue", "green")
+    sources = [f"the {colour} {noun} sat on the mat" for noun in nouns for colour in colours] * 4
+    targets = [f"a {noun} so {colour} was there" for noun in nouns for colour in colours] * 4
+    data, other, folder = tmp_path / "a.txt", tmp_path / "b.txt", tmp_path / "run"
+    data.write_text("\n".join(sources) + "\n")
+    other.write_text("\n".join(targets) + "\n")
+    arguments = "--steps 60 --eval-every 60 --sample-every 0 --vocab-size 280 --batch-tokens 200 --lr 3e-3"
+    train = ["train", "--objective", "pairs", "--preset", "bart-nano", "--data", str(data)]
+    main([*train, "--targets", str(other), "--out", str(folder), *arguments.split()])
+    capsys.readouterr()
+    pairs = tmp_path / "pairs.jsonl"
+    records = [{"source": a, "target": b} for a, b in zip(sources[:12], targets, strict=False)]
+    pairs.write_text("".join(json.dumps(record) + "\n" for record in records))
+    shown = run(capsys, folder, "--data", pairs, "--task", "translate", "--out", tmp_path / "a.json")
+    written = json.loads((tmp_path / "a.json").read_text())
+    texts = [item["written"] for item in written["items"]]
+    expected = sacrebleu.corpus_bleu(texts, [targets[:12]]).score
+    assert written["measures"]["bleu"]["value"] == pytest.approx(expected)
+    assert written["measures"]["bleu"]["denominator"] == 12
+    assert "12 sources, written greedily" in shown
+    assert len(set(texts)) > 1
+    both = run(capsys, folder, "--data", data, "--targets", other, "--task", "translate", "--limit", 3)
+    assert "the run has learned most of this file" in both
+    assert "holds no pairs" in refused(capsys, folder, "--data", data, "--task", "translate")

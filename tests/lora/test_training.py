@@ -172,3 +172,23 @@ def test_finetuning_with_adapters(start: Path) -> None:
     assert config["lr"] == pytest.approx(2e-4)
     assert all(".lora." in name for name in checkpoint_of(start / "sft").model)
     assert not is_lora(minillm.load("sft"))
+
+
+def test_a_run_s_adapters_are_written_for_peft(start: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    few = ["--steps", "3", "--threads", "1", "--lr", "0.05", "--eval-every", "3"]
+    main(["train", "--init", "base", "--data", "text.txt", *few, "--lora", "2", "--out", "tuned"])
+    assert "weights (512 of them, the adapters, are trained), " in capsys.readouterr().out
+    main(["convert", "tuned", "adapter", "--adapter"])
+    main(["convert", "tuned", "merged"])
+    main(["convert", "adapter", "from-adapter"])
+    values = json.loads((start / "adapter" / "adapter_config.json").read_text())
+    assert values["base_model_name_or_path"] == str(start / "base")
+    assert values["target_modules"] == ["c_attn"]
+    ids = np.arange(16)[None]
+    with minillm.no_grad():
+        expected = minillm.load("tuned")(ids).data
+        for other in ("merged", "from-adapter", "adapter"):
+            np.testing.assert_array_equal(minillm.load(other)(ids).data, expected)
+    with pytest.raises(SystemExit):
+        main(["convert", "base", "nothing", "--adapter"])
+    assert "save_lora: the model has no adapters" in capsys.readouterr().err

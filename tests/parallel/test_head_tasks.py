@@ -10,15 +10,18 @@ import numpy as np
 import pytest
 
 from minillm.checkpoint import load_checkpoint
-from minillm.models import bart, bert
+from minillm.models import bart, bert, xlnet
 from minillm.training import Run, TrainConfig, train
 from minillm.training.tasks.classify import ClassifyOptions
 from minillm.training.tasks.qa import QAOptions
 
-FILES = {"bert": bert, "bart": bart}
+FILES = {"bert": bert, "xlnet": xlnet, "bart": bart}
 CASES = {
     "bert classify dp2": ("bert", "classify", dict(dp=2)),
     "bert classify zero3": ("bert", "classify", dict(dp=2, zero=3)),
+    "xlnet classify dp2": ("xlnet", "classify", dict(dp=2)),
+    "xlnet classify zero3": ("xlnet", "classify", dict(dp=2, zero=3)),
+    "bart qa zero2": ("bart", "qa", dict(dp=2, zero=2)),
     "bart qa dp2": ("bart", "qa", dict(dp=2)),
     "bert qa zero1": ("bert", "qa", dict(dp=2, zero=1)),
 }
@@ -57,6 +60,8 @@ def settings(folder: Path, family: str, objective: str) -> TrainConfig:
         batch_size=6,
         micro_batches=2,
         warmup=1,
+        optimizer="sgd",  # AdamW makes the rounding errors of a gradient that is nearly zero as large as any other
+        lr=0.1,
         eval_every=2,
         eval_batches=3,
         sample_every=4,
@@ -78,5 +83,4 @@ def test_the_run_of_one_process(ranks, tmp_path, name):
             assert one.get(key) == (None if expected is None else pytest.approx(expected, rel=2e-5)), key
     expected = load_checkpoint(alone.checkpoint("last")).model
     for key, array in load_checkpoint(run.checkpoint("last")).model.items():
-        if key != "qa_outputs.bias":  # whose gradient is rounding error alone, which AdamW makes large
-            np.testing.assert_allclose(array, expected[key], rtol=0, atol=1e-4, err_msg=key)
+        np.testing.assert_allclose(array, expected[key], rtol=0, atol=1e-5, err_msg=key)

@@ -24,6 +24,7 @@ from minillm.errors import InputError
 from minillm.parallel.objective import NEXT_TOKENS, micro_batches_of, next_token_batch, number_of_rows
 from minillm.training import Run, TrainConfig, train, trainer
 from minillm.training.config import PRESETS, SIZES, preset
+from minillm.training.overfitting import parted
 from minillm.training.tasks import TASKS, task_class
 from minillm.training.trainer import accumulate_gradients, make_model
 from tests.training.task_runs import RUNS, run_of, without_dropout, write_data
@@ -446,3 +447,102 @@ def test_it_learns(folder: Path, name: str, changes: dict[str, Any], bound: floa
 def _targets(batch: dict[str, np.ndarray]) -> np.ndarray:
     labels = batch["target"] if "target" in batch else batch["labels"]
     return labels[labels != -100]
+
+
+# From a model that exists
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama", "bert", "bert-alone", "xlnet", "bart"])
+@pytest.mark.parametrize("form", ["run", "folder"])
+def test_a_run_starts_from_another_model(
+    folder: Path, runs: dict[str, Run], name: str, form: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a rate of 0 nothing changes, so the weights after a step are those of the start, and so is the tokenizer."""
+    monkeypatch.chdir(tmp_path)
+    path = runs[name].folder
+    if form == "folder":
+        main(["convert", str(path), "converted"])
+        path = tmp_path / "converted"
+    words = "--steps 1 --warmup 0 --lr 0 --min-lr 0 --batch-size 2 --eval-batches 1 --sample-every 0 --threads 1"
+    words += " --no-next-sentence" if name == "bert-alone" else ""
+    words += " --length 16" if name == "xlnet" else ""
+    words += " --validation-fraction 0.3"
+    main(["train", "--init", str(path), "--data", str(folder / "text.txt"), "--out", "new", *words.split()])
+    run = Run.open(Path("new"))
+    assert run.config.init == str(path)
+    assert run.config.architecture == runs[name].config.architecture
+    text = "The model reads what has been read."
+    assert run.tokenizer.encode(text) == runs[name].tokenizer.encode(text)
+    before = load_checkpoint(runs[name].checkpoint("best")).model
+    after = load_checkpoint(run.checkpoint("last")).model
+    assert after.keys() == before.keys()
+    for key, array in before.items():
+        np.testing.assert_array_equal(after[key], array, err_msg=key)
+    main(["train", "--resume", "new", "--steps", "2"])
+    assert minillm.load("new").num_parameters() == sum(array.size for array in before.values())
+
+
+def test_a_head_that_a_model_lacks_begins_anew(folder: Path, runs: dict[str, Run], tmp_path: Path) -> None:
+    words = "--steps 1 --warmup 0 --lr 0 --min-lr 0 --batch-size 2 --eval-batches 1 --validation-fraction 0.3"
+    start, out = str(runs["bert-alone"].folder), str(tmp_path / "run")
+    main(["train", "--init", start, "--data", str(folder / "text.txt"), "--out", out, *words.split()])
+    after = load_checkpoint(Run.open(tmp_path / "run").checkpoint("last")).model
+    before = load_checkpoint(runs["bert-alone"].checkpoint("best")).model
+    np.testing.assert_array_equal(after["h.0.attn.qkv.weight"], before["h.0.attn.qkv.weight"])
+    assert after["next_sentence.weight"].any()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (
+            "--init RUN --layers 3",
+            "train: --layers would change the model that --init RUN names",
+        ),
+        ("--init RUN --tokenizer bpe", "train: --tokenizer would change the model that --init RUN names"),
+        ("--init RUN --model bert", "train: RUN is a gpt2; leave --model bert out"),
+        ("--init gpt2", "train: gpt2 is a preset, whose weights are random"),
+        ("--init nowhere", "train: nowhere is no preset, and no folder or file of this name is there"),
+    ],
+)
+def test_what_does_not_go_with_another_model(runs: dict[str, Run], words: str, message: str, capsys) -> None:
+    run = str(runs["gpt2"].folder)
+    with pytest.raises(SystemExit):
+        main(["train", *words.replace("RUN", run).split()])
+    assert message.replace("RUN", run) in capsys.readouterr().err
+
+
+# Overfitting
+
+
+def test_overfitting_is_told_and_drawn(folder: Path, tmp_path: Path, capsys) -> None:
+    """A model that is large for its text learns it by heart."""
+    text = tmp_path / "text.txt"
+    text.write_text("".join(np.random.default_rng(0).choice(list("abcdefgh "), 600)))  # there is nothing to understand
+    model = dataclasses.replace(RUNS["gpt2"]["model"], channels=48, dropout=0.0)
+    config = run_of("gpt2", folder, out=str(tmp_path / "run"), steps=200, eval_every=20, tokenizer="char")
+    config = dataclasses.replace(config, data=str(text), model=model, lr=5e-3, weight_decay=0.0, batch_size=16)
+    run = train(dataclasses.replace(config, validation_fraction=0.3))
+    found = parted(run.metrics())
+    assert found is not None
+    best = load_checkpoint(run.checkpoint("best")).state
+    assert found.step == best["step"] < 200
+    assert found.validation[1] > found.validation[0] == best["best_loss"]
+    assert found.train[1] < found.train[0]
+    assert f"overfitting: since step {found.step} the training loss has fallen from " in capsys.readouterr().out
+
+
+def test_no_overfitting_is_seen_where_there_is_none() -> None:
+    def records(losses: list[float], validations: dict[int, float]) -> list[dict[str, Any]]:
+        return [
+            {"step": step, "loss": loss, "val_loss": validations.get(step)} for step, loss in enumerate(losses, start=1)
+        ]
+
+    falling = [3.0 - 0.1 * step for step in range(12)]
+    rising = {3: 2.0, 6: 2.1, 9: 2.2, 12: 2.3}
+    assert parted(records(falling, rising)) is not None
+    assert parted(records(falling, {3: 2.0, 6: 1.9, 9: 1.8, 12: 1.7})) is None
+    assert parted(records(falling, {3: 2.0, 6: 2.1})) is None  # too early to say
+    assert parted(records(falling, {3: 2.0, 6: 2.005, 9: 2.004, 12: 2.01})) is None  # a little is noise
+    assert parted(records(falling[::-1], rising)) is None  # both rise: it diverges
+    assert parted([]) is None

@@ -45,6 +45,7 @@ made: with the output layer; for causal attention of few keys beyond the diagona
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -53,6 +54,7 @@ from typing import Any
 import numpy as np
 
 from minillm.errors import InputError
+from minillm.lora import LoraConfig
 from minillm.nn import Decoder
 from minillm.study.describe.abstract_step import abstract_engine, abstract_step
 from minillm.study.describe.description import DTYPES, Description, total
@@ -65,12 +67,17 @@ UNLIMITED = 512  # the same for a model without a longest one
 
 
 def describe(
-    name: str | Path, batch_size: int | None = None, context: int | None = None, dtype: str | None = None
+    name: str | Path,
+    batch_size: int | None = None,
+    context: int | None = None,
+    dtype: str | None = None,
+    lora: LoraConfig | None = None,
 ) -> Description:
     """Describe the model that `name` means: a preset, a folder with config.json, a .gguf or a run directory.
 
     `context` is the model's own by default, but at most `LONGEST`; batch size and dtype are a run's own, or 1 and
-    float32. Of files only configurations are read.
+    float32. Of files only configurations are read. lora: adapters that are trained in place of the weights; by default
+    a run's own.
     Memory: some activations of a block. Other threads' allocations would count too, so nothing else should run.
     Raises: InputError for an unknown name, a size below 1, more tokens than the model has positions for, or a dtype
     that is not in `DTYPES`; what reading a configuration raises.
@@ -78,7 +85,8 @@ def describe(
     kind, config, run = look_up(name)
     batch_size = run.get("batch_size", 1) if batch_size is None else batch_size
     dtype = run.get("dtype", "float32") if dtype is None else dtype
-    return describe_config(str(name), kind, config, batch_size, context, dtype)
+    lora = run.get("lora") if lora is None else lora
+    return describe_config(str(name), kind, config, batch_size, context, dtype, lora)
 
 
 def describe_config(
@@ -88,6 +96,7 @@ def describe_config(
     batch_size: int = 1,
     context: int | None = None,
     dtype: str = "float32",
+    lora: LoraConfig | None = None,
 ) -> Description:
     """Describe the model of class `kind` that a configuration means; `name` is only shown."""
     positions = getattr(config, "context", None)  # None: as many as there are tokens
@@ -99,8 +108,11 @@ def describe_config(
         )
     if dtype not in DTYPES:
         raise InputError(f"describe: dtype is {dtype!r}; choose one of {', '.join(DTYPES)}")
-    stacks = Stacks({name: number for name, number in vars(config).items() if name.endswith("layers")})
-    model = build_model(name, lambda config: empty_model(kind, config, DTYPES[dtype]), replace(config, **stacks.cut))
+    numbers = {name: number for name, number in vars(config).items() if name.endswith("layers")}
+    stacks = Stacks(numbers, 3 if lora is None or lora.is_alike_in_all_blocks else math.inf)
+    model = build_model(
+        name, lambda config: empty_model(kind, config, DTYPES[dtype], lora), replace(config, **stacks.cut)
+    )
     step = abstract_step(model, batch_size, context)
     kept = stacks.gathered((row(*key), key[0], size) for key, size in step.kept.items())
     return Description(
@@ -115,6 +127,7 @@ def describe_config(
         stacks.by_part(step.forward),
         stacks.by_part(step.backward),
         *cache_bytes(model, config),
+        int(total(stacks.by_part({path: x.numel() for path, x in model.named_parameters() if x.requires_grad}))),
     )
 
 

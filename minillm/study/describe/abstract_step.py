@@ -62,6 +62,7 @@ def abstract_step(model: Any, batch_size: int, context: int) -> Step:
     notes, was_tracing, stream = Notes(), tracemalloc.is_tracing(), random.default.state()
     for op in OPS:
         op.pair("fast")  # loaded now: the memory of an import is not the step's
+    np.random.default_rng  # noqa: B018 NumPy loads its random numbers when they are first asked for
     if not was_tracing:
         tracemalloc.start()
     try:
@@ -103,7 +104,8 @@ class Notes:
     def after_forward(self, call: Forward) -> None:
         """Note what an operation keeps; attention's forward makes two products with the scores."""
         self.forward[call.scope] += 2 * product_of_scores(call.saved) or self.flops  # type: ignore[assignment]
-        self.saved.append((call.scope, call.op.name, call.saved))
+        if call.node is not None:  # what no gradient goes through is freed at once
+            self.saved.append((call.scope, call.op.name, call.saved))
         self.flops = 0.0
 
     def after_backward(self, call: Backward) -> None:

@@ -44,6 +44,7 @@ class Description:
     backward: dict[str, Amount]
     cache_token: int  # bytes of keys and values for one token of one sequence; 0 where nothing is generated
     cache_source: int  # the same for one token of the source of one target; 0 for a model without sources
+    trained: int  # elements that get gradients: with adapters, theirs alone
 
     @property
     def itemsize(self) -> int:
@@ -62,18 +63,23 @@ class Description:
 
     @property
     def weight_bytes(self) -> int:
-        """Bytes of the weights; their gradients take as many."""
+        """Bytes of the weights."""
         return self.num_parameters * self.itemsize
+
+    @property
+    def gradient_bytes(self) -> int:
+        """Bytes of the gradients of what is trained."""
+        return self.trained * self.itemsize
 
     @property
     def moment_bytes(self) -> int:
         """Bytes of AdamW's two moments, which have 32 bits or more."""
-        return self.num_parameters * 2 * max(4, self.itemsize)
+        return self.trained * 2 * max(4, self.itemsize)
 
     @property
     def master_bytes(self) -> int:
         """Bytes of the float32 copies of weights of fewer bits."""
-        return self.num_parameters * 4 if self.itemsize < 4 else 0
+        return self.trained * 4 if self.itemsize < 4 else 0
 
     @property
     def activation_bytes(self) -> int:
@@ -83,7 +89,7 @@ class Description:
     @property
     def step_bytes(self) -> int:
         """The most that a training step holds at once."""
-        return 2 * self.weight_bytes + self.moment_bytes + self.master_bytes + int(self.peak)
+        return self.weight_bytes + self.gradient_bytes + self.moment_bytes + self.master_bytes + int(self.peak)
 
     @property
     def flops_per_token(self) -> float:

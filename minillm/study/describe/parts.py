@@ -12,9 +12,9 @@ from minillm.study.describe.description import PARTS, Amount, Kept
 class Stacks:
     """The blocks of a model: how many there are, by the names of fields such as `layers` and `encoder_layers`."""
 
-    def __init__(self, numbers: dict[str, int]):
+    def __init__(self, numbers: dict[str, int], most: float = 3):
         self.numbers = numbers
-        self.cut = {name: min(3, number) for name, number in numbers.items()}  # so many are looked at
+        self.cut = {name: int(min(most, number)) for name, number in numbers.items()}  # so many are looked at
 
     def times(self, layer: str) -> int:
         """How many blocks of the whole model a layer stands for; 0 where it is not in the middle of those looked at."""
@@ -46,6 +46,8 @@ def split(layer: str) -> tuple[str, int | None, str]:
 def part(layer: str) -> str:
     """The part of the model that a layer or parameter belongs to."""
     _, number, rest = split(layer)
+    if "lora" in layer.split("."):
+        return "adapters"
     first = re.sub(r"^(encoder|decoder)\.", "", rest).partition(".")[0]
     if re.match(r"ln|norm", first):
         return "norms"

@@ -37,7 +37,7 @@ def tables(found: Description) -> Iterator[Table]:
 
     held = {
         "weights": found.weight_bytes,
-        "gradients of weights": found.weight_bytes,
+        "gradients of weights": found.gradient_bytes,
         "float32 copies of weights": found.master_bytes,
         "AdamW's two moments": found.moment_bytes,
         "kept for the backward": found.activation_bytes,

@@ -17,7 +17,7 @@ from typing import Any
 from minillm.errors import InputError
 from minillm.models.gpt2 import GPT2
 from minillm.models.llama import Llama
-from minillm.study.describe.lookup import look_up
+from minillm.resolver import described
 from minillm.study.parallel_report import Division, Place, shapes_of, stage_of, step_bytes
 from minillm.study.plan import search as searching
 from minillm.study.plan.gpus import GAP, LAUNCHES, Gpu
@@ -29,7 +29,8 @@ from minillm.study.plan.units import count
 from minillm.study.projection import Machine, Setting, Work, cut_sizes, work_of_config
 
 LONGEST = 4096  # tokens of a sequence, unless more are asked for
-MOST_CONTEXT = 1 << 17
+MOST_CONTEXT = 1 << 20
+STRAIGHT = 4096
 SMALL, SHORTER = 1e9, 2048  # below so many parameters, so many tokens
 
 
@@ -143,7 +144,7 @@ def model_of(
     if context is not None and context > MOST_CONTEXT:
         raise InputError(f"plan: --context is {context:,}; give {MOST_CONTEXT:,} at most")
     if model is not None:
-        kind, config, _ = look_up(model)
+        _, kind, config, _ = described(model, "plan")
         if kind not in (GPT2, Llama):
             raise InputError(f"plan: {model} is a {kind.__name__}, which cannot be divided; give a GPT2 or a Llama")
         if context is not None and context > config.context:
@@ -159,6 +160,24 @@ def model_of(
 def parameters_of(kind: Any, config: Any) -> int:
     """Number of parameters. Raises: InputError for a model that cannot be divided."""
     return stage_of(shapes_of(kind, config), Division(), Place(0, 0, 0)).numbers
+
+
+def work_at(name: str, kind: Any, config: Any, context: int, dtype: str) -> Work:
+    """The work of a model; beyond `STRAIGHT` tokens on the line through two shorter contexts.
+
+    Attention's products for a token grow as the context does, and nothing else does.
+    """
+    if context <= STRAIGHT:
+        return work_of_config(name, kind, config, context, dtype)
+    half, whole = (work_of_config(name, kind, config, size, dtype) for size in (STRAIGHT // 2, STRAIGHT))
+    steps = (context - STRAIGHT) / (STRAIGHT // 2)
+
+    def longer(a: Any, b: Any) -> Any:
+        return tuple(map(longer, a, b)) if isinstance(b, tuple) else b + steps * (b - a)
+
+    fields = ("block_flops", "outer_flops", "block_kept", "outer_kept")
+    values = {field: longer(getattr(half, field), getattr(whole, field)) for field in fields}
+    return whole._replace(context=context, **values)
 
 
 def make_plan(
@@ -188,7 +207,7 @@ def make_plan(
         raise InputError(
             f"plan: --batch-size is {batch}; give 1 to {max(1, tokens // context):,} sequences of {context} tokens"
         )
-    work = work_of_config(name, kind, config, context, gpu.dtype)
+    work = work_at(name, kind, config, context, gpu.dtype)
     machine = gpu.machine()._replace(overhead=0.0 if gpu.name == "cpu" else config.layers * LAUNCHES * GAP)
     heads = cut_sizes(config)
     found = searching.search(work, machine, gpus, batch, heads)

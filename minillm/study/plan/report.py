@@ -80,7 +80,7 @@ def _setting_row(setting: Setting) -> tuple[str, ...]:
     return (
         setting.division.name,
         f"{setting.division.micro_batches} x {setting.rows}",
-        f"{total:.3g} s",
+        f"{three_digits(total)} s",
         *(f"{part / total:.1%}" for part in parts),
         in_bytes(setting.bytes),
         f"{setting.tokens / total:,.0f}",
@@ -113,7 +113,7 @@ def _memory_table(plan: Plan) -> Table:
 
 def _cost_table(plan: Plan) -> Table:
     rows: list[tuple[str, ...]] = [
-        ("steps", f"{plan.steps:,} of {plan.best.tokens:,} tokens, {plan.best.seconds.total:.3g} s each"),
+        ("steps", f"{plan.steps:,} of {plan.best.tokens:,} tokens, {three_digits(plan.best.seconds.total)} s each"),
         ("tokens a second", f"{plan.tokens_a_second:,.0f}, {plan.tokens_a_second / plan.gpus:,.0f} a GPU"),
         ("utilisation", f"{plan.utilisation:.0%} of the peak (MFU, of the products that are counted)"),
         ("time", duration(plan.seconds)),

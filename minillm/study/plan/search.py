@@ -138,5 +138,8 @@ def refuse(
     if name == "cpu":
         return InputError(f"{sentence}; give fewer --parameters, a smaller --context, or a --gpu")
     count = fewest_gpus(work, machine, parameters, tokens, heads)
-    fewest = f"the smallest number that does is {count:,}" if count else f"nor does it on {MOST_GPUS:,}"
-    return InputError(f"{sentence}; {fewest}: give --gpus {count or MOST_GPUS}, or fewer --parameters")
+    if count is None:
+        return InputError(f"{sentence}, nor would {MOST_GPUS:,} do; give fewer --parameters, or a larger --gpu")
+    return InputError(
+        f"{sentence}; the smallest number that does is {count}: give --gpus {count}, or fewer --parameters"
+    )

@@ -18,6 +18,7 @@ from minillm.tokenizers import Tokenizer
 from minillm.training.corpus import Corpus, load_corpus, make_batches
 from minillm.training.tasks.task import Task
 
+LONGEST = 1024  # tokens of a sequence of a model that exists already, where nothing is said
 DECODED = 1 << 20  # tokens of the validation text from which the bytes of a token are known
 
 
@@ -26,7 +27,7 @@ class CausalOptions:
     """Settings of a causal training."""
 
     length: int | None = None
-    """Tokens of each sequence; by default as many as the model's context."""
+    """Tokens of each sequence; by default as many as the model's context, or 1024 at most with --init."""
 
     def __post_init__(self):
         if self.length is not None and self.length < 1:
@@ -42,8 +43,9 @@ class CausalTask(NextTokens, Task):
 
     def __init__(self, config: Any, tokenizer: Tokenizer | None = None):
         super().__init__(config, tokenizer)
-        length, context = self.options.length, config.model.context
-        if length is not None and length > context:
+        context = config.model.context
+        length = self.options.length or (context if config.init is None else min(context, LONGEST))
+        if length > context:
             raise InputError(f"train: length={length} is more than the model's context of {context}; give at most that")
         self.corpus = load_corpus(config, tokenizer)
         self.tokenizer = self.corpus.tokenizer

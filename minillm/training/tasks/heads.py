@@ -17,6 +17,7 @@ from minillm.models.heads import take_body
 from minillm.parallel.objective import Batch
 from minillm.pretrained import keep
 from minillm.tokenizers import BPETokenizer, Tokenizer, UnigramTokenizer, WordPieceTokenizer
+from minillm.training.tasks.families import named, scale_matrices, special_tokens
 from minillm.training.tasks.task import Task
 
 
@@ -28,8 +29,12 @@ class HeadOptions:
     """Begin with a new head even if the model has one for these classes."""
     vocab_size: int = 8000
     """Tokens of the vocabulary that is learned from the training texts, if the model is a preset."""
+    dropout: float | None = None
+    """Dropout probability in the encoder and before the head; by default the model's own."""
 
     def __post_init__(self):
+        if self.dropout is not None and not 0 <= self.dropout < 1:
+            raise InputError(f"train: dropout is {self.dropout}; give a probability of at least 0 and below 1")
         if self.vocab_size < 300:
             raise InputError(f"train: vocab_size is {self.vocab_size}; give 300 or more")
 
@@ -50,8 +55,8 @@ class HeadTask(Task):
     def start_from(self, model: Any, opened: Any) -> None:  # type: ignore[override]
         """Take the body of an opened model, and its head too if it has the same classes."""
         other = opened.model
-        same = type(other) is type(model) and other.config == model.config and not self.options.new_head
-        if same:
+        same = type(other) is type(model) and other.config.label_names == model.config.label_names
+        if same and other.config.labels == model.config.labels and not self.options.new_head:
             model.load_state_dict(other.state_dict())
             keep(model, opened.saved_with)
         else:
@@ -68,6 +73,12 @@ class HeadTask(Task):
         given = {name: i for name, i in ids.items() if name in known and i is not None}
         return dataclasses.replace(config.model, vocab_size=tokenizer.vocab_size, **given)
 
+    @classmethod
+    def make_model(cls, config: Any, tokenizer: Tokenizer) -> Any:
+        """A new model of these settings; if it starts from nothing, with matrices that a narrow one learns from."""
+        model = super().make_model(config, tokenizer)
+        return scale_matrices(model) if config.init is None else model
+
     def padded(self, rows: Sequence[tuple[Sequence[int], Sequence[int]]]) -> Batch:
         """The arrays of some framed texts."""
         return padded(rows, self.frame, self.padding_id)
@@ -79,17 +90,9 @@ class HeadTask(Task):
 
 def new_tokenizer(family: str, texts: Iterable[str], vocab_size: int) -> Tokenizer:
     """A tokenizer of the kind that a family uses, learned from texts."""
-    texts = list(texts)
-    if family in ("bert", "distilbert"):
-        return WordPieceTokenizer.train(texts, vocab_size)
-    if family == "xlnet":
-        roles = {"pad_token": "<pad>", "cls_token": "<cls>", "sep_token": "<sep>"}
-        made: Tokenizer = UnigramTokenizer.train(texts, vocab_size, special_tokens=tuple(roles.values()))
-    else:
-        roles = {"bos_token": "<s>", "pad_token": "<pad>", "eos_token": "</s>"}
-        made = BPETokenizer.train(texts, vocab_size, tuple(roles.values()))
-    made.name_special_tokens(**roles)
-    return made
+    kinds: dict[str, Any] = {"bert": WordPieceTokenizer, "distilbert": WordPieceTokenizer, "xlnet": UnigramTokenizer}
+    kind = kinds.get(family, BPETokenizer)
+    return named(kind.train(list(texts), vocab_size, special_tokens=special_tokens(family)), family)
 
 
 def checksum_of(rows: Iterable[Sequence[int]]) -> str:

@@ -119,7 +119,7 @@ class SFTTask(NextTokens, Task):
     def summary(self) -> str:
         """How many examples there are, in how many rows, and what was cut or left out."""
         rows, steps = len(self.rows[0]), -(-len(self.rows[0]) // self.config.batch_size)
-        learned = sum(int((self.examples[number].targets != -100).sum()) for row in self.rows[0] for number in row)
+        learned = sum(int((self.examples[number].targets != IGNORED).sum()) for row in self.rows[0] for number in row)
         return (
             f"{(~self.is_out).sum():,} examples to learn in {rows:,} rows ({steps:,} steps an epoch; answers have "
             f"{learned:,} tokens), {self.is_out.sum():,} held out, template {self.template.name}; {self.left_out()}"

@@ -149,8 +149,18 @@ class Task(Objective):
 
     @classmethod
     def start_from(cls, model: Any, opened: Any) -> None:
-        """Give a new model the weights of an opened one (resolver.py), and what its files say beside them."""
-        model.load_state_dict(opened.model.state_dict())
+        """Give a new model the weights of an opened one (resolver.py), and what its files say beside them.
+
+        A head that only one of them has begins anew, or is left out.
+        Raises: InputError if the two have nothing in common.
+        """
+        own, given = model.state_dict(), opened.model.state_dict()
+        shared = {name: array for name, array in given.items() if name in own and own[name].shape == array.shape}
+        if not shared:
+            raise InputError(
+                f"train: {opened.place.path} has no weight of a {type(model).__name__}; give another model"
+            )
+        model.load_state_dict(own | shared if type(model) is not type(opened.model) else given)
         keep(model, opened.saved_with)
 
     @classmethod

@@ -32,7 +32,7 @@ class WindowTask(Task):
         if self.room < 1:
             raise InputError(f"train: a length of {self.room + self.around()} has no room for text; give a larger one")
         self.corpus = load_corpus(config, tokenizer, special_tokens(config.architecture))
-        self.tokenizer = named(self.corpus.tokenizer, config.architecture)
+        self.tokenizer = self.corpus.tokenizer if config.init else named(self.corpus.tokenizer, config.architecture)
         self.special = set(self.tokenizer.special_tokens.values())
         self.batches, self.validation = make_batches(self.corpus, config, self.room)
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import pytest
 
 from minillm.errors import InputError
+from minillm.models.llama import Llama
 from minillm.study.describe import describe_config
 from minillm.study.parallel_report import Division, measure_all, sent_by, step_bytes
-from minillm.study.plan import published
+from minillm.study.plan import published, work_at
 from minillm.study.plan.gpus import GPUS, find_gpu
 from minillm.study.plan.search import MEMORY, batch_for, fewest_gpus, least_bytes, reason
-from minillm.study.projection import cut_sizes, rank_bytes, tried
+from minillm.study.plan.shapes import llama_near
+from minillm.study.projection import cut_sizes, rank_bytes, tried, work_of_config
 
 
 def everything(plan):
@@ -95,6 +97,17 @@ def test_memory_is_that_of_describe(planned):
         assert rank_bytes(plan.work, Division(), rows) == pytest.approx(found.step_bytes, rel=0.05)
         assert plan.parameters == found.num_parameters
         assert plan.work.flops == pytest.approx(found.flops_per_token, rel=1e-3)
+
+
+def test_a_long_context_is_on_the_line_through_shorter_ones():
+    config = llama_near(3e5, 61, 16384)
+    short, long = (work_at("", Llama, config, context, "float32") for context in (2048, 16384))
+    exact = work_of_config("", Llama, config, 16384, "float32")
+    assert long.context == 16384
+    assert long.flops == pytest.approx(exact.flops, rel=0.01)
+    assert long.flops > 2 * short.flops
+    assert sum(long.block_kept) == pytest.approx(sum(exact.block_kept), rel=0.01)
+    assert sum(long.outer_kept) == pytest.approx(sum(exact.outer_kept), rel=0.01)
 
 
 def test_messages_are_those_that_ranks_send(ranks, planned):

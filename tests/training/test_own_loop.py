@@ -1,0 +1,31 @@
+"""The README's loop of one's own is the training that it says."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from minillm.checkpoint import load_checkpoint
+from minillm.training import train
+from minillm.training.config import preset
+
+README = (Path(__file__).parents[2] / "README.md").read_text()
+
+
+def test_the_readmes_loop_is_the_training_of_the_preset(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    [loop] = [one for one in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if "for step in range(20)" in one]
+    found: dict = {"__name__": "readme"}
+    exec(compile(loop, "README.md", "exec"), found)
+    nano = preset("nano")
+    config = dataclasses.replace(nano, steps=20, warmup=2, sample_every=0, out=tmp_path / "run", threads=1)
+    assert (config.batch_size, config.model.context, config.lr, config.min_lr) == (8, 32, 1e-3, 1e-4)
+    run = train(config)
+    assert run.metrics()[-1]["loss"] == pytest.approx(found["loss"].item(), rel=1e-6)
+    trained = load_checkpoint(run.checkpoint("last")).model
+    assert trained.keys() == found["model"].state_dict().keys()
+    for name, array in found["model"].state_dict().items():
+        np.testing.assert_allclose(trained[name], array, rtol=0, atol=1e-5, err_msg=name)
