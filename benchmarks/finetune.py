@@ -237,13 +237,16 @@ def dpo(data: Path, work: Path, quick: bool = False) -> str:
 # --- rewards -------------------------------------------------------------------------------------------------------
 
 
+EXAMPLES, PROMPTS = 1000, 5000
+
+
 def grpo(data: Path, work: Path, quick: bool = False) -> str:
     """A small GPT-2 learns sums from examples, and then, on other sums, from rewards alone."""
     from minillm.data.arithmetic import make_problems, write_problems
 
-    problems = make_problems(6000, 2, "+", 1)
-    write_problems(work / "examples.jsonl", problems[:1000])
-    write_problems(work / "prompts.jsonl", problems[1000:])
+    problems = make_problems(EXAMPLES + PROMPTS, 2, "+", 1)
+    write_problems(work / "examples.jsonl", problems[:EXAMPLES])
+    write_problems(work / "prompts.jsonl", problems[EXAMPLES:])
     words = ["train", "--objective", "sft", "--model", "gpt2", "--data", str(work / "examples.jsonl")]
     words += "--tokenizer char --context 24 --layers 3 --heads 4 --channels 128 --dropout 0 --batch-size 32".split()
     words += ["--lr", "2e-3", "--sample-every", "0", "--eval-every", "100", "--threads", "1"]
@@ -263,9 +266,9 @@ def grpo(data: Path, work: Path, quick: bool = False) -> str:
     )
     validated = rewards.validated()
     lines = [
-        f"First {examples.minutes:.1f} minutes ({examples.cpu_minutes:.1f} of a core) of examples, 1,000 sums of two "
-        f"numbers below 100; then {rewards.minutes:.1f} minutes ({rewards.cpu_minutes:.1f} of a core) of GRPO on 5,000 "
-        "other sums, of which a tenth is held out. The reward is 1 for the exact sum, else 0.",
+        f"First {examples.minutes:.1f} minutes ({examples.cpu_minutes:.1f} of a core) of examples, {EXAMPLES:,} sums of "
+        f"two numbers below 100; then {rewards.minutes:.1f} minutes ({rewards.cpu_minutes:.1f} of a core) of GRPO on "
+        f"{PROMPTS:,} other sums, of which a tenth is held out. The reward is 1 for the exact sum, else 0.",
         "",
         "| step of GRPO | held-out sums right |",
         "|---|---|",
