@@ -81,7 +81,8 @@ def train(
     with tuned_process(choice.cutting), StopRequest() as stop, quiet(), display:
         if task.measured_first and state.step == 0:
             display.first(evaluate(model, task, config.eval_batches))
-            show_preview(display, model, task, 0)
+            if config.sample_every:
+                show_preview(display, model, task, 0)
         last = state.step >= config.steps or state.has_no_hope(config.patience)
         while not last:
             started = time.perf_counter()
