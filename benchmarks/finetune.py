@@ -266,8 +266,8 @@ def grpo(data: Path, work: Path, quick: bool = False) -> str:
     )
     validated = rewards.validated()
     lines = [
-        f"First {examples.minutes:.1f} minutes ({examples.cpu_minutes:.1f} of a core) of examples, {EXAMPLES:,} sums of "
-        f"two numbers below 100; then {rewards.minutes:.1f} minutes ({rewards.cpu_minutes:.1f} of a core) of GRPO on "
+        f"First {examples.minutes:.1f} minutes ({examples.cpu_minutes:.1f} of a core) of examples, {EXAMPLES:,} sums "
+        f"of two numbers below 100; then {rewards.minutes:.1f} minutes ({rewards.cpu_minutes:.1f} of a core) of GRPO on "
         f"{PROMPTS:,} other sums, of which a tenth is held out. The reward is 1 for the exact sum, else 0.",
         "",
         "| step of GRPO | held-out sums right |",
