@@ -31,8 +31,8 @@ def classify(
     rows = [f"| {name} | - | {seconds / 60:.1f} | - | - | {share:.1%} | {low:.1%} to {high:.1%} |"]
     words = ["finetune", "classify", "", "--data", pattern, "--sample-every", "0", "--eval-batches", "33"]
     given = {
-        "BERT of 2 blocks, 128 channels, from random weights": ["bert-tiny", *steps(300, 60, quick), "--threads", "1"],
-        "MiniLM (all-MiniLM-L6-v2)": [str(minilm()), *steps(80, 40, quick)],
+        "BERT of 2 blocks, 128 channels, from random weights": ["bert-tiny", *steps(800, 100, quick)],
+        "MiniLM (all-MiniLM-L6-v2)": [str(minilm()), *steps(180, 60, quick)],
     }
     runs = {}
     for name, (model, *options) in given.items():
@@ -65,9 +65,9 @@ def small(
     pattern: str, work: Path, run: Callable[..., Any], draw: Callable[..., None], folder: Path, quick: bool
 ) -> list[str]:
     """The runs on a few of the reviews."""
-    words = ["finetune", "classify", "bert-tiny", "--data", pattern, "--validation-fraction", "0.97"]
-    words += ["--batch-size", "16", "--max-length", "40", "--lr", "1e-3", "--vocab-size", "2000", "--threads", "1"]
-    words += ["--eval-batches", "20", "--sample-every", "0", *steps(200, 20, quick)]
+    words = ["finetune", "classify", "bert-tiny", "--data", pattern, "--validation-fraction", "0.9"]
+    words += ["--max-length", "48", "--vocab-size", "3000", "--eval-batches", "20", "--sample-every", "0"]
+    words += steps(400, 25, quick)
     runs = {name: run(work / name.replace(" ", "-"), *words, *options) for name, options in SMALL.items()}
     draw(
         folder / "finetune_overfitting.png", {name: runs[name] for name in ("nothing", "all three")}, "nats per review"
