@@ -233,7 +233,7 @@ def dpo(data: Path, work: Path, quick: bool = False) -> str:
 # --- rewards -------------------------------------------------------------------------------------------------------
 
 
-EXAMPLES, PROMPTS = 1000, 5000
+EXAMPLES, PROMPTS = 2000, 4000
 
 
 def grpo(data: Path, work: Path, quick: bool = False) -> str:
@@ -246,7 +246,7 @@ def grpo(data: Path, work: Path, quick: bool = False) -> str:
     words = ["train", "--objective", "sft", "--model", "gpt2", "--data", str(work / "examples.jsonl")]
     words += "--tokenizer char --context 24 --layers 3 --heads 4 --channels 128 --dropout 0 --batch-size 32".split()
     words += ["--lr", "2e-3", "--sample-every", "0", "--eval-every", "100", "--threads", "1"]
-    examples = run(work / "sft", *words, "--steps", "20" if quick else "300")
+    examples = run(work / "sft", *words, "--steps", "20" if quick else "350")
     words = ["finetune", "grpo", str(examples.folder), "--data", str(work / "prompts.jsonl"), "--group-size", "16"]
     words += "--answer-length 5 --batch-size 256 --lr 1e-4 --eval-batches 1 --sample-every 0 --threads 1".split()
     rewards = run(work / "grpo", *words, "--steps", "4" if quick else "100", "--eval-every", "2" if quick else "10")

@@ -21,7 +21,7 @@ from minillm.nn import Decoder, Module
 
 
 class Scored(NamedTuple):
-    """What a model says of some answers; 0 at tokens of no answer."""
+    """A model's numbers for some answers; 0 at tokens of no answer."""
 
     log_probs: Tensor  # (N, T), of each token, as in `token_log_probs`
     mean_logits: Array  # (N, T), over the vocabulary
