@@ -208,7 +208,8 @@ class XLNetModel(Module):
         """Features (B, P, C), or (B, T, C) without `target_mapping`; the arguments are those of `features_and_mems`."""
         return self.features_and_mems(ids, **inputs)[0]
 
-    forward = features
+    def forward(self, *args: Any, **inputs: Any) -> Any:
+        return self.features(*args, **inputs)
 
     def features_and_mems(
         self,

@@ -37,14 +37,7 @@ from minillm.optim import SGD, AdamW, Optimizer, cosine_schedule, decay_groups, 
 from minillm.parallel.communicator import Alone, Communicator, agree, broadcast_arrays, broadcast_bytes
 from minillm.parallel.data_parallel import model_blocks
 from minillm.parallel.mesh import Mesh, ParallelModel
-from minillm.parallel.objective import (
-    NEXT_TOKENS,
-    Batch,
-    Objective,
-    add_measures,
-    loss_of_rows,
-    micro_batches_of,
-)
+from minillm.parallel.objective import NEXT_TOKENS, Batch, Objective, add_measures, loss_of_rows, micro_batches_of
 from minillm.parallel.recompute import parse_layers, recompute
 from minillm.resolver import open_model
 from minillm.tokenizers import Tokenizer
@@ -81,7 +74,8 @@ def train(
     with tuned_process(choice.cutting), StopRequest() as stop, quiet(), display:
         if task.measured_first and state.step == 0:
             display.first(evaluate(model, task, config.eval_batches, config.device))
-            show_preview(display, model, task, 0)
+            if config.sample_every:
+                show_preview(display, model, task, 0)
         last = state.step >= config.steps or state.has_no_hope(config.patience)
         while not last:
             started = time.perf_counter()

@@ -274,9 +274,10 @@ def test_the_command_starts_from_the_weights_of_a_model(data, tmp_path, capsys):
     assert "to talk to it:" in capsys.readouterr().out
 
 
-def test_early_stopping(data):
+def test_early_stopping(data, capsys):
     run = train(settings(data, steps=40, eval_every=2, patience=2, lr=0.0, min_lr=0.0))
     assert run.metrics()[-1]["step"] == 6
+    assert "-" * 40 not in capsys.readouterr().out  # no preview where none is asked for
 
 
 # Input that cannot be used

@@ -47,7 +47,7 @@ from minillm.losses.grpo import equal_rewards
 from minillm.losses.log_probs import constant_beside
 from minillm.parallel.objective import Batch, add_measures
 from minillm.tokenizers import Tokenizer
-from minillm.training.tasks.scoring import check_apart, scored
+from minillm.training.tasks.scoring import scored
 from minillm.training.tasks.sft import new_tokenizer
 from minillm.training.tasks.task import Task
 
@@ -183,7 +183,7 @@ class GRPOTask(Task):
         kept = kept or {name: array.copy() for name, array in model.state_dict().items()}
         self.reference = type(model)(model.config).to(self.config.device, self.config.dtype)
         self.reference.load_state_dict(kept)
-        check_apart(model, self.reference.eval())
+        self.reference.eval()
         return kept
 
     def batch(self, step: int, model: Any = None) -> Batch:

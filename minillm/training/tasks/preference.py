@@ -141,7 +141,7 @@ class PreferenceTask(AnswerPairs):
         """The number of pairs; for KTO of answers; for ORPO also of the tokens of chosen texts."""
         pairs = float(len(batch["ids"]))
         if self.options.loss == "orpo":
-            return {"loss": pairs, "nll": float((batch["text"] != IGNORED).sum())}
+            return {"odds": pairs, "nll": float((batch["text"] != IGNORED).sum())}
         return {"loss": 2 * pairs if self.is_kto else pairs}
 
     def sums(self, model: Any, batch: Batch) -> dict[str, Tensor]:
@@ -181,9 +181,10 @@ class PreferenceTask(AnswerPairs):
             *(batch["reference"][:, 0], batch["reference"][:, 1]),
             *(lengths[:, 0], lengths[:, 1]),
         )
-        terms = {"loss": self._losses(pairs, batch).sum()}
+        total = self._losses(pairs, batch).sum()
+        terms = {"loss": total}
         if self.options.loss == "orpo":
-            terms["nll"] = model.loss(batch["ids"][:, 0], batch["text"], reduction="sum")
+            terms = {"odds": total, "nll": model.loss(batch["ids"][:, 0], batch["text"], reduction="sum")}
         return terms, logged(pairs, self.options.beta, found.mean_logits.reshape(B, 2, T).sum(-1))
 
     def _losses(self, pairs: Pairs, batch: Batch) -> Tensor:
