@@ -37,14 +37,7 @@ from minillm.optim import SGD, AdamW, Optimizer, cosine_schedule, decay_groups, 
 from minillm.parallel.communicator import Alone, Communicator, agree, broadcast_arrays, broadcast_bytes
 from minillm.parallel.data_parallel import model_blocks
 from minillm.parallel.mesh import Mesh, ParallelModel
-from minillm.parallel.objective import (
-    NEXT_TOKENS,
-    Batch,
-    Objective,
-    add_measures,
-    loss_of_rows,
-    micro_batches_of,
-)
+from minillm.parallel.objective import NEXT_TOKENS, Batch, Objective, add_measures, loss_of_rows, micro_batches_of
 from minillm.parallel.recompute import parse_layers, recompute
 from minillm.resolver import open_model
 from minillm.tokenizers import Tokenizer
