@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-import minillm
 from minillm import ops
+from minillm.autograd import tensor
 from minillm.models import bart, bert, distilbert, roberta, xlnet
 from minillm.models.heads import binary_cross_entropy, is_of_body, vectors_at
 from minillm.pretrained import HEADS
@@ -70,7 +70,7 @@ def _parts() -> Iterator[Case]:
         return vectors_at(x, places)
 
     def several_classes(x: Any) -> Any:
-        return binary_cross_entropy(x, minillm.tensor(answers.astype(x.dtype)))
+        return binary_cross_entropy(x, tensor(answers.astype(x.dtype)))
 
     for fn, shape in ((at_places, (3, 5, 4)), (several_classes, (3, 4))):
         op = "vectors_at" if fn is at_places else "binary_cross_entropy"
