@@ -45,6 +45,7 @@ from minillm.study.cases import CASES
 from minillm.tokenizers import WordPieceTokenizer
 from minillm.training import TrainConfig, train, trainer
 from minillm.training.trainer import accumulate_gradients
+from tests.training.task_runs import run_of, without_dropout, write_data
 
 SEVERAL = [0] * 5 + [5] * 7  # where each of two texts begins that share a sequence
 STANDIN = Path(__file__).parent / "standin"
@@ -485,6 +486,20 @@ def config(tmp_path):
         sample_tokens=4,
         device="cuda",
     )
+
+
+@pytest.mark.parametrize("name", ["llama", "bert", "roberta", "xlnet", "bart", "pairs"])
+def test_every_task_trains_on_the_device_as_on_the_cpu(cupy, name, tmp_path):
+    """Losses, measures and previews, from arrays that are on the device."""
+    write_data(tmp_path)
+    losses = {}
+    for device in ("cpu", "cuda"):
+        config = without_dropout(run_of(name, tmp_path, out=str(tmp_path / device), device=device, sample_every=8))
+        records = train(config).metrics()
+        losses[device] = [
+            value for r in records for k, value in r.items() if k == "loss" or (k[:4] == "val_" and value)
+        ]
+    np.testing.assert_allclose(losses["cuda"], losses["cpu"], rtol=2e-3)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

@@ -130,7 +130,8 @@ class PairsTask(SourceAndTarget):
                 f"train: none of {len(pairs)} pairs of {self.config.data} is left ({self._told()}); give others, a "
                 "longer --context, or more --batch-tokens"
             )
-        return PairBatches(*zip(*kept, strict=True), self.options.batch_tokens, self.pad, self.config.seed)
+        sources, targets = zip(*kept, strict=True)
+        return PairBatches(sources, targets, self.options.batch_tokens, self.pad, self.config.seed)
 
     def _told(self) -> str:
         return ", ".join(f"{number} {what}" for what, number in self.left_out.items())
