@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-import minillm
 from minillm import ops
+from minillm.autograd import Tensor
 from minillm.models import bart, bert, distilbert, roberta, xlnet
 from minillm.models.heads import binary_cross_entropy, is_of_body, vectors_at
 from minillm.pretrained import HEADS
@@ -46,11 +46,11 @@ def _head(name: str, head: str) -> Iterator[Case]:
         vars(model)["token_vectors"] = lambda *_: features
         for key, weight in zip(own, weights, strict=True):
             layer, _, part = key.partition(".")
-            setattr(getattr(model, layer), part, weight)
+            vars(getattr(model, layer))[part] = weight  # of the model that was made here
         if head == HEADS[2]:
             return model.loss(IDS, *TARGETS[head], lengths=LENGTHS)
         logits = model(IDS, lengths=LENGTHS)
-        return ops.cross_entropy(logits, *TARGETS[head], dim=-1)  # model.loss writes into the logits, once only
+        return ops.cross_entropy(logits, TARGETS[head][0], dim=-1)  # model.loss writes into the logits, once only
 
     make = normal((B, T, 4), *(x.shape for x in own.values()))
     yield Case(f"{name}{head}", "features and weights", loss, make)
@@ -70,7 +70,7 @@ def _parts() -> Iterator[Case]:
         return vectors_at(x, places)
 
     def several_classes(x: Any) -> Any:
-        return binary_cross_entropy(x, minillm.tensor(answers.astype(x.dtype)))
+        return binary_cross_entropy(x, Tensor(answers.astype(x.dtype)))
 
     for fn, shape in ((at_places, (3, 5, 4)), (several_classes, (3, 4))):
         op = "vectors_at" if fn is at_places else "binary_cross_entropy"
