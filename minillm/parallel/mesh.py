@@ -43,7 +43,7 @@ from minillm.parallel.objective import (
 )
 from minillm.parallel.pipeline import MicroBatch, cut
 from minillm.parallel.recompute import recompute
-from minillm.parallel.shard import Shard, shard, shard_specs, unshard
+from minillm.parallel.shard import Shard, add_part, shard, shard_specs
 from minillm.parallel.tensor_parallel import tensor_parallel
 from minillm.parallel.zero import ZeRO
 
@@ -407,12 +407,12 @@ class ParallelModel:
             return None
         wholes: dict[str, Array] = {}
         for name, array in mine.items():
-            _add(wholes, name, array, self.shards.get(name))
+            add_part(wholes, name, array, self.shards.get(name))
         for source in self._first_of_each():
             header = json.loads(self._receive(source).tobytes())
             for name, (shape, dtype, spec) in header.items():
                 array = self._receive(source).view(as_dtype(dtype)).reshape(shape)
-                _add(wholes, name, array, spec and Shard(spec[0], tuple(map(tuple, spec[1])), spec[2]))
+                add_part(wholes, name, array, spec and Shard(spec[0], tuple(map(tuple, spec[1])), spec[2]))
         return wholes
 
     def _first_of_each(self) -> list[int]:
@@ -437,16 +437,6 @@ class ParallelModel:
         found = to_host(content)
         world.check()
         return found
-
-
-def _add(wholes: dict[str, Array], name: str, part: Array, spec: Shard | None) -> None:
-    """Put a rank's part of an array into the whole one, which is made when its first part comes."""
-    if name not in wholes:
-        shape = list(part.shape)
-        if spec is not None:
-            shape[spec.axis] = spec.size
-        wholes[name] = np.zeros(shape, part.dtype)
-    unshard(spec, wholes[name], part)
 
 
 def _moment_names(optimizer: Optimizer) -> list[str]:

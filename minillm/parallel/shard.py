@@ -70,3 +70,13 @@ def _check_whole(function: str, spec: Shard, whole: Array) -> None:
             f"{function}: axis {spec.axis} has size {whole.shape[spec.axis]}, but the whole parameter has {spec.size}; "
             "give the whole parameter"
         )
+
+
+def add_part(wholes: dict[str, Array], name: str, part: Array, spec: Shard | None) -> None:
+    """Put a rank's part of an array into the whole one, which is made when its first part comes."""
+    if name not in wholes:
+        shape = list(part.shape)
+        if spec is not None:
+            shape[spec.axis] = spec.size
+        wholes[name] = np.zeros(shape, part.dtype)
+    unshard(spec, wholes[name], part)

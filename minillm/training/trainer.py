@@ -67,15 +67,10 @@ def train(
     world = communicator or Alone()
     run, task, model, optimizer, state, choice = prepare(config, resume, world)
     uploads = Uploads(config.device)
-    leads = world.rank == 0
-    trained = sum(x.size for x in lora_state_dict(model.model).values()) if config.lora else 0
-    weights = model.num_parameters()
-    display = Display(run, weights, task, state, config, progress, trained) if leads else NoDisplay()
+    display = display_of(run, task, model, state, config, progress) if world.rank == 0 else NoDisplay()
     with tuned_process(choice.cutting), StopRequest() as stop, quiet(), display:
         if task.measured_first and state.step == 0:
-            display.first(evaluate(model, task, config.eval_batches, config.device))
-            if config.sample_every:
-                show_preview(display, model, task, 0)
+            look_first(display, model, task, config)
         last = state.step >= config.steps or state.has_no_hope(config.patience)
         while not last:
             started = time.perf_counter()
@@ -264,6 +259,19 @@ def evaluate(model: WholeModel | ParallelModel, task: Task, count: int, device: 
     if task.bytes_per_token is not None:
         measured["val_bits_per_byte"] = loss / (math.log(2) * task.bytes_per_token)
     return measured
+
+
+def display_of(run: Run, task: Task, model: Any, state: State, config: TrainConfig, live: bool) -> Display:
+    """The display of rank 0; see Display."""
+    trained = sum(x.size for x in lora_state_dict(model.model).values()) if config.lora else 0
+    return Display(run, model.num_parameters(), task, state, config, live, trained)
+
+
+def look_first(display: Any, model: WholeModel | ParallelModel, task: Task, config: TrainConfig) -> None:
+    """A validation and a preview before the first step."""
+    display.first(evaluate(model, task, config.eval_batches, config.device))
+    if config.sample_every:
+        show_preview(display, model, task, 0)
 
 
 def show_preview(display: Any, model: WholeModel | ParallelModel, task: Task, step: int) -> None:
