@@ -48,8 +48,10 @@ class Tuned(NamedTuple):
 
 
 def run(folder: Path, *words: str) -> Tuned:
-    """Train with a command of minillm in a process of its own, into this run directory."""
-    arguments = [*words, "--out", str(folder)]
+    """Train with a command of minillm in a process of its own, into this run directory, unless it is there."""
+    arguments, took = [*words, "--out", str(folder)], folder / "took.json"
+    if took.exists():
+        return Tuned(folder, *json.loads(took.read_text()))
     started = os.times().elapsed
     process = subprocess.Popen([sys.executable, "-m", "minillm", *arguments])
     _, status, usage = os.wait4(process.pid, 0)
@@ -57,7 +59,9 @@ def run(folder: Path, *words: str) -> Tuned:
         raise SystemExit(f"minillm {shlex.join(arguments)} failed")
     shown = shlex.join(["minillm", *(Path(word).name if os.sep in word else word for word in words)])
     cpu = (usage.ru_utime + usage.ru_stime) / 60
-    return Tuned(folder, shown, (os.times().elapsed - started) / 60, cpu, usage.ru_maxrss * 1024)
+    tuned = Tuned(folder, shown, (os.times().elapsed - started) / 60, cpu, usage.ru_maxrss * 1024)
+    took.write_text(json.dumps(tuned[1:]))
+    return tuned
 
 
 def gguf_of(name: str) -> Path:
@@ -204,7 +208,8 @@ def dpo(data: Path, work: Path, quick: bool = False) -> str:
     )
     lines = [
         f"The first {PAIRS} records of the file; {tuned.minutes:.1f} minutes ({tuned.cpu_minutes:.1f} of a core) and "
-        f"{tuned.memory / 2**20:,.0f} MiB for the whole process, which begins with what the reference says of all answers.",
+        f"{tuned.memory / 2**20:,.0f} MiB for the whole process, which begins with what the reference says of all "
+        "answers.",
         "",
         "| step | held-out loss | margin | accuracy | log p chosen | log p rejected |",
         "|---|---|---|---|---|---|",
@@ -234,20 +239,23 @@ def dpo(data: Path, work: Path, quick: bool = False) -> str:
 # --- rewards -------------------------------------------------------------------------------------------------------
 
 
+EXAMPLES, PROMPTS = 2000, 4000
+
+
 def grpo(data: Path, work: Path, quick: bool = False) -> str:
     """A small GPT-2 learns sums from examples, and then, on other sums, from rewards alone."""
     from minillm.data.arithmetic import make_problems, write_problems
 
-    problems = make_problems(6000, 2, "+", 1)
-    write_problems(work / "examples.jsonl", problems[:1000])
-    write_problems(work / "prompts.jsonl", problems[1000:])
+    problems = make_problems(EXAMPLES + PROMPTS, 2, "+", 1)
+    write_problems(work / "examples.jsonl", problems[:EXAMPLES])
+    write_problems(work / "prompts.jsonl", problems[EXAMPLES:])
     words = ["train", "--objective", "sft", "--model", "gpt2", "--data", str(work / "examples.jsonl")]
     words += "--tokenizer char --context 24 --layers 3 --heads 4 --channels 128 --dropout 0 --batch-size 32".split()
     words += ["--lr", "2e-3", "--sample-every", "0", "--eval-every", "100", "--threads", "1"]
-    examples = run(work / "sft", *words, "--steps", "20" if quick else "300")
-    words = ["finetune", "grpo", str(examples.folder), "--data", str(work / "prompts.jsonl"), "--group-size", "8"]
-    words += "--answer-length 5 --batch-size 64 --lr 2e-4 --eval-batches 8 --sample-every 0 --threads 1".split()
-    rewards = run(work / "grpo", *words, "--steps", "4" if quick else "300", "--eval-every", "2" if quick else "30")
+    examples = run(work / "sft", *words, "--steps", "20" if quick else "350")
+    words = ["finetune", "grpo", str(examples.folder), "--data", str(work / "prompts.jsonl"), "--group-size", "16"]
+    words += "--answer-length 5 --batch-size 256 --lr 1e-4 --eval-batches 1 --sample-every 0 --threads 1".split()
+    rewards = run(work / "grpo", *words, "--steps", "4" if quick else "100", "--eval-every", "2" if quick else "10")
     draw_curves(
         RESULTS / "finetune_grpo.png",
         rewards.records(),
@@ -260,9 +268,9 @@ def grpo(data: Path, work: Path, quick: bool = False) -> str:
     )
     validated = rewards.validated()
     lines = [
-        f"First {examples.minutes:.1f} minutes ({examples.cpu_minutes:.1f} of a core) of examples, 1,000 sums of two numbers below "
-        f"100; then {rewards.minutes:.1f} minutes ({rewards.cpu_minutes:.1f} of a core) of GRPO on 5,000 other sums, of which a "
-        "tenth is held out. The reward is 1 for the exact sum, else 0.",
+        f"First {examples.minutes:.1f} minutes ({examples.cpu_minutes:.1f} of a core) of examples, {EXAMPLES:,} sums "
+        f"of two numbers below 100; then {rewards.minutes:.1f} minutes ({rewards.cpu_minutes:.1f} of a core) of GRPO "
+        f"on {PROMPTS:,} other sums, of which a tenth is held out. The reward is 1 for the exact sum, else 0.",
         "",
         "| step of GRPO | held-out sums right |",
         "|---|---|",

@@ -14,10 +14,12 @@ clock, so the same seed gives the same weights only where steps take the same ti
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import gzip
 import math
 import platform
 import re
+import tempfile
 import time
 from collections import defaultdict
 from pathlib import Path
@@ -127,47 +129,57 @@ def read_pairs(folder, part):
 # --- Bart ----------------------------------------------------------------------------------------------------------
 
 
+def task_of(train, validation, options, folder):
+    """The task of `minillm train --objective pairs` on these pairs, written to files as that command reads them."""
+    from minillm.training.config import preset
+    from minillm.training.tasks.pairs import PairsTask
+
+    files = [Path(folder, name) for name in ("pairs.en", "pairs.de")]
+    for side, file in enumerate(files):
+        file.write_text("\n".join([*train[side], *validation[side]]), encoding="utf-8")
+    start = preset("multi30k")
+    config = dataclasses.replace(
+        start,
+        data=str(files[0]),
+        validation_fraction=len(validation[0]) / (len(train[0]) + len(validation[0])),
+        model=dataclasses.replace(start.model, vocab_size=options.vocab_size, dropout=options.dropout),
+        task=dataclasses.replace(
+            start.task, targets=str(files[1]), batch_tokens=options.batch_tokens, smoothing=options.smoothing
+        ),
+        seed=options.seed,
+    )
+    return PairsTask(config)
+
+
 def train_model(train, validation, options):
     """Train; returns the tokenizer, the model with its best weights, and a summary of the run."""
     import minillm
-    from minillm.data import PairBatches
-    from minillm.models.bart import Bart, BartConfig
     from minillm.optim import AdamW, decay_groups
-    from minillm.tokenizers import BPETokenizer
+    from minillm.training.trainer import WholeModel, accumulate_gradients
 
-    tokenizer = BPETokenizer.train([*train[0], *train[1]], options.vocab_size, ("<s>", "<pad>", "</s>"))
-    bos, padding, eos = (tokenizer.special_tokens[name] for name in ("<s>", "<pad>", "</s>"))
-    config = BartConfig.preset(
-        "multi30k", vocab_size=tokenizer.vocab_size, dropout=options.dropout, bos_id=bos, padding_id=padding,
-        eos_id=eos, decoder_start_id=eos,
-    )  # fmt: skip
-
-    def batches(sides):
-        ids = [[[*tokenizer.encode(line), eos] for line in side] for side in sides]
-        return PairBatches(*ids, options.batch_tokens, padding, options.seed)
-
-    train_batches, validation_batches = batches(train), batches(validation)
+    with tempfile.TemporaryDirectory() as folder:
+        task = task_of(train, validation, options, folder)
+    held_apart = [batch._asdict() for batch in task.validation.evaluation_batches()]
     minillm.manual_seed(options.seed)
-    model = Bart(config)
+    model = task.make_model(task.config, task.tokenizer)
     optimizer = AdamW(decay_groups(model.parameters(), 1e-4), options.lr, betas=(0.9, 0.98))
     run = {"steps": 0, "tokens": 0, "seconds": 0.0, "losses": [], "best_loss": math.inf, "best_epoch": 0}
     best = None
     while run["seconds"] < 60 * options.minutes:
         started = time.perf_counter()
         optimizer.lr = options.lr * rate(run["seconds"] / (60 * options.minutes))
-        source, lengths, target = train_batches.batch(run["steps"])
+        batch = task.batch(run["steps"])
         optimizer.zero_grad()
-        loss = model.loss(source, target, lengths, label_smoothing=options.smoothing)
-        loss.backward()
+        run["loss"] = float(accumulate_gradients(model, batch, 1, task))
         optimizer.clip_grad_norm(1.0)
         optimizer.step()
-        run["loss"] = loss.item()
         run["seconds"] += time.perf_counter() - started
         run["steps"] += 1
-        run["tokens"] += int(lengths.sum() + (target != -100).sum())
+        run["tokens"] += task.tokens(batch)
         is_last = run["seconds"] >= 60 * options.minutes
-        if run["steps"] % train_batches.batches_per_epoch == 0 or is_last:
-            run["losses"].append(mean_loss(model, validation_batches))
+        if run["steps"] % task.train.batches_per_epoch == 0 or is_last:
+            total, count = WholeModel(model).measures(held_apart, task)["loss"]
+            run["losses"].append(total / count)
             if run["losses"][-1] < run["best_loss"]:
                 run |= {"best_loss": run["losses"][-1], "best_epoch": len(run["losses"])}
                 best = {name: array.copy() for name, array in model.state_dict().items()}
@@ -176,9 +188,9 @@ def train_model(train, validation, options):
                 f"held apart {run['losses'][-1]:.3f}",
                 flush=True,
             )
-    run["epochs"] = run["steps"] / train_batches.batches_per_epoch
+    run["epochs"] = run["steps"] / task.train.batches_per_epoch
     model.load_state_dict(best)
-    return tokenizer, model.eval(), run
+    return task.tokenizer, model.eval(), run
 
 
 def rate(progress, warmup=0.08):
@@ -188,43 +200,11 @@ def rate(progress, warmup=0.08):
     return 0.5 * (1 + math.cos(math.pi * (progress - warmup) / (1 - warmup)))
 
 
-def mean_loss(model, batches):
-    """Mean loss in nats per token, without dropout and label smoothing."""
-    from minillm import no_grad
+def translate(model, tokenizer, lines, beams):
+    """Translate each line."""
+    from minillm.training.tasks.pairs import translate
 
-    model.eval()
-    total, count = 0.0, 0
-    with no_grad():
-        for source, lengths, target in batches.evaluation_batches():
-            total += model.loss(source, target, lengths, reduction="sum").item()
-            count += int((target != -100).sum())
-    model.train()
-    return total / count
-
-
-def translate(model, tokenizer, lines, beams, at_once=64):
-    """Translate each line; sentences of similar lengths are translated together."""
-    from minillm.beam_search import beam_search
-    from minillm.data import pad_pairs
-    from minillm.generate import generate_batch
-
-    config = model.config
-    sources = [[*tokenizer.encode(line), config.eos_id] for line in lines]
-    order = sorted(range(len(lines)), key=lambda i: len(sources[i]))
-    translations = [""] * len(lines)
-    for first in range(0, len(order), at_once):
-        chosen = order[first : first + at_once]
-        rows = [sources[i] for i in chosen]
-        source, lengths, _ = pad_pairs(rows, rows, config.padding_id)
-        view, start = model.conditioned(source, lengths), [[config.decoder_start_id]] * len(chosen)
-        most = min(config.context - 1, 2 * len(rows[-1]) + 10)
-        if beams == 1:
-            written = generate_batch(view, start, most, stop=[config.eos_id], temperature=0)
-        else:
-            written = [found[0].ids for found in beam_search(view, start, most, beams=beams, stop=[config.eos_id])]
-        for i, ids in zip(chosen, written, strict=True):
-            translations[i] = tokenizer.decode([token for token in ids if token != config.eos_id]).strip()
-    return translations
+    return translate(model, tokenizer, [[*tokenizer.encode(line), model.config.eos_id] for line in lines], beams=beams)
 
 
 # --- baselines -----------------------------------------------------------------------------------------------------

@@ -14,11 +14,10 @@ its weights, and keeps beside it what its files say: the tokenizer, the ids that
 
 from __future__ import annotations
 
-import contextlib
 import importlib
 import pkgutil
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -30,11 +29,11 @@ from minillm import random as drawing
 from minillm.beside import chat_text_in, ids_of, is_run, learned_to_talk, load_tokenizer, template_of_run, with_ends
 from minillm.dtypes import as_dtype
 from minillm.errors import CheckpointError, InputError, MinillmError, did_you_mean
-from minillm.lora import add_lora, base_checksum, load_lora, load_lora_state_dict, merge
+from minillm.lora import add_lora, base_checksum, base_folder, load_lora, load_lora_state_dict, merge
 from minillm.models.heads import take_body
 from minillm.nn import uninitialized
 from minillm.pretrained import FAMILIES, SavedWith, keep
-from minillm.stored import CONFIG, INDEX, WEIGHTS, read_json
+from minillm.stored import CONFIG, INDEX, WEIGHTS
 from minillm.weights import build_model
 
 if TYPE_CHECKING:
@@ -220,7 +219,7 @@ def described(path: str | Path, function: str = "load") -> Described:
     if place.kind == "run":
         return _described_run(place)
     if place.kind == "adapter":
-        return described(_base_of(place.path), function)._replace(place=place)
+        return described(base_folder(place.path), function)._replace(place=place)
     if place.kind == "gguf":
         from minillm.gguf import read_config
         from minillm.models.llama import Llama
@@ -237,18 +236,6 @@ def _described_run(place: Place) -> Described:
     run = Run.open(place.path)
     task = task_class(run.config.objective)
     return Described(place, task.model_class(run.config), task.shape(run.config, run.tokenizer), run)
-
-
-def _base_of(folder: Path) -> Path:
-    """The base model of a LoRA adapter: a path as it stands in its file, or as seen from the adapter's folder."""
-    base = read_json(folder / ADAPTER).get("base_model_name_or_path")
-    for path in (Path(str(base)), folder / str(base)):
-        if base and path.exists():
-            return path
-    raise CheckpointError(
-        f"load: the adapter in {folder} belongs to the base model {base!r}, which is no path here; put its folder in "
-        f"base_model_name_or_path of {folder / ADAPTER}"
-    )
 
 
 # Models with their weights
@@ -330,9 +317,8 @@ def _checkpoint(run: Run, name: str | None) -> Checkpoint:
 
 def _opened_adapter(place: Place, dtype: Any) -> OpenedModel:
     """The base model with the adapter merged into its weights, as a model of its own."""
-    base = open_model(_base_of(place.path), dtype)
-    with _left_plain(base.model) as model:
-        merge(load_lora(model, place.path))
+    base = open_model(base_folder(place.path), dtype)
+    model = merge(load_lora(base.model, place.path), keep=False)
     return OpenedModel(place, model.eval(), base=base)
 
 
@@ -346,22 +332,11 @@ def _with_adapters(run: Run, checkpoint: Checkpoint, build: Callable[[], Any]) -
             model.load_state_dict(start.state_dict())
         else:
             take_body(model, start)
-    with _left_plain(model):
-        add_lora(model, run.config.lora)
-        if checkpoint.state.get("base") != base_checksum(model):
-            raise CheckpointError(
-                f"load: the weights under the adapters of {run.folder} are not those that they were trained on; put "
-                f"{run.config.init or 'this version of minillm'} back as it was"
-            )
-        load_lora_state_dict(model, checkpoint.model)
-        return merge(model)
-
-
-@contextlib.contextmanager
-def _left_plain(model: Any) -> Iterator[Any]:
-    """Make a model, whose adapters are added and merged within, one like any other: all that was trained can be."""
-    trained = [parameter.requires_grad for parameter in model.parameters()]
-    yield model
-    for parameter, was_trained in zip(model.parameters(), trained, strict=False):  # an untied output layer is the last
-        parameter.requires_grad_(was_trained)
-    del vars(model)["lora"]  # the memory of the weights from before
+    add_lora(model, run.config.lora)
+    if checkpoint.state.get("base") != base_checksum(model):
+        raise CheckpointError(
+            f"load: the weights under the adapters of {run.folder} are not those that they were trained on; put "
+            f"{run.config.init or 'this version of minillm'} back as it was"
+        )
+    load_lora_state_dict(model, checkpoint.model)
+    return merge(model, keep=False)

@@ -32,6 +32,7 @@ from minillm.errors import DeviceError, DtypeError, InputError
 from minillm.evaluation.likelihood import log_likelihoods
 from minillm.evaluation.masked import pseudo_likelihoods
 from minillm.generate import generate_batch
+from minillm.lora import LoraConfig, adapters_off, add_lora, load_lora, merge, save_lora, unmerge
 from minillm.models import bart, bert
 from minillm.models.bart import Bart
 from minillm.models.bert import BertForMaskedLM
@@ -44,6 +45,7 @@ from minillm.study.cases import CASES
 from minillm.tokenizers import WordPieceTokenizer
 from minillm.training import TrainConfig, train, trainer
 from minillm.training.trainer import accumulate_gradients
+from tests.training.task_runs import run_of, without_dropout, write_data
 
 SEVERAL = [0] * 5 + [5] * 7  # where each of two texts begins that share a sequence
 STANDIN = Path(__file__).parent / "standin"
@@ -486,6 +488,18 @@ def config(tmp_path):
     )
 
 
+@pytest.mark.parametrize("name", ["llama", "bert", "roberta", "xlnet", "bart", "pairs"])
+def test_every_task_trains_on_the_device_as_on_the_cpu(cupy, name, tmp_path):
+    """Losses, measures and previews, from arrays that are on the device."""
+    write_data(tmp_path)
+    losses = {}
+    for place in ("cpu", "cuda"):
+        config = without_dropout(run_of(name, tmp_path, out=str(tmp_path / place), device=place, sample_every=8))
+        measured = [item for record in train(config).metrics() for item in record.items()]
+        losses[place] = [value for key, value in measured if (key == "loss" or key.startswith("val_")) and value]
+    np.testing.assert_allclose(losses["cuda"], losses["cpu"], rtol=2e-3)
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_run_on_the_device_resumes_bit_for_bit(cupy, config, dtype, monkeypatch):
     config = dataclasses.replace(config, dtype=dtype)
@@ -641,3 +655,40 @@ def test_operators_on_the_device(cupy):
             here, there = here.numpy(), there.numpy()
         there = device.to_host(there)
         assert np.all(np.asarray(here) == np.asarray(there))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_adapters_there(cupy, dtype, tmp_path):
+    """Trained, switched off, merged, taken out, written and read there, as on the CPU."""
+    ids = np.random.default_rng(0).integers(0, 65, (2, 9))
+    settings = LoraConfig(rank=3, targets=("c_attn", "c_fc", "wpe"), dropout=0.1, modules_to_save=("ln_f",))
+    outcomes = []
+    for where in ("cpu", "cuda"):
+        if where == "cpu" and dtype == "bfloat16":
+            continue
+        minillm.manual_seed(3)
+        model = add_lora(GPT2(NANO).to(where, dtype), settings)
+        optimizer = AdamW(decay_groups(model.parameters(), 0.1), 0.05)
+        batch = [device.to_device(x, where) for x in (ids[:, :-1], ids[:, 1:])]
+        for _ in range(3):
+            optimizer.zero_grad()
+            model.loss(*batch).backward()
+            optimizer.step()
+        model.eval()
+        with minillm.no_grad(), adapters_off(model):
+            off = device.to_host(model(batch[0]).data)
+        with minillm.no_grad():
+            trained = device.to_host(model(batch[0]).data)
+            save_lora(model, tmp_path / where)
+            merged = device.to_host(merge(model)(batch[0]).data)
+            np.testing.assert_array_equal(device.to_host(unmerge(model)(batch[0]).data), trained)
+            minillm.manual_seed(3)
+            again = load_lora(GPT2(NANO).to(where, dtype).eval(), tmp_path / where)
+            np.testing.assert_array_equal(device.to_host(again(batch[0]).data), trained)
+        assert np.abs(trained.astype(np.float32) - off.astype(np.float32)).max() > 0.01
+        np.testing.assert_allclose(
+            merged.astype(float), trained.astype(float), atol=0.1 if dtype == "bfloat16" else 1e-4
+        )
+        outcomes.append((off, trained))
+    for ours, theirs in zip(*outcomes, strict=True) if len(outcomes) == 2 else ():
+        np.testing.assert_allclose(ours, theirs, rtol=1e-3, atol=1e-4)

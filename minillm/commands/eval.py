@@ -264,6 +264,11 @@ def _classify(opened: OpenedModel, given: Eval) -> Report:
     tokenizer, model = opened.needed_tokenizer("eval"), opened.model
     if not isinstance(model, SequenceClassification):
         raise InputError(f"eval: a {type(model).__name__} has no head for classes; give a model of finetune classify")
+    if model.config.labels < 2:
+        raise InputError(
+            f"eval: this {type(model).__name__} gives a text one number, a reward, which has no right value; its "
+            "accuracy on pairs of answers stands in the metrics of its training"
+        )
     data = read_labelled(given.data, given.field or "text", given.label)
     examples = (data.examples if given.held_out is None else data.split(given.held_out)[1])[: given.limit]
     names = names_of_labels(model.config)

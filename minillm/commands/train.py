@@ -141,7 +141,7 @@ def check_effect(values: dict[tuple[str, ...], Any], given: Train) -> None:
                     f"train: --{name} would change the model that --init {given.init} names, which keeps its shape and "
                     "its tokenizer; leave it out"
                 )
-    needs = {
+    needs: dict[tuple[str, ...], tuple[bool, str]] = {
         ("decay_steps",): (given.schedule == "wsd", "--schedule wsd"),
         ("beta1",): (given.optimizer == "adamw", "--optimizer adamw"),
         ("beta2",): (given.optimizer == "adamw", "--optimizer adamw"),

@@ -81,8 +81,8 @@ def answer_questions(
     found, place = [], 0
     for number, of_one in asked:
         end, question = place + len(of_one), windows.questions[number]
-        parts = (x[place:end] for x in (chosen, *logits))
-        found.append((question, find_answer(question.context, *parts)))
+        starts, ends = (one[place:end] for one in logits)
+        found.append((question, find_answer(question.context, chosen[place:end], starts, ends)))
         place = end
     return found
 

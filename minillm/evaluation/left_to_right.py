@@ -16,6 +16,7 @@ from minillm.autograd import Tensor
 from minillm.errors import InputError
 from minillm.models.bart import Bart
 from minillm.models.bert import MaskedLMHead
+from minillm.models.heads import Head
 from minillm.models.xlnet import XLNetLMHeadModel
 from minillm.nn import Decoder
 
@@ -56,7 +57,7 @@ def left_to_right(function: str, model: Any) -> Decoder:
 
     Raises: InputError for any other, with what it can be measured by.
     """
-    if isinstance(model, Decoder):
+    if isinstance(model, Decoder) and not isinstance(model, Head):
         return model
     if isinstance(model, XLNetLMHeadModel):
         return LeftToRight(model)

@@ -22,13 +22,14 @@ from minillm.lora.model import (
     unmerge,
     untie,
 )
-from minillm.lora.peft import base_of, is_adapter, load_lora, save_lora
+from minillm.lora.peft import base_folder, base_of, is_adapter, load_lora, save_lora
 
 __all__ = [
     "LoraConfig",
     "adapters_off",
     "add_lora",
     "base_checksum",
+    "base_folder",
     "base_of",
     "is_adapter",
     "is_lora",

@@ -23,12 +23,16 @@ from minillm.parallel.wrapper import replace
 class Record:
     """What a model with adapters remembers of them.
 
-    wrappers: the wrapped modules by their paths. merged: the adapted weights from before, by path, while adapters are
-    merged; None while they are not.
+    wrappers: the wrapped modules by their paths. needed: for each parameter from before, by name, whether it needed a
+    gradient. merged: the adapted weights from before, by path, while adapters are merged; None while they are not.
+    final: True if these were not kept.
     """
+
+    final = False
 
     def __init__(self, config: LoraConfig, chosen: Chosen, wrappers: dict[str, Lora], names: Names):
         self.config, self.chosen, self.wrappers, self.names = config, chosen, wrappers, names
+        self.needed: dict[str, bool] = {}
         self.merged: dict[str, Array] | None = None
         self.checksum: int | None = None  # of the frozen weights; see base_checksum
 
@@ -61,9 +65,11 @@ def add_lora(model: Module, config: LoraConfig | None = None) -> Any:
                 "change of one alone cannot be merged; leave it out"
             )
         untie(model)
+    needed = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
     model.requires_grad_(False)
     wrappers = _wrap(model, config, chosen)
     vars(model)["lora"] = Record(config, chosen, wrappers, names)
+    vars(model)["lora"].needed = needed
     model.assign_names()
     return model
 
@@ -74,6 +80,7 @@ def _wrap(model: Module, config: LoraConfig, chosen: Chosen) -> dict[str, Lora]:
     for place in chosen.places:
         rank, scale = config.rank_of(place.name), config.scale_of(place.name)
         adapter = Adapter(place, layers[place.path].weight.data, rank, scale, config.dropout)
+        adapter.training = layers[place.path].training  # a model in evaluation mode has no dropout
         by_path.setdefault(place.path, {})[place.name.rpartition(".")[2]] = adapter
     for path, adapters in by_path.items():
         wrappers[path] = Adapted(layers[path], adapters)
@@ -170,12 +177,13 @@ def adapters_off(model: Module) -> Iterator[None]:
             wrapper.switch(True)
 
 
-def merge(model: Module) -> Any:
+def merge(model: Module, keep: bool = True) -> Any:
     """Add every adapter to its weight, W + s B A, and take the wrappers away: the model is a plain one again.
 
-    Sums are made in float32 at least and rounded once to the dtype of the weights. The weights from before are kept for
-    `unmerge`, on their device. Returns the model.
-    Memory: a copy of the adapted weights.
+    Sums are made in float32 at least and rounded once to the dtype of the weights. What needed a gradient before
+    adapters were added needs one again. Returns the model.
+    keep: keep the weights from before, for `unmerge`.
+    Memory: with `keep`, a copy of the adapted weights.
     Raises: InputError for a model without adapters, or with merged ones.
     """
     lora = record_of(model, "merge")
@@ -185,9 +193,13 @@ def merge(model: Module) -> Any:
     for path, wrapper in lora.wrappers.items():
         layer = wrapper.module
         if isinstance(wrapper, Adapted):
-            lora.merged[path] = layer.weight.data
+            if keep:
+                lora.merged[path] = layer.weight.data
             layer.weight.data = merged_weight(layer.weight.data, list(wrapper.lora.values()))
         replace(model, path, layer)
+    lora.final = not keep
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(lora.needed.get(name, True))
     return model
 
 
@@ -204,12 +216,17 @@ def merged_weight(weight: Array, adapters: list[Adapter]) -> Array:
 def unmerge(model: Module) -> Any:
     """Undo `merge`: the weights from before are back, bit for bit, and the adapters on top of them. Returns the model.
 
-    Raises: InputError for a model whose adapters are not merged.
+    Raises: InputError for a model whose adapters are not merged, or merged without keeping the weights from before.
     """
     lora = record_of(model, "unmerge")
     if lora.merged is None:
         raise InputError("unmerge: the adapters are not merged; call merge first")
+    if lora.final:
+        raise InputError("unmerge: the weights from before were not kept; call merge with keep=True, or load the model")
+    model.requires_grad_(False)
     for path, wrapper in lora.wrappers.items():
+        if isinstance(wrapper, Whole):
+            wrapper.module.requires_grad_(True)
         if path in lora.merged:
             wrapper.module.weight.data = lora.merged[path]
         replace(model, path, wrapper)

@@ -92,6 +92,21 @@ def base_of(folder: str | Path) -> str | None:
     return read_json(Path(folder) / CONFIG).get("base_model_name_or_path") or None
 
 
+def base_folder(folder: str | Path) -> Path:
+    """The files of the model that an adapter was trained on: a path as it stands, or as seen from the folder.
+
+    Raises: CheckpointError for a base that is no path here.
+    """
+    folder, base = Path(folder), base_of(folder)
+    for path in (Path(str(base)), folder / str(base)):
+        if base and path.exists():
+            return path
+    raise CheckpointError(
+        f"load: the adapter in {folder} belongs to the base model {base!r}, which is no path here; put its folder in "
+        f"base_model_name_or_path of {folder / CONFIG}"
+    )
+
+
 def save_lora(model: Module, folder: str | Path, base: str | Path | None = None) -> None:
     """Write the adapters of a model, merged or not, as PEFT's files. A file appears whole or not at all.
 

@@ -208,7 +208,8 @@ class XLNetModel(Module):
         """Features (B, P, C), or (B, T, C) without `target_mapping`; the arguments are those of `features_and_mems`."""
         return self.features_and_mems(ids, **inputs)[0]
 
-    forward = features
+    def forward(self, *args: Any, **inputs: Any) -> Any:
+        return self.features(*args, **inputs)
 
     def features_and_mems(
         self,
@@ -290,7 +291,9 @@ class XLNetModel(Module):
         if hidden is not None:
             hidden = np.broadcast_to(hidden, (B, T, T))
             query_mask = _beside_memory(~hidden, True, M)[:, None]
-            content_mask = _beside_memory(~hidden | np.eye(T, dtype=bool, like=ids), True, M)[:, None]
+            content_mask = _beside_memory(
+                ~hidden | (np.arange(T, like=ids)[:, None] == np.arange(T, like=ids)), True, M
+            )[:, None]
         if "token_types" in arrays:
             if arrays["token_types"].dtype.kind not in "biu":
                 raise DtypeError(f"{name}: token_types have dtype {arrays['token_types'].dtype}; give integers")

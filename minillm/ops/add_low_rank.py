@@ -40,7 +40,7 @@ class Saved(NamedTuple):
 
 
 def add_low_rank_forward(y, x, a, b, *, scale, start, overwrite):
-    h = scale * matmul(x, a.T)  # (..., r)
+    h = scaled(matmul(x, a.T), scale)  # (..., r)
     z = y if overwrite else y.copy()  # (..., C)
     channels = channels_of(b, start)
     z[..., channels] = y[..., channels] + matmul(h, b.T)  # (..., out)
@@ -52,10 +52,15 @@ def add_low_rank_backward(dz, saved):
     dy = dz  # (..., C)
     dz = dz[..., channels_of(b, start)]  # (..., out)
     db = matmul(as_rows(dz).T, as_rows(h))  # (out, r)
-    g = scale * matmul(dz, b)  # (..., r)
+    g = scaled(matmul(dz, b), scale)  # (..., r)
     da = matmul(as_rows(g).T, as_rows(x))  # (r, in)
     dx = matmul(g, a)  # (..., in)
     return dy, dx, da, db
+
+
+def scaled(x, scale):
+    """An array times a number, in the array's dtype: of bfloat16 NumPy would make float32."""
+    return (scale * x).astype(x.dtype, copy=False)
 
 
 def channels_of(b, start):

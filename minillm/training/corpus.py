@@ -81,7 +81,7 @@ def train_tokenizer(config: Any, texts: str | Iterable[str], special_tokens: Seq
     given: dict[str, Any] = {} if special_tokens is None else {"special_tokens": special_tokens}
     if config.tokenizer == "char":
         return CharacterTokenizer.train(texts, **given)
-    kinds = {"bpe": BPETokenizer, "wordpiece": WordPieceTokenizer, "unigram": UnigramTokenizer}
+    kinds: dict[str, Any] = {"bpe": BPETokenizer, "wordpiece": WordPieceTokenizer, "unigram": UnigramTokenizer}
     return kinds[config.tokenizer].train(texts, config.model.vocab_size, progress=True, **given)
 
 

@@ -28,7 +28,7 @@ import numpy as np
 from minillm import random
 from minillm.autograd import no_grad
 from minillm.backend import Array
-from minillm.device import Uploads, check_device
+from minillm.device import Uploads, check_device, to_device
 from minillm.errors import InputError
 from minillm.grad_mode import quiet
 from minillm.lora import add_lora, is_lora, load_lora_state_dict, lora_state_dict
@@ -37,14 +37,7 @@ from minillm.optim import SGD, AdamW, Optimizer, cosine_schedule, decay_groups, 
 from minillm.parallel.communicator import Alone, Communicator, agree, broadcast_arrays, broadcast_bytes
 from minillm.parallel.data_parallel import model_blocks
 from minillm.parallel.mesh import Mesh, ParallelModel
-from minillm.parallel.objective import (
-    NEXT_TOKENS,
-    Batch,
-    Objective,
-    add_measures,
-    loss_of_rows,
-    micro_batches_of,
-)
+from minillm.parallel.objective import NEXT_TOKENS, Batch, Objective, add_measures, loss_of_rows, micro_batches_of
 from minillm.parallel.recompute import parse_layers, recompute
 from minillm.resolver import open_model
 from minillm.tokenizers import Tokenizer
@@ -80,7 +73,7 @@ def train(
     display = Display(run, weights, task, state, config, progress, trained) if leads else NoDisplay()
     with tuned_process(choice.cutting), StopRequest() as stop, quiet(), display:
         if task.measured_first and state.step == 0:
-            display.first(evaluate(model, task, config.eval_batches))
+            display.first(evaluate(model, task, config.eval_batches, config.device))
             if config.sample_every:
                 show_preview(display, model, task, 0)
         last = state.step >= config.steps or state.has_no_hope(config.patience)
@@ -103,7 +96,7 @@ def train(
             last = state.step == config.steps or stopping
             measured: dict[str, Any] = {"val_loss": None}
             if last or state.step % config.eval_every == 0:
-                measured = evaluate(model, task, config.eval_batches)
+                measured = evaluate(model, task, config.eval_batches, config.device)
                 check_finite(config, state.step, {"validation loss": measured["val_loss"]})  # before it is saved
                 state = state.after_validation(measured["val_loss"])
                 last = last or state.has_no_hope(config.patience)
@@ -254,7 +247,7 @@ def batch_on_all(task: Task, model: WholeModel | ParallelModel, step: int, world
     return broadcast_arrays(world, batch)
 
 
-def evaluate(model: WholeModel | ParallelModel, task: Task, count: int) -> dict[str, Any]:
+def evaluate(model: WholeModel | ParallelModel, task: Task, count: int, device: str = "cpu") -> dict[str, Any]:
     """What metrics.jsonl gets of a validation: `val_` and the name of each measure, over `count` batches.
 
     val_loss is the sum of the terms of the loss, each a mean over all its targets; val_bits_per_byte is the same for
@@ -262,7 +255,9 @@ def evaluate(model: WholeModel | ParallelModel, task: Task, count: int) -> dict[
     """
     batches = list(task.evaluation_batches(count))
     terms = task.counts(batches[0])
-    found = model.measures(batches, task)
+    found = model.measures(
+        ({name: to_device(array, device) for name, array in batch.items()} for batch in batches), task
+    )
     means = {f"val_{name}": value / number if number else 0.0 for name, (value, number) in found.items()}
     loss = sum(means[f"val_{name}"] for name in terms)
     measured = {"val_loss": loss, **means}
@@ -305,8 +300,9 @@ def prepare(config: TrainConfig, resume: Path | None, world: Communicator) -> Pr
     if leads and resume is None and config.out is not None:
         check_free(config.out)
     run = Run.open(resume) if leads and resume else None
-    needs_start = config.init is not None and (not resume or config.lora)  # a checkpoint of adapters has no more
-    opened = open_model(config.init) if needs_start else None
+    opened = None
+    if config.init is not None and (not resume or config.lora):  # a checkpoint of adapters has no other weights
+        opened = open_model(config.init)
     tokenizer = run.tokenizer if run else opened.needed_tokenizer("train") if opened else None
     task = task_on_all(config, tokenizer, world)
     if not resume:

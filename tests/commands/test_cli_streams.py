@@ -85,7 +85,7 @@ def test_characters_that_the_output_lacks_are_replaced(folder: Path, tmp_path: P
     assert (out / "metrics.jsonl").read_text().count("\n") == 4
     status, _, error = run(folder, "sample", "你", **environment)
     assert status == 2
-    assert "is not a run directory" in error
+    assert "is no preset, and no folder or file of this name is there" in error
 
 
 def test_a_reader_that_has_seen_enough_ends_the_program_without_a_word(folder: Path, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from minillm.evaluation.multiple_choice import Question, multiple_choice
 from minillm.evaluation.perplexity import perplexity, pseudo_perplexity
 from minillm.models.bart import Bart, BartConfig
 from minillm.models.bert import BertConfig, BertForMaskedLM, BertForPreTraining, BertForSequenceClassification
+from minillm.models.gpt2 import GPT2Config, GPT2ForSequenceClassification
 from minillm.models.roberta import RobertaConfig, RobertaForMaskedLM
 from minillm.models.xlnet import XLNetConfig, XLNetLMHeadModel
 from minillm.tokenizers import BPETokenizer, UnigramTokenizer, WordPieceTokenizer
@@ -83,9 +84,13 @@ def test_a_masked_model_gives_no_text_a_probability(rng: np.random.Generator) ->
 
 
 def test_a_classifier_predicts_no_tokens() -> None:
-    model = BertForSequenceClassification(BertConfig(WORDS.vocab_size, 12, layers=1, heads=2, channels=16, hidden=32))
-    with pytest.raises(InputError, match="a BertForSequenceClassification predicts no tokens"):
-        perplexity(model, WORDS, TEXTS)
+    models = [
+        BertForSequenceClassification(BertConfig(WORDS.vocab_size, 12, layers=1, heads=2, channels=16, hidden=32)),
+        GPT2ForSequenceClassification(GPT2Config(WORDS.vocab_size, 12, layers=1, heads=2, channels=16)),
+    ]
+    for model in models:
+        with pytest.raises(InputError, match=f"a {type(model).__name__} predicts no tokens"):
+            perplexity(model, WORDS, TEXTS)
 
 
 def test_an_xlnet_from_left_to_right_equals_one_token_at_a_time(rng: np.random.Generator) -> None:

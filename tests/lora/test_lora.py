@@ -177,6 +177,10 @@ def test_dropout_acts_in_training_alone(ids: np.ndarray) -> None:
     assert np.abs(training[0] - training[1]).max() > 0.01
     evaluated = output(model.eval(), ids)
     np.testing.assert_array_equal(evaluated, output(model, ids))
+    also = add_lora(drawn(Llama(LLAMA)).eval(), LoraConfig(dropout=0.5))  # of a model in evaluation mode
+    for name, array in lora_state_dict(model).items():
+        lora_state_dict(also)[name][...] = array
+    np.testing.assert_array_equal(output(also, ids), evaluated)
     np.testing.assert_allclose(output(merge(model), ids), evaluated, rtol=1e-4, atol=1e-4)
 
 
@@ -248,6 +252,21 @@ def test_a_merged_model_is_a_plain_one(ids: np.ndarray, tmp_path: Path) -> None:
     expected = output(model, ids)
     merge(model).save_pretrained(tmp_path / "merged")
     np.testing.assert_allclose(output(minillm.load(tmp_path / "merged"), ids), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_merged_model_can_be_trained_as_before() -> None:
+    """What needed a gradient before needs one again; taken out, adapters alone do. Weights need not be kept."""
+    model = drawn(Bart(BartConfig.preset("nano")))
+    needed = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
+    adapted(model=model)
+    trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    merge(model)
+    assert {name: parameter.requires_grad for name, parameter in model.named_parameters()} == needed
+    assert not needed["final_logits_bias"]
+    unmerge(model)
+    assert [name for name, parameter in model.named_parameters() if parameter.requires_grad] == trained
+    with pytest.raises(InputError, match="unmerge: the weights from before were not kept"):
+        unmerge(merge(model, keep=False))
 
 
 def test_adapters_can_be_added_to_a_merged_model(ids: np.ndarray) -> None:

@@ -14,7 +14,7 @@ import minillm
 from minillm.errors import InputError
 from minillm.models import bart, bert, distilbert, gpt2, roberta, xlnet
 from minillm.models.bart import BartConfig
-from minillm.models.heads import with_head
+from minillm.models.heads import binary_cross_entropy, with_head
 from minillm.models.xlnet import XLNetConfig
 from minillm.pretrained import BART_HEADS, HEADS, XLNET_HEADS
 
@@ -130,6 +130,16 @@ def test_the_sum_of_losses_of_numbers(rng) -> None:
         assert total == pytest.approx(12 * mean, rel=1e-5)
         with pytest.raises(InputError, match=r"loss: reduction is 'some'; choose one of: mean, sum"):
             model.loss(ids, wanted, reduction="some")
+
+
+def test_logits_of_zero_have_the_gradient_of_the_sigmoid(rng) -> None:
+    """A head whose weights are zero, as the first step may find it: a formula with |x| has a kink there."""
+    logits = minillm.tensor(np.array([0.0, 0.0, 1.5, -800.0, 800.0]), requires_grad=True)
+    wanted = np.array([1.0, 0.0, 1.0, 0.0, 0.0])
+    losses = binary_cross_entropy(logits, minillm.tensor(wanted))
+    losses.sum().backward()
+    np.testing.assert_allclose(losses.data, [np.log(2), np.log(2), np.log1p(np.exp(-1.5)), 0, 800], atol=1e-12)
+    np.testing.assert_allclose(logits.grad, [-0.5, 0.5, 1 / (1 + np.exp(-1.5)) - 1, 0, 1], atol=1e-12)
 
 
 # Files

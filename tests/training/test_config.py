@@ -12,7 +12,7 @@ import pytest
 
 from minillm.errors import CheckpointError, InputError
 from minillm.models.gpt2 import GPT2Config
-from minillm.training.config import PRESETS, TrainConfig, preset
+from minillm.training.config import PRESETS, Derived, TrainConfig, preset
 from minillm.training.trainer import learning_rate
 
 
@@ -78,13 +78,20 @@ def test_values_that_are_refused(name: str, values: list, expected: str) -> None
     "changes", [{}, {"lr": 1e-5}, {"lr": 0.0}, {"lr": 10.0}, *({"steps": n} for n in (1, 2, 3, 7, 20, 10**6))], ids=str
 )
 def test_a_preset_of_which_one_setting_is_changed_still_keeps_its_promises(name, schedule, changes) -> None:
-    config = dataclasses.replace(PRESETS[name], schedule=schedule, **changes)
+    before = PRESETS[name]
+    warmup_is_given, floor_is_given = (not isinstance(x, Derived) for x in (before.warmup, before.min_lr))
+    if warmup_is_given and changes.get("steps", before.steps) <= before.warmup:
+        with pytest.raises(InputError, match="give a smaller --warmup, or more --steps"):
+            dataclasses.replace(before, schedule=schedule, **changes)
+        return
+    config = dataclasses.replace(before, schedule=schedule, **changes)
     last = config.steps - 1
     chosen = {0, 1, config.warmup - 1, config.warmup, config.steps // 2, last - config.decay_steps, last - 1, last}
     rates = {step: learning_rate(config, step) for step in sorted(chosen) if 0 <= step <= last}
     assert max(rates.values()) == config.lr
     if config.steps > 1 and (schedule == "cosine" or config.decay_steps):
-        assert rates[last] == pytest.approx(config.lr / 10, rel=1e-12)
+        floor = before.min_lr if floor_is_given else config.lr / 10
+        assert rates[last] == pytest.approx(floor, rel=1e-12)
     after = [rate for step, rate in rates.items() if step >= config.warmup]
     assert after == sorted(after, reverse=True)
 

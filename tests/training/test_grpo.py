@@ -210,7 +210,10 @@ def test_held_out_prompts_measure_it(data, capsys) -> None:
     before, *_, last = run.metrics()
     assert before["val_loss"] == pytest.approx(1 - before["val_reward"])
     assert last["val_loss"] == pytest.approx(1 - last["val_reward"])
-    assert "+" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "+" in shown
+    assert "held-out reward" in shown
+    assert "(a loss near 0 is usual)" in shown
 
 
 # --- the reference -------------------------------------------------------------------------------------------------

@@ -95,6 +95,14 @@ def test_a_run_begins_at_ln_2_with_a_gradient(data, recompute) -> None:
     assert {f"val_{name}" for name in names} <= last.keys()
 
 
+def test_a_chosen_answer_that_becomes_less_likely_is_explained(data) -> None:
+    task, _ = begun(settings(data))
+    task.first = {"logps/chosen": -10.0, "rewards/margins": 0.0}
+    for chosen, margin, said in ((-12.0, 0.5, True), (-9.0, 0.5, False), (-12.0, -0.5, False)):
+        task.last = {"logps/chosen": chosen, "rewards/margins": margin}
+        assert any("chosen answers became less likely (log p -10.0 to" in line for line in task.next_steps("x")) == said
+
+
 def test_equal_rewards_are_not_accurate(data) -> None:
     task, model = begun(settings(data))
     task.sums(model, task.batch(0))

@@ -6,12 +6,16 @@ numbers without axes, one tensor used twice, negative axes, and every setting of
 
 To add a row for an operation, write it in the file of its kind: `arithmetic.py`, `reduce.py`, `shape.py` or
 `layers.py`, in one of the functions that the file's `CASES` lists. `recipes.py` has `Case` and the recipes for arrays.
-Functions that are made of several operations have rows too, under their own names: `losses.py`.
+Functions that are made of several operations have rows too, under their own names: `losses.py`, and `heads.py` for the
+heads of models.
 """
 
-from minillm.study.cases import arithmetic, layers, losses, reduce, shape
+from minillm.study.cases import arithmetic, heads, layers, losses, reduce, shape
 from minillm.study.cases.recipes import Case
 
 __all__ = ["CASES", "Case"]
 
-CASES: tuple[Case, ...] = (*arithmetic.CASES, *reduce.CASES, *shape.CASES, *layers.CASES, *losses.CASES)
+CASES: tuple[Case, ...] = (
+    *(*arithmetic.CASES, *reduce.CASES, *shape.CASES, *layers.CASES),
+    *(*losses.CASES, *heads.CASES),
+)

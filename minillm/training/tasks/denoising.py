@@ -11,7 +11,7 @@ import numpy as np
 from minillm import random
 from minillm.data import denoising_pair, pad_pairs
 from minillm.errors import InputError
-from minillm.parallel.objective import Batch, rows_of
+from minillm.parallel.objective import Batch
 from minillm.tokenizers import Tokenizer
 from minillm.training.tasks.families import special_ids
 from minillm.training.tasks.pairs import SourceAndTarget, translate
@@ -76,8 +76,8 @@ class DenoisingTask(SourceAndTarget, WindowTask):
 
     def preview(self, model: Any, step: int) -> Iterator[tuple[str, str]]:
         """A corrupted text of the validation part, and what the model writes."""
-        row = rows_of(next(self.evaluation_batches(1)), 0, 1)
-        source = row["source"][0, : row["source_lengths"][0]].tolist()
+        row = self.first_row()
+        source = row["source"][0, : int(row["source_lengths"][0])].tolist()
         shown = "".join("[___]" if i == self.mask else self.tokenizer.decode([i]) for i in source[:-1])
         [written] = translate(model, self.tokenizer, [source], self.config.sample_tokens or None)
         yield f"{shown}\n", written

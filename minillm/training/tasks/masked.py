@@ -21,8 +21,9 @@ from minillm import ops, random
 from minillm.autograd import Tensor
 from minillm.data import mask_tokens, read_text, sentence_pairs, split_text
 from minillm.data.next_sentence import SentencePair
+from minillm.device import to_host
 from minillm.errors import InputError
-from minillm.parallel.objective import Batch, rows_of
+from minillm.parallel.objective import Batch
 from minillm.tokenizers import Tokenizer
 from minillm.training.corpus import saved_tokenizer, train_tokenizer
 from minillm.training.tasks.families import (
@@ -247,12 +248,11 @@ class MaskedTask(WindowTask):
 
     def preview(self, model: Any, step: int) -> Iterator[tuple[str, str]]:
         """A text of the validation part with gaps, and what the model fills in."""
-        row = rows_of(next(self.evaluation_batches(1)), 0, 1)
+        row = self.first_row()
         guesses = self._logits(model, row)[0].numpy().argmax(axis=1)
-        places = np.flatnonzero(row["labels"][0] != -100)
-        yield filled(
-            self.tokenizer, row["ids"][0], dict(zip(places.tolist(), guesses.tolist(), strict=True)), self.special
-        )
+        places = np.flatnonzero(to_host(row["labels"][0]) != -100)
+        gaps = dict(zip(places.tolist(), guesses.tolist(), strict=True))
+        yield filled(self.tokenizer, to_host(row["ids"][0]), gaps, self.special)
 
 
 def documents_of(text: str, tokenizer: Tokenizer) -> list[list[list[int]]]:

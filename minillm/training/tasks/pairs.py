@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from minillm.autograd import Tensor
+from minillm.beam_search import beam_search
 from minillm.data import PairBatches, pad_pairs, read_text, read_texts
 from minillm.errors import InputError
 from minillm.generate import generate_batch
@@ -129,7 +130,8 @@ class PairsTask(SourceAndTarget):
                 f"train: none of {len(pairs)} pairs of {self.config.data} is left ({self._told()}); give others, a "
                 "longer --context, or more --batch-tokens"
             )
-        return PairBatches(*zip(*kept, strict=True), self.options.batch_tokens, self.pad, self.config.seed)
+        sources, targets = zip(*kept, strict=True)
+        return PairBatches(sources, targets, self.options.batch_tokens, self.pad, self.config.seed)
 
     def _told(self) -> str:
         return ", ".join(f"{number} {what}" for what, number in self.left_out.items())
@@ -191,11 +193,17 @@ def read_pairs(config: Any) -> list[tuple[str, str]]:
 
 
 def translate(
-    model: Any, tokenizer: Tokenizer, sources: Sequence[Sequence[int]], most: int | None = None, at_once: int = 64
+    model: Any,
+    tokenizer: Tokenizer,
+    sources: Sequence[Sequence[int]],
+    most: int | None = None,
+    beams: int = 1,
+    at_once: int = 64,
 ) -> list[str]:
-    """What the model writes for each source, the likeliest token each time; similar lengths are done together.
+    """What the model writes for each source; similar lengths are done together.
 
-    sources: ids with the token that ends a text. most: tokens of an answer at most; None: twice as many as the source.
+    sources: ids with the token that ends a text. most: tokens of an answer at most; None: twice as many as the source,
+    and 10 more. beams: of a beam search; 1: the likeliest token each time.
     """
     config = model.config
     order = sorted(range(len(sources)), key=lambda i: len(sources[i]))
@@ -206,7 +214,10 @@ def translate(
         source, lengths, _ = pad_pairs(rows, rows, config.padding_id)
         view, start = model.conditioned(source, lengths), [[config.decoder_start_id]] * len(chosen)
         limit = min(config.context - 1, most or 2 * len(rows[-1]) + 10)
-        written = generate_batch(view, start, limit, stop=[config.eos_id], temperature=0)
+        if beams == 1:
+            written = generate_batch(view, start, limit, stop=[config.eos_id], temperature=0)
+        else:
+            written = [found[0].ids for found in beam_search(view, start, limit, beams=beams, stop=[config.eos_id])]
         for i, ids in zip(chosen, written, strict=True):
             texts[i] = tokenizer.decode([token for token in ids if token != config.eos_id]).strip()
     return texts

@@ -11,8 +11,9 @@ import numpy as np
 from minillm import ops, random
 from minillm.autograd import Tensor
 from minillm.data import permute_tokens
+from minillm.device import to_host
 from minillm.errors import InputError
-from minillm.parallel.objective import Batch, rows_of
+from minillm.parallel.objective import Batch
 from minillm.tokenizers import Tokenizer
 from minillm.training.tasks.families import filled, right, scale_matrices, special_ids
 from minillm.training.tasks.windows import WindowTask
@@ -80,9 +81,8 @@ class PermutationTask(WindowTask):
 
     def preview(self, model: Any, step: int) -> Iterator[tuple[str, str]]:
         """A text of the validation part with gaps, and the likeliest tokens there."""
-        row = rows_of(next(self.evaluation_batches(1)), 0, 1)
+        row = self.first_row()
         guesses = self._logits(model, row)[0].numpy().argmax(axis=1)
-        places = row["target_mapping"][0].nonzero()[1]
-        yield filled(
-            self.tokenizer, row["ids"][0], dict(zip(places.tolist(), guesses.tolist(), strict=True)), self.special
-        )
+        places = to_host(row["target_mapping"][0]).nonzero()[1]
+        gaps = dict(zip(places.tolist(), guesses.tolist(), strict=True))
+        yield filled(self.tokenizer, to_host(row["ids"][0]), gaps, self.special)

@@ -1,12 +1,12 @@
 """Preference: a model learns to find better answers likelier than worse ones, by DPO and its family (losses/).
 
-What the reference model says of each answer never changes. So it is computed once, before the first step, when policy
-and reference are the same weights (with LoRA: those of the model whose adapters change nothing yet), and kept in the
-run: `reference.safetensors` belongs to the data and the weights that this run began with, and no second model is in
+The reference model's log-probability of an answer never changes. So it is computed once, before the first step, when
+policy and reference are the same weights (with LoRA: those of the model whose adapters change nothing yet), and kept in
+the run: `kept.safetensors` belongs to the data and the weights that this run began with, and no second model is in
 memory. Dropout is off: the policy must differ from its reference by its weights alone. So DPO begins at ln 2, with all
 margins 0 and a gradient that is not.
 
-What is logged has TRL's names: rewards/chosen, rewards/rejected (beta times the log-ratio), rewards/margins,
+The logged measures have TRL's names: rewards/chosen, rewards/rejected (beta times the log-ratio), rewards/margins,
 rewards/accuracies (the share of pairs whose chosen answer has the higher reward, where equal ones count as wrong),
 logps/chosen, logps/rejected, logits/chosen, logits/rejected. That logps/chosen falls while the margin grows is usual:
 only the difference is in the loss.
@@ -141,7 +141,7 @@ class PreferenceTask(AnswerPairs):
         """The number of pairs; for KTO of answers; for ORPO also of the tokens of chosen texts."""
         pairs = float(len(batch["ids"]))
         if self.options.loss == "orpo":
-            return {"loss": pairs, "nll": float((batch["text"] != IGNORED).sum())}
+            return {"odds": pairs, "nll": float((batch["text"] != IGNORED).sum())}
         return {"loss": 2 * pairs if self.is_kto else pairs}
 
     def sums(self, model: Any, batch: Batch) -> dict[str, Tensor]:
@@ -158,7 +158,7 @@ class PreferenceTask(AnswerPairs):
         return losses | {name: (float(total), count) for name, (total, count) in measured.items()}
 
     def notes(self) -> dict[str, float]:
-        """What TRL logs, as means over the pairs of this rank."""
+        """The measures that TRL logs, as means over the pairs of this rank."""
         noted = {name: float(total) / count for name, (total, count) in self.logged.items()}
         self.first, self.last, self.logged = self.first or noted, noted, {}
         return noted
@@ -181,9 +181,10 @@ class PreferenceTask(AnswerPairs):
             *(batch["reference"][:, 0], batch["reference"][:, 1]),
             *(lengths[:, 0], lengths[:, 1]),
         )
-        terms = {"loss": self._losses(pairs, batch).sum()}
+        total = self._losses(pairs, batch).sum()
+        terms = {"loss": total}
         if self.options.loss == "orpo":
-            terms["nll"] = model.loss(batch["ids"][:, 0], batch["text"], reduction="sum")
+            terms = {"odds": total, "nll": model.loss(batch["ids"][:, 0], batch["text"], reduction="sum")}
         return terms, logged(pairs, self.options.beta, found.mean_logits.reshape(B, 2, T).sum(-1))
 
     def _losses(self, pairs: Pairs, batch: Batch) -> Tensor:

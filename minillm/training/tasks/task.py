@@ -22,8 +22,9 @@ from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar
 
 from minillm.backend import Array
+from minillm.device import to_device
 from minillm.errors import InputError
-from minillm.parallel.objective import Batch, Objective
+from minillm.parallel.objective import Batch, Objective, rows_of
 from minillm.pretrained import keep
 from minillm.tokenizers import Tokenizer
 
@@ -114,6 +115,11 @@ class Task(Objective):
         resumed, `kept` has them; the model then has no weights yet.
         """
         return {}
+
+    def first_row(self) -> Batch:
+        """The first example of the validation data on the device of the model, for a preview."""
+        row = rows_of(next(self.evaluation_batches(1)), 0, 1)
+        return {name: to_device(array, self.config.device) for name, array in row.items()}
 
     # --- the model ---------------------------------------------------------------------------------------------------
 

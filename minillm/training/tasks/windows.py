@@ -46,7 +46,7 @@ class WindowTask(Task):
         Raises: InputError for one that the model has no room for.
         """
         context = getattr(self.config.model, "context", None)
-        length = self.options.length or context
+        length: int = self.options.length or context or 0
         if context is not None and length > context:
             raise InputError(f"train: length={length} is more than the model's context of {context}; give at most that")
         return length
