@@ -150,14 +150,16 @@ def side_by_side(before: Path | None, after: Path, count: int = 5) -> list[str]:
     from minillm.resolver import open_model
     from minillm.training import Run
     from minillm.training.tasks.sft import SFTTask, answered
+    from minillm.tuning import tuned_process
 
     tuned, opened = Run.open(after), open_model(after)
     task = SFTTask(tuned.config, tuned.tokenizer)
     chosen = [task.records.items[number] for number in task.kept[task.is_out][:count]]
     models = [] if before is None else [open_model(before).model]
     said: list[Sequence[str]] = []
-    for model in (*models, opened.model):
-        said.append([text for _, text in answered(model, task.tokenizer, task.template, chosen, 60)])
+    with tuned_process():
+        for model in (*models, opened.model):
+            said.append([text for _, text in answered(model, task.tokenizer, task.template, chosen, 60)])
     lines = ["| instruction | the record's answer |" + (" before |" if before else "") + " after |"]
     lines.append("|---|---|---|" + ("---|" if before else ""))
     for number, instruction in enumerate(chosen):
@@ -311,8 +313,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         text = TASKS[given.task](given.data, given.work or Path(folder), given.quick)
     title = TASKS[given.task].__doc__
-    note = f"`python benchmarks/finetune.py {given.task}`, {os.cpu_count()} cores, Python {sys.version.split()[0]}."
-    (RESULTS / f"finetune_{given.task}.md").write_text(f"# {title}\n\n{note}\n\n{text}\n", encoding="utf-8")
+    note = f"`python benchmarks/finetune.py {given.task}`, {os.cpu_count()} cores, Python {sys.version.split()[0]}; "
+    note += f"the machine's load was {os.getloadavg()[2]:.0f}."
+    (RESULTS / f"finetune_{given.task}.md").write_text(f"# {title.rstrip('.')}\n\n{note}\n\n{text}\n", encoding="utf-8")
     print(text)
 
 
