@@ -237,7 +237,7 @@ def dpo(data: Path, work: Path, quick: bool = False) -> str:
 # --- rewards -------------------------------------------------------------------------------------------------------
 
 
-EXAMPLES, PROMPTS = 1000, 5000
+EXAMPLES, PROMPTS = 2000, 4000
 
 
 def grpo(data: Path, work: Path, quick: bool = False) -> str:
@@ -250,10 +250,10 @@ def grpo(data: Path, work: Path, quick: bool = False) -> str:
     words = ["train", "--objective", "sft", "--model", "gpt2", "--data", str(work / "examples.jsonl")]
     words += "--tokenizer char --context 24 --layers 3 --heads 4 --channels 128 --dropout 0 --batch-size 32".split()
     words += ["--lr", "2e-3", "--sample-every", "0", "--eval-every", "100", "--threads", "1"]
-    examples = run(work / "sft", *words, "--steps", "20" if quick else "300")
-    words = ["finetune", "grpo", str(examples.folder), "--data", str(work / "prompts.jsonl"), "--group-size", "8"]
-    words += "--answer-length 5 --batch-size 64 --lr 2e-4 --eval-batches 8 --sample-every 0 --threads 1".split()
-    rewards = run(work / "grpo", *words, "--steps", "4" if quick else "300", "--eval-every", "2" if quick else "30")
+    examples = run(work / "sft", *words, "--steps", "20" if quick else "350")
+    words = ["finetune", "grpo", str(examples.folder), "--data", str(work / "prompts.jsonl"), "--group-size", "16"]
+    words += "--answer-length 5 --batch-size 256 --lr 1e-4 --eval-batches 1 --sample-every 0 --threads 1".split()
+    rewards = run(work / "grpo", *words, "--steps", "4" if quick else "100", "--eval-every", "2" if quick else "10")
     draw_curves(
         RESULTS / "finetune_grpo.png",
         rewards.records(),
@@ -267,8 +267,8 @@ def grpo(data: Path, work: Path, quick: bool = False) -> str:
     validated = rewards.validated()
     lines = [
         f"First {examples.minutes:.1f} minutes ({examples.cpu_minutes:.1f} of a core) of examples, {EXAMPLES:,} sums "
-        f"of two numbers below 100; then {rewards.minutes:.1f} minutes ({rewards.cpu_minutes:.1f} of a core) of GRPO on "
-        f"{PROMPTS:,} other sums, of which a tenth is held out. The reward is 1 for the exact sum, else 0.",
+        f"of two numbers below 100; then {rewards.minutes:.1f} minutes ({rewards.cpu_minutes:.1f} of a core) of GRPO "
+        f"on {PROMPTS:,} other sums, of which a tenth is held out. The reward is 1 for the exact sum, else 0.",
         "",
         "| step of GRPO | held-out sums right |",
         "|---|---|",

@@ -493,12 +493,10 @@ def test_every_task_trains_on_the_device_as_on_the_cpu(cupy, name, tmp_path):
     """Losses, measures and previews, from arrays that are on the device."""
     write_data(tmp_path)
     losses = {}
-    for device in ("cpu", "cuda"):
-        config = without_dropout(run_of(name, tmp_path, out=str(tmp_path / device), device=device, sample_every=8))
-        records = train(config).metrics()
-        losses[device] = [
-            value for r in records for k, value in r.items() if k == "loss" or (k[:4] == "val_" and value)
-        ]
+    for place in ("cpu", "cuda"):
+        config = without_dropout(run_of(name, tmp_path, out=str(tmp_path / place), device=place, sample_every=8))
+        measured = [item for record in train(config).metrics() for item in record.items()]
+        losses[place] = [value for key, value in measured if (key == "loss" or key.startswith("val_")) and value]
     np.testing.assert_allclose(losses["cuda"], losses["cpu"], rtol=2e-3)
 
 

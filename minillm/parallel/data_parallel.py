@@ -415,10 +415,7 @@ class BlockOfUnit(Wrapper):
 
 
 def bounded(values: Iterable[Any], passed: Callable[[], None]) -> list[Any]:
-    """The values, where one boundary is around all tensors with a gradient: it is reached when all their gradients are.
-
-    Several tensors pass it as one row, which is cut again behind it.
-    """
+    """The values, of which all tensors with a gradient pass one boundary together, as one row that is cut again."""
     found = list(values)
     places = [i for i, value in enumerate(found) if isinstance(value, Tensor) and value.requires_grad]
     if len(places) == 1:

@@ -37,14 +37,7 @@ from minillm.optim import SGD, AdamW, Optimizer, cosine_schedule, decay_groups, 
 from minillm.parallel.communicator import Alone, Communicator, agree, broadcast_arrays, broadcast_bytes
 from minillm.parallel.data_parallel import model_blocks
 from minillm.parallel.mesh import Mesh, ParallelModel
-from minillm.parallel.objective import (
-    NEXT_TOKENS,
-    Batch,
-    Objective,
-    add_measures,
-    loss_of_rows,
-    micro_batches_of,
-)
+from minillm.parallel.objective import NEXT_TOKENS, Batch, Objective, add_measures, loss_of_rows, micro_batches_of
 from minillm.parallel.recompute import parse_layers, recompute
 from minillm.resolver import open_model
 from minillm.tokenizers import Tokenizer
@@ -307,8 +300,9 @@ def prepare(config: TrainConfig, resume: Path | None, world: Communicator) -> Pr
     if leads and resume is None and config.out is not None:
         check_free(config.out)
     run = Run.open(resume) if leads and resume else None
-    needs_start = config.init is not None and (not resume or config.lora)  # a checkpoint of adapters has no more
-    opened = open_model(config.init) if config.init is not None and needs_start else None
+    opened = None
+    if config.init is not None and (not resume or config.lora):  # a checkpoint of adapters has no other weights
+        opened = open_model(config.init)
     tokenizer = run.tokenizer if run else opened.needed_tokenizer("train") if opened else None
     task = task_on_all(config, tokenizer, world)
     if not resume:

@@ -8,7 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from conftest import TEXTS, small_gpt2
+from scored_models import TEXTS, small_gpt2
 
 from minillm.cli import main
 from minillm.evaluation.multiple_choice import multiple_choice, question_of

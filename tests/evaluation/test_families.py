@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from conftest import TEXTS
+from scored_models import TEXTS
 
 from minillm.autograd import no_grad
 from minillm.errors import InputError

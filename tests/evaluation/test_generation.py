@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from conftest import TEXTS, small_gpt2
+from scored_models import TEXTS, small_gpt2
 
 from minillm.errors import InputError
 from minillm.evaluation.generation import Exercise, answers, exact, exercise_of

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import TEXTS, hugging_face_tokenizer, small_gpt2
+from scored_models import TEXTS, hugging_face_tokenizer, small_gpt2
 
 from minillm.evaluation.generation import answers, exact, exercise_of
 from minillm.evaluation.likelihood import document_likelihoods, log_likelihoods

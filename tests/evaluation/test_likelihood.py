@@ -6,9 +6,9 @@ import math
 
 import numpy as np
 import pytest
-from conftest import TEXTS, small_gpt2, uniform_gpt2
 from hypothesis import given
 from hypothesis import strategies as st
+from scored_models import TEXTS, small_gpt2, uniform_gpt2
 
 from minillm.autograd import no_grad
 from minillm.errors import InputError

@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 import pytest
-from conftest import TEXTS, small_gpt2, uniform_gpt2
+from scored_models import TEXTS, small_gpt2, uniform_gpt2
 
 from minillm.errors import InputError
 from minillm.evaluation.likelihood import document_likelihoods

@@ -48,7 +48,7 @@ def trl() -> Any:
 
 
 def trainer(**settings: Any) -> Any:
-    """As much of a trainer as the methods ask for."""
+    """A stand-in with the attributes of a trainer that the methods ask for."""
     same = lambda x, **_: x  # noqa: E731
     accelerator = types.SimpleNamespace(
         device="cpu",

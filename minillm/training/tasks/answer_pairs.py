@@ -99,7 +99,7 @@ class AnswerPairs(Task):
         )
 
     def left_out(self) -> str:
-        """What was read, cut and left out."""
+        """How many records were read, cut and left out, and why."""
         text = f"{self.records.summary()}; {self.cut:,} cut to {self.max_length:,} tokens"
         lost = f", of which {self.without_answer:,} had no answer left and were dropped" if self.without_answer else ""
         return text + lost

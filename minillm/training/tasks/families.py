@@ -92,7 +92,8 @@ def filled(tokenizer: Tokenizer, ids: np.ndarray, guesses: dict[int, int], left_
     """
     texts = []
     for gap in (lambda place: "[___]", lambda place: f"[{tokenizer.decode([guesses[place]]).strip()}]"):
-        parts, run = [], []
+        parts: list[str] = []
+        run: list[int] = []
         for place, i in enumerate(ids.tolist()):
             if place in guesses:
                 parts += [tokenizer.decode(run), gap(place)]

@@ -9,7 +9,7 @@ Data are instructions with answers (data/instructions.py); the reward compares w
 
 Sampling and scoring use one temperature: the logits are divided by it in both, so that right after sampling every ratio
 of probabilities is 1. No other filter is possible, because top-k and its like draw from another distribution than the
-one that is scored. As each batch is sampled anew, the ratio differs from 1 by rounding alone, and the loss is near 0
+one that is scored. Each batch is sampled anew, so the ratio differs from 1 by rounding alone, and the loss is near 0
 although its gradient is not; see `reward` for whether the model learns.
 
 Logged, under TRL's names: reward, reward_std, frac_reward_zero_std (the share of groups with equal rewards, from which
@@ -66,9 +66,9 @@ class GRPOOptions:
     temperature: float = 1.0
     """Temperature of sampling, and of the probabilities that are learned."""
     reward: Literal["exact", "number"] = "exact"
-    """What gets a reward of 1: the exact answer, or any text whose last number is that of the answer."""
+    """Answers with a reward of 1: the exact one, or any text whose last number is that of the answer."""
     scale: Literal["group", "batch", "none"] = "group"
-    """What the difference from the group's mean is divided by: the standard deviation of group or batch, or nothing."""
+    """Divisor of the difference from the group's mean: the standard deviation of group or batch, or none."""
     std: Literal["sample", "population"] = "sample"
     """Standard deviation with n - 1, as in TRL, or n."""
     average: Literal["grpo", "bnpo", "dapo", "dr_grpo"] = "dapo"
@@ -170,7 +170,7 @@ class GRPOTask(Task):
         )
 
     def left_out(self) -> str:
-        """What was read and left out."""
+        """How many records were read, and how many left out, and why."""
         text = self.records.summary()
         return f"{text}; {self.too_long:,} too long for the context, and dropped" if self.too_long else text
 
@@ -224,7 +224,7 @@ class GRPOTask(Task):
         return batch
 
     def text(self, ids: Sequence[int]) -> str:
-        """What was written, without the token that ends it."""
+        """The text of an answer, without the token that ends it."""
         return self.tokenizer.decode([one for one in ids if one not in self.stop])
 
     def note(self, rewards: np.ndarray, answers: Sequence[Sampled]) -> None:
@@ -248,7 +248,7 @@ class GRPOTask(Task):
             )
 
     def notes(self) -> dict[str, float]:
-        """What TRL logs; the means over tokens are those of this rank."""
+        """The measures that TRL logs; means over tokens are those of this rank."""
         means = {name: float(total) / count for name, (total, count) in self.measured.items() if count}
         self.measured = {}
         return self.noted | means

@@ -1,12 +1,12 @@
 """Preference: a model learns to find better answers likelier than worse ones, by DPO and its family (losses/).
 
-What the reference model says of each answer never changes. So it is computed once, before the first step, when policy
-and reference are the same weights (with LoRA: those of the model whose adapters change nothing yet), and kept in the
-run: `reference.safetensors` belongs to the data and the weights that this run began with, and no second model is in
+The reference model's log-probability of an answer never changes. So it is computed once, before the first step, when
+policy and reference are the same weights (with LoRA: those of the model whose adapters change nothing yet), and kept in
+the run: `kept.safetensors` belongs to the data and the weights that this run began with, and no second model is in
 memory. Dropout is off: the policy must differ from its reference by its weights alone. So DPO begins at ln 2, with all
 margins 0 and a gradient that is not.
 
-What is logged has TRL's names: rewards/chosen, rewards/rejected (beta times the log-ratio), rewards/margins,
+The logged measures have TRL's names: rewards/chosen, rewards/rejected (beta times the log-ratio), rewards/margins,
 rewards/accuracies (the share of pairs whose chosen answer has the higher reward, where equal ones count as wrong),
 logps/chosen, logps/rejected, logits/chosen, logits/rejected. That logps/chosen falls while the margin grows is usual:
 only the difference is in the loss.
@@ -158,7 +158,7 @@ class PreferenceTask(AnswerPairs):
         return losses | {name: (float(total), count) for name, (total, count) in measured.items()}
 
     def notes(self) -> dict[str, float]:
-        """What TRL logs, as means over the pairs of this rank."""
+        """The measures that TRL logs, as means over the pairs of this rank."""
         noted = {name: float(total) / count for name, (total, count) in self.logged.items()}
         self.first, self.last, self.logged = self.first or noted, noted, {}
         return noted

@@ -21,7 +21,7 @@ from minillm.nn import Decoder, Module
 
 
 class Scored(NamedTuple):
-    """What a model says of some answers; 0 at tokens of no answer."""
+    """A model's numbers for some answers; 0 at tokens of no answer."""
 
     log_probs: Tensor  # (N, T), of each token, as in `token_log_probs`
     mean_logits: Array  # (N, T), over the vocabulary
@@ -50,13 +50,18 @@ def scored(model: Decoder, ids: Array, targets: Array, temperature: float = 1.0)
 
 
 def frozen_log_probs(model: Decoder, examples: Sequence[Example], batch_size: int) -> np.ndarray:
-    """The log-probability of the answer of each example, (N,), float32, without gradients or dropout."""
-    found = [np.zeros(0, np.float32)]
+    """The log-probability of the answer of each example, (N,), float32, without gradients or dropout.
+
+    Examples of like lengths are computed together, so that there is little padding.
+    """
+    order = np.argsort([len(example.ids) for example in examples], kind="stable")  # (N,)
+    found = np.zeros(len(examples), np.float32)
     with evaluating(model), no_grad():
         for start in range(0, len(examples), batch_size):
-            ids, targets, _ = pad_examples(examples[start : start + batch_size])
-            found.append(to_host(scored(model, ids, targets).answers.data).astype(np.float32))
-    return np.concatenate(found)
+            some = order[start : start + batch_size]
+            ids, targets, _ = pad_examples([examples[number] for number in some])
+            found[some] = to_host(scored(model, ids, targets).answers.data)
+    return found
 
 
 def check_apart(policy: Module, reference: Module) -> None:
