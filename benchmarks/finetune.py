@@ -179,7 +179,7 @@ def classify(data: Path, work: Path, quick: bool = False) -> str:
 
 # --- preferences ---------------------------------------------------------------------------------------------------
 
-PAIRS = 220  # of the file's, so that it takes minutes on two cores
+PAIRS = 48  # of the file's, so that it takes minutes on two cores
 
 
 def dpo(data: Path, work: Path, quick: bool = False) -> str:
@@ -192,8 +192,8 @@ def dpo(data: Path, work: Path, quick: bool = False) -> str:
     records = json.loads((data / "preference-data.json").read_text(encoding="utf-8"))
     pairs.write_text(json.dumps(records[: 40 if quick else PAIRS]), encoding="utf-8")
     words = ["finetune", "dpo", str(model), "--data", str(pairs), "--lora", "8", "--max-length", "192"]
-    words += "--batch-size 4 --lr 1e-4 --eval-batches 6 --sample-every 0 --threads 1".split()
-    words += ["--steps", "2" if quick else "40", "--eval-every", "1" if quick else "20"]
+    words += "--validation-fraction 0.25 --batch-size 4 --lr 5e-4 --eval-batches 3 --sample-every 0 --threads 1".split()
+    words += ["--steps", "2" if quick else "8", "--eval-every", "1" if quick else "4"]
     tuned = run(work / "dpo", *words)
     draw_curves(
         RESULTS / "finetune_dpo.png",
