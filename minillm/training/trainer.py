@@ -15,6 +15,7 @@ and computes its part; rank 0 alone reads and writes the run directory, and show
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
