@@ -181,7 +181,7 @@ def classify(data: Path, work: Path, quick: bool = False) -> str:
 
 # --- preferences ---------------------------------------------------------------------------------------------------
 
-PAIRS = 220  # of the file's, so that it takes minutes on two cores
+PAIRS = 48  # of the file's, so that it takes minutes on two cores
 
 
 def dpo(data: Path, work: Path, quick: bool = False) -> str:
@@ -194,8 +194,8 @@ def dpo(data: Path, work: Path, quick: bool = False) -> str:
     records = json.loads((data / "preference-data.json").read_text(encoding="utf-8"))
     pairs.write_text(json.dumps(records[: 40 if quick else PAIRS]), encoding="utf-8")
     words = ["finetune", "dpo", str(model), "--data", str(pairs), "--lora", "8", "--max-length", "192"]
-    words += "--batch-size 4 --lr 1e-4 --eval-batches 6 --sample-every 0 --threads 1".split()
-    words += ["--steps", "2" if quick else "40", "--eval-every", "1" if quick else "20"]
+    words += "--validation-fraction 0.25 --batch-size 4 --lr 5e-4 --eval-batches 3 --sample-every 0 --threads 1".split()
+    words += ["--steps", "2" if quick else "8", "--eval-every", "1" if quick else "4"]
     tuned = run(work / "dpo", *words)
     draw_curves(
         RESULTS / "finetune_dpo.png",
@@ -251,11 +251,11 @@ def grpo(data: Path, work: Path, quick: bool = False) -> str:
     write_problems(work / "prompts.jsonl", problems[EXAMPLES:])
     words = ["train", "--objective", "sft", "--model", "gpt2", "--data", str(work / "examples.jsonl")]
     words += "--tokenizer char --context 24 --layers 3 --heads 4 --channels 128 --dropout 0 --batch-size 32".split()
-    words += ["--lr", "2e-3", "--sample-every", "0", "--eval-every", "100", "--threads", "1"]
-    examples = run(work / "sft", *words, "--steps", "20" if quick else "350")
-    words = ["finetune", "grpo", str(examples.folder), "--data", str(work / "prompts.jsonl"), "--group-size", "16"]
-    words += "--answer-length 5 --batch-size 256 --lr 1e-4 --eval-batches 1 --sample-every 0 --threads 1".split()
-    rewards = run(work / "grpo", *words, "--steps", "4" if quick else "100", "--eval-every", "2" if quick else "10")
+    words += ["--lr", "2e-3", "--sample-every", "0", "--eval-every", "250", "--patience", "1", "--threads", "1"]
+    examples = run(work / "sft", *words, "--steps", "20" if quick else "1500")
+    words = ["finetune", "grpo", str(examples.folder), "--data", str(work / "prompts.jsonl"), "--group-size", "8"]
+    words += "--answer-length 5 --batch-size 128 --lr 1e-4 --eval-batches 4 --sample-every 0 --threads 1".split()
+    rewards = run(work / "grpo", *words, "--steps", "4" if quick else "60", "--eval-every", "2" if quick else "20")
     draw_curves(
         RESULTS / "finetune_grpo.png",
         rewards.records(),

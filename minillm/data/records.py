@@ -141,11 +141,14 @@ def _checked(record: Any) -> Mapping[str, Any]:
     return record
 
 
-def converted(records: Records[T], make: Callable[[T], U]) -> tuple[Records[T], list[U]]:
-    """The records of which `make` can make something, and what it made; an InputError of it is one more problem."""
+def converted(records: Records[T], make: Callable[[T], U]) -> tuple[Records[T], list[U], list[int]]:
+    """The records of which `make` can make something, what it made, and the numbers that they had among all.
+
+    An InputError of `make` is one more problem.
+    """
     found: Records[T] = Records([], [], [*records.problems])
-    made = []
-    for item, line in zip(records.items, records.lines, strict=True):
+    made, numbers = [], []
+    for number, (item, line) in enumerate(zip(records.items, records.lines, strict=True)):
         try:
             made.append(make(item))
         except InputError as error:
@@ -153,4 +156,5 @@ def converted(records: Records[T], make: Callable[[T], U]) -> tuple[Records[T], 
             continue
         found.items.append(item)
         found.lines.append(line)
-    return found, made
+        numbers.append(number)
+    return found, made, numbers

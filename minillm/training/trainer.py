@@ -15,6 +15,7 @@ and computes its part; rank 0 alone reads and writes the run directory, and show
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -321,7 +322,8 @@ def prepare(config: TrainConfig, resume: Path | None, world: Communicator) -> Pr
         task.start_from(whole, opened)
         del opened  # whose memory is free now
     adapt(whole, config)
-    kept = task.begin(whole, kept_arrays(run, world) if resume else {})
+    with contextlib.nullcontext() if resume else tuned_process(choice.cutting):
+        kept = task.begin(whole, kept_arrays(run, world) if resume else {})
     model = divide(whole, config, world)
     optimizer = make_optimizer(config, model.groups)
     model.attach(optimizer)

@@ -260,6 +260,15 @@ def test_held_out_pairs_are_never_trained_on(data) -> None:
     assert sorted(held) == task.out.tolist()
 
 
+def test_records_on_one_line_are_told_apart(data) -> None:
+    records = [json.loads(line) for line in data.read_text().splitlines()]
+    expected = PreferenceTask(settings(data))
+    data.write_text(json.dumps(records))
+    found = PreferenceTask(settings(data))
+    assert (found.is_out == expected.is_out).all()
+    assert 0 < found.is_out.sum() < 20
+
+
 def test_data_without_a_usable_pair_is_refused(data, tmp_path) -> None:
     with pytest.raises(InputError, match=r"leaves no pair to be trained on: .* 41 had no answer left"):
         PreferenceTask(settings(data, max_length=2))

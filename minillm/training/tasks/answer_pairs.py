@@ -66,12 +66,13 @@ class AnswerPairs(Task):
         both = [one for pair in records.items for one in pair]
         self.tokenizer = tokenizer or new_tokenizer(config, both, np.repeat(out, 2))
         self.template = template_for(self.tokenizer, self.options.template)
-        is_out = dict(zip(records.lines, out.tolist(), strict=True))
-        self.records, examples = converted(records, lambda pair: encode_preference(pair, self.tokenizer, self.template))
+        self.records, examples, kept = converted(
+            records, lambda pair: encode_preference(pair, self.tokenizer, self.template)
+        )
         numbers, self.pairs = shortened_pairs(examples, self.max_length)
         self.cut = sum(any(len(one.ids) >= self.max_length for one in pair) for pair in examples)
         self.without_answer = len(examples) - len(numbers)
-        self.is_out = np.array([is_out[self.records.lines[number]] for number in numbers], bool)  # of pairs that stay
+        self.is_out = out[np.array(kept, int)[numbers]]  # of each pair that stays
         self.learned, self.out = np.flatnonzero(~self.is_out), np.flatnonzero(self.is_out)  # numbers of pairs
         self.shown = [self.records.items[numbers[number]].chosen for number in self.out[:SHOWN]]
         for part, of_part in (("trained on", self.learned), ("held out", self.out)):

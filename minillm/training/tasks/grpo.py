@@ -127,14 +127,13 @@ class GRPOTask(Task):
         out = held_out(records.items, config.validation_fraction)  # (N,)
         self.tokenizer = tokenizer or new_tokenizer(config, records.items, out)
         self.template = template_for(self.tokenizer, self.options.template)
-        is_out = dict(zip(records.lines, out.tolist(), strict=True))
-        self.records, prompts = converted(records, lambda one: encode_prompt(one, self.tokenizer, self.template))
+        self.records, prompts, kept = converted(records, lambda one: encode_prompt(one, self.tokenizer, self.template))
         longest = config.model.context - self.options.answer_length  # of a prompt with room for an answer
         fits = [number for number, prompt in enumerate(prompts) if 0 < len(prompt) <= longest]
         self.too_long = len(prompts) - len(fits)
         self.prompts = [prompts[number] for number in fits]
         self.instructions = [self.records.items[number] for number in fits]
-        sides = np.array([is_out[self.records.lines[number]] for number in fits], bool)
+        sides = out[np.array(kept, int)[fits]]
         self.learned, self.out = np.flatnonzero(~sides), np.flatnonzero(sides)
         if not len(self.learned) or not len(self.out):
             raise InputError(
