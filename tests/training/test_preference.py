@@ -97,9 +97,9 @@ def test_a_run_begins_at_ln_2_with_a_gradient(data, recompute) -> None:
 
 def test_a_chosen_answer_that_becomes_less_likely_is_explained(data) -> None:
     task, _ = begun(settings(data))
-    task.first = {"logps/chosen": -10.0, "rewards/margins": 0.0}
+    task.first = {"val_logps/chosen": -10.0, "val_rewards/margins": 0.0}
     for chosen, margin, said in ((-12.0, 0.5, True), (-9.0, 0.5, False), (-12.0, -0.5, False)):
-        task.last = {"logps/chosen": chosen, "rewards/margins": margin}
+        task.last = {"val_logps/chosen": chosen, "val_rewards/margins": margin}
         assert any("chosen answers became less likely (log p -10.0 to" in line for line in task.next_steps("x")) == said
 
 

@@ -82,8 +82,8 @@ class PreferenceTask(AnswerPairs):
         self.reference = np.zeros((len(self.pairs), 2), np.float32)  # until `begin`
         self.reference_elsewhere = np.zeros((len(self.pairs), 2), np.float32)
         self.logged: dict[str, tuple[Any, float]] = {}  # of the step at hand
-        self.first: dict[str, float] = {}  # what was logged at the first step
-        self.last: dict[str, float] = {}
+        self.first: Mapping[str, Any] = {}  # the first validation that was shown, and the last
+        self.last: Mapping[str, Any] = {}
         self.is_kto = self.options.loss == "kto"
         self.samples = self.is_kto  # type: ignore[misc]  # its reference point depends on the policy
 
@@ -160,11 +160,12 @@ class PreferenceTask(AnswerPairs):
     def notes(self) -> dict[str, float]:
         """The measures that TRL logs, as means over the pairs of this rank."""
         noted = {name: float(total) / count for name, (total, count) in self.logged.items()}
-        self.first, self.last, self.logged = self.first or noted, noted, {}
+        self.logged = {}
         return noted
 
     def remark(self, record: Mapping[str, Any]) -> str:
         """The margin between the rewards of held-out answers, and how often the chosen one has the higher."""
+        self.first, self.last = self.first or record, record
         return (
             f"margin {record['val_rewards/margins']:.3f}, accuracy {record['val_rewards/accuracies']:.0%}, "
             f"log p of chosen answers {record['val_logps/chosen']:.1f}"
@@ -204,12 +205,13 @@ class PreferenceTask(AnswerPairs):
     def next_steps(self, folder: str) -> list[str]:
         """The command that talks to the model; and that a falling log-probability is no fault."""
         lines = ["to talk to it:", f"  minillm chat {folder}"]
-        fell = [self.first.get(name, 0.0) > self.last.get(name, 0.0) for name in ("logps/chosen", "rewards/margins")]
+        names = "val_logps/chosen", "val_rewards/margins"
+        fell = [self.first.get(name, 0.0) > self.last.get(name, 0.0) for name in names]
         if fell == [True, False]:
             lines.insert(
                 0,
-                f"chosen answers became less likely (log p {self.first['logps/chosen']:.1f} to "
-                f"{self.last['logps/chosen']:.1f}) while the margin grew, as is usual: the loss compares them only",
+                f"chosen answers became less likely (log p {self.first[names[0]]:.1f} to {self.last[names[0]]:.1f}) "
+                "while the margin grew, as is usual: the loss compares them only",
             )
         return lines
 
