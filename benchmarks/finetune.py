@@ -239,7 +239,7 @@ def dpo(data: Path, work: Path, quick: bool = False) -> str:
 # --- rewards -------------------------------------------------------------------------------------------------------
 
 
-EXAMPLES, PROMPTS = 2000, 4000
+EXAMPLES, PROMPTS = 1000, 5000
 
 
 def grpo(data: Path, work: Path, quick: bool = False) -> str:
@@ -251,11 +251,11 @@ def grpo(data: Path, work: Path, quick: bool = False) -> str:
     write_problems(work / "prompts.jsonl", problems[EXAMPLES:])
     words = ["train", "--objective", "sft", "--model", "gpt2", "--data", str(work / "examples.jsonl")]
     words += "--tokenizer char --context 24 --layers 3 --heads 4 --channels 128 --dropout 0 --batch-size 32".split()
-    words += ["--lr", "2e-3", "--sample-every", "0", "--eval-every", "250", "--patience", "1", "--threads", "1"]
-    examples = run(work / "sft", *words, "--steps", "20" if quick else "1500")
-    words = ["finetune", "grpo", str(examples.folder), "--data", str(work / "prompts.jsonl"), "--group-size", "8"]
-    words += "--answer-length 5 --batch-size 128 --lr 1e-4 --eval-batches 4 --sample-every 0 --threads 1".split()
-    rewards = run(work / "grpo", *words, "--steps", "4" if quick else "60", "--eval-every", "2" if quick else "20")
+    words += ["--lr", "2e-3", "--sample-every", "0", "--eval-every", "100", "--threads", "1"]
+    examples = run(work / "sft", *words, "--steps", "20" if quick else "300")
+    words = ["finetune", "grpo", str(examples.folder), "--data", str(work / "prompts.jsonl"), "--group-size", "16"]
+    words += "--answer-length 5 --batch-size 256 --lr 2e-5 --eval-batches 2 --sample-every 0 --threads 1".split()
+    rewards = run(work / "grpo", *words, "--steps", "4" if quick else "400", "--eval-every", "2" if quick else "40")
     draw_curves(
         RESULTS / "finetune_grpo.png",
         rewards.records(),

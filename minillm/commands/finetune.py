@@ -97,7 +97,7 @@ class FinetuneGrpo(Finetune):
     batch_size: int = 64
     """Answers per step, a multiple of --group-size."""
     lr: float = 1e-6
-    """Peak learning rate; for small models and with LoRA 10 to 100 times as much."""
+    """Peak learning rate; for small models and with LoRA some 20 times as much."""
 
 
 def finetune_grpo(arguments: list[str]) -> None:
