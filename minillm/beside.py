@@ -1,4 +1,4 @@
-"""What lies beside the weights of a model: its tokenizer, its chat template, and the ids that end a text."""
+"""The files beside a model's weights: its tokenizer, its chat template, and the ids that end a text."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One answer to "which model?", for every function and command that is given one.
+"""The one answer to "which model?" for every function and command that is given a model.
 
     runs/mine                           a run directory of `minillm train` or `minillm finetune`: its best weights
     runs/mine/checkpoints/last.safetensors    a checkpoint of such a run
@@ -50,7 +50,7 @@ KINDS = (
 
 
 class Place(NamedTuple):
-    """Where a model is, and in which form."""
+    """The place of a model, and its form."""
 
     kind: Literal["run", "folder", "safetensors", "gguf", "adapter", "preset"]
     path: Path  # of a preset: its name

@@ -83,7 +83,7 @@ class Eval:
 
 @dataclass(frozen=True)
 class Report:
-    """What a task found: measures, counts to state beside them, and one JSON object for each document or record."""
+    """The results of a task: measures, counts to state beside them, and one JSON object for each document or record."""
 
     measures: dict[str, Measure]
     counts: dict[str, Any]
@@ -140,7 +140,7 @@ def _shown(measure: Measure) -> list[str]:
 
 
 def _methods(measures: Mapping[str, Measure]) -> Iterator[str]:
-    """How the intervals were made."""
+    """The methods by which the intervals were made."""
     methods = {measure.method for measure in measures.values()}
     if "wilson" in methods:
         yield "intervals of shares are Wilson's"

@@ -1,4 +1,4 @@
-"""What has been compiled is kept in the user's cache folder, under a name made from the text that it came from."""
+"""Compiled files are kept in the user's cache folder, under names made from the texts that they came from."""
 
 from __future__ import annotations
 

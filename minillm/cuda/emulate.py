@@ -45,7 +45,7 @@ _emulator_lock = threading.Lock()  # a library runs one launch at a time: its st
 
 @contextlib.contextmanager
 def emulation(order: str = "forward", seed: int = 0, copies: str = "eager") -> Iterator[None]:
-    """How launches on a CPU go until the block ends; a kernel must give the same in every way.
+    """The way in which launches on a CPU run until the block ends; a kernel must give the same in every way.
 
     `order`, in which warps and the lanes in them get their turn: "forward", "reverse" or "random" (by `seed`).
     `copies`: cp.async copies at once ("eager"), or not before the wait that asks for it ("deferred").

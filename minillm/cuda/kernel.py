@@ -61,7 +61,7 @@ _counts: Counter[str] = Counter()
 
 
 def launch_counts() -> Counter[str]:
-    """How often each instance has been launched by this process: with it, a test proves that a kernel ran."""
+    """The number of launches of each instance by this process: with it, a test proves that a kernel ran."""
     return _counts.copy()
 
 
@@ -82,7 +82,7 @@ def strides_of(*operands: Array) -> Array:
 
 
 class Kernel:
-    """One instance of a kernel, ready to be launched: `kernel(grid, block, args, smem=0)`.
+    """An instance of a kernel, ready to be launched: `kernel(grid, block, args, smem=0)`.
 
     `grid` and `block` are a number or up to three, `smem` the bytes of dynamic shared memory. `args` are arrays, into
     which the kernel may write, NumPy scalars, and the results of `strides_of`. A kernel that takes no `long long` is

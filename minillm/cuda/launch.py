@@ -1,4 +1,4 @@
-"""How kernels that walk over rows or elements are launched: threads and blocks, sums over rows, norms."""
+"""Launches of kernels that walk over rows or elements: threads and blocks, sums over rows, norms."""
 
 from __future__ import annotations
 

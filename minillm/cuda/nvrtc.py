@@ -16,7 +16,7 @@ ARCHITECTURES = ("sm_75", "sm_80", "sm_86", "sm_89", "sm_90", "sm_100")
 
 
 class Resources(NamedTuple):
-    """What one kernel takes on one architecture."""
+    """The resources that one kernel takes on one architecture."""
 
     kernel: str
     architecture: str
@@ -29,7 +29,7 @@ class Resources(NamedTuple):
 def compile_table(
     files: Iterable[str | Path] | None = None, architectures: Iterable[str] = ARCHITECTURES
 ) -> list[Resources]:
-    """What the kernels of some .cu files (default: all) take on each architecture that they can run on; needs no GPU.
+    """The resources of the kernels of .cu files (default: all) on each architecture that can run them; needs no GPU.
 
     Raises: KernelError if NVRTC is not installed, or a kernel does not compile.
     """
@@ -64,7 +64,7 @@ def _compiled(source: Source, names: list[str], architecture: str) -> list[Resou
 
 
 def _nvrtc_log(nvrtc: Any, source: Source, names: list[str], options: tuple[str, ...]) -> tuple[str, list[str]]:
-    """What ptxas says of a program, and the symbols under which it speaks of the instances."""
+    """The log of ptxas for a program, and the symbols by which it names the instances."""
     program = nvrtc.createProgram(source.text, source.path.name, (), ())
     try:
         for name in names:

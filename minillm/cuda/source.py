@@ -68,7 +68,7 @@ class Source(NamedTuple):
 
 
 class Parameter(NamedTuple):
-    """One parameter of a kernel: a number, a pointer, or the strides of several arrays by value."""
+    """A parameter of a kernel: a number, a pointer, or the strides of several arrays by value."""
 
     name: str
     c_type: str

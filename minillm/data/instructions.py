@@ -44,7 +44,7 @@ class Instruction(NamedTuple):
 
 
 class Example(NamedTuple):
-    """What a model learns from an instruction: to write targets[t] after ids[: t + 1]; -100 where it learns nothing."""
+    """The example made of an instruction: a model learns to write targets[t] after ids[: t + 1], unless it is -100."""
 
     ids: np.ndarray  # (T,), int64
     targets: np.ndarray  # (T,), int64

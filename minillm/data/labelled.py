@@ -63,7 +63,7 @@ class Labelled(NamedTuple):
         return train, held
 
     def summary(self) -> str:
-        """How many texts of each class there are, and the notes."""
+        """The number of texts of each class, and the notes."""
         counts = Counter(example.label for example in self.examples)
         each = ", ".join(f"{counts[name]:,} {name}" for name in self.labels)
         return "; ".join([f"{len(self.examples):,} texts: {each}", *self.notes])

@@ -28,7 +28,7 @@ class Records(NamedTuple, Generic[T]):
     problems: list[str]  # such as "line 7: there is no field 'output'"
 
     def summary(self) -> str:
-        """How many records were read and left out, and why the first ones were."""
+        """The numbers of records read and left out, and the reasons for the first ones left out."""
         text = f"{len(self.items):,} records"
         if self.problems:
             more = len(self.problems) - SHOWN

@@ -194,7 +194,7 @@ class Windows:
         return found
 
     def summary(self) -> str:
-        """How many questions and windows there are, and what was counted."""
+        """The numbers of questions and windows, and of the cases that were counted."""
         counted = [f"{count:,} {what}" for what, count in self.counts.items() if count]
         text = f"{len(self.questions):,} questions in {len(self.windows):,} windows"
         return f"{text} ({', '.join(counted)})" if counted else text

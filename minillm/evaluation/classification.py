@@ -1,4 +1,4 @@
-"""How well texts, or tokens, are told apart: accuracy, and precision, recall and F1 of each class, with intervals.
+"""Measures of classification, of texts or tokens: accuracy, and precision, recall and F1 of each class, with intervals.
 
     precision = of those said to be of the class, the share that is      recall = of those of the class, the share found
     F1 = 2 precision recall / (precision + recall) = 2 both / (said + there)
@@ -69,7 +69,7 @@ def f1_of(sums: np.ndarray, K: int) -> np.ndarray:
 
 
 def confusion(predictions: np.ndarray, classes: np.ndarray, count: int) -> np.ndarray:
-    """How often class k, the row, was said to be class j, the column: (count, count).
+    """The confusion matrix: how often class k, the row, was said to be class j, the column: (count, count).
 
     Shapes: predictions and classes (N,).
     """

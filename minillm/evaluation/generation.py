@@ -34,7 +34,7 @@ class Exercise(NamedTuple):
 
 @dataclass(frozen=True)
 class Answers:
-    """How many answers are right, and what the model wrote."""
+    """The measures of a model's answers, and the texts that it wrote."""
 
     measures: dict[str, Measure]  # exact_match, squad_exact, f1
     written: list[str]
@@ -51,7 +51,7 @@ def exact(
     batch_tokens: int = BATCH_TOKENS,
     progress: Progress | None = None,
 ) -> Answers:
-    """How often a model's greedy answers are right, with exact match and F1.
+    """The exact match and F1 of a model's greedy answers.
 
     Args:
         max_tokens: longest answer.

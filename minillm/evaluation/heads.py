@@ -70,7 +70,7 @@ def framed(tokenizer: Tokenizer, frame: Frame, text: str, length: int) -> tuple[
 def answer_questions(
     model: Any, tokenizer: Tokenizer, windows: Windows, count: int | None = None, batch_size: int = BATCH
 ) -> list[tuple[Question, Found]]:
-    """What a model with a head for answers finds for each question, or the first `count`, in evaluation mode.
+    """The answers of a model with a head for answers to each question, or to the first `count`, in evaluation mode.
 
     Questions whose answers do not stand where their file says have no windows, and are left out.
     """

@@ -37,7 +37,7 @@ class LeftToRight(Decoder):
         self.model, self.config = model, Size(model.config.vocab_size, XLNET_CONTEXT)
 
     def features(self, ids: Any, cache: Any = None) -> Tensor:
-        """What the output layer reads: for each of ids (B, T) the query of the position after it, (B, T, C)."""
+        """The inputs of the output layer: for each of ids (B, T) the query of the position after it, (B, T, C)."""
         B, T = ids.shape
         unseen = np.zeros((B, 1), ids.dtype)  # stands at the last position, whose token nothing sees
         places = np.arange(T + 1)

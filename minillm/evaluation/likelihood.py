@@ -53,7 +53,7 @@ class Window(NamedTuple):
 
 
 class Likelihood(NamedTuple):
-    """How probable a continuation is."""
+    """The likelihood of a continuation."""
 
     log_probability: float  # nats
     is_greedy: bool  # True if each of its ids is the likeliest at its place
@@ -62,7 +62,7 @@ class Likelihood(NamedTuple):
 
 
 class Score(NamedTuple):
-    """How probable the targets of a window are."""
+    """The likelihood of the targets of a window."""
 
     log_probability: float  # nats, the sum
     is_greedy: bool  # True if each target is the likeliest id at its place
@@ -252,7 +252,7 @@ def log_likelihoods(
     batch_tokens: int = BATCH_TOKENS,
     progress: Progress | None = None,
 ) -> list[Likelihood]:
-    """How probable each continuation is after its context: log p(continuation | context).
+    """The log-probability of each continuation after its context: log p(continuation | context).
 
     Args:
         pairs: the texts of contexts and continuations.
@@ -281,7 +281,7 @@ def log_likelihoods(
 def _of_targets(
     model: Bart, tokenizer: Tokenizer, pairs: Sequence[tuple[str, str]], batch_tokens: int, progress: Progress | None
 ) -> list[Likelihood]:
-    """How probable each continuation is as the beginning of a target, with its context as the source."""
+    """The log-probability of each continuation as the beginning of a target, with its context as the source."""
     context = model.config.context
     found: dict[int, Likelihood] = {}
     by_context: dict[str, list[int]] = {}
@@ -317,7 +317,7 @@ def document_likelihoods(
     batch_tokens: int = BATCH_TOKENS,
     progress: Progress | None = None,
 ) -> list[np.ndarray]:
-    """How probable each document is: for each the log-probabilities of all its ids, each scored once.
+    """The likelihood of each document: the log-probabilities of all its ids, each scored once.
 
     Args:
         window: inputs of a window; by default the model's context.

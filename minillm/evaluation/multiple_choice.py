@@ -40,7 +40,7 @@ class Question(NamedTuple):
 
 
 class Choices(NamedTuple):
-    """What a model chose by each rule: three numbers of choices, and the log-probability of every choice, in nats."""
+    """The model's choice by each rule: three numbers of choices, and the log-probability of every choice, in nats."""
 
     acc: int
     acc_norm: int

@@ -190,7 +190,7 @@ def _measure(
 
 
 def _spoiled(tokenizer: Tokenizer, documents: Sequence[str]) -> tuple[int, int]:
-    """How many ids are those of the unknown token, and how many documents the ids do not restore."""
+    """The number of ids of the unknown token, and the number of documents that the ids do not restore."""
     unknown = changed = 0
     for document in documents:
         ids = tokenizer.encode(document)

@@ -21,7 +21,7 @@ from minillm.parallel.wrapper import replace
 
 
 class Record:
-    """What a model with adapters remembers of them.
+    """The record that a model with adapters keeps of them.
 
     wrappers: the wrapped modules by their paths. needed: for each parameter from before, by name, whether it needed a
     gradient. merged: the adapted weights from before, by path, while adapters are merged; None while they are not.

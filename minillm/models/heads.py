@@ -221,7 +221,7 @@ def array_of(x: Any, beside: Array) -> Array:
 
 
 def vectors_at(features: Tensor, places: Array) -> Tensor:
-    """One vector of each text, (B, C), from features (B, T, C), at these places (B,)."""
+    """The vector of each text, (B, C), from features (B, T, C), at these places (B,)."""
     B, T, C = features.shape
     return features.reshape(B * T, C).index_select(0, np.arange(B, like=places) * T + places)
 

@@ -134,7 +134,7 @@ def _checked_index(function: str, x: Tensor, dim: Any, index: Any) -> tuple[Arra
 
 
 def _source(function: str, x: Tensor, ids: Array, src: Any) -> Tensor:
-    """What is written, in the index's shape: a number everywhere, or the first part of a larger tensor."""
+    """The values to write, in the index's shape: a number everywhere, or the first part of a larger tensor."""
     src = src if isinstance(src, Tensor) else tensor(src, dtype=x.dtype, device=x.device)
     if src.dtype != x.dtype:
         raise DtypeError(f"{function}: src has dtype {src.dtype}, but x has dtype {x.dtype}; convert one of them")

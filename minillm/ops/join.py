@@ -54,7 +54,7 @@ CONCAT = Op("concat", concat_forward, concat_backward, aliases=True)
 
 
 def tensors_of(function: str, tensors: Any) -> list[Tensor]:
-    """What is to be joined as a list of Tensors of one dtype: from any iterable of Tensors, arrays and numbers.
+    """The tensors to join, as a list of Tensors of one dtype, from any iterable of Tensors, arrays and numbers.
 
     Raises: DtypeError for a single Tensor or array, or what cannot be iterated over; ShapeError for none.
     """

@@ -55,13 +55,13 @@ def masked_select(x: Tensor, mask: Any) -> Tensor:
 
 
 def nonzero(x: Any, as_tuple: bool = False) -> Any:
-    """Where x is not 0: a row of indices for each such element, or, as a tuple, one index tensor for each axis."""
+    """The places where x is not 0: a row of indices for each, or, as a tuple, one index tensor for each axis."""
     found = np.nonzero(x.data if isinstance(x, Tensor) else as_array(x))
     return tuple(map(Tensor, found)) if as_tuple else Tensor(np.stack(found, -1))
 
 
 def count_nonzero(x: Any, axis: Axis = None, *, dim: Axis = None) -> Tensor:
-    """How many elements over `axis` are not 0, in int64."""
+    """The number of elements over `axis` that are not 0, in int64."""
     x = as_tensor(x)
     return Tensor(np.asarray((x.data != 0).sum(axis=choose_axis("count_nonzero", axis, dim, x.ndim))))
 

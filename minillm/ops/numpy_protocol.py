@@ -1,4 +1,4 @@
-"""What NumPy's functions do with a Tensor. NumPy asks the two methods below.
+"""The behavior of NumPy's functions on a Tensor. NumPy asks the two methods below.
 
 - A ufunc that is an operator or an operation here is that: `array * x` is `ops.mul(array, x)` and `np.exp(x)` is
   `x.exp()`, tensors with a gradient.

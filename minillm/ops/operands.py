@@ -1,4 +1,4 @@
-"""What a public function may be given: Tensors, arrays, lists and Python numbers, and in which dtype it computes.
+"""The arguments of a public function: Tensors, arrays, lists and Python numbers, and the dtype in which it computes.
 
 Dtypes follow PyTorch's rule, so float32 stays float32 beside Python numbers and whole numbers; NumPy would make float64
 of some of them.

@@ -24,7 +24,7 @@ __all__ = ["argmax", "argmin", "argsort", "max", "median", "min", "sort", "topk"
 
 
 class ValuesAndIndices(NamedTuple):
-    """What was picked along an axis, and where it was."""
+    """The values picked along an axis, and their indices."""
 
     values: Tensor
     indices: Tensor
@@ -53,14 +53,14 @@ def _arg(function: str, x: Any, axis: Any, keepdims: bool, dim: Any) -> Tensor:
 def argmax(
     x: Tensor, axis: int | None = None, keepdims: bool = False, *, dim: int | None = None, keepdim: bool = False
 ) -> Tensor:
-    """Where the largest element along `axis` is, the first of equal ones; without axis, counted through all of x."""
+    """The index of the largest element along `axis`, the first of equal ones; without axis, that in flattened x."""
     return _arg("argmax", x, axis, keepdims or keepdim, dim)
 
 
 def argmin(
     x: Tensor, axis: int | None = None, keepdims: bool = False, *, dim: int | None = None, keepdim: bool = False
 ) -> Tensor:
-    """Where the smallest element along `axis` is, the first of equal ones; without axis, counted through all of x."""
+    """The index of the smallest element along `axis`, the first of equal ones; without axis, that in flattened x."""
     return _arg("argmin", x, axis, keepdims or keepdim, dim)
 
 
@@ -73,7 +73,7 @@ def _picked(x: Tensor, index: Tensor, axis: int, keepdims: bool) -> ValuesAndInd
 
 
 def max(x: Tensor, axis: Any = None, keepdims: bool = False, *, dim: Any = None, keepdim: bool = False) -> Any:
-    """As torch.max: the maximum of all; along one axis, a named tuple (values, indices); or that of two tensors.
+    """The maximum, as torch.max: of all elements; along one axis, a named tuple (values, indices); or of two tensors.
 
     Along an axis the gradient goes to the first of equal maxima, over all it is shared. `amax` has the maximum over
     an axis, or several, as one tensor.
@@ -82,7 +82,7 @@ def max(x: Tensor, axis: Any = None, keepdims: bool = False, *, dim: Any = None,
 
 
 def min(x: Tensor, axis: Any = None, keepdims: bool = False, *, dim: Any = None, keepdim: bool = False) -> Any:
-    """As torch.min: the minimum of all; along one axis, a named tuple (values, indices); or that of two tensors.
+    """The minimum, as torch.min: of all elements; along one axis, a named tuple (values, indices); or of two tensors.
 
     Along an axis the gradient goes to the first of equal minima, over all it is shared. `amin` has the minimum over
     an axis, or several, as one tensor.

@@ -34,7 +34,7 @@ RESHAPE = Op("reshape", reshape_forward, reshape_backward, aliases=True)
 
 
 def reshape(x: Tensor, *shape: Any) -> Tensor:
-    """The same elements in another shape: `x.reshape(2, -1)` or `x.reshape((2, -1))`."""
+    """The elements of x in another shape: `x.reshape(2, -1)` or `x.reshape((2, -1))`."""
     wanted = whole_sizes("reshape", shape)
     known = int(np.prod([size for size in wanted if size != -1]))
     if (
@@ -47,7 +47,7 @@ def reshape(x: Tensor, *shape: Any) -> Tensor:
 
 
 def view(x: Tensor, *shape: Any) -> Tensor:
-    """The same elements in another shape, as `reshape`: a view where the memory allows it, else a copy."""
+    """The elements of x in another shape, as `reshape`: a view where the memory allows it, else a copy."""
     if len(shape) == 1 and not isinstance(shape[0], (int, tuple, list, np.integer, Tensor)):
         raise DtypeError(f"view: {shape[0]!r} is not a shape; to convert elements write x.to({shape[0]!r})")
     return reshape(x, *shape)
@@ -75,7 +75,7 @@ def ravel(x: Tensor) -> Tensor:
 
 
 def unflatten(x: Tensor, dim: int, sizes: Any) -> Tensor:
-    """One axis cut into several of the given sizes, one of which may be -1."""
+    """The tensor with one axis cut into several of the given sizes, one of which may be -1."""
     axis = one_axis("unflatten", dim, x.ndim)
     parts = whole_sizes("unflatten", (sizes,))
     known = math.prod(size for size in parts if size != -1)

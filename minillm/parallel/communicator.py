@@ -94,7 +94,7 @@ def bytes_sent(messages: Iterable[Message]) -> Counter[tuple[int, str]]:
 
 
 class Communicator:
-    """One rank's place in a group. `ranks` are the members' numbers in the whole job, in the order of the group.
+    """A rank's place in a group. `ranks` are the members' numbers in the whole job, in the order of the group.
 
     Arrays are C-contiguous. Sums, means and maxima need numbers; all other operations take any dtype.
     """
@@ -213,7 +213,7 @@ DONE = Done()
 
 
 def bounds(count: int, parts: int) -> list[int]:
-    """Where `parts` nearly equal parts of `count` begin, and where the last ends; as np.array_split cuts."""
+    """The starts of `parts` nearly equal parts of `count`, and the end of the last; as np.array_split cuts."""
     return [i * (count // parts) + min(i, count % parts) for i in range(parts + 1)]
 
 

@@ -432,5 +432,5 @@ class AloneInJob(Alone):
 
 
 def address(array: Array) -> int:
-    """Where the array's numbers begin, as NCCL takes it."""
+    """The address of the array's first number, as NCCL takes it."""
     return array.data.ptr if is_on_gpu(array) else array.ctypes.data

@@ -27,7 +27,7 @@ Batch = dict[str, Array]
 
 
 class Objective:
-    """What a model learns: a loss of one or several terms, each a sum over targets.
+    """A training objective: a loss of one or several terms, each a sum over targets.
 
     next_tokens: the loss is that of a Decoder on `ids` and `targets` alone, which tensor and pipeline parallel divide.
     """

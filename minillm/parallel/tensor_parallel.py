@@ -160,7 +160,7 @@ class RowParallelLinear(Module):
 
 
 class VocabParallelEmbedding(Module):
-    """One row of a (V, C) table for each id; each rank has some of the rows."""
+    """An embedding: a row of a (V, C) table for each id; each rank has some of the rows."""
 
     def __init__(self, whole: Embedding, communicator: Communicator, *sizes: int):
         self.weight, self.communicator = whole.weight, communicator

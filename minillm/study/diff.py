@@ -14,7 +14,7 @@ from minillm.nn import Module
 
 
 class Difference(NamedTuple):
-    """How much the outputs of one layer in two models differ."""
+    """The difference between the outputs of one layer in two models."""
 
     layer: str  # its path, such as h.3.attn.qkv; empty for the model itself
     error: float  # the largest difference over the largest number; infinite where shapes differ or one is not finite

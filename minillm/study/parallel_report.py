@@ -62,7 +62,7 @@ ROUNDING = 8  # bytes of a number that is summed beside the model: a loss, a nor
 
 
 class Division(NamedTuple):
-    """How a training is divided."""
+    """The way in which a training is divided."""
 
     dp: int = 1
     tp: int = 1
@@ -85,7 +85,7 @@ class Division(NamedTuple):
 
 
 class Place(NamedTuple):
-    """Where a rank is in its mesh."""
+    """The place of a rank in its mesh."""
 
     stage: int
     d: int

@@ -1,4 +1,4 @@
-"""Where the time of a training step goes: operation by operation, and how much of it is matrix products.
+"""The time of a training step, operation by operation, and the share of it that matrix products take.
 
 While `profiled(profile)` is entered, every operation's forward and backward is timed, and the shapes of all matrix
 products are noted. Nothing of it is in the engine, so nothing is paid for it at other times.

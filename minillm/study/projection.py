@@ -1,4 +1,4 @@
-"""How long a step takes, and what a rank holds, on a machine that is told in a few numbers: from a laptop to a cluster.
+"""The time of a step, and the memory of a rank, on a machine given by a few numbers: from a laptop to a cluster.
 
 **A message** of N bytes takes alpha + N / beta seconds: a latency, and a bandwidth. A ring of n ranks, each with an
 array of N bytes, makes n - 1 steps of N / n bytes for a reduce_scatter or an all_gather, and an all_reduce is both:
@@ -179,7 +179,7 @@ def message_seconds(machine: Machine, size: float, stride: int, ranks: int) -> f
 
 
 class Seconds(NamedTuple):
-    """Where the time of a step goes."""
+    """The parts of a step's time, in seconds."""
 
     compute: float
     tensor: float = 0.0  # sums of tensor parallelism
@@ -194,7 +194,7 @@ class Seconds(NamedTuple):
 
 
 def step_seconds(work: Work, division: Division, machine: Machine, batch: int) -> Seconds:
-    """How long a step of `batch` sequences takes; see the formulas on top of this file."""
+    """The time of a step of `batch` sequences; see the formulas on top of this file."""
     dp, tp, pp, m = division.dp, division.tp, division.pp, division.micro_batches
     tokens = -(-batch // (m * dp)) * work.context
     edges = bounds(work.shapes.layers, pp)

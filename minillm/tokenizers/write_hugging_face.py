@@ -235,7 +235,7 @@ def write_wordpiece(where: str, tokenizer: Any) -> Content:
 
 
 def write_character(where: str, tokenizer: Any) -> Content:
-    """One token a character: a word a character. A character without a token is an error there too, or unknown."""
+    """A file with a word for each character. A character without a token is an error there too, or unknown."""
     unk = next((token for token, i in tokenizer.special_tokens.items() if i == tokenizer.unk_id), None)
     vocab = vocab_with(where, tokenizer.vocab, tokenizer.special_tokens)
     model = {

@@ -1,4 +1,4 @@
-"""What a training run shows: a live line on a terminal, and a plain line for each validation elsewhere.
+"""The display of a training run: a live line on a terminal, and a plain line for each validation elsewhere.
 
 The live line is drawn by the steps themselves; no thread draws it meanwhile. When a debugger starts, by breakpoint()
 or by pdb, the line is left as it stands, so that the prompt has the terminal; it returns at the first step that no
@@ -101,7 +101,7 @@ class Display:
         self.console.print(f"step 0/{self.config.steps}  validation {shown}", markup=False)
 
     def remark(self, record: dict[str, Any]) -> str:
-        """What the task has to say of a validation, with space before it."""
+        """The task's remark on a validation, with space before it."""
         remark = self.task.remark(record)
         return f"  {remark}" if remark else ""
 

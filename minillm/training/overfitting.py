@@ -9,7 +9,7 @@ WORSE = 0.01  # share by which the last one must be worse than the best
 
 
 class Parted(NamedTuple):
-    """Where the two losses part, with both losses there and at the end."""
+    """The step at which the two losses part, with both losses there and at the end."""
 
     step: int
     train: tuple[float, float]
@@ -25,7 +25,7 @@ class Parted(NamedTuple):
 
 
 def parted(records: list[dict[str, Any]]) -> Parted | None:
-    """Where training and validation loss part, by the lines of metrics.jsonl; None if they do not.
+    """The point where training and validation loss part, by the lines of metrics.jsonl; None if they do not.
 
     The training loss of a step is that of its batch alone, so means are compared: over the steps of one interval
     between validations, before the best validation and before the last one.

@@ -20,7 +20,7 @@ from minillm.training.tasks.task import Task
 
 
 class State(NamedTuple):
-    """Where a run stands, besides its weights and moments."""
+    """The state of a run, besides its weights and moments."""
 
     step: int = 0
     tokens: int = 0
@@ -95,7 +95,7 @@ def restore(run: Run | None, model: Any, optimizer: Optimizer, task: Task, world
 
 
 def kept_arrays(run: Run | None, world: Communicator) -> dict[str, Array]:
-    """What a task has kept in its run (see Task.begin), on every rank; run: on rank 0, None on the others."""
+    """The arrays that a task keeps in its run (see Task.begin), on every rank; run: on rank 0, None on the others."""
     return broadcast_arrays(world, load_checkpoint(run.kept).model if run and run.kept.is_file() else {})
 
 

@@ -1,4 +1,4 @@
-"""How a training is fitted to this machine: the way in which work is cut, and what the user is told at step 20.
+"""The fitting of a training to this machine: the way in which work is cut, and what the user is told at step 20.
 
 A way of cutting is chosen before the first step, on a model that is thrown away, so that trying changes nothing of the
 run; it is saved with every checkpoint and kept when the run is resumed. The last bits of a matrix product may depend

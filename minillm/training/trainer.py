@@ -244,7 +244,7 @@ def batch_on_all(task: Task, model: WholeModel | ParallelModel, step: int, world
 
 
 def evaluate(model: WholeModel | ParallelModel, task: Task, count: int, device: str = "cpu") -> dict[str, Any]:
-    """What metrics.jsonl gets of a validation: `val_` and the name of each measure, over `count` batches.
+    """The measures of a validation for metrics.jsonl: `val_` and the name of each measure, over `count` batches.
 
     val_loss is the sum of the terms of the loss, each a mean over all its targets; val_bits_per_byte is the same for
     the text, where the loss is that of its tokens.

@@ -18,7 +18,7 @@ Make = Callable[[np.random.Generator], tuple[Array, ...]]
 
 
 class Case(NamedTuple):
-    """One row of the table: an operation by name, what is awkward here, the function, and how to draw its arrays."""
+    """A row of the table: an operation by name, what is awkward here, the function, and how to draw its arrays."""
 
     op: str
     name: str
@@ -78,7 +78,7 @@ VIEWS = {"transposed in memory": _transposed, "every other element": _strided, "
 
 
 def in_views(op: str, fn: Callable, make: Make, what: str = "") -> Iterator[Case]:
-    """One row for each kind of view, with equal numbers; none of the arrays is contiguous."""
+    """A row of the table for each kind of view, with equal numbers; none of the arrays is contiguous."""
     for name, view in VIEWS.items():
         yield Case(op, what + name, fn, lambda rng, view=view: tuple(view(x) for x in make(rng)))  # type: ignore[misc]
 

@@ -17,7 +17,7 @@ class Stacks:
         self.cut = {name: int(min(most, number)) for name, number in numbers.items()}  # so many are looked at
 
     def times(self, layer: str) -> int:
-        """How many blocks of the whole model a layer stands for; 0 where it is not in the middle of those looked at."""
+        """The number of the model's blocks that a layer stands for; 0 if it is not in the middle of those looked at."""
         stack, number, _ = split(layer)
         field = next((name for name in self.numbers if stack.startswith(name.removesuffix("layers").rstrip("_"))), "")
         middle = (self.cut[field] - 1) // 2 if field else None

@@ -36,7 +36,7 @@ SMALL, SHORTER = 1e9, 2048  # below so many parameters, so many tokens
 
 @dataclass(frozen=True)
 class Assumptions:
-    """What time, energy and cost stand on beside the GPU's own numbers."""
+    """The assumptions behind time, energy and cost, beside the GPU's own numbers."""
 
     price: float  # US dollars a GPU and hour
     power: float  # watts of a GPU

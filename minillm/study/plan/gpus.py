@@ -1,4 +1,4 @@
-"""What a GPU can do, by its name, and what an hour of it costs: all of it can be replaced by options.
+"""The speed, memory and power of GPUs, by name, and the price of an hour: all of it can be replaced by options.
 
 Peaks are those of dense matrix products in the dtype that training uses, as the maker's data sheet has them (half of
 what it says "with sparsity"). Bandwidths to other GPUs are one way, half of what a data sheet calls the total.

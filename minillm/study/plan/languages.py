@@ -1,4 +1,4 @@
-"""How much text of a language a training needs: tokens to bytes, words, pages, and pages before they were cleaned.
+"""The text of a language that a training needs: tokens to bytes, words, pages, and pages before they were cleaned.
 
 **Tokens a byte** are those of XLM-RoBERTa's tokenizer on FLORES-200, the same 2,000 sentences in 200 languages
 (Petrov et al. 2023, arXiv:2305.15425; in their repository tokenization-fairness, the file assets/
@@ -96,7 +96,7 @@ def language_code(text: str) -> str:
 
 
 class Rates(NamedTuple):
-    """How a tokenizer cuts a text."""
+    """The tokens and words for each byte of a text that a tokenizer cuts."""
 
     tokens_a_byte: float
     words_a_byte: float
@@ -144,7 +144,7 @@ class Need(NamedTuple):
 
     @property
     def repeats(self) -> float:
-        """How often the available text has to be seen; 1 at least."""
+        """The number of times that the available text has to be seen; 1 at least."""
         return max(1.0, self.tokens / self.available)
 
 

@@ -1,4 +1,4 @@
-"""How many tokens a model wants, and the loss that it will reach: the Chinchilla law, in two fits.
+"""The number of tokens that a model wants, and the loss that it will reach: the Chinchilla law, in two fits.
 
     L(N, D) = E + A / N^alpha + B / D^beta          N parameters, D tokens, L in nats a token
 

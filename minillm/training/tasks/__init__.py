@@ -1,4 +1,4 @@
-"""What a training learns: one file for each task, with its data, its loss, what is measured, and what is shown.
+"""The tasks of training: one file for each, with its data, its loss, what is measured, and what is shown.
 
 `TASKS` has their names; `task_class` imports the file of a name when it is needed.
 """

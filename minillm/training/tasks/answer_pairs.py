@@ -92,7 +92,7 @@ class AnswerPairs(Task):
         return f"{counts}-{self.tokenizer.fingerprint()}-{self.template.name}-{checksum:08x}"
 
     def summary(self) -> str:
-        """How many pairs there are, and what was cut or left out."""
+        """The number of pairs, and what was cut or left out."""
         steps = -(-len(self.learned) // self.config.batch_size)
         return (
             f"{len(self.learned):,} pairs to learn from ({steps:,} steps an epoch), {len(self.out):,} held out, "
@@ -100,7 +100,7 @@ class AnswerPairs(Task):
         )
 
     def left_out(self) -> str:
-        """How many records were read, cut and left out, and why."""
+        """The numbers of records read, cut and left out, and the reasons."""
         text = f"{self.records.summary()}; {self.cut:,} cut to {self.max_length:,} tokens"
         lost = f", of which {self.without_answer:,} had no answer left and were dropped" if self.without_answer else ""
         return text + lost

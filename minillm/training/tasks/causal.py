@@ -56,7 +56,7 @@ class CausalTask(NextTokens, Task):
         return self.corpus.fingerprint()
 
     def summary(self) -> str:
-        """How many tokens there are, and the loss of a uniform guess."""
+        """The number of tokens, and the loss of a uniform guess."""
         vocabulary = self.tokenizer.vocab_size
         return (
             f"{len(self.corpus.train):,} training tokens, vocabulary {vocabulary:,} (a uniform guess has loss "

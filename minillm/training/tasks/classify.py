@@ -79,7 +79,7 @@ class ClassifyTask(HeadTask):
         return f"{counts}-{self.tokenizer.fingerprint()}-{checksum}"
 
     def summary(self) -> str:
-        """How many texts there are, how many are held out, and how many are cut."""
+        """The numbers of texts, of those held out, and of those cut."""
         cut = sum(int((lengths == self.length).sum()) for lengths in self.lengths)
         most = np.bincount(self.classes[1]).max() / len(self.classes[1])
         text = (

@@ -81,7 +81,7 @@ def with_ids(shape: Any, tokenizer: Tokenizer, architecture: str, **roles: str) 
 
 
 def right(logits: Any, labels: Any) -> tuple[float, float]:
-    """How many of the labels (n,) are the likeliest by the logits (n, K), and how many there are."""
+    """The number of labels (n,) that are the likeliest by the logits (n, K), and the number of all labels."""
     return float((to_host(logits.data).argmax(axis=1) == to_host(labels)).sum()), float(len(labels))
 
 

@@ -161,7 +161,7 @@ class GRPOTask(Task):
         return f"{len(self.learned)}+{len(self.out)}-{self.tokenizer.fingerprint()}-{checksum:08x}"
 
     def summary(self) -> str:
-        """How many prompts there are, and what was left out."""
+        """The number of prompts, and what was left out."""
         prompts = self.config.batch_size // self.options.group_size
         return (
             f"{len(self.learned):,} prompts to learn from, {prompts} a step with {self.options.group_size} answers "
@@ -169,7 +169,7 @@ class GRPOTask(Task):
         )
 
     def left_out(self) -> str:
-        """How many records were read, and how many left out, and why."""
+        """The numbers of records read and left out, and the reasons."""
         text = self.records.summary()
         return f"{text}; {self.too_long:,} too long for the context, and dropped" if self.too_long else text
 

@@ -125,7 +125,7 @@ class MaskedTask(WindowTask):
         return f"{sizes}-{self.tokenizer.fingerprint()}-{checksum:08x}"
 
     def summary(self) -> str:
-        """How much there is, and the loss of a model that knows how frequent each token is, and nothing else."""
+        """The size of the data, and the loss of a model that knows how frequent each token is, and nothing else."""
         if not self.in_pairs:
             return super().summary()
         return (

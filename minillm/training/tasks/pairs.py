@@ -146,7 +146,7 @@ class PairsTask(SourceAndTarget):
         return f"{sizes}-{self.tokenizer.fingerprint()}-{checksum:08x}"
 
     def summary(self) -> str:
-        """How many pairs there are, and how many were left out."""
+        """The number of pairs, and the number left out."""
         return (
             f"{len(self.train.sources):,} pairs to train on, {len(self.validation.sources):,} for validation, left "
             f"out: {self._told()}; vocabulary {self.tokenizer.vocab_size:,}"
@@ -200,7 +200,7 @@ def translate(
     beams: int = 1,
     at_once: int = 64,
 ) -> list[str]:
-    """What the model writes for each source; similar lengths are done together.
+    """The text that the model writes for each source; similar lengths are done together.
 
     sources: ids with the token that ends a text. most: tokens of an answer at most; None: twice as many as the source,
     and 10 more. beams: of a beam search; 1: the likeliest token each time.

@@ -78,7 +78,7 @@ class QATask(HeadTask):
         return f"{counts}-{self.tokenizer.fingerprint()}-{checksum}"
 
     def summary(self) -> str:
-        """How many questions and windows there are to learn and held out, and what was counted."""
+        """The numbers of questions and windows to learn and held out, and of the cases that were counted."""
         return f"to learn: {self.parts[0].summary()}; held out: {self.parts[1].summary()}"
 
     def batch(self, step: int, model: Any = None) -> Batch:

@@ -118,7 +118,7 @@ class RewardTask(AnswerPairs):
             yield f"{texts[0]!r}: {chosen:.3f}\n", f"{texts[1]!r}: {rejected:.3f}"
 
     def next_steps(self, folder: str) -> list[str]:
-        """How to use the reward model."""
+        """The Python call that scores a text with the reward model."""
         return ["to score a text:", f'  minillm.load("{folder}")(ids, lengths=lengths)']
 
 

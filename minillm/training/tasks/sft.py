@@ -117,7 +117,7 @@ class SFTTask(NextTokens, Task):
         return f"{counts}-{self.tokenizer.fingerprint()}-{self.template.name}-{checksum:08x}"
 
     def summary(self) -> str:
-        """How many examples there are, in how many rows, and what was cut or left out."""
+        """The numbers of examples and of their rows, and what was cut or left out."""
         rows, steps = len(self.rows[0]), -(-len(self.rows[0]) // self.config.batch_size)
         learned = sum(int((self.examples[number].targets != IGNORED).sum()) for row in self.rows[0] for number in row)
         return (
@@ -126,7 +126,7 @@ class SFTTask(NextTokens, Task):
         )
 
     def left_out(self) -> str:
-        """What was read, cut and left out."""
+        """The numbers of records read, cut and left out."""
         text = f"{self.records.summary()}; {self.cut:,} cut to {self.max_length:,} tokens"
         lost = f", of which {self.without_answer:,} had no answer left and were dropped" if self.without_answer else ""
         return text + lost
@@ -197,7 +197,7 @@ def encoded(
 def answered(
     model: Any, tokenizer: Tokenizer, template: ChatTemplate, instructions: Sequence[Instruction], max_tokens: int
 ) -> Iterator[tuple[str, str]]:
-    """What each instruction asks last, and how a model answers it, with the likeliest tokens."""
+    """The last question of each instruction, and the model's answer to it, with the likeliest tokens."""
     for instruction in instructions:
         stop = [*template.stop_ids(tokenizer), *end_tokens(model)]
         prompt = encode_prompt(instruction, tokenizer, template)

@@ -37,7 +37,7 @@ class Options:
 
 
 class Task(Objective):
-    """What a training learns, and from which data.
+    """A task: the objective of a training, and its data.
 
     name: the name in `TASKS`, which is the option --objective. Options: a frozen dataclass, whose fields are options of
     the command line. models: for each architecture (a file of minillm/models) the class in it that this task trains.
@@ -66,7 +66,7 @@ class Task(Objective):
         raise NotImplementedError
 
     def summary(self) -> str:
-        """One line about the data: how much there is, and what was left out and why."""
+        """A line about the data: how much there is, and what was left out and why."""
         raise NotImplementedError
 
     def batch(self, step: int, model: Any = None) -> Batch:
@@ -101,11 +101,11 @@ class Task(Objective):
         return []
 
     def notes(self) -> dict[str, float]:
-        """What else metrics.jsonl gets of the step just taken, on rank 0."""
+        """The further measures of the step just taken that metrics.jsonl gets, on rank 0."""
         return {}
 
     def remark(self, record: Mapping[str, Any]) -> str:
-        """What is shown behind the losses of a validation; `record` is its line of metrics.jsonl."""
+        """The text shown behind the losses of a validation; `record` is its line of metrics.jsonl."""
         return ""
 
     def begin(self, model: Any, kept: Mapping[str, Array]) -> Mapping[str, Array]:

@@ -37,7 +37,7 @@ class WindowTask(Task):
         self.batches, self.validation = make_batches(self.corpus, config, self.room)
 
     def around(self) -> int:
-        """How many special tokens are around the text of a window."""
+        """The number of special tokens around the text of a window."""
         return 2
 
     def check_length(self) -> int:
@@ -56,7 +56,7 @@ class WindowTask(Task):
         return self.corpus.fingerprint()
 
     def summary(self) -> str:
-        """How many tokens there are, and the loss of a model that knows how frequent each is, and nothing else."""
+        """The number of tokens, and the loss of a model that knows how frequent each is, and nothing else."""
         vocabulary = self.tokenizer.vocab_size
         return (
             f"{len(self.corpus.train):,} training tokens, vocabulary {vocabulary:,} (a uniform guess has loss "
