@@ -25,7 +25,7 @@ from minillm.optim import AdamW
 from minillm.parallel.communicator import Communicator, Trace, bounds, bytes_sent
 from minillm.parallel.mesh import Mesh, ParallelModel
 from minillm.parallel.nccl import connect
-from minillm.parallel.objective import next_token_batch
+from minillm.parallel.objective import NEXT_TOKENS, next_token_batch
 from minillm.parallel.place import Place
 from minillm.parallel.rendezvous import join
 from tests.parallel.nccl_ranks import over_nccl
@@ -621,10 +621,12 @@ def test_on_a_gpu_the_host_waits_for_nothing_in_a_step(gpu: Any, division: str) 
     parallel = ParallelModel(model, mesh, **settings)
     optimizer = AdamW(parallel.groups, 1e-3)
     parallel.attach(optimizer)
-    ids = gpu.asarray(np.random.default_rng(1).integers(0, 33, (4, 8)))
+    batch = np.random.default_rng(1).integers(0, 33, (4, 8))
+    counts = NEXT_TOKENS.counts(next_token_batch(batch, batch))  # before the batch goes to the GPU, as in the loop
+    ids = gpu.asarray(batch)
 
     def step() -> tuple[Any, Any]:
-        loss = parallel.forward_backward(next_token_batch(ids, ids), micro_batches=2)
+        loss = parallel.forward_backward(next_token_batch(ids, ids), 2, NEXT_TOKENS, counts)
         norm = optimizer.clip_grad_norm(1.0)
         optimizer.step()
         parallel.sync_parameters()

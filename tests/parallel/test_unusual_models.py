@@ -41,14 +41,14 @@ class Unusual(GPT2):
             self.h[3].ln_2 = self.h[1].ln_2
         self.assign_names()
 
-    def embed(self, ids: Any, cache: Any = None) -> Any:
+    def embed(self, ids: Any, cache: Any = None, starts: Any = None) -> Any:
         self.first = np.asarray(ids)[:, 0]
-        x = super().embed(ids)
+        x = super().embed(ids, starts=starts)
         if "late" in self.kinds and self.step >= 3 and self.step % 2:
             x = x + self.late[:, 0] * self.late[:, 1]
         return x
 
-    def blocks(self, x: Any, cache: Any = None) -> Any:
+    def blocks(self, x: Any, cache: Any = None, starts: Any = None) -> Any:
         for number, block in enumerate(self.h):
             rows = self.first < (20 if number == 2 and "rows" in self.kinds else 61)
             if rows.any():
@@ -168,7 +168,7 @@ class Late(GPT2):
         self.step = 0
         self.assign_names()
 
-    def blocks(self, x: Any, cache: Any = None) -> Any:
+    def blocks(self, x: Any, cache: Any = None, starts: Any = None) -> Any:
         for block in self.h:
             x = block(x)
             if hasattr(block, "late") and self.step >= 3 and self.step % 2:
@@ -276,7 +276,7 @@ class Borrowing(GPT2):
         super().__init__(CONFIG)
         self.where = where
 
-    def blocks(self, x: Any, cache: Any = None) -> Any:
+    def blocks(self, x: Any, cache: Any = None, starts: Any = None) -> Any:
         matrix = self.h[1].attn.proj.weight
         x = ops.linear(x, matrix) if self.where == "before" else x
         x = super().blocks(x)
