@@ -14,6 +14,7 @@ import minillm
 from minillm import ops, random
 from minillm.autograd import Tensor
 from minillm.backend import Array
+from minillm.device import like
 from minillm.dtypes import as_dtype
 
 
@@ -109,6 +110,17 @@ def dropout_cases(small: bool) -> Iterator[Case]:
 def linear_cases(small: bool) -> Iterator[Case]:
     for shape, outputs in [((1, 1), 1), ((17, 3), 5), ((2, 20, 40), 64), ((150, 129), 17)]:
         yield Case(f"{shape} to {outputs}", ops.linear, normal(shape, (outputs, shape[-1]), (outputs,)), 3)
+
+
+def frozen_linear_cases(small: bool) -> Iterator[Case]:
+    for shape, outputs in [((1, 1), 1), ((17, 3), 5), ((2, 20, 40), 64), ((150, 129), 17)]:
+        rng = np.random.default_rng(outputs)
+        weight, bias = rng.normal(size=(outputs, shape[-1])), rng.normal(size=outputs)
+
+        def frozen(x: Any, weight: Any = weight, bias: Any = bias) -> Any:
+            return ops.linear(x, *(Tensor(like(one.astype(x.dtype), x.data)) for one in (weight, bias)))
+
+        yield Case(f"{shape} to {outputs}", frozen, normal(shape), 1)
 
 
 def embedding_cases(small: bool) -> Iterator[Case]:
@@ -209,6 +221,7 @@ OPERATIONS: dict[str, Callable[[bool], Iterator[Case]]] = {
     "silu": silu_cases,
     "swiglu": swiglu_cases,
     "rope": rope_cases,
+    "frozen_linear": frozen_linear_cases,
     "linear": linear_cases,
     "dropout": dropout_cases,
     "embedding": embedding_cases,

@@ -40,7 +40,7 @@ from minillm.models.gemma import Gemma, GemmaConfig
 from minillm.models.gpt2 import GPT2, GPT2Config
 from minillm.models.llama import Llama, LlamaConfig
 from minillm.optim import AdamW, decay_groups
-from minillm.parallel.objective import next_token_batch
+from minillm.parallel.objective import NEXT_TOKENS, next_token_batch
 from minillm.study.cases import CASES
 from minillm.tokenizers import WordPieceTokenizer
 from minillm.training import TrainConfig, train, trainer
@@ -365,9 +365,11 @@ def _train(where, steps=20, dtype="float32", policy="auto", micro_batches=1):
     batches, uploads, losses = Batches(text, 4, 16, seed=1), device.Uploads(where), []
     with engine(policy):
         for step in range(steps):
-            ids, targets = uploads(*batches.batch(step))
+            batch = batches.batch(step)
+            counts = NEXT_TOKENS.counts(next_token_batch(*batch))  # before the batch goes to the GPU
+            ids, targets = uploads(*batch)
             optimizer.zero_grad()
-            loss = accumulate_gradients(model, next_token_batch(ids, targets), micro_batches)
+            loss = accumulate_gradients(model, next_token_batch(ids, targets), micro_batches, NEXT_TOKENS, counts)
             optimizer.clip_grad_norm(1.0)
             optimizer.step()
             losses.append(float(loss))

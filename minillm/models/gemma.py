@@ -214,7 +214,11 @@ class Gemma(Llama):
 PREFIX, IGNORED, TIED = llama.PREFIX, llama.IGNORED, llama.TIED
 LAYER = "model.layers.{i}"
 HUGGING_FACE = {
-    **{name: theirs for name, theirs in llama.HUGGING_FACE.items() if ".mlp." not in name or "weight" in name},
+    **{
+        name: theirs
+        for name, theirs in llama.HUGGING_FACE.items()
+        if (".mlp." not in name or "weight" in name) and name != "score.weight"
+    },
     "h.{i}.ln_1_post.weight": f"{LAYER}.post_attention_layernorm.weight",  # Llama's second norm has this name
     "h.{i}.ln_2.weight": f"{LAYER}.pre_feedforward_layernorm.weight",
     "h.{i}.ln_2_post.weight": f"{LAYER}.post_feedforward_layernorm.weight",

@@ -208,8 +208,8 @@ class XLNetModel(Module):
         """Features (B, P, C), or (B, T, C) without `target_mapping`; the arguments are those of `features_and_mems`."""
         return self.features_and_mems(ids, **inputs)[0]
 
-    def forward(self, *args: Any, **inputs: Any) -> Any:
-        return self.features(*args, **inputs)
+    def forward(self, ids: Any, *args: Any, **inputs: Any) -> Any:
+        return self.features_and_mems(ids, *args, **inputs)[0]
 
     def features_and_mems(
         self,
@@ -393,7 +393,7 @@ class XLNetForSequenceClassification(SequenceClassification, XLNetModel):
     def forward(self, ids: Any, token_types: Any = None, lengths: Any = None, attention_mask: Any = None) -> Tensor:
         features = self.token_vectors(ids, token_types, lengths, attention_mask)
         B, T, _ = features.shape
-        last = np.full(B, T - 1, like=features.data, dtype=np.int64)
+        last = like(np.full(B, T - 1), features.data)  # (B,)
         if lengths is not None:
             last = _array(lengths, features.data) - 1
         elif attention_mask is not None:

@@ -326,7 +326,7 @@ def test_an_unknown_engine():
 
 
 @pytest.mark.parametrize(
-    ("value", "output"), [("emulate", "emulate\n"), ("on", "MINILLM_ENGINE: 'on' is not an engine")]
+    ("value", "output"), [("emulate", "emulate\n"), ("on", "MINILLM_ENGINE is 'on', which is not an engine")]
 )
 def test_the_environment_sets_the_policy(value, output):
     program = "from minillm.engine import current_engine; print(current_engine())"

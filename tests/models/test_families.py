@@ -36,12 +36,14 @@ FAMILIES = {
         gpt2.GPT2,
         gpt2.GPT2Config(11, 8, 2, 2, 12),
         gpt2.GPT2Config(11, 8, 1, 1, 4, hidden=7, activation="relu", tied=False),
+        ("GPT2ForSequenceClassification",),
     ),
     "llama": Family(
         llama,
         llama.Llama,
         llama.LlamaConfig(19, 16, 2, 4, 2, 16, 24, tied=True),
         llama.LlamaConfig(19, 16, 2, 4, 2, 16, 24, qkv_bias=True, proj_bias=True, mlp_bias=True, qk_norm=True),
+        ("LlamaForSequenceClassification",),
     ),
     "gemma": Family(
         gemma,

@@ -13,6 +13,7 @@ import numpy as np
 
 from minillm import ops
 from minillm.autograd import Tensor
+from minillm.device import like
 from minillm.models import bart, bert, distilbert, roberta, xlnet
 from minillm.models.heads import binary_cross_entropy, is_of_body, vectors_at
 from minillm.pretrained import HEADS
@@ -70,7 +71,7 @@ def _parts() -> Iterator[Case]:
         return vectors_at(x, places)
 
     def several_classes(x: Any) -> Any:
-        return binary_cross_entropy(x, Tensor(answers.astype(x.dtype)))
+        return binary_cross_entropy(x, Tensor(like(answers.astype(x.dtype), x.data)))
 
     for fn, shape in ((at_places, (3, 5, 4)), (several_classes, (3, 4))):
         op = "vectors_at" if fn is at_places else "binary_cross_entropy"

@@ -9,6 +9,7 @@ import numpy as np
 from minillm import ops, random
 from minillm.autograd import Tensor
 from minillm.backend import Array
+from minillm.device import like
 from minillm.study.cases.recipes import Case, Make, in_views, normal
 
 
@@ -111,7 +112,7 @@ def _linear_and_embedding() -> Iterator[Case]:
     def frozen(x, outputs=3, bias=True):
         rng = np.random.default_rng(4)
         weight, b = (rng.normal(size=shape).astype(x.dtype) for shape in ((outputs, x.shape[-1]), outputs))
-        return ops.linear(x, Tensor(weight), Tensor(b) if bias else None)
+        return ops.linear(x, Tensor(like(weight, x.data)), Tensor(like(b, x.data)) if bias else None)
 
     yield Case("frozen_linear", "matrix", frozen, normal((4, 5)))
     yield Case("frozen_linear", "three axes", frozen, normal((2, 3, 4)))

@@ -38,7 +38,8 @@ def training_batch(model: Any, batch_size: int, context: int) -> dict[str, Array
     names = [
         name
         for name, parameter in parameters.items()
-        if parameter.default is parameter.empty and parameter.kind is not parameter.VAR_KEYWORD
+        if parameter.default is parameter.empty
+        and parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
     ]
     ids = np.zeros((batch_size, context), np.int64)
     if "labels" in names and "target_mapping" in parameters:
