@@ -178,3 +178,25 @@ def in_float64(torch: Any, config: Any) -> Any:
         return torch.cat(parts, 1)
 
     return table
+
+
+def llama_in_float64(reference: Any, model: Any) -> None:
+    """Replace the norms and rotary tables of a transformers Llama, which are in float32 in every dtype, by ours."""
+    import torch
+
+    from minillm.models.llama import cos_sin_tables
+
+    for module in reference.modules():
+        if type(module).__name__.endswith("RMSNorm"):
+            module.forward = lambda x, m=module: (
+                m.weight * x / torch.sqrt(x.pow(2).mean(-1, keepdim=True) + m.variance_epsilon)
+            )
+        if type(module).__name__.endswith("RotaryEmbedding"):
+
+            def both_halves(x: Any, position_ids: Any, **_: Any) -> Any:
+                config = model.config
+                tables = cos_sin_tables(config.rotary_channels, *config.rope(False), 0, position_ids.shape[-1])
+                cos, sin = (torch.tensor(table) for table in tables)
+                return torch.cat([cos, cos], -1)[None], torch.cat([sin, sin], -1)[None]
+
+            module.forward = both_halves

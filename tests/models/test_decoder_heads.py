@@ -8,7 +8,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from model_checks import check_parameters, check_slopes, optimizers, relative_error, with_large_weights
+from model_checks import (
+    check_parameters,
+    check_slopes,
+    llama_in_float64,
+    optimizers,
+    relative_error,
+    with_large_weights,
+)
 
 import minillm
 from minillm.errors import InputError, ShapeError
@@ -117,7 +124,7 @@ def test_logits_gradients_and_a_step_equal_hugging_faces(name, labels, dtype, to
     model = built(name, dtype, labels=labels)
     model.save_pretrained(tmp_path)
     reference, report = getattr(transformers, f"{MODELS[name][1]}{HEAD}").from_pretrained(
-        tmp_path, dtype=getattr(torch, np.dtype(dtype).name), attn_implementation="eager", output_loading_info=True
+        tmp_path, dtype=getattr(torch, np.dtype(dtype).name), attn_implementation="sdpa", output_loading_info=True
     )
     assert not report["missing_keys"]
     assert not report["unexpected_keys"]
@@ -125,7 +132,9 @@ def test_logits_gradients_and_a_step_equal_hugging_faces(name, labels, dtype, to
     ids = texts(rng, list(lengths))
     targets = rng.normal(size=4).astype(dtype) if labels == 1 else rng.integers(0, 3, 4)
     real = torch.tensor((np.arange(12) < lengths[:, None]).astype(int))
-    expected = reference(torch.tensor(ids), real, labels=torch.tensor(targets))
+    if dtype == np.float64 and name != "gpt2":
+        llama_in_float64(reference, model)
+    expected = reference(torch.tensor(ids), attention_mask=real, labels=torch.tensor(targets))
     expected.loss.backward()
     received = model(ids, lengths=lengths)
     assert relative_error(received.numpy(), expected.logits.detach().numpy()) < tolerance
@@ -136,7 +145,8 @@ def test_logits_gradients_and_a_step_equal_hugging_faces(name, labels, dtype, to
     optimizer, their_optimizer = optimizers(model, reference)
     optimizer.step()
     their_optimizer.step()
-    check_parameters("data", model, reference, tolerance)
+    # AdamW divides by sqrt(v) + 1e-3: of gradients up to 100, the rounding of one near 0 counts a hundred times as much.
+    check_parameters("data", model, reference, 10 * tolerance)
 
 
 @pytest.mark.oracle

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from model_checks import check_language_model, check_slopes, with_large_weights
+from model_checks import check_language_model, check_slopes, llama_in_float64, with_large_weights
 
 import minillm
 from minillm import ops
@@ -386,24 +386,6 @@ def tables(config: LlamaConfig, length: int, windowed: bool = False) -> tuple[np
     return llama.cos_sin_tables(config.rotary_channels, *config.rope(windowed), 0, length)
 
 
-def in_float64(reference, model) -> None:
-    """Replace transformers' norms and rotary tables, which it computes in float32 in every dtype, by ours."""
-    import torch
-
-    for module in reference.modules():
-        if type(module).__name__.endswith("RMSNorm"):
-            module.forward = lambda x, m=module: (
-                m.weight * x / torch.sqrt(x.pow(2).mean(-1, keepdim=True) + m.variance_epsilon)
-            )
-        if type(module).__name__.endswith("RotaryEmbedding"):
-
-            def both_halves(x, position_ids, **_):
-                cos, sin = (torch.tensor(t) for t in tables(model.config, position_ids.shape[-1]))
-                return torch.cat([cos, cos], -1)[None], torch.cat([sin, sin], -1)[None]
-
-            module.forward = both_halves
-
-
 @pytest.mark.oracle
 @pytest.mark.parametrize(("dtype", "tolerance"), [(np.float32, 1e-5), (np.float64, 1e-10)])
 @pytest.mark.parametrize("config", KINDS.values(), ids=KINDS)
@@ -415,7 +397,7 @@ def test_logits_gradients_and_a_step_equal_hugging_faces(config, dtype, toleranc
         tmp_path, dtype=getattr(torch, np.dtype(dtype).name), attn_implementation="sdpa"
     )
     if dtype == np.float64:
-        in_float64(reference, model)
+        llama_in_float64(reference, model)
     ids, targets = rng.integers(0, 19, (2, 3, 16))
     targets[1, 5:] = -100
     check_language_model(model, reference, ids, targets, tolerance)
