@@ -145,7 +145,7 @@ def test_logits_gradients_and_a_step_equal_hugging_faces(name, labels, dtype, to
     optimizer, their_optimizer = optimizers(model, reference)
     optimizer.step()
     their_optimizer.step()
-    # AdamW divides by sqrt(v) + 1e-3: of gradients up to 100, the rounding of one near 0 counts a hundred times as much.
+    # AdamW divides by sqrt(v) + 1e-3: beside gradients of 100, the rounding of one near 0 counts more.
     check_parameters("data", model, reference, 10 * tolerance)
 
 
