@@ -41,6 +41,16 @@ from minillm.training.tasks.pairs import PairsOptions, read_pairs, translate
 from minillm.training.tasks.qa import QAOptions, divide
 
 ANSWER = 32  # tokens of the longest exact answer, by default
+ONLY = {  # the tasks that an option is for, where it is not for all
+    "field": ("perplexity", "classify"),
+    "targets": ("translate",),
+    "label": ("classify",),
+    "held_out": ("classify", "qa"),
+    "window": ("perplexity",),
+    "stride": ("perplexity",),
+    "max_tokens": ("exact", "translate"),
+    "stop": ("exact",),
+}
 
 
 @dataclass(frozen=True)
@@ -103,6 +113,10 @@ def eval(arguments: list[str]) -> None:
         raise InputError(f"eval: held_out is {given.held_out}; give a share between 0 and 1, such as 0.1")
     opened = open_model(given.model, device=given.device)
     task = given.task or _task_of(opened.model)
+    for name, tasks in ONLY.items():
+        if task not in tasks and getattr(given, name) != getattr(Eval, name):
+            option, others = name.replace("_", "-"), " or ".join(tasks)
+            raise InputError(f"eval: --{option} does nothing for {task}; leave it out, or give --task {others}")
     report = TASKS[task](opened, given)
     rows = [[name, *_shown(measure)] for name, measure in report.measures.items()]
     columns = [task, "value", "95% interval", "std. error", "divided by", "drawn from"]

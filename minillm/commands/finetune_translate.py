@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, ClassVar
 
 from minillm.commands.finetune_heads import FinetuneHead, finetune_model
 from minillm.errors import InputError
@@ -21,6 +21,7 @@ MOST = 1000  # held-out pairs that are translated for BLEU
 class FinetuneTranslate(FinetuneHead):
     """Teach an encoder-decoder to translate, or to write any other target for each source."""
 
+    no_options: ClassVar[tuple[str, ...]] = (*FinetuneHead.no_options, "batch_size")  # --batch-tokens says it
     start: Positional[str] = field(default="", metadata={"name": "model"})
     """BART to start from: a Hugging Face folder, a .safetensors, a run directory, or a preset such as multi30k."""
     data: str = ""

@@ -12,6 +12,7 @@ from minillm.errors import InputError
 from minillm.options import filled, options_of, peek, scan
 from minillm.resolver import described
 from minillm.training.config import CONFIGS, TrainConfig, preset
+from minillm.training.tasks import task_class
 
 if TYPE_CHECKING:
     from minillm.training.run import Run
@@ -148,6 +149,7 @@ def check_effect(values: dict[tuple[str, ...], Any], given: Train) -> None:
     }
     needs[("batch_size",)] = given.objective != "pairs", "--batch-tokens instead"
     needs |= {path: (("lora", "rank") in values, "--lora RANK") for path in values if path[0] == "lora"}
+    needs |= {("task", name): need for name, need in task_class(given.objective).needs(given.task).items()}
     for path, (works, other) in needs.items():
         if path in values and not works:
             name = next(option.name for option in options_of(type(given), given) if option.path == path)

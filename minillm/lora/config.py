@@ -59,7 +59,9 @@ class LoraConfig:
             if isinstance(rank, bool) or not isinstance(rank, int) or rank < 1:
                 raise InputError(f"LoraConfig: {name} is {rank!r}; give a whole number of 1 or more")
         for name, alpha in {"alpha": self.alpha, **self.alpha_pattern}.items():
-            if alpha is not None and (isinstance(alpha, bool) or not isinstance(alpha, (int, float)) or alpha <= 0):
+            if alpha is not None and (
+                isinstance(alpha, bool) or not isinstance(alpha, (int, float)) or not 0 < alpha < math.inf
+            ):
                 raise InputError(f"LoraConfig: {name} is {alpha!r}; give a number above 0")
         if not 0 <= self.dropout < 1:
             raise InputError(f"LoraConfig: dropout is {self.dropout}; give a probability of at least 0 and below 1")

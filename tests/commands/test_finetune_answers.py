@@ -76,6 +76,18 @@ def test_a_trained_model_is_tuned_and_goes_on(task, folder, tmp_path, capsys) ->
             ["finetune", "grpo", "START", "--data", "builtin", "--batch-size", "9"],
             "batch_size=9 answers",
         ),
+        (
+            ["finetune", "dpo", "START", "--data", "PAIRS", "--gamma", "3"],
+            "--gamma does nothing here; leave it out, or give --loss simpo",
+        ),
+        (
+            ["finetune", "dpo", "START", "--data", "PAIRS", "--label-smoothing", "0.1"],
+            "--label-smoothing does nothing here; leave it out, or give --loss conservative or robust or exo_pair",
+        ),
+        (
+            ["finetune", "dpo", "START", "--data", "PAIRS", "--lora", "4", "--lora-alpha", "nan"],
+            "LoraConfig: alpha is nan; give a number above 0",
+        ),
         (["finetune", "reward", "gpt2", "--data", "PAIRS"], "gpt2 is a preset, whose weights are random"),
     ],
 )

@@ -127,6 +127,8 @@ def test_what_is_wrong_is_one_sentence(
         ((made.gpt2, "--data", tmp_path / "binary.jsonl", *choices), "is not text: byte 0xff at offset 0"),
         ((made.gpt2, "--data", tmp_path, *choices), "cannot read"),
         ((made.gpt2, "--data", made.texts, "--task", "choice"), "choose one of: perplexity, choices"),
+        ((made.gpt2, "--data", made.texts, "--held-out", "0.1"), "eval: --held-out does nothing for perplexity"),
+        ((made.gpt2, "--data", made.texts, "--stop", "x"), "leave it out, or give --task exact"),
         ((tmp_path, "--data", made.texts), "config.json is not there"),
         (("llama-nano", "--data", made.texts), "is a preset, which has a configuration and random weights"),
     ]:

@@ -87,6 +87,17 @@ class PreferenceTask(AnswerPairs):
         self.is_kto = self.options.loss == "kto"
         self.samples = self.is_kto  # type: ignore[misc]  # its reference point depends on the policy
 
+    @classmethod
+    def needs(cls, options: Any) -> dict[str, tuple[bool, str]]:
+        """Options of one loss do nothing for the others."""
+        smoothed, kto = ("conservative", "robust", "exo_pair"), (options.loss == "kto", "--loss kto")
+        return {
+            "label_smoothing": (options.loss in smoothed, f"--loss {' or '.join(smoothed)}"),
+            "gamma": (options.loss == "simpo", "--loss simpo"),
+            "desirable_weight": kto,
+            "undesirable_weight": kto,
+        }
+
     def begin(self, model: Any, kept: Mapping[str, Array]) -> Mapping[str, Array]:
         """Compute what the reference says of every answer, or take it from the run."""
         self.logged = {}

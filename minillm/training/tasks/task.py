@@ -61,6 +61,11 @@ class Task(Objective):
         """
         self.config, self.options = config, config.task
 
+    @classmethod
+    def needs(cls, options: Any) -> dict[str, tuple[bool, str]]:
+        """For each of the task's options that counts only beside another: True if it does, and what it needs."""
+        return {}
+
     def fingerprint(self) -> str:
         """A short text that differs for other data or another tokenizer; a resumed run must have the same."""
         raise NotImplementedError
