@@ -135,18 +135,18 @@ def test_logits_gradients_and_a_step_equal_hugging_faces(name, labels, dtype, to
     if dtype == np.float64 and name != "gpt2":
         llama_in_float64(reference, model)
     expected = reference(torch.tensor(ids), attention_mask=real, labels=torch.tensor(targets))
-    expected.loss.backward()
+    # AdamW divides by sqrt(v) + 1e-3: beside gradients of 100, the rounding of one near 0 would be a whole step.
+    (expected.loss * 0.01).backward()
     received = model(ids, lengths=lengths)
     assert relative_error(received.numpy(), expected.logits.detach().numpy()) < tolerance
     loss = model.loss(ids, targets, lengths=lengths)
-    loss.backward()
+    (loss * 0.01).backward()
     assert loss.item() == pytest.approx(expected.loss.item(), rel=tolerance)
     check_parameters("grad", model, reference, tolerance)
     optimizer, their_optimizer = optimizers(model, reference)
     optimizer.step()
     their_optimizer.step()
-    # AdamW divides by sqrt(v) + 1e-3: beside gradients of 100, the rounding of one near 0 counts more.
-    check_parameters("data", model, reference, 10 * tolerance)
+    check_parameters("data", model, reference, tolerance)
 
 
 @pytest.mark.oracle
