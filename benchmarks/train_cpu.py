@@ -348,8 +348,8 @@ def main():
         lines = [
             "# Every way of cutting a training step, with hand-overs as they are and slowed",
             "",
-            f"`python benchmarks/train_cpu.py --ways --sleep {' '.join(map(str, arguments.sleep))}`: {measured} Above 1,",
-            "the chosen way is faster than the best of all ways, and minillm faster than eager PyTorch.",
+            f"`python benchmarks/train_cpu.py --ways --sleep {' '.join(map(str, arguments.sleep))}`: {measured}",
+            "Above 1, the chosen way is faster than the best of all ways, and minillm faster than eager PyTorch.",
             "",
             *WAYS_HEADER,
         ]
@@ -371,8 +371,8 @@ def main():
     lines = [
         "# A training step on the CPU, beside PyTorch",
         "",
-        f"`python benchmarks/train_cpu.py`: {measured} Speed is PyTorch's time over minillm's, round by round (lowest to "
-        "highest): above 1, minillm is faster.",
+        f"`python benchmarks/train_cpu.py`: {measured} Speed is PyTorch's time over minillm's, round by "
+        "round (lowest to highest): above 1, minillm is faster.",
         "",
         f"| {' | '.join(columns)} |",
         "|---" * len(columns) + "|",
