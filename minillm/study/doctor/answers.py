@@ -74,6 +74,8 @@ def grpo(history: History) -> Iterator[Finding]:
     late = {name: float(values[len(values) // 2 :].mean()) for name, values in columns.items() if len(values)}
     rewards = columns["reward"]
     first, last, error = halves(rewards) if len(rewards) else (0.0, 0.0, 0.0)
+    held_out = [one["val_reward"] for one in history.validated if "val_reward" in one]
+    learns = last > first + SURE * error or (len(held_out) > 1 and held_out[-1] > held_out[0] + 0.05)
     if late.get("ratio_error", 0.0) > APART:
         yield Finding(
             "error",
@@ -83,7 +85,7 @@ def grpo(history: History) -> Iterator[Finding]:
             "sample and score with one temperature, one dtype and no dropout",
             "ratio_error in metrics.jsonl",
         )
-    if late.get("frac_reward_zero_std", 0.0) >= DULL and len(rewards) >= ENOUGH and last < 0.9:
+    if late.get("frac_reward_zero_std", 0.0) >= DULL and len(rewards) >= ENOUGH and last < 0.9 and not learns:
         yield Finding(
             "warning",
             "equal-rewards",
@@ -92,7 +94,7 @@ def grpo(history: History) -> Iterator[Finding]:
             "take easier or harder prompts, a higher --temperature, or a larger --group-size",
             "frac_reward_zero_std in metrics.jsonl",
         )
-    if late.get("completions/clipped_ratio", 0.0) >= CUT and len(rewards) >= ENOUGH and last < 0.9:
+    if late.get("completions/clipped_ratio", 0.0) >= CUT and len(rewards) >= ENOUGH and last < 0.9 and not learns:
         yield Finding(
             "warning",
             "answers-never-end",

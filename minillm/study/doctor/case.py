@@ -44,7 +44,7 @@ class Entropy(NamedTuple):
 
     loss: their mean. random: the mean over all classes, which is the loss of targets that have nothing to do with the
     logits. uniform: that of equal logits, ln of the number of classes. spread: the standard deviation of a row's
-    logits. concentration: sum of squares of the shares of the classes among the targets.
+    logits. concentration, entropy: sum of p^2 and of -p ln p with the shares p of the classes among the targets.
     """
 
     targets: Array  # as they were given
@@ -54,6 +54,7 @@ class Entropy(NamedTuple):
     uniform: float
     spread: float
     concentration: float
+    entropy: float
 
 
 class Step(NamedTuple):
@@ -188,9 +189,14 @@ def entropy_of(logits: Array, targets: Array, settings: dict[str, Any]) -> Entro
         total = largest + np.log(np.exp(z - largest[:, None]).sum(-1))
         right = z[np.arange(len(some)), flat[some]]
         sums += [(total - right).sum(), (total - mean).sum(), np.log(number).sum(), spread.sum()]
-    shares = np.unique(flat[counted], return_counts=True)[1] / max(len(counted), 1)
     loss, random, uniform, spread = (float(one) / max(len(counted), 1) for one in sums)
-    return Entropy(targets.copy(), len(counted), loss, random, uniform, spread, float((shares**2).sum()))
+    return Entropy(targets.copy(), len(counted), loss, random, uniform, spread, *shares_of(flat[counted]))
+
+
+def shares_of(targets: Array) -> tuple[float, float]:
+    """The sum of p^2, and of -p ln p, with the shares p of the classes among some targets."""
+    shares = np.unique(targets, return_counts=True)[1] / max(len(targets), 1)
+    return float((shares**2).sum()), float(-(shares * np.log(shares)).sum())
 
 
 def ask_reference(task: PreferenceTask, model: Any) -> None:

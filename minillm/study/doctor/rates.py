@@ -1,8 +1,8 @@
 """The learning-rate range test: train for a while with a rate that grows, and see where the loss falls and breaks.
 
-The rate grows by one factor each step, from LOW to HIGH. Each loss is smoothed: it is the mean of its
-neighbours, five on each side. It stays as it is while the rate is too low, falls, has its minimum, and rises when steps are too large. A
-tenth of the rate at the minimum is a good peak for a schedule; ten times it is too much.
+The rate grows by one factor each step, from LOW to HIGH. Each loss is smoothed: it is the mean of its neighbours, five
+on each side. The loss stays where it is while the rate is too low, falls, has its minimum, and rises when steps are too
+large. A tenth of the rate at the minimum is a good peak for a schedule; ten times it is too much.
 
 Source: Smith 2015, "Cyclical learning rates for training neural networks" (arXiv:1506.01186), section 3.3; the tenth of
 the minimum is fastai's rule.

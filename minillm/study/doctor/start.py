@@ -9,6 +9,9 @@ which is what `Entropy.random` measures on the logits themselves. The mean over 
 standard deviation is s sqrt(sum of p^2) with the shares p of the classes among the targets, because the logits of one
 class are nearly the same at all positions of a new model. Four of these are allowed, and 2 % of ln V.
 
+A loss below the entropy of the classes of the targets is suspicious; down to it, an output bias that begins at the
+logarithms of their frequencies may bring it.
+
 Losses on pairs of answers begin at a number of their own, since policy and reference are equal then; see
 losses/preference.py, which has it with each loss. GRPO's is minus the mean of the weighted advantages.
 """
@@ -57,9 +60,9 @@ def _of_terms(case: Case) -> dict[str, list[Entropy]]:
 
 def _of_classes(case: Case, name: str, entropies: list[Entropy]) -> Iterator[Finding]:
     found = case.step.terms[name]
-    loss, random, uniform, spread, concentration = (
+    loss, random, uniform, spread, concentration, entropy = (
         float(np.mean([getattr(one, field) for one in entropies]))
-        for field in ("loss", "random", "uniform", "spread", "concentration")
+        for field in ("loss", "random", "uniform", "spread", "concentration", "entropy")
     )
     smoothing = getattr(case.task, "smoothing", 0.0)
     own = (1 - smoothing) * loss + smoothing * random
@@ -88,7 +91,7 @@ def _of_classes(case: Case, name: str, entropies: list[Entropy]) -> Iterator[Fin
                 see,
             )
         return
-    if loss < random - tolerance:
+    if loss < min(random, entropy) - tolerance:
         yield Finding(
             "error",
             "initial-loss",

@@ -149,12 +149,12 @@ def _vocabulary(case: Case, train: np.ndarray) -> Iterator[Finding]:
     tokenizer = case.task.tokenizer
     unknown = tokenizer.unk_id
     share = float((train == unknown).mean()) if unknown is not None else 0.0
-    if share > UNKNOWN:
+    if unknown is not None and share > UNKNOWN:
         yield Finding(
             "error" if share > 0.1 else "warning",
             "unknown-tokens",
-            f"{share:.1%} of the training tokens are {tokenizer.decode([unknown or 0])!r}, the token for what the tokenizer "
-            "does not know",
+            f"{share:.1%} of the training tokens are {tokenizer.decode([unknown])!r}, the token for what the "
+            "tokenizer does not know",
             "train a tokenizer on this text (`minillm tokenizer train`), or take a byte-level BPE, which knows all",
             "`minillm tokenizer encode FOLDER` with a line of the text",
         )
