@@ -111,6 +111,12 @@ class Case:
         """What happens in a step of these rows."""
         return run_step(self.task, self.model, self.rows)
 
+    def several(self, number: int) -> Iterator[Batch]:
+        """The first batches; of a task that samples, the first alone."""
+        yield self.batch
+        for step in range(1, 1 if self.task.samples else number):
+            yield self.task.batch(step)
+
     def loss(self, rows: Batch | None = None) -> float:
         """The loss of these rows, or of changed ones, by the weights as they are now."""
         rows = self.rows if rows is None else rows

@@ -46,7 +46,7 @@ def unused_parameters(case: Case) -> Iterator[Finding]:
             "call the layer in forward, or leave it out of the model",
             f"python: dict(model.named_parameters())[{unused[0]!r}].grad after a backward",
         )
-    zero = [name for name, one in own.items() if one.grad is not None and one.size and not one.grad.any()]
+    zero = [name for name, one in own.items() if one.grad is not None and one.grad.size and not one.grad.any()]
     first_matrices = [name for name in zero if ".lora." in name and name.rpartition(".")[2] in "AB"]
     others = [name for name in zero if name not in first_matrices]
     if case.task.name == "reward":  # which compares two rewards: what is added to both has no gradient
@@ -77,7 +77,7 @@ def frozen_parameters(case: Case) -> Iterator[Finding]:
     every = dict(case.model.named_parameters())
     frozen = [name for name, one in every.items() if not one.requires_grad and name not in FIXED]
     if frozen:
-        share = sum(every[name].size for name in frozen) / max(1, sum(one.size for one in every.values()))
+        share = sum(every[name].numel() for name in frozen) / max(1, sum(one.numel() for one in every.values()))
         yield Finding(
             "warning",
             "frozen-parameters",
@@ -95,7 +95,7 @@ def tied_parameters(case: Case) -> Iterator[Finding]:
     step, without a word. Parameters are tied by being one object.
     """
     parameters = list(case.model.named_parameters())
-    bounds = sorted((*np.lib.array_utils.byte_bounds(one.data), name) for name, one in parameters if one.size)
+    bounds = sorted((*np.lib.array_utils.byte_bounds(one.data), name) for name, one in parameters if one.data.size)
     for (_, end, one), (start, _, another) in itertools.pairwise(bounds):
         if start < end:
             yield Finding(

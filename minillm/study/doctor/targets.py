@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 
 from minillm.backend import Array
-from minillm.parallel.objective import rows_of
 from minillm.study.doctor.case import Case
 from minillm.study.doctor.finding import Finding
 from minillm.study.doctor.leaks import other
@@ -17,6 +16,7 @@ from minillm.study.doctor.leaks import other
 IGNORED = -100
 SHIFTS = range(-1, 4)
 ALIKE = 0.99  # share of equal tokens from which on two rows of ids are shifted copies
+BATCHES = 8  # whose masks are counted
 RUN = 8  # equal targets at the end of a row that look like padding
 ROWS = 0.25  # share of rows that end so
 
@@ -111,24 +111,26 @@ def padding_in_loss(case: Case) -> Iterator[Finding]:
 
 def padding_seen(case: Case) -> Iterator[Finding]:
     """Change what stands behind the ends of texts: the loss may not move."""
-    for ids, lengths in (("ids", "lengths"), ("source", "source_lengths")):
-        if ids not in case.rows or lengths not in case.rows or case.task.samples:
-            continue
-        rows = rows_of(case.rows, 0, 4)
-        given = rows[ids]
-        behind = np.arange(given.shape[-1]) >= rows[lengths][..., None]
-        if not behind.any():
-            continue
-        changed = np.where(behind, other(given, case.model.config.vocab_size), given)
-        before, after = case.loss(rows), case.loss(rows | {ids: changed})
-        if abs(after - before) > 1e-4 * max(1.0, abs(before)):
-            yield Finding(
-                "error",
-                "padding-seen",
-                f"changing the padding moves the loss from {before:.4f} to {after:.4f}: real tokens attend to it",
-                "give the model the lengths of the texts, or a mask of their tokens",
-                "python: the loss of a batch before and after a change of its padding",
-            )
+    for batch in case.several(4):
+        for ids, lengths in (("ids", "lengths"), ("source", "source_lengths")):
+            if ids not in batch or lengths not in batch or case.task.samples:
+                continue
+            behind = np.arange(batch[ids].shape[-1]) >= batch[lengths][..., None]
+            (padded,) = np.nonzero(behind.reshape(len(behind), -1).any(1))
+            if not len(padded):
+                continue
+            rows = {name: array[padded[:8]] for name, array in batch.items()}
+            changed = np.where(behind[padded[:8]], other(rows[ids], case.model.config.vocab_size), rows[ids])
+            before, after = case.loss(rows), case.loss(rows | {ids: changed})
+            if abs(after - before) > 1e-4 * max(1.0, abs(before)):
+                yield Finding(
+                    "error",
+                    "padding-seen",
+                    f"changing the padding moves the loss from {before:.4f} to {after:.4f}: real tokens attend to it",
+                    "give the model the lengths of the texts, or a mask of their tokens",
+                    "python: the loss of a batch before and after a change of its padding",
+                )
+            return
 
 
 def prompt_in_loss(case: Case) -> Iterator[Finding]:
@@ -177,41 +179,42 @@ def mask_rate(case: Case) -> Iterator[Finding]:
     """
     if case.task.name != "masked":
         return
-    ids, labels = case.batch["ids"], case.batch["labels"]
-    special = [i for i in case.task.tokenizer.special_tokens.values() if i != getattr(case.task, "mask", None)]
-    chosen = labels != IGNORED
-    ordinary = chosen | ~np.isin(ids, special)
-    if "lengths" in case.batch:
-        ordinary &= np.arange(ids.shape[1]) < case.batch["lengths"][:, None]
-    n, wanted = max(1, int(ordinary.sum())), float(case.task.options.hidden_share)
-    share, allowed = float(chosen.sum() / n), 5 * math.sqrt(3 * wanted * (1 - wanted) / n)
-    if abs(share - wanted) > allowed or not 0.02 <= wanted <= 0.6:
+    task: Any = case.task
+    special = [i for i in task.tokenizer.special_tokens.values() if i != task.mask]
+    ordinary = chosen = kept = masks = lost = 0
+    for batch in case.several(BATCHES):
+        ids, labels = batch["ids"], batch["labels"]
+        counts = labels != IGNORED
+        real = np.arange(ids.shape[1]) < batch["lengths"][:, None] if "lengths" in batch else np.ones_like(counts)
+        ordinary += int((real & (counts | ~np.isin(ids, special))).sum())
+        chosen += int(counts.sum())
+        kept += int((counts & (ids == labels)).sum())
+        masks += int((ids == task.mask).sum())
+        lost += int(((ids == task.mask) & ~counts).sum())
+    share, wanted = chosen / max(1, ordinary), float(task.options.hidden_share)
+    if abs(share - wanted) > 5 * math.sqrt(3 * wanted * (1 - wanted) / max(1, ordinary)) or not 0.02 <= wanted <= 0.6:
         yield Finding(
             "warning",
             "mask-rate",
-            f"{share:.1%} of the tokens of the first batch are predicted, where hidden_share asks for {wanted:.1%}; "
+            f"{share:.1%} of the tokens of the first batches are predicted, where hidden_share asks for {wanted:.1%}; "
             "15% is usual, and up to 40% works",
             "set --hidden-share to 0.15, and count ordinary tokens alone",
             "python: (batch['labels'] != -100).mean()",
         )
-    if chosen.sum() < 20:
-        return
-    kept = float((ids == labels)[chosen].mean())
-    if kept > 0.5:
-        yield Finding(
-            "error",
-            "visible-labels",
-            f"{kept:.0%} of the tokens that are predicted stand in the input as they are, where 10% should: there is "
-            "nothing to predict",
-            "put the mask token in the place of 80% of them, and a random token in that of 10%",
-            "python: (ids == labels)[labels != -100].mean()",
-        )
-    elif kept == 0 and chosen.sum() >= 100:
+    if lost:
         yield Finding(
             "error",
             "label-shift",
-            f"none of the {int(chosen.sum())} labels equals the token at its place, where 10% are kept: labels and ids "
-            "are shifted",
+            f"{lost:,} of {masks:,} mask tokens have no label at their place: labels and ids are shifted",
             "put each label at the place of the token that it is of: an encoder shifts nothing",
+            "python: (labels[ids == mask_id] != -100).mean(), which must be 1",
+        )
+    if chosen >= 20 and kept > 0.5 * chosen:
+        yield Finding(
+            "error",
+            "visible-labels",
+            f"{kept / chosen:.0%} of the tokens that are predicted stand in the input as they are, where 10% should: "
+            "there is nothing to predict",
+            "put the mask token in the place of 80% of them, and a random token in that of 10%",
             "python: (ids == labels)[labels != -100].mean()",
         )

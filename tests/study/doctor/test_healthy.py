@@ -8,11 +8,11 @@ import math
 from pathlib import Path
 
 import pytest
-from tests.study.doctor.made import Digits, alarms, found, prepared, settings
 
 from minillm.study.doctor import examine, examine_run
 from minillm.study.doctor.history import History
 from minillm.training import train
+from tests.study.doctor.made import Digits, alarms, found, prepared, settings
 
 HEALTHY = ["gpt2", "llama", "bert", "bert-alone", "roberta", "xlnet", "bart", "pairs", "lora", "sft", "dpo", "reward"]
 HEALTHY += ["grpo", "classify"]
