@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 
 import minillm
+from minillm.study.doctor import examine_run
 from minillm.study.doctor.reference import text_of_builtin
 from minillm.training import train
 from minillm.training.config import preset
@@ -36,7 +37,9 @@ def curve(name: str, seeds: list[int]) -> dict:
         with tempfile.TemporaryDirectory() as folder:
             out = Path(folder) / "run"
             config = dataclasses.replace(preset(name), seed=seed, out=out, sample_every=0, threads=1)
-            records = train(config, progress=False).metrics()
+            run = train(config, progress=False)
+            records = run.metrics()
+            print(*(one for one in examine_run(run.folder) if one.is_alarm), sep="\n")
         validated = [one for one in records if one["val_loss"] is not None]
         steps = [one["step"] for one in validated]
         losses.append([round(one["val_loss"], 4) for one in validated])

@@ -69,7 +69,8 @@ def doctor(arguments: list[str]) -> None:
 
 def settings_of(arguments: list[str]) -> tuple[Doctor, Run | None]:
     """The options, which begin as those of the run, the preset or the model that is named first; and the run."""
-    name = next((word for word in arguments[:1] if not word.startswith("-")), None)
+    words = arguments[1:] if arguments[:1] == ["--"] else arguments
+    name = next((word for word in words[:1] if words is not arguments or not word.startswith("-")), None)
     before, run = beginning(name, arguments)
     settings = {field.name: getattr(before, field.name) for field in dataclasses.fields(before)}
     default = Doctor(**settings, start=name)

@@ -24,7 +24,7 @@ SHARE, OTHER_TEXT = 0.02, 0.10
 # Settings that leave the curve as it is.
 FREE = {
     *("preset", "out", "resume", "seed", "threads", "device", "dtype", "recompute", "progress", "patience"),
-    *("nproc", "dp", "tp", "pp", "zero", "pipeline", "timeout", "trace", "micro_batches", "sample_every"),
+    *("watch", "nproc", "dp", "tp", "pp", "zero", "pipeline", "timeout", "trace", "micro_batches", "sample_every"),
     *("sample_tokens", "eval_every", "format"),
 }
 
@@ -71,8 +71,7 @@ def compared(history: History) -> Iterator[Finding]:
     rows = [one for one in history.validated if one["step"] > 0]
     if curve is None or not rows:
         return
-    other = [name for name in differing(history.settings, curve) if name not in ("eval_batches",)]
-    if other:
+    if other := differing(history.settings, curve):
         yield Finding(
             "note",
             "no-comparison",

@@ -21,6 +21,8 @@ SLOWER = 0.7  # share of the speed at the beginning
 ENOUGH = 50  # steps before anything is said of how fast a run learns
 STILL = 0.002  # share of the loss; a stretch that gains less has not moved
 ALWAYS = 0.9  # share of the steps
+OF_NEAR = 5  # losses before the first validation
+TEXT = ("causal", "masked", "permutation", "denoising")  # objectives whose data is one long text
 
 
 def examine_run(folder: str | Path | History) -> list[Finding]:
@@ -152,7 +154,7 @@ def plateau(history: History) -> Iterator[Finding]:
     share = (len(parts) - number) / len(parts)
     if share >= 0.4:
         yield Finding(
-            "warning" if share >= 0.5 else "note",
+            "warning" if share >= 0.6 else "note",
             "plateau",
             f"since step {parts[number].step} of {last.step} the training loss stays at {last.loss:.3f} "
             f"({parts[0].loss:.3f} at first)",
@@ -178,7 +180,7 @@ def overfitting(history: History) -> Iterator[Finding]:
 
 def validation_gap(history: History) -> Iterator[Finding]:
     """Find validation data of another kind: its loss is far above that of training from the first validation on."""
-    if not history.loss_tells or not history.validated or "init" not in history.settings:
+    if history.settings.get("objective") not in TEXT:
         return
     first = next((one for one in history.validated if one["step"] > 0), None)
     if first is None:
@@ -188,20 +190,15 @@ def validation_gap(history: History) -> Iterator[Finding]:
         return
     train, error = float(np.mean(near)), float(np.std(near) / math.sqrt(len(near)))
     gap = first["val_loss"] - train
-    times = history.settings.get("validation_fraction")
-    if gap > max(0.25 * abs(train), SURE * error) and history.settings.get("objective") in TEXT:
+    if gap > max(0.25 * abs(train), SURE * error):
         yield Finding(
             "warning",
             "validation-gap",
             f"at the first validation, step {first['step']}, the validation loss is {first['val_loss']:.3f}, but the "
             f"training loss {train:.3f}: the validation data are of another kind",
-            f"shuffle the documents before the last {times or 0.1:.0%} of the text is held out",
+            "shuffle the documents before the last part of the text is held out",
             "loss.png: the two curves never meet",
         )
-
-
-OF_NEAR = 5  # losses before the first validation
-TEXT = ("causal", "masked", "permutation", "denoising")
 
 
 def spikes(history: History) -> Iterator[Finding]:

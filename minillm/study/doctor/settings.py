@@ -48,7 +48,7 @@ def learning_rate(case: Case) -> Iterator[Finding]:
             "learning-rate",
             f"lr={config.lr:g} moves a weight of the usual size {size:.2g} by {share:.0%} in each of the first steps: "
             "the training will diverge",
-            f"give --lr {0.02 * size:.1g} or so, and a warmup; `minillm doctor ... --lr-range` measures it",
+            f"give --lr {0.05 * size:.1g} or so, and a warmup; `minillm doctor ... --lr-range` measures it",
             "lr and grad_norm in metrics.jsonl",
         )
     elif share < 1e-7:

@@ -44,7 +44,7 @@ def test_an_error_ends_with_status_1_and_says_what_to_do(capsys, folder) -> None
     assert end.value.code == 1
     printed = capsys.readouterr().out
     assert printed.startswith("error learning-rate: lr=3 moves a weight")
-    assert "\n  do: give --lr 0.0004 or so" in printed
+    assert "\n  do: give --lr 0.001 or so" in printed
     assert "\n  see: lr and grad_norm in metrics.jsonl" in printed
 
 

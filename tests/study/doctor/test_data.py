@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from minillm.models.llama_config import LlamaConfig
 from minillm.study.doctor import case_of
-from minillm.tokenizers import BPETokenizer, CharacterTokenizer, WordPieceTokenizer
-from minillm.training.tasks.causal import CausalOptions
-from minillm.training.tasks.sft import SFTOptions
-from tests.study.doctor.made import TINY, found, prepared, prose, settings, write
+from minillm.tokenizers import CharacterTokenizer, WordPieceTokenizer
+from tests.study.doctor.made import found, prepared, prose, settings, write
 
 
 def of_text(folder: Path, text: str, **changes: Any) -> dict[str, Any]:
@@ -104,7 +100,12 @@ BOTH = [{"prompt": f"{one}:", "chosen": "good day to you", "rejected": "no"} for
 @pytest.mark.parametrize(
     ("name", "records", "wanted", "sentence"),
     [
-        ("sft", [*SAY, *({**one, "output": " "} for one in SAY[:20])], "empty-answers", "20 of 80 records have an empty"),
+        (
+            "sft",
+            [*SAY, *({**one, "output": " "} for one in SAY[:20])],
+            "empty-answers",
+            "20 of 80 records have an empty",
+        ),
         ("sft", [*SAY, *({"question": "?"} for _ in range(9))], "left-out", "9 of 69 records cannot be used"),
         ("sft", [*SAY[:30], *LONG], "too-long", "records are cut to the longest length"),
         ("sft", [*SAY, *SAY[:25] * 2], "duplicates", "one comes 3 times"),
@@ -147,7 +148,10 @@ def test_a_class_without_a_text_is_found(folder) -> None:
 def test_texts_with_two_classes_are_found(folder) -> None:
     records = labelled(*["good", "bad"] * 40)
     records += [{**one, "label": "bad" if one["label"] == "good" else "good"} for one in records[:10]]
-    assert "10 of 80 texts stand in the data with two classes" in of_records("classify", folder, records)["label-conflict"].cause
+    assert (
+        "10 of 80 texts stand in the data with two classes"
+        in of_records("classify", folder, records)["label-conflict"].cause
+    )
 
 
 def test_prompts_that_are_too_long_for_answers_are_found(folder) -> None:
