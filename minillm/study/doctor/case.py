@@ -25,6 +25,7 @@ from minillm.training.tasks.scoring import frozen_log_probs
 from minillm.training.tasks.task import Task
 
 TOKENS = 2048  # of the rows that are run, about: enough for every statistic here
+LONG = 128  # tokens of a row whose logits are compared: all of them would need gigabytes in large models
 HIDDEN = -1e4  # a logit below this stands for a class that is ruled out, such as padding for an answer's place
 CHUNK = 256  # rows of logits that are looked at together, so that large vocabularies need little memory
 # Where the slope of an activation function is above 1e-3, in its input: outside, nothing is learned.
@@ -127,11 +128,11 @@ class Case:
         return {name: one for name, one in self.model.named_parameters() if one.requires_grad}
 
     def sequences(self) -> Array | None:
-        """Ids (N, T) that a model of the next token reads, at most 4 rows; None for other objectives."""
+        """Ids that a model of the next token reads, at most (2, LONG); None for other objectives."""
         ids = self.rows.get("ids")
         if ids is None or not hasattr(self.model, "next_logits"):
             return None
-        return ids.reshape(-1, ids.shape[-1])[:4]
+        return ids.reshape(-1, ids.shape[-1])[:2, :LONG]
 
 
 def terms_of(task: Task, model: Any, rows: Batch) -> dict[str, Tensor]:

@@ -15,7 +15,7 @@ from minillm.autograd import Forward, no_grad, observe
 from minillm.backend import Array
 from minillm.device import to_host
 from minillm.parallel.objective import Batch, rows_of
-from minillm.study.doctor.case import Case
+from minillm.study.doctor.case import LONG, Case
 from minillm.study.doctor.finding import Finding
 
 ROUNDING = 1e-4  # of the largest logit
@@ -105,7 +105,7 @@ def _future(case: Case) -> Iterator[Finding]:
 
 def _packed(case: Case) -> Iterator[Finding]:
     """Change the first text of a packed row: no other text of the row may move."""
-    ids, starts = case.rows["ids"], case.rows["starts"]
+    ids, starts = case.rows["ids"][:, : 2 * LONG], case.rows["starts"][:, : 2 * LONG]
     several = np.flatnonzero((starts != 0).any(1))
     if not len(several):
         return
@@ -129,8 +129,9 @@ def _packed(case: Case) -> Iterator[Finding]:
 
 def _target_side(case: Case) -> Iterator[Finding]:
     """Change the targets from some place on: no logit up to there may move. Change the sources: they must."""
-    rows = rows_of(case.rows, 0, 4)
-    target, vocabulary = rows["target"], case.model.config.vocab_size
+    rows = rows_of(case.rows, 0, 2)
+    target, vocabulary = rows["target"][:, :LONG], case.model.config.vocab_size
+    rows["target"] = target
     T = int((target != IGNORED).sum(-1).min())
     if T < 2:
         return

@@ -19,8 +19,10 @@ from minillm.training import TrainConfig
 from minillm.training.tasks.classify import ClassifyOptions
 from minillm.training.tasks.grpo import GRPOOptions, GRPOTask
 from minillm.training.tasks.preference import PreferenceOptions
+from minillm.training.tasks.qa import QAOptions
 from minillm.training.tasks.sft import SFTOptions
 from tests.training.task_runs import run_of
+from tests.training.test_head_tasks import questions
 
 LETTERS = "etaoinshrdlucmfwyp"
 TINY = GPT2Config(vocab_size=290, context=64, layers=2, heads=2, channels=32)
@@ -58,6 +60,7 @@ def write_data(folder: Path) -> None:
     marks = [" good ", " bad "]
     texts = [f"{s[:12]}{marks[i % 2]}{s[12:30]}" for i, s in enumerate(prose(5, 160))]
     write(folder / "classes.jsonl", [{"text": t, "label": marks[i % 2].strip()} for i, t in enumerate(texts)])
+    (folder / "squad.json").write_text(json.dumps(questions(60)))
     write_problems(folder / "sums.jsonl", make_problems(60, 2))
     BPETokenizer.train("0123456789+=", 257, ("<|endoftext|>",)).save(folder / "digits")
     BPETokenizer.train(" ".join(words(rng)) + " ", 270, ("<|endoftext|>",)).save(folder / "tokenizer")
@@ -102,6 +105,11 @@ def settings(name: str, folder: Path, **changes: Any) -> TrainConfig:
         own = dict(architecture="bert", model=model, tokenizer="wordpiece", out=folder / "run")
         options = ClassifyOptions(vocab_size=300)
         config = TrainConfig(data=str(folder / "classes.jsonl"), objective="classify", task=options, **EVERY, **own)
+    elif name == "qa":
+        model = dataclasses.replace(bert.PRESETS["nano"], labels=2, context=64)
+        own = dict(architecture="bert", model=model, tokenizer="wordpiece", out=folder / "run")
+        options = QAOptions(vocab_size=300, stride=12, max_question=8, length=30)
+        config = TrainConfig(data=str(folder / "squad.json"), objective="qa", task=options, **EVERY, **own)
     elif name == "lora":
         config = run_of("gpt2", folder, lora=LoraConfig(rank=2))
     else:

@@ -1,4 +1,4 @@
-"""Faults of data: text that repeats, is tiny, constant or wrongly decoded; records that are empty, cut, or one-sided."""
+"""Faults of data: text that repeats, is tiny, constant or wrongly decoded; records that are empty, cut or one-sided."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ from minillm.training import train
 from tests.study.doctor.made import Digits, alarms, found, prepared, settings
 
 HEALTHY = ["gpt2", "llama", "bert", "bert-alone", "roberta", "xlnet", "bart", "pairs", "lora", "sft", "dpo", "reward"]
-HEALTHY += ["grpo", "classify"]
+HEALTHY += ["grpo", "classify", "qa"]
 
 
 @pytest.mark.parametrize("name", HEALTHY)
