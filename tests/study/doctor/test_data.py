@@ -37,7 +37,7 @@ OTHER = "\n\n".join(prose(13, 300))
     [
         (HALF * 4 + OTHER, "duplicates", "of the training text is a copy of something before it"),
         (TEXT + TEXT[:4000], "validation-overlap", "of the validation text stands in the training text too"),
-        ("ab" * 20_000, "constant-text", "the training text says the same again and again"),
+        ("the cat sat on the mat. " * 2000, "constant-text", "the training text says the same again and again"),
         (TEXT[:700], "tiny-data", "batches are all there is"),
         (TEXT.replace("e", "\u00c3\u00a9"), "wrong-encoding", "are what UTF-8 looks like when it is read as another"),
     ],
