@@ -97,8 +97,8 @@ def beginning(name: str | None, arguments: list[str]) -> tuple[TrainConfig, Run 
         run = Run.open(Path(name))
         return run.config, run
     objective = peek(arguments, "--objective")
-    known = {*PRESETS, *(size for names in SIZES.values() for size in names.split())}
-    if name in known and not Path(name).exists():
+    sizes = {size for names in SIZES.values() for size in names.split()}  # with settings for pretraining
+    if (name in PRESETS or (name in sizes and objective is None)) and not Path(name).exists():
         config = preset(name)
         return config.with_model(config.architecture, objective), None
     config, found = TrainConfig(), described(name, "doctor")

@@ -98,23 +98,24 @@ def test_a_model_to_start_from_is_a_trained_one(capsys, run, folder) -> None:
         (["--preset", "bart-nano"], "denoising", "bart"),
         (["--model", "llama"], "causal", "llama"),
         (["gpt2-medium"], "causal", "gpt2"),
-        (["xlnet-tiny"], "permutation", "xlnet"),
+        (["llama-nano", "--objective", "sft", "--data", "x.jsonl"], "sft", "llama"),
         (["nano", "--objective", "preference", "--data", "pairs.jsonl", "--loss", "ipo"], "preference", "gpt2"),
     ],
 )
 def test_the_settings_are_those_of_a_training(arguments, objective, architecture) -> None:
-    if arguments == ["xlnet-tiny"]:
-        with pytest.raises(InputError, match="doctor: xlnet-tiny is no preset"):
-            settings_of(arguments)
-        return
     given, run = settings_of(arguments)
     assert (given.objective, given.architecture, run) == (objective, architecture, None)
 
 
-def test_classes_are_those_of_the_data(folder) -> None:
-    arguments = ["bert-nano", "--objective", "classify", "--data", str(folder / "classes.jsonl")]
-    given, _ = settings_of(arguments)
+@pytest.mark.parametrize("model", ["bert-nano", "bert-tiny"])
+def test_classes_are_those_of_the_data(model, folder) -> None:
+    given, _ = settings_of([model, "--objective", "classify", "--data", str(folder / "classes.jsonl"), "--steps", "50"])
     assert given.model.label_names == ("bad", "good")
+
+
+def test_a_name_that_means_nothing_is_refused() -> None:
+    with pytest.raises(InputError, match="doctor: nanno is no preset, and no folder or file of this name is there"):
+        settings_of(["nanno"])
 
 
 def test_the_model_stands_first() -> None:
