@@ -1,0 +1,129 @@
+"""Try an answer on the cases of its exercise, and say what is wrong with it: which known mistake, or which number."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from minillm.errors import MinillmError
+from minillm.exercises.compare import described, difference, same
+from minillm.exercises.exercise import Exercise, Inputs, Mistake, Outcome, WrongResult
+
+
+class Finding(NamedTuple):
+    """The answer to a check."""
+
+    passed: bool
+    lines: tuple[str, ...] = ()  # what is wrong, for a person
+    mistake: str = ""  # the name of the mistake that was recognised
+    hint: str = ""
+
+
+def examine(exercise: Exercise, path: Path) -> Finding:
+    """Load a learner's file and grade its function."""
+    try:
+        function = exercise.load(path)
+    except (Exception, SystemExit) as error:
+        return Finding(False, (f"{path.name} cannot be loaded", *error_lines(error, path)))
+    return grade(exercise, function, path)
+
+
+def grade(exercise: Exercise, function: Callable[..., Any], path: Path | None = None) -> Finding:
+    """Try a function on the cases in their order; the first one that it gets wrong makes the finding."""
+    cases = exercise.all_cases()
+    for number, inputs in enumerate(cases):
+        expected = exercise.outcome(exercise.right, inputs)
+        observed = exercise.outcome(function, inputs)
+        if is_right(exercise, observed, expected):
+            continue
+        place = f"case {number + 1} of {len(cases)}: {described(inputs)}"
+        mistake = recognised(exercise, function, cases, number, observed, expected)
+        lines = (place, *fault_lines(exercise, observed, expected, path))
+        return Finding(False, lines, mistake.name, mistake.hint) if mistake else Finding(False, lines)
+    return Finding(True)
+
+
+def is_right(exercise: Exercise, observed: Outcome, expected: Outcome) -> bool:
+    return observed.error is None and not observed.changed and not wrong_outputs(exercise, observed, expected)
+
+
+def wrong_outputs(exercise: Exercise, observed: Outcome, expected: Outcome) -> list[str]:
+    """The names of the results that differ from the right ones."""
+    right = expected.outputs
+    return [name for name in right if not same(observed.outputs.get(name), right[name], exercise.tolerance)]
+
+
+def fault_lines(exercise: Exercise, observed: Outcome, expected: Outcome, path: Path | None) -> list[str]:
+    """What is wrong in one case, without a cause."""
+    if observed.error is not None:
+        return error_lines(observed.error, path)
+    wrong = wrong_outputs(exercise, observed, expected)
+    lines = [difference(name, observed.outputs[name], expected.outputs[name], exercise.tolerance) for name in wrong[:1]]
+    others = [name for name in expected.outputs if name not in wrong]
+    if wrong and others:
+        lines.append(f"{' and '.join(others)} {'is' if len(others) == 1 else 'are'} right in this case")
+    if wrong[1:]:
+        lines.append(f"{' and '.join(wrong[1:])} {'is' if len(wrong) == 2 else 'are'} wrong too")
+    if observed.changed and not wrong:
+        names = " and ".join(observed.changed)
+        lines.append(f"the results are right, but the call changed {names}, which others still need; make a new array")
+    return lines
+
+
+def error_lines(error: BaseException, path: Path | None) -> list[str]:
+    """An exception and the learner's line that led to it, in place of a whole traceback."""
+    if isinstance(error, (WrongResult, MinillmError)):
+        return [str(error)]
+    if isinstance(error, SyntaxError) and error.lineno:
+        return [f"line {error.lineno}: {(error.text or '').strip()}", f"SyntaxError: {error.msg}"]
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if path and Path(frame.filename) == path]
+    where = [f"line {frames[-1].lineno}: {frames[-1].line}"] if frames else []
+    if isinstance(error, NotImplementedError):
+        return [*where, "this line is still to be replaced by your own"]
+    told = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+    if isinstance(error, ModuleNotFoundError):
+        told += "; the exercises need NumPy alone"
+    return [*where, told]
+
+
+def agree(exercise: Exercise, name: str, a: Outcome, b: Outcome) -> bool:
+    """True if two calls gave the same result of this name, or ended with the same kind of exception."""
+    if a.error is not None or b.error is not None:
+        return type(a.error) is type(b.error)
+    return same(a.outputs[name], b.outputs[name], exercise.tolerance)
+
+
+def recognised(
+    exercise: Exercise,
+    function: Callable[..., Any],
+    cases: list[Inputs],
+    number: int,
+    observed: Outcome,
+    expected: Outcome,
+) -> Mistake | None:
+    """The mistake that computes what the learner's function computed in this case.
+
+    One result of the function is enough, so that two mistakes in two results are told one after the other. If several
+    mistakes fit, the one that fits in most of the other cases is meant.
+    """
+    wrong = wrong_outputs(exercise, observed, expected)
+    if isinstance(observed.error, (WrongResult, NotImplementedError, NameError, AttributeError)) or not wrong:
+        return None
+    first = wrong[0]
+    found = [
+        mistake
+        for mistake in exercise.mistakes
+        if agree(exercise, first, exercise.outcome(mistake.function, cases[number]), observed)
+    ]
+    if len(found) < 2:
+        return found[0] if found else None
+    observations = [exercise.outcome(function, inputs) for inputs in cases]
+
+    def fitting(mistake: Mistake) -> int:
+        made = [exercise.outcome(mistake.function, inputs) for inputs in cases]
+        pairs = list(zip(made, observations, strict=True))
+        return sum(agree(exercise, name, a, b) for name in expected.outputs for a, b in pairs)
+
+    return max(found, key=fitting)
