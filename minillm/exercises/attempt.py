@@ -21,7 +21,10 @@ def attempt(exercise: Exercise, path: Path, seconds: float) -> Finding:
     """The finding on a file; a file that does not end within `seconds`, or crashes, is answered too."""
     path = path.resolve()
     root = str(Path(minillm.__file__).parents[1])
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([root, os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)}
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([root, os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep),
+    }
     with tempfile.TemporaryDirectory() as folder:
         answer, trace = Path(folder, "answer.json"), Path(folder, "trace.txt")
         words = [exercise.name, str(path), str(seconds), str(answer), str(trace)]
@@ -40,7 +43,7 @@ def attempt(exercise: Exercise, path: Path, seconds: float) -> Finding:
 
 
 def ending(path: Path, trace: str, status: int, seconds: float) -> list[str]:
-    """What is said of a process that ended without a finding."""
+    """Lines about a process that ended without a finding."""
     numbers = re.findall(rf'File "{re.escape(str(path))}", line (\d+)', trace)
     lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     where = [f"line {number}: {lines[int(number) - 1].strip()}" for number in numbers[:1]]

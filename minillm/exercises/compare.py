@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -51,7 +50,7 @@ def wrong_elements(observed: np.ndarray, expected: np.ndarray, tolerance: float)
 
 
 def difference(name: str, observed: Any, expected: Any, tolerance: float) -> str:
-    """One sentence on how a result differs from the right one, with the index of the largest difference."""
+    """Say how a result differs from the right one, with the index of the largest difference."""
     x, y = as_numbers(observed), as_numbers(expected)
     if y is None or x is None:
         return object_difference(name, observed, expected, tolerance)
@@ -65,7 +64,8 @@ def difference(name: str, observed: Any, expected: Any, tolerance: float) -> str
     index = tuple(int(i) for i in np.unravel_index(int(size.argmax()), x.shape))
     place = f"{name}[{', '.join(map(str, index))}]" if index else name
     count = f"; {wrong.sum()} of {wrong.size} elements are wrong" if wrong.size > 1 else ""
-    return f"{place} is {x[index]:.6g}, but {y[index]:.6g} is right{count}"
+    one, other = (str(number) if number.dtype == bool else f"{number:.6g}" for number in (x[index], y[index]))
+    return f"{place} is {one}, but {other} is right{count}"
 
 
 def object_difference(name: str, observed: Any, expected: Any, tolerance: float) -> str:
@@ -92,13 +92,8 @@ def shown(value: Any) -> str:
         if value.size > SMALL or value.ndim > 1:
             return f"{value.shape}" + f" {value.dtype}" * (value.dtype != np.float64)
         return np.array2string(value, precision=3, separator=", ", floatmode="maxprec")
-    if isinstance(value, (list, tuple)) and any(isinstance(part, np.ndarray) for part in value):
-        return "[" + ", ".join(pieces(value)) + "]"
+    if isinstance(value, list) and any(isinstance(part, (np.ndarray, list)) for part in value):
+        return f"[{', '.join(map(shown, value))}]"
     if callable(value):
         return getattr(value, "__name__", "a function")
     return repr(value) if len(repr(value)) <= 120 else f"of type {type(value).__name__}"
-
-
-def pieces(values: Any) -> Iterator[str]:
-    """Each value of a list in a few words."""
-    yield from (shown(value) for value in values)

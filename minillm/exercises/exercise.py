@@ -56,7 +56,7 @@ def call(function: Callable[..., Any], inputs: Inputs) -> Any:
 
 @dataclass(frozen=True)
 class Exercise:
-    """One exercise; see the top of this file."""
+    """An exercise; the top of this file says what belongs to it."""
 
     starter: Callable[..., Any]  # the function to write
     returns: str  # the names of its results
@@ -64,7 +64,6 @@ class Exercise:
     cases: Callable[[np.random.Generator], Iterable[Inputs]]
     hints: tuple[str, ...]  # given one after another to a person who asks
     read: str  # the file of the engine to read afterwards
-    changes: str = ""  # the names of the arguments that the function may change
     tolerance: float = 1e-9  # of an answer, relative to the largest number of the result
     seconds: int = 30  # after which a check is stopped
     run: Callable[[Callable[..., Any], Inputs], Any] = call
@@ -108,13 +107,16 @@ class Exercise:
     def load(self, path: Path) -> Callable[..., Any]:
         """The learner's function; the exceptions of the file are those of an import."""
         spec = importlib.util.spec_from_file_location("learner", path)
-        assert spec is not None and spec.loader is not None  # the file ends with .py
+        if spec is None or spec.loader is None:
+            raise InputError(f"{path.name} is no Python file; let its name end with .py")
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
         function = getattr(module, self.starter.__name__, None)
         if not callable(function):
-            arguments = inspect.signature(self.starter)
-            raise InputError(f"{path.name} has no function {self.starter.__name__}; write {function_line(self)}")
+            name = self.starter.__name__
+            raise InputError(
+                f"{path.name} has no function {name}; write `def {name}{inspect.signature(self.starter)}:`"
+            )
         return function
 
     def all_cases(self) -> list[Inputs]:
@@ -131,11 +133,8 @@ class Exercise:
             results = self._results(names, result)
         except (Exception, SystemExit) as error:
             return Outcome({}, error)
-        changed = (name for name in inputs if name not in self.changes.split())
-        return Outcome(
-            dict(zip(names, results, strict=True)),
-            changed=tuple(name for name in changed if not same(given[name], inputs[name], 0)),
-        )
+        changed = tuple(name for name in inputs if not same(given[name], inputs[name], 0))
+        return Outcome(dict(zip(names, results, strict=True)), changed=changed)
 
     def _results(self, names: list[str], result: Any) -> list[Any]:
         function, wanted = self.starter.__name__, ", ".join(names)
@@ -149,8 +148,3 @@ class Exercise:
         if missing := [name for name, value in zip(names, result, strict=True) if value is None]:
             raise WrongResult(f"{function} returns None for {', '.join(missing)}")
         return list(result)
-
-
-def function_line(exercise: Exercise) -> str:
-    """The first line of the function to write, as in `def softmax(x):`."""
-    return f"`def {exercise.starter.__name__}{inspect.signature(exercise.starter)}:`"

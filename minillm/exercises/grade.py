@@ -56,7 +56,7 @@ def wrong_outputs(exercise: Exercise, observed: Outcome, expected: Outcome) -> l
 
 
 def fault_lines(exercise: Exercise, observed: Outcome, expected: Outcome, path: Path | None) -> list[str]:
-    """What is wrong in one case, without a cause."""
+    """Say what is wrong in a case, without a cause."""
     if observed.error is not None:
         return error_lines(observed.error, path)
     wrong = wrong_outputs(exercise, observed, expected)
@@ -75,7 +75,7 @@ def fault_lines(exercise: Exercise, observed: Outcome, expected: Outcome, path: 
 def error_lines(error: BaseException, path: Path | None) -> list[str]:
     """An exception and the learner's line that led to it, in place of a whole traceback."""
     if isinstance(error, (WrongResult, MinillmError)):
-        return [str(error)]
+        return [str(error).replace(str(path), path.name) if path else str(error)]
     if isinstance(error, SyntaxError) and error.lineno:
         return [f"line {error.lineno}: {(error.text or '').strip()}", f"SyntaxError: {error.msg}"]
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if path and Path(frame.filename) == path]

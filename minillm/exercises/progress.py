@@ -1,4 +1,4 @@
-"""What a learner has done: the file progress.json in the folder of the exercises."""
+"""The progress of a learner: the file progress.json in the folder of the exercises."""
 
 from __future__ import annotations
 

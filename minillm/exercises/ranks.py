@@ -34,7 +34,7 @@ class Waiting:
 
 
 class Group:
-    """What the ranks share: the messages under way, and how many of them can still go on."""
+    """The messages under way between the ranks, and which ranks can still go on."""
 
     def __init__(self, size: int):
         self.size = size
@@ -64,7 +64,7 @@ class Group:
 
 
 class Rank(Communicator):
-    """One rank's place in a Group."""
+    """The place of a rank in a Group."""
 
     def __init__(self, group: Group, rank: int):
         self.group, self.rank, self.size, self.ranks = group, rank, group.size, tuple(range(group.size))

@@ -69,7 +69,9 @@ def mean_over_micro_batches(gradients, tokens, max_norm):
     return clipped(mean(gradients, [1] * len(tokens)), max_norm)
 
 
-@EXERCISE.mistake("The gradients of the micro-batches are added up and not divided, so the step grows with their number.")
+@EXERCISE.mistake(
+    "The gradients of the micro-batches are added up and not divided, so the step grows with their number."
+)
 def added_up(gradients, tokens, max_norm):
     return clipped([len(tokens) * x for x in mean(gradients, [1] * len(tokens))], max_norm)
 
@@ -116,7 +118,9 @@ def norm_after_clipping(gradients, tokens, max_norm):
     return arrays, norm_of(arrays)
 
 
-@EXERCISE.mistake("The micro-batches are clipped one by one before they are added; clip the gradient of the whole batch.")
+@EXERCISE.mistake(
+    "The micro-batches are clipped one by one before they are added; clip the gradient of the whole batch."
+)
 def clipped_before_adding(gradients, tokens, max_norm):
     total = mean([clipped(one, max_norm)[0] for one in gradients], tokens)
     return total, norm_of(total)

@@ -1,4 +1,4 @@
-"""One step of AdamW.
+"""AdamW: a step of the optimiser.
 
 AdamW keeps two running means for each weight: m of its gradient g, and v of its square. With betas = (b1, b2),
 

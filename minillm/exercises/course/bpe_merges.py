@@ -91,7 +91,7 @@ def joined_once_a_word(words, count):
     def join_first(word, pair):
         for i in range(len(word) - 1):
             if word[i : i + 2] == pair:
-                return word[:i] + (word[i] + word[i + 1],) + word[i + 2 :]
+                return (*word[:i], word[i] + word[i + 1], *word[i + 2 :])
         return word
 
     return learn(words, count, join_pair=join_first)

@@ -82,6 +82,8 @@ def numbers(queries, keys, padding=0):
     return np.where(right(queries, keys, padding), 0.0, -np.inf)
 
 
-@EXERCISE.mistake("Every query sees one key too many, the next token: with n keys the last query is token n - 1, not n.")
+@EXERCISE.mistake(
+    "Every query sees one key too many, the next token: with n keys the last query is token n - 1, not n."
+)
 def next_token_visible(queries, keys, padding=0):
     return compared(queries, keys, padding, np.less_equal, keys - queries + 1)

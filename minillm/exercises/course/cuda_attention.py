@@ -7,7 +7,8 @@ and values into __shared__ memory, where all 32 queries use them, goes through t
 
 So each thread keeps, for the keys so far, the largest score m, the sum of e^(score - m), and the sum of
 e^(score - m) v, 16 numbers. When a larger score comes, m changes, and what was summed against the old one must follow.
-It runs in the emulator; the check runs the threads in three orders. Shared memory holds NaN when a block begins.
+It runs in the emulator; the check runs the threads in three orders. Shared memory holds NaN when a block begins;
+declare each of its arrays in a line of its own.
 """
 
 from __future__ import annotations
@@ -35,12 +36,11 @@ def right(q, k, v, scale):
 
 
 def cases(rng):
-    for heads, tokens, size in ((1, 32, 1), (1, 64, 1), (2, 32, 1), (2, 41, 1), (1, 70, 4)):
-        q, k, v = rng.normal(0, size, size=(3, heads, tokens, D)).astype(np.float32)
+    for heads, tokens in ((1, 32), (1, 64), (2, 32), (2, 41)):
+        q, k, v = rng.normal(size=(3, heads, tokens, D)).astype(np.float32)
         yield dict(q=q, k=k, v=v, scale=0.3)
-    k = abs(k)
-    yield dict(q=10 * abs(q), k=k, v=v, scale=0.3)
-    yield dict(q=-10 * abs(q), k=k + 1, v=v, scale=0.3)
+    for sign in (1, -1):  # scores of about 145 and -145: e^145 overflows in float32, and e^-145 is 0
+        yield dict(q=sign * (3 + 0.2 * q), k=3 + 0.2 * k, v=v, scale=1.0)
 
 
 EXERCISE = KernelExercise(
@@ -49,6 +49,7 @@ EXERCISE = KernelExercise(
     right=right,
     cases=cases,
     kernel="attention",
+    tolerance=3e-4,
     declaration="""
 constexpr int D = 16, TILE = 32;
 
@@ -72,8 +73,8 @@ def online(q, k, v, scale, *, factor_of_sum=True, factor_of_output=True, first=-
     """The kernel's way, with places for mistakes: tokens one after another, every query at once."""
     k, v = (k, v) if keys is None else keys(k, v)
     s = np.float32(scale) * q @ k.swapaxes(1, 2)
-    largest = np.full((*q.shape[:2], 1), first)
-    total, out = np.zeros_like(largest), np.zeros(q.shape)
+    largest = np.full((*q.shape[:2], 1), first, np.float32)
+    total, out = np.zeros_like(largest), np.zeros_like(q)
     for j in range(k.shape[1]):
         now = np.maximum(largest, s[..., j : j + 1])
         factor, p = np.exp(largest - now), np.exp(s[..., j : j + 1] - now)
@@ -87,7 +88,9 @@ def answer(out, total=1.0):
     return True, True, True, (out / total).astype(np.float32)
 
 
-@EXERCISE.mistake("No __shared__ memory is used: every thread loads every key itself. Load a tile once for all threads.")
+@EXERCISE.mistake(
+    "No __shared__ memory is used: every thread loads every key itself. Load a tile once for all of them."
+)
 def no_tiles(q, k, v, scale):
     return False, *right(q, k, v, scale)[1:]
 
@@ -101,7 +104,7 @@ def barrier_missing(q, k, v, scale):
 
 
 @EXERCISE.mistake(
-    "Some threads wait at a barrier that the others never reach. A thread without a query, or with fewer keys, must not "
+    "Some threads wait at a barrier that others never reach. A thread without a query, or with fewer keys, must not "
     "return early: it still helps to load the tiles."
 )
 def returned_early(q, k, v, scale):

@@ -7,7 +7,7 @@ array in __shared__ memory, with __syncthreads() between writing and reading. Nu
 
 It runs in the emulator, compiled by g++; no GPU is needed. The check runs the warps in three orders: a kernel in which
 a barrier is missing gives different results. common.cuh has lowest<float>(), to begin a maximum with. Shared memory
-holds NaN when a block begins.
+holds NaN when a block begins; declare each of its arrays in a line of its own.
 """
 
 from __future__ import annotations
@@ -47,9 +47,9 @@ __global__ void __launch_bounds__(64) softmax(const float* x, float* y, int rows
 }
 """,
     hints=(
-        "Let each thread find the largest of its own columns first, and put it into a __shared__ array of 64 numbers.",
+        "Let each thread find the largest of its own columns first, and put it into a __shared__ array of 64.",
         "After a barrier every thread can look through all 64; or halve the array step by step, with a barrier a step.",
-        "The array is used a second time for the sums: between the last reading and the next writing is a barrier, too.",
+        "The array is used a second time for the sums: a barrier stands between reading and writing again.",
         "The last loop writes e^(x - largest) / sum; every index, in all loops, is below `columns`.",
     ),
     read="kernels/levels/softmax_1_naive.cu, and the levels after it",

@@ -3,7 +3,8 @@
 For each of B pairs there are four log-probabilities: of the chosen and the rejected answer, by the model in training
 and by a frozen reference. With the sigmoid s,
 
-    d = (chosen - reference_chosen) - (rejected - reference_rejected)         loss = mean over the pairs of -log s(beta d)
+    d    = (chosen - reference_chosen) - (rejected - reference_rejected)
+    loss = mean over the pairs of -log s(beta d)
 
 Write the loss and its gradients with respect to chosen and rejected. beta d may be as far from 0 as 1000, and nothing
 must overflow.
@@ -46,9 +47,9 @@ EXERCISE = Exercise(
     cases=cases,
     hints=(
         "Let z = beta d. -log s(z) is log(1 + e^-z); np.logaddexp computes it without an overflow.",
-        "The slope of -log s(z) by z is s(z) - 1, which is -s(-z). Then come the slopes of z by chosen and by rejected.",
+        "The slope of -log s(z) by z is s(z) - 1, which is -s(-z). Then come the slopes of z by the two answers.",
         "An answer and its rejected partner act on d with opposite signs. The mean gives each pair a share.",
-        "The exponential of a large number overflows, that of a very negative one is 0: choose the form by the sign of z.",
+        "The exponential of a large number overflows, but that of a very negative one is 0: choose by the sign of z.",
     ),
     read="minillm/losses/preference.py",
 )
@@ -115,7 +116,9 @@ def gradient_not_divided(chosen, rejected, reference_chosen, reference_rejected,
     return parts(d, beta, lambda z: -len(z) / (1 + np.exp(z)))
 
 
-@EXERCISE.mistake("The gradients are largest where the answers are ordered well already: the slope is s(z) - 1, not -s(z).")
+@EXERCISE.mistake(
+    "The gradients are largest where the answers are ordered well already: the slope is s(z) - 1, not -s(z)."
+)
 def slope_at_the_other_side(chosen, rejected, reference_chosen, reference_rejected, beta):
     d = difference(chosen, rejected, reference_chosen, reference_rejected)
     return parts(d, beta, lambda z: -1 / (1 + np.exp(-z)))

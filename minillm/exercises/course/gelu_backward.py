@@ -43,7 +43,7 @@ EXERCISE = Exercise(
         "Call c the factor (1 + tanh u) / 2, so that y = x c. By the product rule the slope is c + x dc/dx.",
         "The slope of tanh u by u is 1 - tanh(u)^2; then comes the slope of u by x.",
         "The slope of u has a factor before the bracket, and the cube in it has a slope of its own.",
-        "A NumPy number such as np.sqrt(2 / np.pi) is float64 and turns float32 arrays into float64; math.sqrt does not.",
+        "A NumPy number such as np.sqrt(2 / np.pi) is float64 and turns float32 into float64; math.sqrt does not.",
     ),
     read="minillm/ops/gelu.py",
 )

@@ -46,7 +46,7 @@ EXERCISE = Exercise(
         "Call h = x A^T, an array (N, r). Then y = x W^T + s h B^T, with s = alpha / r: two matrix products on top.",
         "Go back: db and the gradient of h from dy; then da from the gradient of h.",
         "x is used twice, by the frozen layer and by the adapter. A frozen weight gets no gradient, but x still does.",
-        "The factor s is in the way from y to everything that the adapter has: once in da, in db, and in its part of dx.",
+        "The factor s is in the way from y to all that the adapter has: once in da, in db, and in its part of dx.",
     ),
     read="minillm/ops/add_low_rank.py",
 )

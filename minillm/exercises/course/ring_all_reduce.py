@@ -50,14 +50,16 @@ EXERCISE = Exercise(
     hints=(
         "First round: in each step a rank sends one part and receives another one, which it adds to its own.",
         "Let rank r begin with part r. What it receives in step i is part r - i - 1, and that is what it sends next.",
-        "After n - 1 steps, part r + 1 is complete on rank r. Second round: pass complete parts on, and replace, not add.",
+        "After n - 1 steps, part r + 1 is complete on rank r. Second round: pass complete parts on, which replace.",
         "Send first and receive then: if every rank waited for its neighbour first, none would ever send.",
     ),
     read="minillm/parallel/communicator.py",
 )
 
 
-def ring(communicator, array, *, collect=None, spread=None, first=0, receive_first=False, add_in_spread=False, wait=True):
+def ring(
+    communicator, array, *, collect=None, spread=None, first=0, receive_first=False, add_in_spread=False, wait=True
+):
     """The algorithm with places for mistakes: numbers of steps, the part that is passed on first, and so on."""
     n, r = communicator.size, communicator.rank
     parts = np.array_split(array, n)

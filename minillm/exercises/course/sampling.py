@@ -47,7 +47,7 @@ EXERCISE = Exercise(
     hints=(
         "Sort once: the order of the tokens, likeliest first. It serves top_k and top_p.",
         "Set the logits of what top_k leaves out to -inf, so that the softmax gives them 0 and divides by the rest.",
-        "For top_p take the running sum over the sorted probabilities. A token stays if the sum before it is below top_p.",
+        "For top_p take the running sum over the sorted probabilities. A token stays if the sum before it is lower.",
         "So the token that crosses top_p stays too. Divide by the sum of those that stay.",
     ),
     read="minillm/generate.py",

@@ -89,7 +89,9 @@ def divided_by_the_largest(x):
     return np.exp(x - x.max(axis=-1, keepdims=True))
 
 
-@EXERCISE.mistake("The numbers are divided by their largest; subtract it. Scaling the scores changes the probabilities.")
+@EXERCISE.mistake(
+    "The numbers are divided by their largest; subtract it. Scaling the scores changes the probabilities."
+)
 def scaled_by_the_maximum(x):
     e = np.exp(x / x.max(axis=-1, keepdims=True))
     return e / e.sum(axis=-1, keepdims=True)
