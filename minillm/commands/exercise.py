@@ -110,8 +110,8 @@ def exercise_check(arguments: list[str]) -> None:
         print(textwrap.fill(line, WIDTH, initial_indent="  ", subsequent_indent="    "))
     if finding.hint:
         print(textwrap.fill(f"Hint ({finding.mistake}): {finding.hint}", WIDTH, subsequent_indent="  "))
-    elif (case := finding.lines[0].partition("case ")[2].partition(" ")[0]).isdigit():
-        print(f'Its inputs: from minillm.exercises import inputs_of; inputs_of("{exercise.name}", {case})')
+    elif finding.case:
+        print(f'Its inputs: from minillm.exercises import inputs_of; inputs_of("{exercise.name}", {finding.case})')
         print(f"For help: minillm exercise hint {exercise.name}")
     raise SystemExit(1)
 

@@ -32,22 +32,23 @@ def attempt(exercise: Exercise, path: Path, seconds: float) -> Finding:
         command = [sys.executable, "-P", "-m", "minillm.exercises.child", *words]
         sys.stdout.flush()
         try:
-            status = subprocess.run(command, env=environment, timeout=seconds + GRACE if seconds else None).returncode
+            limit = seconds + GRACE if seconds else None
+            status: int | None = subprocess.run(command, env=environment, timeout=limit).returncode
         except subprocess.TimeoutExpired:
-            status = 1
+            status = None
         if answer.is_file():
             found = json.loads(answer.read_text(encoding="utf-8"))
             return Finding(**{**found, "lines": tuple(found["lines"])})
         text = trace.read_text(encoding="utf-8", errors="replace") if trace.is_file() else ""
-    return Finding(False, tuple(ending(path, text, status, seconds)))
+    return Finding(False, 0, tuple(ending(path, text, status, seconds)))
 
 
-def ending(path: Path, trace: str, status: int, seconds: float) -> list[str]:
+def ending(path: Path, trace: str, status: int | None, seconds: float) -> list[str]:
     """Lines about a process that ended without a finding."""
     numbers = re.findall(rf'File "{re.escape(str(path))}", line (\d+)', trace)
     lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     where = [f"line {number}: {lines[int(number) - 1].strip()}" for number in numbers[:1]]
-    if trace.startswith("Timeout") or (status == 1 and not trace):
+    if trace.startswith("Timeout") or status is None:
         told = f"still running after {seconds:g} seconds; does a loop never end? (--seconds gives it longer)"
     elif trace.startswith("Fatal"):
         told = f"the process crashed: {trace.splitlines()[0].removeprefix('Fatal Python error: ')}"

@@ -16,6 +16,7 @@ class Finding(NamedTuple):
     """The answer to a check."""
 
     passed: bool
+    case: int = 0  # the number of the case that is wrong, from 1; 0 if the file did not get so far
     lines: tuple[str, ...] = ()  # what is wrong, for a person
     mistake: str = ""  # the name of the mistake that was recognised
     hint: str = ""
@@ -26,22 +27,24 @@ def examine(exercise: Exercise, path: Path) -> Finding:
     try:
         function = exercise.load(path)
     except (Exception, SystemExit) as error:
-        return Finding(False, (f"{path.name} cannot be loaded", *error_lines(error, path)))
+        return Finding(False, 0, (f"{path.name} cannot be loaded", *error_lines(error, path)))
     return grade(exercise, function, path)
 
 
 def grade(exercise: Exercise, function: Callable[..., Any], path: Path | None = None) -> Finding:
     """Try a function on the cases in their order; the first one that it gets wrong makes the finding."""
     cases = exercise.all_cases()
-    for number, inputs in enumerate(cases):
+    observed: list[Outcome] = []
+    for number, inputs in enumerate(cases, 1):
         expected = exercise.outcome(exercise.right, inputs)
-        observed = exercise.outcome(function, inputs)
-        if is_right(exercise, observed, expected):
+        observed.append(exercise.outcome(function, inputs))
+        if is_right(exercise, observed[-1], expected):
             continue
-        place = f"case {number + 1} of {len(cases)}: {described(inputs)}"
-        mistake = recognised(exercise, function, cases, number, observed, expected)
-        lines = (place, *fault_lines(exercise, observed, expected, path))
-        return Finding(False, lines, mistake.name, mistake.hint) if mistake else Finding(False, lines)
+        place = f"case {number} of {len(cases)}: {described(inputs)}"
+        lines = (place, *fault_lines(exercise, observed[-1], expected, path))
+        wrong = wrong_outputs(exercise, observed[-1], expected)
+        mistake = recognised(exercise, function, cases, observed, wrong[0]) if wrong else None
+        return Finding(False, number, lines, *((mistake.name, mistake.hint) if mistake else ()))
     return Finding(True)
 
 
@@ -96,34 +99,27 @@ def agree(exercise: Exercise, name: str, a: Outcome, b: Outcome) -> bool:
 
 
 def recognised(
-    exercise: Exercise,
-    function: Callable[..., Any],
-    cases: list[Inputs],
-    number: int,
-    observed: Outcome,
-    expected: Outcome,
+    exercise: Exercise, function: Callable[..., Any], cases: list[Inputs], observed: list[Outcome], name: str
 ) -> Mistake | None:
-    """The mistake that computes what the learner's function computed in this case.
+    """The mistake whose result of this name is the learner's in all cases so far, of which the last is wrong.
 
-    One result of the function is enough, so that two mistakes in two results are told one after the other. If several
-    mistakes fit, the one that fits in most of the other cases is meant.
+    The other results do not count, so that two mistakes in two results are told one after the other. If several
+    mistakes fit, the one that fits best in all cases and results is meant.
     """
-    wrong = wrong_outputs(exercise, observed, expected)
-    if isinstance(observed.error, (WrongResult, NotImplementedError, NameError, AttributeError)) or not wrong:
-        return None
-    first = wrong[0]
-    found = [
-        mistake
-        for mistake in exercise.mistakes
-        if agree(exercise, first, exercise.outcome(mistake.function, cases[number]), observed)
-    ]
+    if isinstance(observed[-1].error, (WrongResult, NotImplementedError, NameError, AttributeError)):
+        return None  # the message says it all
+
+    def fits(mistake: Mistake) -> bool:
+        made = (exercise.outcome(mistake.function, inputs) for inputs in cases)
+        return all(agree(exercise, name, a, b) for a, b in zip(made, observed, strict=False))
+
+    found = [mistake for mistake in exercise.mistakes if fits(mistake)]
     if len(found) < 2:
         return found[0] if found else None
-    observations = [exercise.outcome(function, inputs) for inputs in cases]
+    later = [exercise.outcome(function, inputs) for inputs in cases]
 
     def fitting(mistake: Mistake) -> int:
-        made = [exercise.outcome(mistake.function, inputs) for inputs in cases]
-        pairs = list(zip(made, observations, strict=True))
-        return sum(agree(exercise, name, a, b) for name in expected.outputs for a, b in pairs)
+        pairs = [(exercise.outcome(mistake.function, inputs), b) for inputs, b in zip(cases, later, strict=True)]
+        return sum(agree(exercise, one, a, b) for one in exercise.returns.split() for a, b in pairs)
 
     return max(found, key=fitting)

@@ -33,6 +33,7 @@ def test_a_wrong_number_is_told_with_its_index_and_the_right_one() -> None:
     right = SOFTMAX.right(*SOFTMAX.all_cases()[2].values())[2, 1]
     assert finding == Finding(
         False,
+        3,
         (
             "case 3 of 5: dp (3, 3), p (3, 3)",
             f"dx[2, 1] is {right + 0.25:.6g}, but {right:.6g} is right; 1 of 9 elements are wrong",
