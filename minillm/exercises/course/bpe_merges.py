@@ -53,11 +53,14 @@ EXERCISE = Exercise(
 )
 
 
-def learn(words, count, choose=lambda counts: max(counts, key=lambda pair: (counts[pair], pair)), count_all=count_pairs,
-          join_pair=join):  # fmt: skip
+def greatest(counts):
+    return max(counts, key=lambda pair: (counts[pair], pair))
+
+
+def learn(words, count, choose=greatest, count_all=count_pairs, join_pair=join):
     """Learn merges with one of the three parts replaced."""
     tokens = {split(word): n for word, n in words.items()}
-    found = []
+    found: list = []
     while len(found) < count and (counts := count_all(tokens)):
         best = choose(counts)
         found.append(best)
@@ -120,8 +123,7 @@ def no_pair_left(words, count):
     tokens = {split(word): n for word, n in words.items()}
     found = []
     for _ in range(count):
-        counts = count_pairs(tokens)
-        found.append(max(counts, key=lambda pair: (counts[pair], pair)))
+        found.append(greatest(count_pairs(tokens)))
         tokens = {join(word, found[-1]): n for word, n in tokens.items()}
     return found
 

@@ -25,10 +25,10 @@ def dpo(chosen, rejected, reference_chosen, reference_rejected, beta):
 
 
 def right(chosen, rejected, reference_chosen, reference_rejected, beta):
-    policy = [Tensor(x.copy(), requires_grad=True) for x in (chosen, rejected)]
-    loss = sigmoid(Pairs(*policy, reference_chosen, reference_rejected), PreferenceSettings(beta=beta)).mean()
+    better, worse = (Tensor(x.copy(), requires_grad=True) for x in (chosen, rejected))
+    loss = sigmoid(Pairs(better, worse, reference_chosen, reference_rejected), PreferenceSettings(beta=beta)).mean()
     loss.backward()
-    return loss.item(), policy[0].grad, policy[1].grad
+    return loss.item(), better.grad, worse.grad
 
 
 def cases(rng):

@@ -27,7 +27,7 @@ def right(dy, ids, rows, padding):
 
 
 def cases(rng):
-    for ids, rows, padding in (
+    for listed, rows, padding in (
         ([2, 0, 3], 5, None),
         ([1, 2, 1, 1], 4, None),
         ([[0, 2, 2], [3, 0, 0]], 4, None),
@@ -35,7 +35,7 @@ def cases(rng):
         ([0, 1, 0, 3], 4, 0),
         ([], 3, None),
     ):
-        ids = np.array(ids, np.int64)
+        ids = np.array(listed, np.int64)
         yield dict(dy=rng.normal(size=(*ids.shape, 3)), ids=ids, rows=rows, padding=padding)
 
 

@@ -31,7 +31,7 @@ def right(dy, x):
 def cases(rng):
     for shape in ((4,), (2, 3), (2, 1, 5)):
         yield dict(dy=rng.normal(size=shape), x=rng.normal(0, 1.5, size=shape))
-    yield dict(dy=np.float32([0.5, -1.0, 2.0]), x=np.float32([0.7, 0.1, -0.4]))
+    yield dict(dy=np.array([0.5, -1.0, 2.0], np.float32), x=np.array([0.7, 0.1, -0.4], np.float32))
 
 
 EXERCISE = Exercise(

@@ -111,7 +111,8 @@ def itself_hidden(q, k, v, cache):
         y = attended(q, cache["k"], cache["v"])
         grown(k, v, cache)
         return y
-    return attended(q, *grown(k, v, cache), visible(q, k))
+    keys, values = grown(k, v, cache)
+    return attended(q, keys, values, visible(q, keys))
 
 
 @EXERCISE.mistake("New keys and values are joined to the old ones along the axis of heads; tokens are the second axis.")

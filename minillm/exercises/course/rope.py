@@ -21,8 +21,9 @@ def rope(x, start, base):
     raise NotImplementedError("replace this line")
 
 
-def angles(T, D, start, base):
-    return np.outer(start + np.arange(T), base ** (-2 * np.arange(D // 2) / D))
+def angles(x, start, base):
+    T, D = x.shape[-2:]
+    return np.outer(start + np.arange(T), float(base) ** (-2 * np.arange(D // 2) / D))  # (T, D/2)
 
 
 def turned(x, angles, layout="half"):
@@ -30,7 +31,7 @@ def turned(x, angles, layout="half"):
 
 
 def right(x, start, base):
-    return turned(x, angles(*x.shape[-2:], start, float(base)))
+    return turned(x, angles(x, start, base))
 
 
 def cases(rng):
@@ -55,7 +56,7 @@ EXERCISE = Exercise(
 
 @EXERCISE.mistake("Neighbouring channels form a pair here; in this layout channel i belongs to channel i + D/2.")
 def neighbours_as_pairs(x, start, base):
-    return turned(x, angles(*x.shape[-2:], start, float(base)), "interleaved")
+    return turned(x, angles(x, start, base), "interleaved")
 
 
 @EXERCISE.mistake("Positions begin at 0 whatever `start` is; with a cache the first row is a later token.")
@@ -70,7 +71,7 @@ def counted_from_one(x, start, base):
 
 @EXERCISE.mistake("The pairs are turned the other way, by the negative angle: look at the two signs of the sine.")
 def turned_backwards(x, start, base):
-    return turned(x, -angles(*x.shape[-2:], start, float(base)))
+    return turned(x, -angles(x, start, base))
 
 
 @EXERCISE.mistake("The exponent is i/D; it is 2i/D, so that the speeds go from 1 nearly to 1/base.")
@@ -91,5 +92,5 @@ def one_speed(x, start, base):
 @EXERCISE.mistake("Both outputs have the minus sign, or neither: a rotation has one of each.")
 def no_rotation(x, start, base):
     half = x.shape[-1] // 2
-    a, x1, x2 = angles(*x.shape[-2:], start, float(base)), x[..., :half], x[..., half:]
+    a, x1, x2 = angles(x, start, base), x[..., :half], x[..., half:]
     return np.concatenate([x1 * np.cos(a) - x2 * np.sin(a), x2 * np.cos(a) - x1 * np.sin(a)], axis=-1)

@@ -78,8 +78,19 @@ EXERCISE = Exercise(
 )
 
 
-def stepped(communicator, weights, gradients, state, update, max_norm, op="mean", norm_of=None, reduce=True, share=True,
-            place=None):  # fmt: skip
+def stepped(
+    communicator,
+    weights,
+    gradients,
+    state,
+    update,
+    max_norm,
+    op="mean",
+    norm_of=None,
+    reduce=True,
+    share=True,
+    place=None,
+):
     """The algorithm with places for mistakes."""
     size = weights.size // communicator.size
     r = communicator.rank if place is None else place
