@@ -136,3 +136,20 @@ def test_an_unknown_name_is_answered_by_the_nearest() -> None:
     assert exercise_named("kv_cache") is exercise_named("kv-cache")
     with pytest.raises(InputError, match="there is no exercise 'softmax'; did you mean 'cuda-softmax'"):
         exercise_named("softmax")
+
+
+def test_the_divided_step_equals_that_of_one_process() -> None:
+    """The right answer of zero-step is made of the ranks' own operations, so it is compared with a plain step here."""
+    exercise = exercise_named("zero-step")
+    for inputs in exercise.all_cases():
+        found = exercise.outcome(exercise.right, inputs).outputs
+        weights, state = inputs["weights"].copy(), 0
+        for of_rank in inputs["gradients"]:
+            gradient = of_rank.mean(axis=0)
+            gradient = gradient * min(1, inputs["max_norm"] / np.linalg.norm(gradient))
+            state = 0.9 * state + gradient
+            weights -= 0.1 * state
+        for of_rank in found["weights_of_rank"]:
+            np.testing.assert_allclose(of_rank, weights)
+        np.testing.assert_allclose(np.concatenate(found["state_of_rank"]), state)
+        assert found["numbers_sent"] == "not more than needed"
