@@ -101,25 +101,26 @@ def agree(exercise: Exercise, name: str, a: Outcome, b: Outcome) -> bool:
 def recognised(
     exercise: Exercise, function: Callable[..., Any], cases: list[Inputs], observed: list[Outcome], name: str
 ) -> Mistake | None:
-    """The mistake whose result of this name is the learner's in all cases so far, of which the last is wrong.
+    """The mistake whose result of this name is the learner's in the last case so far, which is wrong.
 
-    The other results do not count, so that two mistakes in two results are told one after the other. If several
-    mistakes fit, the one that fits best in all cases and results is meant.
+    The other results do not count, so that two mistakes in two results are told one after the other. An exception says
+    less than a number does: its mistake must be right in the cases before, as the learner is. If several mistakes fit,
+    the one that fits best in all cases and results is meant.
     """
     if isinstance(observed[-1].error, (WrongResult, NotImplementedError, NameError, AttributeError)):
         return None  # the message says it all
 
-    def fits(mistake: Mistake) -> bool:
-        made = (exercise.outcome(mistake.function, inputs) for inputs in cases)
-        return all(agree(exercise, name, a, b) for a, b in zip(made, observed, strict=False))
+    tried = list(zip(cases, observed, strict=False))
+    names = exercise.returns.split()
+    # the cases and results in which a mistake must fit
+    compared, wanted = (tried[-1:], [name]) if observed[-1].error is None else (tried, names)
 
-    found = [mistake for mistake in exercise.mistakes if fits(mistake)]
+    def agreements(mistake: Mistake, pairs: list[tuple[Inputs, Outcome]], wanted: list[str]) -> list[bool]:
+        made = [(exercise.outcome(mistake.function, inputs), outcome) for inputs, outcome in pairs]
+        return [agree(exercise, one, a, b) for one in wanted for a, b in made]
+
+    found = [mistake for mistake in exercise.mistakes if all(agreements(mistake, compared, wanted))]
     if len(found) < 2:
         return found[0] if found else None
-    later = [exercise.outcome(function, inputs) for inputs in cases]
-
-    def fitting(mistake: Mistake) -> int:
-        pairs = [(exercise.outcome(mistake.function, inputs), b) for inputs, b in zip(cases, later, strict=True)]
-        return sum(agree(exercise, one, a, b) for one in exercise.returns.split() for a, b in pairs)
-
-    return max(found, key=fitting)
+    whole = [(inputs, exercise.outcome(function, inputs)) for inputs in cases]
+    return max(found, key=lambda mistake: sum(agreements(mistake, whole, names)))

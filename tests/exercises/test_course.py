@@ -77,20 +77,14 @@ def changed(value, change):
     return change(value) if numeric else value
 
 
-@pytest.mark.parametrize(
-    "change", [lambda x: 0 * x, lambda x: 1.001 * x, lambda x: x[..., :1]], ids=["0", "size", "shape"]
-)
-@pytest.mark.parametrize(**called([exercise for exercise in PYTHON if exercise.run.__name__ == "call"]))
-def test_a_result_that_is_a_little_wrong_does_not_pass(exercise, change) -> None:
-    def function(*inputs):
-        try:
-            return changed(exercise.right(*inputs), change)
-        except (TypeError, IndexError):
-            pytest.skip("its results are no arrays")
+CHANGES = {"0": lambda x: 0 * x, "size": lambda x: 1.001 * x, "shape": lambda x: np.asarray(x)[None]}
+NUMBERS = [one for one in PYTHON if one.run.__name__ == "call" and one.name not in ("causal-mask", "bpe-merges")]
 
-    if exercise.name in ("causal-mask", "bpe-merges"):
-        pytest.skip("its results are no floating numbers")
-    finding = grade(exercise, function)
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+@pytest.mark.parametrize(**called(NUMBERS))
+def test_a_result_that_is_a_little_wrong_does_not_pass(exercise, change) -> None:
+    finding = grade(exercise, lambda *inputs: changed(exercise.right(*inputs), change))
     assert not finding.passed
     assert len(finding.lines) >= 2
 
@@ -111,7 +105,7 @@ def test_what_a_learner_reads_is_complete(exercise) -> None:
     assert f"minillm exercise {exercise.name}:" in text
     assert f"minillm exercise check exercises/{exercise.file_name}" in text
     assert exercise.title in text
-    assert max(map(len, text.splitlines())) <= 125
+    assert max(map(len, text.splitlines())) <= 120
     assert len(exercise.hints) >= 3
     for sentence in (*exercise.hints, *(mistake.hint for mistake in exercise.mistakes)):
         assert sentence[-1] in ".)?:"

@@ -121,6 +121,128 @@ def test_a_wrong_number_of_results(tmp_path, result) -> None:
     assert finding.lines[1].endswith("; return 3: dx, dweight, dbias")
 
 
+def test_an_exception_counts_only_for_a_mistake_that_was_right_before() -> None:
+    exercise = exercise_named("matmul-backward")
+
+    def square_alone(dy, a, b):
+        da, db = exercise.right(dy, a, b)
+        return da + np.zeros((3, 3)), db
+
+    finding = grade(exercise, square_alone)  # a matrix that is not transposed fails there too, but not there alone
+    assert finding.case == 3
+    assert finding.mistake == ""
+    assert finding.lines[1].startswith("ValueError: operands could not be broadcast")
+
+
+# How people write these mistakes, other than the listed functions do.
+AS_WRITTEN = [
+    (
+        "softmax-forward",
+        "one maximum for all",
+        "def softmax(x):\n    x = np.exp(x - np.max(x))\n    return x / np.sum(x, axis=-1)[..., None]",
+    ),
+    (
+        "softmax-backward",
+        "diagonal alone",
+        "def softmax_backward(dp, p):\n    return dp * (p - p**2)",
+    ),
+    (
+        "cross-entropy",
+        "gradient not divided",
+        """
+        def cross_entropy(logits, targets):
+            m = logits.max(1, keepdims=True)
+            lse = m[:, 0] + np.log(np.exp(logits - m).sum(1))
+            p = np.exp(logits - lse[:, None])
+            rows = np.flatnonzero(targets >= 0)
+            p[rows, targets[rows]] -= 1
+            p[targets < 0] = 0
+            losses = lse[rows] - logits[rows, targets[rows]]
+            return losses.mean() if len(rows) else 0.0, p
+        """,
+    ),
+    (
+        "adamw-step",
+        "eps inside the root",
+        """
+        def adamw_step(w, g, m, v, t, lr, betas, eps, weight_decay):
+            b1, b2 = betas
+            w = w - lr * weight_decay * w
+            m, v = b1 * m + (1 - b1) * g, b2 * v + (1 - b2) * g * g
+            return w - lr * (m / (1 - b1**t)) * (v / (1 - b2**t) + eps) ** -0.5, m, v
+        """,
+    ),
+    (
+        "bpe-merges",
+        "word counts ignored",
+        """
+        def merges(words, count):
+            words, out = [[bytes([b]) for b in w] for w in words], []
+            for _ in range(count):
+                seen = {}
+                for w in words:
+                    for pair in zip(w, w[1:]):
+                        seen[pair] = seen.get(pair, 0) + 1
+                if not seen:
+                    break
+                best = max(seen, key=lambda p: (seen[p], p))
+                out.append(best)
+                for w in words:
+                    i = 0
+                    while i + 1 < len(w):
+                        if (w[i], w[i + 1]) == best:
+                            w[i : i + 2] = [w[i] + w[i + 1]]
+                        i += 1
+            return out
+        """,
+    ),
+    (
+        "kv-cache",
+        "prompt without a mask",
+        """
+        def attend(q, k, v, cache):
+            cache["k"] = np.concatenate((cache["k"], k), 1) if cache else k.copy()
+            cache["v"] = np.concatenate((cache["v"], v), 1) if "v" in cache else v.copy()
+            s = np.einsum("hid,hjd->hij", q, cache["k"]) / np.sqrt(q.shape[2])
+            p = np.exp(s - s.max(2, keepdims=True))
+            return p / p.sum(2, keepdims=True) @ cache["v"]
+        """,
+    ),
+    (
+        "ring-all-reduce",
+        "everybody waits",
+        """
+        def ring_all_reduce(communicator, array):
+            n, r = communicator.size, communicator.rank
+            total = array.copy()
+            for i in range(n - 1):
+                got = np.empty_like(array)
+                communicator.recv(got, r - 1 if r else n - 1).wait()
+                communicator.send(array, (r + 1) % n).wait()
+                total += got
+            array[:] = total
+        """,
+    ),
+    (
+        "learning-rate",
+        "rises again",
+        """
+        def learning_rate(step, peak, floor, warmup, total):
+            if step < warmup:
+                return peak / warmup * (step + 1)
+            angle = np.pi * (step - warmup) / (total - 1 - warmup)
+            return float(floor + 0.5 * (peak - floor) * (1 + np.cos(angle)))
+        """,
+    ),
+]
+
+
+@pytest.mark.parametrize(("name", "mistake", "text"), AS_WRITTEN, ids=[name for name, *_ in AS_WRITTEN])
+def test_a_mistake_is_recognised_however_it_is_written(tmp_path, name, mistake, text) -> None:
+    finding = checked(tmp_path, f"import numpy as np\n{textwrap.dedent(text)}", exercise_named(name))
+    assert finding.mistake == mistake, finding
+
+
 # --- in a process of its own -----------------------------------------------------------------------------------------
 
 

@@ -1,14 +1,15 @@
 """A CUDA kernel for attention that goes through the keys by tiles.
 
-y = softmax(scale q k^T) v for every head, with q, k, v and y (heads, tokens, 16), C-contiguous, and every query sees
-every key. A block of 32 threads has 32 queries of one head: blockIdx.x says which 32, blockIdx.y which head, and
-thread i has query blockIdx.x * 32 + i, if there is one. The kernel never has the whole row of scores: it loads 32 keys
-and values into __shared__ memory, where all 32 queries use them, goes through these, and loads the next tile.
+y = softmax(scale q k^T) v for every head, with q, k, v and y (heads, tokens, 16), C-contiguous, and every query
+sees every key. A block of 32 threads has 32 queries of one head: blockIdx.x says which 32, blockIdx.y which head,
+and thread i has query blockIdx.x * 32 + i, if there is one. The kernel never has the whole row of scores: it loads
+32 keys and values into __shared__ memory, where all 32 queries use them, goes through these, and loads the next
+tile.
 
-So each thread keeps, for the keys so far, the largest score m, the sum of e^(score - m), and the sum of
-e^(score - m) v, 16 numbers. When a larger score comes, m changes, and what was summed against the old one must follow.
-It runs in the emulator; the check runs the threads in three orders. Shared memory holds NaN when a block begins;
-declare each of its arrays in a line of its own.
+So each thread keeps, for the keys so far, the largest score m, the sum of e^(score - m), and the sum of e^(score -
+m) v, 16 numbers. When a larger score comes, m changes, and what was summed against the old one must follow. It runs
+in the emulator; the check runs the threads in three orders. Shared memory holds NaN when a block begins; declare
+each of its arrays in a line of its own.
 """
 
 from __future__ import annotations

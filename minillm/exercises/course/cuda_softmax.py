@@ -1,13 +1,14 @@
 """A CUDA kernel for softmax, one block for a row.
 
-y = softmax(x) along the rows of x (rows, columns), both arrays C-contiguous. The kernel is launched with one block of
-64 threads for each row. A row may be longer than 64 numbers, or shorter, so each thread takes the columns threadIdx.x,
-threadIdx.x + 64, and so on. The threads find the largest number of the row together, and then the sum: through an
-array in __shared__ memory, with __syncthreads() between writing and reading. Numbers may be as large as 1000.
+y = softmax(x) along the rows of x (rows, columns), both arrays C-contiguous. The kernel is launched with one block
+of 64 threads for each row. A row may be longer than 64 numbers, or shorter, so each thread takes the columns
+threadIdx.x, threadIdx.x + 64, and so on. The threads find the largest number of the row together, and then the sum:
+through an array in __shared__ memory, with __syncthreads() between writing and reading. Numbers may be as large as
+1000.
 
-It runs in the emulator, compiled by g++; no GPU is needed. The check runs the warps in three orders: a kernel in which
-a barrier is missing gives different results. common.cuh has lowest<float>(), to begin a maximum with. Shared memory
-holds NaN when a block begins; declare each of its arrays in a line of its own.
+It runs in the emulator, compiled by g++; no GPU is needed. The check runs the warps in three orders: a kernel in
+which a barrier is missing gives different results. common.cuh has lowest<float>(), to begin a maximum with. Shared
+memory holds NaN when a block begins; declare each of its arrays in a line of its own.
 """
 
 from __future__ import annotations
@@ -78,7 +79,7 @@ def barrier_missing(x):
     "The kernel writes outside y: in a row that is shorter than the block, some threads have no column at all."
 )
 def written_outside(x):
-    return True, False, x
+    return True, x.shape[1] >= THREADS, right(x)[2]
 
 
 @EXERCISE.mistake("The exponential overflows for large numbers; subtract the largest number of the row.")

@@ -1,4 +1,4 @@
-"""A cache of keys and values: generate token by token without computing the earlier ones again.
+"""A cache of keys and values: generate without computing earlier tokens again.
 
 When a model generates, each new token attends to all earlier ones, whose keys and values do not change. So they are
 kept. The function is called for a prompt first, with several tokens, and then for each new token; `cache` is a
