@@ -141,7 +141,7 @@ def exercise_hint(arguments: list[str]) -> None:
     for number, hint in enumerate(exercise.hints[first:last], first + 1):
         print(textwrap.fill(f"Hint {number} of {count}: {hint}", WIDTH, subsequent_indent="  "))
     if told == count:
-        print(f"There are no more hints. The derivation stands in {exercise.read}, and the engine's answer below it.")
+        print(f"There are no more hints. How the engine does it stands in {exercise.read}")
 
 
 # --- which exercise is meant -----------------------------------------------------------------------------------------

@@ -88,7 +88,7 @@ def test_hints_come_one_after_another(here, capsys) -> None:
     assert hints == [f"Hint {i} of {len(hints)}: {hint}" for i, hint in enumerate(exercise.hints, 1)]
     last = printed(capsys, "hint")  # the last one that was worked on
     assert " ".join(last.split()).startswith(" ".join(hints))
-    assert "There are no more hints. The derivation stands in minillm/ops/rope.py" in last
+    assert "There are no more hints. How the engine does it stands in minillm/ops/rope.py" in last
 
 
 def test_a_persons_file_is_never_written_over(here, capsys) -> None:

@@ -48,7 +48,7 @@ EXERCISE = Exercise(
         "Go from the end: the slope of the loss by y, then of y by u, then of u by w, by b and by x. Multiply them.",
         "The number x enters in u and in y. Its gradient is the sum of what comes back over both ways.",
     ),
-    read="minillm/ops/trigonometry.py",
+    read="minillm/backward.py",
 )
 
 

@@ -112,6 +112,13 @@ def wrong_sign(logits, targets):
     return -(log_p * hot).sum() / n, counts * (hot - np.exp(log_p)) / n
 
 
+@EXERCISE.mistake("The target -100 is used as an index; replace it before you index, and mask what comes out.")
+def ignored_target_as_index(logits, targets):
+    log_p, hot, counts = parts(logits, targets)
+    chosen = log_p[np.arange(len(targets)), targets]
+    return -(chosen * counts[:, 0]).mean(), counts * (np.exp(log_p) - hot) / len(targets)
+
+
 @EXERCISE.mistake("If no row counts, 0 is divided by 0. Then the loss is 0, and so is its gradient.")
 def none_counts(logits, targets):
     log_p, hot, counts = parts(logits, targets)

@@ -139,6 +139,13 @@ def top_p_before_the_temperature(logits, temperature, top_k, top_p):
     return softmax(np.where(kept, scaled(logits, temperature), -np.inf))
 
 
+@EXERCISE.mistake("top_k may be larger than the number of tokens; then all of them stay.")
+def more_than_all_tokens(logits, temperature, top_k, top_p):
+    if top_k is not None and temperature:
+        np.partition(logits, -top_k)  # raises where there are fewer
+    return right(logits, temperature, top_k, top_p)
+
+
 @EXERCISE.mistake("A temperature of 0 divides by 0; it stands for the likeliest token.")
 def temperature_zero(logits, temperature, top_k, top_p):
     return nucleus(softmax(best(logits / np.float64(temperature), top_k)), top_p)
