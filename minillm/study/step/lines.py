@@ -60,7 +60,7 @@ class Keeper:
 
 def digest(array: Array) -> bytes:
     """A checksum of the numbers; arrays with unequal numbers have unequal ones."""
-    return hashlib.blake2b(np.ascontiguousarray(array).reshape(-1).view(np.uint8), digest_size=16).digest()
+    return hashlib.blake2b(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data, digest_size=16).digest()
 
 
 class Statement(NamedTuple):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from types import FrameType
 from typing import Any
 
@@ -19,7 +19,7 @@ from minillm.engine import current_engine
 from minillm.grad_mode import state
 from minillm.optim import Optimizer
 from minillm.study.step.lines import Keeper, LineWatcher, is_array
-from minillm.study.step.records import Line, Sent, Stop, Value
+from minillm.study.step.records import Call, Line, Sent, Stop, Value
 
 OnLine = Callable[[Stop, Line, FrameType], Any]
 
@@ -35,7 +35,7 @@ class Recorder:
         self.watcher = LineWatcher(self.keeper, self._line)
         self.batch: dict[int, str] = {}  # name of each array of the batch, by the id of its copy
         self.received: dict[int, list[Sent]] = {}  # what each leaf was sent, by its id
-        self._updates: dict[tuple, Stop] = {}
+        self._updates: Mapping[tuple, Stop] = {}
         self._running: list[Stop] = []  # begun and not complete; one inside another where a backward runs forwards
         self._made: dict[int, tuple[Any, int, int]] = {}  # id of an output -> the array, its forward stop, its number
         self._nodes: dict[Node, int] = {}  # forward stop of each node
@@ -70,8 +70,8 @@ class Recorder:
         return self._running.pop()
 
     @contextlib.contextmanager
-    def updating(self, optimizer: Optimizer, stops: dict[tuple, Stop]) -> Iterator[None]:
-        """Record the lines of an optimiser's formula: `stops` has one for each parameter, by the `place` of its weights."""
+    def updating(self, optimizer: Optimizer, stops: Mapping[tuple, Stop]) -> Iterator[None]:
+        """Record the lines of an optimiser's formula; `stops` has that of each parameter, by the place of its weights."""
         self._updates = stops
         self.watcher.expected[optimizer.update.__code__] = "update"
         with self.watcher.watching():
@@ -117,6 +117,9 @@ class Recorder:
             self._nodes[call.node] = stop.index
             if call.op.name in self.mutations:
                 call.node.backward = self.mutations[call.op.name]
+        backward = call.node.backward if call.node else call.op.backward
+        copies = (value.array if is_array(x) else x for value, x in zip(stop.inputs, call.inputs, strict=True))
+        stop.call = Call(call.op, tuple(copies), call.settings, backward)
 
     def _input(self, name: str, array: Any, edge: Any) -> Value:
         """An input with what made it."""

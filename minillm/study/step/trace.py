@@ -1,7 +1,7 @@
 """One training step in the plain engine, as data: every op, every line, every gradient, every parameter's update.
 
     model = GPT2(GPT2Config.preset("nano"))
-    trace = trace_step(model, lambda: model.loss(ids, targets), AdamW(model.parameters()))
+    trace = trace_step(model, lambda model: model.loss(ids, targets), AdamW(model.parameters()))
     trace.find("layernorm backward in h.0.ln_2").lines[3].made["dweight"]
 
 The step is the step that it would be without being watched, bit for bit. records.py says what a trace is made of.
@@ -41,7 +41,7 @@ LARGEST = 1 << 22  # elements of an array that is kept
 
 def trace_step(
     model: Module,
-    compute_loss: Callable[[], Tensor],
+    compute_loss: Callable[[Any], Tensor],
     optimizer: Optimizer | None = None,
     *,
     engine: str = "plain",
@@ -55,7 +55,7 @@ def trace_step(
 ) -> StepTrace:
     """Run one training step of a model, and return everything that it made.
 
-    compute_loss: computes the loss, a tensor with one element, from the forward on. optimizer: moves the parameters;
+    compute_loss: given the model, computes the loss, a tensor with one element. optimizer: moves the parameters;
     without one, the step ends with the gradients. clip: the largest norm of all gradients together. batch: arrays that
     the loss reads, by name. tokens: for those that hold ids, the text of each, row by row. seed: of the random numbers
     for dropout. largest: elements of an array that is kept. mutations: backwards that run in place of an operation's
@@ -66,7 +66,7 @@ def trace_step(
     recorder.stops.append(_tokens_stop(recorder, batch or {}))
     model.zero_grad()
     with using_engine(engine), drawing.using(drawing.Generator(seed)), recorder.recording():
-        loss = compute_loss()
+        loss = compute_loss(model)
         if not isinstance(loss, Tensor) or loss.data.size != 1 or not loss.requires_grad:
             raise InputError(f"trace_step: the loss is {loss!r}; compute one number that depends on a parameter")
         recorder.stops.append(_loss_stop(recorder, loss))
@@ -80,6 +80,7 @@ def trace_step(
         engine,
         seed,
         type(model).__name__,
+        rerun=(model, compute_loss),
     )
     if optimizer is not None:
         _update(trace, recorder, optimizer, clip)
