@@ -71,7 +71,7 @@ class Recorder:
 
     @contextlib.contextmanager
     def updating(self, optimizer: Optimizer, stops: Mapping[tuple, Stop]) -> Iterator[None]:
-        """Record the lines of an optimiser's formula; `stops` has that of each parameter, by the place of its weights."""
+        """Record the lines of an optimiser's formula; `stops` has a stop for each place of weights in memory."""
         self._updates = stops
         self.watcher.expected[optimizer.update.__code__] = "update"
         with self.watcher.watching():

@@ -130,7 +130,7 @@ def scaled_forward(x):
     parts = (y, [y[:1]])
     for part in range(2):
         last = y * part
-    return y, parts + (last,)
+    return y, (*parts, last)
 
 
 def scaled_backward(dy, saved):
