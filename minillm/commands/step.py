@@ -78,8 +78,7 @@ def step(arguments: list[str]) -> None:
             raise InputError("step: --terminal walks, and writes nothing; leave --out, --compare, --export, --lens out")
         from minillm.study.step.terminal import Walk
 
-        with Walk().walking() as walk:
-            prepare(config, given.text).trace(on_line=walk.on_line, on_start=walk.on_start)
+        print(*summary(prepare(config, given.text).trace(on_line=Walk().on_line)), sep="\n")
         return
     if given.compare:
         compare(given, config)
@@ -172,5 +171,3 @@ def settings_for(given: Step, config: TrainConfig, model: str | None) -> TrainCo
         return config
     other = config_of_model(model, config.objective)
     return dataclasses.replace(other, lr=config.lr, clip=config.clip, batch_size=config.batch_size, data=config.data)
-
-

@@ -15,19 +15,18 @@ from typing import Any
 
 from minillm.autograd import Backward, Forward, Node, Op, Tensor, observe
 from minillm.backend import Array
-from minillm.engine import current_engine
 from minillm.grad_mode import state
 from minillm.optim import Optimizer
 from minillm.study.step.lines import Keeper, LineWatcher, is_array
 from minillm.study.step.records import Call, Line, Sent, Stop, Value
 
-OnLine = Callable[[Stop, Line, FrameType], Any]
+OnLine = Callable[[Stop, Line | None, FrameType | None], Any]  # without a line for a stop that has none
 
 
 class Recorder:
     """Makes the stops of what runs while `recording()` is entered."""
 
-    def __init__(self, largest: int, on_line: OnLine | None = None, mutations: dict[str, Callable] | None = None):
+    def __init__(self, largest: int, on_line: OnLine | None = None, mutations: Mapping[str, Callable] | None = None):
         self.stops: list[Stop] = []
         self.keeper = Keeper(largest)
         self.on_line = on_line
@@ -39,12 +38,14 @@ class Recorder:
         self._running: list[Stop] = []  # begun and not complete; one inside another where a backward runs forwards
         self._made: dict[int, tuple[Any, int, int]] = {}  # id of an output -> the array, its forward stop, its number
         self._nodes: dict[Node, int] = {}  # forward stop of each node
+        self._goes: list[tuple[Value, Node]] = []  # gradients, with the node that they go to
+        self._backwards: dict[Node, int] = {}  # backward stop of each node
         self._arrived: dict[tuple[Node, int], list[Sent]] = {}
 
     @contextlib.contextmanager
-    def recording(self) -> Iterator[None]:
-        """Record what this thread runs until the block ends; lines are those of the plain engine."""
-        watching = self.watcher.watching() if current_engine() == "plain" else contextlib.nullcontext()
+    def recording(self, lines: bool) -> Iterator[None]:
+        """Record what this thread runs until the block ends, with or without the lines."""
+        watching = self.watcher.watching() if lines else contextlib.nullcontext()
         with (
             watching,
             observe(
@@ -151,6 +152,7 @@ class Recorder:
         for sent, value in zip(stop.waited, stop.inputs, strict=True):
             if not sent and value.shape is not None:
                 sent.append(Sent(None, 0, value.name, value.array))
+        self._backwards[node] = len(self.stops)
         self.begin(stop, node.backward)
 
     def _after_backward(self, call: Backward) -> None:
@@ -170,18 +172,23 @@ class Recorder:
             sent = Sent(stop.index, i, name, value.array)
             if isinstance(edge[0], Node):
                 self._arrived.setdefault((edge[0], edge[1]), []).append(sent)
-                value.stop, value.output = self._nodes.get(edge[0]), edge[1]
+                value.output = edge[1]
+                self._goes.append((value, edge[0]))
             else:
                 self.received.setdefault(id(edge[0]), []).append(sent)
                 value.parameter = leaf_name(edge[0])
 
     def link(self) -> None:
         """Let each gradient name the backward stop where it goes, which had not run when it was sent."""
-        for stop in self.stops:
-            if stop.kind == "backward":
-                for value in stop.outputs:
-                    if value.stop is not None:
-                        value.stop = self.stops[value.stop].partner
+        for value, node in self._goes:
+            value.stop = self._backwards.get(node)
+
+    def add(self, stop: Stop) -> None:
+        """Add a stop without lines."""
+        stop.index = len(self.stops)
+        self.stops.append(stop)
+        if self.on_line is not None:
+            self.on_line(stop, None, None)
 
     def forward_of(self, tensor: Tensor) -> int | None:
         """The forward stop that made a tensor."""

@@ -48,6 +48,7 @@ class Line:
     values: dict[str, str]
     depth: int = 0  # 1 in a function that the plain function calls, such as attention's softmax
     error: str = ""  # of a line that raised
+    file: str = ""  # the whole path
 
     @property
     def name(self) -> str:
@@ -174,8 +175,8 @@ class StepTrace:
     tokens: dict[str, list[list[str]]]  # for each array of ids in the batch, row by row, the text of each token
     loss: float
     engine: str
-    seed: int
-    model: str  # class of the model
+    seed: int = 0  # of the random numbers for dropout
+    model: str = ""  # class of the model
     grad_norm: float | None = None  # of all gradients together, before clipping
     clip_factor: float = 1.0
     notes: list[str] = field(default_factory=list)  # what a reader must know: what is rounded or left out

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import tempfile
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,7 +15,6 @@ import numpy as np
 
 from minillm import random
 from minillm.autograd import Tensor
-from minillm.backend import Array
 from minillm.data import read_text
 from minillm.errors import InputError
 from minillm.optim import Optimizer, decay_groups
