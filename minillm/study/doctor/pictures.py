@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from minillm.study.doctor.finding import Finding
 from minillm.study.doctor.history import History
 from minillm.study.doctor.rates import Rates
-from minillm.study.doctor.reference import SPREADS, curve_of, differing
+from minillm.study.doctor.reference import curve_of, differing
 
 BLUE, RED, GREY = "#9dbbd8", "#c2452d", "#8a8a8a"
 
@@ -22,14 +21,14 @@ def draw_run(history: History, findings: Iterable[Finding], path: Path) -> None:
     figure, axes = _figure()
     axes.plot(history.steps, history.losses, color=BLUE, linewidth=0.7, label="training, each batch")
     parts = history.stretches
-    axes.plot([one.step for one in parts], [one.loss for one in parts], color="#33658a", label="training, means")
+    ends = [0, *(one.step for one in parts)]
+    middles = [(first + last) / 2 for first, last in itertools.pairwise(ends)]
+    axes.plot(middles, [one.loss for one in parts], color="#33658a", label="training, means")
     rows = history.validated
     axes.plot([r["step"] for r in rows], [r["val_loss"] for r in rows], color=RED, marker="o", ms=3, label="validation")
     curve = curve_of(str(history.settings.get("preset")))
     if curve is not None and not differing(history.settings, curve):
-        losses = np.array(curve.losses)
-        middle, spread = losses.mean(0), losses.std(0, ddof=min(1, len(losses) - 1))
-        low, high = middle - SPREADS * spread, middle + SPREADS * spread
+        low, high = (curve.means * (1 + sign * curve.allowed()) for sign in (-1, 1))
         axes.fill_between(curve.steps, low, high, color=GREY, alpha=0.25, label=f"usual for {curve.preset}")
     alarms = [one.name for one in findings if one.is_alarm]
     axes.set(xlabel="step", ylabel="loss", title=", ".join(dict.fromkeys(alarms)) or "no alarm")
