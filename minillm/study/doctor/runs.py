@@ -20,6 +20,7 @@ WINDOW = 21  # steps of the running median
 SLOWER = 0.7  # share of the speed at the beginning
 ENOUGH = 50  # steps before anything is said of how fast a run learns
 STILL = 0.002  # share of the loss; a stretch that gains less has not moved
+FALLS = 0.005  # share of the validation loss by which it still falls
 ALWAYS = 0.9  # share of the steps
 OF_NEAR = 5  # losses before the first validation
 TEXT = ("causal", "masked", "permutation", "denoising")  # objectives whose data is one long text
@@ -141,26 +142,35 @@ def not_learning(history: History) -> Iterator[Finding]:
 
 
 def plateau(history: History) -> Iterator[Finding]:
-    """Find the step from which on the loss no longer falls, though the rate is still high."""
-    parts = history.stretches
-    if not history.loss_tells or len(parts) < 8 or len(history.losses) < 2 * ENOUGH:
+    """Find the step from which on the loss no longer falls.
+
+    From there on, the means of both halves are equal up to 0.2 % or one standard error, which is small beside what was
+    learned before; and the validation loss falls by no more than 0.5 %.
+    """
+    parts, losses = history.stretches, history.losses
+    if not history.loss_tells or len(parts) < 8 or len(losses) < 2 * ENOUGH:
         return
-    last = parts[-1]
-    allowed = [max(STILL * abs(one.loss), 2 * math.hypot(one.error, last.error)) for one in parts]
-    still = [abs(one.loss - last.loss) <= most for one, most in zip(parts, allowed, strict=True)]
-    number = next((i for i in range(len(parts)) if all(still[i:])), len(parts))
-    if number == 0:
-        return  # not_learning tells of it
-    share = (len(parts) - number) / len(parts)
-    if share >= 0.4:
-        yield Finding(
-            "warning" if share >= 0.6 else "note",
-            "plateau",
-            f"since step {parts[number].step} of {last.step} the training loss stays at {last.loss:.3f} "
-            f"({parts[0].loss:.3f} at first)",
-            "stop there, or give more: a lower rate at the end (--schedule, --min-lr), a larger model, more data",
-            "loss.png",
-        )
+    learned = parts[0].loss - parts[-1].loss
+    for number, one in enumerate(parts[:-3]):
+        some = losses[history.steps > one.step]
+        halves = some[: len(some) // 2], some[len(some) // 2 :]
+        error = float(np.sqrt(np.mean(np.diff(some) ** 2) / 2 * (1 / len(halves[0]) + 1 / len(halves[1]))))
+        if error > 0.02 * learned or abs(halves[0].mean() - halves[1].mean()) > max(STILL * abs(one.loss), error):
+            continue
+        held_out = [row["val_loss"] for row in history.validated if row["step"] > one.step]
+        if len(held_out) > 1 and held_out[-1] < held_out[0] * (1 - FALLS):
+            continue
+        share = 1 - (number + 1) / len(parts)
+        if share >= 0.4:
+            yield Finding(
+                "warning" if share >= 0.6 else "note",
+                "plateau",
+                f"since step {one.step} of {parts[-1].step} the training loss stays at {some.mean():.3f} "
+                f"({parts[0].loss:.3f} at first)",
+                "stop there, or give more: a lower rate at the end (--schedule, --min-lr), a larger model, more data",
+                "loss.png",
+            )
+        return
 
 
 def overfitting(history: History) -> Iterator[Finding]:
