@@ -13,7 +13,8 @@ Each check is a function that yields findings (finding.py): its docstring says w
     text.py         text as tokens                       records.py     instructions, pairs, labelled texts
     rates.py        the learning-rate range test
     runs.py         what metrics.jsonl tells             answers.py     the same for losses on answers
-    reference.py    the curves of the presets            pictures.py    both, drawn
+    watched.py      what watch.jsonl tells               reference.py   the curves of the presets
+    pictures.py     a run and a range test, drawn
 """
 
 from __future__ import annotations

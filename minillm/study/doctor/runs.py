@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from minillm.study.doctor import answers, reference
+from minillm.study.doctor import answers, reference, watched
 from minillm.study.doctor.finding import Finding, sorted_findings
 from minillm.study.doctor.history import History, history_of
 from minillm.training.overfitting import parted
@@ -317,5 +317,5 @@ def slowing(history: History) -> Iterator[Finding]:
 
 CHECKS: tuple[Callable[[History], Iterator[Finding]], ...] = (
     *(unfinished, diverging, not_learning, plateau, overfitting, validation_gap, spikes, too_high, clipping, vanished),
-    *(slowing, answers.preference, answers.grpo, answers.classes, reference.compared),
+    *(slowing, answers.preference, answers.grpo, answers.classes, watched.layers, reference.compared),
 )

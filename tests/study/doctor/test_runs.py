@@ -71,7 +71,13 @@ PLANTED: list[tuple[str, str, Any, dict[str, Any], str]] = [
     ("diverging", "loss", lambda step, value: value + max(0, step - 100) * 0.05, {}, "that it began with"),
     ("not-learning", "loss", lambda step, value: 4.2 + 0.001 * value, {}, "it has fallen by 0."),
     ("learning-rate-too-low", "loss", lambda step, value: 4.2 - step * 5e-4 + value * 1e-3, {}, "in a straight line"),
-    ("plateau", "loss val_loss", lambda step, value: max(value, 2.4 + value * 1e-3), {}, "the training loss stays at 2.4"),
+    (
+        "plateau",
+        "loss val_loss",
+        lambda step, value: max(value, 2.4 + value * 1e-3),
+        {},
+        "the training loss stays at 2.4",
+    ),
     ("overfitting", "val_loss", lambda step, value: value + max(0, step - 200) * 0.01, {}, "since step 2"),
     ("spikes", "loss", lambda step, value: value + 3 * (step in (210, 333)), {}, "jumps in 2 steps, most at step"),
     (
@@ -208,6 +214,39 @@ def test_a_run_without_a_step_is_told(tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").write_text("")
     [finding] = examine_run(tmp_path)
     assert finding.name == "no-steps"
+
+
+# Layers that --watch has looked at
+
+
+@pytest.mark.parametrize(
+    ("layer", "field", "value", "name", "sentence"),
+    [
+        ("h.1.mlp", "ratio", 0.4, "large-updates", "a step moves the weights of h.1.mlp by 40% of their size"),
+        ("h.1.mlp", "ratio", 1e-9, "no-updates", "(1 layers by less than 1e-06): they do not learn"),
+        (
+            "h.0.mlp",
+            "gradient",
+            1e-8,
+            "vanishing-gradients",
+            "the gradient of the output of h.0.mlp is 1.0e-05 of that",
+        ),
+        ("h.0.mlp", "activation", 1e6, "huge-output", "the output of h.0.mlp has the size 1.0e+06"),
+        ("h.1.mlp", "zeros", 0.99, "dead-units", "99% of the output of h.1.mlp are zeros"),
+    ],
+)
+def test_a_fault_that_was_watched_is_found(layer, field, value, name, sentence, tmp_path: Path) -> None:
+    usual = {"activation": 1.0, "zeros": 0.1, "gradient": 1e-3, "ratio": 1e-3}
+    (tmp_path / "config.json").write_text(json.dumps(SETTINGS))
+    (tmp_path / "metrics.jsonl").write_text("\n".join(map(json.dumps, healthy())))
+    for planted in (False, True):
+        layers = {"h.0.mlp": dict(usual), "h.1.mlp": dict(usual)}
+        layers[layer][field] = value if planted else usual[field]
+        lines = [json.dumps({"step": step, "seconds": 0.1, "layers": layers}) for step in range(20, 401, 20)]
+        (tmp_path / "watch.jsonl").write_text("\n".join(lines))
+        findings = {one.name: one for one in examine_run(tmp_path)}
+        assert (name in findings) == planted
+    assert sentence in findings[name].cause
 
 
 # The curves of the presets
