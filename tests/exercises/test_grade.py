@@ -269,11 +269,11 @@ def test_a_process_finds_what_a_call_finds(tmp_path, capfd) -> None:
 
 def test_a_loop_without_end_is_stopped_and_told_with_its_line(tmp_path) -> None:
     text = "def softmax_backward(dp, p):\n    while True:\n        dp = dp + p\n"
-    finding = checked(tmp_path, text, how=lambda exercise, path: in_process(exercise, path, 1.5))
+    finding = checked(tmp_path, text, how=lambda exercise, path: in_process(exercise, path, 2.5))
     assert not finding.passed
     line, told = finding.lines
     assert line in ("line 2: while True:", "line 3: dp = dp + p")
-    assert told.startswith("still running after 1.5 seconds; does a loop never end?")
+    assert told.startswith("still running after 2.5 seconds; does a loop never end?")
 
 
 def test_a_crash_is_told_with_its_line(tmp_path) -> None:
