@@ -134,6 +134,15 @@ def test_an_exception_counts_only_for_a_mistake_that_was_right_before() -> None:
     assert finding.lines[1].startswith("ValueError: operands could not be broadcast")
 
 
+def test_an_error_on_one_rank_is_told_with_its_line(tmp_path) -> None:
+    text = "def ring_all_reduce(communicator, array):\n    communicator.send(array, communicator.rank + 1)\n"
+    finding = checked(tmp_path, text, exercise_named("ring-all-reduce"))
+    assert finding.lines[1:] == (
+        "line 2: communicator.send(array, communicator.rank + 1)",
+        "send: there is no rank 2 in a group of 2",
+    )
+
+
 # How people write these mistakes, other than the listed functions do.
 AS_WRITTEN = [
     (
