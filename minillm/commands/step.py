@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from minillm.commands.finetune_heads import with_labels
 from minillm.commands.train import check_effect, starting_model
 from minillm.errors import InputError, did_you_mean
 from minillm.options import Positional, filled, peek, scan
-from minillm.resolver import described, find
+from minillm.resolver import Described, Place, described, find
 from minillm.training.config import OBJECTIVES, PRESETS, TrainConfig, preset
 from minillm.training.tasks import TASKS
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from minillm.study.step.records import StepTrace
 
 BYTES = 256  # the smallest vocabulary of a byte-level BPE has one more
+HEADS = ("classify", "qa")  # tasks whose data says what the head tells apart
 ALIASES = {"dpo": "preference", "translate": "pairs"}  # what `minillm finetune` calls a task
 
 
@@ -51,7 +53,8 @@ class Step(TrainConfig):
     batch_size: int = 1
     """Rows of that batch: texts, examples or pairs; for grpo a multiple of --group-size."""
     out: Path | None = None
-    """Page to write; step.html unless it is given."""
+    """Page to write; step.html unless it is given. With --compare it shows both steps; with --compare, --export or
+    --lens and without --out, no page is written."""
     terminal: bool = False
     """Walk in the terminal instead of writing a page; `help` there lists the commands."""
     compare: str | None = None
@@ -143,8 +146,12 @@ def config_of_model(name: str, objective: str | None) -> TrainConfig:
 
 
 def settings_of(given: Step) -> TrainConfig:
-    """The settings of the training that the step belongs to."""
+    """The settings of the training that the step belongs to; a head gets the classes of the data."""
     settings = {field.name: getattr(given, field.name) for field in dataclasses.fields(TrainConfig)}
+    if given.objective in HEADS and given.data != "builtin":
+        place = Place("preset", Path(given.preset))
+        found = described(given.init, "step") if given.init else Described(place, type(given.model), given.model)
+        settings["model"] = with_labels(given, found)
     return TrainConfig(**settings | {"out": None})
 
 

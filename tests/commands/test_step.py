@@ -68,6 +68,21 @@ def test_tasks_read_records(task, loss, pairs, capsys, tmp_path, monkeypatch):
     assert loss in text
 
 
+def test_a_head_gets_the_classes_of_the_data(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    rows = [{"text": f"a film of {i} hours", "label": "short" if i < 20 else "long"} for i in range(40)]
+    (tmp_path / "films.jsonl").write_text("\n".join(map(json.dumps, rows)), "utf-8")
+    text = said(capsys, "bert-nano", "--task", "classify", "--data", "films.jsonl", "--layers", "1", "--export", "1")
+    assert "BertForSequenceClassification: loss" in text
+
+
+def test_grpo_steps_on_answers_that_the_model_samples(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    small = ["--context", "96", "--layers", "1", "--answer-length", "4"]
+    text = said(capsys, "--task", "grpo", "--batch-size", "4", "--group-size", "2", *small, "--export", "1")
+    assert "GPT2: loss" in text
+
+
 def test_lora_steps_and_its_first_matrix_has_no_gradient_yet():
     arguments = ["nano", "--lora", "2"]
     before = starting_point(arguments)
