@@ -28,7 +28,7 @@ class Step(TrainConfig):
     """Walk through one training step in the plain engine: every line with its numbers, forwards and backwards."""
 
     headings: ClassVar[dict[str, str]] = {
-        "the walk": "text out terminal compare export lens",
+        "the walk": "text out terminal compare export lens largest",
         "model": "name preset architecture model init lora",
         "data": "data field tokenizer objective task batch_size seed validation_fraction",
         "optimiser": "lr beta1 beta2 weight_decay clip",
@@ -64,9 +64,13 @@ class Step(TrainConfig):
     """Write one stop, such as "layernorm backward in h.0.ln_2" or its number, as a .py with its .npz, to run alone."""
     lens: bool = False
     """Print what the gradients of the MLPs say in words: the tokens whose vectors are nearest to their rows."""
+    largest: int | None = None
+    """Elements of the largest array that is kept, to save memory; two million unless it is given."""
 
     def __post_init__(self):
         object.__setattr__(self, "objective", ALIASES.get(self.objective, self.objective))
+        if self.largest is not None and self.largest < 1:
+            raise InputError(f"step: largest is {self.largest}; give 1 or more elements")
         super().__post_init__()
 
 
@@ -77,19 +81,22 @@ def step(arguments: list[str]) -> None:
     before = starting_point(arguments)
     values = scan(Step, "step", arguments, before)
     given = filled(Step, "step", values, before)
+    if given.name != before.name:
+        raise InputError(f"step: the model comes first: minillm step {given.name} ...")
     check_effect(values, given)
     config = settings_of(given)
+    limit = {} if given.largest is None else {"largest": given.largest}
     if given.terminal:
         if given.compare or given.export or given.lens or given.out:
             raise InputError("step: --terminal walks, and writes nothing; leave --out, --compare, --export, --lens out")
         from minillm.study.step.terminal import Walk
 
-        print(*summary(prepare(config, given.text).trace(on_line=Walk().on_line)), sep="\n")
+        print(*summary(prepare(config, given.text).trace(on_line=Walk().on_line, **limit)), sep="\n")
         return
     if given.compare:
-        compare(given, config)
+        compare(given, config, limit)
         return
-    trace = prepare(config, given.text).trace()
+    trace = prepare(config, given.text).trace(**limit)
     print(*summary(trace), sep="\n")
     if given.lens:
         from minillm.study.step.lens import lens_lines
@@ -165,12 +172,12 @@ def summary(trace: StepTrace) -> list[str]:
     ]
 
 
-def compare(given: Step, config: TrainConfig) -> None:
+def compare(given: Step, config: TrainConfig, limit: dict[str, int]) -> None:
     """Run the step in two ways, and report the first line that differs; a page shows both."""
     from minillm.study.step.compare import compare_traces, traces_of
 
     words = given.compare.split(",") if given.compare else []
-    a, b = traces_of(words, lambda model: settings_for(given, config, model), given.text)
+    a, b = traces_of(words, lambda model: settings_for(given, config, model), given.text, **limit)
     found = compare_traces(a, b)
     print(*found.report(), sep="\n")
     if given.out:

@@ -84,8 +84,9 @@ def prepare(config: TrainConfig, text: str | None = None) -> PreparedStep:
         raise InputError(f"step: the task {config.objective} reads records; give --data records.jsonl")
     notes: list[str] = []
     if reads_text:
-        task = _task_of_text(config, text or TEXT, tokenizer)
-        config, batch = task.config, _batch_of_text(task, text or TEXT, notes)
+        text = TEXT if text is None else text
+        task = _task_of_text(config, text, tokenizer)
+        config, batch = task.config, _batch_of_text(task, text, notes)
     else:
         task, batch = task_class(config.objective)(config, tokenizer), {}
     model, optimizer = _build(config, task, opened)
