@@ -68,6 +68,17 @@ def test_tasks_read_records(task, loss, pairs, capsys, tmp_path, monkeypatch):
     assert loss in text
 
 
+@pytest.mark.parametrize(("name", "array"), [("nano", "ids"), ("xlnet-nano", "ids"), ("bart-nano", "target")])
+def test_the_tokens_are_those_of_the_text(name, array):
+    before = starting_point([name])
+    trace = prepare(settings_of(before), "the cat sat").trace()
+    [row] = trace.tokens[array]
+    text = "".join(token for token in row if not token.startswith("<")).replace("\u2581", "").replace(" ", "")
+    assert text in ("thecatsat", "thecatsa"), "the last token is a target alone"
+    assert len(row) == trace.stops[0].value(array).shape[1]
+    assert all(trace.tokens[array][0])
+
+
 def test_a_head_gets_the_classes_of_the_data(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     rows = [{"text": f"a film of {i} hours", "label": "short" if i < 20 else "long"} for i in range(40)]

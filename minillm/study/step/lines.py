@@ -155,6 +155,7 @@ class Call:
 
     def begin(self, number: int) -> None:
         """A statement is about to run."""
+        self.error = ""
         self.seen = dict(self.frame.f_locals)
         self.statement = self.statements.get(number) or Statement(number, "", (), ())
         self.sums = {name: digest(self.seen[name]) for name in self.statement.written if _is_host(self.seen.get(name))}

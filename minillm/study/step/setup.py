@@ -35,6 +35,7 @@ READ_TEXT = ("causal", "masked", "permutation", "denoising")  # tasks that one t
 FOR_TOKENIZER = 40_000  # letters of Python's help texts that a tokenizer is trained on, beside the text
 LONGEST = 64  # tokens of a text
 TRIES = 1000  # draws of what is hidden, until something is
+SPACE = "\u2581"  # a piece of SentencePiece that is a space alone, which decodes to nothing
 IDS = ("ids", "source", "target", "targets", "labels", "text")  # arrays of a batch that hold ids
 
 
@@ -149,7 +150,8 @@ class Words:
     def __call__(self, number: int) -> str:
         if number not in self.known:
             known = 0 <= number < self.tokenizer.vocab_size
-            self.known[number] = self.tokenizer.decode([number]) if known else f"<{number}>"
+            text = self.tokenizer.decode([number]) if known else f"<{number}>"
+            self.known[number] = text or SPACE
         return self.known[number]
 
     def of_batch(self, batch: Batch) -> dict[str, list[list[str]]]:
