@@ -8,6 +8,7 @@ gradient.
 from __future__ import annotations
 
 import copy
+import warnings
 import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -84,13 +85,23 @@ class Tensor(Methods):
     def _made_by(cls, node: Node, index: int, data: Any) -> Tensor:
         tensor = object.__new__(Tensor)  # without __init__, which checks what is right here
         tensor.data = data if type(data) is np.ndarray else backend.as_array(data)
-        tensor.grad = tensor.hooks = tensor._version = tensor.node = None
+        tensor.hooks = tensor._version = tensor.node = None
         tensor.index, tensor._requires_grad = index, tensor.data.dtype.kind not in "iub"  # bfloat16's is V, for void
         if tensor._requires_grad:
-            tensor.node = node
+            tensor.node = node  # and no `grad`: see __getattr__
+        else:
+            tensor.grad = None
         return tensor
 
     def __getattr__(self, name: str) -> Any:
+        """Python calls this for a name that is not there, such as the `grad` of an intermediate tensor."""
+        if name == "grad" and self.node is not None:
+            warnings.warn(
+                f"grad: {self.node.op.name} made this tensor at {self.node.location()}, and backward keeps gradients "
+                "of leaves only; call retain_grad() on it before backward, or read the grad of a leaf",
+                stacklevel=2,
+            )
+            return None
         raise hints.missing_method(name, type(self))
 
     def _check_floating(self, function: str) -> None:
@@ -280,6 +291,7 @@ class Tensor(Methods):
             self.node.watchers = watchers = self.node.watchers or []
             if not any(reference() is self for _, reference in watchers):
                 watchers.append((self.index, weakref.ref(self)))
+                self.grad = None
         return self
 
     def register_hook(self, hook: Callable[[Array], Any]) -> Hook:
