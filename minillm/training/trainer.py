@@ -228,7 +228,8 @@ def check_finite(config: TrainConfig, step: int, values: dict[str, float]) -> No
         if not math.isfinite(value):
             raise InputError(
                 f"train: at step {step} the {name} is {value}, as happens when steps are too large; train again with "
-                f"a lower --lr (now {config.lr}) or a longer --warmup (now {config.warmup})"
+                f"a lower --lr (now {config.lr}) or a longer --warmup (now {config.warmup}); with MINILLM_CHECK=finite "
+                "in the environment, the error names the first operation that makes such a number"
             )
 
 
