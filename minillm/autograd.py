@@ -272,6 +272,9 @@ def _kept(inputs: tuple, arrays: list) -> list:
 def _result(data: Any, inputs: tuple) -> Tensor:
     """An output that nothing was recorded for; a view of an input shares its version, as it shares its memory."""
     out = Tensor(data)
+    for x in inputs:
+        if isinstance(x, Tensor) and (x._cut is not None or x._requires_grad):
+            out._cut = x._cut or "no_grad"
     owner = getattr(out.data, "base", None)
     if owner is not None:
         for x in inputs:
