@@ -299,8 +299,9 @@ def node_backward(node: Node, douts: list, wanted: dict | None) -> Any:
         arguments: tuple = (dout, node.saved)
         if node.writes_into:
             into: list[Into | None] = [None] * len(edges)
-            # Who observes sees this gradient, and not a sum.
-            if wanted is None and (not observers or backend.is_abstract()):
+            # Who observes backwards sees this gradient, and not a sum.
+            seen = any(observer.on_backward is not None for observer in observers)
+            if wanted is None and (not seen or backend.is_abstract()):
                 _claim(edges, claimed, into)
             arguments = (dout, node.saved, tuple(into))
         started = _announced(observers, node, douts) if observers else 0.0

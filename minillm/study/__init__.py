@@ -22,6 +22,7 @@ _PLACES = {
     "probe": "minillm.study.questions.probe",
     "probes": "minillm.study.questions.probe",
     "why": "minillm.study.questions.why",
+    "Watch": "minillm.training.watch",
     "nonfinite": "minillm.study.questions.nonfinite",
 }
 
