@@ -334,7 +334,8 @@ def observe(
 
     The arrays of a call are those of the step, which may write into them when the function has returned: the engine
     adds later gradients to `dinputs`, and cross_entropy(overwrite=True) takes the memory of the logits. Copy what is to
-    be kept. While somebody observes backwards, gradients of weights are made apart and then added, so that `dinputs` has them.
+    be kept. While somebody observes backwards, gradients of weights are made apart and then added, so that `dinputs`
+    has them.
 
     Observers that are entered later are called later. A function that raises ends the step with its error.
     """

@@ -300,8 +300,7 @@ def node_backward(node: Node, douts: list, wanted: dict | None) -> Any:
         if node.writes_into:
             into: list[Into | None] = [None] * len(edges)
             # Who observes backwards sees this gradient, and not a sum.
-            seen = any(observer.on_backward is not None for observer in observers)
-            if wanted is None and (not seen or backend.is_abstract()):
+            if wanted is None and (backend.is_abstract() or all(one.on_backward is None for one in observers)):
                 _claim(edges, claimed, into)
             arguments = (dout, node.saved, tuple(into))
         started = _announced(observers, node, douts) if observers else 0.0

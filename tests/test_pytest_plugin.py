@@ -1,4 +1,4 @@
-"""The pytest plug-in: a person's wrong backward fails the test with a report that says which number is wrong, and why."""
+"""The pytest plug-in: a person's wrong backward fails the test with a report of the wrong number and its cause."""
 
 from __future__ import annotations
 

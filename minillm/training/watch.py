@@ -169,7 +169,7 @@ def remarks(records: list[dict[str, Any]]) -> list[str]:
     slow = [layer for layer, ratio in ratios.items() if ratio < SLOW]
     if slow:
         found.append(
-            f"{_some(slow)}: a step moves the weights by less than {SLOW:.0e} of their size, so that they hardly learn: "
+            f"{_some(slow)}: a step moves the weights by less than {SLOW:.0e} of their size, and they hardly learn: "
             "raise --lr, or ask minillm.study.why if a gradient reaches them"
         )
     gradients = _medians(later, "gradient")

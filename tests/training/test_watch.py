@@ -14,8 +14,8 @@ from minillm import nn, ops, study
 from minillm.autograd import Tensor
 from minillm.errors import InputError
 from minillm.models.gpt2 import GPT2Config
-from minillm.options import filled, scan
 from minillm.optim import SGD
+from minillm.options import filled, scan
 from minillm.training.config import PRESETS, TrainConfig
 from minillm.training.run import Run
 from minillm.training.trainer import build, train

@@ -91,12 +91,13 @@ def _ranks(count: int, arrows: Sequence[tuple[int, int]]) -> list[int]:
 def _ordered(rows: list[list[int]], above: list[list[int]], below: list[list[int]]) -> list[list[int]]:
     """The rows, each in an order with few crossings: the best of some sweeps down and up."""
     best, fewest = [list(row) for row in rows], _crossings(rows, below)
+    place = {one: float(i) for row in rows for i, one in enumerate(row)}
     for sweep in range(ORDER_SWEEPS):
         down = sweep % 2 == 0
         neighbours = above if down else below
         for row in rows if down else rows[::-1]:
-            place = {one: float(i) for other in rows for i, one in enumerate(other)}
             row.sort(key=lambda one: statistics.median([place[n] for n in neighbours[one]] or [place[one]]))
+            place |= {one: float(i) for i, one in enumerate(row)}
         crossings = _crossings(rows, below)
         if crossings < fewest:
             best, fewest = [list(row) for row in rows], crossings

@@ -104,7 +104,7 @@ def check_forward(call: Forward) -> None:
         new = made(before, after)
         if new:
             lines = _lines(call.op.forward, *call.inputs, **call.settings)
-            hint = f"the plain formula gives finite numbers here, so that the pair of engine {current_engine()!r} is it"
+            hint = f"the plain formula gives finite numbers here: the pair of engine {current_engine()!r} makes others"
             raise _error(f"the forward of {call.op.name} made {new}", call, lines or [hint])
         if after.nan:
             number = next(i for i, x in enumerate(call.inputs) if kinds_of([x]).nan)

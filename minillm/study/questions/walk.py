@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import linecache
 from collections.abc import Iterator
 
 from minillm.autograd import Node, Parameter, Tensor
@@ -76,8 +77,5 @@ def shapes_of(node: Node) -> str:
 
 def source_of(node: Node) -> str:
     """The line of code that called the operation, or nothing where its file cannot be read."""
-    import linecache
-
-    code, position = node.where
-    line = next((p[0] for i, p in enumerate(code.co_positions()) if i == position // 2), None)
-    return linecache.getline(code.co_filename, line or code.co_firstlineno).strip()
+    line = int(node.location().rpartition(":")[2])
+    return linecache.getline(node.where[0].co_filename, line).strip()
