@@ -147,7 +147,7 @@ def scan(kind: type, command: str, arguments: list[str], default: Any = None) ->
             found[flag.path] = name not in flags
         else:
             if not equals:
-                if flag.alone is not None and not (waiting and _is_number(waiting[-1])):
+                if flag.alone is not None and not (waiting and (_is_number(waiting[-1]) or waiting[-1] == "None")):
                     found[flag.path] = flag.alone
                     continue
                 if not waiting or waiting[-1].partition("=")[0].replace("_", "-") in known:

@@ -70,7 +70,7 @@ class Watch:
             return
         self._layers, self._seconds = {}, 0.0
         started = time.perf_counter()
-        before = {name: x.data.copy() for name, x in self.model.named_parameters() if x.requires_grad}
+        before = {name: _numbers(x.data).copy() for name, x in self.model.named_parameters() if x.requires_grad}
         self._seconds += time.perf_counter() - started
         with observe(on_module=self._look):
             yield
@@ -87,10 +87,11 @@ class Watch:
         y = output[0] if isinstance(output, tuple) and output else output
         if isinstance(y, Tensor) and module.name and y.dtype.kind not in "iub" and y.numel():
             sums = self._layers.setdefault(module.name, dict(squares=0.0, size=0, largest=0.0, zeros=0))
-            sums["squares"] += _squares(y.data)
-            sums["size"] += y.numel()
-            sums["largest"] = max(sums["largest"], float(abs(y.data).max()))
-            sums["zeros"] += y.numel() - int(np.count_nonzero(to_host(y.data)))
+            array = _numbers(y.data)
+            sums["squares"] += _squares(array)
+            sums["size"] += array.size
+            sums["largest"] = max(sums["largest"], float(abs(array).max()))
+            sums["zeros"] += array.size - int((array != 0).sum())
             if y.requires_grad:
                 y.register_hook(lambda gradient: self._look_back(sums, gradient))
         self._seconds += time.perf_counter() - started
@@ -110,7 +111,7 @@ class Watch:
             own = sums.setdefault(name.rpartition(".")[0] or name, dict(weight=0.0, gradient=0.0, update=0.0, size=0))
             own["size"] += parameter.numel()
             own["weight"] += _squares(before[name])
-            own["update"] += _squares(np.subtract(parameter.data, before[name], out=before[name]))
+            own["update"] += _squares(np.subtract(_numbers(parameter.data), before[name], out=before[name]))
             own["gradient"] += 0.0 if parameter.grad is None else _squares(parameter.grad)
         return {
             name: {
@@ -123,9 +124,13 @@ class Watch:
         }
 
 
+def _numbers(array: Array) -> Array:
+    """The array itself; of bfloat16, which has hardly any arithmetic, its numbers in float32 on the host."""
+    return array if array.dtype.kind == "f" else to_host(array).astype(np.float32)
+
+
 def _squares(array: Array) -> float:
-    array = array if array.dtype.kind == "f" else array.astype(np.float32)  # bfloat16
-    return float(sum_of_squares([array.reshape(-1)]))
+    return float(sum_of_squares([_numbers(array).reshape(-1)]))
 
 
 def _finished(sums: dict[str, Any]) -> dict[str, float]:

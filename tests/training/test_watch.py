@@ -183,9 +183,10 @@ def test_ranks_are_refused_before_anything_is_written(tmp_path):
         (["--watch", "--steps", "9"], 20),
         (["--watch", "7", "--steps", "9"], 7),
         (["--watch=7"], 7),
+        (["--watch", "None"], None),
         ([], None),
     ],
-    ids=["alone", "before another", "with", "equals", "without"],
+    ids=["alone", "before another", "with", "equals", "off", "without"],
 )
 def test_the_number_may_be_left_out(words, every):
     config = filled(TrainConfig, "train", scan(TrainConfig, "train", words, TrainConfig()), TrainConfig())

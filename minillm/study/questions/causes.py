@@ -12,6 +12,7 @@ import numpy as np
 
 from minillm.autograd import Backward, Node
 from minillm.backend import Array
+from minillm.device import to_host
 from minillm.study.describe.abstract_step import arrays_of
 from minillm.study.questions.walk import name_of
 
@@ -36,7 +37,7 @@ def _at(node: Node) -> str:
 
 def _arrays(node: Node) -> dict[str, Array]:
     """The floating arrays that a node keeps, by their names."""
-    return {name: array for name, array in arrays_of(node.saved) if array.dtype.kind in "fV"}
+    return {name: to_host(array) for name, array in arrays_of(node.saved) if array.dtype.kind in "fV"}
 
 
 # --- all of it is zero ---------------------------------------------------------------------------------------------
@@ -103,7 +104,7 @@ def _constant_sum(call: Backward, places: list[int]) -> Cause | None:
     """A gradient that is one number along the axis of a softmax or a layer norm, whose outputs have a fixed sum."""
     if call.op.name not in NORMS or call.douts[0] is None:
         return None
-    dout = call.douts[0]
+    dout = to_host(call.douts[0])
     axis = getattr(call.node.saved, "axis", -1)
     if not np.allclose(dout, dout.mean(axis=axis, keepdims=True), rtol=1e-5):
         return None
@@ -171,7 +172,7 @@ def _not_chosen(call: Backward, places: list[int]) -> Cause | None:
 
 
 def _underflow(call: Backward, places: list[int]) -> Cause | None:
-    dout = next(x for x in call.douts if x is not None)
+    dout = to_host(next(x for x in call.douts if x is not None))
     sizes = [float(np.abs(x).max(initial=0)) for x in _arrays(call.node).values()]
     numbers = call.node.saved if isinstance(call.node.saved, tuple) else ()
     sizes += [abs(float(x)) for x in numbers if isinstance(x, (float, np.floating))]
@@ -209,7 +210,7 @@ def _counted(node: Node) -> Array | None:
     if node.op.name != "cross_entropy":
         return None
     share = getattr(node.saved, "share", None)
-    return node.saved.weight if share is None else share
+    return to_host(node.saved.weight if share is None else share)
 
 
 def causes_of_part(call: Backward, places: list[int]) -> list[Cause]:
@@ -250,7 +251,7 @@ def _dead_units(call: Backward) -> list[Cause]:
 
 def _rows_without_ids(call: Backward) -> list[Cause]:
     ids, (rows, _), padding = call.node.saved[:3] if len(call.node.saved) > 2 else (*call.node.saved[:2], None)
-    found, used = [], np.unique(ids)
+    found, used = [], np.unique(to_host(ids))
     if padding is not None and padding in used:
         told = f"row {padding} is padding_idx of {_at(call.node)}, whose gradient is 0 by definition"
         found.append(Cause("padding", told, "nothing; leave padding_idx out if this row is to learn"))

@@ -78,7 +78,7 @@ def kinds_of(values: Any) -> Kinds:
         if isinstance(value, float):
             nan, infinite = nan or math.isnan(value), infinite or math.isinf(value)
         elif hasattr(value, "dtype") and value.dtype.kind in "fV":
-            array = value.astype(np.float32) if value.dtype.kind == "V" else value
+            array = to_host(value).astype(np.float32) if value.dtype.kind == "V" else value
             if not math.isfinite(float(array.sum())):  # one pass without an array; it may overflow, so look again
                 nan, infinite = nan or bool(np.isnan(array).any()), infinite or bool(np.isinf(array).any())
     return Kinds(nan, infinite)

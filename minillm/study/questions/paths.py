@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -10,6 +11,7 @@ import numpy as np
 
 from minillm.autograd import Backward, Node, Tensor, grad, observe
 from minillm.backend import Array
+from minillm.device import to_host
 from minillm.study.questions.causes import Cause, cause_of_end, cause_of_growth, causes_of_part
 
 LARGE = 10.0  # root mean square of a gradient from which on it is explained as large
@@ -33,17 +35,18 @@ def causes_on_the_way(tensor: Tensor, loss: Tensor, nodes: list[Node]) -> tuple[
     start = np.ones_like(loss.data)
     with _left_as_it_is(nodes), observe(on_backward=passed.look):
         [gradient] = grad(loss, tensor, start, retain_graph=True, allow_unused=True)
+    gradient = None if gradient is None else to_host(gradient)
     if gradient is None:
         return [Cause("no gradient passes", "an operation on the way gives no gradient to this input", "")], None
-    if not np.any(gradient):
+    if not gradient.any():
         ends = [one.end for one in passed.seen if one.end is not None]
         return _once(ends) or [_cancelled(tensor)], gradient
     found = [cause for one in passed.seen for cause in one.part]
-    if not np.all(gradient):
+    if not gradient.all():
         found += _zero_rows(gradient, found)
     else:
         found = []
-    size = float(np.sqrt(np.mean(np.square(gradient, dtype=np.float64))))
+    size = _norm([gradient]) / math.sqrt(gradient.size)
     if np.isfinite(gradient).all() and size >= LARGE:
         grown = sorted((one for one in passed.seen if one.growth >= GROWTH), key=lambda one: -one.growth)
         found += [one.large for one in grown[:MOST] if one.large is not None]
@@ -96,11 +99,11 @@ class _Passing:
         places = [i for i, edge in enumerate(call.node.edges) if self._leads(edge)]
         if not places:
             return
-        came = [x for x in call.douts if x is not None and np.any(x)]
+        came = [x for x in call.douts if x is not None and x.any()]
         left = [call.dinputs[i] for i in places if call.dinputs[i] is not None]
         if not came:
             return
-        if not any(np.any(x) for x in left):
+        if not any(x.any() for x in left):
             self.seen.append(Passed(call.node, 0.0, cause_of_end(call, places), [], None))
             return
         growth = _norm(left) / _norm(came)
@@ -109,7 +112,7 @@ class _Passing:
 
 
 def _norm(arrays: list[Array]) -> float:
-    return float(np.sqrt(sum(np.square(x, dtype=np.float64).sum() for x in arrays)))
+    return math.sqrt(sum(float(np.square(x, dtype=np.float64).sum()) for x in arrays))
 
 
 def _cancelled(tensor: Tensor) -> Cause:

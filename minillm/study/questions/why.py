@@ -15,6 +15,7 @@ import numpy as np
 
 from minillm.autograd import Node, Parameter, Tensor
 from minillm.backend import Array
+from minillm.device import to_host
 from minillm.errors import DtypeError, GraphError
 from minillm.grad_mode import is_grad_enabled
 from minillm.study.describe.abstract_step import arrays_of, owner
@@ -53,7 +54,8 @@ def why(tensor: Tensor, loss: Tensor | None = None) -> Answer:
 
 def _grad_of(tensor: Tensor) -> Array | None:
     """The gradient, without the warning that reading an intermediate's gives."""
-    return None if _is_not_kept(tensor) else tensor.grad
+    grad = None if _is_not_kept(tensor) else tensor.grad
+    return None if grad is None else to_host(grad)
 
 
 def _is_not_kept(tensor: Tensor) -> bool:
@@ -73,7 +75,7 @@ def _named(tensor: Tensor) -> str:
 def _state(grad: Array | None) -> str:
     if grad is None:
         return "whose gradient is None"
-    if not np.any(grad):
+    if not grad.any():
         return "whose gradient is 0 everywhere"
     return f"whose gradient is {Statistics.of(grad)}"
 
@@ -235,7 +237,7 @@ def _holds(tensor: Tensor, node: Node) -> str:
     for _, array in [*arrays_of(node.saved), *((("leaf", edge[0].data)) for edge in node.edges if _is_leaf(edge))]:
         if owner(array) is mine:
             return "its memory"
-        alike = array.dtype == data.dtype and array.shape == data.shape and np.array_equal(array, data)
+        alike = array.dtype == data.dtype and array.shape == data.shape and bool((array == data).all())
         if alike and data.size and data.min() != data.max():
             return "a copy of its numbers"
     return ""
@@ -295,7 +297,7 @@ def _compared(tensor: Tensor, grad: Array | None, fresh: Array | None, explained
             )
         elif not explained:
             yield Cause("as it should be", told, "nothing is wrong with it")
-    elif np.any(grad != fresh):
+    elif (grad != fresh).any():
         yield Cause(
             "of another loss",
             f"{told}, which is not what is there: it is of another loss, or adds to it",
