@@ -38,7 +38,10 @@ def is_array(value: Any) -> bool:
 
 
 class Keeper:
-    """Copies of arrays, one for all that are equal; an array with more than `largest` elements is not kept."""
+    """Copies of arrays, one for all that are equal; an array with more than `largest` elements is not kept.
+
+    A copy has its axes in memory in the order of the original, so that what reads it takes the same road.
+    """
 
     def __init__(self, largest: int):
         self.largest = largest
@@ -51,16 +54,23 @@ class Keeper:
         if array.size > self.largest:
             self.left_out += 1
             return None
-        key = (array.dtype.str, array.shape, digest(array))
+        key = (array.dtype.str, array.shape, order_of_axes(array), digest(array))
         if key not in self._kept:
-            self._kept[key] = array.copy()
+            self._kept[key] = array.copy(order="K")
             self._kept[key].flags.writeable = False
         return self._kept[key]
 
 
+def order_of_axes(array: Array) -> tuple[int, ...]:
+    """The axes from the one with the largest steps in memory to that with the smallest; of size 1, as they stand."""
+    long = [axis for axis, size in enumerate(array.shape) if size > 1 and array.strides[axis]]
+    by_step = iter(sorted(long, key=lambda axis: -abs(array.strides[axis])))
+    return tuple(next(by_step) if axis in long else axis for axis in range(array.ndim))
+
+
 def digest(array: Array) -> bytes:
     """A checksum of the numbers; arrays with unequal numbers have unequal ones."""
-    return hashlib.blake2b(np.ascontiguousarray(array).reshape(-1).view(np.uint8), digest_size=16).digest()
+    return hashlib.blake2b(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data, digest_size=16).digest()
 
 
 class Statement(NamedTuple):
@@ -191,9 +201,7 @@ class LineWatcher:
 
     def _enter(self, frame: FrameType, event: str, argument: Any) -> Any:
         """The trace function of the thread: called for every function that is entered."""
-        other = self._before(frame, event, argument) if self._before is not None else None
-        if sys.gettrace() != self._enter and self._before is not None:  # coverage tools put themselves in place
-            sys.settrace(self._enter)
+        other = self._ask(self._before, frame, event, argument)
         half = self.expected.get(frame.f_code)
         depth = 0
         if half is None:
@@ -211,8 +219,7 @@ class LineWatcher:
 
         def step(frame: FrameType, event: str, argument: Any) -> Any:
             nonlocal other
-            if other is not None:
-                other = other(frame, event, argument)
+            other = self._ask(other, frame, event, argument)
             if event == "exception":
                 call.error = f"{argument[0].__name__}: {argument[1]}"
             elif event == "line":
@@ -221,9 +228,24 @@ class LineWatcher:
                 self._finish(call, argument)
                 if self.calls and self.calls[-1] is call:
                     self.calls.pop()
+            if frame.f_trace is not None and frame.f_trace is not step:  # `on_line` has opened a debugger
+                other = self._before = frame.f_trace
+                sys.settrace(self._enter)
             return step
 
         return step
+
+    def _ask(self, other: Any, frame: FrameType, event: str, argument: Any) -> Any:
+        """Tell a debugger or a coverage tool of an event; returns whom it wants to be told next."""
+        if other is None:
+            return None
+        wanted = other(frame, event, argument)
+        now = sys.gettrace()
+        if now is None:  # a debugger that was told to go on takes no further part
+            self._before = wanted = None
+        if now != self._enter:  # coverage tools put themselves in place
+            sys.settrace(self._enter)
+        return wanted
 
     def _line(self, call: Call, number: int) -> None:
         statement = call.statements.get(number)
@@ -256,6 +278,7 @@ class LineWatcher:
         if text is None:
             text = call.statements[number].text if number in call.statements else call.frame.f_code.co_name
         line = Line(call.function, call.half, number, text, made, values, call.depth, call.error)
+        line.file = call.frame.f_code.co_filename
         self.on_line(line, call.frame)
 
     def _show(self, name: str, value: Any, made: dict[str, Array | None], values: dict[str, str]) -> None:
@@ -264,13 +287,17 @@ class LineWatcher:
             made[name] = self.keeper.keep(value)
             if made[name] is None:
                 values[name] = f"{value.shape} {value.dtype}, left out because it is large"
-        elif isinstance(value, (tuple, list)) and len(value) <= MOST_ITEMS and any(map(_has_arrays, value)):
+        elif isinstance(value, (tuple, list)) and len(value) <= MOST_ITEMS and _is_shown_by_item(value):
             fields = getattr(value, "_fields", None)
             for i, item in enumerate(value):
                 self._show(f"{name}.{fields[i]}" if fields else f"{name}[{i}]", item, made, values)
         else:
             text = repr(value)
             values[name] = text if len(text) <= LONGEST_VALUE else text[: LONGEST_VALUE - 3] + "..."
+
+
+def _is_shown_by_item(value: Any) -> bool:
+    return hasattr(value, "_fields") or any(map(_has_arrays, value))
 
 
 def _has_arrays(value: Any) -> bool:
