@@ -12,6 +12,7 @@ Questions about a step of one's own, one call each; `loss` is a tensor whose bac
 """
 
 import importlib
+import importlib.util
 from typing import Any
 
 # Where the functions are that `minillm.study` has; each is imported when it is first named.
@@ -28,9 +29,11 @@ _PLACES = {
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _PLACES:
-        raise AttributeError(f"module 'minillm.study' has no attribute {name!r}")
-    return getattr(importlib.import_module(_PLACES[name]), name)
+    if name in _PLACES:
+        return getattr(importlib.import_module(_PLACES[name]), name)
+    if not name.startswith("_") and importlib.util.find_spec(f"minillm.study.{name}") is not None:
+        return importlib.import_module(f"minillm.study.{name}")
+    raise AttributeError(f"module 'minillm.study' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:

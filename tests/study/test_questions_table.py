@@ -199,3 +199,6 @@ def test_study_lists_its_questions_and_imports_none_before_it_is_asked():
     assert shown.stdout.split() == ["True", "False", "True"]
     with pytest.raises(AttributeError, match="nothing"):
         study.nothing  # noqa: B018
+    code = "import minillm; print(callable(minillm.study.graph), minillm.study.diff.__name__)"
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert shown.stdout.split() == ["True", "minillm.study.diff"]

@@ -344,6 +344,19 @@ def test_amplified():
     assert "eps" in cause.remedy
 
 
+@pytest.mark.parametrize(("scale", "name"), [(1.6, "grows on the way"), (0.05, "vanishes on the way")])
+def test_step_by_step(scale, name):
+    rng = np.random.default_rng(0)
+    x = h = leaf(4, 16)
+    for _ in range(12):
+        h = ops.linear(h, Tensor(rng.normal(size=(16, 16)) * scale / 2, requires_grad=True))
+    cause = only(x, (h * leaf(4, 16, seed=1)).mean())
+    assert cause.name == name
+    assert "13 operations" in cause.sentence or "14 operations" in cause.sentence
+    assert "at linear" in cause.sentence
+    assert "normalise between layers" in cause.remedy
+
+
 def test_accumulated():
     x = leaf(3)
     for _ in range(3):

@@ -16,7 +16,8 @@ from minillm.study.questions.causes import Cause, cause_of_end, cause_of_growth,
 
 LARGE = 10.0  # root mean square of a gradient from which on it is explained as large
 GROWTH = 8.0  # factor from which on an operation counts as making a gradient large
-MOST = 3  # operations that are named as making it large
+SMALL = 1e-9  # root mean square of a gradient below which it is explained as vanishing
+MOST = 3  # operations that are named as making it large or small
 
 
 class Passed(NamedTuple):
@@ -49,8 +50,24 @@ def causes_on_the_way(tensor: Tensor, loss: Tensor, nodes: list[Node]) -> tuple[
     size = _norm([gradient]) / math.sqrt(gradient.size)
     if np.isfinite(gradient).all() and size >= LARGE:
         grown = sorted((one for one in passed.seen if one.growth >= GROWTH), key=lambda one: -one.growth)
-        found += [one.large for one in grown[:MOST] if one.large is not None]
+        found += [one.large for one in grown[:MOST] if one.large is not None] or [_step_by_step(passed.seen, size)]
+    elif 0 < size < SMALL:
+        found.append(_step_by_step(passed.seen, size))
     return _once(found), gradient
+
+
+def _step_by_step(seen: list[Passed], size: float) -> Cause:
+    """The cause of a gradient that grows, or shrinks, over many operations."""
+    grows = size > 1
+    order = sorted((one for one in seen if one.growth), key=lambda one: one.growth, reverse=grows)
+    most = ", ".join(f"{one.growth:.3g} times at {one.node.describe()}" for one in order[:MOST])
+    return Cause(
+        "grows on the way" if grows else "vanishes on the way",
+        f"its size is {size:.1e} after {len(order)} operations, of which none alone does it; most do {most}",
+        "start with smaller weights, normalise between layers, or clip gradients"
+        if grows
+        else "add residual connections, normalise between layers, or use functions that do not saturate",
+    )
 
 
 def _once(causes: list[Cause]) -> list[Cause]:
