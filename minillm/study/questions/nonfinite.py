@@ -150,7 +150,7 @@ class Suspects(Keeper):
     def __init__(self) -> None:
         super().__init__(0)
 
-    def keep(self, array: Any) -> Any:
+    def keep(self, array: Any, share: int = 1) -> Any:
         """The array itself if it is not finite, otherwise None."""
         array = np.asarray(to_host(array) if is_on_gpu(array) else array)
         return array if any(kinds_of([array])) else None
