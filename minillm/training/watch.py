@@ -9,11 +9,14 @@ and that of the step that the optimiser took, alone and over the size of the wei
 A run keeps it in watch.jsonl, a JSON object for each step that was watched, with the seconds that this took; at its end
 it draws watch.png. The steps in between are not slower. In a loop of one's own:
 
-    watch = minillm.study.Watch(model, every=20)
+    from minillm.training.watch import Watch, plot, remarks
+
+    watch = Watch(model, every=20)
     for step in range(1, 201):
         with watch.step(step):  # from the forward to the end of the optimiser's step
             ...
     print(*remarks(watch.records), sep="\\n")
+    plot(watch.records, Path("watch.png"))
 
 Nothing is changed by being watched: a run with and one without end with the same weights, bit for bit.
 """
