@@ -7,7 +7,8 @@ and that of the step that the optimiser took, alone and over the size of the wei
     ratio = |w_after - w_before| / |w_before|        |.| is the root of the sum of squares
 
 A run keeps it in watch.jsonl, a JSON object for each step that was watched, with the seconds that this took; at its end
-it draws watch.png. The steps in between are not slower. In a loop of one's own:
+it draws watch.png. The steps in between are not slower; one that is watched takes about a tenth longer in the default
+preset. In a loop of one's own:
 
     from minillm.training.watch import Watch, plot, remarks
 
