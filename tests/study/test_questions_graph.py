@@ -15,7 +15,9 @@ from minillm.errors import InputError
 from minillm.models.bart import Bart
 from minillm.models.bart_config import BartConfig, both_sides
 from minillm.models.gpt2 import GPT2, GPT2Config
+from minillm.study.describe.abstract_step import loss_of, training_batch
 from minillm.study.questions.layout import GAP, lay_out
+from tests.models.test_families import FAMILIES
 
 IDS = np.random.default_rng(0).integers(0, 13, (2, 6))
 
@@ -66,6 +68,26 @@ def test_folding_keeps_every_operation_and_makes_no_circle(make, depth):
     folded = [int(re.match(r"\d+", box.lines[0])[0]) for box in found.boxes if box.lines[0].endswith("operations")]
     alone = [box for box in found.boxes if box.kind != "parameter" and not box.lines[0].endswith("operations")]
     assert sum(folded) + len(alone) == len(whole.rows)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_has_its_answers(family):
+    """The graph, the table, the memory and the way of each gradient of a small model of every family."""
+    minillm.manual_seed(0)
+    model = FAMILIES[family].model(FAMILIES[family].small)
+    loss = loss_of(model)(**training_batch(model, 2, 6))
+    found = study.graph(loss)
+    assert not has_circle(len(found.boxes), found.arrows)
+    ElementTree.fromstring(found.svg)
+    trained = {name for row in study.table(loss).rows for name in row.parameters}
+    assert trained <= {name for name, _ in model.named_parameters()}
+    assert study.memory(loss).total > 0
+    for name, parameter in model.named_parameters():
+        causes = {cause.name for cause in study.why(parameter, loss).causes}
+        assert causes, name
+        assert "backward fails" not in causes
+        left_out = "unused in the loss" if parameter.requires_grad else "frozen"
+        assert (left_out in causes) == (name not in trained), name
 
 
 def test_modules_are_named_and_hold_their_weights():

@@ -144,6 +144,15 @@ def test_an_own_operation_is_found_with_its_line():
     assert "first is inf at (0,)" in text
 
 
+def test_an_own_operation_without_lines():
+    class Forward:
+        def __call__(self, x):
+            return x / 0, None
+
+    text = report_of(lambda: Op("own", Forward(), lambda dy, saved: (dy,))(leaf(2, 4)))
+    assert "has no lines of Python to watch" in text
+
+
 def test_a_mask_of_infinities_is_no_alarm():
     x = leaf(1, 2, 3)
     with study.nonfinite():

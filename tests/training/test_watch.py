@@ -205,10 +205,10 @@ def records_of(**layers: dict[str, float]) -> list:
 @pytest.mark.parametrize(
     ("layers", "told"),
     [
-        ({"h_0": {"ratio": 0.5}, "h_1": {"ratio": 0.001}}, "h.0: a step moves its weights by 50% of their size"),
-        ({"h_0": {"ratio": 1e-9}}, "h.0: a step moves the weights by less than 1e-06 of their size"),
-        ({"h_0": {"gradient": 1e-9}, "h_1": {"gradient": 1e-2}}, "h.0: the gradient of the output is less than"),
-        ({"h_1": {"activation": 3e6}}, "h.1: outputs have a size of 3.0e+06"),
+        ({"h_0": {"ratio": 0.5}, "h_1": {"ratio": 0.001}}, "h.0: a step moves the weights by 50% of their size"),
+        ({"h_0": {"ratio": 1e-9}}, "h.0: a step moves the weights by 1e-09 of their size"),
+        ({"h_0": {"gradient": 1e-9}, "h_1": {"gradient": 1e-2}}, "h.0: the gradient of the output is 1e-09, less than"),
+        ({"h_1": {"activation": 3e6}}, "h.1: the output has a size of 3.0e+06"),
         ({"mlp": {"zeros": 0.99}}, "mlp: 99% of the outputs are 0"),
     ],
     ids=["fast", "slow", "vanishing", "huge", "dead"],

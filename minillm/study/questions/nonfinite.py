@@ -19,6 +19,7 @@ the operation, and MINILLM_ENGINE=plain gives the line.
 from __future__ import annotations
 
 import contextlib
+import inspect
 import math
 import sys
 from collections.abc import Callable, Iterator
@@ -150,7 +151,7 @@ class Suspects(Keeper):
     def __init__(self) -> None:
         super().__init__(0)
 
-    def keep(self, array: Any) -> Any:
+    def keep(self, array: Any, share: int = 1) -> Any:
         """The array itself if it is not finite, otherwise None."""
         array = np.asarray(to_host(array) if is_on_gpu(array) else array)
         return array if any(kinds_of([array])) else None
@@ -168,8 +169,11 @@ def _lines(function: Callable, *arguments: Any, **settings: Any) -> list[str]:
             if array is not None and id(array) not in given:
                 found.append((line, name, kinds_of([array]), frame.f_code.co_filename))
 
+    code = getattr(inspect.unwrap(function), "__code__", None)
+    if code is None:
+        return [f"{function!r} has no lines of Python to watch"]
     watcher = LineWatcher(Suspects(), look)
-    watcher.expected[function.__code__] = "forward"
+    watcher.expected[code] = "forward"
     place = random.default.state()
     try:
         with (
