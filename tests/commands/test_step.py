@@ -152,6 +152,8 @@ def test_a_run_steps_with_its_own_weights_and_tokenizer(capsys, tmp_path, monkey
     assert "no stop differs" in text
     source = said(capsys, "run", "--text", "the cat", "--export", "AdamW update in wpe")
     assert "wrote " in source
+    main(["convert", "run", "folder"])
+    assert "no stop differs" in said(capsys, "folder", "--text", "the cat", "--compare", "plain,run")
     assert "--layers would change the model" in refused(capsys, "run", "--layers", "3")
 
 
