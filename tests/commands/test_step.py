@@ -119,6 +119,7 @@ def test_compare_names_the_first_line_that_differs(capsys, tmp_path, monkeypatch
     text = said(capsys, "--compare", "plain,add=my_add:backward")
     assert "add backward in h.1, gpt2.py:106" in text
     assert "db[" in text
+    assert "add=my_add:backward: my_add.py:2  return dy, -dy" in text
     assert "no stop differs" in said(capsys, "--compare", "fast")
 
 
