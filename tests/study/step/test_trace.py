@@ -232,6 +232,19 @@ def test_a_stop_is_found_by_its_number_its_title_and_a_part_of_it():
     assert trace.find("forward in h.1").scope.startswith("h.1")
 
 
+def test_a_hook_that_changes_a_gradient_is_marked():
+    def loss(model):
+        doubled = SCALED(model.weight)
+        doubled.register_hook(lambda gradient: gradient * 10)
+        return ops.sum(doubled)
+
+    stop = trace_step(Scaled(), loss).find("scaled backward")
+    assert stop.hooked
+    np.testing.assert_array_equal(stop.waited[0][0].array, [1, 1, 1])
+    np.testing.assert_array_equal(stop.inputs[0].array, [10, 10, 10])
+    assert not trace_step(Scaled(), lambda one: one.loss()).find("scaled backward").hooked
+
+
 def test_nothing_is_left_behind_after_an_exception():
     def broken_backward(dy, saved):
         dx = dy * 4
