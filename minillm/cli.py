@@ -75,7 +75,7 @@ def main(arguments: list[str] | None = None) -> None:
         run_command(command, arguments[words:])
         flush()
     except MinillmError as error:
-        print(error, file=sys.stderr)
+        print(in_words_of(command, str(error)), file=sys.stderr)
         raise SystemExit(2) from None
     except BrokenPipeError:  # the reader of the output has left, as `head` does
         abandon_output()
@@ -90,6 +90,14 @@ def main(arguments: list[str] | None = None) -> None:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         raise SystemExit(130) from None
+
+
+def in_words_of(command: str, text: str) -> str:
+    """The sentence of an error, beginning with the command that a person typed and not with the function behind it."""
+    function, _, rest = text.partition(": ")
+    if function == command or command not in COMMANDS:
+        return text
+    return f"{command}: {rest if rest and function.isidentifier() else text}"
 
 
 def run_command(command: str, arguments: list[str]) -> None:

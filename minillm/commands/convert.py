@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -25,8 +25,8 @@ class Convert:
     """Folder to write."""
     dtype: Literal["float32", "float64", "float16", "bfloat16"] = "float32"
     """Dtype of the weights in the files."""
-    max_shard_bytes: int = 5 * 10**9
-    """Size from which on weights go to several files."""
+    max_shard_bytes: int = field(default=5 * 10**9, metadata={"unit": "bytes"})
+    """Size from which on weights go to several files, such as 5GB."""
     adapter: bool = False
     """Write the adapters of a run with --lora alone, as PEFT reads them, in place of a model with these merged in."""
 

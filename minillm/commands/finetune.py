@@ -114,7 +114,7 @@ def finetune(task: str, kind: type[Finetune], arguments: list[str], objective: s
     for name, shown, example in (("start", "MODEL", "runs/mine"), ("data", "--data", "--data records.jsonl")):
         if not getattr(given, name):
             raise InputError(f"{command}: {shown} is missing; write minillm {command} {example} ...")
-    check_effect(values, given)
+    check_effect(command, values, given)
     if given.lora and ("lr",) not in values:
         given = dataclasses.replace(given, lr=10 * given.lr)
     start = starting_model(given.start, command)

@@ -71,6 +71,10 @@ class Display:
             self.console.print(f"work is cut over {told}; --threads fixes the number")
         self.seconds: list[float] = []  # of each step so far
 
+    def say(self, sentence: str) -> None:
+        """Show a sentence about the run."""
+        self.console.print(sentence, markup=False)
+
     def __enter__(self) -> Display:
         if not self.progress.disable:
             _watch_for_debuggers()
@@ -183,6 +187,9 @@ class NoDisplay:
 
     def __exit__(self, *error: Any) -> None:
         return None
+
+    def say(self, sentence: str) -> None:
+        """Do nothing; see Display.say."""
 
     def first(self, measured: dict[str, Any]) -> None:
         """Do nothing; see Display.first."""

@@ -82,16 +82,29 @@ class Run:
         content.setdefault("format", 1)  # runs of the first format have no such key
         return cls(folder, TrainConfig.from_json(content), Tokenizer.load(folder / "tokenizer"))
 
-    def keep_settings(self, config: TrainConfig) -> None:
-        """Write config.json again: the settings of a resumed run may have changed, and hold from then on."""
+    def go_on(self, config: TrainConfig, step: int, kept: Mapping[str, Array] | None = None) -> None:
+        """Prepare the directory for a run that goes on after a step, with settings that hold from then on.
+
+        What later steps left is dropped: their metrics, and files that a kill has cut off. kept: as in `create`, where
+        the run begins again.
+        """
+        for cut_off in self.folder.rglob("*.tmp"):
+            cut_off.unlink()
         unfinished = self.folder / "config.json.tmp"
         unfinished.write_text(json.dumps(config.to_json(), indent=2) + "\n", encoding="utf-8")
         os.replace(unfinished, self.folder / "config.json")
         self.config = config
+        if kept:
+            save_checkpoint(self.kept, kept, {}, {})
+        self.forget_metrics_after(step)
 
     def checkpoint(self, name: str) -> Path:
         """The path of a checkpoint: `last` or `best`."""
         return self.folder / "checkpoints" / f"{name}.safetensors"
+
+    def latest(self) -> Path | None:
+        """The checkpoint to go on from: the last, or the best where a kill left no other; None before the first."""
+        return next((path for path in map(self.checkpoint, ("last", "best")) if path.exists()), None)
 
     @property
     def kept(self) -> Path:
@@ -166,7 +179,7 @@ def check_free(folder: Path) -> None:
     if not folder.name or (folder.exists() and (not folder.is_dir() or any(folder.iterdir()))):
         raise InputError(
             f"train: {folder} exists already and is never written over; choose another --out, "
-            f"or continue that run with --resume {folder}"
+            f"or continue that run with `minillm train --resume {folder}`"
         )
 
 

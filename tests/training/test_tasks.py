@@ -358,7 +358,7 @@ def test_data_and_settings_that_cannot_be_used(folder: Path, name: str, changes:
 
 
 def test_settings_that_do_not_go_together() -> None:
-    with pytest.raises(InputError, match="the objective causal does not train bert; give --model gpt2 or llama"):
+    with pytest.raises(InputError, match="causal does not train a model of the family bert; it trains gpt2, llama"):
         TrainConfig(architecture="bert")
     with pytest.raises(InputError, match="model is a GPT2Config; for llama give a LlamaConfig"):
         TrainConfig(architecture="llama")

@@ -18,7 +18,7 @@ from minillm.parallel.objective import Batch
 from minillm.pretrained import keep
 from minillm.tokenizers import BPETokenizer, Tokenizer, UnigramTokenizer, WordPieceTokenizer
 from minillm.training.tasks.families import named, scale_matrices, special_tokens
-from minillm.training.tasks.task import Task
+from minillm.training.tasks.task import Task, left_out_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +52,7 @@ class HeadTask(Task):
         self.frame = frame_of(self.tokenizer, family)
         self.padding_id = padding_of(self.shape(self.config, self.tokenizer), self.tokenizer)
 
-    def start_from(self, model: Any, opened: Any) -> None:  # type: ignore[override]
+    def start_from(self, model: Any, opened: Any) -> str:  # type: ignore[override]
         """Take the body of an opened model, and its head too if it has the same classes."""
         other = opened.model
         same = type(other) is type(model) and other.config.label_names == model.config.label_names
@@ -61,6 +61,7 @@ class HeadTask(Task):
             keep(model, opened.saved_with)
         else:
             take_body(model, other)
+        return left_out_of(opened, model)
 
     @classmethod
     def shape(cls, config: Any, tokenizer: Tokenizer) -> Any:

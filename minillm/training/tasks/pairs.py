@@ -128,7 +128,7 @@ class PairsTask(SourceAndTarget):
         if not kept:
             raise InputError(
                 f"train: none of {len(pairs)} pairs of {self.config.data} is left ({self._told()}); give others, a "
-                "longer --context, or more --batch-tokens"
+                f"model with a longer context than {self.config.model.context}, or more --batch-tokens"
             )
         sources, targets = zip(*kept, strict=True)
         return PairBatches(sources, targets, self.options.batch_tokens, self.pad, self.config.seed)

@@ -133,8 +133,8 @@ class Task(Objective):
         """Raise InputError for an architecture that this task cannot train."""
         if architecture not in cls.models:
             raise InputError(
-                f"train: the objective {cls.name} does not train {architecture}; give --model "
-                f"{' or '.join(cls.models)}, or another --objective"
+                f"train: {cls.name} does not train a model of the family {architecture}; it trains "
+                f"{', '.join(cls.models)}"
             )
 
     @classmethod
@@ -159,10 +159,10 @@ class Task(Objective):
         return cls.model_class(config)(cls.shape(config, tokenizer))
 
     @classmethod
-    def start_from(cls, model: Any, opened: Any) -> None:
+    def start_from(cls, model: Any, opened: Any) -> str:
         """Give a new model the weights of an opened one (resolver.py), and what its files say beside them.
 
-        A head that only one of them has begins anew, or is left out.
+        A head that only one of them has begins anew, or is left out; a sentence that says so is returned, or "".
         Raises: InputError if the two have nothing in common.
         """
         own, given = model.state_dict(), opened.model.state_dict()
@@ -173,6 +173,7 @@ class Task(Objective):
             )
         model.load_state_dict(own | shared if type(model) is not type(opened.model) else given)
         keep(model, opened.saved_with)
+        return left_out_of(opened, model)
 
     @classmethod
     def model_class(cls, config: Any) -> Any:
@@ -181,3 +182,16 @@ class Task(Objective):
         return getattr(
             importlib.import_module(f"minillm.models.{config.architecture}"), cls.models[config.architecture]
         )
+
+
+def left_out_of(opened: Any, model: Any) -> str:
+    """A sentence that names the weights of an opened model which another model has no place for; "" for none."""
+    own, given = model.state_dict(), opened.model.state_dict()
+    left = [name for name, array in given.items() if name not in own or own[name].shape != array.shape]
+    if not left:
+        return ""
+    layers = ", ".join(dict.fromkeys(name.rpartition(".")[0] or name for name in left))
+    return (
+        f"{opened.place.path} is a {type(opened.model).__name__}, whose {layers} has no place in a "
+        f"{type(model).__name__} and is left out"
+    )
