@@ -32,7 +32,7 @@ from minillm.backend import Array
 from minillm.device import Uploads, check_device, to_device
 from minillm.errors import InputError
 from minillm.grad_mode import quiet
-from minillm.lora import add_lora, is_lora, load_lora_state_dict, lora_state_dict
+from minillm.lora import above_width, add_lora, is_lora, load_lora_state_dict, lora_state_dict
 from minillm.nn import Module
 from minillm.optim import SGD, AdamW, Optimizer, cosine_schedule, decay_groups, wsd_schedule
 from minillm.parallel.communicator import Alone, Communicator, agree, broadcast_arrays, broadcast_bytes
@@ -40,7 +40,7 @@ from minillm.parallel.data_parallel import model_blocks
 from minillm.parallel.mesh import Mesh, ParallelModel
 from minillm.parallel.objective import NEXT_TOKENS, Batch, Objective, add_measures, loss_of_rows, micro_batches_of
 from minillm.parallel.recompute import parse_layers, recompute
-from minillm.resolver import open_model
+from minillm.resolver import open_model, open_start
 from minillm.tokenizers import Tokenizer
 from minillm.training import speed
 from minillm.training.config import TrainConfig
@@ -317,7 +317,7 @@ def prepare(config: TrainConfig, resume: Path | None, world: Communicator) -> Pr
     sentences = remarks_on(config, run)
     opened = None
     if config.init is not None and (not goes_on or config.lora):  # a checkpoint of adapters has no other weights
-        opened = open_model(config.init)
+        opened = open_start(config.init, resume) if resume else open_model(config.init)
     tokenizer = run.tokenizer if run else opened.needed_tokenizer("train") if opened else None
     task = task_on_all(config, tokenizer, world)
     if not goes_on:
@@ -326,9 +326,10 @@ def prepare(config: TrainConfig, resume: Path | None, world: Communicator) -> Pr
     whole = make_model(config, task.tokenizer)
     if opened:
         left_out = task.start_from(whole, opened)
-        sentences += [left_out] if left_out and not goes_on else []
+        sentences += [] if goes_on else [left_out]
         del opened  # whose memory is free now
     adapt(whole, config)
+    sentences += [above_width(whole)] if config.lora else []
     with contextlib.nullcontext() if goes_on else tuned_process(choice.cutting):
         kept = task.begin(whole, kept_arrays(run, world) if goes_on else {})
     model = divide(whole, config, world)
@@ -352,7 +353,7 @@ def prepare(config: TrainConfig, resume: Path | None, world: Communicator) -> Pr
     folder = broadcast_bytes(world, os.fsencode(run.folder) if run else b"")
     run = run or Run(Path(os.fsdecode(folder)), config, task.tokenizer)
     state = state._replace(choice=choice.to_json(), ranks=world.size)
-    return Prepared(run, task, model, optimizer, state, choice, sentences)
+    return Prepared(run, task, model, optimizer, state, choice, list(filter(None, sentences)))
 
 
 def remarks_on(config: TrainConfig, run: Run | None) -> list[str]:

@@ -503,6 +503,17 @@ def test_an_unknown_character_with_an_unknown_token(
     assert len(shown) >= len("<|unk|> ") + 20
 
 
+def test_a_prompt_that_is_longer_than_the_context_is_cut_with_a_sentence(runs: SimpleNamespace, capsys) -> None:
+    context = Run.open(runs.char).config.model.context
+    for length in (context, context + 3):
+        capsys.readouterr()
+        main(["sample", str(runs.char), "--prompt", ("the " * context)[:length], "--max-tokens", "2"])
+        told = (
+            f"sample: the prompt has {length} tokens, but the context of the model is {context}: the first 3 are left"
+        )
+        assert capsys.readouterr().err == (f"{told} out\n" if length > context else "")
+
+
 # chat
 
 
@@ -531,6 +542,15 @@ def test_a_conversation(here: Path, capsys: pytest.CaptureFixture[str], monkeypa
     answers = ["".join(conversation.say(text, seed=3 + i, **settings)) for i, text in enumerate(("hello", "what?"))]
     assert shown == "\n".join(["GPT2, chatml; end with Ctrl-D", *answers, "", ""])
     assert prompts == ["> "] * 3
+    lines, long = iter(["x" * 190]), "x" * 190
+    capsys.readouterr()
+    main(["chat", "model", "--max-tokens", "2"])
+    tokens = len(Conversation(conversation.model, tokenizer, chat_template("chatml")).ids_to_read(long))
+    assert tokens > 200
+    told = (
+        f"chat: the conversation has {tokens} tokens, but the context of the model is 200: the first {tokens - 200} are"
+    )
+    assert capsys.readouterr().err == f"{told} left out\n"
     assert_one_sentence(fails(capsys, "chat", "model", "--template", "chatlm"))
     (here / "model" / "tokenizer.json").unlink()
     assert_one_sentence(fails(capsys, "chat", "model"))

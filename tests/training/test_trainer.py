@@ -590,12 +590,10 @@ def test_another_shape_is_refused_on_resume(text: Path) -> None:
     refused(run.folder, r"^SGD: the optimiser state does not fit: missing momentum\.wte\.weight")
 
 
-def test_a_damaged_or_missing_checkpoint_is_refused_on_resume(text: Path) -> None:
+def test_a_damaged_checkpoint_is_refused_on_resume(text: Path) -> None:
     run = train(settings(text, "run", steps=5))
     last = run.checkpoint("last")
     content = last.read_bytes()
-    last.unlink()
-    refused(run.folder, "last.safetensors is not there")
     last.write_bytes(content[:-4])
     refused(run.folder, "last.safetensors is damaged")
     weights = minillm.nn.Linear(2, 2)
