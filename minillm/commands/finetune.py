@@ -96,6 +96,8 @@ class FinetuneGrpo(Finetune):
     """A .jsonl or .json file of prompts with answers to check, as for sft; or `builtin`, sums that are made here."""
     batch_size: int = 64
     """Answers per step, a multiple of --group-size."""
+    eval_batches: int = 20
+    """Validation batches, the same at every validation, which measures 1 - the mean reward of held-out prompts."""
     lr: float = 1e-6
     """Peak learning rate; for small models and with LoRA some 20 times as much."""
 

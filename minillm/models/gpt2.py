@@ -44,7 +44,7 @@ class GPT2Config(Config):
     channels: int = 768  # C, width of the residual stream
     dropout: float = 0.0  # probability: after the embedding, in attention and on each residual branch
     bias: bool = True  # linear layers and layer norms have a bias
-    hidden: int | None = None  # width of the MLP; None: 4 channels
+    hidden: int | None = None  # width of the MLP; four times --channels unless given
     activation: str = "gelu_tanh"  # in the MLP: "gelu_tanh", "gelu" (the exact one), "relu" or "silu"
     tied: bool = True  # the output layer is the token table
     norm_eps: float = 1e-5  # added to the variance

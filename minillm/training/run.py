@@ -25,7 +25,8 @@ from minillm.checkpoint import save_checkpoint
 from minillm.errors import CheckpointError, InputError
 from minillm.tokenizers import Tokenizer
 from minillm.training.config import TrainConfig
-from minillm.training.overfitting import parted
+from minillm.training.overfitting import COMPARED, parted
+from minillm.training.tasks import task_class
 
 
 class Run:
@@ -139,7 +140,7 @@ class Run:
         """Draw loss.png from the metrics; returns its path."""
         from matplotlib.figure import Figure  # no pyplot: it would look for a display
 
-        records = self.metrics()
+        records, validation = self.metrics(), task_class(self.config.objective).validation
         figure = Figure(figsize=(7, 4.2), dpi=120, layout="constrained")
         axes = figure.add_subplot()
         learned = [r for r in records if r["loss"] is not None]  # not of a validation before the first step
@@ -152,15 +153,16 @@ class Run:
             color="#c2452d",
             marker="o",
             markersize=3.5,
-            label="validation",
+            label=validation.removesuffix(" loss"),
         )
         if validated:
             best = min(validated, key=lambda record: record["val_loss"])
-            label = f"best validation, {best['val_loss']:.3f} at step {best['step']}"
+            label = f"best {validation.removesuffix(' loss')}, {best['val_loss']:.3f} at step {best['step']}"
             axes.axvline(best["step"], color="#c2452d", linewidth=0.8, linestyle="--", label=label)
-        if (found := parted(records)) is not None:
+        if validation == COMPARED and (found := parted(records)) is not None:
             axes.axvspan(found.step, records[-1]["step"], color="#c2452d", alpha=0.08, label="overfitting")
-        axes.set(xlabel="step", ylabel="loss (nats per target)")
+        also = "" if validation == COMPARED else f", and {validation}"
+        axes.set(xlabel="step", ylabel=f"loss (nats per target){also}")
         name = os.fsencode(self.folder.name).decode("utf-8", "replace")
         axes.set_title(name, parse_math=False)  # as it is: a "$" begins no formula
         axes.grid(alpha=0.25)

@@ -27,6 +27,7 @@ from minillm.errors import InputError
 from minillm.parallel.objective import Batch, Objective, rows_of
 from minillm.pretrained import keep
 from minillm.tokenizers import Tokenizer
+from minillm.training.overfitting import COMPARED
 
 __all__ = ["Batch", "Options", "Task", "Tokenizer"]
 
@@ -42,7 +43,7 @@ class Task(Objective):
     name: the name in `TASKS`, which is the option --objective. Options: a frozen dataclass, whose fields are options of
     the command line. models: for each architecture (a file of minillm/models) the class in it that this task trains.
     samples: True if a batch is made by the model itself. measured_first: True if the model can do something before it
-    is trained, so that a validation and a preview come before the first step.
+    is trained, so that a validation and a preview come before the first step. validation: what val_loss is, for people.
     """
 
     name: ClassVar[str]
@@ -50,6 +51,7 @@ class Task(Objective):
     models: ClassVar[Mapping[str, str]] = {}
     samples: ClassVar[bool] = False
     measured_first: ClassVar[bool] = False
+    validation: ClassVar[str] = COMPARED
     tokenizer: Tokenizer
 
     def __init__(self, config: Any, tokenizer: Tokenizer | None = None):
