@@ -35,6 +35,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     reviews = [{"text": f"{WORDS[i % 8]} film", "label": ("bad", "good")[i % 2]} for i in range(40)]
     (here / "reviews.jsonl").write_text("".join(json.dumps(review) + "\n" for review in reviews))
     main(["train", "--data", str(here / "text.txt"), *SIZE, *SHORT, "--out", str(here / "gpt")])
+    (here / "other.txt").write_text("the model reads Ω")
+    chars = [*SIZE[:-2], "--tokenizer", "char"]
+    main(["train", "--data", str(here / "text.txt"), *chars, *SHORT, "--out", str(here / "characters")])
     bert = ["--model", "bert", *SIZE, "--hidden", "24"]
     main(["train", "--data", str(here / "text.txt"), *bert, *SHORT, "--no-next-sentence", "--out", str(here / "bert")])
     return here
@@ -75,8 +78,14 @@ def error(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
         ("finetune dpo gpt --data pairs.jsonl --timeout 0", "timeout is 0.0; give a number of seconds above 0"),
         ("finetune dpo gpt --data pairs.jsonl --gamma 3", "--gamma does nothing here"),
         ("finetune dpo gpt --data pairs.jsonl --warmup 9 --steps 9", "warmup=9 leaves none of steps=9"),
+        (
+            "finetune translate bart-nano --data text.txt --targets text.txt --source-field en",
+            "source_field='en' names a field of a .jsonl, and --targets text.txt is a file beside text.txt",
+        ),
         ("finetune dpo gpt2 --data pairs.jsonl", "gpt2 is a preset, whose weights are random"),
+        ("sample characters --prompt Ω", "leave it out of the text, or train the tokenizer on text that has it"),
         ("sample gpt2", "gpt2 is a preset, which has a configuration and random weights"),
+        ("eval characters --data other.txt", "character 'Ω' (U+03A9) is not among the"),
         ("eval nothing --data text.txt", "nothing is no preset, and no folder or file of this name is there"),
     ],
 )

@@ -142,7 +142,11 @@ def test_what_is_no_record_at_all(tmp_path):
     for name, data, message in (
         ("empty.json", b"", "there are no records in it"),
         ("none.json", b"[]", "there are no records in it"),
-        ("broken.json", f"[{good},\n{good}\n{good}]".encode(), r"is not JSON from line 3 on, after 2 whole records \(expected"),
+        (
+            "broken.json",
+            f"[{good},\n{good}\n{good}]".encode(),
+            r"is not JSON from line 3 on, after 2 whole records \(expected",
+        ),
         ("cut.json", f"[{good},\n{good[:9]}".encode(), "is not JSON from line 2 on, after 1 whole records"),
         ("bytes.json", b"[\xff]", "byte 0xff at offset 1; text must be UTF-8"),
         ("bad.json.gz", b"abc", "cannot read"),

@@ -343,7 +343,8 @@ def test_what_is_left_out_is_counted(tmp_path: Path) -> None:
             dict(task="source_field=sorce"),
             "has the fields source, target, but no 'sorce'; did you mean",
         ),
-        ("pairs", dict(task="batch_tokens=3"), "pairs of .* is left .* too long.*; give others, a longer --context"),
+        ("pairs", dict(task="batch_tokens=3"), "pairs of .* is left .* too long.*; give others, a model with a longer"),
+        ("pairs", dict(task="source_field=en"), "has the fields source, target, but no 'en'"),
     ],
 )
 def test_data_and_settings_that_cannot_be_used(folder: Path, name: str, changes: dict[str, Any], message: str) -> None:
