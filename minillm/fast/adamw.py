@@ -28,16 +28,26 @@ def adam_update(w, g, m, v, *, t, lr, betas, eps, weight_decay):
 def _move_moments(g, m, v, t, lr, betas, eps):
     """Overwrite m and v with m_t and v_t; returns lr m_hat / (sqrt(v_hat) + eps)."""
     beta1, beta2 = betas
-    memory = np.empty_like(m)  # the names below are this array, m or v, at the time when it holds what the name says
-    beta1_m = np.multiply(m, beta1, out=m)
-    new_m = np.multiply(g, 1 - beta1, out=memory)
-    m_t = np.add(beta1_m, new_m, out=m)
-    beta2_v = np.multiply(v, beta2, out=v)
+    memory = np.empty_like(m)  # every name below is this array, at the time when it holds what the name says
+    _move(m, g, beta1, memory)
     g_squared = np.multiply(g, g, out=memory)
-    new_v = np.multiply(g_squared, 1 - beta2, out=memory)
-    v_t = np.add(beta2_v, new_v, out=v)
-    sqrt_v = np.sqrt(v_t, out=memory)
+    _move(v, g_squared, beta2, memory)
+    sqrt_v = np.sqrt(v, out=memory)
     sqrt_v_hat = np.multiply(sqrt_v, 1 / math.sqrt(1 - beta2**t), out=memory)
     denominator = np.add(sqrt_v_hat, eps, out=memory)
-    m_over_denominator = np.divide(m_t, denominator, out=memory)
+    m_over_denominator = np.divide(m, denominator, out=memory)
     return np.multiply(m_over_denominator, lr / (1 - beta1**t), out=memory)
+
+
+def _move(mean, value, beta, memory):
+    """Overwrite a running mean with beta mean + (1 - beta) value, and with the value itself where beta is 0.
+
+    The sum begins with the larger part, so that rounding leaves nothing of a mean that counts little.
+    """
+    if beta < 0.5:
+        mean -= value
+        mean *= beta
+        mean += value
+    else:
+        change = np.subtract(value, mean, out=memory)
+        mean += np.multiply(change, 1 - beta, out=memory)

@@ -25,14 +25,14 @@ class Saved(NamedTuple):
 
 
 def pad_forward(x, *, shape, kept, inside, value):
-    y = np.full_like(x, value, shape=shape, order="C")  # shape
+    y = np.full_like(x, value, shape=shape, order="C")  # (*shape,)
     y[inside] = x[kept]
     return y, Saved(x.shape, kept, inside)
 
 
 def pad_backward(dy, saved):
     shape, kept, inside = saved
-    dx = np.zeros_like(dy, shape=shape, order="C")  # the shape of x
+    dx = np.zeros_like(dy, shape=shape, order="C")  # (*shape,)
     dx[kept] = dy[inside]
     return (dx,)
 

@@ -21,12 +21,12 @@ class Saved(NamedTuple):
 
 
 def reshape_forward(x, *, shape):
-    y = x.reshape(shape)  # shape
+    y = x.reshape(shape)  # (*shape,)
     return y, Saved(x.shape)
 
 
 def reshape_backward(dy, saved):
-    dx = dy.reshape(saved.shape)  # the shape of x
+    dx = dy.reshape(saved.shape)  # (*saved.shape,)
     return (dx,)
 
 
