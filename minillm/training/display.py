@@ -57,7 +57,7 @@ class Display:
             auto_refresh=False,
             disable=not (live and self.console.is_terminal),
         )
-        self.validated = task.validation.removesuffix(" loss")  # in lines that are short
+        self.validated = task.validated.removesuffix(" loss")  # in lines that are short
         self.drawn = 0.0  # when the live line was drawn last
         self.line = self.progress.add_task(
             "", total=config.steps, completed=state.step, loss="-", val_loss="-", speed="-", what=self.validated
@@ -158,10 +158,10 @@ class Display:
         validated = [record for record in self.run.metrics() if record["val_loss"] is not None]
         if validated:
             self.console.print(
-                f"{self.task.validation}: last {validated[-1]['val_loss']:.4f} at step {validated[-1]['step']}, "
+                f"{self.task.validated}: last {validated[-1]['val_loss']:.4f} at step {validated[-1]['step']}, "
                 f"best {state.best_loss:.4f} at step {state.best_step}; {state.seconds:.0f} s of training"
             )
-        if self.task.validation == COMPARED and (found := parted(self.run.metrics())) is not None:
+        if self.task.validated == COMPARED and (found := parted(self.run.metrics())) is not None:
             self.console.print(str(found))
         self.console.print(f"loss curve: {folder}/loss.png", markup=False)
         if stopped and state.has_no_hope(self.config.patience):

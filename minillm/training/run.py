@@ -140,7 +140,7 @@ class Run:
         """Draw loss.png from the metrics; returns its path."""
         from matplotlib.figure import Figure  # no pyplot: it would look for a display
 
-        records, validation = self.metrics(), task_class(self.config.objective).validation
+        records, validation = self.metrics(), task_class(self.config.objective).validated
         figure = Figure(figsize=(7, 4.2), dpi=120, layout="constrained")
         axes = figure.add_subplot()
         learned = [r for r in records if r["loss"] is not None]  # not of a validation before the first step

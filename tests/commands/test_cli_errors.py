@@ -309,7 +309,7 @@ def test_samples_are_shown_as_they_are(trained: Path, capsys, text: str) -> None
     run = Run.open(trained)
 
     class Nothing:
-        validation = "validation loss"
+        validated = "validation loss"
 
         def summary() -> str:
             return "text"

@@ -116,7 +116,7 @@ class GRPOTask(Task):
     models: ClassVar = {"gpt2": "GPT2", "llama": "Llama", "gemma": "Gemma"}
     samples = True
     measured_first = True
-    validation = "1 - held-out reward"
+    validated = "1 - held-out reward"
 
     def __init__(self, config: Any, tokenizer: Tokenizer | None = None):
         super().__init__(config, tokenizer)

@@ -43,7 +43,7 @@ class Task(Objective):
     name: the name in `TASKS`, which is the option --objective. Options: a frozen dataclass, whose fields are options of
     the command line. models: for each architecture (a file of minillm/models) the class in it that this task trains.
     samples: True if a batch is made by the model itself. measured_first: True if the model can do something before it
-    is trained, so that a validation and a preview come before the first step. validation: what val_loss is, for people.
+    is trained, so that a validation and a preview come before the first step. validated: what val_loss is, for people.
     """
 
     name: ClassVar[str]
@@ -51,7 +51,7 @@ class Task(Objective):
     models: ClassVar[Mapping[str, str]] = {}
     samples: ClassVar[bool] = False
     measured_first: ClassVar[bool] = False
-    validation: ClassVar[str] = COMPARED
+    validated: ClassVar[str] = COMPARED
     tokenizer: Tokenizer
 
     def __init__(self, config: Any, tokenizer: Tokenizer | None = None):
