@@ -191,9 +191,6 @@ class NoDisplay:
     def __exit__(self, *error: Any) -> None:
         return None
 
-    def say(self, sentence: str) -> None:
-        """Do nothing; see Display.say."""
-
     def first(self, measured: dict[str, Any]) -> None:
         """Do nothing; see Display.first."""
 

@@ -68,9 +68,7 @@ def train(
     world = communicator or Alone()
     run, task, model, optimizer, state, choice, sentences = prepare(config, resume, world)
     uploads = Uploads(config.device)
-    display = display_of(run, task, model, state, config, progress) if world.rank == 0 else NoDisplay()
-    for sentence in sentences:
-        display.say(sentence)
+    display = display_of(run, task, model, state, config, progress, sentences) if world.rank == 0 else NoDisplay()
     with tuned_process(choice.cutting), StopRequest() as stop, quiet(), display:
         if task.measured_first and state.step == 0:
             look_first(display, model, task, config)
@@ -264,10 +262,15 @@ def evaluate(model: WholeModel | ParallelModel, task: Task, count: int, device: 
     return measured
 
 
-def display_of(run: Run, task: Task, model: Any, state: State, config: TrainConfig, live: bool) -> Display:
-    """The display of rank 0; see Display."""
+def display_of(
+    run: Run, task: Task, model: Any, state: State, config: TrainConfig, live: bool, sentences: Iterable[str]
+) -> Display:
+    """The display of rank 0, after it has shown these sentences; see Display."""
     trained = sum(x.size for x in lora_state_dict(model.model).values()) if config.lora else 0
-    return Display(run, model.num_parameters(), task, state, config, live, trained)
+    display = Display(run, model.num_parameters(), task, state, config, live, trained)
+    for sentence in sentences:
+        display.say(sentence)
+    return display
 
 
 def look_first(display: Any, model: WholeModel | ParallelModel, task: Task, config: TrainConfig) -> None:
