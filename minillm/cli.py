@@ -102,7 +102,8 @@ def in_words_of(command: str, text: str) -> str:
     function, _, rest = text.partition(": ")
     if function == command or command not in COMMANDS:
         return text
-    return f"{command}: {rest if rest and function.isidentifier() else text}"
+    is_function = all(part.isidentifier() for part in function.split("."))
+    return f"{command}: {rest if rest and is_function else text}"
 
 
 def run_command(command: str, arguments: list[str]) -> None:
@@ -122,7 +123,8 @@ def run_command(command: str, arguments: list[str]) -> None:
         names = ", ".join(name for name in COMMANDS if name.startswith(f"{command} "))
         raise InputError(f"minillm: {command} is not told what to do; choose one of: {names}")
     if command not in COMMANDS:
-        raise InputError(f"minillm: there is no command {command!r}{did_you_mean(command, COMMANDS)}")
+        word = "" if command.startswith("-") else command  # an option is no misspelt command
+        raise InputError(f"minillm: there is no command {command!r}{did_you_mean(word, COMMANDS)}")
     function_of(command)(arguments)
 
 

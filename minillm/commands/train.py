@@ -29,7 +29,8 @@ class Train(TrainConfig):
     """Train a language model on a text."""
 
     resume: Path | None = None
-    """Run directory to continue; only device, threads, steps, intervals, samples and ranks may change."""
+    """Run directory to continue, or to begin again if it was stopped before it saved; only device, threads, steps,
+    intervals, samples and ranks may change."""
     progress: bool = True
     """Draw a live line of progress if the output is a terminal; otherwise print a line for each validation."""
     nproc: int = 1
