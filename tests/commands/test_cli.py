@@ -164,7 +164,7 @@ BAD = [
     ("sample damaged", r"best\.safetensors is damaged"),
     # sampling
     ("sample CHAR --prompt ", r"^sample: the prompt has no tokens; give"),
-    ("sample CHAR --prompt Ω", r"character 'Ω' \(U\+03A9\) is not among the \d+ characters of this tokenizer; leave it"),
+    ("sample CHAR --prompt Ω", r"character 'Ω' \(U\+03A9\) is not among the \d+ characters of .*; leave it"),
     ("sample CHAR --prompt the --temperature -1", r"^sample: temperature is -1\.0; give 0"),
     ("sample CHAR --prompt the --top-k 0", r"^sample: top_k is 0; give"),
     ("sample CHAR --prompt the --top-p 1.5", r"^sample: top_p is 1\.5; give"),
