@@ -189,13 +189,6 @@ class GPT2(Decoder):
 class GPT2ForSequenceClassification(LastTokenClassification, GPT2):  # type: ignore[misc]
     """A GPT-2 that classifies texts, or gives them a reward: called with ids (B, T), it returns logits (B, K)."""
 
-    def __init__(self, config: GPT2Config):
-        super().__init__(replace(config, tied=True))  # there is no output layer
-        self.config = config
-        self.add_head()
-        self.assign_names()
-        self._init_weights()
-
 
 # --- Hugging Face's names ------------------------------------------------------------------------------------------
 
