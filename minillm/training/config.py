@@ -204,10 +204,14 @@ class TrainConfig:
         whole = dict(steps=1, batch_size=1, micro_batches=1, warmup=0, decay_steps=0, eval_every=1, eval_batches=1)
         if self.threads is not None and self.threads > MOST_THREADS:
             raise InputError(f"train: threads is {self.threads}; give at most {MOST_THREADS}, best the number of cores")
-        parallel = dict(threads=1, dp=1, tp=1, pp=1, zero=0, patience=1, watch=1)
+        parallel = dict(threads=1, dp=1, tp=1, pp=1, patience=1, watch=1)
         for name, least in {**whole, **parallel, "sample_every": 0, "sample_tokens": 0, "seed": 0}.items():
             if getattr(self, name) is not None and getattr(self, name) < least:
                 raise InputError(f"train: {name} is {getattr(self, name)}; give {least} or more")
+        if self.zero not in (0, 1, 2, 3):
+            raise InputError(
+                f"train: zero is {self.zero}; choose 0 (off), 1 (shard moments), 2 (also gradients) or 3 (also weights)"
+            )
         for name in ("lr", "min_lr", "weight_decay"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise InputError(f"train: {name} is {getattr(self, name)}; give 0 or more, but a finite number")
