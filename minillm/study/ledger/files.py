@@ -1,0 +1,88 @@
+"""Claims about files: what a checkpoint and Hugging Face's files bring back."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from minillm import hub
+from minillm.autograd import no_grad, observe
+from minillm.checkpoint import load_checkpoint, save_checkpoint
+from minillm.errors import InputError
+from minillm.parallel.objective import rows_of
+from minillm.stored import are_same, stored_arrays
+from minillm.study.ledger.claim import DoesNotApply, Measured
+from minillm.study.ledger.rounding import Outcome, compared, kept
+from minillm.study.ledger.steps import WEIGHT_DECAY, take_steps
+from minillm.study.ledger.subject import Subject
+from minillm.training.trainer import WholeModel
+
+STATE = {"step": 1, "loss": 0.1}  # what a run keeps beside its arrays
+
+
+def saved_is_loaded(subject: Subject) -> Measured:
+    """The steps after a checkpoint in a model and an optimiser that have loaded it, against those of the saved ones."""
+    training, path = subject.training, subject.folder / "saved.safetensors"
+    before = WholeModel(subject.model("float32"), WEIGHT_DECAY)
+    optimizer = training.optimizer(before)
+    take_steps(training, before, optimizer)
+    save_checkpoint(path, before.state_dict() or {}, before.optimizer_state_dict(optimizer) or {}, STATE)
+    expected = take_steps(training, before, optimizer)
+    stored = load_checkpoint(path)
+    path.unlink()
+    after = WholeModel(subject.model("float32"), WEIGHT_DECAY)
+    optimizer = training.optimizer(after)
+    after.load_state_dict(stored.model)
+    after.load_optimizer_state_dict(optimizer, stored.optimizer)
+    if stored.state != STATE:
+        raise InputError(f"saved: the state of the run was {STATE}, and came back as {stored.state}")
+    difference, where = compared(take_steps(training, after, optimizer), expected)
+    return Measured(difference, 0.0, where)
+
+
+def hugging_face(subject: Subject) -> Measured:
+    """A model that is written as Hugging Face's files and read again: every weight, and the outputs; no bit differs.
+
+    The files of a model that came from such a folder are compared too, by their own names.
+    """
+    model = subject.model("float32").eval()
+    if subject.saved_with is not None:
+        vars(model)["saved_with"] = subject.saved_with
+    folder = subject.folder / "hugging-face"
+    try:
+        model.save_pretrained(folder)
+    except InputError as reason:
+        raise DoesNotApply(str(reason)) from None
+    again = hub.load(folder)
+    if (type(again), again.config) != (type(model), model.config):
+        raise InputError(f"hugging-face: {type(model).__name__} with {model.config} came back as {again.config}")
+    found = {"weight": kept(again.state_dict()), **outputs(subject, again)}
+    difference, where = compared(found, {"weight": kept(model.state_dict()), **outputs(subject, model)})
+    remark = where
+    if subject.opened is not None and subject.opened.place.kind in ("folder", "safetensors"):
+        theirs, ours = stored_arrays(subject.opened.place.path), stored_arrays(folder)
+        shared = [name for name in ours if name in theirs]
+        for name in shared:
+            if not are_same(ours[name], theirs[name]):
+                return Measured(math.inf, 0.0, f"{name} is not the array of the file that it came from")
+        remark = f"{len(shared)} of {len(theirs)} arrays of its own files are written as they were; {where}"
+    return Measured(difference, 0.0, remark.strip("; "))
+
+
+def outputs(subject: Subject, model: Any) -> Outcome:
+    """The loss of each example, and the output of the last layer that runs, in evaluation mode."""
+    last: list[Any] = []
+
+    def on_module(module: Any, inputs: tuple, output: Any) -> None:
+        first = output[0] if isinstance(output, tuple) else output
+        if hasattr(first, "data"):
+            last[:] = [first.data]
+
+    with no_grad(), observe(on_module=on_module):
+        losses = [
+            subject.start.loss(model, rows_of(subject.batch, row, row + 1)).item()
+            for row in range(len(next(iter(subject.batch.values()))))
+        ]
+    return {"loss of each example": {"": np.array(losses)}, "output of the last layer": kept({"": last[0]})}
