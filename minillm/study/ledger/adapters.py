@@ -43,6 +43,6 @@ def _with_adapters(model: Any) -> None:
     except InputError:  # a family without targets of its own
         add_lora(model, LoraConfig(rank=RANK, targets=ALL_LINEAR))
     rng = np.random.default_rng(0)
-    for parameter in model.parameters():
-        if parameter.requires_grad:
+    for name, parameter in model.named_parameters():
+        if ".lora." in name:  # a head that is trained whole keeps its weights
             parameter.data = parameter.data + rng.normal(0, 0.05, parameter.shape)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import inspect
 from typing import Any
 
@@ -22,6 +21,7 @@ from minillm.study.ledger.steps import gradients_of, trained
 from minillm.study.ledger.subject import Subject
 
 PARTS = 3  # micro-batches, of 2, 2 and 1 rows
+RATES = ("dropout", "embedding_dropout", "attention_dropout", "activation_dropout")  # in the bodies of models
 
 
 def micro_batches(subject: Subject) -> Measured:
@@ -137,13 +137,15 @@ def _behind_the_length(model: Any, batch: Batch, another: Any) -> tuple[Any, Any
 
 def dropout_repeats(subject: Subject) -> Measured:
     """Two steps from one seed give equal bits, and a step from another seed does not."""
-    config = subject.start.config
-    rates = [getattr(config, field.name) for field in dataclasses.fields(config) if field.name.endswith("dropout")]
-    if not any(rates):
-        raise DoesNotApply(f"this {subject.start.kind.__name__} has no dropout")  # type: ignore[attr-defined]
-    once, again = (trained(subject.training, subject.model()) for _ in range(2))
-    without = trained(subject.training, subject.model().eval())
-    if not compared(without, once)[0] > subject.bound:
-        raise InputError("dropout: the training step is that of evaluation mode, so nothing was dropped")
-    difference, where = compared(again, once)
+    if not any(getattr(subject.start.config, name, None) for name in RATES):
+        raise DoesNotApply(f"this {subject.name} has no dropout")
+    difference, where = compared(trained(subject.training, subject.model()), subject.reference)
+    model = subject.model()
+    one, other = (subject.start.loss(model, seed=seed).item() for seed in (1, 2))
+    without = subject.start.loss(model.eval()).item()
+    if len({one, other, without}) < 3:
+        raise InputError(
+            f"dropout: the loss is {one} with the masks of one seed, {other} with those of another, and {without} "
+            "without dropout; they should differ"
+        )
     return Measured(difference, 0.0, where)

@@ -40,7 +40,7 @@ def divided_is_whole(subject: Subject, division: Division) -> Measured:
     kind, objective = subject.start.kind, subject.start.objective
     in_parts = division.tp * division.pp > 1
     if in_parts and not (isinstance(kind, type) and issubclass(kind, Decoder) and objective.next_tokens):
-        raise DoesNotApply(f"only models of the next token are divided, and {kind.__name__} is none")  # type: ignore
+        raise DoesNotApply(f"only models of the next token are divided, and {subject.name} is none")
     expected, bound = whole(subject)
     found = launch(on_rank, RANKS, subject.training, division)[0]
     if isinstance(found, str):

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from minillm import hub
 from minillm.autograd import no_grad, observe
+from minillm.beside import load_tokenizer
 from minillm.checkpoint import load_checkpoint, save_checkpoint
 from minillm.errors import InputError
 from minillm.parallel.objective import rows_of
@@ -43,21 +45,22 @@ def saved_is_loaded(subject: Subject) -> Measured:
 
 
 def hugging_face(subject: Subject) -> Measured:
-    """A model that is written as Hugging Face's files and read again: every weight, and the outputs; no bit differs.
+    """A model that is written as Hugging Face's files and read again: every weight, the outputs and the ids of a text.
 
-    The files of a model that came from such a folder are compared too, by their own names.
+    No bit differs. Weights are in two shards. Those of a model that came from such files are compared with these too.
     """
     model = subject.model("float32").eval()
     if subject.saved_with is not None:
         vars(model)["saved_with"] = subject.saved_with
     folder = subject.folder / "hugging-face"
     try:
-        model.save_pretrained(folder)
+        model.save_pretrained(folder, max_shard_bytes=sum(one.nbytes for one in model.state_dict().values()) // 2)
     except InputError as reason:
         raise DoesNotApply(str(reason)) from None
     again = hub.load(folder)
     if (type(again), again.config) != (type(model), model.config):
         raise InputError(f"hugging-face: {type(model).__name__} with {model.config} came back as {again.config}")
+    _check_ids(subject, folder)
     found = {"weight": kept(again.state_dict()), **outputs(subject, again)}
     difference, where = compared(found, {"weight": kept(model.state_dict()), **outputs(subject, model)})
     remark = where
@@ -69,6 +72,15 @@ def hugging_face(subject: Subject) -> Measured:
                 return Measured(math.inf, 0.0, f"{name} is not the array of the file that it came from")
         remark = f"{len(shared)} of {len(theirs)} arrays of its own files are written as they were; {where}"
     return Measured(difference, 0.0, remark.strip("; "))
+
+
+def _check_ids(subject: Subject, folder: Path) -> None:
+    """Raise InputError where a tokenizer that is written and read again gives a text other ids."""
+    subject.tokenizer.save_hugging_face(folder)
+    ids, again = (one.encode(subject.text) for one in (subject.tokenizer, load_tokenizer(folder)))
+    if ids != again:
+        place = next((i for i, (a, b) in enumerate(zip(ids, again, strict=False)) if a != b), min(len(ids), len(again)))
+        raise InputError(f"hugging-face: id {place} of the text is another one after the tokenizer was read again")
 
 
 def outputs(subject: Subject, model: Any) -> Outcome:

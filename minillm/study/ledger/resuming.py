@@ -40,10 +40,7 @@ def resumed_is_uninterrupted(subject: Subject) -> Measured:
 def _settings(subject: Subject) -> TrainConfig:
     """A short training of the model: from its own files, or with random weights of its shape."""
     if subject.config is None:
-        raise DoesNotApply(
-            f"`minillm train` does not train a {subject.start.kind.__name__} on a text"  # type: ignore[attr-defined]
-        )
-    assert subject.tokenizer is not None
+        raise DoesNotApply(f"`minillm train` does not train a {subject.name} on a text")
     tokenizer = subject.folder / "tokenizer"
     subject.tokenizer.save(tokenizer)
     from_files = subject.opened is not None and subject.opened.tokenizer is not None

@@ -43,10 +43,10 @@ class Training(NamedTuple):
             model.load_state_dict({name: stored[name] for name in stored.files})
         return model
 
-    def loss(self, model: Any, batch: Batch | None = None) -> Tensor:
-        """The loss of the batch, or of another one, with the dropout masks of the first step."""
+    def loss(self, model: Any, batch: Batch | None = None, seed: int = SEED) -> Tensor:
+        """The loss of the batch, or of another one; by default with the dropout masks of the first step."""
         batch = self.batch if batch is None else batch
-        with random.using(random.Generator(SEED)):
+        with random.using(random.Generator(seed)):
             return loss_of_rows(self.objective, model, batch, self.objective.counts(batch))
 
     def optimizer(self, model: Any) -> Optimizer:

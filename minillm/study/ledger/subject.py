@@ -56,7 +56,7 @@ class Subject:
         objective: Objective,
         batch: Batch,
         config: TrainConfig | None,
-        tokenizer: Tokenizer | None,
+        tokenizer: Tokenizer,
         opened: OpenedModel | None = None,
     ):
         self.command, self.folder, self.config, self.tokenizer, self.opened = command, folder, config, tokenizer, opened
@@ -64,6 +64,17 @@ class Subject:
         np.savez(folder / "weights.npz", **model.state_dict())
         weights = str(folder / "weights.npz")
         self.start = Training(type(model), model.config, weights, objective, batch)
+
+    @property
+    def name(self) -> str:
+        """The name of the model's class."""
+        return getattr(self.start.kind, "__name__", str(self.start.kind))
+
+    @property
+    def text(self) -> str:
+        """The start of the text that the batch is from; where the data are tokens, what these say."""
+        ids = next(array for array in self.batch.values() if array.ndim == 2 and array.dtype.kind in "iu")
+        return self.tokenizer.decode([i for i in ids.reshape(-1).tolist() if 0 <= i < self.tokenizer.vocab_size])
 
     @property
     def batch(self) -> Batch:
