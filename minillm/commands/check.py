@@ -11,7 +11,7 @@ from rich.table import Column, Table
 from minillm.options import Positional, read
 
 STYLES = {"holds": "green", "fails": "red", "does not apply": "dim"}
-WIDTH = 118  # of the table where the output is no terminal
+WIDTH = 110  # characters of the table, at least
 
 
 @dataclass(frozen=True)
@@ -33,11 +33,12 @@ class Check:
 
 def check(arguments: list[str]) -> None:
     """Print a table of claims; exit status 1 if one of them fails."""
-    from minillm.study.ledger import CLAIMS, check, open_subject
+    from minillm.study.ledger import CLAIMS, Verdict, check, open_subject
     from minillm.tuning import tuned_process
 
     given = read(Check, "check", arguments)
-    console, verdicts = Console(stderr=given.json), []
+    console = Console(stderr=given.json)
+    verdicts: list[Verdict] = []
     names = [given.only] if given.only else list(CLAIMS)
     with open_subject(given.model, given.preset, given.data) as subject, tuned_process(), console.status("") as status:
         for number, name in enumerate(names, start=1):
@@ -53,8 +54,7 @@ def check(arguments: list[str]) -> None:
 
 def print_table(verdicts: list) -> None:
     """Print the verdicts, and below the table why a claim fails or does not apply."""
-    console = Console()
-    console = console if console.is_terminal else Console(width=WIDTH)
+    console = Console(width=max(Console().width, WIDTH))
     caption = (
         "relative to the largest number compared; a bound of 0 demands equal bits, others are what rounding explains"
     )

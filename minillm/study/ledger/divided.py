@@ -12,13 +12,11 @@ from minillm.parallel.communicator import Communicator
 from minillm.parallel.launch import launch
 from minillm.parallel.mesh import Mesh, ParallelModel
 from minillm.study.ledger.claim import DoesNotApply, Measured
-from minillm.study.ledger.rounding import Outcome, bound_of, compared, sensitivity_of
-from minillm.study.ledger.steps import WEIGHT_DECAY, Training, take_steps, trained
+from minillm.study.ledger.rounding import Outcome, compared
+from minillm.study.ledger.steps import PARTS, STEPS, WEIGHT_DECAY, Training, take_steps
 from minillm.study.ledger.subject import Subject
 
 RANKS = 2
-STEPS = 2  # what a rank sends after the first step counts in the second
-PARTS = 2  # micro-batches, so that a pipeline has something to do at both of its stages
 
 
 class Division(NamedTuple):
@@ -41,7 +39,7 @@ def divided_is_whole(subject: Subject, division: Division) -> Measured:
     in_parts = division.tp * division.pp > 1
     if in_parts and not (isinstance(kind, type) and issubclass(kind, Decoder) and objective.next_tokens):
         raise DoesNotApply(f"only models of the next token are divided, and {subject.name} is none")
-    expected, bound = whole(subject)
+    expected, bound = subject.two_steps
     found = launch(on_rank, RANKS, subject.training, division)[0]
     if isinstance(found, str):
         raise DoesNotApply(found)
@@ -59,18 +57,3 @@ def on_rank(communicator: Communicator, training: Training, division: Division) 
     outcome = take_steps(training, model, training.optimizer(model), STEPS, PARTS)
     mesh.close()
     return outcome if communicator.rank == 0 else None
-
-
-def whole(subject: Subject) -> tuple[Outcome, float]:
-    """The outcome of one process, and the bound of differences from it; computed once for all divisions."""
-    if not hasattr(subject, "whole"):
-
-        def steps(model):
-            outcome = trained(subject.training, model, STEPS, PARTS)
-            del outcome["gradient of"]  # ranks have it in parts
-            return outcome
-
-        expected = steps(subject.model())
-        sensitivity = sensitivity_of(steps, subject.model(), expected)
-        subject.whole = expected, bound_of(subject.size, sensitivity, steps=STEPS)
-    return subject.whole

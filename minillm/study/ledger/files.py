@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from minillm import hub
+from minillm import export, hub
 from minillm.autograd import no_grad, observe
 from minillm.beside import load_tokenizer
 from minillm.checkpoint import load_checkpoint, save_checkpoint
@@ -49,34 +49,41 @@ def hugging_face(subject: Subject) -> Measured:
 
     No bit differs. Weights are in two shards. Those of a model that came from such files are compared with these too.
     """
-    model = subject.model("float32").eval()
-    if subject.saved_with is not None:
-        vars(model)["saved_with"] = subject.saved_with
-    folder = subject.folder / "hugging-face"
-    try:
-        model.save_pretrained(folder, max_shard_bytes=sum(one.nbytes for one in model.state_dict().values()) // 2)
-    except InputError as reason:
-        raise DoesNotApply(str(reason)) from None
+    model, folder = subject.model("float32").eval(), subject.folder / "hugging-face"
+    without_tokenizer = _write(subject, model, folder)
     again = hub.load(folder)
     if (type(again), again.config) != (type(model), model.config):
         raise InputError(f"hugging-face: {type(model).__name__} with {model.config} came back as {again.config}")
-    _check_ids(subject, folder)
+    if not without_tokenizer:
+        _check_ids(subject, folder)
     found = {"weight": kept(again.state_dict()), **outputs(subject, again)}
     difference, where = compared(found, {"weight": kept(model.state_dict()), **outputs(subject, model)})
-    remark = where
+    remark = f"{where}; {without_tokenizer}"
     if subject.opened is not None and subject.opened.place.kind in ("folder", "safetensors"):
         theirs, ours = stored_arrays(subject.opened.place.path), stored_arrays(folder)
         shared = [name for name in ours if name in theirs]
         for name in shared:
             if not are_same(ours[name], theirs[name]):
                 return Measured(math.inf, 0.0, f"{name} is not the array of the file that it came from")
-        remark = f"{len(shared)} of {len(theirs)} arrays of its own files are written as they were; {where}"
+        remark = f"{len(shared)} of {len(theirs)} arrays of its own files are written as they were; {remark}"
     return Measured(difference, 0.0, remark.strip("; "))
 
 
-def _check_ids(subject: Subject, folder: Path) -> None:
-    """Raise InputError where a tokenizer that is written and read again gives a text other ids."""
+def _write(subject: Subject, model: Any, folder: Path) -> str:
+    """Write the files, as `minillm convert` does where the model has some; the reason if there is no tokenizer."""
+    half = sum(one.nbytes for one in model.state_dict().values()) // 2
+    try:
+        if subject.opened is not None and subject.opened.tokenizer is not None:
+            return export.save(subject.opened, folder, half)
+        model.save_pretrained(folder, half)
+    except InputError as reason:
+        raise DoesNotApply(str(reason)) from None
     subject.tokenizer.save_hugging_face(folder)
+    return ""
+
+
+def _check_ids(subject: Subject, folder: Path) -> None:
+    """Raise InputError where the tokenizer that was written gives a text other ids."""
     ids, again = (one.encode(subject.text) for one in (subject.tokenizer, load_tokenizer(folder)))
     if ids != again:
         place = next((i for i, (a, b) in enumerate(zip(ids, again, strict=False)) if a != b), min(len(ids), len(again)))

@@ -54,9 +54,10 @@ def cached_is_whole(subject: Subject) -> Measured:
         return {"logits": kept(found)}
 
     with no_grad():
-        reference = whole(model)
-        difference, where = compared(cached(model), reference)
-        return Measured(difference, bound_of(subject.size, sensitivity_of(whole, model, reference)), where)
+        reference, found = whole(model), cached(model)
+        sensitivity = sensitivity_of(whole, model, reference)
+    difference, where = compared(found, reference)
+    return Measured(difference, bound_of(subject.size, sensitivity), where)
 
 
 def _by_token(decoder: Any, ids: Array, first: int, padding: Array | None) -> Array:

@@ -10,9 +10,8 @@ from typing import Any
 import numpy as np
 
 from minillm.autograd import observe
-from minillm.engine import current_engine, engine
-from minillm.study.cases import CASES
-from minillm.study.gradcheck import Result, run_case, run_cases
+from minillm.engine import engine
+from minillm.study.gradcheck import Result, run_cases
 from minillm.study.ledger.claim import Measured
 from minillm.study.ledger.subject import Subject
 from minillm.testing import check_gradients
@@ -27,10 +26,7 @@ def every_op(subject: Subject) -> Measured:
     backward is off by much more than the bound, the tolerance of `check_gradients`.
     """
     used = {name for run in ("plain", "fast") for name in operations_of(subject, run)}
-    results = run_cases(used & {case.op for case in CASES})
-    for name in ("plain", "fast") if current_engine() == "auto" else (current_engine(),):
-        with engine(name):
-            results += [run_case(case, variants=False) for case in CASES if case.op not in used]
+    results = run_cases(variants_of=used)
     worst: Result = max(results, key=lambda result: result.error)
     where = f"{worst.op}, {worst.engine} pair, {worst.case}"
     return Measured(worst.error, TOLERANCE, where if worst.passed else f"{where}: {worst.report}")

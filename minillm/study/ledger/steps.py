@@ -19,6 +19,8 @@ from minillm.training.trainer import WholeModel
 WEIGHT_DECAY = 0.1
 RATE = 1e-2  # learning rate: an update is about a hundredth, and so no digit of it is lost beside a weight
 SEED = 7  # of the dropout masks
+STEPS = 2  # on ranks: what they send after the first step counts in the second
+PARTS = 2  # micro-batches of these, so that a pipeline has something to do at both of its stages
 
 
 class Training(NamedTuple):

@@ -26,9 +26,8 @@ from minillm.data import read_text
 from minillm.errors import InputError
 from minillm.parallel.objective import Batch, Objective
 from minillm.resolver import OpenedModel, open_model
-from minillm.study.ledger.claim import Measured
-from minillm.study.ledger.rounding import Outcome, Size, bound_of, compared, sensitivity_of, size_of
-from minillm.study.ledger.steps import Training, gradients_of, trained
+from minillm.study.ledger.rounding import Outcome, Size, bound_of, sensitivity_of, size_of
+from minillm.study.ledger.steps import PARTS, STEPS, Training, gradients_of, trained
 from minillm.tokenizers import CharacterTokenizer, Tokenizer
 from minillm.training.config import CONFIGS, OBJECTIVES, PRESETS, TrainConfig, preset
 from minillm.training.corpus import train_tokenizer
@@ -60,7 +59,6 @@ class Subject:
         opened: OpenedModel | None = None,
     ):
         self.command, self.folder, self.config, self.tokenizer, self.opened = command, folder, config, tokenizer, opened
-        self.saved_with = vars(model).get("saved_with")
         np.savez(folder / "weights.npz", **model.state_dict())
         weights = str(folder / "weights.npz")
         self.start = Training(type(model), model.config, weights, objective, batch)
@@ -121,10 +119,18 @@ class Subject:
         """How much rounding errors grow in one step; see rounding.py."""
         return sensitivity_of(lambda model: trained(self.training, model), self.model(), self.reference)
 
-    def against_reference(self, found: Outcome) -> Measured:
-        """The comparison of one step with `reference`."""
-        difference, where = compared(found, self.reference)
-        return Measured(difference, self.bound, where)
+    @cached_property
+    def two_steps(self) -> tuple[Outcome, float]:
+        """The outcome of two steps in two micro-batches each, without the gradient, and the bound of differences."""
+
+        def steps(model: Any) -> Outcome:
+            outcome = trained(self.training, model, STEPS, PARTS)
+            del outcome["gradient of"]  # ranks have it in parts
+            return outcome
+
+        expected = steps(self.model())
+        sensitivity = sensitivity_of(steps, self.model(), expected)
+        return expected, bound_of(self.size, sensitivity, steps=STEPS)
 
 
 class OwnLoss(Objective):

@@ -54,6 +54,13 @@ def test_healthy_models(name, folders, text):
             assert len(one.remark.split()) > 3  # the reason
 
 
+def test_a_claim_alone_is_measured_as_among_the_others(folders, text):
+    together = verdicts(folders / "gpt2", text, QUICK)
+    for name in QUICK:
+        [alone] = verdicts(folders / "gpt2", text, [name]).values()
+        assert alone[:6] == together[name][:6]
+
+
 @pytest.mark.parametrize(
     ("model", "claim"), [("gpt2", "dp"), ("bert", "zero3"), ("llama", "tp"), ("gpt2", "pp"), ("bart", "tp")]
 )
