@@ -23,6 +23,9 @@ from minillm.parallel.shared_memory import SharedMemoryCommunicator
 from minillm.study import gradcheck
 from minillm.study.ledger import check, divided, open_subject
 from minillm.training import trainer
+from tests.test_device import cupy
+
+__all__ = ["cupy"]  # the fixture
 
 SMALL = 1 + 1e-9  # far below what float32 can show
 
@@ -227,6 +230,17 @@ def test_a_wrong_kernel(folders, text, monkeypatch):
         pairs(LAYERNORM, "cuda")(monkeypatch)
         found = {one.claim: one.verdict for name in ("kernels", "fast") for one in check(subject, name)}
     assert found == {"kernels": "fails", "fast": "holds"}
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="g++, which compiles kernels, is not installed")
+def test_kernels_of_a_gpu_are_those_that_are_checked_where_there_is_one(cupy, folders, text, monkeypatch):
+    """On the stand-in for CuPy, whose launches are emulated."""
+    with open_subject(str(folders / "gpt2"), "", str(text)) as subject:
+        [right] = check(subject, "kernels")
+        pairs(LAYERNORM, "cuda")(monkeypatch)
+        [wrong] = check(subject, "kernels")
+    assert (right.verdict, wrong.verdict) == ("holds", "fails"), right
+    assert right.remark.endswith("on a GPU")
 
 
 def test_kernels_without_a_compiler_and_a_gpu(folders, text, monkeypatch):
