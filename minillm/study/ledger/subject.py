@@ -12,6 +12,7 @@ import dataclasses
 import inspect
 import shlex
 import tempfile
+from collections import Counter
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
@@ -70,7 +71,7 @@ class Subject:
 
     @property
     def text(self) -> str:
-        """The start of the text that the batch is from; where the data are tokens, what these say."""
+        """The text of the batch, one example behind the other."""
         ids = next(array for array in self.batch.values() if array.ndim == 2 and array.dtype.kind in "iu")
         return self.tokenizer.decode([i for i in ids.reshape(-1).tolist() if 0 <= i < self.tokenizer.vocab_size])
 
@@ -200,12 +201,7 @@ def _of_model(name: str, data: str | None, folder: Path) -> Subject:
     config = _small(config, data or given.data, folder, model.num_parameters())
     if opened.place.kind == "preset":
         model = _moved(model)
-    tokenizer = opened.tokenizer or CharacterTokenizer.train(read_text(config.data), _special(architecture) or ())
-    if tokenizer.vocab_size > model.config.vocab_size:
-        raise InputError(
-            f"check: the text has {tokenizer.vocab_size} different characters, but {name} has "
-            f"{model.config.vocab_size} ids; give --data with fewer"
-        )
+    tokenizer = opened.tokenizer or _characters(config, _special(architecture) or [])
     command, task_kind = _command(shlex.quote(name), data), task_class(config.objective)
     if task_kind.model_class(config) is type(model):
         task = task_kind(config, tokenizer)
@@ -233,6 +229,16 @@ def _small(config: TrainConfig, data: str, folder: Path, weights: int = 1) -> Tr
     length = min(length, getattr(config.model, "context", None) or length)
     task = dataclasses.replace(config.task, length=length)
     return dataclasses.replace(config, data=data, field=None, batch_size=ROWS, micro_batches=1, task=task)
+
+
+def _characters(config: TrainConfig, special: list[str]) -> Tokenizer:
+    """A tokenizer of characters for a model that has none; those that it has no id for are left out of the text."""
+    text = read_text(config.data)
+    commonest = Counter(text).most_common(max(1, config.model.vocab_size - len(special)))
+    known = {character for character, _ in commonest}
+    kept = "".join(character for character in text if character in known)
+    Path(config.data).write_text(kept, encoding="utf-8")
+    return CharacterTokenizer.train(kept, special)
 
 
 def _moved(model: Any) -> Any:

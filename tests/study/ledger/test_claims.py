@@ -191,14 +191,3 @@ def test_an_unknown_claim(folders, text):
         pytest.raises(InputError, match="check: there is no claim 'kvcache'; did you mean 'kv-cache'"),
     ):
         list(check(subject, "kvcache"))
-
-
-def test_a_text_with_more_characters_than_the_model_has_ids(folders, tmp_path):
-    (tmp_path / "text.txt").write_text("".join(map(chr, range(32, 500))) * 10)
-    with (
-        pytest.raises(
-            InputError, match=r"check: the text has 468 different characters, but .* has 128 ids; give --data"
-        ),
-        open_subject(str(folders / "gpt2"), "", str(tmp_path / "text.txt")),
-    ):
-        pass
