@@ -34,13 +34,12 @@ class Check:
 def check(arguments: list[str]) -> None:
     """Print a table of claims; exit status 1 if one of them fails."""
     from minillm.study.ledger import CLAIMS, Verdict, check, open_subject
-    from minillm.tuning import tuned_process
 
     given = read(Check, "check", arguments)
     console = Console(stderr=given.json)
     verdicts: list[Verdict] = []
     names = [given.only] if given.only else list(CLAIMS)
-    with open_subject(given.model, given.preset, given.data) as subject, tuned_process(), console.status("") as status:
+    with open_subject(given.model, given.preset, given.data) as subject, console.status("") as status:
         for number, name in enumerate(names, start=1):
             status.update(f"{number} of {len(names)}: {name}")
             verdicts += check(subject, name)

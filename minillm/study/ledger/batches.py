@@ -80,10 +80,12 @@ def packed(subject: Subject) -> Measured:
 
 
 def _starts(group: list[Example]) -> list[int]:
+    """The place where each text of a row begins."""
     return [sum(len(example.ids) for example in group[:number]) for number in range(len(group))]
 
 
 def _outcome(model: Any, logits: list, losses: list) -> Outcome:
+    """The logits of texts, the sum of losses, and its gradient."""
     for loss in losses:
         loss.backward()
     total = np.array(sum(loss.item() for loss in losses))
@@ -94,8 +96,8 @@ def _outcome(model: Any, logits: list, losses: list) -> Outcome:
 def masked(subject: Subject) -> Measured:
     """Outputs that must not see a token, when this token becomes another one: not one bit changes.
 
-    Of a model that predicts the next token, it is the last one. Of another, those behind a text's length; and of an
-    XLNet the token that comes last in the order, which is hidden from all others.
+    A model of the next token must not see the last one before its place, and another model no token behind the end of
+    a text. An XLNet must not see the token that comes last in the order.
     """
     model, rng = subject.model("float32").eval(), np.random.default_rng(0)
     vocabulary = model.config.vocab_size
@@ -117,6 +119,7 @@ def masked(subject: Subject) -> Measured:
 
 
 def _behind_the_length(model: Any, batch: Batch, another: Any) -> tuple[Any, Any, str]:
+    """The outputs of a model that sees a whole text, before and after hidden tokens have changed, and their name."""
     if "perm_mask" in batch:
         given = {name: batch[name] for name in ("perm_mask", "target_mapping")}
         hidden = batch["perm_mask"].all(axis=1)  # (B, T): tokens that no token sees
@@ -136,7 +139,7 @@ def _behind_the_length(model: Any, batch: Batch, another: Any) -> tuple[Any, Any
 
 
 def dropout_repeats(subject: Subject) -> Measured:
-    """Two steps from one seed give equal bits, and a step from another seed does not."""
+    """Two steps from one seed give equal bits; another seed, and no dropout, give other losses."""
     if not any(getattr(subject.start.config, name, None) for name in RATES):
         raise DoesNotApply(f"this {subject.name} has no dropout")
     difference, where = compared(trained(subject.training, subject.model()), subject.reference)

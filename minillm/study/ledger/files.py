@@ -26,22 +26,27 @@ STATE = {"step": 1, "loss": 0.1}  # what a run keeps beside its arrays
 
 def saved_is_loaded(subject: Subject) -> Measured:
     """The steps after a checkpoint in a model and an optimiser that have loaded it, against those of the saved ones."""
-    training, path = subject.training, subject.folder / "saved.safetensors"
-    before = WholeModel(subject.model("float32"), WEIGHT_DECAY)
-    optimizer = training.optimizer(before)
-    take_steps(training, before, optimizer)
-    save_checkpoint(path, before.state_dict() or {}, before.optimizer_state_dict(optimizer) or {}, STATE)
-    expected = take_steps(training, before, optimizer)
-    stored = load_checkpoint(path)
+    path = subject.folder / "saved.safetensors"
+    expected, found = _steps_around(subject, path, load=False), _steps_around(subject, path, load=True)
     path.unlink()
-    after = WholeModel(subject.model("float32"), WEIGHT_DECAY)
-    optimizer = training.optimizer(after)
-    after.load_state_dict(stored.model)
-    after.load_optimizer_state_dict(optimizer, stored.optimizer)
-    if stored.state != STATE:
-        raise InputError(f"saved: the state of the run was {STATE}, and came back as {stored.state}")
-    difference, where = compared(take_steps(training, after, optimizer), expected)
+    difference, where = compared(found, expected)
     return Measured(difference, 0.0, where)
+
+
+def _steps_around(subject: Subject, path: Path, load: bool) -> Outcome:
+    """The second step: after a first one whose outcome is saved, or after that is loaded."""
+    model = WholeModel(subject.model("float32"), WEIGHT_DECAY)
+    optimizer = subject.training.optimizer(model)
+    if load:
+        stored = load_checkpoint(path)
+        if stored.state != STATE:
+            raise InputError(f"saved: the state of the run was {STATE}, and came back as {stored.state}")
+        model.load_state_dict(stored.model)
+        model.load_optimizer_state_dict(optimizer, stored.optimizer)
+    else:
+        take_steps(subject.training, model, optimizer)
+        save_checkpoint(path, model.state_dict() or {}, model.optimizer_state_dict(optimizer) or {}, STATE)
+    return take_steps(subject.training, model, optimizer)
 
 
 def hugging_face(subject: Subject) -> Measured:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import inspect
+import math
 import shlex
 import tempfile
 from collections import Counter
@@ -28,7 +29,7 @@ from minillm.errors import InputError
 from minillm.parallel.objective import Batch, Objective
 from minillm.resolver import OpenedModel, open_model
 from minillm.study.ledger.rounding import Outcome, Size, bound_of, sensitivity_of, size_of
-from minillm.study.ledger.steps import PARTS, STEPS, Training, gradients_of, trained
+from minillm.study.ledger.steps import PARTS, STEPS, Training, trained
 from minillm.tokenizers import CharacterTokenizer, Tokenizer
 from minillm.training.config import CONFIGS, OBJECTIVES, PRESETS, TrainConfig, preset
 from minillm.training.corpus import train_tokenizer
@@ -37,7 +38,7 @@ from minillm.training.tasks.families import SPECIAL_TOKENS, special_tokens
 
 ROWS = 5  # examples of the batch: neither two ranks nor three micro-batches get equal numbers of them
 LENGTHS = (16, 96)  # tokens of each, at least and at most
-FLOPS = 1e11  # of a step, by which a length between these is chosen: seconds of a CPU
+FLOPS = 1e11  # FLOPs of a step, by which a length between these is chosen: some seconds of a CPU
 TEXT = 100_000  # characters of the data that are read
 
 
@@ -94,9 +95,10 @@ class Subject:
         """
         model = self.model()
         self.start.loss(model).backward()
-        gradients = [np.abs(array) for array in gradients_of(model).values() if array.size]
-        norm = np.sqrt(sum(float((array**2).sum()) for array in gradients))
-        return self.start._replace(eps=float(max(array.max() for array in gradients)), clip=float(norm) / 2)
+        gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+        largest = max(float(np.abs(array).max()) for array in gradients)
+        norm = math.sqrt(sum(float(np.vdot(array, array)) for array in gradients))
+        return self.start._replace(eps=largest, clip=norm / 2)
 
     @cached_property
     def size(self) -> Size:
