@@ -39,7 +39,7 @@ from minillm.device import to_host
 from minillm.study.describe.abstract_step import nodes
 
 MOVE = 2.0**-26  # d above: the square root of the spacing of float64
-MOST = 1 << 20  # numbers of an array that are compared; of a larger one that many, drawn at random
+MOST = 1 << 16  # numbers of an array that are compared; of a larger one that many, drawn at random
 
 Outcome = dict[str, dict[str, Array]]  # arrays by the kind of number and by name, such as gradient, h.0.ln_1.weight
 

@@ -38,7 +38,7 @@ from minillm.training.tasks.families import SPECIAL_TOKENS, special_tokens
 
 ROWS = 5  # examples of the batch: neither two ranks nor three micro-batches get equal numbers of them
 LENGTHS = (16, 96)  # tokens of each, at least and at most
-FLOPS = 1e11  # FLOPs of a step, by which a length between these is chosen: some seconds of a CPU
+FLOPS = 5e10  # FLOPs of a step, by which a length between these is chosen: some seconds of a CPU
 TEXT = 100_000  # characters of the data that are read
 
 
