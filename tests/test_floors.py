@@ -122,6 +122,7 @@ SHARED = {
     "minillm.chat",
     "minillm.beam_search",
     "minillm.checkpoint",
+    "minillm.export",
     "minillm.evaluation.heads",
     "minillm.evaluation.intervals",
     "minillm.generate",
