@@ -68,12 +68,18 @@ function exactText(value, array) {
   if (Number.isNaN(value)) return "nan";
   if (!Number.isFinite(value)) return value < 0 ? "-inf" : "inf";
   if (array.dtype === "bool") return value ? "True" : "False";
-  if (array.type !== "f4") return tidy(String(value));
+  if (array.type !== "f4") return pythonText(value);
   for (let digits = 1; digits < 10; digits++) {
     const text = value.toPrecision(digits);
-    if (Math.fround(+text) === value) return tidy(String(+text));
+    if (Math.fround(+text) === value) return pythonText(+text);
   }
-  return tidy(String(value));
+  return pythonText(value);
+}
+
+/** A number with an exponent where Python writes one. */
+function pythonText(value) {
+  const size = Math.abs(value);
+  return tidy(size && (size < 1e-4 || size >= 1e16) ? value.toExponential() : String(value));
 }
 
 /** A number with a few digits, for a reader. */
@@ -84,7 +90,7 @@ function shortText(value, digits = 3) {
   if (Number.isInteger(value) && Math.abs(value) < 1e6) return tidy(String(value));
   const size = Math.abs(value);
   const text = size < 1e-3 || size >= 1e6 ? value.toExponential(digits - 1) : value.toPrecision(digits);
-  return tidy(text.includes("e") ? text.replace("e+", "e") : String(+text));
+  return tidy(text.includes("e") ? text.replace(/\.?0*e\+?/, "e") : String(+text));
 }
 
 const tidy = (text) => text.replaceAll("-", "−"); // a true minus sign; copied numbers are those of Python (see page.js)

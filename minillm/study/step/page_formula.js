@@ -56,7 +56,8 @@ class Scope {
 
   /** What a name that is no array is bound to: a number, a tuple, null for None, or text. */
   value(name) {
-    const text = this.values[name];
+    const [holder, field] = name.split(".");
+    const text = this.values[name] ?? fieldOf(this.values[holder], field);
     if (text === undefined) throw new Missing(`${name} is not known here`);
     return valueOf(text);
   }
@@ -71,6 +72,12 @@ class Scope {
       this.noting = before;
     }
   }
+}
+
+/** The text of a field in the text of a NamedTuple: "(1, 22, 32)" for the shape in "Saved(shape=(1, 22, 32))". */
+function fieldOf(text, field) {
+  const found = field && new RegExp(`\\b${field}=(\\([^()]*\\)|[^,()]+)`).exec(text || "");
+  return found ? found[1] : undefined;
 }
 
 /** A Python value from its text: numbers, True, False, None, tuples and lists of these. */
@@ -265,6 +272,7 @@ const REARRANGED = ["T", "transpose", "swapaxes", "rows", "reshape", "broadcast"
 function evaluate(tree, index, scope) {
   const [kind, a, b, c] = tree;
   const operand = (one) => evaluate(one, fitted(index, shapeOf(one, scope)), scope);
+  if ((kind === "!=" || kind === "==") && isNone(b, scope)) return +(kind === "!=");
   if (kind in ARITHMETIC) return ARITHMETIC[kind](operand(a), operand(b));
   if (kind === "index" && ["shape", "tuple"].includes(a[0])) return plain(tree, scope);
   if (REARRANGED.includes(kind)) return evaluate(a, source(tree, index, scope), scope);
@@ -295,6 +303,8 @@ function evaluate(tree, index, scope) {
     }
   }
 }
+
+const isNone = (tree, scope) => tree[0] === "none" || (tree[0] === "name" && !scope.array(tree[1]) && scope.value(tree[1]) === null);
 
 function concatenated(tree, index, scope) {
   const names = partsOf(tree[1], scope), axis = axesOf(plain(tree[2], scope), index.length)[0], from = [...index];
@@ -338,7 +348,10 @@ const SIGNS = { "*": " · ", "**": "^", "-": " − " };
 function written(tree, scope, index = null, above = 0) {
   const [kind, a, b, c] = tree;
   const inside = (one, strength = 0) => written(one, scope, index && fitted(index, shapeOf(one, scope)), strength);
-  const number = () => shortText(scope.quietly(() => evaluate(tree, index, scope)), 4);
+  const number = () => {
+    const text = shortText(scope.quietly(() => evaluate(tree, index, scope)), 4);
+    return text.startsWith("−") && above ? `(${text})` : text;
+  };
   const wrapped = (text, strength) => (strength < above ? `(${text})` : text);
   if (kind in STRENGTH && kind !== "neg") {
     const [left, right] = [inside(a, STRENGTH[kind]), inside(b, STRENGTH[kind] + +(kind !== "+" && kind !== "*"))];
@@ -346,8 +359,8 @@ function written(tree, scope, index = null, above = 0) {
   }
   switch (kind) {
     case "neg": return wrapped(`−${inside(a, 6)}`, 5);
-    case "num": return index && tree[2] ? shortText(a, 4) : tree[2] || shortText(+a, 6);
-    case "name": return index ? (number().startsWith("−") && above ? `(${number()})` : number()) : a;
+    case "num": return index && tree[2] ? number() : tree[2] || (a === "inf" ? "inf" : shortText(a, 6));
+    case "name": return index ? number() : a;
     case "call": return `${a}(${tree.slice(2).map((one) => inside(one)).join(", ")})`;
     case "where": return index ? inside(scope.quietly(() => evaluate(a, fitted(index, shapeOf(a, scope)), scope)) ? b : c, above) : `where(${[a, b, c].map((one) => inside(one)).join(", ")})`;
     case "if": return inside(holds(a, scope) ? b : c, above);
@@ -356,9 +369,9 @@ function written(tree, scope, index = null, above = 0) {
     case "matmul": return index ? number() : wrapped(`${written(a, scope, null, 5)} @ ${written(b, scope, null, 6)}`, 5);
     case "sum": case "mean": case "max": case "min": return index ? number() : `${kind === "sum" ? "Σ" : kind}(${written(a, scope)})`;
     case "scatter": return index ? number() : `Σ over the places of the token in ${written(a, scope)} of ${written(b, scope)}`;
-    case "index": return index ? number() : a[0] === "shape" ? number.call(null) : written(a, scope, null, 8);
+    case "index": return index ? number() : a[0] === "shape" ? String(plain(tree, scope)) : written(a, scope, null, 8);
     case "none": return "None";
-    case "shape": case "size": case "ndim": case "len": return `${kind} of ${written(a, scope)}`;
+    case "shape": case "size": case "ndim": case "len": return index ? number() : `${kind} of ${written(a, scope)}`;
     case "concatenate": return index ? number() : `concatenate(${written(a, scope)})`;
     default: return kind;
   }

@@ -1,0 +1,390 @@
+// What stands around the source: figures of arrays, the element that is chosen, why now, the residual stream.
+
+/** What the lines before `at` have bound in the same call of the same function. */
+function scopeAt(stop, at) {
+  const line = stop.lines[at], arrays = {}, values = {};
+  if (!line) return new Scope(arrays, values);
+  let first = at;
+  while (first > 0 && !(sameCall(stop.lines[first], line) && isEntry(stop.lines[first]))) first--;
+  for (const one of stop.lines.slice(first, at).filter((other) => sameCall(other, line))) {
+    for (const name of [...Object.keys(one.made), ...Object.keys(one.values)]) {
+      delete arrays[name];
+      delete values[name];
+    }
+    Object.assign(arrays, one.made);
+    Object.assign(values, one.values);
+  }
+  return new Scope(arrays, values);
+}
+
+const sameCall = (one, other) => one.function === other.function && one.depth === other.depth;
+const isEntry = (line) => line.number === D.sources[line.function].first;
+
+/** The names of arrays that a tree reads, in order. */
+function namesIn(tree, scope, found = new Set()) {
+  if (tree[0] === "name" && scope.arrays[tree[1]] !== undefined) found.add(tree[1]);
+  if (tree[0] === "concatenate" && scope) partsOf(tree[1], scope).forEach((name) => found.add(name));
+  for (const part of tree) if (Array.isArray(part)) namesIn(part, scope, found);
+  return [...found];
+}
+
+const link = (index, text = titleOf(index)) => make("a", { href: `#${index}` }, text);
+const titleOf = (index) => D.stops[index].title;
+
+// --- figures ----------------------------------------------------------------------------------------------------
+
+let numbersShown = false; // tables of numbers below the heat maps
+
+/** A figure of an array with its heat map, whose cursor arrow keys move; `choose(name, flat)` is called when it has moved. */
+class Figure {
+  constructor(name, number, { comment = "", width = 640, note = "", choose = () => {} } = {}) {
+    Object.assign(this, { name, array: D.arrays[number], choose, cursor: -1, lit: [] });
+    this.element = make("figure", { class: "array", "data-name": name, "data-array": number ?? "" });
+    if (!this.array) {
+      this.element.append(make("figcaption", {}, make("b", {}, name), " ", make("span", { class: "dim" }, note || "left out, because it is large")));
+      return;
+    }
+    const array = this.array;
+    this.shape = drawnShape(array);
+    this.labels = array.image ? this.shape.map(() => null) : labelsOf(array.shape, comment);
+    this.layout = new Layout(array, this.labels, width);
+    this.element.append(make("figcaption", {}, make("b", {}, name), " ", make("span", { class: "shape" }, shapeText(array.shape)), " ",
+      make("span", { class: "dim" }, array.dtype), storedText(array) && make("span", { class: "rounded" }, storedText(array)),
+      note && make("span", { class: "note" }, note), make("span", { class: "stats" }, statsText(array))));
+    this.output = make("output", { class: "cursor" });
+    if (sizeOf(this.shape) === 0) return;
+    if (sizeOf(this.shape) === 1) this.scalar();
+    else this.canvas();
+    this.element.append(this.output);
+    this.table = make("div", { class: "numbers" });
+    this.element.append(this.table);
+    if (numbersShown) this.move(0, false);
+  }
+
+  scalar() {
+    this.element.append(make("button", { class: "scalar", onclick: () => this.move(0) }, exactText(numbersOf(this.array)[0], this.array)));
+  }
+
+  canvas() {
+    const array = this.array;
+    this.drawing = make("canvas", {
+      tabindex: "0", role: "application", "aria-roledescription": "heat map",
+      "aria-label": `${this.name}, shape ${shapeText(array.shape)}, ${array.dtype}, ${statsText(array)}. Arrow keys move the cursor.`,
+    });
+    const at = (event) => {
+      const box = this.drawing.getBoundingClientRect();
+      return this.layout.at(event.clientX - box.left, event.clientY - box.top);
+    };
+    this.drawing.addEventListener("pointermove", (event) => this.tell(at(event) >= 0 ? at(event) : this.cursor));
+    this.drawing.addEventListener("pointerleave", () => this.tell(this.cursor));
+    this.drawing.addEventListener("click", (event) => at(event) >= 0 && this.move(at(event)));
+    this.drawing.addEventListener("keydown", (event) => this.key(event));
+    this.drawing.addEventListener("focus", () => this.cursor < 0 && this.tell(0));
+    this.element.append(make("div", { class: "map", tabindex: "-1" }, this.drawing));
+    this.paint();
+  }
+
+  paint() {
+    if (this.drawing) draw(this.drawing, this.array, this.labels, this.layout, this.lit, this.cursor);
+  }
+
+  light(flats) {
+    this.lit = flats || [];
+    this.paint();
+    if (this.table) this.fillTable();
+  }
+
+  key(event) {
+    const { columns, rows } = this.layout, step = { ArrowLeft: -1, ArrowRight: 1, ArrowUp: -(this.layout.wrap || columns), ArrowDown: this.layout.wrap || columns, PageUp: -rows * columns, PageDown: rows * columns, Home: -1e15, End: 1e15 }[event.key];
+    if (event.key === "Escape") this.drawing.blur();
+    else if (step && !event.shiftKey && !event.altKey && !event.ctrlKey) this.move(this.cursor < 0 ? 0 : this.cursor + step);
+    else return;
+    event.preventDefault();
+    event.stopPropagation();
+  }
+
+  /** Choose an element. */
+  move(flat, report = true) {
+    this.cursor = Math.max(0, Math.min(sizeOf(this.shape) - 1, flat));
+    this.paint();
+    this.tell(this.cursor);
+    this.fillTable();
+    if (report) this.choose(this.name, this.cursor, this);
+  }
+
+  /** The name of an element, with its tokens. */
+  label(flat) {
+    const index = indexOf(flat, this.shape), tokens = index.map((_, axis) => this.labels[axis] && visibleToken(this.labels[axis](index))).filter(Boolean);
+    return `${this.name}${index.length ? `[${index.join(", ")}]` : ""}${tokens.length ? `  “${tokens.join("” “")}”` : ""}`;
+  }
+
+  tell(flat) {
+    if (flat < 0) this.output.textContent = "";
+    else if (this.array.image) this.output.textContent = this.block(flat);
+    else this.output.textContent = `${this.label(flat)} = ${exactText(numbersOf(this.array)[flat], this.array)}`;
+  }
+
+  block(flat) {
+    const [row, column] = indexOf(flat, this.shape), [down, across] = this.array.block, numbers = numbersOf(this.array);
+    const where = `rows ${row * down} to ${(row + 1) * down - 1}, columns ${column * across} to ${(column + 1) * across - 1}`;
+    return `${where}: mean ${shortText(numbers[flat])}, farthest from 0 ${shortText(numbers[sizeOf(this.shape) + flat])}`;
+  }
+
+  /** The numbers around the cursor, as a table. */
+  fillTable() {
+    this.table.replaceChildren();
+    if (!numbersShown || !this.drawing) return;
+    const { columns, rows } = this.layout, size = rows * columns, at = Math.max(0, this.cursor), matrix = Math.floor(at / size);
+    const wide = this.layout.wrap ? 1 : rows, row = this.layout.wrap ? 0 : Math.floor((at % size) / columns), column = at % columns;
+    const from = (place, count, shown) => Math.max(0, Math.min(count - shown, place - Math.floor(shown / 2)));
+    const down = Math.min(wide, 8), across = Math.min(columns, 8), top = from(row, wide, down), left = from(column, columns, across);
+    const first = this.layout.wrap ? 0 : matrix * size, head = make("tr", {}, make("td"));
+    const name = (axis, flat, n) => (this.labels[axis] ? `${n} ${visibleToken(this.labels[axis](indexOf(flat, this.shape)))}` : String(n));
+    const last = this.shape.length - 1;
+    for (let j = left; j < left + across; j++) head.append(make("th", { scope: "col" }, name(last, first + j, j)));
+    const body = [];
+    for (let i = top; i < top + down; i++) {
+      const cells = [make("th", { scope: "row" }, wide > 1 ? name(last - 1, first + i * columns, i) : "")];
+      for (let j = left; j < left + across; j++) cells.push(this.cell(first + i * columns + j));
+      body.push(make("tr", {}, ...cells));
+    }
+    const prefix = indexOf(first, this.shape).slice(0, -2);
+    this.table.append(make("table", {}, make("caption", {}, `${this.name}[${[...prefix, wide > 1 ? `${top}:${top + down}` : null, `${left}:${left + across}`].filter((one) => one !== null).join(", ")}]`), make("thead", {}, head), make("tbody", {}, ...body)));
+  }
+
+  cell(flat) {
+    const value = numbersOf(this.array)[flat], chosen = flat === this.cursor, lit = this.lit.includes(flat);
+    return make("td", { class: [chosen && "chosen", lit && "lit"].filter(Boolean).join(" ") || null, "data-flat": flat, "data-value": exactText(value, this.array), onclick: () => this.move(flat) }, shortText(value));
+  }
+}
+
+// --- the chosen element -----------------------------------------------------------------------------------------
+
+/** The array with the gradient of a name, or for a gradient that of which it is one: in the other half of the op. */
+function otherHalf(stop, name, shape) {
+  const partner = D.stops[stop.partner];
+  if (!partner) return null;
+  const bare = name.replace(/^saved\./, ""), wanted = stop.kind === "backward" ? (bare.startsWith("d") ? bare.slice(1) : null) : `d${bare}`;
+  const fits = (number) => number !== null && number !== undefined && D.arrays[number] && String(D.arrays[number].shape) === String(shape);
+  const lines = partner.lines.filter((line) => line.depth === 0 && fits(line.made[wanted]));
+  if (lines.length) return { name: wanted, number: lines.at(-1).made[wanted], stop: stop.partner };
+  const edge = [...partner.outputs, ...partner.inputs].find((one) => one.name === wanted && fits(one.array));
+  return edge ? { name: wanted, number: edge.array, stop: stop.partner } : null;
+}
+
+function elementPanel(stop, at, chosen, figure, scope) {
+  const array = figure.array, index = indexOf(chosen.flat, array.shape);
+  const value = numbersOf(array)[chosen.flat];
+  const panel = make("section", { class: "chosen-element" }, make("h3", {}, figure.label(chosen.flat)));
+  const facts = make("dl", {}, make("dt", {}, "value"), make("dd", { "data-fact": "value" }, exactText(value, array)));
+  const other = otherHalf(stop, chosen.name, array.shape);
+  if (other) {
+    const twin = D.arrays[other.number], is = stop.kind === "backward" ? "forward" : "gradient";
+    if (!twin.image) facts.append(make("dt", {}, is), make("dd", { "data-fact": is }, link(other.stop, other.name), ` ${exactText(numbersOf(twin)[chosen.flat], twin)}`));
+  }
+  panel.append(facts, ...provenance(stop, at, chosen.name, index, value, scope), ...checkPanel(stop, chosen.name, index, value));
+  return panel;
+}
+
+const isSum = (tree) => ["matmul", "sum", "mean", "max", "min", "scatter", "name"].includes(tree[0]) || REARRANGED.includes(tree[0]);
+
+/** How the line made this element: the formula, the formula with numbers, and the terms of its sum. */
+function provenance(stop, at, name, index, value, scope) {
+  const line = stop.lines[at], tree = line && D.sources[line.function].formulas[line.number]?.[name];
+  if (!tree) return madeElsewhere(stop, at, name);
+  try {
+    const result = evaluate(tree, index, scope);
+    const parts = [make("p", { class: "formula" }, make("span", {}, `${name} = ${written(tree, scope)}`), isSum(tree) ? "" : make("span", { class: "with-numbers" }, `= ${written(tree, scope, index)}`), make("span", { "data-fact": "evaluated" }, `= ${shortText(result, 6)}`))];
+    const inner = innerSum(tree, index, scope);
+    if (inner) parts.push(termsTable(inner, scope));
+    return [make("h4", {}, "where it comes from"), ...parts];
+  } catch (error) {
+    if (!(error instanceof Missing)) throw error;
+    return [make("p", { class: "dim" }, `This page cannot work the number out again: ${error.message}.`)];
+  }
+}
+
+/** For a line without a formula: it binds a name to an array that is already there, or a function made it. */
+function madeElsewhere(stop, at, name) {
+  const line = stop.lines[at], number = line?.made[name];
+  const before = stop.lines.slice(0, at).findLastIndex((one) => Object.values(one.made).includes(number) && number !== undefined);
+  if (before >= 0) {
+    const same = stop.lines[before], their = Object.keys(same.made).find((one) => same.made[one] === number);
+    return [make("p", {}, "The same array is ", make("a", { href: `#${D.stops.indexOf(stop)}.${before}` }, `${their} in ${same.function.split(".").pop()}`), ".")];
+  }
+  const edge = stop.inputs.find((one) => one.array === number && number !== null);
+  return edge ? [make("p", {}, ...originOf(edge))] : [];
+}
+
+/** What made an input, in words. */
+function originOf(edge) {
+  if (edge.parameter) return [`${edge.name} is the parameter `, parameterLink(edge.parameter)];
+  if (edge.stop !== null && edge.stop !== undefined) return [`${edge.name} is made by `, link(edge.stop)];
+  return [edge.data ? `${edge.name} is ${edge.data} of the batch` : `${edge.name} is a constant`];
+}
+
+function parameterLink(name) {
+  const index = D.stops.findIndex((stop) => stop.kind === "update" && stop.scope === name);
+  return index < 0 ? name : link(index, name);
+}
+
+/** Which of the terms it is: its index along the axes that are summed, and the token there. */
+function termName(tree, term, scope) {
+  const [kind, a, b] = tree, shape = shapeOf(kind === "matmul" ? b : a, scope), labels = labelsOf(shape, "");
+  const token = (one, index) => (labels[one] ? ` “${visibleToken(labels[one](index))}”` : "");
+  if (kind === "matmul") return `${term.k}${token(shape.length - 2, [...shape.slice(0, -2).fill(0), term.k, 0])}`;
+  if (kind === "scatter") return `${indexOf(term.k, shape).join(", ")}${token(shape.length - 1, indexOf(term.k, shape))}`;
+  const axes = axesOf(plain(b, scope), shape.length);
+  return `${axes.map((one) => term.at[one]).join(", ")}${axes.map((one) => token(one, term.at)).join("")}`;
+}
+
+function termsTable({ tree, index }, scope) {
+  const terms = termsOf(tree, index, scope), total = evaluate(tree, index, scope);
+  const shown = [...terms].sort((a, b) => Math.abs(b.value) - Math.abs(a.value)).slice(0, 12);
+  const most = Math.abs(shown[0]?.value) || 1, rest = terms.length - shown.length, factors = tree[0] === "matmul";
+  const rows = shown.map((term) => {
+    const bar = make("span", { class: term.value < 0 ? "bar below" : "bar above" });
+    bar.style.width = `${(26 * Math.abs(term.value)) / most}px`;
+    return make("tr", {}, make("th", { scope: "row" }, termName(tree, term, scope)), factors && make("td", {}, term.factors.map((one) => shortText(one)).join(" · ")), make("td", {}, shortText(term.value)), make("td", {}, bar));
+  });
+  const left = terms.reduce((sum, term) => sum + term.value, 0) - shown.reduce((sum, term) => sum + term.value, 0);
+  if (rest && tree[0] !== "max" && tree[0] !== "min") rows.push(make("tr", { class: "dim" }, make("th", { scope: "row" }, `${rest} others`), factors && make("td"), make("td", {}, shortText(left)), make("td")));
+  const caption = `${written(tree, scope)}: ${terms.length} term${terms.length === 1 ? "" : "s"}, together ${shortText(total, 4)}`;
+  return make("table", { class: "terms" }, make("caption", {}, caption), make("tbody", {}, ...rows));
+}
+
+// --- check this number ------------------------------------------------------------------------------------------
+
+/** The gradient of which a chosen element can be checked: its name as an input of the op, or as a parameter. */
+function checksFor(stop, name) {
+  const own = D.checks || {};
+  if (stop.kind === "update") return name === "g" || name === "gradient" ? own[stop.scope] : undefined;
+  if (stop.kind !== "backward") return undefined;
+  return own[`${D.stops.indexOf(stop)}:${name}`];
+}
+
+function checkPanel(stop, name, index) {
+  const checks = checksFor(stop, name);
+  if (!checks) return [];
+  const found = checks.elements.find((one) => String(one.index) === String(index));
+  const answer = make("div", { class: "check", "aria-live": "polite" });
+  const button = make("button", { id: "check", onclick: () => answer.replaceChildren(...checkAnswer(checks, found)) }, "Check this number");
+  return [make("h4", {}, "is it right?"), button, answer];
+}
+
+function checkAnswer(checks, found) {
+  if (!found) {
+    const places = checks.elements.map((one) => make("button", { class: "place", onclick: () => chooseIndex(one.index) }, `[${one.index.join(", ")}]`));
+    return [make("p", {}, "The page is offline and cannot run the model. Differences were computed for these elements: ", ...places.flatMap((one) => [one, " "])), make("p", {}, "For any other, in Python: ", make("code", {}, checks.call))];
+  }
+  return [make("table", {}, make("tbody", {}, ...[["gradient", found.analytic], ["central difference", found.numeric], ["relative error", found.error]].map(([label, number]) => make("tr", {}, make("th", { scope: "row" }, label), make("td", { "data-check": label }, tidy(String(number))))))), make("p", { class: "dim" }, checks.about)];
+}
+
+// --- why now, and where it goes ---------------------------------------------------------------------------------
+
+function storyOf(stop, at) {
+  if (stop.kind === "backward") return [whyNow(stop), goesTo(stop)];
+  if (stop.kind === "forward") return [readsFrom(stop), givesTo(stop)];
+  if (stop.kind === "loss") return [make("p", {}, "The loss is one number. Its gradient with respect to itself is 1, and there the walk back begins.")];
+  if (stop.kind === "update") return [make("p", {}, `Every gradient of ${stop.scope} has arrived: `, ...waitedFor(stop.waited[0] || []), ". The optimiser moves it.")];
+  return [make("p", {}, "The step begins with the tokens of the batch. The right arrow key goes on.")];
+}
+
+const joined = (parts) => parts.flatMap((part, i) => (i ? [i === parts.length - 1 ? " and " : ", ", part] : [part]));
+
+function readsFrom(stop) {
+  const inputs = stop.inputs.filter((one) => one.shape).map((one) => make("span", {}, ...originOf(one)));
+  const settings = Object.entries(stop.settings).filter(([, text]) => text !== "None").map(([name, text]) => `${name}=${text}`);
+  return make("p", {}, `Called at ${stop.where || "an unknown line"}. `, ...joined(inputs), inputs.length ? ". " : "", settings.length ? make("span", { class: "dim" }, settings.join(", ")) : "");
+}
+
+function givesTo(stop) {
+  const here = D.stops.indexOf(stop), readers = D.stops.flatMap((one, index) => (one.kind === "forward" && one.inputs.some((input) => input.stop === here) ? [link(index)] : []));
+  return readers.length ? make("p", {}, `${stop.outputs.map((one) => one.name).join(", ")} goes to `, ...joined(readers), ".") : null;
+}
+
+const waitedFor = (sent) => joined(sent.map((one) => make("span", {}, one.stop === null ? "the 1 with which the walk began" : make("span", {}, `${one.name} of `, link(one.stop)))));
+
+function whyNow(stop) {
+  const parts = stop.waited.map((sent, i) => {
+    const name = stop.inputs[i].name;
+    if (!sent.length) return make("p", {}, make("b", {}, "Why now? "), `No gradient reaches ${name}.`);
+    const first = sent.length === 1 ? `${name} is complete: one consumer had to run first, and sent ` : `${name} is complete: ${sent.length} consumers had to run first. It is the sum of `;
+    return make("p", {}, make("b", {}, "Why now? "), first, ...waitedFor(sent), stop.hooked ? ", changed by a hook." : ".");
+  });
+  return make("div", { class: "why" }, ...parts);
+}
+
+function goesTo(stop) {
+  const sent = stop.outputs.filter((one) => one.shape && (one.parameter || one.stop !== null));
+  const places = sent.map((one) => make("span", {}, `${one.name} to `, one.parameter ? parameterLink(one.parameter) : link(one.stop)));
+  return places.length ? make("p", {}, "It sends ", ...joined(places), ".") : null;
+}
+
+/** The gradients that a backward waited for, and their sum, as figures with a formula of their own. */
+function sumFigures(stop, options) {
+  return stop.waited.flatMap((sent, i) => {
+    if (sent.length < 2) return [];
+    const figures = sent.map((one, n) => new Figure(one.name, one.array, { ...options, note: `${n ? "+ " : ""}from ${one.stop === null ? "the start" : titleOf(one.stop)}` }));
+    const sum = new Figure(stop.inputs[i]?.name ?? "gradient", stop.kind === "update" ? stop.update.gradient : stop.inputs[i].array, { ...options, note: "= the sum" });
+    const all = [...figures, sum];
+    for (const figure of all) {
+      figure.choose = (name, flat) => {
+        for (const other of all) if (other !== figure && other.array) other.move(flat, false);
+        options.sum?.(figure, figures.map((one) => numbersOf(one.array)[flat]), numbersOf(sum.array)[flat], flat);
+      };
+    }
+    return [make("section", { class: "sum" }, make("h3", {}, "the gradients it waited for, and their sum"), make("div", { class: "figures" }, ...all.map((one) => one.element)))];
+  });
+}
+
+// --- the residual stream, a parameter, the words of a gradient ---------------------------------------------------
+
+function residualPanel(stop) {
+  if (!D.residual?.length) return null;
+  const here = D.stops.indexOf(stop), on = D.residual.some((one) => one.stop === here || one.backward === here);
+  const bars = (kind) => {
+    const most = Math.max(...D.residual.map((one) => one[kind] || 0)) || 1;
+    return D.residual.map((one) => {
+      const bar = make("span", { class: kind === "added" ? "bar forward" : "bar backward" });
+      bar.style.width = `${(100 * (one[kind] || 0)) / most}%`;
+      return make("tr", { class: one.stop === here || one.backward === here ? "here" : null }, make("th", { scope: "row" }, link(kind === "added" ? one.stop : one.backward ?? one.stop, one.label)), make("td", { class: "bars" }, bar), make("td", {}, one[kind] === null ? "" : shortText(one[kind])));
+    });
+  };
+  return make("details", { class: "residual", open: on }, make("summary", {}, "The residual stream"),
+    make("table", {}, make("caption", {}, "norm of what each part adds"), make("tbody", {}, ...bars("added"))),
+    make("table", {}, make("caption", {}, "norm of the gradient that arrives there"), make("tbody", {}, ...bars("gradient"))));
+}
+
+/** One parameter through the step: with an element chosen, its number in each of the arrays. */
+function parameterPanel(stop, flat) {
+  if (!stop.update) return null;
+  const rows = Object.entries(stop.update).filter(([, number]) => number !== null && number !== undefined).map(([name, number]) => {
+    const array = D.arrays[number], s = array.stats;
+    const at = flat >= 0 && !array.image && flat < sizeOf(array.shape) ? exactText(numbersOf(array)[flat], array) : "";
+    return make("tr", {}, make("th", { scope: "row" }, name), make("td", {}, s.norm === undefined ? "" : shortText(s.norm)), make("td", { "data-through": name }, at));
+  });
+  const index = flat >= 0 ? `[${indexOf(flat, D.arrays[stop.update.value].shape).join(", ")}]` : "choose an element";
+  return make("section", { class: "through" }, make("h3", {}, "through the step"), make("table", {}, make("thead", {}, make("tr", {}, make("td"), make("th", { scope: "col" }, "norm"), make("th", { scope: "col" }, index))), make("tbody", {}, ...rows)),
+    D.clipFactor !== 1 && D.gradNorm !== null ? make("p", { class: "dim" }, `All gradients together have the norm ${shortText(D.gradNorm, 4)} and were clipped: times ${shortText(D.clipFactor, 4)}.`) : null);
+}
+
+function tokensPanel() {
+  return Object.entries(D.tokens).map(([name, rows]) => make("section", { class: "tokens" }, make("h3", {}, name), ...rows.map((row) => make("p", {}, ...row.map((token) => make("span", { class: "token" }, visibleToken(token)))))));
+}
+
+function wordsPanel() {
+  return [];
+}
+
+// --- a comparison -----------------------------------------------------------------------------------------------
+
+function comparedRow() {
+  return "";
+}
+
+function compared() {
+  return [];
+}
+
+function goDifference() {}
