@@ -110,14 +110,17 @@ function showArrays(stop, line) {
   const width = Math.max(260, $("arrays").clientWidth - 52), scope = scopeAt(stop, state.line), comment = commentOf(line);
   const options = { width, comment, choose, sum: sumChosen };
   figures = [];
+  const beside = (count) => (options.width = count > 1 && width > 560 ? Math.floor((width - 24) / 2) : width);
   const figure = (name, number, note) => figures[figures.push(new Figure(name, number, { ...options, note })) - 1].element;
   const parts = [];
+  beside(2);
   if (state.line === 0) parts.push(...sumFigures(stop, options));
   if (stop.kind === "tokens") parts.push(...tokensPanel());
   if (line) {
     const trees = D.sources[line.function].formulas[line.number] || {}, names = Object.keys(line.made);
     const read = [...new Set(Object.values(trees).flatMap((tree) => namesIn(tree, scope)))].filter((name) => !names.includes(name) || scope.arrays[name] !== line.made[name]);
     const returned = names.length ? [] : returnedBy(line, scope);
+    beside(names.length + returned.length + read.length);
     parts.push(group(isEntry(line) ? "arguments" : returned.length ? "this line returns" : "this line makes", names.map((name) => figure(name, line.made[name])).concat(returned.map((name) => figure(name, scope.arrays[name]))), valuesOf(line)));
     const operands = read.map((name) => figure(name, scope.arrays[name]));
     if (operands.length) parts.push(group("from", operands));

@@ -115,10 +115,10 @@ function storedText(array) {
 // --- the names of rows and columns ------------------------------------------------------------------------------
 
 /** For each axis of an array the tokens along it, as a function of the whole index, or null. */
-function labelsOf(shape, comment) {
+function labelsOf(shape, comment, name = "") {
   const axes = shape.map(() => null);
   const named = (comment.match(/^\(([^)]*)\)/) || ["", ""])[1].split(/,\s*/);
-  for (const rows of Object.values(D.tokens)) {
+  for (const rows of [D.tokens[name] || [], ...Object.values(D.tokens)].filter((one) => one.length)) {
     const B = rows.length, T = rows[0].length;
     const along = (axis) => axes[axis] === null && shape[axis] === T && (axes[axis] = (index) => rows[index[0]][index[axis]]);
     if (shape.length > 1 && shape.length < 4 && shape[0] === B) along(1);
@@ -173,14 +173,14 @@ class Layout {
       this.rows = Math.ceil(this.columns / this.wrap);
     }
     this.matrices = shape.length > 2 ? sizeOf(shape.slice(0, -2)) : 1;
-    this.left = labels[shape.length - 2] ? 64 : 0;
+    this.left = labels[shape.length - 2] ? 56 : 0;
     const across = this.wrap || this.columns;
     this.top = labels[shape.length - 1] ? 40 : 0;
-    const beside = Math.min(this.matrices, Math.max(1, Math.floor(width / (this.left + across * 9 + 12))));
+    const beside = Math.min(this.matrices, Math.max(1, Math.floor((width + 12) / (this.left + across * 8 + 12))));
     const room = Math.floor((width - beside * (this.left + 12)) / (beside * across));
-    this.cell = Math.max(this.left ? 10 : 3, Math.min(across <= 16 ? 18 : 14, room));
+    this.cell = Math.max(this.left ? 8 : 3, Math.min(across <= 16 ? 16 : 13, room));
     if (this.rows * this.cell > 420) this.cell = Math.max(3, Math.floor(420 / this.rows));
-    if (this.cell < 10) this.left = 0;
+    if (this.cell < 8) this.left = 0;
     this.title = this.matrices > 1 ? 16 : 0;
     this.width = this.left + across * this.cell;
     this.height = this.title + this.top + this.rows * this.cell;
@@ -251,7 +251,7 @@ function draw(canvas, array, labels, layout, lit, cursor) {
 }
 
 function drawLabels(pen, shape, labels, layout) {
-  const last = shape.length - 1, font = Math.min(11, layout.cell);
+  const last = shape.length - 1, font = Math.max(8.5, Math.min(11, layout.cell));
   pen.fillStyle = LOOK.dim;
   for (let matrix = 0; matrix < layout.matrices; matrix++) {
     const first = matrix * layout.rows * layout.columns, [x, y] = layout.corner(first);

@@ -107,7 +107,7 @@ function plain(tree, scope) {
   if (kind === "none") return null;
   if (kind === "text") return a;
   if (kind === "tuple") return tree.slice(1).map((one) => plain(one, scope));
-  if (kind === "shape") return shapeOf(a, scope);
+  if (kind === "shape") return a[0] === "name" && !scope.array(a[1]) ? scope.value(`${a[1]}.shape`) : shapeOf(a, scope);
   if (kind === "size") return sizeOf(shapeOf(a, scope));
   if (kind === "ndim") return shapeOf(a, scope).length;
   if (kind === "len") return shapeOf(a, scope)[0];
@@ -360,7 +360,7 @@ function written(tree, scope, index = null, above = 0) {
   switch (kind) {
     case "neg": return wrapped(`−${inside(a, 6)}`, 5);
     case "num": return index && tree[2] ? number() : tree[2] || (a === "inf" ? "inf" : shortText(a, 6));
-    case "name": return index ? number() : a;
+    case "name": return !index || isNone(tree, scope) ? a : number();
     case "call": return `${a}(${tree.slice(2).map((one) => inside(one)).join(", ")})`;
     case "where": return index ? inside(scope.quietly(() => evaluate(a, fitted(index, shapeOf(a, scope)), scope)) ? b : c, above) : `where(${[a, b, c].map((one) => inside(one)).join(", ")})`;
     case "if": return inside(holds(a, scope) ? b : c, above);

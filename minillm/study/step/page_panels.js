@@ -46,7 +46,7 @@ class Figure {
     }
     const array = this.array;
     this.shape = drawnShape(array);
-    this.labels = array.image ? this.shape.map(() => null) : labelsOf(array.shape, comment);
+    this.labels = array.image ? this.shape.map(() => null) : labelsOf(array.shape, comment, name);
     this.layout = new Layout(array, this.labels, width);
     this.element.append(make("figcaption", {}, make("b", {}, name), " ", make("span", { class: "shape" }, shapeText(array.shape)), " ",
       make("span", { class: "dim" }, array.dtype), storedText(array) && make("span", { class: "rounded" }, storedText(array)),
@@ -364,7 +364,7 @@ function parameterPanel(stop, flat) {
     const at = flat >= 0 && !array.image && flat < sizeOf(array.shape) ? exactText(numbersOf(array)[flat], array) : "";
     return make("tr", {}, make("th", { scope: "row" }, name), make("td", {}, s.norm === undefined ? "" : shortText(s.norm)), make("td", { "data-through": name }, at));
   });
-  const index = flat >= 0 ? `[${indexOf(flat, D.arrays[stop.update.value].shape).join(", ")}]` : "choose an element";
+  const index = flat >= 0 ? `[${indexOf(flat, D.arrays[stop.update.value].shape).join(", ")}]` : "element";
   return make("section", { class: "through" }, make("h3", {}, "through the step"), make("table", {}, make("thead", {}, make("tr", {}, make("td"), make("th", { scope: "col" }, "norm"), make("th", { scope: "col" }, index))), make("tbody", {}, ...rows)),
     D.clipFactor !== 1 && D.gradNorm !== null ? make("p", { class: "dim" }, `All gradients together have the norm ${shortText(D.gradNorm, 4)} and were clipped: times ${shortText(D.clipFactor, 4)}.`) : null);
 }
