@@ -339,15 +339,27 @@ def main():
     if arguments.serve:
         serve(*arguments.serve)
         return
-    if arguments.ways:
-        print("\n".join(WAYS_HEADER), flush=True)
-        for name in arguments.configs:
-            for sleep in arguments.sleep:
-                print(measure_ways(name, arguments.rounds, sleep), flush=True)
-        return
     import numpy
     import torch
 
+    versions = f"Python {sys.version.split()[0]}, NumPy {numpy.__version__}, PyTorch {torch.__version__}"
+    measured = f"{versions}, {THREADS} threads each, {arguments.rounds} interleaved rounds, medians."
+    if arguments.ways:
+        lines = [
+            "# Every way of cutting a training step, with hand-overs as they are and slowed",
+            "",
+            f"`python benchmarks/train_cpu.py --ways --sleep {' '.join(map(str, arguments.sleep))}`: {measured}",
+            "Above 1, the chosen way is faster than the best of all ways, and minillm faster than eager PyTorch.",
+            "",
+            *WAYS_HEADER,
+        ]
+        print("\n".join(lines), flush=True)
+        for name in arguments.configs:
+            for sleep in arguments.sleep:
+                lines.append(measure_ways(name, arguments.rounds, sleep))
+                print(lines[-1], flush=True)
+        finish(lines, arguments.out)
+        return
     others = ["eager", "compiled"] if arguments.compiled else ["eager"]
     columns = [
         "configuration",
@@ -359,9 +371,8 @@ def main():
     lines = [
         "# A training step on the CPU, beside PyTorch",
         "",
-        f"`python benchmarks/train_cpu.py`: Python {sys.version.split()[0]}, NumPy {numpy.__version__}, PyTorch "
-        f"{torch.__version__}, {THREADS} threads each, {arguments.rounds} interleaved rounds, medians. Speed is "
-        "PyTorch's time over minillm's, round by round (lowest to highest): above 1, minillm is faster.",
+        f"`python benchmarks/train_cpu.py`: {measured} Speed is PyTorch's time over minillm's, round by "
+        "round (lowest to highest): above 1, minillm is faster.",
         "",
         f"| {' | '.join(columns)} |",
         "|---" * len(columns) + "|",
@@ -374,8 +385,13 @@ def main():
         cells += [f"{r['floor']:.0%}", " / ".join(f"{r['peak_mb'][side]:.0f}" for side in ["minillm", *others])]
         print(f"| {' | '.join(cells)} |", flush=True)
         lines.append(f"| {' | '.join(cells)} |")
-    if arguments.out:
-        arguments.out.write_text("\n".join(lines) + "\n")
+    finish(lines, arguments.out)
+
+
+def finish(lines, out):
+    """Write the table to a file too, if one was given."""
+    if out:
+        out.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

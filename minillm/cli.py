@@ -31,6 +31,7 @@ COMMANDS = {  # the file in minillm/commands of each
     "tokenizer encode": "tokenizer",
     "tokenizer decode": "tokenizer",
     "profile": "profile",
+    "step": "step",
     "gradcheck": "gradcheck",
     "kernels": "kernels",
     "convert": "convert",

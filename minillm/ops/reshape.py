@@ -36,7 +36,7 @@ RESHAPE = Op("reshape", reshape_forward, reshape_backward, aliases=True)
 def reshape(x: Tensor, *shape: Any) -> Tensor:
     """The elements of x in another shape: `x.reshape(2, -1)` or `x.reshape((2, -1))`."""
     wanted = whole_sizes("reshape", shape)
-    known = int(np.prod([size for size in wanted if size != -1]))
+    known = math.prod(size for size in wanted if size != -1)
     if (
         min(wanted, default=0) < -1
         or wanted.count(-1) > 1

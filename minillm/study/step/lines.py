@@ -60,7 +60,7 @@ class Keeper:
 
 def digest(array: Array) -> bytes:
     """A checksum of the numbers; arrays with unequal numbers have unequal ones."""
-    return hashlib.blake2b(np.ascontiguousarray(array).reshape(-1).view(np.uint8), digest_size=16).digest()
+    return hashlib.blake2b(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data, digest_size=16).digest()
 
 
 class Statement(NamedTuple):
@@ -191,9 +191,7 @@ class LineWatcher:
 
     def _enter(self, frame: FrameType, event: str, argument: Any) -> Any:
         """The trace function of the thread: called for every function that is entered."""
-        other = self._before(frame, event, argument) if self._before is not None else None
-        if sys.gettrace() != self._enter and self._before is not None:  # coverage tools put themselves in place
-            sys.settrace(self._enter)
+        other = self._ask(self._before, frame, event, argument)
         half = self.expected.get(frame.f_code)
         depth = 0
         if half is None:
@@ -211,8 +209,7 @@ class LineWatcher:
 
         def step(frame: FrameType, event: str, argument: Any) -> Any:
             nonlocal other
-            if other is not None:
-                other = other(frame, event, argument)
+            other = self._ask(other, frame, event, argument)
             if event == "exception":
                 call.error = f"{argument[0].__name__}: {argument[1]}"
             elif event == "line":
@@ -221,9 +218,24 @@ class LineWatcher:
                 self._finish(call, argument)
                 if self.calls and self.calls[-1] is call:
                     self.calls.pop()
+            if frame.f_trace is not None and frame.f_trace is not step:  # `on_line` has opened a debugger
+                other = self._before = frame.f_trace
+                sys.settrace(self._enter)
             return step
 
         return step
+
+    def _ask(self, other: Any, frame: FrameType, event: str, argument: Any) -> Any:
+        """Tell a debugger or a coverage tool of an event; returns whom it wants to be told next."""
+        if other is None:
+            return None
+        wanted = other(frame, event, argument)
+        now = sys.gettrace()
+        if now is None:  # a debugger that was told to go on takes no further part
+            self._before = wanted = None
+        if now != self._enter:  # coverage tools put themselves in place
+            sys.settrace(self._enter)
+        return wanted
 
     def _line(self, call: Call, number: int) -> None:
         statement = call.statements.get(number)
@@ -256,6 +268,7 @@ class LineWatcher:
         if text is None:
             text = call.statements[number].text if number in call.statements else call.frame.f_code.co_name
         line = Line(call.function, call.half, number, text, made, values, call.depth, call.error)
+        line.file = call.frame.f_code.co_filename
         self.on_line(line, call.frame)
 
     def _show(self, name: str, value: Any, made: dict[str, Array | None], values: dict[str, str]) -> None:

@@ -9,25 +9,24 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from types import FrameType
 from typing import Any
 
 from minillm.autograd import Backward, Forward, Node, Op, Tensor, observe
 from minillm.backend import Array
-from minillm.engine import current_engine
 from minillm.grad_mode import state
 from minillm.optim import Optimizer
 from minillm.study.step.lines import Keeper, LineWatcher, is_array
-from minillm.study.step.records import Line, Sent, Stop, Value
+from minillm.study.step.records import Call, Line, Sent, Stop, Value
 
-OnLine = Callable[[Stop, Line, FrameType], Any]
+OnLine = Callable[[Stop, Line | None, FrameType | None], Any]  # without a line for a stop that has none
 
 
 class Recorder:
     """Makes the stops of what runs while `recording()` is entered."""
 
-    def __init__(self, largest: int, on_line: OnLine | None = None, mutations: dict[str, Callable] | None = None):
+    def __init__(self, largest: int, on_line: OnLine | None = None, mutations: Mapping[str, Callable] | None = None):
         self.stops: list[Stop] = []
         self.keeper = Keeper(largest)
         self.on_line = on_line
@@ -35,16 +34,18 @@ class Recorder:
         self.watcher = LineWatcher(self.keeper, self._line)
         self.batch: dict[int, str] = {}  # name of each array of the batch, by the id of its copy
         self.received: dict[int, list[Sent]] = {}  # what each leaf was sent, by its id
-        self._updates: dict[tuple, Stop] = {}
+        self._updates: Mapping[tuple, Stop] = {}
         self._running: list[Stop] = []  # begun and not complete; one inside another where a backward runs forwards
         self._made: dict[int, tuple[Any, int, int]] = {}  # id of an output -> the array, its forward stop, its number
         self._nodes: dict[Node, int] = {}  # forward stop of each node
+        self._goes: list[tuple[Value, Node]] = []  # gradients, with the node that they go to
+        self._backwards: dict[Node, int] = {}  # backward stop of each node
         self._arrived: dict[tuple[Node, int], list[Sent]] = {}
 
     @contextlib.contextmanager
-    def recording(self) -> Iterator[None]:
-        """Record what this thread runs until the block ends; lines are those of the plain engine."""
-        watching = self.watcher.watching() if current_engine() == "plain" else contextlib.nullcontext()
+    def recording(self, lines: bool) -> Iterator[None]:
+        """Record what this thread runs until the block ends, with or without the lines."""
+        watching = self.watcher.watching() if lines else contextlib.nullcontext()
         with (
             watching,
             observe(
@@ -70,8 +71,8 @@ class Recorder:
         return self._running.pop()
 
     @contextlib.contextmanager
-    def updating(self, optimizer: Optimizer, stops: dict[tuple, Stop]) -> Iterator[None]:
-        """Record the lines of an optimiser's formula: `stops` has one for each parameter, by the `place` of its weights."""
+    def updating(self, optimizer: Optimizer, stops: Mapping[tuple, Stop]) -> Iterator[None]:
+        """Record the lines of an optimiser's formula; `stops` has a stop for each place of weights in memory."""
         self._updates = stops
         self.watcher.expected[optimizer.update.__code__] = "update"
         with self.watcher.watching():
@@ -117,6 +118,9 @@ class Recorder:
             self._nodes[call.node] = stop.index
             if call.op.name in self.mutations:
                 call.node.backward = self.mutations[call.op.name]
+        backward = call.node.backward if call.node else call.op.backward
+        copies = (value.array if is_array(x) else x for value, x in zip(stop.inputs, call.inputs, strict=True))
+        stop.call = Call(call.op, tuple(copies), call.settings, backward)
 
     def _input(self, name: str, array: Any, edge: Any) -> Value:
         """An input with what made it."""
@@ -148,6 +152,7 @@ class Recorder:
         for sent, value in zip(stop.waited, stop.inputs, strict=True):
             if not sent and value.shape is not None:
                 sent.append(Sent(None, 0, value.name, value.array))
+        self._backwards[node] = len(self.stops)
         self.begin(stop, node.backward)
 
     def _after_backward(self, call: Backward) -> None:
@@ -167,18 +172,23 @@ class Recorder:
             sent = Sent(stop.index, i, name, value.array)
             if isinstance(edge[0], Node):
                 self._arrived.setdefault((edge[0], edge[1]), []).append(sent)
-                value.stop, value.output = self._nodes.get(edge[0]), edge[1]
+                value.output = edge[1]
+                self._goes.append((value, edge[0]))
             else:
                 self.received.setdefault(id(edge[0]), []).append(sent)
                 value.parameter = leaf_name(edge[0])
 
     def link(self) -> None:
         """Let each gradient name the backward stop where it goes, which had not run when it was sent."""
-        for stop in self.stops:
-            if stop.kind == "backward":
-                for value in stop.outputs:
-                    if value.stop is not None:
-                        value.stop = self.stops[value.stop].partner
+        for value, node in self._goes:
+            value.stop = self._backwards.get(node)
+
+    def add(self, stop: Stop) -> None:
+        """Add a stop without lines."""
+        stop.index = len(self.stops)
+        self.stops.append(stop)
+        if self.on_line is not None:
+            self.on_line(stop, None, None)
 
     def forward_of(self, tensor: Tensor) -> int | None:
         """The forward stop that made a tensor."""

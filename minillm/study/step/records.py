@@ -11,6 +11,7 @@ All arrays are copies that nobody can write to, and equal arrays are one object.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -47,6 +48,7 @@ class Line:
     values: dict[str, str]
     depth: int = 0  # 1 in a function that the plain function calls, such as attention's softmax
     error: str = ""  # of a line that raised
+    file: str = ""  # the whole path
 
     @property
     def name(self) -> str:
@@ -86,13 +88,23 @@ class Sent:
     array: Array | None
 
 
+@dataclass(frozen=True, eq=False)
+class Call:
+    """What a forward ran: the operation, copies of its inputs, and its settings."""
+
+    op: Any  # an autograd.Op
+    inputs: tuple[Any, ...]
+    settings: dict[str, Any]
+    backward: Callable  # the function that computed the gradients, which may be a mutation
+
+
 @dataclass(eq=False)
 class Stop:
     """A place in the step where one can stop: the tokens, an op's forward or backward, the loss, an update.
 
     A forward has `inputs`, `settings` and `outputs`. A backward has in `inputs` the gradients of the op's outputs (dy),
-    and in `outputs` the gradients of its inputs. For each of its inputs, `waited` lists the gradients that were added up
-    to it, in the order of addition: all the consumers that the walk had to wait for.
+    and in `outputs` the gradients of its inputs. For each of its inputs, `waited` lists the gradients that were added
+    up to it, in the order of addition: all the consumers that the walk had to wait for. `call` can run a forward again.
     """
 
     index: int
@@ -108,6 +120,7 @@ class Stop:
     seconds: float = 0.0  # watched, so slower than without
     function: str = ""  # key in sources of the plain function that ran
     waited: list[list[Sent]] = field(default_factory=list)
+    call: Call | None = None
     hooked: bool = False  # a hook changed the sum of `waited` before the backward read it
 
     @property
@@ -162,11 +175,12 @@ class StepTrace:
     tokens: dict[str, list[list[str]]]  # for each array of ids in the batch, row by row, the text of each token
     loss: float
     engine: str
-    seed: int
-    model: str  # class of the model
+    seed: int = 0  # of the random numbers for dropout
+    model: str = ""  # class of the model
     grad_norm: float | None = None  # of all gradients together, before clipping
     clip_factor: float = 1.0
     notes: list[str] = field(default_factory=list)  # what a reader must know: what is rounded or left out
+    rerun: Any = None  # the model and its loss, to compute the loss again; see checks.py
 
     def of_kind(self, kind: str) -> list[Stop]:
         """All stops of a kind, in order."""

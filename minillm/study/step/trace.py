@@ -1,7 +1,7 @@
 """One training step in the plain engine, as data: every op, every line, every gradient, every parameter's update.
 
     model = GPT2(GPT2Config.preset("nano"))
-    trace = trace_step(model, lambda: model.loss(ids, targets), AdamW(model.parameters()))
+    trace = trace_step(model, lambda model: model.loss(ids, targets), AdamW(model.parameters()))
     trace.find("layernorm backward in h.0.ln_2").lines[3].made["dweight"]
 
 The step is the step that it would be without being watched, bit for bit. records.py says what a trace is made of.
@@ -18,6 +18,7 @@ import numpy as np
 from minillm import random as drawing
 from minillm.autograd import Tensor
 from minillm.backend import Array
+from minillm.engine import current_engine
 from minillm.engine import engine as using_engine
 from minillm.errors import InputError
 from minillm.nn import Module
@@ -34,14 +35,25 @@ from minillm.study.step.records import (
     Value,
 )
 
-__all__ = ["Line", "ModuleEntry", "ParameterStop", "Sent", "Source", "StepTrace", "Stop", "Value", "trace_step"]
+__all__ = [
+    "Line",
+    "ModuleEntry",
+    "ParameterStop",
+    "Sent",
+    "Source",
+    "StepTrace",
+    "Stop",
+    "Value",
+    "trace_backward",
+    "trace_step",
+]
 
 LARGEST = 1 << 22  # elements of an array that is kept
 
 
 def trace_step(
     model: Module,
-    compute_loss: Callable[[], Tensor],
+    compute_loss: Callable[[Any], Tensor],
     optimizer: Optimizer | None = None,
     *,
     engine: str = "plain",
@@ -50,12 +62,12 @@ def trace_step(
     tokens: Mapping[str, list[list[str]]] | None = None,
     seed: int = 0,
     largest: int = LARGEST,
-    mutations: dict[str, Callable] | None = None,
+    mutations: Mapping[str, Callable] | None = None,
     on_line: OnLine | None = None,
 ) -> StepTrace:
     """Run one training step of a model, and return everything that it made.
 
-    compute_loss: computes the loss, a tensor with one element, from the forward on. optimizer: moves the parameters;
+    compute_loss: given the model, computes the loss, a tensor with one element. optimizer: moves the parameters;
     without one, the step ends with the gradients. clip: the largest norm of all gradients together. batch: arrays that
     the loss reads, by name. tokens: for those that hold ids, the text of each, row by row. seed: of the random numbers
     for dropout. largest: elements of an array that is kept. mutations: backwards that run in place of an operation's
@@ -63,30 +75,63 @@ def trace_step(
     Raises: InputError for a loss that is no single number that depends on a parameter.
     """
     recorder = Recorder(largest, on_line, mutations)
-    recorder.stops.append(_tokens_stop(recorder, batch or {}))
+    recorder.add(_tokens_stop(recorder, batch or {}))
     model.zero_grad()
-    with using_engine(engine), drawing.using(drawing.Generator(seed)), recorder.recording():
-        loss = compute_loss()
-        if not isinstance(loss, Tensor) or loss.data.size != 1 or not loss.requires_grad:
-            raise InputError(f"trace_step: the loss is {loss!r}; compute one number that depends on a parameter")
-        recorder.stops.append(_loss_stop(recorder, loss))
+    with using_engine(engine), drawing.using(drawing.Generator(seed)), recorder.recording(engine == "plain"):
+        loss = compute_loss(model)
+        _check_loss(loss)
+        recorder.add(_loss_stop(recorder, loss))
         loss.backward(np.ones_like(loss.data))
-    trace = StepTrace(
-        recorder.stops,
-        recorder.watcher.reader.sources,
-        _modules(model),
-        dict(tokens or {}),
-        float(loss.data.item()),
-        engine,
-        seed,
-        type(model).__name__,
-    )
+    trace = _trace_of(recorder, loss, engine)
+    trace.modules, trace.tokens, trace.model = _modules(model), dict(tokens or {}), type(model).__name__
+    trace.seed, trace.rerun = seed, (model, compute_loss)
     if optimizer is not None:
         _update(trace, recorder, optimizer, clip)
+    _finish(trace, recorder)
+    return trace
+
+
+def trace_backward(
+    loss: Tensor | Callable[[], Tensor],
+    gradient: Any = None,
+    *,
+    largest: int = LARGEST,
+    on_line: OnLine | None = None,
+) -> StepTrace:
+    """Run `loss.backward(gradient)`, and return everything that it made, with the lines of the functions that ran.
+
+    loss: a tensor, or a function that computes it in the plain engine, whose forward is traced too.
+    Raises: as `backward`; InputError for a function that returns no tensor that needs a gradient.
+    """
+    recorder = Recorder(largest, on_line)
+    engine = current_engine() if isinstance(loss, Tensor) else "plain"
+    with using_engine(engine), recorder.recording(lines=True):
+        if not isinstance(loss, Tensor):
+            loss = loss()
+            if not isinstance(loss, Tensor) or not loss.requires_grad:
+                raise InputError(f"step: the function returned {loss!r}; return a tensor that depends on a parameter")
+            recorder.add(_loss_stop(recorder, loss))
+        loss.backward(gradient)
+    trace = _trace_of(recorder, loss, engine)
+    _finish(trace, recorder)
+    return trace
+
+
+def _check_loss(loss: Any) -> None:
+    if not isinstance(loss, Tensor) or loss.data.size != 1 or not loss.requires_grad:
+        raise InputError(f"trace_step: the loss is {loss!r}; compute one number that depends on a parameter")
+
+
+def _trace_of(recorder: Recorder, loss: Tensor, engine: str) -> StepTrace:
+    value = float(loss.data.item()) if loss.data.size == 1 else float("nan")
+    return StepTrace(recorder.stops, recorder.watcher.reader.sources, [], {}, value, engine)
+
+
+def _finish(trace: StepTrace, recorder: Recorder) -> None:
     recorder.link()
     if recorder.keeper.left_out:
+        largest = recorder.keeper.largest
         trace.notes.append(f"{recorder.keeper.left_out} arrays have more than {largest:,} elements and are left out")
-    return trace
 
 
 def _tokens_stop(recorder: Recorder, batch: Mapping[str, Array]) -> Stop:
@@ -104,7 +149,7 @@ def _loss_stop(recorder: Recorder, loss: Tensor) -> Stop:
     kept = recorder.keep(loss.data)
     made = recorder.forward_of(loss)
     value = Value("loss", kept, loss.shape, str(loss.dtype), stop=made, output=loss.index if made else 0)
-    return Stop(len(recorder.stops), "loss", "loss", "", "", inputs=[value], outputs=[value], partner=made)
+    return Stop(0, "loss", "loss", "", "", inputs=[value], outputs=[value], partner=made)
 
 
 def _modules(model: Module) -> list[ModuleEntry]:
