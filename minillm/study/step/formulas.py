@@ -16,6 +16,8 @@ tree, and the page says nothing about such a line. The other half of this, which
     ["T", a]  ["transpose", a, axes]  ["swapaxes", a, i, j]  ["reshape", a, shape]  ["rows", a]
     ["index", a, key]               the key is a list of trees, ["..."], ["new"] and ["slice", start, stop]
     ["scatter", indices, rows]      each element the sum of the rows whose index it has
+    ["cut", a, bounds, axis]        piece i of an array, cut along an axis      ["take", a, indices, axis]
+    ["pair", a, layout, 0 or 1]     the first or second channels of RoPE        ["joined", a, b, layout], its inverse
     ["repeat", a, times, axis]  ["broadcast", a, shape]  ["concatenate", a, axis]  ["shape", a]  ["tuple", ...]
 """
 
@@ -118,6 +120,9 @@ class Writer:
             return [(target, value)]
         if isinstance(value, ast.Tuple) and len(value.elts) == len(target.elts):
             return list(zip(target.elts, value.elts, strict=True))
+        if isinstance(value, ast.Call) and _name_of(value.func) == "pairs":
+            halves = [ast.Call(ast.Name("pair"), [*value.args, ast.Constant(i)], []) for i in range(2)]
+            return list(zip(target.elts, halves, strict=True))
         return []
 
     def _add_at(self, call: ast.Call) -> dict[str, Tree]:
@@ -231,6 +236,10 @@ class Writer:
         first, *others = map(self.tree, arguments)
         if name == "as_rows":
             return ["rows", first]
+        if name in ("cut", "pair", "joined"):
+            return [name, first, *others]
+        if name == "take":
+            return [name, first, others[0], self.tree(named.get("axis", ast.Constant(None)))]
         if name in ("swapaxes", "transpose"):
             return [name, first, *others]
         if name in ("reshape", "broadcast_to"):

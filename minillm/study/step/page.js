@@ -117,8 +117,8 @@ function showArrays(stop, line) {
   if (state.line === 0) parts.push(...sumFigures(stop, options));
   if (stop.kind === "tokens") parts.push(...tokensPanel());
   if (line) {
-    const trees = D.sources[line.function].formulas[line.number] || {}, names = Object.keys(line.made);
-    const read = [...new Set(Object.values(trees).flatMap((tree) => namesIn(tree, scope)))].filter((name) => !names.includes(name) || scope.arrays[name] !== line.made[name]);
+    const names = Object.keys(line.made), trees = names.map((name) => treeOf(line, name)).filter(Boolean);
+    const read = [...new Set(trees.flatMap((tree) => namesIn(tree, scope)))].filter((name) => !names.includes(name) || scope.arrays[name] !== line.made[name]);
     const returned = names.length ? [] : returnedBy(line, scope);
     beside(names.length + returned.length + read.length);
     parts.push(group(isEntry(line) ? "arguments" : returned.length ? "this line returns" : "this line makes", names.map((name) => figure(name, line.made[name])).concat(returned.map((name) => figure(name, scope.arrays[name]))), valuesOf(line)));
@@ -346,8 +346,7 @@ function redraw() {
   showArrays(D.stops[state.stop], D.stops[state.stop].lines[state.line]);
 }
 
-async function begin() {
-  await unpack();
+function begin() {
   readTheme();
   $("model").textContent = `A step of ${D.model}`;
   $("summary").textContent = `loss ${shortText(D.loss, 5)} · ${D.engine} engine · seed ${D.seed}`;

@@ -19,6 +19,7 @@ import hashlib
 import html
 import json
 import os
+import zlib
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,8 @@ from minillm.study.step.formulas import formulas
 from minillm.study.step.records import ParameterStop, Sent, Source, StepTrace, Stop, Value
 from minillm.study.step.store import Level, Store
 
+LARGEST_PAGE = 4_800_000  # letters of the data; the script and the style have 100,000
+RECORD = 80  # bytes, compressed, of what the page knows of an array beside its numbers
 SCRIPTS = ("page_arrays.js", "page_formula.js", "page_graph.js", "page_panels.js", "page.js")
 
 
@@ -42,7 +45,8 @@ def write_page(trace: StepTrace, out: Path, *, compare: Any = None) -> Path:
         raise InputError(f"step: there is no folder {out.parent}; make it, or choose another --out")
     store = Store()
     document = document_of(trace, store)
-    document["arrays"], numbers, level = store.packed()
+    room = LARGEST_PAGE * 3 // 4 - len(compressed(document)) - RECORD * len(store)  # base64 makes 4 letters of 3 bytes
+    document["arrays"], numbers, level = store.packed(room)
     document["notes"] = [*trace.notes, *notes_on(level, document["arrays"])]
     unfinished = out.with_name(f".{out.name}.tmp")
     unfinished.write_text(page_of(document, numbers), encoding="utf-8")
@@ -50,20 +54,25 @@ def write_page(trace: StepTrace, out: Path, *, compare: Any = None) -> Path:
     return out
 
 
-def page_of(document: dict[str, Any], numbers: str) -> str:
+def compressed(document: dict[str, Any]) -> bytes:
+    """The document as JSON, compressed."""
+    text = json.dumps(document, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    return zlib.compress(text.encode(), 9)
+
+
+def page_of(document: dict[str, Any], numbers: bytes) -> str:
     """The text of the page for a document and its packed numbers."""
     folder = files(__package__)
     script = "".join(folder.joinpath(name).read_text(encoding="utf-8") for name in SCRIPTS)
-    script = f'"use strict";\n(() => {{\n{script}\n}})();\n'
+    script = f'"use strict";\n(async () => {{\n{script}\n}})();\n'
     style = folder.joinpath("page.css").read_text(encoding="utf-8")
-    data = json.dumps(document, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
     parts = {
         "TITLE": html.escape(f"One training step of {document['model']}, line by line"),
         "POLICY": policy(script, style),
         "STYLE": style,
         "SCRIPT": script,
-        "DOCUMENT": data.replace("<", "\\u003c"),
-        "NUMBERS": numbers,
+        "DOCUMENT": base64.b64encode(compressed(document)).decode(),
+        "NUMBERS": base64.b64encode(numbers).decode(),
     }
     page = folder.joinpath("page.html").read_text(encoding="utf-8")
     for name, text in parts.items():

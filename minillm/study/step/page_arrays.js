@@ -1,6 +1,13 @@
 // The numbers of the page: reading them, writing them as text, and drawing them as heat maps.
 
-const D = JSON.parse(document.getElementById("document").textContent);
+/** The bytes of a part of the page: compressed by zlib, in base64. */
+async function unpacked(id) {
+  const bytes = Uint8Array.from(atob(document.getElementById(id).textContent.trim()), (letter) => letter.charCodeAt(0));
+  return new Response(new Blob([bytes]).stream().pipeThrough(new DecompressionStream("deflate"))).arrayBuffer();
+}
+
+const D = JSON.parse(new TextDecoder().decode(await unpacked("document")));
+const block = await unpacked("numbers"); // of all arrays
 const $ = (id) => document.getElementById(id);
 
 /** An element with attributes and children: make("p", {class: "dim"}, "text", other). Text is never read as HTML. */
@@ -15,14 +22,6 @@ function make(tag, attributes = {}, ...children) {
 }
 
 // --- reading ----------------------------------------------------------------------------------------------------
-
-let block; // the bytes of all arrays
-
-async function unpack() {
-  const packed = Uint8Array.from(atob($("numbers").textContent.trim()), (letter) => letter.charCodeAt(0));
-  const stream = new Blob([packed]).stream().pipeThrough(new DecompressionStream("deflate"));
-  block = await new Response(stream).arrayBuffer();
-}
 
 const VIEWS = { f4: Float32Array, f8: Float64Array, i4: Int32Array, u1: Uint8Array };
 

@@ -123,7 +123,7 @@ function plain(tree, scope) {
 /** True for a condition in Python's sense. */
 function holds(tree, scope) {
   const [kind, a, b] = tree;
-  if (kind === "is_number") return a[0] !== "name" || !scope.array(a[1]) || scope.array(a[1]).shape.length === 0;
+  if (kind === "is_number") return a[0] !== "name" || !scope.array(a[1]);
   if (kind === "is" || kind === "is not") {
     const isArray = a[0] === "name" && scope.array(a[1]);
     const same = !isArray && plain(a, scope) === plain(b, scope);
@@ -163,6 +163,17 @@ function shapeOf(tree, scope) {
     }
     case "rows": return [sizeOf(own().slice(0, -1)), own().at(-1)];
     case "reshape": case "broadcast": return wholeShape([plain(b, scope)].flat(), own());
+    case "cut": {
+      const [bounds, axis, shape] = [plain(b, scope), axesOf(plain(c, scope), own().length)[0], [...own()]];
+      shape[axis] = bounds[tree[4] + 1] - bounds[tree[4]];
+      return shape;
+    }
+    case "take": {
+      const axis = axesOf(plain(c, scope), own().length)[0];
+      return [...own().slice(0, axis), ...shapeOf(b, scope), ...own().slice(axis + 1)];
+    }
+    case "pair": return [...own().slice(0, -1), own().at(-1) / 2];
+    case "joined": return [...own().slice(0, -1), own().at(-1) * 2];
     case "repeat": return own().map((size, i) => (i === plain(c, scope) ? size * plain(b, scope) : size));
     case "arange": return [plain(a, scope)];
     case "index": return indexed(tree, scope).shape;
@@ -188,11 +199,13 @@ function partsOf(tree, scope) {
 /** `a[key]`: the shape of the result, and for an index of it that of the element of `a`. */
 function indexed(tree, scope) {
   const [, a, key] = tree, shape = shapeOf(a, scope), steps = [];
-  const used = key.filter((one) => one[0] !== "new" && one[0] !== "...").length;
+  const flagsOf = (one) => (one[0] === "name" && scope.array(one[1])?.dtype === "bool" ? scope.array(one[1]) : null);
+  const span = (one) => (one[0] === "new" || one[0] === "..." ? 0 : flagsOf(one)?.shape.length ?? 1); // axes that it takes
+  const keys = key.some((one) => one[0] === "...") ? key : [...key, ["..."]];
   let axis = 0;
-  for (const one of key.some((k) => k[0] === "...") ? key : [...key, ["..."]]) {
+  for (const [n, one] of keys.entries()) {
     if (one[0] === "new") steps.push({ out: [1] });
-    else if (one[0] === "...") for (const end = shape.length - used + axis; axis < end; axis++) steps.push({ out: [shape[axis]], at: (i) => i[0] });
+    else if (one[0] === "...") for (const end = shape.length - keys.slice(n).reduce((sum, later) => sum + span(later), 0); axis < end; axis++) steps.push({ out: [shape[axis]], at: (i) => i[0] });
     else if (one[0] === "slice") {
       const whole = (end, other) => (end === null ? other : plain(end, scope) < 0 ? plain(end, scope) + shape[axis] : plain(end, scope));
       const start = whole(one[1], 0), stop = Math.min(shape[axis], whole(one[2], shape[axis]));
@@ -200,8 +213,8 @@ function indexed(tree, scope) {
       axis++;
     } else {
       const by = shapeOf(one, scope), size = shape[axis];
-      if (one[0] === "name" && scope.array(one[1])?.dtype === "bool") {
-        const flags = numbersOf(scope.array(one[1])), chosen = [...flags.keys()].filter((flat) => flags[flat]);
+      if (flagsOf(one)) {
+        const flags = numbersOf(flagsOf(one)), chosen = [...flags.keys()].filter((flat) => flags[flat]);
         steps.push({ out: [chosen.length], at: (i) => indexOf(chosen[i[0]], by) });
         axis += by.length;
       } else {
@@ -262,11 +275,21 @@ function source(tree, index, scope) {
     case "broadcast": return fitted(index, shape);
     case "repeat": return from.map((one, axis) => (axis === plain(c, scope) ? Math.floor(one / plain(b, scope)) : one));
     case "index": return indexed(tree, scope).locate(index);
+    case "cut": from[axesOf(plain(c, scope), shape.length)[0]] += plain(b, scope)[tree[4]]; return from;
+    case "take": {
+      const axis = axesOf(plain(c, scope), shape.length)[0], by = shapeOf(b, scope);
+      const place = scope.quietly(() => evaluate(b, index.slice(axis, axis + by.length), scope));
+      return [...index.slice(0, axis), (place + shape[axis]) % shape[axis], ...index.slice(axis + by.length)];
+    }
+    case "pair": {
+      const half = shape.at(-1) / 2, which = plain(c, scope), last = index.at(-1);
+      return [...index.slice(0, -1), plain(b, scope) === "'half'" ? last + which * half : 2 * last + which];
+    }
   }
   throw new Missing(kind);
 }
 
-const REARRANGED = ["T", "transpose", "swapaxes", "rows", "reshape", "broadcast", "repeat", "index"];
+const REARRANGED = ["T", "transpose", "swapaxes", "rows", "reshape", "broadcast", "repeat", "index", "cut", "take", "pair"];
 
 /** The number of one element of what a tree stands for. */
 function evaluate(tree, index, scope) {
@@ -290,6 +313,10 @@ function evaluate(tree, index, scope) {
     case "if": return operand(holds(a, scope) ? b : c);
     case "arange": return index[0];
     case "concatenate": return concatenated(tree, index, scope);
+    case "joined": {
+      const half = shapeOf(a, scope).at(-1), last = index.at(-1), [front, second] = plain(c, scope) === "'half'" ? [last % half, last >= half] : [last >> 1, last % 2];
+      return evaluate(second ? b : a, [...index.slice(0, -1), front], scope);
+    }
     case "matmul": case "sum": case "mean": case "max": case "min": case "scatter": {
       const terms = termsOf(tree, index, scope).map((term) => term.value);
       if (kind === "max") return Math.max(...terms);
@@ -365,7 +392,8 @@ function written(tree, scope, index = null, above = 0) {
     case "where": return index ? inside(scope.quietly(() => evaluate(a, fitted(index, shapeOf(a, scope)), scope)) ? b : c, above) : `where(${[a, b, c].map((one) => inside(one)).join(", ")})`;
     case "if": return inside(holds(a, scope) ? b : c, above);
     case "T": case "swapaxes": case "transpose": return index ? number() : `${written(a, scope, null, 8)}ᵀ`;
-    case "rows": case "reshape": case "broadcast": case "repeat": return index ? number() : written(a, scope, null, above);
+    case "rows": case "reshape": case "broadcast": case "repeat": case "cut": case "take": case "pair": return index ? number() : written(a, scope, null, above);
+    case "joined": return index ? number() : `joined(${written(a, scope)}, ${written(b, scope)})`;
     case "matmul": return index ? number() : wrapped(`${written(a, scope, null, 5)} @ ${written(b, scope, null, 6)}`, 5);
     case "sum": case "mean": case "max": case "min": return index ? number() : `${kind === "sum" ? "Σ" : kind}(${written(a, scope)})`;
     case "scatter": return index ? number() : `Σ over the places of the token in ${written(a, scope)} of ${written(b, scope)}`;

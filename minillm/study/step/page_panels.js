@@ -28,6 +28,12 @@ function namesIn(tree, scope, found = new Set()) {
   return [...found];
 }
 
+/** The tree of a name that a line makes; piece 1 of what `pieces = cut(...)` makes is called pieces[1]. */
+function treeOf(line, name) {
+  const trees = D.sources[line.function].formulas[line.number] || {}, [, list, number] = /^(.*)\[(\d+)\]$/.exec(name) || [];
+  return trees[name] || (trees[list]?.[0] === "cut" ? [...trees[list], +number] : undefined);
+}
+
 const link = (index, text = titleOf(index)) => make("a", { href: `#${index}` }, text);
 const titleOf = (index) => D.stops[index].title;
 
@@ -190,13 +196,14 @@ const isSum = (tree) => ["matmul", "sum", "mean", "max", "min", "scatter", "name
 
 /** How the line made this element: the formula, the formula with numbers, and the terms of its sum. */
 function provenance(stop, at, name, index, value, scope) {
-  const line = stop.lines[at], tree = line && D.sources[line.function].formulas[line.number]?.[name];
-  if (!tree) return madeElsewhere(stop, at, name);
+  const line = stop.lines[at], tree = line && treeOf(line, name);
+  if (!tree) return madeElsewhere(stop, at, name, index, value);
   try {
     const result = evaluate(tree, index, scope);
     const parts = [make("p", { class: "formula" }, make("span", {}, `${name} = ${written(tree, scope)}`), isSum(tree) ? "" : make("span", { class: "with-numbers" }, `= ${written(tree, scope, index)}`), make("span", { "data-fact": "evaluated" }, `= ${shortText(result, 6)}`))];
     const inner = innerSum(tree, index, scope);
     if (inner) parts.push(termsTable(inner, scope));
+    if ([...scope.reads.keys()].some((one) => scope.array(one).type === "f2")) parts.push(make("p", { class: "dim" }, "Worked out from numbers that this page has rounded."));
     return [make("h4", {}, "where it comes from"), ...parts];
   } catch (error) {
     if (!(error instanceof Missing)) throw error;
@@ -205,12 +212,13 @@ function provenance(stop, at, name, index, value, scope) {
 }
 
 /** For a line without a formula: it binds a name to an array that is already there, or a function made it. */
-function madeElsewhere(stop, at, name) {
+function madeElsewhere(stop, at, name, index, value) {
   const line = stop.lines[at], number = line?.made[name];
   const before = stop.lines.slice(0, at).findLastIndex((one) => Object.values(one.made).includes(number) && number !== undefined);
   if (before >= 0) {
     const same = stop.lines[before], their = Object.keys(same.made).find((one) => same.made[one] === number);
-    return [make("p", {}, "The same array is ", make("a", { href: `#${D.stops.indexOf(stop)}.${before}` }, `${their} in ${same.function.split(".").pop()}`), ".")];
+    const intro = make("p", {}, "It is ", make("a", { href: `#${D.stops.indexOf(stop)}.${before}` }, their), ` in ${same.function.split(".").pop()}.`);
+    return [intro, ...(isEntry(same) || !treeOf(same, their) ? [] : provenance(stop, before, their, index, value, scopeAt(stop, before)))];
   }
   const edge = stop.inputs.find((one) => one.array === number && number !== null);
   return edge ? [make("p", {}, ...originOf(edge))] : [];

@@ -13,7 +13,6 @@ would exceed the budget, the largest ones are rounded first.
 
 from __future__ import annotations
 
-import base64
 import math
 import zlib
 from typing import Any, NamedTuple
@@ -22,7 +21,6 @@ import numpy as np
 
 from minillm.backend import Array
 
-BUDGET = 3_400_000  # bytes after compression; in base64 a third more
 SIDE = 64  # rows and columns of an image
 
 
@@ -31,14 +29,12 @@ class Level(NamedTuple):
 
     exact: int
     half: int
-    side: int = SIDE
+    side: int  # rows and columns of the image of a larger one
 
 
-LEVELS = (
-    Level(1 << 62, 1 << 62),
-    *(Level(1 << bits, 4 << bits) for bits in range(18, 6, -2)),
-    *(Level(1 << 6, 1 << 8, side) for side in (32, 16, 8)),
-)
+ALL = 1 << 62  # more elements than any array has
+LIMITS = (ALL, *(1 << bits for bits in range(20, 5, -1)))  # the limits that are tried, in this order
+LEAST = 1 << 8  # arrays up to this size stay exact as long as images of the largest ones make room
 
 
 class Store:
@@ -47,6 +43,9 @@ class Store:
     def __init__(self) -> None:
         self._numbers: dict[int, int] = {}  # by id
         self._arrays: list[Array] = []
+
+    def __len__(self) -> int:
+        return len(self._arrays)
 
     def number(self, array: Array | None) -> int | None:
         """The number of an array in the page; None for one that the trace left out."""
@@ -57,38 +56,52 @@ class Store:
             self._arrays.append(array)
         return self._numbers[id(array)]
 
-    def packed(self, budget: int = BUDGET) -> tuple[list[dict[str, Any]], str, Level]:
-        """What the page must know of each array, all bytes in base64, and the level at which they fit the budget."""
-        for level in LEVELS:
-            records, block = self._pack(level, budget)
-            if block is not None:
+    def packed(self, budget: float) -> tuple[list[dict[str, Any]], bytes, Level]:
+        """What the page must know of each array, the bytes of all, and the level that fits a budget of bytes."""
+        sizes = [(array.size, len(zlib.compress(as_exact(array).tobytes(), 1))) for array in self._arrays]
+        expected = budget
+        for _ in range(6):
+            level = choose_level(sizes, expected)
+            records, block = self._pack(level)
+            if len(block) <= budget:
                 break
-        else:
-            records, block = self._pack(LEVELS[-1], math.inf)
-        assert block is not None
-        return records, base64.b64encode(block).decode(), level
+            expected *= 0.9 * budget / len(block)
+        return records, block, level
 
-    def _pack(self, level: Level, budget: float) -> tuple[list[dict[str, Any]], bytes | None]:
-        """Records and compressed bytes at a level; None for bytes that exceed the budget."""
-        compressor = zlib.compressobj(6)
-        parts: list[bytes] = []
-        records, size, offset = [], 0, 0
+    def _pack(self, level: Level) -> tuple[list[dict[str, Any]], bytes]:
+        """Records and compressed bytes of all arrays at a level."""
+        records, parts, offset = [], [], 0
         for array in self._arrays:
             stored, extra = store(array, level)
             data = stored.tobytes()
             data += bytes(-len(data) % 8)
-            records.append({"shape": list(array.shape), "dtype": str(array.dtype), "at": offset, **extra})
+            stats = statistics(array)
+            records.append({"shape": list(array.shape), "dtype": str(array.dtype), "at": offset, **extra, "stats": stats})
             offset += len(data)
-            parts.append(compressor.compress(data))
-            size += len(parts[-1])
-            if size > budget:
-                return [], None
-        parts.append(compressor.flush())
-        if size + len(parts[-1]) > budget:
-            return [], None
-        for record, array in zip(records, self._arrays, strict=True):
-            record["stats"] = statistics(array)
-        return records, b"".join(parts)
+            parts.append(data)
+        return records, zlib.compress(b"".join(parts), 6)
+
+
+def choose_level(sizes: list[tuple[int, int]], budget: float) -> Level:
+    """The level that rounds least within a budget, from the elements and the compressed bytes of every array.
+
+    First as few arrays as possible become images, then as few as possible are rounded.
+    """
+
+    def expected(level: Level) -> float:
+        image = 4 * level.side**2
+        return sum(
+            exact if count <= level.exact else 0.55 * exact if count <= level.half else min(exact, image)
+            for count, exact in sizes
+        )
+
+    for half in LIMITS:
+        side = min(SIDE, 1 << (half.bit_length() - 2) // 2)  # an image of half the bytes that the numbers would take
+        for exact in LIMITS:
+            level = Level(exact, half, side)
+            if LEAST <= exact <= half and expected(level) <= budget:
+                return level
+    return Level(LIMITS[-1], LIMITS[-1], 8)
 
 
 def store(array: Array, level: Level) -> tuple[Array, dict[str, Any]]:
