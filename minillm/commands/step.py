@@ -88,7 +88,7 @@ def step(arguments: list[str]) -> None:
     if given.lens:
         from minillm.study.step.lens import lens_lines
 
-        print(*lens_lines(trace), sep="\n")
+        print(*lens_lines(trace.readings), sep="\n")
     if given.export:
         from minillm.study.step.export import export
 

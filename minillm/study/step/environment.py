@@ -19,8 +19,19 @@ def names_at(stop: Stop, line: Line | None) -> tuple[dict[str, Any], dict[str, A
     """
     if line is None:
         return {"np": np}, {value.name: value.array for value in stop.outputs}
+    return _names(stop, line, with_line=True)
+
+
+def names_before(stop: Stop, line: Line) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The globals of the function that a line belongs to, and its names before that line ran."""
+    return _names(stop, line, with_line=False)
+
+
+def _names(stop: Stop, line: Line, with_line: bool) -> tuple[dict[str, Any], dict[str, Any]]:
     names: dict[str, Any] = {}
     for one in stop.lines:
+        if one is line and not with_line:
+            break
         if one.function == line.function and one.depth == line.depth:
             if one.text.startswith("def "):
                 names.clear()

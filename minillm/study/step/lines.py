@@ -38,7 +38,10 @@ def is_array(value: Any) -> bool:
 
 
 class Keeper:
-    """Copies of arrays, one for all that are equal; an array with more than `largest` elements is not kept."""
+    """Copies of arrays, one for all that are equal; an array with more than `largest` elements is not kept.
+
+    A copy has its axes in memory in the order of the original, so that what reads it takes the same road.
+    """
 
     def __init__(self, largest: int):
         self.largest = largest
@@ -51,11 +54,18 @@ class Keeper:
         if array.size > self.largest:
             self.left_out += 1
             return None
-        key = (array.dtype.str, array.shape, digest(array))
+        key = (array.dtype.str, array.shape, order_of_axes(array), digest(array))
         if key not in self._kept:
-            self._kept[key] = array.copy()
+            self._kept[key] = array.copy(order="K")
             self._kept[key].flags.writeable = False
         return self._kept[key]
+
+
+def order_of_axes(array: Array) -> tuple[int, ...]:
+    """The axes from the one with the largest steps in memory to that with the smallest; of size 1, as they stand."""
+    long = [axis for axis, size in enumerate(array.shape) if size > 1 and array.strides[axis]]
+    by_step = iter(sorted(long, key=lambda axis: -abs(array.strides[axis])))
+    return tuple(next(by_step) if axis in long else axis for axis in range(array.ndim))
 
 
 def digest(array: Array) -> bytes:

@@ -20,6 +20,7 @@ from minillm.errors import InputError
 from minillm.optim import Optimizer, decay_groups
 from minillm.parallel.objective import Batch, loss_of_rows, next_token_batch
 from minillm.resolver import OpenedModel, open_model
+from minillm.study.step.lens import read_gradients
 from minillm.study.step.records import StepTrace
 from minillm.study.step.trace import trace_step
 from minillm.tokenizers import Tokenizer
@@ -53,17 +54,19 @@ class PreparedStep(NamedTuple):
 
     def trace(self, **options: Any) -> StepTrace:
         """Run the step once, and return all of it; see `trace_step` for the options."""
+        words = Words(self.task.tokenizer)
         trace = trace_step(
             self.model,
             self.loss,
             self.optimizer,
             clip=self.config.clip,
             batch=self.batch,
-            tokens=texts_of(self.batch, self.task.tokenizer),
+            tokens=words.of_batch(self.batch),
             seed=self.config.seed,
             **options,
         )
         trace.notes[:0] = self.notes
+        trace.readings = read_gradients(trace, words)
         return trace
 
 
@@ -135,18 +138,23 @@ def _batch_of_text(task: Any, text: str, notes: list[str]) -> Batch:
     raise InputError(f"step: nothing of the text {text!r} was hidden in {TRIES} draws; give a longer one")
 
 
-def texts_of(batch: Batch, tokenizer: Tokenizer) -> dict[str, list[list[str]]]:
-    """For each array of ids in a batch, row by row, the text of each token; nothing for -100."""
-    special = {number: token for token, number in tokenizer.special_tokens.items()}
-    known: dict[int, str] = {-100: ""} | special
+class Words:
+    """The text of each token of a tokenizer."""
 
-    def text(number: int) -> str:
-        if number not in known:
-            known[number] = tokenizer.decode([number])
-        return known[number]
+    def __init__(self, tokenizer: Tokenizer):
+        self.tokenizer = tokenizer
+        self.known = {-100: ""} | {number: token for token, number in tokenizer.special_tokens.items()}
 
-    return {
-        name: [[text(number) for number in row] for row in array.reshape(-1, array.shape[-1]).tolist()]
-        for name, array in batch.items()
-        if name in IDS and array.ndim >= 2 and array.dtype.kind in "iu"
-    }
+    def __call__(self, number: int) -> str:
+        if number not in self.known:
+            known = 0 <= number < self.tokenizer.vocab_size
+            self.known[number] = self.tokenizer.decode([number]) if known else f"<{number}>"
+        return self.known[number]
+
+    def of_batch(self, batch: Batch) -> dict[str, list[list[str]]]:
+        """For each array of ids in a batch, row by row, the text of each token; nothing for -100."""
+        return {
+            name: [list(map(self, row)) for row in array.reshape(-1, array.shape[-1]).tolist()]
+            for name, array in batch.items()
+            if name in IDS and array.ndim >= 2 and array.dtype.kind in "iu"
+        }

@@ -22,8 +22,9 @@ from typing import Any, NamedTuple, TextIO
 import numpy as np
 
 from minillm.autograd import Tensor
-from minillm.errors import did_you_mean
+from minillm.errors import InputError, did_you_mean
 from minillm.study.step.environment import names_at
+from minillm.study.step.explain import explain
 from minillm.study.step.records import Line, StepTrace, Stop
 from minillm.study.step.text import array_lines, array_text, why_lines
 from minillm.study.step.trace import trace_backward
@@ -38,6 +39,7 @@ break CONDITION stop after a line where a Python expression of its names is true
 clear           remove all breaks
 p, print EXPR   the value of a Python expression of the names in the function: p dy.shape
 w, why          the consumers that this backward waited for, the gradient that each one sent, and their sum
+e, explain EXPR where an element comes from: explain dweight[5, 3]
 back            look at the line before
 l, list         the source around the line
 where           the operation, its module, and the line of the model that called it
@@ -45,9 +47,8 @@ pdb             Python's debugger, in the function that runs
 q, quit         run to the end without stopping
 h, help         this text"""
 SHORT = {"": "", "n": "next", "o": "op", "u": "until", "c": "continue", "b": "break", "p": "print", "w": "why"}
-SHORT |= {"l": "list", "q": "quit", "h": "help"}
-COMMANDS = ("next", "op", "until", "continue", "break", "clear", "print", "why", "back", "list", "where", "pdb")
-COMMANDS += ("quit", "help")
+SHORT |= {"e": "explain", "l": "list", "q": "quit", "h": "help"}
+COMMANDS = "next op until continue break clear print why explain back list where pdb quit help".split()
 AROUND = 4  # lines of source before and behind the line at hand
 
 
@@ -167,6 +168,20 @@ class Walk:
 
     def _why(self, rest: str) -> bool:
         self._say("\n".join(why_lines(self.positions[self.at].stop, [one.stop for one in self.positions])))
+        return False
+
+    def _explain(self, rest: str) -> bool:
+        stop, line, _ = self.positions[self.at]
+        name, _, index = rest.rstrip("] ").partition("[")
+        try:
+            place = [int(i) for i in index.split(",") if i.strip()]
+            made_here = line if line is not None and name in line.made else None
+            stops = StepTrace([one.stop for one in self.positions], {}, [], {}, 0.0, "")
+            self._say("\n".join(explain(stops, stop, name, place, made_here).lines()))
+        except ValueError:
+            self._say("step: explain needs an element, such as: explain dweight[5, 3]")
+        except InputError as error:
+            self._say(str(error))
         return False
 
     def _where(self, rest: str) -> bool:

@@ -62,8 +62,8 @@ def why_lines(stop: Stop, stops: Iterable[Stop]) -> list[str]:
         return [f"{stop.title}: the model calls it here; only a backward and an update wait for gradients"]
     stops = list(stops)
     lines = []
-    for value, sent in zip(stop.inputs or [None] * len(stop.waited), stop.waited, strict=True):
-        name = "grad" if value is None else value.name
+    for value, sent in zip(stop.inputs, stop.waited, strict=True):
+        name = value.name
         if not sent:
             lines.append(f"{name}: no gradient arrived")
             continue
@@ -72,6 +72,6 @@ def why_lines(stop: Stop, stops: Iterable[Stop]) -> list[str]:
         for one in sent:
             shape = "left out" if one.array is None else f"{one.array.shape}"
             lines.append(f"    from {sender(one, stops)}  {shape}, norm {norm(one.array):.6g}")
-        if len(sent) > 1 and value is not None:
+        if len(sent) > 1:
             lines.append(f"    sum {name}, norm {norm(value.array):.6g}")
     return lines

@@ -176,6 +176,7 @@ def _update(trace: StepTrace, recorder: Recorder, optimizer: Optimizer, clip: fl
         stop = ParameterStop(0, "update", type(optimizer).__name__, leaf_name(parameter), "")
         stop.before, stop.grad = recorder.keep(masters), recorder.keep(parameter.grad)
         stop.waited = [recorder.received.get(id(parameter), [])]
+        stop.inputs = [Value("grad", stop.grad, parameter.shape, str(parameter.dtype), parameter=stop.scope)]
         stop.moments_before = dict(zip(group.moments, map(recorder.keep, moments), strict=True))
         stops[place(masters)] = stop
     with using_engine(trace.engine):
@@ -191,7 +192,6 @@ def _update(trace: StepTrace, recorder: Recorder, optimizer: Optimizer, clip: fl
         stop.moments_after = dict(zip(group.moments, map(recorder.keep, moments), strict=True))
         if stop.after is not None and stop.before is not None:
             stop.update = recorder.keep(stop.after - stop.before)
-        stop.inputs = [Value("grad", stop.grad, parameter.shape, str(parameter.dtype), parameter=stop.scope)]
         stop.outputs = [Value("w", stop.after, parameter.shape, str(masters.dtype), parameter=stop.scope)]
         if stop not in recorder.stops:
             stop.index = len(recorder.stops)
