@@ -211,7 +211,11 @@ class Writer:
         name = _name_of(node.func)
         named = {keyword.arg: keyword.value for keyword in node.keywords if keyword.arg}
         arguments = list(node.args)
-        on_array = isinstance(node.func, ast.Attribute) and ast.unparse(node.func.value) not in ("np", "math", "backend")
+        on_array = isinstance(node.func, ast.Attribute) and ast.unparse(node.func.value) not in (
+            "np",
+            "math",
+            "backend",
+        )
         if on_array:  # x.sum(axis=-1), written np.sum(x, axis=-1)
             arguments = [node.func.value, *arguments]  # type: ignore[attr-defined]
         if any(isinstance(one, ast.Starred) for one in arguments) or not arguments:

@@ -96,7 +96,7 @@ function sourceColumn(name, stop, index, line) {
 function sourceLine(text, number, href, now) {
   const [, code, comment] = /^((?:[^#"']|"[^"]*"|'[^']*')*)(#.*)?$/.exec(text) || ["", text, ""];
   const indent = code.match(/^\s*/)[0].length;
-  const row = make(href ? "a" : "span", { class: now ? "line now" : "line", href, "aria-current": now ? "step" : null }, make("span", { class: "number" }, String(number)), make("code", {}, code.trimStart() || " ", comment && make("i", {}, comment)));
+  const row = make(href ? "a" : "span", { class: ["line", now && "now", href && href === firstDifference() && "first-difference"].filter(Boolean).join(" "), href, "aria-current": now ? "step" : null }, make("span", { class: "number" }, String(number)), make("code", {}, code.trimStart() || " ", comment && make("i", {}, comment)));
   row.lastChild.style.marginLeft = `${indent * 0.6}em`;
   return row;
 }
@@ -116,6 +116,7 @@ function showArrays(stop, line) {
   beside(2);
   if (state.line === 0) parts.push(...sumFigures(stop, options));
   if (stop.kind === "tokens") parts.push(...tokensPanel());
+  if (stop.update && state.line === 0) parts.push(group("gradient of the loss", [figure("grad", stop.update.gradient)]));
   if (line) {
     const names = Object.keys(line.made), trees = names.map((name) => treeOf(line, name)).filter(Boolean);
     const read = [...new Set(trees.flatMap((tree) => namesIn(tree, scope)))].filter((name) => !names.includes(name) || scope.arrays[name] !== line.made[name]);
@@ -128,7 +129,7 @@ function showArrays(stop, line) {
     const edges = [...stop.inputs, ...stop.outputs.filter((one) => !stop.inputs.some((input) => input.array === one.array))];
     parts.push(group("arrays", edges.filter((one) => one.shape).map((one) => figure(one.name, one.array))));
   }
-  $("arrays").replaceChildren(toolbar(), ...compared(stop, line, width), make("div", { class: "groups" }, ...parts));
+  $("arrays").replaceChildren(toolbar(), make("div", { class: "groups" }, ...parts, ...compared(stop, options.width)));
   showElement(scope);
 }
 
@@ -352,6 +353,10 @@ function begin() {
   $("summary").textContent = `loss ${shortText(D.loss, 5)} · ${D.engine} engine · seed ${D.seed}`;
   $("keys").replaceChildren(...KEYS.flatMap(([key, text]) => [make("dt", {}, make("kbd", {}, key)), make("dd", {}, text)]));
   $("notes").replaceChildren(...D.notes.map((note) => make("p", { class: "dim" }, note)));
+  if (D.compare) {
+    $("banner").replaceChildren(...bannerOf());
+    $("banner").hidden = false;
+  }
   buildRows();
   phases();
   wire();
@@ -360,3 +365,15 @@ function begin() {
 }
 
 begin();
+
+// For a browser's console, and for tests: the numbers as text, what a line makes, and how the page works it out again.
+globalThis.stepper = {
+  document: D,
+  texts: (number) => Array.from(numbersOf(D.arrays[number]), (value) => exactText(value, D.arrays[number])),
+  lit: () => figures.map((figure) => ({ name: figure.name, array: D.arrays.indexOf(figure.array), lit: figure.lit, cursor: figure.cursor })),
+  evaluate(stop, line, name, flats) {
+    const one = D.stops[stop].lines[line], tree = treeOf(one, name), shape = D.arrays[one.made[name]].shape;
+    if (!tree) return null;
+    return flats.map((flat) => evaluate(tree, indexOf(flat, shape), scopeAt(D.stops[stop], line)));
+  },
+};

@@ -25,8 +25,11 @@ from pathlib import Path
 from typing import Any
 
 from minillm.errors import InputError
+from minillm.study.step.compare import Comparison
 from minillm.study.step.formulas import formulas
 from minillm.study.step.records import ParameterStop, Sent, Source, StepTrace, Stop, Value
+from minillm.study.step.residual import residual_stream
+from minillm.study.step.samples import checked_samples
 from minillm.study.step.store import Level, Store
 
 LARGEST_PAGE = 4_800_000  # letters of the data; the script and the style have 100,000
@@ -34,17 +37,19 @@ RECORD = 80  # bytes, compressed, of what the page knows of an array beside its 
 SCRIPTS = ("page_arrays.js", "page_formula.js", "page_graph.js", "page_panels.js", "page.js")
 
 
-def write_page(trace: StepTrace, out: Path, *, compare: Any = None) -> Path:
+def write_page(trace: StepTrace, out: Path, *, compare: Comparison | None = None) -> Path:
     """Write the page of a trace, and return where it is.
 
-    compare: a comparison of this trace with another, whose differences the page marks.
+    compare: a comparison of this trace with another, which stands beside it on the page.
     Raises: InputError where there is no folder to write it into.
     """
     out = Path(out)
     if not out.parent.is_dir():
         raise InputError(f"step: there is no folder {out.parent}; make it, or choose another --out")
     store = Store()
-    document = document_of(trace, store)
+    document = document_of(trace, store) | {"checks": checked_samples(trace)}
+    if compare is not None:
+        document["compare"] = compare_of(compare, document, store)
     room = LARGEST_PAGE * 3 // 4 - len(compressed(document)) - RECORD * len(store)  # base64 makes 4 letters of 3 bytes
     document["arrays"], numbers, level = store.packed(room)
     document["notes"] = [*trace.notes, *notes_on(level, document["arrays"])]
@@ -124,7 +129,19 @@ def document_of(trace: StepTrace, store: Store) -> dict[str, Any]:
         "stops": [stop_of(stop, store) for stop in trace.stops],
         "sources": {key: source_of(key, source, derivations) for key, source in trace.sources.items()},
         "derivations": derivations,
+        "residual": [{**one._asdict(), "backward": trace.stops[one.stop].partner} for one in residual_stream(trace)],
+        "words": [one._asdict() for one in trace.readings],
     }
+
+
+def compare_of(comparison: Comparison, document: dict[str, Any], store: Store) -> dict[str, Any]:
+    """A comparison with the stops of its second trace; what functions ran there joins the sources."""
+    other = document_of(comparison.b, store)
+    shift = len(document["derivations"])
+    document["derivations"] += other["derivations"]
+    for key, source in other["sources"].items():
+        document["sources"].setdefault(key, source | {"derivation": source["derivation"] + shift})
+    return {**comparison.to_json(), "stops": other["stops"]}
 
 
 def source_of(key: str, source: Source, derivations: list[str]) -> dict[str, Any]:

@@ -43,9 +43,10 @@ let numbersShown = false; // tables of numbers below the heat maps
 
 /** A figure of an array with its heat map, whose cursor arrow keys move; `choose(name, flat)` is called when it has moved. */
 class Figure {
+  /** number: of an array of the trace, or an array that the page has made. */
   constructor(name, number, { comment = "", width = 640, note = "", choose = () => {} } = {}) {
-    Object.assign(this, { name, array: D.arrays[number], choose, cursor: -1, lit: [] });
-    this.element = make("figure", { class: "array", "data-name": name, "data-array": number ?? "" });
+    Object.assign(this, { name, array: typeof number === "object" ? number : D.arrays[number], choose, cursor: -1, lit: [] });
+    this.element = make("figure", { class: "array", "data-name": name, "data-array": typeof number === "number" ? number : null });
     if (!this.array) {
       this.element.append(make("figcaption", {}, make("b", {}, name), " ", make("span", { class: "dim" }, note || "left out, because it is large")));
       return;
@@ -266,7 +267,7 @@ function termsTable({ tree, index }, scope) {
 /** The gradient of which a chosen element can be checked: its name as an input of the op, or as a parameter. */
 function checksFor(stop, name) {
   const own = D.checks || {};
-  if (stop.kind === "update") return name === "g" || name === "gradient" ? own[stop.scope] : undefined;
+  if (stop.kind === "update") return name === "grad" ? own[stop.scope] : undefined;
   if (stop.kind !== "backward") return undefined;
   return own[`${D.stops.indexOf(stop)}:${name}`];
 }
@@ -285,7 +286,9 @@ function checkAnswer(checks, found) {
     const places = checks.elements.map((one) => make("button", { class: "place", onclick: () => chooseIndex(one.index) }, `[${one.index.join(", ")}]`));
     return [make("p", {}, "The page is offline and cannot run the model. Differences were computed for these elements: ", ...places.flatMap((one) => [one, " "])), make("p", {}, "For any other, in Python: ", make("code", {}, checks.call))];
   }
-  return [make("table", {}, make("tbody", {}, ...[["gradient", found.analytic], ["central difference", found.numeric], ["relative error", found.error]].map(([label, number]) => make("tr", {}, make("th", { scope: "row" }, label), make("td", { "data-check": label }, tidy(String(number))))))), make("p", { class: "dim" }, checks.about)];
+  const rows = [["gradient", found.analytic], ["central difference", found.numeric]].map(([label, number]) => make("tr", {}, make("th", { scope: "row" }, label), make("td", { "data-check": label }, shortText(number, 7))));
+  const verdict = found.agrees ? "They agree within a thousandth of the largest number of the array." : "They differ.";
+  return [make("table", {}, make("tbody", {}, ...rows)), make("p", { class: found.agrees ? "agrees" : "error", "data-check": "verdict" }, verdict), make("p", { class: "dim" }, checks.about)];
 }
 
 // --- why now, and where it goes ---------------------------------------------------------------------------------
@@ -351,17 +354,17 @@ function sumFigures(stop, options) {
 function residualPanel(stop) {
   if (!D.residual?.length) return null;
   const here = D.stops.indexOf(stop), on = D.residual.some((one) => one.stop === here || one.backward === here);
-  const bars = (kind) => {
-    const most = Math.max(...D.residual.map((one) => one[kind] || 0)) || 1;
+  const bars = (kind, half) => {
+    const most = Math.max(...D.residual.map((one) => one[kind])) || 1;
     return D.residual.map((one) => {
-      const bar = make("span", { class: kind === "added" ? "bar forward" : "bar backward" });
-      bar.style.width = `${(100 * (one[kind] || 0)) / most}%`;
-      return make("tr", { class: one.stop === here || one.backward === here ? "here" : null }, make("th", { scope: "row" }, link(kind === "added" ? one.stop : one.backward ?? one.stop, one.label)), make("td", { class: "bars" }, bar), make("td", {}, one[kind] === null ? "" : shortText(one[kind])));
+      const bar = make("span", { class: `bar ${half}` });
+      bar.style.width = `${(100 * one[kind]) / most}%`;
+      return make("tr", { class: one.stop === here || one.backward === here ? "here" : null, "data-residual": kind }, make("th", { scope: "row" }, link((half === "backward" && one.backward) || one.stop, one.scope)), make("td", { class: "bars" }, bar), make("td", {}, shortText(one[kind])));
     });
   };
-  return make("details", { class: "residual", open: on }, make("summary", {}, "The residual stream"),
-    make("table", {}, make("caption", {}, "norm of what each part adds"), make("tbody", {}, ...bars("added"))),
-    make("table", {}, make("caption", {}, "norm of the gradient that arrives there"), make("tbody", {}, ...bars("gradient"))));
+  const table = (caption, kind, half) => make("table", {}, make("caption", {}, caption), make("tbody", {}, ...bars(kind, half)));
+  return make("details", { class: "residual", open: on }, make("summary", {}, "The residual stream, by block"),
+    table("norm of what a part adds to x", "branch", "forward"), table("norm of the gradient that comes back through it", "through", "backward"), table("norm of the gradient that comes along x", "along", "backward"));
 }
 
 /** One parameter through the step: with an element chosen, its number in each of the arrays. */
@@ -381,18 +384,85 @@ function tokensPanel() {
   return Object.entries(D.tokens).map(([name, rows]) => make("section", { class: "tokens" }, make("h3", {}, name), ...rows.map((row) => make("p", {}, ...row.map((token) => make("span", { class: "token" }, visibleToken(token)))))));
 }
 
-function wordsPanel() {
-  return [];
+/** The gradient of an MLP's matrix in words: the tokens whose vectors are nearest to its rows. */
+function wordsPanel(stop) {
+  const readings = (D.words || []).filter((one) => ["backward", "update"].includes(stop.kind) && [one.layer, `${one.layer}.weight`].includes(stop.scope));
+  if (!readings.length) return [];
+  const rows = readings.map((one) => make("tr", {}, make("th", { scope: "row" }, `“${visibleToken(one.token)}” at ${one.position.at(-1)}`), make("td", {}, ...one.nearest.map(([token, cosine]) => make("span", { class: "token", title: `cosine ${shortText(cosine)}` }, visibleToken(token))))));
+  const [first] = readings, about = first.kind === "imprint" ? "The gradient adds up each token’s input. Nearest tokens to that input:" : "A step moves what this matrix writes, for each token, towards:";
+  return [make("section", { class: "words" }, make("h3", {}, "the gradient in words"), make("p", { class: "dim" }, about), make("table", {}, make("tbody", {}, ...rows)))];
 }
 
 // --- a comparison -----------------------------------------------------------------------------------------------
 
-function comparedRow() {
-  return "";
+/** The number of a stop's pair in the other trace, and how much they differ. */
+function pairOf(index) {
+  const at = D.compare ? D.compare.pairs.findIndex(([a]) => a === index) : -1;
+  return at < 0 ? null : { other: D.compare.pairs[at][1], error: D.compare.errors[at] };
 }
 
-function compared() {
-  return [];
+const isLarge = (error) => error === null || error > D.compare.tolerance;
+
+/** For a row of the graph: what differs there, or nothing. */
+function comparedRow(row) {
+  if (!D.compare) return "";
+  const both = row.stops.flatMap((index) => [index, D.stops[index].partner]).filter((index) => index !== null);
+  const large = both.map(pairOf).filter((pair) => pair && isLarge(pair.error));
+  return large.length ? `${large.length} of its stops differ` : "";
 }
 
-function goDifference() {}
+function bannerOf() {
+  const { titles, losses, errors, pairs, first } = D.compare, count = errors.filter(isLarge).length;
+  const parts = [`${titles[0]} beside ${titles[1]}: losses ${shortText(losses[0], 7)} and ${shortText(losses[1], 7)}. ${count} of ${pairs.length} stops differ.`];
+  if (first) {
+    const place = first.numbers ? `${first.name}[${first.index.join(", ")}] is ${first.numbers.map((one) => shortText(+one, 6)).join(" and ")}` : `${first.name} is in one of them alone`;
+    parts.push(" First: ", make("a", { href: firstDifference() }, titleOf(first.stops[0] ?? 0)), `, where ${place}.`);
+  }
+  return parts;
+}
+
+/** The address of the first line that differs. */
+function firstDifference() {
+  const first = D.compare?.first;
+  if (!first) return null;
+  const stop = first.stops[0] ?? 0, [line] = first.lines;
+  const at = line ? D.stops[stop].lines.findIndex((one) => one.function === line[0] && one.number === line[1] && one.made[first.name] !== undefined) : 0;
+  return `#${stop}${at > 0 ? `.${at}` : ""}`;
+}
+
+function goDifference() {
+  if (firstDifference()) location.hash = firstDifference();
+}
+
+/** The arrays of this line in the other trace: names with their numbers in D.arrays. */
+function otherArrays(stop, at) {
+  const pair = pairOf(D.stops.indexOf(stop)), other = pair && D.compare.stops[pair.other], line = stop.lines[at];
+  if (!other) return [];
+  if (!line || !other.lines.length) {
+    if (at < stop.lines.length - 1) return [];
+    return other.outputs.map((one, i) => [one.name, stop.outputs[i]?.array, one.array]);
+  }
+  return Object.entries(line.made).map(([name, number]) => {
+    const before = stop.lines.slice(0, at).filter((one) => one.depth === line.depth && one.made[name] !== undefined).length;
+    return [name, number, other.lines.filter((one) => one.depth === line.depth && one.made[name] !== undefined)[before]?.made[name]];
+  });
+}
+
+/** The other trace's arrays beside those of this line, and the differences. */
+function compared(stop, width) {
+  if (!D.compare) return [];
+  const figures = otherArrays(stop, state.line).filter(([, , number]) => number !== undefined && number !== null).flatMap(([name, ours, number]) => {
+    const theirs = new Figure(name, number, { width, note: D.compare.titles[1] }), apart = differenceOf(D.arrays[ours], D.arrays[number]);
+    const difference = apart && new Figure(`difference of ${name}`, apart, { width });
+    return [theirs.element, difference?.element].filter(Boolean);
+  });
+  return figures.length ? [make("section", { class: "group compared" }, make("h3", {}, `beside it: ${D.compare.titles[1]}`), make("div", { class: "figures" }, ...figures))] : [];
+}
+
+function differenceOf(a, b) {
+  if (!a || !b || a.image || b.image || String(a.shape) !== String(b.shape)) return null;
+  const [x, y] = [numbersOf(a), numbersOf(b)], numbers = Float64Array.from(x, (value, i) => (value === y[i] ? 0 : value - y[i]));
+  const finite = numbers.filter(Number.isFinite), sum = finite.reduce((total, one) => total + one, 0), squares = finite.reduce((total, one) => total + one * one, 0);
+  const mean = sum / finite.length, stats = { mean, std: Math.sqrt(Math.max(0, squares / finite.length - mean * mean)), least: finite.reduce((m, v) => Math.min(m, v), Infinity), most: finite.reduce((m, v) => Math.max(m, v), -Infinity), norm: Math.sqrt(squares), zeros: finite.filter((one) => one === 0).length, infinite: numbers.length - finite.length };
+  return { shape: a.shape, dtype: "float64", type: "f8", numbers, stats };
+}

@@ -76,7 +76,9 @@ class Store:
             data = stored.tobytes()
             data += bytes(-len(data) % 8)
             stats = statistics(array)
-            records.append({"shape": list(array.shape), "dtype": str(array.dtype), "at": offset, **extra, "stats": stats})
+            records.append(
+                {"shape": list(array.shape), "dtype": str(array.dtype), "at": offset, **extra, "stats": stats}
+            )
             offset += len(data)
             parts.append(data)
         return records, zlib.compress(b"".join(parts), 6)
