@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from minillm.commands.train import starting_model
+from minillm.commands.train import check_effect, starting_model
 from minillm.errors import InputError, did_you_mean
 from minillm.options import Positional, filled, peek, scan
 from minillm.resolver import described, find
@@ -17,6 +17,7 @@ from minillm.training.tasks import TASKS
 if TYPE_CHECKING:
     from minillm.study.step.records import StepTrace
 
+BYTES = 256  # the smallest vocabulary of a byte-level BPE has one more
 ALIASES = {"dpo": "preference", "translate": "pairs"}  # what `minillm finetune` calls a task
 
 
@@ -71,7 +72,9 @@ def step(arguments: list[str]) -> None:
     from minillm.study.step.setup import prepare
 
     before = starting_point(arguments)
-    given = filled(Step, "step", scan(Step, "step", arguments, before), before)
+    values = scan(Step, "step", arguments, before)
+    given = filled(Step, "step", values, before)
+    check_effect(values, given)
     config = settings_of(given)
     if given.terminal:
         if given.compare or given.export or given.lens or given.out:
@@ -126,7 +129,9 @@ def config_of_model(name: str, objective: str | None) -> TrainConfig:
     if find(name, "step").kind == "preset":
         _, kind, config, _ = described(name, "step")
         architecture = kind.__module__.rpartition(".")[2]  # type: ignore[attr-defined]
-        return dataclasses.replace(TrainConfig().with_model(architecture, objective), model=config)
+        family = TrainConfig().with_model(architecture, objective)
+        tokenizer = "char" if family.tokenizer == "bpe" and config.vocab_size <= BYTES else family.tokenizer
+        return dataclasses.replace(family, model=config, tokenizer=tokenizer)
     start = starting_model(name, "step")
     run = described(name, "step").run
     architecture = start["architecture"]

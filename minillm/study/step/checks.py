@@ -31,7 +31,7 @@ class NumberCheck(NamedTuple):
     """A number of a trace and its central difference."""
 
     name: str
-    index: tuple[int, ...]
+    place: tuple[int, ...]
     analytic: float
     numeric: float
     largest: float  # the largest absolute value in the array that the number is from
@@ -42,7 +42,7 @@ class NumberCheck(NamedTuple):
         return abs(self.analytic - self.numeric) <= TOLERANCE * self.largest + 1e-9
 
     def __str__(self) -> str:
-        place = f"{self.name}[{', '.join(map(str, self.index))}]"
+        place = f"{self.name}[{', '.join(map(str, self.place))}]"
         verdict = "they agree" if self.agrees else "THEY DIFFER"
         return f"{place} = {self.analytic:.7g} by the backward, {self.numeric:.7g} by differences: {verdict}"
 

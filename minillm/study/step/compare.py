@@ -21,10 +21,11 @@ from minillm.backend import Array
 from minillm.engine import ENGINES
 from minillm.errors import InputError
 from minillm.resolver import find
-from minillm.study.step.records import Line, StepTrace, Stop
+from minillm.study.step.records import Line, ParameterStop, StepTrace, Stop
 from minillm.study.step.setup import prepare
 from minillm.training.config import TrainConfig
 
+ROUNDING = 1e-6  # a gradient below this share of the norm of all is rounding
 BETWEEN_ENGINES = 1e-4  # difference over the largest number that rounding in another order explains
 
 
@@ -36,7 +37,7 @@ class Difference(NamedTuple):
     name: str
     error: float  # the largest difference over the largest number; infinite for shapes and for NaN
     numbers: tuple[float, float] | None  # at the element with the largest difference
-    index: tuple[int, ...]  # of this element
+    place: tuple[int, ...]  # of this element
 
 
 @dataclass
@@ -73,7 +74,7 @@ class Comparison:
                 lines.append(f"    {title}: {line.file.rsplit('/', 1)[-1]}:{line.number}  {line.text}")
         if first.numbers is None:
             return [*lines, f"    {first.name} is in one of them alone, or its shapes differ"]
-        place = f"{first.name}[{', '.join(map(str, first.index))}]"
+        place = f"{first.name}[{', '.join(map(str, first.place))}]"
         return [
             *lines,
             f"    {place} is {first.numbers[0]:.7g} and {first.numbers[1]:.7g}, an error of {first.error:.2g}",
@@ -104,7 +105,7 @@ class Comparison:
                 "name": first.name,
                 "error": first.error if np.isfinite(first.error) else None,
                 "numbers": numbers,
-                "index": list(first.index),
+                "place": list(first.place),
             }
         return found
 
@@ -134,7 +135,7 @@ def _paired(a: StepTrace, b: StepTrace) -> list[tuple[int | None, int | None]]:
     """The stops of both traces in order, those that are alike side by side."""
     keys = [[(stop.kind, stop.op, stop.scope) for stop in trace.stops] for trace in (a, b)]
     pairs: list[tuple[int | None, int | None]] = []
-    matcher = difflib.SequenceMatcher(None, *keys, autojunk=False)
+    matcher = difflib.SequenceMatcher(None, keys[0], keys[1], autojunk=False)
     for tag, a_first, a_stop, b_first, b_stop in matcher.get_opcodes():
         if tag == "equal":
             pairs += zip(range(a_first, a_stop), range(b_first, b_stop), strict=True)
@@ -157,19 +158,33 @@ def _differences(a: StepTrace, b: StepTrace, in_a: int | None, in_b: int | None)
         yield from _differing_lines(stops, one, other)
     if len(one.outputs) != len(other.outputs):
         yield Difference(stops, (None, None), "the outputs", np.inf, None, ())
+    between = a.engine != b.engine
     for ours, theirs in zip(one.outputs, other.outputs, strict=False):
-        yield from _difference(stops, (None, None), ours.name, ours.array, theirs.array)
+        x, y = ours.array, theirs.array
+        if isinstance(one, ParameterStop) and isinstance(other, ParameterStop) and between:
+            x, y = _without_rounding(a, one, x), _without_rounding(a, one, y)
+        yield from _difference(stops, (None, None), ours.name, x, y)
+
+
+def _without_rounding(trace: StepTrace, stop: ParameterStop, w: Array | None) -> Array | None:
+    """New weights without those whose gradient is nothing but rounding, such as that of a bias of keys.
+
+    Adam divides a gradient by its own size, so that it makes a whole step of rounding.
+    """
+    if w is None or stop.grad is None or trace.grad_norm is None:
+        return w
+    return np.where(np.abs(stop.grad) > ROUNDING * trace.grad_norm, w, 0)
 
 
 def _differing_lines(stops: tuple[int | None, int | None], one: Stop, other: Stop):
     """The lines of a pair of stops, matched by the arrays that they made: the n-th making of a name by its n-th."""
     theirs = [(line, name, array) for line in other.lines for name, array in line.made.items()]
-    taken: dict[str, int] = {}
+    taken: dict[tuple[str, int], int] = {}
     for line in one.lines:
         for name, array in line.made.items():
             same = [entry for entry in theirs if entry[1] == name and entry[0].depth == line.depth]
-            number = taken.get(name, 0)
-            taken[name] = number + 1
+            number = taken.get((name, line.depth), 0)
+            taken[name, line.depth] = number + 1
             if number < len(same):
                 yield from _difference(stops, (line, same[number][0]), name, array, same[number][2])
             elif one.function == other.function:  # a mutation may have other names

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ast
+import re
 import sys
+from itertools import pairwise
 from types import SimpleNamespace
 from typing import Any
 
@@ -57,17 +59,35 @@ def _constant(text: str) -> Any:
 
 def _bind(names: dict[str, Any], name: str, value: Any) -> None:
     """Bind a name; `saved.norm` becomes an attribute, and `parts[1]` an item."""
-    if name.isidentifier():
-        names[name] = value
+    first, *steps = re.findall(r"^[^.\[]+|\.\w+|\[\d+\]", name)
+    if not first.isidentifier():
         return
-    holder, dot, field = name.partition(".")
-    if dot and holder.isidentifier() and field.isidentifier():
-        if not isinstance(names.get(holder), SimpleNamespace):
-            names[holder] = SimpleNamespace()
-        setattr(names[holder], field, value)
+    if not steps:
+        names[first] = value
         return
-    holder, bracket, number = name.partition("[")
-    if bracket and holder.isidentifier() and number[:-1].isdigit():
-        items = names.setdefault(holder, [])
-        if isinstance(items, list):
-            items[int(number[:-1]) :] = [value]
+    holder = names[first] = _holder(names.get(first), steps[0])
+    for step, following in pairwise(steps):
+        inner = _holder(_item(holder, step), following)
+        _set(holder, step, inner)
+        holder = inner
+    _set(holder, steps[-1], value)
+
+
+def _holder(before: Any, step: str) -> Any:
+    """What can hold an item or an attribute: that which does already, or a new one."""
+    kind = list if step.startswith("[") else SimpleNamespace
+    return before if isinstance(before, kind) else kind()
+
+
+def _item(holder: Any, step: str) -> Any:
+    if isinstance(holder, list):
+        number = int(step[1:-1])
+        return holder[number] if number < len(holder) else None
+    return getattr(holder, step[1:], None)
+
+
+def _set(holder: Any, step: str, value: Any) -> None:
+    if isinstance(holder, list):
+        holder[int(step[1:-1]) :] = [value]
+    else:
+        holder.__dict__[step[1:]] = value

@@ -7,13 +7,15 @@
 The line of the source is evaluated again for the one element, from the arrays that the trace kept. An operation between
 arrays takes the elements at the same place (after broadcasting), a matrix product a row and a column, a sum all
 elements along its axes. What only moves numbers (a transpose, a slice, a reshape) is followed by moving their places in
-the same way. A gradient that arrived is the sum of what its consumers sent.
+the same way. A gradient that arrived is the sum of what its consumers sent. A part that cannot be followed is <so>.
 """
 
 from __future__ import annotations
 
 import ast
+import math
 from collections.abc import Sequence
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -36,7 +38,7 @@ class Read(NamedTuple):
     """An element that was read."""
 
     name: str
-    index: tuple[int, ...]
+    place: tuple[int, ...]
     value: float
 
 
@@ -56,7 +58,7 @@ class Explanation(NamedTuple):
     """A number and its origin."""
 
     name: str
-    index: tuple[int, ...]
+    place: tuple[int, ...]
     value: float
     source: str  # the line, or what was added
     text: str  # the right-hand side with the element's own names: p[0, 1] * (dp[0, 1] - delta[0, 0])
@@ -66,7 +68,7 @@ class Explanation(NamedTuple):
 
     def lines(self) -> list[str]:
         """The explanation as text."""
-        shown = [f"{element(self.name, self.index)} = {self.value:.6g}, by {self.source}"]
+        shown = [f"{element(self.name, self.place)} = {self.value:.6g}, by {self.source}"]
         if self.text and self.text != self.numbers and not self.terms:
             shown += [f"    = {self.text}", f"    = {self.numbers}"]
         if self.terms:
@@ -100,7 +102,7 @@ def explain(trace: StepTrace, stop: Stop, name: str, index: Sequence[int], line:
     try:
         part = _Evaluation(stop, line).of(name, place)
     except _Unknown:
-        part = _Part(float(array[place]), "", "", [], [])
+        part = _unpacked(stop, line, array, place)
     return Explanation(name, place, float(array[place]), line.text, part.text, part.numbers, part.terms, part.reads)
 
 
@@ -123,20 +125,24 @@ def _sum_of(trace: StepTrace, stop: Stop, name: str, index: tuple[int, ...], sen
     array = stop.grad if isinstance(stop, ParameterStop) else stop.value(name).array
     place = _checked(name, index, array)
     assert array is not None
-    terms = [
-        Term(
-            f"{element(one.name, place)} from {sender(one, trace.stops)}",
-            f"{one.array[place]:.6g}",
-            float(one.array[place]),
-        )
-        for one in sent
-        if one.array is not None
-    ]
-    reads = [
-        Read(f"stop {one.stop}: {one.name}", place, float(one.array[place])) for one in sent if one.array is not None
-    ]
+    terms, reads = [], []
+    for one in sent:
+        if one.array is not None:
+            number = float(one.array[place])
+            terms.append(Term(f"{element(one.name, place)} from {sender(one, trace.stops)}", f"{number:.6g}", number))
+            reads.append(Read(f"stop {one.stop}: {one.name}", place, number))
     text = " + ".join(term.numbers for term in terms)
     return Explanation(name, place, float(array[place]), "what its consumers sent", text, text, terms, reads)
+
+
+def _unpacked(stop: Stop, line: Line, array: Array, place: tuple[int, ...]) -> _Part:
+    """The part for a line that gives an array another name: `norm, rstd = saved`."""
+    number = float(array[place])
+    for before in stop.lines[: stop.lines.index(line)]:
+        for name, made in before.made.items():
+            if made is array and before.function == line.function:
+                return _Part(number, element(name, place), _short(number), [], [Read(name, place, number)])
+    return _Part(number, "", "", [], [])
 
 
 class _Unknown(Exception):
@@ -169,12 +175,14 @@ class _Evaluation:
         return self.at(self._expression(name), index)
 
     def _scattered(self, index: tuple[int, ...]) -> _Part:
-        """An element of a sum of rows by their ids: `add_at(into, ids, rows)`, where `into` was 0."""
+        """An element of a sum of rows by their places: `add_at(into, where, rows)`, and `into` was 0."""
         [statement] = ast.parse(self.line.text).body
-        _, ids, rows = statement.value.args  # type: ignore[attr-defined]
+        into, where, rows = statement.value.args  # type: ignore[attr-defined]
+        shape = np.shape(self.whole(into))
+        places = np.arange(math.prod(shape)).reshape(shape)
         terms, reads = [], []
-        for place in zip(*np.nonzero(self.whole(ids) == index[0]), strict=True):
-            part = self.at(rows, (*map(int, place), *index[1:]))
+        for place in np.argwhere(places[self.whole(where)] == places[index]).tolist():
+            part = self.at(rows, tuple(place))
             terms.append(Term(part.text, part.numbers, part.value))
             reads += part.reads
         total = sum(term.value for term in terms)
@@ -190,13 +198,15 @@ class _Evaluation:
             return ast.fix_missing_locations(ast.BinOp(target, statement.op, statement.value))
         if isinstance(statement, ast.Return):
             return ast.parse(name, mode="eval").body
-        for target in statement.targets if isinstance(statement, ast.Assign) else []:
-            if isinstance(target, ast.Name) and target.id == name:
-                return statement.value  # type: ignore[union-attr]
-            if isinstance(target, ast.Tuple) and isinstance(statement.value, ast.Tuple):  # type: ignore[union-attr]
-                for one, value in zip(target.elts, statement.value.elts, strict=False):  # type: ignore[union-attr]
-                    if isinstance(one, ast.Name) and one.id == name:
-                        return value
+        if isinstance(statement, ast.Assign):
+            value = statement.value
+            for target in statement.targets:
+                if isinstance(target, ast.Name) and target.id == name:
+                    return value
+                if isinstance(target, ast.Tuple) and isinstance(value, ast.Tuple):
+                    for one, part in zip(target.elts, value.elts, strict=False):
+                        if isinstance(one, ast.Name) and one.id == name:
+                            return part
         raise _Unknown
 
     def whole(self, node: ast.expr) -> Any:
@@ -249,8 +259,9 @@ class _Evaluation:
     def _call(self, node: ast.Call, place: tuple[int, ...], value: Any) -> _Part:
         function = ast.unparse(node.func)
         name = function.rpartition(".")[2]
-        method = isinstance(node.func, ast.Attribute) and function.partition(".")[0] not in ("np", "backend", "math")
-        arguments = [node.func.value, *node.args] if method else list(node.args)  # type: ignore[attr-defined]
+        arguments = list(node.args)
+        if isinstance(node.func, ast.Attribute) and not isinstance(self.whole(node.func.value), ModuleType):
+            arguments = [node.func.value, *arguments]  # x.sum() is np.sum(x)
         if name == "matmul":
             return self._product(arguments[0], arguments[1], place, _number(value, place))
         if name in UNCHANGED:
@@ -304,14 +315,11 @@ class _Evaluation:
                 reads += part.reads
             elif part.value == number:
                 return part
-        text = ast.unparse(node)
-        return _Part(number, text, _short(number), terms, reads)
+        return _Part(number, element(ast.unparse(node), place), _short(number), terms, reads)
 
     def _moved(self, node: ast.expr, place: tuple[int, ...], value: Any) -> _Part:
         """An element that was only moved: its place is found by moving the places of all elements likewise."""
         number = _number(value, place)
-        if isinstance(node, ast.Call) and (followed := self._followed(node, place, value)) is not None:
-            return followed
         for inner in _operands(node):
             whole = self.whole(inner)
             arrays = whole if isinstance(whole, (list, tuple)) else [whole]
@@ -332,10 +340,12 @@ class _Evaluation:
                     return self.at(inner, found)
                 name = f"{ast.unparse(inner)}[{which}]"
                 return _Part(number, element(name, found), _short(number), [], [Read(name, found, number)])
-        return _Part(number, element(f"({ast.unparse(node)})", place), _short(number), [], [])
+        if isinstance(node, ast.Call) and (followed := self._followed(node, place, value)) is not None:
+            return followed
+        return _Part(number, element(f"<{ast.unparse(node)}>", place), _short(number), [], [])
 
     def _followed(self, node: ast.Call, place: tuple[int, ...], value: Any) -> _Part | None:
-        """The element by the last line of the function that was called, if the trace has its lines."""
+        """The element by the last line of the function that was called, in its names, if the trace has its lines."""
         lines = self.stop.lines[: self.stop.lines.index(self.line)]
         returned = [
             line
@@ -365,20 +375,23 @@ def _operands(node: ast.expr) -> list[ast.expr]:
     return []
 
 
-def _replaced(node: ast.expr, inner: ast.expr) -> ast.expr:
+class _Places(ast.NodeTransformer):
+    """Puts the array of places where a part of an expression was."""
+
+    def __init__(self, part: ast.expr):
+        self.part = ast.unparse(part)
+
+    def visit(self, node: ast.AST) -> Any:
+        """Replace the part itself, and look into everything else."""
+        if isinstance(node, ast.expr) and ast.unparse(node) == self.part:
+            return ast.Name("places__", ast.Load())
+        return self.generic_visit(node)
+
+
+def _replaced(node: ast.expr, part: ast.expr) -> ast.expr:
     """The expression with the array of places where one of its parts was."""
-
-    class Replace(ast.NodeTransformer):
-        def visit(self, one: ast.AST) -> ast.AST:
-            return (
-                ast.Name("places__", ast.Load())
-                if ast.dump(one) == ast.dump(inner) and one is not node
-                else self.generic_visit(one)
-            )
-
     copy = ast.parse(ast.unparse(node), mode="eval").body
-    inner = ast.parse(ast.unparse(inner), mode="eval").body
-    return ast.fix_missing_locations(Replace().visit(copy))
+    return ast.fix_missing_locations(_Places(part).visit(copy))
 
 
 def _is_move(node: ast.expr) -> bool:

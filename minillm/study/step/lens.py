@@ -28,7 +28,7 @@ class Reading(NamedTuple):
 
     layer: str  # h.0.mlp.fc
     kind: str  # "imprint": the input x_n; "shift": -dy_n
-    position: tuple[int, ...]  # of the token in the batch: row, position
+    place: tuple[int, ...]  # of the token in the batch: row, position
     token: str  # the token at this position, if the batch has tokens
     size: float  # |x_n| |dy_n|, the size of what this token adds to the gradient
     nearest: list[tuple[str, float]]  # tokens, with the cosine to their vectors
@@ -99,10 +99,10 @@ def lens_lines(readings: list[Reading]) -> list[str]:
     """
     if not readings:
         raise InputError(
-            "step: --lens found no MLP with a gradient in this model; give one of minillm's language models without --lora"
+            "step: --lens found no MLP whose matrices have gradients; leave --lora out, or give another model"
         )
     lines = []
     for one in readings:
         near = ", ".join(f"{word!r} {cosine:.2f}" for word, cosine in one.nearest)
-        lines.append(f"{one.layer} {one.kind} of {one.token!r} at {list(one.position)}, size {one.size:.2g}: {near}")
+        lines.append(f"{one.layer} {one.kind} of {one.token!r} at {list(one.place)}, size {one.size:.2g}: {near}")
     return lines

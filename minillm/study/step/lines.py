@@ -287,13 +287,17 @@ class LineWatcher:
             made[name] = self.keeper.keep(value)
             if made[name] is None:
                 values[name] = f"{value.shape} {value.dtype}, left out because it is large"
-        elif isinstance(value, (tuple, list)) and len(value) <= MOST_ITEMS and any(map(_has_arrays, value)):
+        elif isinstance(value, (tuple, list)) and len(value) <= MOST_ITEMS and _is_shown_by_item(value):
             fields = getattr(value, "_fields", None)
             for i, item in enumerate(value):
                 self._show(f"{name}.{fields[i]}" if fields else f"{name}[{i}]", item, made, values)
         else:
             text = repr(value)
             values[name] = text if len(text) <= LONGEST_VALUE else text[: LONGEST_VALUE - 3] + "..."
+
+
+def _is_shown_by_item(value: Any) -> bool:
+    return hasattr(value, "_fields") or any(map(_has_arrays, value))
 
 
 def _has_arrays(value: Any) -> bool:

@@ -18,6 +18,7 @@ import numpy as np
 from minillm import random as drawing
 from minillm.autograd import Tensor
 from minillm.backend import Array
+from minillm.device import to_host
 from minillm.engine import current_engine
 from minillm.engine import engine as using_engine
 from minillm.errors import InputError
@@ -182,7 +183,7 @@ def _update(trace: StepTrace, recorder: Recorder, optimizer: Optimizer, clip: fl
     with using_engine(trace.engine):
         if clip is not None:
             trace.grad_norm = float(optimizer.clip_grad_norm(clip))
-            trace.clip_factor = float(optimizer.clip_factor)
+            trace.clip_factor = float(np.asarray(to_host(optimizer.clip_factor)).item())
         with recorder.updating(optimizer, stops) if trace.engine == "plain" else contextlib.nullcontext():
             optimizer.step()
     for parameter, group, number in found:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import numpy as np
@@ -53,3 +54,9 @@ def traced(family: str = "gpt2", **options: Any) -> StepTrace:
     model = small_model(family)
     batch = small_batch(model)
     return trace_step(model, lambda one: loss_of(one)(**batch), optimizer_of(model), clip=0.5, batch=batch, **options)
+
+
+@functools.cache
+def cached(family: str) -> StepTrace:
+    """That trace, made once for all tests that only read it."""
+    return traced(family)

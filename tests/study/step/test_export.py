@@ -12,14 +12,14 @@ import pytest
 
 from minillm.errors import InputError
 from minillm.study.step.export import export
-from tests.study.step.models import traced
+from tests.study.step.models import cached, traced
 
 ROOT = Path(__file__).parents[3]
 
 
 @pytest.mark.parametrize("family", ["gpt2", "llama", "roberta", "bart", "xlnet"])
 def test_every_stop_repeats_its_numbers(family, tmp_path):
-    trace = traced(family)
+    trace = cached(family)
     seen = set()
     for stop in trace.stops:
         if stop.kind in ("tokens", "loss") or (stop.kind, stop.op, stop.scope[:3]) in seen:
@@ -34,7 +34,7 @@ def test_every_stop_repeats_its_numbers(family, tmp_path):
     "title", ["layernorm backward in h.1.ln_1", "attention forward in h.0.attn", "AdamW update in wte"]
 )
 def test_a_program_runs_alone_and_notices_another_number(title, tmp_path):
-    trace = traced("gpt2")
+    trace = cached("gpt2")
     source, arrays = export(trace, trace.find(title), tmp_path)
     run = lambda: subprocess.run(  # noqa: E731
         [sys.executable, source.name],

@@ -13,7 +13,7 @@ from minillm.autograd import Op, observe
 from minillm.errors import InputError
 from minillm.study.describe.abstract_step import loss_of
 from minillm.study.step.trace import ParameterStop, trace_step
-from tests.study.step.models import FAMILIES, optimizer_of, small_batch, small_model, traced
+from tests.study.step.models import FAMILIES, cached, optimizer_of, small_batch, small_model, traced
 
 
 def untraced(family: str):
@@ -55,7 +55,7 @@ def test_a_traced_step_is_the_step(family):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_gradient_is_the_sum_of_what_was_waited_for(family):
-    trace = traced(family)
+    trace = cached(family)
     several = 0
     for stop in (*trace.of_kind("backward"), *trace.of_kind("update")):
         for sent, value in zip(stop.waited, stop.inputs, strict=True):
@@ -78,7 +78,7 @@ def test_a_gradient_is_the_sum_of_what_was_waited_for(family):
 
 
 def test_tied_weights_the_parts_of_qkv_and_the_residual_stream_wait_for_all_their_consumers():
-    trace = traced("gpt2")
+    trace = cached("gpt2")
     table = trace.parameters["wte.weight"].waited[0]
     assert [trace.stops[one.stop].op for one in table] == ["linear", "embedding"]
     split = next(stop for stop in trace.of_kind("backward") if stop.op == "split" and stop.scope == "h.0.attn")
@@ -93,7 +93,7 @@ def test_tied_weights_the_parts_of_qkv_and_the_residual_stream_wait_for_all_thei
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_line_is_in_its_source_and_its_arrays_lead_to_the_result(family):
-    trace = traced(family)
+    trace = cached(family)
     for stop in trace.stops:
         assert stop.lines or stop.kind in ("tokens", "loss"), stop.title
         for line in stop.lines:
@@ -107,7 +107,7 @@ def test_every_line_is_in_its_source_and_its_arrays_lead_to_the_result(family):
 
 
 def test_the_edges_of_the_graph_are_there():
-    trace = traced("gpt2")
+    trace = cached("gpt2")
     for stop in trace.of_kind("forward"):
         assert trace.stops[stop.partner].partner == stop.index
         for value in stop.inputs:
@@ -223,7 +223,7 @@ def test_large_arrays_are_left_out_and_counted():
 
 
 def test_an_update_shows_the_formula_line_by_line():
-    trace = traced("gpt2")
+    trace = cached("gpt2")
     stop = trace.parameters["h.0.ln_1.weight"]
     assert stop.op == "AdamW"
     assert trace.clip_factor < 1
