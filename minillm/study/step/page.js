@@ -4,7 +4,7 @@
 // after a colon, the element that is chosen: #31.4:ds[0, 1, 3, 2]
 
 const PLACES = D.stops.flatMap((stop, index) => (stop.lines.length ? stop.lines.map((_, line) => [index, line]) : [[index, 0]]));
-const state = { stop: 0, line: 0, chosen: null };
+const state = { stop: 0, line: 0, chosen: null, jumped: false };
 let figures = []; // of this line, then those that it is made from
 
 const placeNumber = () => PLACES.findIndex(([stop, line]) => stop === state.stop && line === state.line);
@@ -12,7 +12,9 @@ const half = (stop) => (stop.kind === "backward" ? "backward" : stop.kind === "u
 
 function go(stop, line = 0, chosen = null) {
   const index = Math.max(0, Math.min(D.stops.length - 1, stop)), last = Math.max(0, D.stops[index].lines.length - 1);
+  const before = placeNumber();
   Object.assign(state, { stop: index, line: Math.max(0, Math.min(last, line)), chosen });
+  state.jumped ||= Math.abs(placeNumber() - before) > 1; // then the browser's back button returns
   show();
 }
 
@@ -199,16 +201,19 @@ function sumChosen(figure, terms, total, flat) {
 
 // --- addresses --------------------------------------------------------------------------------------------------
 
-let written_hash = "";
+let address = ""; // the address that was written last
+let waiting = 0; // a timer: browsers refuse hundreds of new addresses in a few seconds, as a key that is held makes them
 
 function writeHash() {
   const { stop, line, chosen } = state, figure = chosen && figures.find((one) => one.name === chosen.name);
   const element = figure?.array ? `:${chosen.name}[${indexOf(chosen.flat, figure.array.shape).join(",")}]` : "";
-  written_hash = `#${stop}${line ? `.${line}` : ""}${element}`;
-  if (decodeURIComponent(location.hash) !== written_hash) {
-    const moved = decodeURIComponent(location.hash).split(":")[0] !== written_hash.split(":")[0];
-    history[moved && location.hash ? "pushState" : "replaceState"](null, "", written_hash);
-  }
+  address = `#${stop}${line ? `.${line}` : ""}${element}`;
+  waiting ||= setTimeout(() => {
+    waiting = 0;
+    if (decodeURIComponent(location.hash) === address) return;
+    history[state.jumped && location.hash ? "pushState" : "replaceState"](null, "", address);
+    state.jumped = false;
+  }, 100);
 }
 
 function readHash() {
@@ -330,8 +335,13 @@ function wire() {
   $("query").addEventListener("input", search);
   $("query").addEventListener("keydown", onSearchKey);
   addEventListener("keydown", onKey);
-  addEventListener("hashchange", () => decodeURIComponent(location.hash) !== written_hash && readHash());
-  addEventListener("popstate", () => decodeURIComponent(location.hash) !== written_hash && readHash());
+  const follow = () => { // a link, or the browser's back button
+    clearTimeout(waiting);
+    waiting = 0;
+    if (decodeURIComponent(location.hash) !== address) readHash();
+  };
+  addEventListener("hashchange", follow);
+  addEventListener("popstate", follow);
   addEventListener("resize", redraw);
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", redraw);
   addEventListener("beforeprint", () => { document.body.dataset.print = "yes"; redraw(); });
@@ -369,6 +379,7 @@ begin();
 // For a browser's console, and for tests: the numbers as text, what a line makes, and how the page works it out again.
 globalThis.stepper = {
   document: D,
+  settled: () => !waiting, // the address is that of the place
   texts: (number) => Array.from(numbersOf(D.arrays[number]), (value) => exactText(value, D.arrays[number])),
   lit: () => figures.map((figure) => ({ name: figure.name, array: D.arrays.indexOf(figure.array), lit: figure.lit, cursor: figure.cursor })),
   evaluate(stop, line, name, flats) {

@@ -13,6 +13,11 @@ import pytest
 SIZES = {"desktop": (1280, 800, False), "phone": (390, 844, True)}
 
 
+def plain(text: str) -> str:
+    """A text of the page with the minus signs of Python, and not those of a printer."""
+    return text.replace("\N{MINUS SIGN}", "-")
+
+
 def start_browser() -> Any:
     """A driver of the Chromium of this machine; the test is skipped, saying why, where there is none."""
     webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is absent: pip install '.[browser]'")
@@ -50,11 +55,12 @@ class Browser:
         """Open a page at a place, and wait until it is drawn."""
         self.driver.get("about:blank")
         self.driver.get(f"{path.as_uri()}{place}")
-        for _ in range(200):
-            if self.run("return document.body && document.body.dataset.ready"):
-                return
-            self.driver.implicitly_wait(0.05)
-        raise AssertionError(f"the page was not drawn; the console says {self.console()}")
+        ready = self.driver.execute_async_script(
+            "const done = arguments[0], end = Date.now() + 20000;"
+            "(function look() { document.body?.dataset.ready ? done(true)"
+            " : Date.now() > end ? done(false) : setTimeout(look, 10) })()"
+        )
+        assert ready, f"the page was not drawn; the console says {self.console()}"
 
     def run(self, script: str, *arguments: Any) -> Any:
         """What a script in the page returns."""
@@ -76,22 +82,28 @@ class Browser:
     def go(self, place: str) -> None:
         """Follow the link of a place within the page."""
         self.driver.execute_async_script(
-            "const done = arguments[1]; location.hash = arguments[0]; setTimeout(done, 0)", place
+            "const [place, done] = arguments;"
+            "if (decodeURIComponent(location.hash) === place) done();"
+            "else { addEventListener('hashchange', () => setTimeout(done), {once: true}); location.hash = place }",
+            place,
         )
 
     def place(self) -> str:
         """The address within the page, such as #31.4."""
-        return self.run("return decodeURIComponent(location.hash)")
+        return self.driver.execute_async_script(
+            "const done = arguments[0];"
+            "(function look() { stepper.settled() ? done(decodeURIComponent(location.hash)) : setTimeout(look, 10) })()"
+        )
 
     def text(self, selector: str) -> str:
         """The text of an element, with the minus signs of Python."""
         text = self.run("return document.querySelector(arguments[0])?.textContent ?? ''", selector)
-        return text.replace("−", "-")
+        return plain(text)
 
     def texts(self, selector: str) -> list[str]:
         """The texts of all elements that fit."""
         script = "return [...document.querySelectorAll(arguments[0])].map((one) => one.textContent)"
-        return [text.replace("−", "-") for text in self.run(script, selector)]
+        return [plain(text) for text in self.run(script, selector)]
 
     def console(self) -> list[str]:
         """What the console has said since it was last asked."""
