@@ -415,7 +415,7 @@ function bannerOf() {
   const { titles, losses, errors, pairs, first } = D.compare, count = errors.filter(isLarge).length;
   const parts = [`${titles[0]} beside ${titles[1]}: losses ${shortText(losses[0], 7)} and ${shortText(losses[1], 7)}. ${count} of ${pairs.length} stops differ.`];
   if (first) {
-    const place = first.numbers ? `${first.name}[${first.index.join(", ")}] is ${first.numbers.map((one) => shortText(+one, 6)).join(" and ")}` : `${first.name} is in one of them alone`;
+    const place = first.numbers ? `${first.name}[${first.place.join(", ")}] is ${first.numbers.map((one) => shortText(+one, 6)).join(" and ")}` : `${first.name} is in one of them alone`;
     parts.push(" First: ", make("a", { href: firstDifference() }, titleOf(first.stops[0] ?? 0)), `, where ${place}.`);
   }
   return parts;
