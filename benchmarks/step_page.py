@@ -12,7 +12,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from minillm.commands.step import Step, settings_of
+from minillm.commands.step import settings_of, starting_point
 from minillm.study.step.page import write_page
 from minillm.study.step.setup import prepare
 from tests.study.step.browser import Browser, browsers
@@ -21,7 +21,7 @@ TEXT = "the cat sat on the mat"
 
 
 def main() -> None:
-    trace = prepare(settings_of(Step(text=TEXT)), TEXT).trace()
+    trace = prepare(settings_of(starting_point(["--preset", "nano"])), TEXT).trace()
     attention = next(stop for stop in trace.of_kind("backward") if stop.op == "attention")
     softmax = next(i for i, line in enumerate(attention.lines) if "ds" in line.made)
     weight = trace.parameters["h.0.mlp.fc.weight"]

@@ -18,6 +18,7 @@ import base64
 import hashlib
 import html
 import json
+import math
 import os
 import zlib
 from importlib.resources import files
@@ -61,8 +62,17 @@ def write_page(trace: StepTrace, out: Path, *, compare: Comparison | None = None
 
 def compressed(document: dict[str, Any]) -> bytes:
     """The document as JSON, compressed."""
-    text = json.dumps(document, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    text = json.dumps(finite(document), separators=(",", ":"), ensure_ascii=False, allow_nan=False)
     return zlib.compress(text.encode(), 9)
+
+
+def finite(value: Any) -> Any:
+    """The value with None in place of every NaN and infinity, which JSON does not have."""
+    if isinstance(value, dict):
+        return {key: finite(one) for key, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [finite(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def page_of(document: dict[str, Any], numbers: bytes) -> str:

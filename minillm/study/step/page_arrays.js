@@ -83,6 +83,7 @@ function pythonText(value) {
 
 /** A number with a few digits, for a reader. */
 function shortText(value, digits = 3) {
+  if (value === null) return "not finite"; // JSON has neither NaN nor infinity
   if (Number.isNaN(value)) return "nan";
   if (!Number.isFinite(value)) return value < 0 ? "−inf" : "inf";
   if (value === 0) return "0";

@@ -388,7 +388,7 @@ function tokensPanel() {
 function wordsPanel(stop) {
   const readings = (D.words || []).filter((one) => ["backward", "update"].includes(stop.kind) && [one.layer, `${one.layer}.weight`].includes(stop.scope));
   if (!readings.length) return [];
-  const rows = readings.map((one) => make("tr", {}, make("th", { scope: "row" }, `“${visibleToken(one.token)}” at ${one.position.at(-1)}`), make("td", {}, ...one.nearest.map(([token, cosine]) => make("span", { class: "token", title: `cosine ${shortText(cosine)}` }, visibleToken(token))))));
+  const rows = readings.map((one) => make("tr", {}, make("th", { scope: "row" }, `“${visibleToken(one.token)}” at ${one.place.at(-1)}`), make("td", {}, ...one.nearest.map(([token, cosine]) => make("span", { class: "token", title: `cosine ${shortText(cosine)}` }, visibleToken(token))))));
   const [first] = readings, about = first.kind === "imprint" ? "The gradient adds up each token’s input. Nearest tokens to that input:" : "A step moves what this matrix writes, for each token, towards:";
   return [make("section", { class: "words" }, make("h3", {}, "the gradient in words"), make("p", { class: "dim" }, about), make("table", {}, make("tbody", {}, ...rows)))];
 }

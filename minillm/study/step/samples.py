@@ -15,8 +15,8 @@ from minillm.errors import InputError
 from minillm.study.step.checks import LossChecker, NumberCheck, check_number
 from minillm.study.step.records import StepTrace
 
-PER_GRADIENT = 4  # elements of a gradient that one operation returns
-LOSSES = 400  # elements of all parameters together: each takes two runs of the model
+PER_GRADIENT = 3  # elements of a gradient that one operation returns
+LOSSES = 200  # elements of all parameters together: each takes two runs of the model
 LARGEST_MODEL = 2_000_000  # weights; a larger model takes too long for hundreds of runs
 LARGEST_ARRAY = 1 << 18  # elements of a gradient of one operation
 OF_AN_OP = "The difference of <dy, f(x)>, where f is the forward of this operation alone, in float64."

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from minillm.commands.step import Step, filled, scan, settings_of, starting_point
+from minillm.commands.step import settings_of, starting_point
 from minillm.errors import InputError
 from minillm.ops.silu import silu_backward
 from minillm.study.step.checks import check_number
@@ -95,9 +95,7 @@ def test_the_page_is_one_file_that_loads_nothing(page: Path) -> None:
 
 @pytest.mark.parametrize("preset", ["nano", "llama-nano", "bert-nano", "roberta-nano", "xlnet-nano", "bart-nano"])
 def test_the_page_of_a_nano_preset_is_small(preset: str, tmp_path: Path) -> None:
-    arguments = ["--preset", preset]
-    before = starting_point(arguments)
-    trace = prepare(settings_of(filled(Step, "step", scan(Step, "step", arguments, before), before))).trace()
+    trace = prepare(settings_of(starting_point(["--preset", preset]))).trace()
     page = write_page(trace, tmp_path / "step.html")
     assert page.stat().st_size < 5_000_000
     document = json.loads(part(page, "document"))
