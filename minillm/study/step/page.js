@@ -112,10 +112,13 @@ function showArrays(stop, line) {
   const width = Math.max(260, $("arrays").clientWidth - 52), scope = scopeAt(stop, state.line), comment = commentOf(line);
   const options = { width, comment, choose, sum: sumChosen };
   figures = [];
-  const beside = (count) => (options.width = count > 1 && width > 560 ? Math.floor((width - 24) / 2) : width);
+  const several = (number) => D.arrays[number]?.shape.length > 2 && sizeOf(D.arrays[number].shape.slice(0, -2)) > 1;
+  const beside = (numbers) => { // two in a row, but of several matrices each
+    options.width = numbers.length > 1 && width > 560 && !numbers.some(several) ? Math.floor((width - 24) / 2) : width;
+  };
   const figure = (name, number, note) => figures[figures.push(new Figure(name, number, { ...options, note })) - 1].element;
   const parts = [];
-  beside(2);
+  beside([null, null]);
   if (state.line === 0) parts.push(...sumFigures(stop, options));
   if (stop.kind === "tokens") parts.push(...tokensPanel());
   if (stop.update && state.line === 0) parts.push(group("gradient of the loss", [figure("grad", stop.update.gradient)]));
@@ -123,7 +126,7 @@ function showArrays(stop, line) {
     const names = Object.keys(line.made), trees = names.map((name) => treeOf(line, name)).filter(Boolean);
     const read = [...new Set(trees.flatMap((tree) => namesIn(tree, scope)))].filter((name) => !names.includes(name) || scope.arrays[name] !== line.made[name]);
     const returned = names.length ? [] : returnedBy(line, scope);
-    beside(names.length + returned.length + read.length);
+    beside([...names.map((name) => line.made[name]), ...returned.concat(read).map((name) => scope.arrays[name])]);
     parts.push(group(isEntry(line) ? "arguments" : returned.length ? "this line returns" : "this line makes", names.map((name) => figure(name, line.made[name])).concat(returned.map((name) => figure(name, scope.arrays[name]))), valuesOf(line)));
     const operands = read.map((name) => figure(name, scope.arrays[name]));
     if (operands.length) parts.push(group("from", operands));

@@ -36,7 +36,9 @@ def checked_samples(trace: StepTrace) -> dict[str, dict[str, Any]]:
             except InputError:  # it has no difference: a gradient of integers, or an input that was left out
                 continue
             call = f"check_number(trace, trace.stops[{stop.index}], {value.name!r}, index)"
-            found[f"{stop.index}:{value.name}"] = record(checks, call, OF_AN_OP)
+            checks = [one for one in checks if np.isfinite(one.numeric)]  # what is masked by -inf has no difference
+            if checks:
+                found[f"{stop.index}:{value.name}"] = record(checks, call, OF_AN_OP)
     return found | _of_parameters(trace, draw)
 
 
