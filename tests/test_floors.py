@@ -76,6 +76,7 @@ FLOORS = {  # the longest name that fits counts
     "minillm": 8,  # the public names
     "minillm.training": 7,
     "minillm.study": 8,
+    "minillm.exercises": 8,
     "minillm.console": 0,
     "minillm.options": 1,
     "minillm.commands": 9,
@@ -162,6 +163,7 @@ TOGETHER = {
     "minillm.parallel",
     "minillm.testing",
     "minillm.study",
+    "minillm.exercises",
     "minillm.commands",
 }  # one subject in several files
 CUDA_PAIR = 6  # the floor of `minillm.cuda.<operation>`, above the plain and the fast pair
