@@ -134,6 +134,9 @@ function labelsOf(shape, comment, name = "") {
 
 const visibleToken = (token) => token.replaceAll("\n", "⏎").replaceAll("\t", "⇥").replace(/^ +| +$/g, (s) => "␣".repeat(s.length));
 
+/** Letters of the longest token, of which a column shows five. */
+const LONGEST = Math.min(5, Math.max(0, ...Object.values(D.tokens).flat(2).map((token) => visibleToken(token).length)));
+
 // --- heat maps --------------------------------------------------------------------------------------------------
 
 const LOOK = {}; // colours of the theme, read from the style sheet when it changes
@@ -175,7 +178,7 @@ class Layout {
     this.matrices = shape.length > 2 ? sizeOf(shape.slice(0, -2)) : 1;
     this.left = labels[shape.length - 2] ? 56 : 0;
     const across = this.wrap || this.columns;
-    this.top = labels[shape.length - 1] ? 40 : 0;
+    this.top = labels[shape.length - 1] ? 8 + 7 * LONGEST : 0;
     const beside = Math.min(this.matrices, Math.max(1, Math.floor((width + 12) / (this.left + across * 8 + 12))));
     const room = Math.floor((width - beside * (this.left + 12)) / (beside * across));
     this.cell = Math.max(this.left ? 8 : 3, Math.min(across <= 16 ? 16 : 13, room));

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import zlib
 
 import numpy as np
@@ -44,7 +45,7 @@ def test_arrays_that_fit_are_exact(rng: np.random.Generator) -> None:
         assert record["dtype"] == str(array.dtype)
 
 
-@pytest.mark.parametrize("budget", [400_000, 120_000, 30_000])
+@pytest.mark.parametrize("budget", [350_000, 120_000, 30_000])
 def test_larger_arrays_are_rounded_until_all_fit(rng: np.random.Generator, budget: int) -> None:
     arrays = [rng.normal(size=shape).astype(np.float32) * 1e-6 for shape in [(5, 7), (40, 50), (300, 200), (150, 300)]]
     holder = Store()
@@ -55,7 +56,7 @@ def test_larger_arrays_are_rounded_until_all_fit(rng: np.random.Generator, budge
     block = zlib.decompress(packed)
     assert {"image" in record or record["type"] == "f2" for record in records} == {True, False}
     for array, record in zip(arrays, records, strict=True):
-        numbers, largest = stored_numbers(record, block), np.abs(array).max()
+        numbers, largest = stored_numbers(record, block), float(np.abs(array).max())
         assert record["stats"] == statistics(array)
         if array.size <= level.exact:
             np.testing.assert_array_equal(numbers, array)
@@ -116,8 +117,7 @@ def test_formulas_of_lines() -> None:
 
 
 def test_constants_of_the_module_are_known() -> None:
-    from minillm.ops import gelu
-
+    gelu = importlib.import_module("minillm.ops.gelu")
     source = Source("gelu.py", 1, ("def f(x):", "    u = SQRT_2_OVER_PI * x"), "")
     [tree] = formulas(f"{gelu.__name__}.f", source)[2].values()
     assert tree == ["*", ["num", float(gelu.SQRT_2_OVER_PI), "SQRT_2_OVER_PI"], ["name", "x"]]
