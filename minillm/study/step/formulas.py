@@ -79,7 +79,7 @@ def _numbers_of(module: str, function: ast.AST) -> dict[str, float]:
     """The constants of a module that a function reads, such as SQRT_2_OVER_PI."""
     names = {node.id for node in ast.walk(function) if isinstance(node, ast.Name)}
     holder: Any = sys.modules.get(module)
-    values = {name: getattr(holder, name, None) for name in names}
+    values: dict[str, Any] = {name: getattr(holder, name, None) for name in names}
     return {
         name: float(value)
         for name, value in values.items()

@@ -3,11 +3,16 @@
 The page is one file without a network: its Content-Security-Policy lets nothing be loaded, and allows only its own
 script and style, by their hashes. page.html is the frame, page.css the style, and the script consists of
 
-    page_arrays.js    reads the numbers and draws heat maps
-    page_formula.js   evaluates the lines of source for one element (see formulas.py)
-    page_panels.js    the panels beside the source: why now, the residual stream, a parameter, an element
+    page_arrays.js    reads the numbers, writes them as text, and draws heat maps
+    page_scope.js     what a line of source can read
+    page_formula.js   evaluates the lines of source for one element (see formulas.py); page_written.js writes them down
+    page_figures.js   an array with its heat map, its cursor and its numbers
+    page_element.js   the element that is chosen: where it comes from, and its central difference
+    page_panels.js    why now, sums of gradients, the residual stream, a parameter through the step
+    page_compare.js   another trace beside this one
     page_graph.js     the graph at the left
-    page.js           the walk: where a person is, the source, keys, links, search
+    page_keys.js      addresses, keys and search
+    page.js           the walk: where a person is, and what is shown there
 
 `document_of` has what the page knows of the trace as plain data, without the numbers, which store.py packs.
 """
@@ -35,7 +40,8 @@ from minillm.study.step.store import Level, Store
 
 LARGEST_PAGE = 4_800_000  # letters of the data; the script and the style have 100,000
 RECORD = 80  # bytes, compressed, of what the page knows of an array beside its numbers
-SCRIPTS = ("page_arrays.js", "page_formula.js", "page_graph.js", "page_panels.js", "page.js")
+PARTS = "arrays scope formula written figures element panels compare graph keys".split()
+SCRIPTS = (*(f"page_{name}.js" for name in PARTS), "page.js")
 
 
 def write_page(trace: StepTrace, out: Path, *, compare: Comparison | None = None) -> Path:

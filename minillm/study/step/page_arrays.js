@@ -15,7 +15,8 @@ function make(tag, attributes = {}, ...children) {
   const node = document.createElement(tag);
   for (const [name, value] of Object.entries(attributes)) {
     if (name === "onclick") node.addEventListener("click", value);
-    else if (value !== false && value !== null && value !== undefined) node.setAttribute(name, value === true ? "" : value);
+    else if (value !== false && value !== null && value !== undefined)
+      node.setAttribute(name, value === true ? "" : value);
   }
   node.append(...children.filter((child) => child !== null && child !== undefined && child !== false));
   return node;
@@ -26,7 +27,9 @@ function make(tag, attributes = {}, ...children) {
 const VIEWS = { f4: Float32Array, f8: Float64Array, i4: Int32Array, u1: Uint8Array };
 
 function fromHalf(bits) {
-  const sign = bits & 0x8000 ? -1 : 1, exponent = (bits >> 10) & 31, fraction = bits & 1023;
+  const sign = bits & 0x8000 ? -1 : 1,
+    exponent = (bits >> 10) & 31,
+    fraction = bits & 1023;
   if (exponent === 31) return fraction ? NaN : sign * Infinity;
   return sign * (exponent ? 2 ** (exponent - 15) * (1 + fraction / 1024) : 2 ** -14 * (fraction / 1024));
 }
@@ -98,9 +101,13 @@ const tidy = (text) => text.replaceAll("-", "−"); // a true minus sign; copied
 const shapeText = (shape) => `(${shape.join(", ")}${shape.length === 1 ? "," : ""})`;
 
 function statsText(array) {
-  const s = array.stats, count = sizeOf(array.shape);
+  const s = array.stats,
+    count = sizeOf(array.shape);
   if (count === 1) return "";
-  const parts = s.mean === undefined ? [] : [`mean ${shortText(s.mean)}`, `std ${shortText(s.std)}`, `from ${shortText(s.least)} to ${shortText(s.most)}`];
+  const parts =
+    s.mean === undefined
+      ? []
+      : [`mean ${shortText(s.mean)}`, `std ${shortText(s.std)}`, `from ${shortText(s.least)} to ${shortText(s.most)}`];
   if (s.zeros && s.zeros < count) parts.push(`${shortText((100 * s.zeros) / count, 2)}% zeros`);
   if (s.zeros === count) return "all zeros";
   if (s.infinite) parts.push(`${s.infinite} not finite`);
@@ -119,8 +126,10 @@ function labelsOf(shape, comment, name = "") {
   const axes = shape.map(() => null);
   const named = (comment.match(/^\(([^)]*)\)/) || ["", ""])[1].split(/,\s*/);
   for (const rows of [D.tokens[name] || [], ...Object.values(D.tokens)].filter((one) => one.length)) {
-    const B = rows.length, T = rows[0].length;
-    const along = (axis) => axes[axis] === null && shape[axis] === T && (axes[axis] = (index) => rows[index[0]][index[axis]]);
+    const B = rows.length,
+      T = rows[0].length;
+    const along = (axis) =>
+      axes[axis] === null && shape[axis] === T && (axes[axis] = (index) => rows[index[0]][index[axis]]);
     if (shape.length > 1 && shape.length < 4 && shape[0] === B) along(1);
     else if (shape.length === 4 && shape[0] === B) {
       along(shape[2] === T ? 2 : 1);
@@ -132,10 +141,22 @@ function labelsOf(shape, comment, name = "") {
   return axes;
 }
 
-const visibleToken = (token) => token.replaceAll("\n", "⏎").replaceAll("\t", "⇥").replace(/^ +| +$/g, (s) => "␣".repeat(s.length));
+const visibleToken = (token) =>
+  token
+    .replaceAll("\n", "⏎")
+    .replaceAll("\t", "⇥")
+    .replace(/^ +| +$/g, (s) => "␣".repeat(s.length));
 
 /** Letters of the longest token, of which a column shows five. */
-const LONGEST = Math.min(5, Math.max(0, ...Object.values(D.tokens).flat(2).map((token) => visibleToken(token).length)));
+const LONGEST = Math.min(
+  5,
+  Math.max(
+    0,
+    ...Object.values(D.tokens)
+      .flat(2)
+      .map((token) => visibleToken(token).length),
+  ),
+);
 
 // --- heat maps --------------------------------------------------------------------------------------------------
 
@@ -145,7 +166,8 @@ function readTheme() {
   const style = getComputedStyle(document.documentElement);
   const channels = (name) => style.getPropertyValue(name).trim().split(/\s+/).map(Number);
   for (const name of ["zero", "below", "far-below", "above", "far-above"]) LOOK[name] = channels(`--${name}`);
-  for (const name of ["ink", "dim", "paper", "accent", "lit", "odd"]) LOOK[name] = style.getPropertyValue(`--${name}`).trim();
+  for (const name of ["ink", "dim", "paper", "accent", "lit", "odd"])
+    LOOK[name] = style.getPropertyValue(`--${name}`).trim();
   LOOK.mono = style.getPropertyValue("--mono");
 }
 
@@ -160,7 +182,8 @@ function colourOf(value, scale) {
 }
 
 function scaleOf(array) {
-  const s = array.stats, finite = sizeOf(array.shape) - s.infinite;
+  const s = array.stats,
+    finite = sizeOf(array.shape) - s.infinite;
   return (s.norm && finite ? s.norm / Math.sqrt(finite) : 0) || 1;
 }
 
@@ -194,8 +217,10 @@ class Layout {
   /** The corner of an element, in pixels. */
   corner(flat) {
     const size = this.wrap ? this.columns : this.rows * this.columns;
-    const matrix = Math.floor(flat / size), inside = flat % size;
-    const row = Math.floor(inside / this.across), column = inside % this.across;
+    const matrix = Math.floor(flat / size),
+      inside = flat % size;
+    const row = Math.floor(inside / this.across),
+      column = inside % this.across;
     const x = (matrix % this.beside) * (this.width + 12) + this.left + column * this.cell;
     const y = Math.floor(matrix / this.beside) * (this.height + 10) + this.title + this.top + row * this.cell;
     return [x, y];
@@ -203,12 +228,19 @@ class Layout {
 
   /** The element at a point, or -1. */
   at(x, y) {
-    const across = Math.floor(x / (this.width + 12)), down = Math.floor(y / (this.height + 10));
+    const across = Math.floor(x / (this.width + 12)),
+      down = Math.floor(y / (this.height + 10));
     const matrix = down * this.beside + across;
     const column = Math.floor((x - across * (this.width + 12) - this.left) / this.cell);
     const row = Math.floor((y - down * (this.height + 10) - this.title - this.top) / this.cell);
     const inside = row * this.across + column;
-    const valid = across < this.beside && matrix < this.matrices && column >= 0 && column < this.across && row >= 0 && row < this.rows;
+    const valid =
+      across < this.beside &&
+      matrix < this.matrices &&
+      column >= 0 &&
+      column < this.across &&
+      row >= 0 &&
+      row < this.rows;
     if (!valid || (this.wrap && inside >= this.columns)) return -1;
     return matrix * this.rows * this.columns + inside;
   }
@@ -221,8 +253,12 @@ class Layout {
 
 /** Draw an array; `lit` are elements to be outlined, `cursor` the chosen one. */
 function draw(canvas, array, labels, layout, lit, cursor) {
-  const shape = drawnShape(array), numbers = numbersOf(array), count = sizeOf(shape), scale = scaleOf(array);
-  const ratio = window.devicePixelRatio || 1, [width, height] = layout.size();
+  const shape = drawnShape(array),
+    numbers = numbersOf(array),
+    count = sizeOf(shape),
+    scale = scaleOf(array);
+  const ratio = window.devicePixelRatio || 1,
+    [width, height] = layout.size();
   canvas.width = Math.max(1, width * ratio);
   canvas.height = Math.max(1, height * ratio);
   canvas.style.width = `${width}px`;
@@ -254,10 +290,12 @@ function draw(canvas, array, labels, layout, lit, cursor) {
 }
 
 function drawLabels(pen, shape, labels, layout) {
-  const last = shape.length - 1, font = Math.max(8.5, Math.min(11, layout.cell));
+  const last = shape.length - 1,
+    font = Math.max(8.5, Math.min(11, layout.cell));
   pen.fillStyle = LOOK.dim;
   for (let matrix = 0; matrix < layout.matrices; matrix++) {
-    const first = matrix * layout.rows * layout.columns, [x, y] = layout.corner(first);
+    const first = matrix * layout.rows * layout.columns,
+      [x, y] = layout.corner(first);
     if (layout.title) {
       pen.font = `11px ${LOOK.mono}`;
       pen.textAlign = "left";

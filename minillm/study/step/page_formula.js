@@ -4,101 +4,67 @@
 // that the page can light these up. Shapes follow NumPy's rules. What a tree needs and the page does not have (an array
 // that was left out or rounded away) raises Missing, and the page then says that it cannot tell.
 
-class Missing extends Error {}
-
 const COMPARED = {
-  "<": (a, b) => +(a < b), "<=": (a, b) => +(a <= b), ">": (a, b) => +(a > b), ">=": (a, b) => +(a >= b),
-  "==": (a, b) => +(a === b), "!=": (a, b) => +(a !== b), "&": (a, b) => +(a && b), "|": (a, b) => +(a || b),
+  "<": (a, b) => +(a < b),
+  "<=": (a, b) => +(a <= b),
+  ">": (a, b) => +(a > b),
+  ">=": (a, b) => +(a >= b),
+  "==": (a, b) => +(a === b),
+  "!=": (a, b) => +(a !== b),
+  "&": (a, b) => +(a && b),
+  "|": (a, b) => +(a || b),
 };
 const ARITHMETIC = {
-  "+": (a, b) => a + b, "-": (a, b) => a - b, "*": (a, b) => a * b, "/": (a, b) => a / b,
-  "**": (a, b) => a ** b, "//": (a, b) => Math.floor(a / b), ...COMPARED,
+  "+": (a, b) => a + b,
+  "-": (a, b) => a - b,
+  "*": (a, b) => a * b,
+  "/": (a, b) => a / b,
+  "**": (a, b) => a ** b,
+  "//": (a, b) => Math.floor(a / b),
+  ...COMPARED,
 };
 const FUNCTIONS = {
-  exp: Math.exp, expm1: Math.expm1, log: Math.log, log1p: Math.log1p, log2: Math.log2, log10: Math.log10,
-  sqrt: Math.sqrt, tanh: Math.tanh, sin: Math.sin, cos: Math.cos, abs: Math.abs, sign: Math.sign, floor: Math.floor,
-  ceil: Math.ceil, maximum: Math.max, minimum: Math.min, erf,
+  exp: Math.exp,
+  expm1: Math.expm1,
+  log: Math.log,
+  log1p: Math.log1p,
+  log2: Math.log2,
+  log10: Math.log10,
+  sqrt: Math.sqrt,
+  tanh: Math.tanh,
+  sin: Math.sin,
+  cos: Math.cos,
+  abs: Math.abs,
+  sign: Math.sign,
+  floor: Math.floor,
+  ceil: Math.ceil,
+  maximum: Math.max,
+  minimum: Math.min,
+  erf,
   clip: (x, least, most) => Math.min(Math.max(x, least), most),
 };
 
 function erf(x) {
   const size = Math.abs(x);
   if (size > 6) return Math.sign(x);
-  let term = x, sum = x; // the Taylor series, whose terms all have one sign after the factor exp(-x²) is taken out
+  let term = x,
+    sum = x; // the Taylor series, whose terms all have one sign after the factor exp(-x²) is taken out
   for (let n = 1; n < 200 && Math.abs(term) > 1e-17 * Math.abs(sum); n++) sum += term *= (2 * x * x) / (2 * n + 1);
   return (2 / Math.sqrt(Math.PI)) * Math.exp(-x * x) * sum;
 }
 
-/** The names that a line can read: arrays and values, and a place where what was read is noted. */
-class Scope {
-  constructor(arrays, values) {
-    this.arrays = arrays; // name -> number in D.arrays
-    this.values = values; // name -> text, as Python shows it
-    this.reads = new Map(); // name -> Set of flat indices
-    this.noting = true;
-  }
-
-  array(name) {
-    const array = D.arrays[this.arrays[name]];
-    if (array && array.image) throw new Missing(`${name} is too large for this page`);
-    return array;
-  }
-
-  element(name, index) {
-    const array = this.array(name);
-    const flat = flatOf(index, array.shape);
-    if (this.noting) {
-      if (!this.reads.has(name)) this.reads.set(name, new Set());
-      this.reads.get(name).add(flat);
-    }
-    return numbersOf(array)[flat];
-  }
-
-  /** What a name that is no array is bound to: a number, a tuple, null for None, or text. */
-  value(name) {
-    const [holder, field] = name.split(".");
-    const text = this.values[name] ?? fieldOf(this.values[holder], field);
-    if (text === undefined) throw new Missing(`${name} is not known here`);
-    return valueOf(text);
-  }
-
-  /** Run without noting what is read. */
-  quietly(action) {
-    const before = this.noting;
-    this.noting = false;
-    try {
-      return action();
-    } finally {
-      this.noting = before;
-    }
-  }
-}
-
-/** The text of a field in the text of a NamedTuple: "(1, 22, 32)" for the shape in "Saved(shape=(1, 22, 32))". */
-function fieldOf(text, field) {
-  const found = field && new RegExp(`\\b${field}=(\\([^()]*\\)|[^,()]+)`).exec(text || "");
-  return found ? found[1] : undefined;
-}
-
-/** A Python value from its text: numbers, True, False, None, tuples and lists of these. */
-function valueOf(text) {
-  const special = { True: 1, False: 0, None: null, inf: Infinity, "-inf": -Infinity, nan: NaN };
-  if (text in special) return special[text];
-  if (/^[-+0-9.e]+$/.test(text)) return Number(text);
-  if (/^[([][-+0-9.e, ]*[)\]]$/.test(text)) return (text.match(/[-+0-9.e]+/g) || []).map(Number);
-  const number = /^np\.\w+\(([^()]+)\)$/.exec(text);
-  return number ? valueOf(number[1]) : text;
-}
-
 const broadcastShape = (...shapes) => {
   const longest = Math.max(...shapes.map((shape) => shape.length));
-  return Array.from({ length: longest }, (_, i) => Math.max(...shapes.map((shape) => shape[shape.length - longest + i] ?? 1)));
+  return Array.from({ length: longest }, (_, i) =>
+    Math.max(...shapes.map((shape) => shape[shape.length - longest + i] ?? 1)),
+  );
 };
 
 /** The index of an element of a broadcast operand. */
 const fitted = (index, shape) => index.slice(index.length - shape.length).map((i, axis) => (shape[axis] === 1 ? 0 : i));
 
-const axesOf = (axis, rank) => (axis === null ? [...Array(rank).keys()] : [axis].flat().map((one) => (one + rank) % rank));
+const axesOf = (axis, rank) =>
+  axis === null ? [...Array(rank).keys()] : [axis].flat().map((one) => (one + rank) % rank);
 
 /** What a tree is that has no axes of an array: a number, null, a tuple or a text. */
 function plain(tree, scope) {
@@ -140,29 +106,47 @@ function shapeOf(tree, scope) {
   const own = () => shapeOf(a, scope);
   if (kind in ARITHMETIC) return broadcastShape(own(), shapeOf(b, scope));
   switch (kind) {
-    case "name": return scope.array(a) ? scope.array(a).shape : [];
-    case "neg": case "not": return own();
-    case "call": return broadcastShape(...tree.slice(2).map((one) => shapeOf(one, scope)));
-    case "where": return broadcastShape(own(), shapeOf(b, scope), shapeOf(c, scope));
-    case "if": return shapeOf(holds(a, scope) ? b : c, scope);
+    case "name":
+      return scope.array(a) ? scope.array(a).shape : [];
+    case "neg":
+    case "not":
+      return own();
+    case "call":
+      return broadcastShape(...tree.slice(2).map((one) => shapeOf(one, scope)));
+    case "where":
+      return broadcastShape(own(), shapeOf(b, scope), shapeOf(c, scope));
+    case "if":
+      return shapeOf(holds(a, scope) ? b : c, scope);
     case "matmul": {
-      const left = own(), right = shapeOf(b, scope);
+      const left = own(),
+        right = shapeOf(b, scope);
       if (left.length < 2 || right.length < 2) throw new Missing("a product with a vector");
       return [...broadcastShape(left.slice(0, -2), right.slice(0, -2)), left.at(-2), right.at(-1)];
     }
-    case "sum": case "mean": case "max": case "min": {
-      const shape = own(), axes = axesOf(plain(b, scope), shape.length), keep = plain(tree[3], scope);
+    case "sum":
+    case "mean":
+    case "max":
+    case "min": {
+      const shape = own(),
+        axes = axesOf(plain(b, scope), shape.length),
+        keep = plain(tree[3], scope);
       return keep ? shape.map((size, i) => (axes.includes(i) ? 1 : size)) : shape.filter((_, i) => !axes.includes(i));
     }
-    case "T": return own().reverse?.call([...own()]) ?? [];
-    case "transpose": return plain(b, scope).map((axis) => own().at(axis));
+    case "T":
+      return own().reverse?.call([...own()]) ?? [];
+    case "transpose":
+      return plain(b, scope).map((axis) => own().at(axis));
     case "swapaxes": {
-      const shape = [...own()], [i, j] = [plain(b, scope), plain(c, scope)].map((axis) => (axis + shape.length) % shape.length);
+      const shape = [...own()],
+        [i, j] = [plain(b, scope), plain(c, scope)].map((axis) => (axis + shape.length) % shape.length);
       [shape[i], shape[j]] = [shape[j], shape[i]];
       return shape;
     }
-    case "rows": return [sizeOf(own().slice(0, -1)), own().at(-1)];
-    case "reshape": case "broadcast": return wholeShape([plain(b, scope)].flat(), own());
+    case "rows":
+      return [sizeOf(own().slice(0, -1)), own().at(-1)];
+    case "reshape":
+    case "broadcast":
+      return wholeShape([plain(b, scope)].flat(), own());
     case "cut": {
       const [bounds, axis, shape] = [plain(b, scope), axesOf(plain(c, scope), own().length)[0], [...own()]];
       shape[axis] = bounds[tree[4] + 1] - bounds[tree[4]];
@@ -172,16 +156,23 @@ function shapeOf(tree, scope) {
       const axis = axesOf(plain(c, scope), own().length)[0];
       return [...own().slice(0, axis), ...shapeOf(b, scope), ...own().slice(axis + 1)];
     }
-    case "pair": return [...own().slice(0, -1), own().at(-1) / 2];
-    case "joined": return [...own().slice(0, -1), own().at(-1) * 2];
-    case "repeat": return own().map((size, i) => (i === plain(c, scope) ? size * plain(b, scope) : size));
-    case "arange": return [plain(a, scope)];
-    case "index": return indexed(tree, scope).shape;
+    case "pair":
+      return [...own().slice(0, -1), own().at(-1) / 2];
+    case "joined":
+      return [...own().slice(0, -1), own().at(-1) * 2];
+    case "repeat":
+      return own().map((size, i) => (i === plain(c, scope) ? size * plain(b, scope) : size));
+    case "arange":
+      return [plain(a, scope)];
+    case "index":
+      return indexed(tree, scope).shape;
     case "concatenate": {
-      const parts = partsOf(a, scope).map((name) => scope.array(name).shape), axis = axesOf(plain(b, scope), parts[0].length)[0];
+      const parts = partsOf(a, scope).map((name) => scope.array(name).shape),
+        axis = axesOf(plain(b, scope), parts[0].length)[0];
       return parts[0].map((size, i) => (i === axis ? parts.reduce((sum, shape) => sum + shape[i], 0) : size));
     }
-    default: return [];
+    default:
+      return [];
   }
 }
 
@@ -193,28 +184,38 @@ function wholeShape(shape, from) {
 
 function partsOf(tree, scope) {
   if (tree[0] === "tuple") return tree.slice(1).map((part) => part[1]);
-  return Object.keys(scope.arrays).filter((name) => name.startsWith(`${tree[1]}[`)).sort((a, b) => parseInt(a.slice(tree[1].length + 1)) - parseInt(b.slice(tree[1].length + 1)));
+  return Object.keys(scope.arrays)
+    .filter((name) => name.startsWith(`${tree[1]}[`))
+    .sort((a, b) => parseInt(a.slice(tree[1].length + 1)) - parseInt(b.slice(tree[1].length + 1)));
 }
 
 /** `a[key]`: the shape of the result, and for an index of it that of the element of `a`. */
 function indexed(tree, scope) {
-  const [, a, key] = tree, shape = shapeOf(a, scope), steps = [];
+  const [, a, key] = tree,
+    shape = shapeOf(a, scope),
+    steps = [];
   const flagsOf = (one) => (one[0] === "name" && scope.array(one[1])?.dtype === "bool" ? scope.array(one[1]) : null);
-  const span = (one) => (one[0] === "new" || one[0] === "..." ? 0 : flagsOf(one)?.shape.length ?? 1); // axes that it takes
+  const span = (one) => (one[0] === "new" || one[0] === "..." ? 0 : (flagsOf(one)?.shape.length ?? 1)); // axes that it takes
   const keys = key.some((one) => one[0] === "...") ? key : [...key, ["..."]];
   let axis = 0;
   for (const [n, one] of keys.entries()) {
     if (one[0] === "new") steps.push({ out: [1] });
-    else if (one[0] === "...") for (const end = shape.length - keys.slice(n).reduce((sum, later) => sum + span(later), 0); axis < end; axis++) steps.push({ out: [shape[axis]], at: (i) => i[0] });
+    else if (one[0] === "...")
+      for (const end = shape.length - keys.slice(n).reduce((sum, later) => sum + span(later), 0); axis < end; axis++)
+        steps.push({ out: [shape[axis]], at: (i) => i[0] });
     else if (one[0] === "slice") {
-      const whole = (end, other) => (end === null ? other : plain(end, scope) < 0 ? plain(end, scope) + shape[axis] : plain(end, scope));
-      const start = whole(one[1], 0), stop = Math.min(shape[axis], whole(one[2], shape[axis]));
+      const whole = (end, other) =>
+        end === null ? other : plain(end, scope) < 0 ? plain(end, scope) + shape[axis] : plain(end, scope);
+      const start = whole(one[1], 0),
+        stop = Math.min(shape[axis], whole(one[2], shape[axis]));
       steps.push({ out: [Math.max(0, stop - start)], at: (i) => start + i[0] });
       axis++;
     } else {
-      const by = shapeOf(one, scope), size = shape[axis];
+      const by = shapeOf(one, scope),
+        size = shape[axis];
       if (flagsOf(one)) {
-        const flags = numbersOf(flagsOf(one)), chosen = [...flags.keys()].filter((flat) => flags[flat]);
+        const flags = numbersOf(flagsOf(one)),
+          chosen = [...flags.keys()].filter((flat) => flags[flat]);
         steps.push({ out: [chosen.length], at: (i) => indexOf(chosen[i[0]], by) });
         axis += by.length;
       } else {
@@ -238,7 +239,9 @@ function indexed(tree, scope) {
 
 /** The elements over which a reduction runs, for one element of its result. */
 function* reduced(tree, index, scope) {
-  const [, a, axis, keepdims] = tree, shape = shapeOf(a, scope), axes = axesOf(plain(axis, scope), shape.length);
+  const [, a, axis, keepdims] = tree,
+    shape = shapeOf(a, scope),
+    axes = axesOf(plain(axis, scope), shape.length);
   const kept = plain(keepdims, scope) ? index.filter((_, i) => !axes.includes(i)) : index;
   const sizes = axes.map((one) => shape[one]);
   for (let n = 0; n < sizeOf(sizes); n++) {
@@ -250,17 +253,26 @@ function* reduced(tree, index, scope) {
 
 /** The pairs of elements that a matrix product multiplies, for one element of its result. */
 function* multiplied(tree, index, scope) {
-  const [, a, b] = tree, left = shapeOf(a, scope), right = shapeOf(b, scope), front = index.slice(0, -2);
+  const [, a, b] = tree,
+    left = shapeOf(a, scope),
+    right = shapeOf(b, scope),
+    front = index.slice(0, -2);
   for (let k = 0; k < left.at(-1); k++) {
-    yield [[...fitted(front, left.slice(0, -2)), index.at(-2), k], [...fitted(front, right.slice(0, -2)), k, index.at(-1)]];
+    yield [
+      [...fitted(front, left.slice(0, -2)), index.at(-2), k],
+      [...fitted(front, right.slice(0, -2)), k, index.at(-1)],
+    ];
   }
 }
 
 /** The index that a rearrangement takes its element from. */
 function source(tree, index, scope) {
-  const [kind, a, b, c] = tree, shape = shapeOf(a, scope), from = [...index];
+  const [kind, a, b, c] = tree,
+    shape = shapeOf(a, scope),
+    from = [...index];
   switch (kind) {
-    case "T": return from.reverse();
+    case "T":
+      return from.reverse();
     case "transpose": {
       plain(b, scope).forEach((axis, i) => (from[(axis + shape.length) % shape.length] = index[i]));
       return from;
@@ -270,26 +282,48 @@ function source(tree, index, scope) {
       [from[i], from[j]] = [from[j], from[i]];
       return from;
     }
-    case "rows": return indexOf(flatOf(index, shapeOf(tree, scope)), shape);
-    case "reshape": return indexOf(flatOf(index, shapeOf(tree, scope)), shape);
-    case "broadcast": return fitted(index, shape);
-    case "repeat": return from.map((one, axis) => (axis === plain(c, scope) ? Math.floor(one / plain(b, scope)) : one));
-    case "index": return indexed(tree, scope).locate(index);
-    case "cut": from[axesOf(plain(c, scope), shape.length)[0]] += plain(b, scope)[tree[4]]; return from;
+    case "rows":
+      return indexOf(flatOf(index, shapeOf(tree, scope)), shape);
+    case "reshape":
+      return indexOf(flatOf(index, shapeOf(tree, scope)), shape);
+    case "broadcast":
+      return fitted(index, shape);
+    case "repeat":
+      return from.map((one, axis) => (axis === plain(c, scope) ? Math.floor(one / plain(b, scope)) : one));
+    case "index":
+      return indexed(tree, scope).locate(index);
+    case "cut":
+      from[axesOf(plain(c, scope), shape.length)[0]] += plain(b, scope)[tree[4]];
+      return from;
     case "take": {
-      const axis = axesOf(plain(c, scope), shape.length)[0], by = shapeOf(b, scope);
+      const axis = axesOf(plain(c, scope), shape.length)[0],
+        by = shapeOf(b, scope);
       const place = scope.quietly(() => evaluate(b, index.slice(axis, axis + by.length), scope));
       return [...index.slice(0, axis), (place + shape[axis]) % shape[axis], ...index.slice(axis + by.length)];
     }
     case "pair": {
-      const half = shape.at(-1) / 2, which = plain(c, scope), last = index.at(-1);
+      const half = shape.at(-1) / 2,
+        which = plain(c, scope),
+        last = index.at(-1);
       return [...index.slice(0, -1), plain(b, scope) === "'half'" ? last + which * half : 2 * last + which];
     }
   }
   throw new Missing(kind);
 }
 
-const REARRANGED = ["T", "transpose", "swapaxes", "rows", "reshape", "broadcast", "repeat", "index", "cut", "take", "pair"];
+const REARRANGED = [
+  "T",
+  "transpose",
+  "swapaxes",
+  "rows",
+  "reshape",
+  "broadcast",
+  "repeat",
+  "index",
+  "cut",
+  "take",
+  "pair",
+];
 
 /** The number of one element of what a tree stands for. */
 function evaluate(tree, index, scope) {
@@ -306,18 +340,32 @@ function evaluate(tree, index, scope) {
       if (typeof value !== "number") throw new Missing(`${a} is ${scope.values[a]}`);
       return value;
     }
-    case "neg": return -operand(a);
-    case "not": return +!operand(a);
-    case "call": return FUNCTIONS[a](...tree.slice(2).map(operand));
-    case "where": return operand(a) ? operand(b) : operand(c);
-    case "if": return operand(holds(a, scope) ? b : c);
-    case "arange": return index[0];
-    case "concatenate": return concatenated(tree, index, scope);
+    case "neg":
+      return -operand(a);
+    case "not":
+      return +!operand(a);
+    case "call":
+      return FUNCTIONS[a](...tree.slice(2).map(operand));
+    case "where":
+      return operand(a) ? operand(b) : operand(c);
+    case "if":
+      return operand(holds(a, scope) ? b : c);
+    case "arange":
+      return index[0];
+    case "concatenate":
+      return concatenated(tree, index, scope);
     case "joined": {
-      const half = shapeOf(a, scope).at(-1), last = index.at(-1), [front, second] = plain(c, scope) === "'half'" ? [last % half, last >= half] : [last >> 1, last % 2];
+      const half = shapeOf(a, scope).at(-1),
+        last = index.at(-1),
+        [front, second] = plain(c, scope) === "'half'" ? [last % half, last >= half] : [last >> 1, last % 2];
       return evaluate(second ? b : a, [...index.slice(0, -1), front], scope);
     }
-    case "matmul": case "sum": case "mean": case "max": case "min": case "scatter": {
+    case "matmul":
+    case "sum":
+    case "mean":
+    case "max":
+    case "min":
+    case "scatter": {
       const terms = termsOf(tree, index, scope).map((term) => term.value);
       if (kind === "max") return Math.max(...terms);
       if (kind === "min") return Math.min(...terms);
@@ -331,10 +379,13 @@ function evaluate(tree, index, scope) {
   }
 }
 
-const isNone = (tree, scope) => tree[0] === "none" || (tree[0] === "name" && !scope.array(tree[1]) && scope.value(tree[1]) === null);
+const isNone = (tree, scope) =>
+  tree[0] === "none" || (tree[0] === "name" && !scope.array(tree[1]) && scope.value(tree[1]) === null);
 
 function concatenated(tree, index, scope) {
-  const names = partsOf(tree[1], scope), axis = axesOf(plain(tree[2], scope), index.length)[0], from = [...index];
+  const names = partsOf(tree[1], scope),
+    axis = axesOf(plain(tree[2], scope), index.length)[0],
+    from = [...index];
   for (const name of names) {
     const size = scope.array(name).shape[axis];
     if (from[axis] < size) return scope.element(name, from);
@@ -353,7 +404,8 @@ function termsOf(tree, index, scope) {
     });
   }
   if (kind === "scatter") {
-    const by = shapeOf(a, scope), found = [];
+    const by = shapeOf(a, scope),
+      found = [];
     for (let n = 0; n < sizeOf(by); n++) {
       const place = indexOf(n, by);
       if (scope.quietly(() => evaluate(a, place, scope)) === index[0]) {
@@ -364,57 +416,4 @@ function termsOf(tree, index, scope) {
     return found;
   }
   return [...reduced(tree, index, scope)].map((inner, k) => ({ k, at: inner, value: evaluate(a, inner, scope) }));
-}
-
-// --- formulas as text -------------------------------------------------------------------------------------------
-
-const STRENGTH = { "|": 1, "&": 2, "<": 3, "<=": 3, ">": 3, ">=": 3, "==": 3, "!=": 3, is: 3, "is not": 3, "+": 4, "-": 4, "*": 5, "/": 5, "//": 5, neg: 6, "**": 7 };
-const SIGNS = { "*": " · ", "**": "^", "-": " − " };
-
-/** A formula as a reader writes it. With an index, each name is followed by its number: the second line of an answer. */
-function written(tree, scope, index = null, above = 0) {
-  const [kind, a, b, c] = tree;
-  const inside = (one, strength = 0) => written(one, scope, index && fitted(index, shapeOf(one, scope)), strength);
-  const number = () => {
-    const text = shortText(scope.quietly(() => evaluate(tree, index, scope)), 4);
-    return text.startsWith("−") && above ? `(${text})` : text;
-  };
-  const wrapped = (text, strength) => (strength < above ? `(${text})` : text);
-  if (kind in STRENGTH && kind !== "neg") {
-    const [left, right] = [inside(a, STRENGTH[kind]), inside(b, STRENGTH[kind] + +(kind !== "+" && kind !== "*"))];
-    return wrapped(left + (SIGNS[kind] || ` ${kind} `) + right, STRENGTH[kind]);
-  }
-  switch (kind) {
-    case "neg": return wrapped(`−${inside(a, 6)}`, 5);
-    case "num": return index && tree[2] ? number() : tree[2] || (a === "inf" ? "inf" : shortText(a, 6));
-    case "name": return !index || isNone(tree, scope) ? a : number();
-    case "call": return `${a}(${tree.slice(2).map((one) => inside(one)).join(", ")})`;
-    case "where": return index ? inside(scope.quietly(() => evaluate(a, fitted(index, shapeOf(a, scope)), scope)) ? b : c, above) : `where(${[a, b, c].map((one) => inside(one)).join(", ")})`;
-    case "if": return inside(holds(a, scope) ? b : c, above);
-    case "T": case "swapaxes": case "transpose": return index ? number() : `${written(a, scope, null, 8)}ᵀ`;
-    case "rows": case "reshape": case "broadcast": case "repeat": case "cut": case "take": case "pair": return index ? number() : written(a, scope, null, above);
-    case "joined": return index ? number() : `joined(${written(a, scope)}, ${written(b, scope)})`;
-    case "matmul": return index ? number() : wrapped(`${written(a, scope, null, 5)} @ ${written(b, scope, null, 6)}`, 5);
-    case "sum": case "mean": case "max": case "min": return index ? number() : `${kind === "sum" ? "Σ" : kind}(${written(a, scope)})`;
-    case "scatter": return index ? number() : `Σ over the places of the token in ${written(a, scope)} of ${written(b, scope)}`;
-    case "index": return index ? number() : a[0] === "shape" ? String(plain(tree, scope)) : written(a, scope, null, 8);
-    case "none": return "None";
-    case "shape": case "size": case "ndim": case "len": return index ? number() : `${kind} of ${written(a, scope)}`;
-    case "concatenate": return index ? number() : `concatenate(${written(a, scope)})`;
-    default: return kind;
-  }
-}
-
-/** The first sum or product within a formula: the one whose terms are listed. It gets the index that reaches it. */
-function innerSum(tree, index, scope) {
-  const [kind, a] = tree;
-  if (["matmul", "sum", "mean", "scatter", "max", "min"].includes(kind)) return { tree, index };
-  if (kind === "if") return innerSum(holds(a, scope) ? tree[2] : tree[3], index, scope);
-  if (REARRANGED.includes(kind)) return a[0] === "shape" ? null : innerSum(a, source(tree, index, scope), scope);
-  for (const part of tree.slice(1)) {
-    if (!Array.isArray(part)) continue;
-    const found = innerSum(part, fitted(index, shapeOf(part, scope)), scope);
-    if (found) return found;
-  }
-  return null;
 }

@@ -1,4 +1,4 @@
-"""The stepper's page in a real browser: what it shows is what Python has, and a person can walk it by keys alone."""
+"""The stepper's page: one small file, whose numbers, formulas, checks and sums are those of Python."""
 
 from __future__ import annotations
 
@@ -15,68 +15,23 @@ import pytest
 
 from minillm.commands.step import settings_of, starting_point
 from minillm.errors import InputError
-from minillm.ops.silu import silu_backward
+from minillm.study.describe.abstract_step import loss_of
 from minillm.study.step.checks import check_number
 from minillm.study.step.compare import compare_traces
 from minillm.study.step.page import document_of, write_page
 from minillm.study.step.residual import residual_stream
 from minillm.study.step.setup import prepare
 from minillm.study.step.store import Store
-from minillm.study.step.trace import StepTrace, Stop
-from tests.study.step.browser import Browser, browsers, plain
-from tests.study.step.models import traced
-
-TOKENS = {"ids": [["The", " cat", "<b>", "\n", "</script>", "ü"], ["a", " ", "", "&amp;", "'", '"']]}
-
-
-@pytest.fixture(scope="module")
-def browser():
-    yield from browsers()
-
-
-@pytest.fixture(scope="module")
-def trace() -> StepTrace:
-    return traced(tokens=TOKENS)
-
-
-@pytest.fixture(scope="module")
-def page(trace: StepTrace, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_page(trace, tmp_path_factory.mktemp("page") / "step.html")
-
-
-def wrong_swiglu(dy, saved):
-    saved_gate, h, up = saved
-    dup = 1.5 * dy * h
-    dh = dy * up
-    (dgate,) = silu_backward(dh, saved_gate)
-    return dgate, dup
-
-
-@pytest.fixture(scope="module")
-def comparison():
-    wrong = traced("llama", mutations={"swiglu": wrong_swiglu})
-    return compare_traces(traced("llama"), wrong, titles=("right", "wrong"))
+from minillm.study.step.trace import StepTrace, Stop, trace_step
+from tests.study.step.browser import Browser, plain
+from tests.study.step.models import small_batch, small_model, traced
+from tests.study.step.pages import line_of, place_of, stop_of
 
 
 def part(page: Path, name: str) -> Any:
     """A part of a page's data, unpacked."""
     [text] = re.findall(rf'id="{name}">([^<]*)<', page.read_text(encoding="utf-8"))
     return zlib.decompress(base64.b64decode(text))
-
-
-def stop_of(trace: StepTrace, kind: str, op: str, scope: str = "") -> Stop:
-    """The first stop of a kind and an operation whose module begins with this."""
-    return next(stop for stop in trace.of_kind(kind) if stop.op == op and stop.scope.startswith(scope))
-
-
-def line_of(stop: Stop, name: str) -> int:
-    """The number of the last line that makes an array of this name."""
-    return max(i for i, line in enumerate(stop.lines) if name in line.made and line.depth == 0)
-
-
-def place_of(trace: StepTrace, kind: str, op: str, name: str, scope: str = "") -> tuple[Stop, int]:
-    stop = stop_of(trace, kind, op, scope)
-    return stop, line_of(stop, name)
 
 
 # --- the file ------------------------------------------------------------------------------------------------------
@@ -304,217 +259,6 @@ def test_bars_show_what_each_block_adds(browser: Browser, page: Path, trace: Ste
     assert browser.texts("[data-residual=branch] a") == [one.scope for one in stream]
 
 
-# --- walking -------------------------------------------------------------------------------------------------------
-
-
-def test_keys_walk_forwards_and_backwards_in_time(browser: Browser, page: Path, trace: StepTrace) -> None:
-    browser.open(page)
-    browser.press("arrow_right")
-    assert browser.place() == "#1"
-    browser.press("arrow_right", "arrow_right")
-    assert browser.place() == "#1.2"
-    browser.press("arrow_left")
-    assert browser.place() == "#1.1"
-    browser.press("arrow_down", "arrow_down", "arrow_up")
-    assert browser.place() == "#2"
-    browser.press("l")
-    loss = next(stop.index for stop in trace.stops if stop.kind == "loss")
-    assert browser.place() == f"#{loss}"
-    browser.press("arrow_right")
-    assert trace.stops[loss + 1].kind == "backward"
-    assert browser.place() == f"#{loss + 1}"
-    browser.press("b")
-    assert browser.place() == f"#{trace.stops[loss + 1].partner}"
-    browser.press("n")
-    browser.press("n")
-    first = trace.of_kind("update")[0].index
-    assert browser.place() == f"#{first + 1}"
-    browser.press("p")
-    assert browser.place() == f"#{first}"
-    browser.press("end")
-    assert browser.place() == f"#{len(trace.stops) - 1}"
-    browser.press("arrow_down", "home", "arrow_up")
-    assert browser.place() == "#0"
-    browser.press("arrow_right", shift=True)
-    browser.press("arrow_right", shift=True)
-    assert trace.stops[int(browser.place()[1:])].scope != trace.stops[1].scope
-    browser.press("arrow_left", shift=True)
-    assert browser.console() == []
-
-
-def test_every_place_has_a_link(browser: Browser, page: Path, trace: StepTrace) -> None:
-    browser.open(page)
-    for stop in trace.stops[::3]:  # a browser refuses several hundred moves in a few seconds
-        browser.go(f"#{stop.index}")
-        assert browser.run("return document.title").startswith(f"{stop.title} ·")
-        if stop.lines:
-            last = len(stop.lines) - 1
-            browser.go(f"#{stop.index}.{last}")
-            assert f"line {last + 1} of {last + 1}" in browser.text("#count") or last == 0
-            now = browser.text("#sources .line.now .number")
-            assert now == str(stop.lines[last].number)
-    browser.driver.back()
-    assert browser.console() == []
-
-
-def test_forward_and_backward_stand_side_by_side(browser: Browser, page: Path, trace: StepTrace) -> None:
-    browser.look()
-    stop, line = place_of(trace, "backward", "layernorm", "through_mean")
-    browser.open(page, f"#{stop.index}.{line}")
-    assert [one.removesuffix("go there (b)") for one in browser.texts(".column h3")] == ["forward", "backward"]
-    source = trace.sources[stop.function]
-    shown = browser.texts(".column.here .line code")
-    assert [one.strip() for one in shown] == [one.strip() for one in source.lines]
-    boxes = browser.run(
-        "return [...document.querySelectorAll('.column')].map((one) => one.getBoundingClientRect().top)"
-    )
-    assert boxes[0] == boxes[1]
-    assert "Layer normalisation" in browser.text("#derivation summary")
-    assert any("through_mean" in one for one in browser.texts("#derivation .now"))
-
-
-def test_search_finds_layers_and_lines(browser: Browser, page: Path, trace: StepTrace) -> None:
-    browser.open(page)
-    browser.press("/")
-    browser.press(*"layernorm backward h.1.ln_2")
-    browser.press("enter")
-    stop = stop_of(trace, "backward", "layernorm", "h.1.ln_2")
-    assert browser.place() == f"#{stop.index}"
-    browser.press("/")
-    browser.press(*"delta = (p")
-    browser.press("arrow_down", "arrow_up", "enter")
-    found = trace.stops[int(browser.place()[1:].split(".")[0])]
-    assert found.op == "attention"
-    assert "delta" in browser.text("#sources .line.now")
-    browser.press("/")
-    browser.press("escape")
-    browser.press("?")
-    assert "next line" in browser.text("#keys")
-    assert browser.run("return document.querySelector('#help').open")
-    browser.press("escape")
-    assert not browser.run("return document.querySelector('#help').open")
-
-
-def test_the_page_works_by_keyboard_alone(browser: Browser, page: Path, trace: StepTrace) -> None:
-    browser.open(page)
-    browser.press("tab")
-    assert browser.run("return document.activeElement.textContent") == "Skip to the source"
-    browser.press("l", "arrow_down", "arrow_right", "arrow_right")
-    browser.press("h")
-    assert browser.run("return document.activeElement.tagName") == "CANVAS"
-    label = browser.run("return document.activeElement.getAttribute('aria-label')")
-    assert re.match(r"\w+, shape \(.*\), float32, mean .* Arrow keys move the cursor\.", label)
-    browser.press("arrow_right", "arrow_right", "arrow_down")
-    chosen = browser.place().split(":")[1]
-    assert re.fullmatch(r"\w+\[[\d,]+\]", chosen)
-    assert browser.text(".chosen-element h3").startswith(chosen.split("[")[0])
-    browser.press("escape", "arrow_right")
-    assert ":" not in browser.place()
-    browser.press("g")
-    assert browser.run("return document.activeElement.getAttribute('role')") == "treeitem"
-    before = browser.run("return document.activeElement.dataset.row")
-    browser.press("arrow_up")
-    assert browser.run("return document.activeElement.dataset.row") != before
-    browser.press("enter")
-    assert browser.console() == []
-
-
-def test_the_graph_folds_by_module_and_follows(browser: Browser, page: Path, trace: StepTrace) -> None:
-    browser.open(page)
-    folded = browser.texts("#graph [role=treeitem] .label")
-    assert "▸ h.0" in folded
-    assert "attention" not in folded
-    stop = stop_of(trace, "backward", "attention", "h.1")
-    browser.go(f"#{stop.index}")
-    unfolded = browser.texts("#graph [role=treeitem] .label")
-    assert "▾ h.1" in unfolded
-    assert "▸ h.0" in unfolded
-    assert browser.text("#graph [aria-current] .label") == "attention"
-    assert browser.run("return document.querySelectorAll('#graph path.edge.marked').length") >= 2
-
-
-def test_text_of_tokens_is_never_read_as_html(browser: Browser, page: Path) -> None:
-    browser.open(page)
-    shown = browser.texts(".tokens .token")
-    assert shown == ["The", "␣cat", "<b>", "⏎", "</script>", "ü", "a", "␣", "", "&amp;", "'", '"']
-    assert browser.run("return document.querySelectorAll('.token *').length") == 0
-
-
-# --- how it looks --------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("size", ["desktop", "phone"])
-def test_every_kind_of_place_fits_the_window(
-    browser: Browser, page: Path, trace: StepTrace, size: str, scheme: str
-) -> None:
-    browser.look(size, prefers_color_scheme=scheme)
-    try:
-        for kind, op, name in (
-            ("forward", "attention", "p"),
-            ("backward", "linear", "dweight"),
-            ("update", "AdamW", "v_hat"),
-        ):
-            stop, line = place_of(trace, kind, op, name)
-            browser.open(page, f"#{stop.index}.{line}")
-            assert browser.run("return document.documentElement.scrollWidth <= innerWidth")
-            paper = browser.run("return getComputedStyle(document.body).backgroundColor")
-            assert (sum(map(int, re.findall(r"\d+", paper))) > 384) == (scheme == "light")
-            colours = browser.run(
-                "const c = document.querySelector('canvas');"
-                "const d = c.getContext('2d').getImageData(0, 0, c.width, c.height).data;"
-                "return new Set(Array.from({length: d.length / 4}, (_, i) => d.slice(4 * i, 4 * i + 3).join())).size"
-            )
-            assert colours > 10
-        browser.open(page, "#0")
-        browser.open(page, f"#{next(stop.index for stop in trace.stops if stop.kind == 'loss')}")
-        assert browser.console() == []
-    finally:
-        browser.look()
-
-
-def test_no_request_leaves_the_page(browser: Browser, page: Path) -> None:
-    browser.driver.get_log("performance")
-    browser.open(page, "#5.3")
-    browser.press("arrow_right", "n", "l", "/")
-    browser.press("escape")
-    messages = [json.loads(entry["message"])["message"] for entry in browser.driver.get_log("performance")]
-    urls = [one["params"]["request"]["url"] for one in messages if one["method"] == "Network.requestWillBeSent"]
-    assert [url.split("#")[0] for url in urls if url != "about:blank"] == [page.as_uri()]
-    refused = browser.driver.execute_async_script(
-        "const done = arguments[0]; fetch('https://example.org').then(() => done('sent'), () => done('refused'))"
-    )
-    assert refused == "refused"
-    assert any("Content Security Policy" in message for message in browser.console())
-
-
-def test_the_page_prints_what_stands_there(browser: Browser, page: Path, trace: StepTrace) -> None:
-    stop, line = place_of(trace, "backward", "attention", "ds")
-    browser.open(page, f"#{stop.index}.{line}")
-    printed = base64.b64decode(browser.driver.execute_cdp_cmd("Page.printToPDF", {})["data"])
-    assert printed.startswith(b"%PDF")
-    assert len(printed) > 20_000
-    browser.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", dict(media="print"))
-    try:
-        assert browser.run("return getComputedStyle(document.querySelector('#graph')).display") == "none"
-        assert browser.run("return getComputedStyle(document.querySelector('#arrays')).overflow") == "visible"
-    finally:
-        browser.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", dict(media=""))
-    assert browser.console() == []
-
-
-def test_reduced_motion_is_kept(browser: Browser, page: Path) -> None:
-    moving = "return getComputedStyle(document.querySelector('button')).transitionDuration"
-    try:
-        browser.look(prefers_reduced_motion="reduce")
-        browser.open(page)
-        assert browser.run(moving) == "0s"
-        browser.look(prefers_reduced_motion="no-preference")
-        assert browser.run(moving) != "0s"
-    finally:
-        browser.look()
-
-
 # --- a comparison --------------------------------------------------------------------------------------------------
 
 
@@ -539,3 +283,41 @@ def test_a_comparison_marks_the_first_line_that_differs(browser: Browser, compar
 def trace_before(comparison) -> int:
     """A stop before the first that differs."""
     return comparison.first.stops[0] - 1
+
+
+def test_engines_without_lines_stand_beside_each_other(browser: Browser, trace: StepTrace, tmp_path: Path) -> None:
+    other = traced("llama", engine="fast")
+    comparison = compare_traces(traced("llama"), other, titles=("plain", "fast"))
+    page = write_page(comparison.a, tmp_path / "engines.html", compare=comparison)
+    stop = stop_of(comparison.a, "forward", "rmsnorm")
+    browser.open(page, f"#{stop.index}.{len(stop.lines) - 1}")
+    assert "plain beside fast" in browser.text("#banner")
+    assert browser.texts(".compared figcaption b") == ["y", "difference of y"]
+    browser.open(write_page(other, tmp_path / "fast.html"), f"#{stop_of(other, 'backward', 'rmsnorm').index}")
+    assert "dweight" in browser.texts("#arrays figcaption b")
+    assert browser.console() == []
+
+
+def test_a_step_with_nan_can_be_looked_at(browser: Browser, tmp_path: Path) -> None:
+    model = small_model("llama")
+    model.h[0].mlp.down.weight.data[0, 0] = np.nan
+    batch = small_batch(model)
+    trace = trace_step(model, lambda one: loss_of(one)(**batch), batch=batch)
+    page = write_page(trace, tmp_path / "nan.html")
+    stop = next(one for one in trace.of_kind("forward") if one.scope == "h.0.mlp.down")
+    browser.open(page, f"#{stop.index}.{line_of(stop, 'y')}:y[0,0,0]")
+    assert browser.text("[data-fact=value]") == "nan"
+    assert "12 not finite" in browser.text("figure[data-name=y] .stats")
+    assert "loss not finite" in browser.text("#summary")
+    assert browser.console() == []
+
+
+def test_gradients_are_read_in_words(browser: Browser, tmp_path: Path) -> None:
+    trace = prepare(settings_of(starting_point(["--preset", "nano"])), "the cat sat").trace()
+    reading = next(one for one in trace.readings if one.layer == "h.0.mlp.fc")
+    stop = stop_of(trace, "backward", "linear", "h.0.mlp.fc")
+    browser.open(write_page(trace, tmp_path / "words.html"), f"#{stop.index}")
+    words = [token for token, _ in reading.nearest]
+    shown = browser.texts(".words tr:first-child .token")
+    assert [one.replace("␣", " ").replace("⏎", "\n") for one in shown] == words
+    assert "input" in browser.text(".words p")
