@@ -160,6 +160,10 @@ class Call:
         self.statement = self.statements.get(number) or Statement(number, "", (), ())
         self.sums = {name: digest(self.seen[name]) for name in self.statement.written if _is_host(self.seen.get(name))}
 
+    def end(self) -> None:
+        """Let go of the frame, which would keep its arrays alive, as it holds the trace function that holds this."""
+        self.frame, self.seen = None, {}  # type: ignore[assignment]
+
     def changed(self) -> dict[str, Any]:
         """What the statement bound or wrote into, by name."""
         now = self.frame.f_locals
@@ -204,13 +208,15 @@ class LineWatcher:
     def _enter(self, frame: FrameType, event: str, argument: Any) -> Any:
         """The trace function of the thread: called for every function that is entered."""
         other = self._ask(self._before, frame, event, argument)
-        half = self.expected.get(frame.f_code)
-        depth = 0
-        if half is None:
-            caller = self.calls[-1] if self.calls else None
-            if caller is None or caller.frame is not frame.f_back or not _is_helper(frame, caller.frame):
+        caller = self.calls[-1] if self.calls else None
+        if caller is not None and caller.frame is frame.f_back:
+            if not _is_helper(frame, frame.f_back):
                 return other
             half, depth = caller.half, caller.depth + 1
+        elif frame.f_code in self.expected:
+            half, depth = self.expected[frame.f_code], 0
+        else:
+            return other
         call = Call(frame, half, depth, self.reader)
         self.calls.append(call)
         self._emit(call, frame.f_code.co_firstlineno, dict(frame.f_locals))
@@ -230,6 +236,7 @@ class LineWatcher:
                 self._finish(call, argument)
                 if self.calls and self.calls[-1] is call:
                     self.calls.pop()
+                call.end()
             if frame.f_trace is not None and frame.f_trace is not step:  # `on_line` has opened a debugger
                 other = self._before = frame.f_trace
                 sys.settrace(self._enter)
