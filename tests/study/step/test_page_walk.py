@@ -1,4 +1,4 @@
-"""The stepper's page in a real browser: a person walks it by keys alone, by links and by search, and it fits the window."""
+"""The page in a real browser: a person walks it by keys alone, by links and by search, and it fits the window."""
 
 from __future__ import annotations
 
