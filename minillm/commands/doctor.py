@@ -33,7 +33,7 @@ class Doctor(Train):
     no_options: ClassVar[tuple[str, ...]] = (
         *("init", "out", "resume", "progress", "nproc", "timeout", "trace", "dp", "tp", "pp", "zero", "pipeline"),
         *("device", "dtype", "threads", "recompute", "sample_every", "sample_tokens", "eval_every", "eval_batches"),
-        *("micro_batches", "patience"),
+        *("micro_batches", "patience", "watch"),
     )
     start: Positional[str | None] = dataclasses.field(default=None, metadata={"name": "model_or_run"})
     """A run directory of `minillm train` or `finetune`, whose metrics are read too; a model to start from, as --init of
@@ -79,7 +79,7 @@ def settings_of(arguments: list[str]) -> tuple[Doctor, Run | None]:
     if given.start != name:
         raise InputError(f"doctor: write {given.start} first: minillm doctor {given.start} ...")
     if run is None:
-        check_effect(values, given)
+        check_effect(values, given, "doctor")
     if given.objective in HEADS and run is None:
         kind = task_class(given.objective).model_class(given)
         place = described(name, "doctor") if given.init else Described(None, kind, given.model)  # type: ignore[arg-type]

@@ -19,6 +19,7 @@ from minillm.errors import InputError
 from minillm.models.bert import BertConfig
 from minillm.options import Positional, filled, scan
 from minillm.resolver import Described, described
+from minillm.training.config import TrainConfig
 from minillm.training.run import Run
 from minillm.training.tasks import task_class
 from minillm.training.tasks.classify import check_labels
@@ -95,10 +96,14 @@ def finetune_model(
     for field, shown, written in (("start", "MODEL", "bert-tiny"), ("data", "--data", "--data FILE")):
         if not getattr(given, field):
             raise InputError(f"{command}: {shown} is missing; write minillm {command} {written} ...")
-    check_effect(values, given)
+    check_effect(command, values, given)
     found = described(given.start, command)
     family = found.kind.__module__.rpartition(".")[2]  # type: ignore[attr-defined]
     task_class(task).check_model(family)
+    if found.place.kind != "preset" and values.keys() & {("vocab_size",), ("task", "vocab_size")}:
+        raise InputError(
+            f"{command}: --vocab-size does nothing here, as {given.start} has a vocabulary of its own; leave it out"
+        )
     settings = {
         "architecture": family,
         "init": None if found.place.kind == "preset" else given.start,
@@ -114,7 +119,7 @@ def starting_encoder(given: FinetuneHead, found: Described, is_given: Callable[[
     return {"model": with_labels(given, found)} | ({} if is_given("lr") else {"lr": RATES[rate]})
 
 
-def with_labels(given: FinetuneHead, found: Described) -> Any:
+def with_labels(given: TrainConfig, found: Described) -> Any:
     """The configuration of the model with the classes that it will tell apart: its own, or those of the data.
 
     Raises: InputError for data with a class that the head of the model lacks.

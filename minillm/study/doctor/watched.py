@@ -2,7 +2,7 @@
 
 A line has, for each layer, the size of its output (activation), the share of zeros in it, the size of the gradient of
 the output, and the update of its weights over the weights (ratio). Medians over the later half of the lines count,
-since sizes settle in the first.
+since sizes settle in the first. The limits are those of training/watch.py, which says the same in a run's last lines.
 """
 
 from __future__ import annotations
@@ -14,11 +14,7 @@ import numpy as np
 
 from minillm.study.doctor.finding import Finding
 from minillm.study.doctor.history import History, read_lines
-
-FAST, SLOW = 0.1, 1e-6  # ratio: a few steps replace the weights, or never change them; 1e-3 is usual
-FLAT = 1e-3  # gradient of a layer beside the largest of the same layer in other blocks
-HUGE = 1e4  # size of an output
-DEAD = 0.95  # share of zeros
+from minillm.training.watch import DEAD, FAST, FLAT, HUGE, SLOW
 
 
 def layers(history: History) -> Iterator[Finding]:
@@ -37,8 +33,8 @@ def layers(history: History) -> Iterator[Finding]:
         yield Finding(
             "warning",
             "large-updates",
-            f"a step moves the weights of {worst} by {ratios[worst]:.0%} of their size ({len(fast)} layers by more than "
-            f"{FAST:.0%}), where 0.1% is usual",
+            f"a step moves the weights of {worst} by {ratios[worst]:.0%} of their size ({len(fast)} layers by more "
+            f"than {FAST:.0%}), where 0.1% is usual",
             f"give a lower --lr (now {history.settings.get('lr')})",
             see,
         )
