@@ -79,7 +79,7 @@ def settings_of(arguments: list[str]) -> tuple[Doctor, Run | None]:
     if given.start != name:
         raise InputError(f"doctor: write {given.start} first: minillm doctor {given.start} ...")
     if run is None:
-        check_effect(values, given, "doctor")
+        check_effect("doctor", values, given)
     if given.objective in HEADS and run is None:
         kind = task_class(given.objective).model_class(given)
         place = described(name, "doctor") if given.init else Described(None, kind, given.model)  # type: ignore[arg-type]
