@@ -4,7 +4,8 @@
 different seeds; `python benchmarks/reference_curves.py` trains them anew and writes the files. Runs with other seeds
 scatter by s, a share of the loss: the root of the mean variance over all validations. A run is unusual where it is away
 from the mean by more than four s and by 5 %, since few seeds say little of s. The built-in text belongs to the version
-of Python; with another text 10 % are allowed, and so beside a single run.
+of Python; with another text 10 % are allowed, and so beside a single run. The presets that take longer, default,
+shakespeare-char-cpu and multi30k, have no curve.
 """
 
 from __future__ import annotations
