@@ -44,7 +44,9 @@ def test_the_table_names_every_op_and_files_that_exist():
         assert test_link.endswith(test)
 
 
-@pytest.mark.parametrize("command", sorted(set(re.findall(r"minillm ((?:(?:tokenizer|finetune|exercise) )?[a-z]+) ?", README))))
+@pytest.mark.parametrize(
+    "command", sorted(set(re.findall(r"minillm ((?:(?:tokenizer|finetune|exercise) )?[a-z]+) ?", README)))
+)
 def test_every_command_exists(command):
     if command.split()[0] in {name.split()[0] for name in COMMANDS}:
         assert command in COMMANDS

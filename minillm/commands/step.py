@@ -83,7 +83,7 @@ def step(arguments: list[str]) -> None:
     given = filled(Step, "step", values, before)
     if given.name != before.name:
         raise InputError(f"step: the model comes first: minillm step {given.name} ...")
-    check_effect(values, given)
+    check_effect("step", values, given)
     config = settings_of(given)
     limit = {} if given.largest is None else {"largest": given.largest}
     if given.terminal:

@@ -92,6 +92,10 @@ class LossChecker:
 
 def _check_op(trace: StepTrace, stop: Stop, name: str, index: tuple[int, ...]) -> NumberCheck:
     names = [value.name for value in stop.outputs]
+    if stop.kind == "backward" and not names:
+        raise InputError(f"check_number: {stop.title} has not returned yet; go on to the next operation first")
+    if stop.kind == "backward" and stop.partner is None:
+        raise InputError(f"check_number: the forward of {stop.title} was not traced; trace the whole step")
     if stop.kind != "backward" or name not in names or stop.partner is None:
         raise InputError(f"check_number: {stop.title} returned no gradient {name!r}; it has {', '.join(names)}")
     call, position = trace.stops[stop.partner].call, names.index(name)

@@ -38,6 +38,12 @@ def is_array(value: Any) -> bool:
     return isinstance(value, (np.ndarray, np.generic)) or is_on_gpu(value)
 
 
+def short(value: Any) -> str:
+    """A value as text, which ends where it gets long."""
+    text = f"array {value.shape} {value.dtype}" if is_array(value) else repr(value)
+    return text if len(text) <= LONGEST_VALUE else text[: LONGEST_VALUE - 3] + "..."
+
+
 class Keeper:
     """Copies of arrays, one for all that are equal; an array with more than `largest` elements is not kept.
 
@@ -301,8 +307,7 @@ class LineWatcher:
             for i, item in enumerate(value):
                 self._show(f"{name}.{fields[i]}" if fields else f"{name}[{i}]", item, made, values, share)
         else:
-            text = repr(value)
-            values[name] = text if len(text) <= LONGEST_VALUE else text[: LONGEST_VALUE - 3] + "..."
+            values[name] = short(value)
 
 
 def _is_shown_by_item(value: Any) -> bool:
