@@ -128,7 +128,10 @@ function onSearchKey(event) {
     $("search").close();
     if (href) location.hash = href;
   }
-  if (event.key === "Escape") $("search").close(); // the first time; else it would clear the field
+  if (event.key === "Escape") {
+    event.preventDefault(); // the first time would clear the field
+    $("search").close();
+  }
   if (event.key !== "ArrowDown" && event.key !== "ArrowUp") return;
   event.preventDefault();
   const next = Math.max(0, Math.min(options.length - 1, at + (event.key === "ArrowDown" ? 1 : -1)));

@@ -92,7 +92,10 @@ def test_search_finds_layers_and_lines(browser: Browser, page: Path, trace: Step
     browser.press("/")
     browser.press(*"attention backward")
     assert browser.text("#found li").startswith("attention backward in h.1.attn")
-    browser.press("escape", "/")
+    browser.press("escape")
+    assert not browser.run("return document.querySelector('#search').open")
+    browser.press("/")
+    assert browser.run("return document.querySelector('#search').open")
     browser.press(*"delta = (p")
     browser.press("arrow_down", "arrow_up", "enter")
     found = trace.stops[int(browser.place()[1:].split(".")[0])]
