@@ -4,9 +4,9 @@
 
 The field `top_k` is the option --top-k (or --top_k), and a field that is `Positional` has its place instead of a name.
 The help of a field is the text below it, or the comment behind it. The metadata {"option": False} makes a field no
-option, as does its name in `no_options` of the class; {"name": "model"} gives an option another name, and {"unit":
-"bytes"} lets a number have a unit, such as 80GB. `headings` of the class, such as {"data": "tokenizer field"}, gather
-the options in the help.
+option, as does its name in `no_options` of the class; {"name": "model"} gives an option another name, {"alone": 20}
+the number that it means without one, and {"unit": "bytes"} lets a number have a unit, such as 80GB. `headings` of the
+class, such as {"data": "tokenizer field"}, gather the options in the help.
 
 The fields of a field that is a dataclass, such as the shape of a model, are options beside the others. Where the
 annotation leaves open which dataclass it is, the value in `default` decides. The word after an option is its value,
@@ -89,6 +89,7 @@ class Option(NamedTuple):
     positional: bool
     default: Any  # dataclasses.MISSING for a required option
     written: str  # as it is written: top_k
+    alone: Any = None  # what it means without a value; None where it needs one
     unit: str = ""  # of a number that may be given with it, such as 80GB
 
     @property
@@ -148,6 +149,9 @@ def scan(kind: type, command: str, arguments: list[str], default: Any = None) ->
             found[flag.path] = name not in flags
         else:
             if not equals:
+                if flag.alone is not None and not (waiting and (_is_number(waiting[-1]) or waiting[-1] == "None")):
+                    found[flag.path] = flag.alone
+                    continue
                 if not waiting or waiting[-1].partition("=")[0].replace("_", "-") in known:
                     raise InputError(f"{command}: {written} has no value; write {written} {_example(options[name])}")
                 value = waiting.pop()
@@ -199,8 +203,8 @@ def options_of(kind: type, default: Any = None, path: tuple[str, ...] = ()) -> I
         if single not in _KINDS and single is not bool:
             continue  # only a config.json can say it
         written = field.metadata.get("name", field.name)
-        unit = field.metadata.get("unit", "")
-        yield Option(here, single, choices, len(parts) > 1, many, positional, field.default, written, unit)
+        alone, unit = field.metadata.get("alone"), field.metadata.get("unit", "")
+        yield Option(here, single, choices, len(parts) > 1, many, positional, field.default, written, alone, unit)
 
 
 def value_of(kind: type, name: str, default: Any) -> Any:
@@ -261,6 +265,7 @@ def help_lines(kind: type, command: str, default: Any = None) -> Iterator[str]:
         default_text = f"{value:.10g}" if isinstance(value, float) else shlex.quote(str(value))
         shown = "" if value in (None, (), "", dataclasses.MISSING) else f" (default: {default_text})"
         sign = f", --no-{option.name[2:]}" if option.kind is bool else f" {_example(option)}"
+        sign = f" [{_example(option)}]" if option.alone is not None else sign
         text = texts[option.path]
         if len(sign) > LONGEST_CHOICE:
             sign, text = " NAME", f"{text} One of: {', '.join(option.choices)}."

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 CHANGEABLE_ON_RESUME = {
     *("progress", "device", "steps", "eval_every", "eval_batches", "patience", "sample_every", "sample_tokens"),
+    "watch",
     *("threads", "nproc", "timeout", "trace", "dp", "tp", "pp", "zero", "pipeline", "recompute", "micro_batches"),
     "resume",
 }

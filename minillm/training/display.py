@@ -20,7 +20,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-from minillm.training import speed
+from minillm.training import speed, watch
 from minillm.training.overfitting import COMPARED, parted
 from minillm.tuning import Choice
 
@@ -164,6 +164,7 @@ class Display:
         if self.task.validated == COMPARED and (found := parted(self.run.metrics())) is not None:
             self.console.print(str(found))
         self.console.print(f"loss curve: {folder}/loss.png", markup=False)
+        self.tell_the_layers(state)
         if stopped and state.has_no_hope(self.config.patience):
             self.console.print(
                 f"stopped at step {state.step}: the last {self.config.patience} validations were not better than step "
@@ -175,6 +176,21 @@ class Display:
             return
         for line in self.task.next_steps(folder):
             self.console.print(line, markup=False)
+
+    def tell_the_layers(self, state: State) -> None:
+        """Draw what --watch has found in the layers, and say what is unusual, and what watching has cost."""
+        records = self.run.watched()
+        if not records:
+            return
+        watch.plot(records, self.run.folder / "watch.png")
+        seconds = sum(record["seconds"] for record in records)
+        self.console.print(
+            f"layers: {self.folder()}/watch.png, of {len(records)} steps that were watched; this took {seconds:.1f} s "
+            f"of {state.seconds:.0f} s",
+            markup=False,
+        )
+        for remark in watch.remarks(records):
+            self.console.print(remark, markup=False)
 
     def folder(self) -> str:
         """The run directory, quoted for a shell."""

@@ -3,6 +3,7 @@
     config.json         the settings
     tokenizer/          the tokenizer
     metrics.jsonl       a JSON object a line: step, loss, lr, grad_norm, tokens, tokens_per_s, seconds; some val_loss
+    watch.jsonl         with --watch: a JSON object for each step that was watched; watch.png shows them (watch.py)
     loss.png            both losses over the steps, the best step, and where the two part
     checkpoints/        last.safetensors and best.safetensors, see checkpoint.py
     kept.safetensors    of some tasks: what they found out before the first step
@@ -114,13 +115,27 @@ class Run:
 
     def add_metrics(self, record: dict[str, Any]) -> None:
         """Append one line to metrics.jsonl."""
-        with open(self.folder / "metrics.jsonl", "a", encoding="utf-8") as file:
+        self._append("metrics.jsonl", record)
+
+    def add_watched(self, record: dict[str, Any]) -> None:
+        """Append one line to watch.jsonl."""
+        self._append("watch.jsonl", record)
+
+    def _append(self, name: str, record: dict[str, Any]) -> None:
+        with open(self.folder / name, "a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
 
     def metrics(self) -> list[dict[str, Any]]:
         """Every complete line of metrics.jsonl; a line that a kill has cut off is skipped."""
+        return self._lines("metrics.jsonl")
+
+    def watched(self) -> list[dict[str, Any]]:
+        """Every complete line of watch.jsonl."""
+        return self._lines("watch.jsonl")
+
+    def _lines(self, name: str) -> list[dict[str, Any]]:
         records = []
-        path = self.folder / "metrics.jsonl"
+        path = self.folder / name
         for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else ():
             try:
                 records.append(json.loads(line))
@@ -130,11 +145,14 @@ class Run:
 
     def forget_metrics_after(self, step: int) -> None:
         """Drop the lines of steps after a checkpoint, because a resumed run takes these steps again."""
-        kept = [record for record in self.metrics() if record["step"] <= step]
-        path = self.folder / "metrics.jsonl"
-        unfinished = path.with_suffix(".tmp")
-        unfinished.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
-        os.replace(unfinished, path)
+        for name in ("metrics.jsonl", "watch.jsonl"):
+            path = self.folder / name
+            if name == "watch.jsonl" and not path.is_file():
+                continue
+            kept = [record for record in self._lines(name) if record["step"] <= step]
+            unfinished = path.with_suffix(".tmp")
+            unfinished.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
+            os.replace(unfinished, path)
 
     def plot(self) -> Path:
         """Draw loss.png from the metrics; returns its path."""

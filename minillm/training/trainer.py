@@ -51,6 +51,7 @@ from minillm.training.saving import State, kept_arrays, restore, save
 from minillm.training.stop import StopRequest
 from minillm.training.tasks import task_class
 from minillm.training.tasks.task import Task
+from minillm.training.watch import Watch
 from minillm.tuning import Choice, tuned_process
 
 
@@ -68,6 +69,7 @@ def train(
     world = communicator or Alone()
     run, task, model, optimizer, state, choice, sentences = prepare(config, resume, world)
     uploads = Uploads(config.device)
+    watched = Watch(model.model, config.watch, run.add_watched).step
     display = display_of(run, task, model, state, config, progress, sentences) if world.rank == 0 else NoDisplay()
     with tuned_process(choice.cutting), StopRequest() as stop, quiet(), display:
         if task.measured_first and state.step == 0:
@@ -78,14 +80,15 @@ def train(
             batch = batch_on_all(task, model, state.step, world)
             counts, tokens = task.counts(batch), task.tokens(batch)
             on_device = dict(zip(batch, uploads(*batch.values()), strict=True))
-            loss = model.forward_backward(on_device, config.micro_batches, task, counts)  # ()
-            optimizer.lr = learning_rate(config, state.step)
-            grad_norm = optimizer.clip_grad_norm(config.clip)
-            loss, grad_norm = float(loss), float(grad_norm)  # the only synchronisation point of a step
-            stopping = stop.requested_of_any(world)
-            check_finite(config, state.step + 1, {"loss": loss, "norm of the gradient": grad_norm})
-            optimizer.step()
-            model.sync_parameters()
+            with watched(state.step + 1):
+                loss = model.forward_backward(on_device, config.micro_batches, task, counts)  # ()
+                optimizer.lr = learning_rate(config, state.step)
+                grad_norm = optimizer.clip_grad_norm(config.clip)
+                loss, grad_norm = float(loss), float(grad_norm)  # the only synchronisation point of a step
+                stopping = stop.requested_of_any(world)
+                check_finite(config, state.step + 1, {"loss": loss, "norm of the gradient": grad_norm})
+                optimizer.step()
+                model.sync_parameters()
             seconds = time.perf_counter() - started
             state = state.after_step(tokens, seconds)
 
@@ -228,7 +231,8 @@ def check_finite(config: TrainConfig, step: int, values: dict[str, float]) -> No
         if not math.isfinite(value):
             raise InputError(
                 f"train: at step {step} the {name} is {value}, as happens when steps are too large; train again with "
-                f"a lower --lr (now {config.lr}) or a longer --warmup (now {config.warmup})"
+                f"a lower --lr (now {config.lr}) or a longer --warmup (now {config.warmup}); with MINILLM_CHECK=finite "
+                "in the environment, the error names the first operation that makes such a number"
             )
 
 
@@ -313,6 +317,11 @@ def prepare(config: TrainConfig, resume: Path | None, world: Communicator) -> Pr
     """
     leads = world.rank == 0
     check_device(config.device)
+    if config.watch and world.size > 1:
+        raise InputError(
+            f"train: --watch {config.watch} looks at whole weights and gradients, which {world.size} ranks divide; "
+            "give --watch None, or train in one process"
+        )
     if leads and resume is None and config.out is not None:
         check_free(config.out)
     run = Run.open(resume) if leads and resume else None
