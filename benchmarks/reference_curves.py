@@ -39,6 +39,8 @@ def curve(name: str, seeds: list[int]) -> dict:
             config = dataclasses.replace(preset(name), seed=seed, out=out, sample_every=0, threads=1)
             run = train(config, progress=False)
             records = run.metrics()
+            if records[-1]["step"] < config.steps:  # interrupted: a curve is of whole runs
+                raise SystemExit(f"{name}: the run with seed {seed} was stopped; nothing is written")
             print(*(one for one in examine_run(run.folder) if one.is_alarm), sep="\n")
         validated = [one for one in records if one["val_loss"] is not None]
         steps = [one["step"] for one in validated]
