@@ -32,6 +32,7 @@ COMMANDS = {  # the file in minillm/commands of each
     "tokenizer decode": "tokenizer",
     "profile": "profile",
     "gradcheck": "gradcheck",
+    "guide": "guide",
     "kernels": "kernels",
     "convert": "convert",
     "diff": "diff",
