@@ -7,7 +7,7 @@ The README, those of the folders and the chapters of the guide keep these rules,
 - ```` ```sh ```` holds commands, one a line. `# tested with --steps 2` behind one adds these words in the test, and
   `# not tested: needs a GPU` leaves it out, with a reason from UNTESTED. (A line that ends in `\\` goes on.)
 - ```` ```text ```` behind commands is what the last of them prints: each line must come in its output, in this order;
-  `...` stands for lines that are left out, and within a line for anything. Spaces and the lines of a table do not count.
+  `...` stands for lines that are left out, and within a line for anything. Spaces and a table's lines do not count.
 
 All blocks of a chapter run in one empty folder, in order: a command finds the files that the blocks before it wrote.
 """
@@ -95,12 +95,15 @@ def run_command(command: Command, folder: Path, capsys: Any) -> str:
     words, environment = command.words, dict(command.environment)
     if words[0] == "minillm" and set(environment) <= {"MINILLM_ENGINE"}:
         capsys.readouterr()
+        status: Any = None
         with minillm.engine(environment.get("MINILLM_ENGINE", "auto")):
             try:
                 main(words[1:])
             except SystemExit as end:
-                assert not end.code, f"{shlex.join(words)}: {capsys.readouterr().err}"
-        return capsys.readouterr().out
+                status = end.code
+        printed = capsys.readouterr()
+        assert not status, f"{shlex.join(words)}: {printed.out[-3000:]}{printed.err}"
+        return printed.out
     program = [sys.executable, *words[1:]] if words[0] == "python" else words
     everything = {**os.environ, **environment, "PYTHONPATH": str(ROOT)}
     result = subprocess.run(program, cwd=folder, env=everything, capture_output=True, text=True, timeout=300)

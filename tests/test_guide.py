@@ -70,7 +70,8 @@ def test_the_chapters_are_twelve_and_count():
 
 def test_most_commands_run():
     """A mark that leaves a command out is for what a machine lacks."""
-    commands = [one for each in chapters() for b in blocks_of(each.text) if b.language == "sh" for one in commands_of(b)]
+    blocks = [block for one in chapters() for block in blocks_of(one.text) if block.language == "sh"]
+    commands = [command for block in blocks for command in commands_of(block)]
     run = [one for one in commands if one.untested is None]
     assert len(run) > 2 * (len(commands) - len(run)), [shlex.join(one.words) for one in commands if one.untested]
     for one in commands:
@@ -90,8 +91,8 @@ def test_a_wrong_comment_or_output_is_found(tmp_path, capsys):
     for printed in ("b c d\n", "e\nb c d\n"):
         with pytest.raises(AssertionError, match="is not printed"):
             compare_output(shown, printed, "x.md")
-    [block] = blocks_of("```sh\nminillm sample nothing --prompt x  # tested with --seed 3\npip x  # not tested: a whim\n```\n")
-    wrong, unmarked = commands_of(block)
+    text = "```sh\nminillm sample nothing --prompt x  # tested with --seed 3\npip x  # not tested: a whim\n```\n"
+    wrong, unmarked = commands_of(blocks_of(text)[0])
     assert wrong.words[-2:] == ["--seed", "3"]
     with pytest.raises(AssertionError, match="nothing"):
         run_command(wrong, tmp_path, capsys)

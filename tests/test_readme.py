@@ -1,4 +1,4 @@
-"""What the READMEs say is so: examples run, the table of operations names every op, commands, options and files exist."""
+"""What the READMEs say is so: examples run, the table of operations has every op, commands and files exist."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ from minillm.guide import chapters
 from tests.documents import blocks_of, check_options, commands_of, run_python
 
 ROOT = Path(__file__).parents[1]
-DOCUMENTS = {str(path.relative_to(ROOT)): path for path in sorted((*ROOT.glob("*.md"), *ROOT.glob("[!.]*/**/README.md")))}
+FOLDERS = ("minillm", "kernels", "tests", "benchmarks")
+READMES = [ROOT / "README.md", *(path for folder in FOLDERS for path in sorted((ROOT / folder).rglob("README.md")))]
+DOCUMENTS = {path.relative_to(ROOT).as_posix(): path for path in READMES}
 BLOCKS = {name: blocks_of(path.read_text(encoding="utf-8")) for name, path in DOCUMENTS.items()}
 EXAMPLES = [(name, block) for name, blocks in BLOCKS.items() for block in blocks if block.language == "python"]
 README = DOCUMENTS["README.md"].read_text(encoding="utf-8")
@@ -68,9 +70,6 @@ def test_links_lead_somewhere(name):
 def test_the_readme_names_every_chapter():
     for one in chapters():
         assert f"({one.path.relative_to(ROOT)})" in README, one.path
-
-
-FOLDERS = ("minillm", "kernels", "tests", "benchmarks")
 
 
 def named_in(folder: str) -> set[str]:

@@ -39,7 +39,7 @@ def guide(arguments: list[str]) -> None:
 
 
 def with_whole_links(text: str, folder: Path) -> str:
-    """The Markdown with links that a terminal can open: files by their whole path, or no link where there is no file."""
+    """The Markdown with links that a terminal can open: the whole paths of files, no link where there is no file."""
 
     def whole(match: re.Match[str]) -> str:
         label, target = match.groups()
