@@ -4,8 +4,9 @@ The README, those of the folders and the chapters of the guide keep these rules,
 
 - ```` ```python ```` is run. All blocks of a chapter share their names, as in one session of Python; what is printed is
   compared, line by line, with the comments `# prints ...`.
-- ```` ```sh ```` holds commands, one a line. `# tested with --steps 2` behind one adds these words in the test, and
-  `# not tested: needs a GPU` leaves it out, with a reason from UNTESTED. (A line that ends in `\\` goes on.)
+- ```` ```sh ```` holds commands, one a line. `# tested with --steps 2` behind one adds these words in the test;
+  `# not tested: needs a GPU` leaves it out, with a reason from UNTESTED; `# tested by tests/x.py` says which test runs it
+  instead. (A line that ends in `\\` goes on.)
 - ```` ```text ```` behind commands is what the last of them prints: each line must come in its output, in this order;
   `...` stands for lines that are left out, and within a line for anything. Spaces and a table's lines do not count.
 
@@ -28,17 +29,16 @@ import minillm
 from minillm.cli import COMMANDS, GROUPS, main
 
 ROOT = Path(__file__).parents[1]
-UNTESTED = (  # what a test machine lacks, or what another test does
+UNTESTED = (  # what a test machine lacks
     "needs a GPU",
     "needs several machines",
     "needs a published model",
     "needs a person",
     "needs a debugger",
     "installs packages",
-    "minutes",
 )
 DECIDING = ("--model", "--preset", "--objective")  # options on which it depends which others there are
-ANOTHER_TEST = re.compile(r"tests/[\w/]+\.py")
+ANOTHER_TEST = re.compile(r"tested by (tests/[\w/]+\.py)")
 
 
 class Block(NamedTuple):
@@ -70,7 +70,7 @@ def commands_of(block: Block) -> list[Command]:
         words = shlex.split(line, comments=True)
         if not words:
             continue
-        untested = re.search(r"# not tested: ([^#]+)$", line)
+        untested = re.search(r"# (?:not tested: |(?=tested by ))([^#]+)$", line)
         added = re.search(r"# tested with ([^#]+)$", line)
         environment = {}
         while words and re.fullmatch(r"[A-Z_]+=.*", words[0]):
@@ -137,7 +137,7 @@ def name_of(words: list[str]) -> str:
 def check_command(command: Command, document: str) -> None:
     """Demand that a command exists, and that a reason for not running it is one of those that are allowed."""
     if command.untested is not None:
-        assert command.untested in UNTESTED or ANOTHER_TEST.search(command.untested), (document, command)
+        assert command.untested in UNTESTED or ANOTHER_TEST.fullmatch(command.untested), (document, command)
     if command.words[:1] == ["minillm"] and len(command.words) > 1:
         assert name_of(command.words) in COMMANDS, (document, command)
 

@@ -22,7 +22,7 @@ from minillm.guide import chapter
 from minillm.study.cases import CASES
 
 ROOT = Path(__file__).parents[1]
-GUIDE = chapter("seeing").text
+GUIDE = chapter("seeing").text.replace("\\\n", "")
 RECIPES = re.findall(r"^(?:MINILLM_ENGINE=plain )?(python -m pdb .*?)(?:  #.*)?$", GUIDE, re.MULTILINE)
 FRAMES_BETWEEN = 3
 
