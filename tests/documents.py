@@ -5,7 +5,7 @@ The README, those of the folders and the chapters of the guide keep these rules,
 - ```` ```python ```` is run. All blocks of a chapter share their names, as in one session of Python; what is printed is
   compared, line by line, with the comments `# prints ...`.
 - ```` ```sh ```` holds commands, one a line. `# tested with --steps 2` behind one adds these words in the test;
-  `# not tested: needs a GPU` leaves it out, with a reason from UNTESTED; `# tested by tests/x.py` says which test runs it
+  `# not tested: needs a GPU` leaves it out for a reason in UNTESTED; `# tested by tests/x.py` says which test has it
   instead. (A line that ends in `\\` goes on.)
 - ```` ```text ```` behind commands is what the last of them prints: each line must come in its output, in this order;
   `...` stands for lines that are left out, and within a line for anything. Spaces and a table's lines do not count.

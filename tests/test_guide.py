@@ -10,6 +10,7 @@ import pytest
 
 from minillm.cli import main
 from minillm.errors import InputError
+from minillm.exercises import ORDER
 from minillm.guide import chapter, chapters
 from tests.documents import (
     ANOTHER_TEST,
@@ -51,6 +52,7 @@ def test_a_chapter_has_its_parts(name):
     assert re.match(rf"# {CHAPTERS[name].number}\. ", text)
     assert "**You will be able to**" in text.split("\n\n")[1], "the second paragraph says what the reader learns"
     assert "minillm exercise start " in text
+    assert re.search(r"results/\w+\.(png|md)|\w+\.(html|svg)", text), "it has a picture or a page to look at"
     assert re.search(r"\]\(\.\./", text), "it names a file to read"
     assert {block.language for block in blocks_of(text)} >= {"python", "sh"}
     for block in blocks_of(text):
@@ -66,6 +68,11 @@ def test_links_of_a_chapter_lead_somewhere(name):
 
 def test_the_chapters_are_twelve_and_count():
     assert [one.number for one in chapters()] == list(range(1, 13))
+
+
+def test_every_exercise_belongs_to_a_chapter():
+    named = re.findall(r"minillm exercise start (\S+)", "".join(one.text for one in chapters()))
+    assert sorted(named) == sorted(ORDER)
 
 
 def test_most_commands_run():
