@@ -134,7 +134,7 @@ class Op:
         recorded = recorded and state.grad_enabled
         constants = _kept(inputs, arrays) if recorded and fixed else ()
         observers = state.observers
-        started = time.perf_counter() if observers else 0.0
+        started = _announced(observers, self, arrays, settings) if observers else 0.0
         if state.quiet:
             (out, saved), backward, writes_into = self._run(arrays, settings)
         else:
@@ -302,11 +302,21 @@ class Forward:
         self.seconds: float = seconds
 
 
+def _announced(observers: tuple[Observer, ...], op: Op, arrays: list, settings: dict) -> float:
+    """Tell the observers that a forward is about to run; returns the time at which it begins."""
+    for observer in observers:
+        if observer.before_forward is not None:
+            observer.before_forward(op, arrays, settings)
+    return time.perf_counter()
+
+
 @contextlib.contextmanager
 def observe(
     on_forward: Callable[[Forward], Any] | None = None,
     on_backward: Callable[[Backward], Any] | None = None,
     on_module: Callable[[Any, tuple, Any], Any] | None = None,
+    before_forward: Callable[[Op, list, dict], Any] | None = None,
+    before_backward: Callable[[Node, list], Any] | None = None,
 ) -> Iterator[None]:
     """Call these functions for what this thread runs until the block ends; nothing is changed by being watched.
 
@@ -316,6 +326,8 @@ def observe(
     Backward); `call.node.saved` is still there.
     on_module(module, inputs, output): after each module's forward, those inside before those around them; inputs given
     by name follow the others.
+    before_forward(op, inputs, settings) and before_backward(node, douts): before each of them runs; `node.backward` is
+    the function that will run.
 
     The arrays of a call are those of the step, which may write into them when the function has returned: the engine
     adds later gradients to `dinputs`, and cross_entropy(overwrite=True) takes the memory of the logits. Copy what is to
@@ -323,7 +335,7 @@ def observe(
 
     Observers that are entered later are called later. A function that raises ends the step with its error.
     """
-    observer = Observer(on_forward, on_backward, on_module)
+    observer = Observer(on_forward, on_backward, on_module, before_forward, before_backward)
     state.observers = (*state.observers, observer)
     try:
         yield

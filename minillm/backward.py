@@ -303,7 +303,7 @@ def node_backward(node: Node, douts: list, wanted: dict | None) -> Any:
             if wanted is None and (not observers or backend.is_abstract()):
                 _claim(edges, claimed, into)
             arguments = (dout, node.saved, tuple(into))
-        started = time.perf_counter() if observers else 0.0
+        started = _announced(observers, node, douts) if observers else 0.0
         dinputs = node.backward(*arguments)  # the line that calls every backward
         if type(dinputs) is not tuple or len(dinputs) != len(edges):
             raise GraphError(
@@ -336,6 +336,14 @@ def node_backward(node: Node, douts: list, wanted: dict | None) -> Any:
             if observer.on_backward is not None:
                 observer.on_backward(call)
     return dinputs
+
+
+def _announced(observers: tuple, node: Node, douts: list) -> float:
+    """Tell the observers that a backward is about to run; returns the time at which it begins."""
+    for observer in observers:
+        if observer.before_backward is not None:
+            observer.before_backward(node, douts)
+    return time.perf_counter()
 
 
 def _check_versions(node: Node) -> None:

@@ -18,6 +18,8 @@ class Observer(NamedTuple):
     on_forward: Callable | None
     on_backward: Callable | None
     on_module: Callable | None
+    before_forward: Callable | None
+    before_backward: Callable | None
 
 
 class _State(threading.local):

@@ -77,6 +77,7 @@ FLOORS = {  # the longest name that fits counts
     "minillm.training": 7,
     "minillm.study": 8,
     "minillm.guide": 8,
+    "minillm.exercises": 8,
     "minillm.console": 0,
     "minillm.options": 1,
     "minillm.commands": 9,
@@ -163,6 +164,7 @@ TOGETHER = {
     "minillm.parallel",
     "minillm.testing",
     "minillm.study",
+    "minillm.exercises",
     "minillm.commands",
 }  # one subject in several files
 CUDA_PAIR = 6  # the floor of `minillm.cuda.<operation>`, above the plain and the fast pair

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from minillm import ops
-from minillm.cli import COMMANDS
+from minillm.cli import COMMANDS, GROUPS
 from minillm.guide import chapters
 from tests.documents import blocks_of, check_options, commands_of, run_python
 
@@ -52,7 +52,7 @@ def test_the_table_names_every_op_and_files_that_exist():
 @pytest.mark.parametrize("name", DOCUMENTS)
 def test_every_command_exists_and_has_the_options(name, capsys):
     text = DOCUMENTS[name].read_text(encoding="utf-8")
-    for command in set(re.findall(r"minillm ((?:(?:tokenizer|finetune) )?[a-z]+) ?", text)):
+    for command in set(re.findall(rf"minillm ((?:(?:{'|'.join(GROUPS)}) )?[a-z]+) ?", text)):
         if command.split()[0] in {one.split()[0] for one in COMMANDS}:
             assert command in COMMANDS
     lines = [one for block in BLOCKS[name] if block.language == "sh" for one in commands_of(block)]

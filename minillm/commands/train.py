@@ -132,7 +132,7 @@ def starting_model(path: str, command: str) -> dict[str, Any]:
     return {"architecture": architecture, "model": found.config, "init": path}
 
 
-def check_effect(values: dict[tuple[str, ...], Any], given: Train) -> None:
+def check_effect(values: dict[tuple[str, ...], Any], given: TrainConfig) -> None:
     """Raise InputError for an option that was given and would do nothing beside the others."""
     if given.init is not None:
         for path in values:

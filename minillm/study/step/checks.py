@@ -1,0 +1,138 @@
+"""A number of a trace beside its central difference: a gradient of one op, or of the whole loss.
+
+    check_number(trace, trace.find("layernorm backward in h.0.ln_2"), "dx", (0, 3, 5))
+    check_number(trace, trace.parameters["h.0.ln_2.weight"], "grad", (5,))
+
+For an op, f is its forward and dy the gradient that reached it: the difference is (<dy, f(x + h)> - <dy, f(x - h)>) /
+2h. For a parameter it is that of the loss, computed again from the weights before the update. Both are computed in
+float64, while the number in the trace has the precision of the step.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from minillm import random as drawing
+from minillm.autograd import no_grad
+from minillm.backend import Array
+from minillm.engine import engine
+from minillm.errors import InputError
+from minillm.study.step.records import ParameterStop, StepTrace, Stop
+from minillm.testing.subject import difference_step
+
+TOLERANCE = 1e-3  # of the largest gradient in the array: float32 and the curve of f
+
+
+class NumberCheck(NamedTuple):
+    """A number of a trace and its central difference."""
+
+    name: str
+    place: tuple[int, ...]
+    analytic: float
+    numeric: float
+    largest: float  # the largest absolute value in the array that the number is from
+
+    @property
+    def agrees(self) -> bool:
+        """True if the two differ by less than a thousandth of the largest number of the array."""
+        return abs(self.analytic - self.numeric) <= TOLERANCE * self.largest + 1e-9
+
+    def __str__(self) -> str:
+        place = f"{self.name}[{', '.join(map(str, self.place))}]"
+        verdict = "they agree" if self.agrees else "THEY DIFFER"
+        return f"{place} = {self.analytic:.7g} by the backward, {self.numeric:.7g} by differences: {verdict}"
+
+
+def check_number(trace: StepTrace, stop: Stop, name: str, index: Sequence[int]) -> NumberCheck:
+    """Compare one number of a backward's gradients, or of a parameter's gradient, with its central difference.
+
+    name: of a gradient that the backward returned, such as dx; for a parameter `grad`.
+    Raises: InputError for what has no difference: an input without a gradient, an array that was left out.
+    """
+    if isinstance(stop, ParameterStop):
+        if name != "grad":
+            raise InputError(f"check_number: {name!r} of {stop.title} is no gradient; give grad")
+        return LossChecker(trace).check(stop.scope, index)
+    return _check_op(trace, stop, name, tuple(index))
+
+
+class LossChecker:
+    """Checks gradients of parameters against differences of the loss, with one copy of the model for all of them."""
+
+    def __init__(self, trace: StepTrace):
+        if trace.rerun is None:
+            raise InputError("check_number: the loss cannot be computed again; make the trace with trace_step")
+        model, self.compute_loss = trace.rerun
+        self.trace = trace
+        self.model = copy.deepcopy(model).to("float64")
+        self.parameters = dict(self.model.named_parameters())
+        for name, stop in trace.parameters.items():
+            if stop.before is None:
+                raise InputError(f"check_number: {name} was left out of the trace; trace with a larger `largest`")
+            self.parameters[name].data[...] = stop.before
+
+    def check(self, parameter: str, index: Sequence[int]) -> NumberCheck:
+        """Compare one number of a parameter's gradient with the difference of the loss."""
+        stop = self.trace.parameters.get(parameter)
+        if stop is None or stop.grad is None:
+            raise InputError(f"check_number: the trace has no gradient of {parameter!r}")
+        index = _checked("grad", index, stop.grad)
+        data = self.parameters[parameter].data
+        numeric = _difference(data, index, self._loss)
+        return NumberCheck(parameter, index, float(stop.grad[index]), numeric, _largest(stop.grad))
+
+    def _loss(self) -> float:
+        with no_grad(), engine("fast"), drawing.using(drawing.Generator(self.trace.seed)):
+            return float(self.compute_loss(self.model).item())
+
+
+def _check_op(trace: StepTrace, stop: Stop, name: str, index: tuple[int, ...]) -> NumberCheck:
+    names = [value.name for value in stop.outputs]
+    if stop.kind != "backward" or name not in names or stop.partner is None:
+        raise InputError(f"check_number: {stop.title} returned no gradient {name!r}; it has {', '.join(names)}")
+    call, position = trace.stops[stop.partner].call, names.index(name)
+    gradient, x = stop.outputs[position].array, call.inputs[position] if call else None
+    if call is None or gradient is None or x is None or any(dy.shape and dy.array is None for dy in stop.inputs):
+        raise InputError(f"check_number: {name} of {stop.title} is not there; it has no gradient, or was left out")
+    index = _checked(name, index, gradient)
+    inputs = [
+        np.array(one, np.float64) if getattr(one, "dtype", np.dtype(int)).kind == "f" else one for one in call.inputs
+    ]
+
+    def projection() -> float:
+        with np.errstate(all="ignore"):
+            y, _ = call.op.forward(*inputs, **call.settings)
+        ys = y if isinstance(y, tuple) else (y,)
+        pairs = zip(stop.inputs, ys, strict=True)
+        return sum(float(np.vdot(np.asarray(dy.array, np.float64), one)) for dy, one in pairs if dy.array is not None)
+
+    return NumberCheck(
+        name, index, float(gradient[index]), _difference(inputs[position], index, projection), _largest(gradient)
+    )
+
+
+def _difference(x: Array, index: tuple[int, ...], function: Callable[[], float]) -> float:
+    """The central difference of a function of an array, along one of its elements."""
+    before, step = x[index], difference_step(np.asarray(x[index]))
+    try:
+        x[index] = before + step
+        above = function()
+        x[index] = before - step
+        return (above - function()) / (2 * step)
+    finally:
+        x[index] = before
+
+
+def _checked(name: str, index: Any, array: Array) -> tuple[int, ...]:
+    index = tuple(int(i) for i in index)
+    if len(index) != array.ndim or not all(-size <= i < size for i, size in zip(index, array.shape, strict=True)):
+        raise InputError(f"check_number: {name} has shape {array.shape}; {list(index)} is no index of it")
+    return index
+
+
+def _largest(array: Array) -> float:
+    return float(np.abs(array).max(initial=0))

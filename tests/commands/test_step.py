@@ -1,0 +1,156 @@
+"""`minillm step`: every family and task, in the terminal, compared, exported and in words."""
+
+from __future__ import annotations
+
+import io
+import json
+import subprocess
+import sys
+
+import pytest
+
+from minillm.cli import main
+from minillm.commands.step import Step, settings_of, starting_point
+from minillm.options import filled, scan
+from minillm.study.step.setup import prepare
+
+PAIRS = [
+    {"prompt": f"What is {i}+1?", "chosen": f"It is {i + 1}, of course.", "rejected": "No idea at all."}
+    for i in range(8)
+]
+
+
+def said(capsys, *arguments: str) -> str:
+    """What the command prints."""
+    main(["step", *arguments])
+    return capsys.readouterr().out
+
+
+def refused(capsys, *arguments: str) -> str:
+    """The error of a command that is refused."""
+    with pytest.raises(SystemExit) as caught:
+        main(["step", *arguments])
+    assert caught.value.code == 2
+    return capsys.readouterr().err
+
+
+@pytest.fixture
+def pairs(tmp_path):
+    path = tmp_path / "pairs.jsonl"
+    path.write_text("\n".join(map(json.dumps, PAIRS)), "utf-8")
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["nano", "llama-nano", "gemma-nano", "bert-nano", "roberta-nano", "distilbert-nano", "xlnet-nano", "bart-nano"],
+)
+def test_every_family_steps_on_a_text_of_ones_own(name, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    small = ["--layers", "1"] if name != "bart-nano" else []
+    text = said(capsys, name, *small, "--text", "the cat sat on the mat", "--export", "1")
+    assert "loss " in text
+    assert "stops" in text
+    assert (tmp_path / "embedding_forward_wte.py").is_file()
+
+
+@pytest.mark.parametrize(
+    ("task", "loss"), [("dpo", "loss 0.693147"), ("sft", "loss"), ("reward", "GPT2ForSequenceClassification")]
+)
+def test_tasks_read_records(task, loss, pairs, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    if task == "sft":
+        rows = [{"prompt": row["prompt"], "completion": row["chosen"]} for row in PAIRS]
+        (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, rows)), "utf-8")
+    text = said(
+        capsys, "--task", task, "--data", pairs, "--context", "128", "--validation-fraction", "0.3", "--export", "1"
+    )
+    assert loss in text
+
+
+def test_lora_steps_and_its_first_matrix_has_no_gradient_yet():
+    arguments = ["nano", "--lora", "2"]
+    before = starting_point(arguments)
+    trace = prepare(settings_of(filled(Step, "step", scan(Step, "step", arguments, before), before))).trace()
+    assert trace.parameters
+    assert all("lora" in name for name in trace.parameters)
+    for name, stop in trace.parameters.items():
+        assert stop.grad.any() != name.endswith(".A"), "B is 0 at first, so A gets no gradient"
+
+
+def test_the_terminal_reads_commands(capsys, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", io.StringIO("until cross_entropy\nn\nprint V\nq\n"))
+    text = said(capsys, "--terminal")
+    assert "[0] tokens" in text
+    assert "cross_entropy forward" in text
+    assert "GPT2: loss" in text
+    assert "leave --out" in refused(capsys, "--terminal", "--lens")
+
+
+def test_compare_names_the_first_line_that_differs(capsys, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "my_add.py").write_text("def backward(dy, saved):\n    return dy, -dy\n", "utf-8")
+    text = said(capsys, "--compare", "plain,add=my_add:backward")
+    assert "add backward in h.1, gpt2.py:106" in text
+    assert "db[" in text
+    assert "no stop differs" in said(capsys, "--compare", "fast")
+
+
+def test_lens_names_tokens(capsys):
+    text = said(capsys, "--lens", "--text", "the cat sat")
+    assert "h.1.mlp.proj shift of " in text
+    assert "no MLP" in refused(capsys, "--lens", "--lora", "2")
+
+
+def test_a_run_steps_with_its_own_weights_and_tokenizer(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    main(
+        [
+            "train",
+            "--preset",
+            "nano",
+            "--steps",
+            "2",
+            "--layers",
+            "1",
+            "--sample-every",
+            "0",
+            "--eval-batches",
+            "1",
+            "--out",
+            "run",
+        ]
+    )
+    capsys.readouterr()
+    text = said(capsys, "run", "--text", "the cat", "--compare", "plain,run")
+    assert "no stop differs" in text
+    source = said(capsys, "run", "--text", "the cat", "--export", "AdamW update in wpe")
+    assert "wrote " in source
+    assert "--layers would change the model" in refused(capsys, "run", "--layers", "3")
+
+
+def test_an_exported_stop_runs(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    said(capsys, "--export", "layernorm backward in h.0.ln_2")
+    ran = subprocess.run(
+        [sys.executable, "layernorm_backward_h_0_ln_2.py"], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert ran.returncode == 0, ran.stderr
+    assert "the same numbers" in ran.stdout
+
+
+def test_what_cannot_be_done_says_why(capsys, tmp_path, pairs):
+    assert "there is no task 'dop'; did you mean 'dpo'" in refused(capsys, "--task", "dop")
+    assert "reads records; give --data" in refused(capsys, "--task", "sft")
+    assert "--text is for" in refused(capsys, "--task", "dpo", "--data", pairs, "--text", "abc")
+    assert "give a longer one" in refused(capsys, "--text", "a")
+    assert "no stop is called" in refused(capsys, "--export", "nothing here")
+    assert "no preset, and no folder" in refused(capsys, "nowhere")
+    assert "names 3 steps" in refused(capsys, "--compare", "a,b,c")
+
+
+def test_a_page_is_written(capsys, tmp_path):
+    pytest.importorskip("minillm.study.step.page")
+    out = tmp_path / "page.html"
+    assert f"wrote {out}" in said(capsys, "--out", str(out))
+    assert out.stat().st_size < 5_000_000
