@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -68,6 +69,12 @@ def test_links_of_a_chapter_lead_somewhere(name):
 
 def test_the_chapters_are_twelve_and_count():
     assert [one.number for one in chapters()] == list(range(1, 13))
+
+
+def test_an_installed_copy_has_the_chapters():
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]
+    assert "minillm.guide" in settings["packages"]
+    assert "*.md" in settings["package-data"]["minillm.guide"]
 
 
 def test_every_exercise_belongs_to_a_chapter():
