@@ -135,3 +135,20 @@ def test_a_module_is_seen_with_what_it_was_given_and_what_it_returned():
     assert inputs[0] is x
     assert by_name[0] is x
     assert output is y
+
+
+def test_what_is_about_to_run_is_announced_with_what_it_gets():
+    x, events = Tensor(np.array([1.0, 2.0]), requires_grad=True), []
+    with observe(
+        on_forward=lambda call: events.append(("after", call.op.name)),
+        on_backward=lambda call: events.append(("after backward", call.op.name)),
+        before_forward=lambda op, inputs, settings: events.append(("before", op.name, inputs[0] is x.data, settings)),
+        before_backward=lambda node, douts: events.append(("before backward", node.op.name, douts[0].tolist())),
+    ):
+        ops.sum(x).backward()
+    assert events == [
+        ("before", "sum", True, {"axis": None, "keepdims": False}),
+        ("after", "sum"),
+        ("before backward", "sum", 1.0),
+        ("after backward", "sum"),
+    ]

@@ -1,4 +1,8 @@
-"""`minillm exercise list`, `start`, `check` and `hint`."""
+"""`minillm exercise list`, `start`, `check` and `hint`.
+
+The files of a learner lie in a folder, `exercises` by default, and progress.json beside them says what was passed and
+how many hints were given. Nothing is kept anywhere else.
+"""
 
 from __future__ import annotations
 

@@ -19,6 +19,7 @@ from minillm.errors import InputError
 from minillm.models.bert import BertConfig
 from minillm.options import Positional, filled, scan
 from minillm.resolver import Described, described
+from minillm.training.config import TrainConfig
 from minillm.training.run import Run
 from minillm.training.tasks import task_class
 from minillm.training.tasks.classify import check_labels
@@ -114,7 +115,7 @@ def starting_encoder(given: FinetuneHead, found: Described, is_given: Callable[[
     return {"model": with_labels(given, found)} | ({} if is_given("lr") else {"lr": RATES[rate]})
 
 
-def with_labels(given: FinetuneHead, found: Described) -> Any:
+def with_labels(given: TrainConfig, found: Described) -> Any:
     """The configuration of the model with the classes that it will tell apart: its own, or those of the data.
 
     Raises: InputError for data with a class that the head of the model lacks.

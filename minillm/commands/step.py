@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from minillm.commands.finetune_heads import with_labels
 from minillm.commands.train import check_effect, starting_model
 from minillm.errors import InputError, did_you_mean
 from minillm.options import Positional, filled, peek, scan
-from minillm.resolver import described, find
+from minillm.resolver import Described, Place, described, find
 from minillm.training.config import OBJECTIVES, PRESETS, TrainConfig, preset
 from minillm.training.tasks import TASKS
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from minillm.study.step.records import StepTrace
 
 BYTES = 256  # the smallest vocabulary of a byte-level BPE has one more
+HEADS = ("classify", "qa")  # tasks whose data says what the head tells apart
 ALIASES = {"dpo": "preference", "translate": "pairs"}  # what `minillm finetune` calls a task
 
 
@@ -26,7 +28,7 @@ class Step(TrainConfig):
     """Walk through one training step in the plain engine: every line with its numbers, forwards and backwards."""
 
     headings: ClassVar[dict[str, str]] = {
-        "the walk": "text out terminal compare export lens",
+        "the walk": "text out terminal compare export lens largest",
         "model": "name preset architecture model init lora",
         "data": "data field tokenizer objective task batch_size seed validation_fraction",
         "optimiser": "lr beta1 beta2 weight_decay clip",
@@ -51,7 +53,8 @@ class Step(TrainConfig):
     batch_size: int = 1
     """Rows of that batch: texts, examples or pairs; for grpo a multiple of --group-size."""
     out: Path | None = None
-    """Page to write; step.html unless it is given."""
+    """Page to write; step.html unless it is given. With --compare it shows both steps; with --compare, --export or
+    --lens and without --out, no page is written."""
     terminal: bool = False
     """Walk in the terminal instead of writing a page; `help` there lists the commands."""
     compare: str | None = None
@@ -61,9 +64,13 @@ class Step(TrainConfig):
     """Write one stop, such as "layernorm backward in h.0.ln_2" or its number, as a .py with its .npz, to run alone."""
     lens: bool = False
     """Print what the gradients of the MLPs say in words: the tokens whose vectors are nearest to their rows."""
+    largest: int | None = None
+    """Elements of the largest array that is kept, to save memory; two million unless it is given."""
 
     def __post_init__(self):
         object.__setattr__(self, "objective", ALIASES.get(self.objective, self.objective))
+        if self.largest is not None and self.largest < 1:
+            raise InputError(f"step: largest is {self.largest}; give 1 or more elements")
         super().__post_init__()
 
 
@@ -74,19 +81,22 @@ def step(arguments: list[str]) -> None:
     before = starting_point(arguments)
     values = scan(Step, "step", arguments, before)
     given = filled(Step, "step", values, before)
+    if given.name != before.name:
+        raise InputError(f"step: the model comes first: minillm step {given.name} ...")
     check_effect(values, given)
     config = settings_of(given)
+    limit = {} if given.largest is None else {"largest": given.largest}
     if given.terminal:
         if given.compare or given.export or given.lens or given.out:
             raise InputError("step: --terminal walks, and writes nothing; leave --out, --compare, --export, --lens out")
         from minillm.study.step.terminal import Walk
 
-        print(*summary(prepare(config, given.text).trace(on_line=Walk().on_line)), sep="\n")
+        print(*summary(prepare(config, given.text).trace(on_line=Walk().on_line, **limit)), sep="\n")
         return
     if given.compare:
-        compare(given, config)
+        compare(given, config, limit)
         return
-    trace = prepare(config, given.text).trace()
+    trace = prepare(config, given.text).trace(**limit)
     print(*summary(trace), sep="\n")
     if given.lens:
         from minillm.study.step.lens import lens_lines
@@ -143,8 +153,12 @@ def config_of_model(name: str, objective: str | None) -> TrainConfig:
 
 
 def settings_of(given: Step) -> TrainConfig:
-    """The settings of the training that the step belongs to."""
+    """The settings of the training that the step belongs to; a head gets the classes of the data."""
     settings = {field.name: getattr(given, field.name) for field in dataclasses.fields(TrainConfig)}
+    if given.objective in HEADS and given.data != "builtin":
+        place = Place("preset", Path(given.preset))
+        found = described(given.init, "step") if given.init else Described(place, type(given.model), given.model)
+        settings["model"] = with_labels(given, found)
     return TrainConfig(**settings | {"out": None})
 
 
@@ -158,12 +172,12 @@ def summary(trace: StepTrace) -> list[str]:
     ]
 
 
-def compare(given: Step, config: TrainConfig) -> None:
+def compare(given: Step, config: TrainConfig, limit: dict[str, int]) -> None:
     """Run the step in two ways, and report the first line that differs; a page shows both."""
     from minillm.study.step.compare import compare_traces, traces_of
 
     words = given.compare.split(",") if given.compare else []
-    a, b = traces_of(words, lambda model: settings_for(given, config, model), given.text)
+    a, b = traces_of(words, lambda model: settings_for(given, config, model), given.text, **limit)
     found = compare_traces(a, b)
     print(*found.report(), sep="\n")
     if given.out:

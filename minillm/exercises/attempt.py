@@ -13,7 +13,7 @@ from pathlib import Path
 from minillm.exercises.exercise import Exercise
 from minillm.exercises.grade import Finding
 
-GRACE = 30  # seconds for the process to start and to end by itself
+GRACE = 120  # seconds for the process to start and to end by itself
 
 
 def attempt(exercise: Exercise, path: Path, seconds: float) -> Finding:

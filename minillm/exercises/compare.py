@@ -57,7 +57,7 @@ def difference(name: str, observed: Any, expected: Any, tolerance: float) -> str
     if x.shape != y.shape:
         return f"{name} has shape {x.shape}, but {y.shape} is right"
     wrong = wrong_elements(x, y, tolerance)
-    if not wrong.any():
+    if x.dtype != y.dtype and not wrong_elements(x, y, FLOAT32).any():
         return f"{name} is {x.dtype}, but {y.dtype} is right: the numbers that came in are {y.dtype}"
     with np.errstate(invalid="ignore"):
         size = np.where(wrong, np.nan_to_num(np.abs(x.astype(np.float64) - y), nan=np.inf), -1)
@@ -65,6 +65,8 @@ def difference(name: str, observed: Any, expected: Any, tolerance: float) -> str
     place = f"{name}[{', '.join(map(str, index))}]" if index else name
     count = f"; {wrong.sum()} of {wrong.size} elements are wrong" if wrong.size > 1 else ""
     one, other = (str(number) if number.dtype == bool else f"{number:.6g}" for number in (x[index], y[index]))
+    if one == other:
+        one, other = (f"{number:.17g}" for number in (x[index], y[index]))
     return f"{place} is {one}, but {other} is right{count}"
 
 
@@ -76,9 +78,9 @@ def object_difference(name: str, observed: Any, expected: Any, tolerance: float)
                 return difference(f"{name}[{i}]", x, y, tolerance)
         if len(observed) != len(expected):
             return f"{name} has {len(observed)} elements, but {len(expected)} are right"
-    if as_numbers(expected) is not None or type(observed) is not type(expected):
-        return f"{name} is {shown(observed)}, but {shown(expected)} is right"
-    return f"{name} is {observed!r}, but {expected!r} is right"
+    right = f"an array of shape {expected.shape}" if isinstance(expected, np.ndarray) else shown(expected)
+    kind = f", a {type(observed).__name__}" if isinstance(expected, np.ndarray) and observed is not None else ""
+    return f"{name} is {shown(observed)}{kind}, but {right} is right"
 
 
 def described(inputs: dict[str, Any]) -> str:

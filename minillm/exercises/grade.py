@@ -77,14 +77,16 @@ def fault_lines(exercise: Exercise, observed: Outcome, expected: Outcome, path: 
 
 def error_lines(error: BaseException, path: Path | None) -> list[str]:
     """An exception and the learner's line that led to it, in place of a whole traceback."""
-    if isinstance(error, (WrongResult, MinillmError)):
-        return [str(error).replace(str(path), path.name) if path else str(error)]
+    if isinstance(error, WrongResult):
+        return [str(error)]
     if isinstance(error, SyntaxError) and error.lineno:
         return [f"line {error.lineno}: {(error.text or '').strip()}", f"SyntaxError: {error.msg}"]
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if path and Path(frame.filename) == path]
     where = [f"line {frames[-1].lineno}: {frames[-1].line}"] if frames else []
     if isinstance(error, NotImplementedError):
         return [*where, "this line is still to be replaced by your own"]
+    if isinstance(error, MinillmError):
+        return [*where, str(error).replace(str(path), path.name) if path else str(error)]
     told = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
     if isinstance(error, ModuleNotFoundError):
         told += "; the exercises need NumPy alone"

@@ -203,7 +203,7 @@ BAD = [
     ("trian", r"^minillm: there is no command 'trian'; did you mean 'train'\?"),
     ("tokenizer", r"^minillm: tokenizer is not told what to do; choose one of: tokenizer train, tokenizer encode, "),
     ("tokenizer encoed x", r"^minillm: there is no command 'tokenizer encoed'; did you mean 'tokenizer encode'\?"),
-    ("--steps 3", r"^minillm: there is no command '--steps'; choose one of: train, finetune sft"),
+    ("--batch 3", r"^minillm: there is no command '--batch'; choose one of: train, finetune sft"),
 ]
 
 

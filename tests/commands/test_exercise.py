@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -73,6 +75,15 @@ def test_a_wrong_number_says_how_to_get_the_inputs(here, capsys) -> None:
     assert " is right; 3 of 3 elements are wrong" in told
     assert 'inputs_of("softmax-backward", 1)' in told
     assert "minillm exercise hint softmax-backward" in told
+
+
+def test_a_person_can_stop_in_the_own_file(here) -> None:
+    (here / "softmax_backward.py").write_text("def softmax_backward(dp, p):\n    breakpoint()\n    return dp * p\n")
+    command = [sys.executable, "-m", "minillm", "exercise", "check", "softmax_backward.py", "--seconds", "0"]
+    result = subprocess.run(command, input="p dp.shape, p.shape\nc\n", capture_output=True, text=True, check=False)
+    assert "(Pdb) ((3,), (3,))" in result.stdout
+    assert "Hint (sum forgotten): This is the gradient of e^x alone" in result.stdout
+    assert (result.returncode, result.stderr) == (1, "")
 
 
 def test_a_file_says_itself_which_exercise_it_is_for(here, capsys) -> None:

@@ -68,6 +68,32 @@ def test_tasks_read_records(task, loss, pairs, capsys, tmp_path, monkeypatch):
     assert loss in text
 
 
+@pytest.mark.parametrize(("name", "array"), [("nano", "ids"), ("xlnet-nano", "ids"), ("bart-nano", "target")])
+def test_the_tokens_are_those_of_the_text(name, array):
+    before = starting_point([name])
+    trace = prepare(settings_of(before), "the cat sat").trace()
+    [row] = trace.tokens[array]
+    text = "".join(token for token in row if not token.startswith("<")).replace("\u2581", "").replace(" ", "")
+    assert text in ("thecatsat", "thecatsa"), "the last token is a target alone"
+    assert len(row) == trace.stops[0].value(array).shape[1]
+    assert all(trace.tokens[array][0])
+
+
+def test_a_head_gets_the_classes_of_the_data(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    rows = [{"text": f"a film of {i} hours", "label": "short" if i < 20 else "long"} for i in range(40)]
+    (tmp_path / "films.jsonl").write_text("\n".join(map(json.dumps, rows)), "utf-8")
+    text = said(capsys, "bert-nano", "--task", "classify", "--data", "films.jsonl", "--layers", "1", "--export", "1")
+    assert "BertForSequenceClassification: loss" in text
+
+
+def test_grpo_steps_on_answers_that_the_model_samples(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    small = ["--context", "96", "--layers", "1", "--answer-length", "4"]
+    text = said(capsys, "--task", "grpo", "--batch-size", "4", "--group-size", "2", *small, "--export", "1")
+    assert "GPT2: loss" in text
+
+
 def test_lora_steps_and_its_first_matrix_has_no_gradient_yet():
     arguments = ["nano", "--lora", "2"]
     before = starting_point(arguments)
@@ -144,6 +170,10 @@ def test_what_cannot_be_done_says_why(capsys, tmp_path, pairs):
     assert "reads records; give --data" in refused(capsys, "--task", "sft")
     assert "--text is for" in refused(capsys, "--task", "dpo", "--data", pairs, "--text", "abc")
     assert "give a longer one" in refused(capsys, "--text", "a")
+    assert "has 0 tokens" in refused(capsys, "--text", "")
+    assert "the model comes first" in refused(capsys, "--lens", "nano")
+    assert "was left out" in refused(capsys, "--export", "1", "--largest", "10")
+    assert "largest is 0" in refused(capsys, "--largest", "0")
     assert "no stop is called" in refused(capsys, "--export", "nothing here")
     assert "no preset, and no folder" in refused(capsys, "nowhere")
     assert "names 3 steps" in refused(capsys, "--compare", "a,b,c")

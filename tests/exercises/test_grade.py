@@ -78,7 +78,7 @@ def test_an_array_that_the_call_changed_is_found() -> None:
         ),
         ("def softmax_backward(dp, p):\n    raise SystemExit(3)", ["line 2: raise SystemExit(3)", "SystemExit: 3"]),
         ("def softmax_backward(dp, p):\n    return dp.sum()", ["dx has shape (), but (3,) is right"]),
-        ("def softmax_backward(dp, p):\n    return 'dx'", ["dx is 'dx', but "]),
+        ("def softmax_backward(dp, p):\n    return 'dx'", ["dx is 'dx', a str, but an array of shape (3,) is right"]),
     ],
 )
 def test_what_is_wrong_with_a_call(tmp_path, text, lines) -> None:
@@ -132,6 +132,15 @@ def test_an_exception_counts_only_for_a_mistake_that_was_right_before() -> None:
     assert finding.case == 3
     assert finding.mistake == ""
     assert finding.lines[1].startswith("ValueError: operands could not be broadcast")
+
+
+def test_an_error_on_one_rank_is_told_with_its_line(tmp_path) -> None:
+    text = "def ring_all_reduce(communicator, array):\n    communicator.send(array, communicator.rank + 1)\n"
+    finding = checked(tmp_path, text, exercise_named("ring-all-reduce"))
+    assert finding.lines[1:] == (
+        "line 2: communicator.send(array, communicator.rank + 1)",
+        "send: there is no rank 2 in a group of 2",
+    )
 
 
 # How people write these mistakes, other than the listed functions do.
@@ -269,11 +278,11 @@ def test_a_process_finds_what_a_call_finds(tmp_path, capfd) -> None:
 
 def test_a_loop_without_end_is_stopped_and_told_with_its_line(tmp_path) -> None:
     text = "def softmax_backward(dp, p):\n    while True:\n        dp = dp + p\n"
-    finding = checked(tmp_path, text, how=lambda exercise, path: in_process(exercise, path, 1.5))
+    finding = checked(tmp_path, text, how=lambda exercise, path: in_process(exercise, path, 2.5))
     assert not finding.passed
     line, told = finding.lines
     assert line in ("line 2: while True:", "line 3: dp = dp + p")
-    assert told.startswith("still running after 1.5 seconds; does a loop never end?")
+    assert told.startswith("still running after 2.5 seconds; does a loop never end?")
 
 
 def test_a_crash_is_told_with_its_line(tmp_path) -> None:
@@ -310,6 +319,14 @@ def test_files_beside_the_learners_are_found_and_shadow_nothing(tmp_path) -> Non
             "y[1] is inf, but -inf is right; 1 of 2 elements are wrong",
         ),
         (2.0, 3.0, "y is 2, but 3 is right"),
+        (np.ones(1) + 1e-8, np.ones(1), "y[0] is 1.0000000099999999, but 1 is right"),
+        (
+            np.float32([0.1]),
+            np.array([0.1]),
+            "y is float32, but float64 is right: the numbers that came in are float64",
+        ),
+        ([1.0, 2.0], np.ones(2), "y is [1.0, 2.0], a list, but an array of shape (2,) is right"),
+        (None, np.ones((2, 3)), "y is None, but an array of shape (2, 3) is right"),
         (np.float32([1]), np.array([1.0]), "y is float32, but float64 is right"),
         (np.ones((2, 1)), np.ones(2), "y has shape (2, 1), but (2,) is right"),
         ([(b"a", b"b")], [(b"a", b"c")], "y[0][1] is b'b', but b'c' is right"),

@@ -1,6 +1,6 @@
 """Sampling: the distribution from which the next token is drawn.
 
-The logits of a model become probabilities in this order:
+The logits of a model, which may be large, become probabilities in this order:
 
 1. The logits are divided by the temperature. A temperature of 0 gives the likeliest token the probability 1.
 2. top_k, if it is not None: only the k likeliest tokens stay.
@@ -29,7 +29,7 @@ def right(logits, temperature, top_k, top_p):
 def cases(rng):
     logits = np.log([0.1, 0.4, 0.05, 0.25, 0.2])
     yield dict(logits=logits, temperature=1.0, top_k=None, top_p=None)
-    yield dict(logits=logits + 3, temperature=0.5, top_k=None, top_p=None)
+    yield dict(logits=logits + 900, temperature=0.5, top_k=None, top_p=None)
     yield dict(logits=logits, temperature=1.0, top_k=2, top_p=None)
     yield dict(logits=logits, temperature=1.0, top_k=None, top_p=0.6)
     yield dict(logits=logits, temperature=1.0, top_k=None, top_p=0.3)
@@ -103,6 +103,12 @@ def multiplied_by_the_temperature(logits, temperature, top_k, top_p):
 @EXERCISE.mistake("The temperature is applied to the probabilities; divide the logits by it, before the softmax.")
 def probabilities_scaled(logits, temperature, top_k, top_p):
     return nucleus(softmax(best(softmax(logits) / temperature, top_k)), top_p)
+
+
+@EXERCISE.mistake("The exponential overflows for large logits; subtract the largest one first.")
+def overflows(logits, temperature, top_k, top_p):
+    e = np.exp(best(scaled(logits, temperature), top_k))
+    return nucleus(e / e.sum(), top_p)
 
 
 @EXERCISE.mistake("The temperature is missing.")

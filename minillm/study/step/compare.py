@@ -221,27 +221,30 @@ def _largest(x: Array) -> float:
 
 
 def traces_of(
-    words: Sequence[str], settings: Callable[[str | None], TrainConfig], text: str | None
+    words: Sequence[str], settings: Callable[[str | None], TrainConfig], text: str | None, **options: Any
 ) -> tuple[StepTrace, StepTrace]:
     """The traces that `--compare A,B` names: each word an engine, a mutation OP=MODULE:FUNCTION, or a model.
 
-    settings: the settings of a step for a model, or for none. One word is compared with the plain engine.
+    settings: the settings of a step for a model, or for none. One word is compared with the plain engine. options: of
+    `trace_step`, for both.
     Raises: InputError for other words.
     """
     if len(words) == 1:
         words = ("plain", *words)
     if len(words) != 2:
         raise InputError(f"step: --compare names {len(words)} steps; give two, such as plain,fast")
-    return _trace_of(words[0], settings, text), _trace_of(words[1], settings, text)
+    a, b = (_way(word) for word in words)  # both are understood before the first runs
+    return tuple(prepare(settings(model), text).trace(**options, **way) for model, way in (a, b))  # type: ignore[return-value]
 
 
-def _trace_of(word: str, settings: Callable[[str | None], TrainConfig], text: str | None) -> StepTrace:
+def _way(word: str) -> tuple[str | None, dict[str, Any]]:
+    """The model that a word names, or none, and the options of `trace_step` that it stands for."""
     if word in ENGINES:
-        return prepare(settings(None), text).trace(engine=word)
+        return None, {"engine": word}
     if "=" in word:
-        return prepare(settings(None), text).trace(mutations=_mutation(word))
+        return None, {"mutations": _mutation(word)}
     find(word, "step")
-    return prepare(settings(word), text).trace()
+    return word, {}
 
 
 def _mutation(word: str) -> dict[str, Callable]:

@@ -137,12 +137,12 @@ def _sum_of(trace: StepTrace, stop: Stop, name: str, index: tuple[int, ...], sen
 
 def _unpacked(stop: Stop, line: Line, array: Array, place: tuple[int, ...]) -> _Part:
     """The part for a line that gives an array another name: `norm, rstd = saved`."""
+    number = float(array[place])
     for before in stop.lines[: stop.lines.index(line)]:
         for name, made in before.made.items():
             if made is array and before.function == line.function:
-                number = float(array[place])
                 return _Part(number, element(name, place), _short(number), [], [Read(name, place, number)])
-    return _Part(float(array[place]), "", "", [], [])
+    return _Part(number, "", "", [], [])
 
 
 class _Unknown(Exception):

@@ -28,6 +28,7 @@ from minillm.device import is_on_gpu, to_host
 from minillm.study.step.records import Line, Source
 
 MOST_ITEMS = 64  # of a tuple or list, whose arrays are shown one by one
+UPDATE_SHARE = 8  # an optimiser's lines make ten arrays of each parameter's size: only smaller ones are kept
 LONGEST_VALUE = 80  # letters
 COMPREHENSIONS = ("<listcomp>", "<genexpr>", "<dictcomp>", "<setcomp>", "<lambda>")
 
@@ -48,10 +49,10 @@ class Keeper:
         self.left_out = 0
         self._kept: dict[tuple, Array] = {}
 
-    def keep(self, array: Any) -> Array | None:
-        """A copy that nobody can write to, or None for an array that is too large."""
+    def keep(self, array: Any, share: int = 1) -> Array | None:
+        """A copy that nobody can write to, or None for an array that is larger than a share of `largest`."""
         array = np.asarray(to_host(array) if is_on_gpu(array) else array)
-        if array.size > self.largest:
+        if array.size > self.largest // share:
             self.left_out += 1
             return None
         key = (array.dtype.str, array.shape, order_of_axes(array), digest(array))
@@ -154,6 +155,7 @@ class Call:
 
     def begin(self, number: int) -> None:
         """A statement is about to run."""
+        self.error = ""
         self.seen = dict(self.frame.f_locals)
         self.statement = self.statements.get(number) or Statement(number, "", (), ())
         self.sums = {name: digest(self.seen[name]) for name in self.statement.written if _is_host(self.seen.get(name))}
@@ -274,23 +276,23 @@ class LineWatcher:
         made: dict[str, Array | None] = {}
         values: dict[str, str] = {}
         for name, value in changed.items():
-            self._show(name, value, made, values)
+            self._show(name, value, made, values, UPDATE_SHARE if call.half == "update" else 1)
         if text is None:
             text = call.statements[number].text if number in call.statements else call.frame.f_code.co_name
         line = Line(call.function, call.half, number, text, made, values, call.depth, call.error)
         line.file = call.frame.f_code.co_filename
         self.on_line(line, call.frame)
 
-    def _show(self, name: str, value: Any, made: dict[str, Array | None], values: dict[str, str]) -> None:
+    def _show(self, name: str, value: Any, made: dict[str, Array | None], values: dict[str, str], share: int) -> None:
         """Add the arrays of a value, and the text of what is none."""
         if is_array(value):
-            made[name] = self.keeper.keep(value)
+            made[name] = self.keeper.keep(value, share)
             if made[name] is None:
                 values[name] = f"{value.shape} {value.dtype}, left out because it is large"
         elif isinstance(value, (tuple, list)) and len(value) <= MOST_ITEMS and _is_shown_by_item(value):
             fields = getattr(value, "_fields", None)
             for i, item in enumerate(value):
-                self._show(f"{name}.{fields[i]}" if fields else f"{name}[{i}]", item, made, values)
+                self._show(f"{name}.{fields[i]}" if fields else f"{name}[{i}]", item, made, values, share)
         else:
             text = repr(value)
             values[name] = text if len(text) <= LONGEST_VALUE else text[: LONGEST_VALUE - 3] + "..."

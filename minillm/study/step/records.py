@@ -193,14 +193,15 @@ class StepTrace:
         return {stop.scope: stop for stop in self.stops if isinstance(stop, ParameterStop)}
 
     def find(self, text: str) -> Stop:
-        """The first stop with this index, or whose title has this text.
+        """The stop with this index or this title, or the first whose title has this text.
 
         Raises: InputError where there is none.
         """
         if text.isdigit() and int(text) < len(self.stops):
             return self.stops[int(text)]
-        for stop in self.stops:
-            if text in stop.title or text == f"{stop.scope}.{stop.kind}":
-                return stop
+        for fits in (lambda title: title == text, lambda title: text in title):
+            for stop in self.stops:
+                if fits(stop.title):
+                    return stop
         titles: Any = [stop.title for stop in self.stops]
         raise InputError(f"step: no stop is called {text!r}{did_you_mean(text, titles)}")

@@ -35,6 +35,7 @@ READ_TEXT = ("causal", "masked", "permutation", "denoising")  # tasks that one t
 FOR_TOKENIZER = 40_000  # letters of Python's help texts that a tokenizer is trained on, beside the text
 LONGEST = 64  # tokens of a text
 TRIES = 1000  # draws of what is hidden, until something is
+SPACE = "\u2581"  # a piece of SentencePiece that is a space alone, which decodes to nothing
 IDS = ("ids", "source", "target", "targets", "labels", "text")  # arrays of a batch that hold ids
 
 
@@ -84,8 +85,9 @@ def prepare(config: TrainConfig, text: str | None = None) -> PreparedStep:
         raise InputError(f"step: the task {config.objective} reads records; give --data records.jsonl")
     notes: list[str] = []
     if reads_text:
-        task = _task_of_text(config, text or TEXT, tokenizer)
-        config, batch = task.config, _batch_of_text(task, text or TEXT, notes)
+        text = TEXT if text is None else text
+        task = _task_of_text(config, text, tokenizer)
+        config, batch = task.config, _batch_of_text(task, text, notes)
     else:
         task, batch = task_class(config.objective)(config, tokenizer), {}
     model, optimizer = _build(config, task, opened)
@@ -148,7 +150,8 @@ class Words:
     def __call__(self, number: int) -> str:
         if number not in self.known:
             known = 0 <= number < self.tokenizer.vocab_size
-            self.known[number] = self.tokenizer.decode([number]) if known else f"<{number}>"
+            text = self.tokenizer.decode([number]) if known else f"<{number}>"
+            self.known[number] = text or SPACE
         return self.known[number]
 
     def of_batch(self, batch: Batch) -> dict[str, list[list[str]]]:

@@ -49,7 +49,7 @@ __all__ = [
     "trace_step",
 ]
 
-LARGEST = 1 << 22  # elements of an array that is kept
+LARGEST = 1 << 21  # elements of an array that is kept
 
 
 def trace_step(

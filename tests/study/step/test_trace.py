@@ -168,6 +168,30 @@ def test_writes_in_place_tuples_and_loops_are_seen():
     np.testing.assert_array_equal(model.weight.grad, [0, 4, 4])
 
 
+def test_an_error_that_a_function_catches_belongs_to_its_own_line():
+    def careful_backward(dy, saved):
+        try:
+            dx = dy / saved.nothing
+        except AttributeError:
+            dx = dy * 4
+        return (dx,)
+
+    trace = trace_step(Scaled(), lambda one: one.loss(), mutations={"scaled": careful_backward})
+    errors = {line.text: line.error.partition(":")[0] for line in trace.find("scaled backward").lines}
+    assert errors["dx = dy / saved.nothing"] == "AttributeError"
+    assert errors["dx = dy * 4"] == errors["return (dx,)"] == ""
+
+
+def test_a_stop_is_found_by_its_number_its_title_and_a_part_of_it():
+    trace = cached("gpt2")
+    norm = trace.find("layernorm backward in h.1.ln_1")
+    assert (norm.op, norm.scope, norm.kind) == ("layernorm", "h.1.ln_1", "backward")
+    assert trace.find(str(norm.index)) is norm
+    add = trace.find("add forward")
+    assert add.scope == "", "the whole title comes before a part of one"
+    assert trace.find("forward in h.1").scope.startswith("h.1")
+
+
 def test_nothing_is_left_behind_after_an_exception():
     def broken_backward(dy, saved):
         dx = dy * 4
