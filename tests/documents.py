@@ -87,7 +87,8 @@ def run_python(block: Block, names: dict[str, Any], capsys: Any, document: str) 
     padded = "\n" * (block.line - 1) + block.text  # an error names the line of the document
     exec(compile(padded, document, "exec"), names)
     printed = capsys.readouterr().out.splitlines()
-    assert printed == re.findall(r"# prints ?(.*)$", block.text, re.MULTILINE), f"{document}, line {block.line}"
+    said = re.findall(r"# prints ?(.*)$", block.text, re.MULTILINE)
+    assert printed == said, f"{document}, line {block.line}, prints:\n" + "\n".join(printed)
 
 
 def run_command(command: Command, folder: Path, capsys: Any) -> str:
