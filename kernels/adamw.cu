@@ -2,7 +2,7 @@
 // buffers of n numbers that hold all parameters of a group one after another.
 //
 //   g  = clip_factor gradient
-//   m += (1 - b1) (g - m)                                   v += (1 - b2) (g^2 - v)
+//   m += (1 - b1) (g - m)                                   v += (1 - b2) (g^2 - v)       (see `moved`)
 //   w  = w (1 - lr weight_decay) - step_size m / (sqrt(v) unbias + eps)
 //
 // with step_size = lr / (1 - b1^t) and unbias = 1 / sqrt(1 - b2^t), where t counts the gradients that a parameter has
@@ -34,6 +34,13 @@ struct Step {
     A clip, rest1, rest2, unbias, eps, step_size, keep;
 };
 
+// mean + rest (value - mean). With a rest above 1/2 the sum begins with the value: with a rest of 1, rounding would
+// otherwise leave a part of a large mean, or nothing of a small value.
+template <typename A>
+__device__ __forceinline__ A moved(A mean, A value, A rest) {
+    return rest > A(0.5) ? value + (1 - rest) * (mean - value) : mean + rest * (value - mean);
+}
+
 template <typename T, int COUNT>
 __device__ __forceinline__ void update(T* weights, const T* gradients, Accumulator<T>* masters, Accumulator<T>* m,
                                        Accumulator<T>* v, const Step<Accumulator<T>>& step) {
@@ -48,8 +55,8 @@ __device__ __forceinline__ void update(T* weights, const T* gradients, Accumulat
         if constexpr (HAS_MASTERS)
             if (A(weight[k]) != A(T(w[k]))) w[k] = A(weight[k]);
         const A g = step.clip * A(gradient[k]);
-        mean[k] += step.rest1 * (g - mean[k]);
-        square[k] += step.rest2 * (g * g - square[k]);
+        mean[k] = moved(mean[k], g, step.rest1);
+        square[k] = moved(square[k], g * g, step.rest2);
         w[k] = w[k] * step.keep - step.step_size * (mean[k] / (sqrt(square[k]) * step.unbias + step.eps));
         weight[k] = T(w[k]);
     }

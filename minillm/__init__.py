@@ -10,6 +10,8 @@ The functions of minillm.ops are here too, as in PyTorch: minillm.zeros, minillm
 
 import importlib
 import importlib.util
+import os
+import warnings
 from typing import Any
 
 import numpy as np
@@ -51,6 +53,11 @@ __all__ = [
     "tensor",
 ]
 copies.warn_of_another_copy()
+if checked := os.environ.get("MINILLM_CHECK"):  # see study/questions/nonfinite.py
+    if checked == "finite":
+        importlib.import_module("minillm.study.questions.nonfinite").check_always()
+    else:
+        warnings.warn(f"MINILLM_CHECK is {checked!r}, which checks nothing; set MINILLM_CHECK=finite", stacklevel=2)
 
 float16, float32, float64 = np.dtype("float16"), np.dtype("float32"), np.dtype("float64")
 uint8, int32, int64, bool = np.dtype("uint8"), np.dtype("int32"), np.dtype("int64"), np.dtype("bool")

@@ -272,6 +272,9 @@ def _kept(inputs: tuple, arrays: list) -> list:
 def _result(data: Any, inputs: tuple) -> Tensor:
     """An output that nothing was recorded for; a view of an input shares its version, as it shares its memory."""
     out = Tensor(data)
+    for x in inputs:
+        if isinstance(x, Tensor) and (x._cut is not None or x._requires_grad):
+            out._cut = x._cut or "no_grad"
     owner = getattr(out.data, "base", None)
     if owner is not None:
         for x in inputs:
@@ -331,7 +334,8 @@ def observe(
 
     The arrays of a call are those of the step, which may write into them when the function has returned: the engine
     adds later gradients to `dinputs`, and cross_entropy(overwrite=True) takes the memory of the logits. Copy what is to
-    be kept. While somebody observes, gradients of weights are made apart and then added, so that `dinputs` has them.
+    be kept. While somebody observes backwards, gradients of weights are made apart and then added, so that `dinputs`
+    has them.
 
     Observers that are entered later are called later. A function that raises ends the step with its error.
     """

@@ -53,7 +53,8 @@ def core_count() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _thread_count() -> int:
+def thread_count() -> int:
+    """Number of threads that MINILLM_THREADS asks for; by default all cores, or one for the plain engine."""
     cores = 1 if os.environ.get("MINILLM_ENGINE") == "plain" else core_count()
     asked = os.environ.get("MINILLM_THREADS", str(cores))
     if asked.isdigit() and int(asked) >= 1:
@@ -131,7 +132,7 @@ class _Worker(threading.Thread):
 _workers: list[_Worker] = []
 _workers_pid = 0
 _pool_lock = threading.Lock()
-cutting = Cutting(_thread_count())  # how work is cut now; `cut_by` changes it
+cutting = Cutting(thread_count())  # how work is cut now; `cut_by` changes it
 _one_thread = False  # in the plain engine, which a debugger steps through
 wake_up_delay = 0.0  # seconds that a woken thread sleeps first: benchmarks play a machine with slow hand-overs by it
 

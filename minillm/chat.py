@@ -23,13 +23,20 @@ class Conversation:
         self.cache = model.new_cache()
         self.cached_ids: list[int] = []  # the ids that the cache holds
 
+    def asked(self, text: str) -> list[Message]:
+        """The conversation so far, and a message of the user."""
+        return [*self.messages, Message("user", text)]
+
+    def ids_to_read(self, text: str) -> list[int]:
+        """The ids that the model is given for an answer to `text`; of more than its context it reads the last."""
+        return self.template.encode(self.tokenizer, self.asked(text))
+
     def say(self, text: str, max_tokens: int = 512, **settings: Any) -> Iterator[str]:
         """Yield the answer to `text`, piece by piece; both then belong to the conversation.
 
         The settings are those of `generate`. Only new tokens are computed, while all fits into the model's context.
         """
-        asked = [*self.messages, Message("user", text)]
-        ids = self.template.encode(self.tokenizer, asked)
+        ids = self.ids_to_read(text)
         common = next((i for i, (a, b) in enumerate(zip(ids, self.cached_ids, strict=False)) if a != b), None)
         kept = min(len(ids) - 1, len(self.cached_ids)) if common is None else common
         for one in self.cache:
@@ -50,7 +57,7 @@ class Conversation:
         if rest := stream.rest():
             answer += rest
             yield rest
-        self.messages = [*asked, Message("assistant", answer)]
+        self.messages = [*self.asked(text), Message("assistant", answer)]
         # When the window has moved, the cached positions no longer match the text, so the cache is useless.
         fits = len(stream.ids) < self.model.config.context
         self.cached_ids = stream.ids[: self.cache[0].length] if fits else []

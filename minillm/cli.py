@@ -34,6 +34,7 @@ COMMANDS = {  # the file in minillm/commands of each
     "step": "step",
     "gradcheck": "gradcheck",
     "guide": "guide",
+    "check": "check",
     "kernels": "kernels",
     "exercise list": "exercise",
     "exercise start": "exercise",
@@ -81,7 +82,7 @@ def main(arguments: list[str] | None = None) -> None:
         run_command(command, arguments[words:])
         flush()
     except MinillmError as error:
-        print(error, file=sys.stderr)
+        print(in_words_of(command, str(error)), file=sys.stderr)
         raise SystemExit(2) from None
     except BrokenPipeError:  # the reader of the output has left, as `head` does
         abandon_output()
@@ -96,6 +97,15 @@ def main(arguments: list[str] | None = None) -> None:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         raise SystemExit(130) from None
+
+
+def in_words_of(command: str, text: str) -> str:
+    """The sentence of an error, beginning with the command that a person typed and not with the function behind it."""
+    function, _, rest = text.partition(": ")
+    if function == command or command not in COMMANDS:
+        return text
+    is_function = all(part.isidentifier() for part in function.split("."))
+    return f"{command}: {rest if rest and is_function else text}"
 
 
 def run_command(command: str, arguments: list[str]) -> None:
@@ -115,7 +125,8 @@ def run_command(command: str, arguments: list[str]) -> None:
         names = ", ".join(name for name in COMMANDS if name.startswith(f"{command} "))
         raise InputError(f"minillm: {command} is not told what to do; choose one of: {names}")
     if command not in COMMANDS:
-        raise InputError(f"minillm: there is no command {command!r}{did_you_mean(command, COMMANDS)}")
+        word = "" if command.startswith("-") else command  # an option is no misspelt command
+        raise InputError(f"minillm: there is no command {command!r}{did_you_mean(word, COMMANDS)}")
     function_of(command)(arguments)
 
 

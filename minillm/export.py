@@ -6,9 +6,13 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from minillm.errors import InputError
-from minillm.resolver import OpenedModel, folder_of
-from minillm.stored import read_json
+import numpy as np
+
+from minillm.device import to_host
+from minillm.errors import CheckpointError, InputError
+from minillm.pretrained import pieces_in_hugging_face
+from minillm.resolver import ADAPTER, OpenedModel, folder_of
+from minillm.stored import CONFIG, INDEX, WEIGHTS, read, read_json, stored_arrays
 
 TOKENIZER_FILES = (
     *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja"),
@@ -40,6 +44,37 @@ def save(opened: OpenedModel, folder: str | Path, max_shard_bytes: int = 5 * 10*
         if name not in kept:
             (folder / name).unlink(missing_ok=True)
     return reason
+
+
+def check_place(model: Any, folder: Path, adapter: bool = False) -> None:
+    """Raise InputError for a folder with the files of another model, or of any where an adapter is to be written.
+
+    A model that was written there before may be written again.
+    """
+    there = [name for name in (CONFIG, WEIGHTS, INDEX, ADAPTER) if (folder / name).exists()]
+    if there and (adapter or ADAPTER in there or not _are_of(model, folder)):
+        raise InputError(
+            f"convert: {folder} has {', '.join(there)} of another model, which is never written over; choose another "
+            "folder, or remove that one first"
+        )
+
+
+def _are_of(model: Any, folder: Path) -> bool:
+    """True if the files in a folder are those of a model, as far as the first row of each array tells."""
+    try:
+        stored = stored_arrays(folder)
+    except CheckpointError:
+        return False
+    found = [piece for piece in pieces_in_hugging_face(model) if piece.name in stored]
+    for piece in found:
+        if stored[piece.name].shape != piece.shape:
+            return False
+        ours = to_host((piece.rows.T if piece.transposed else piece.rows).reshape(piece.shape)[:1]).astype(np.float32)
+        theirs = np.empty(ours.shape, np.float32)
+        read(stored[piece.name].rows(0, 1), theirs, False)
+        if not np.allclose(ours, theirs, rtol=1e-2, atol=1e-3):  # another dtype may be asked for now
+            return False
+    return bool(found)
 
 
 def _published_tokenizer(opened: OpenedModel) -> list[Path]:

@@ -15,11 +15,11 @@ import numpy as np
 class Observer(NamedTuple):
     """Functions to call for each forward, backward and module that runs (see autograd.observe), or None."""
 
-    on_forward: Callable | None
-    on_backward: Callable | None
-    on_module: Callable | None
-    before_forward: Callable | None
-    before_backward: Callable | None
+    on_forward: Callable | None = None
+    on_backward: Callable | None = None
+    on_module: Callable | None = None
+    before_forward: Callable | None = None
+    before_backward: Callable | None = None
 
 
 class _State(threading.local):
@@ -30,6 +30,11 @@ class _State(threading.local):
 
 
 state = _State()
+
+
+def observe_in_all_threads(observer: Observer) -> None:
+    """Let an observer see what every thread runs, until the program ends; threads that observe already are left out."""
+    _State.observers = (*_State.observers, observer)
 
 
 @contextlib.contextmanager

@@ -4,7 +4,8 @@
 
 The field `top_k` is the option --top-k (or --top_k), and a field that is `Positional` has its place instead of a name.
 The help of a field is the text below it, or the comment behind it. The metadata {"option": False} makes a field no
-option, as does its name in `no_options` of the class; {"name": "model"} gives an option another name. `headings` of the
+option, as does its name in `no_options` of the class; {"name": "model"} gives an option another name, {"alone": 20}
+the number that it means without one, and {"unit": "bytes"} lets a number have a unit, such as 80GB. `headings` of the
 class, such as {"data": "tokenizer field"}, gather the options in the help.
 
 The fields of a field that is a dataclass, such as the shape of a model, are options beside the others. Where the
@@ -21,6 +22,7 @@ import difflib
 import functools
 import inspect
 import itertools
+import re
 import shlex
 import shutil
 import textwrap
@@ -87,6 +89,8 @@ class Option(NamedTuple):
     positional: bool
     default: Any  # dataclasses.MISSING for a required option
     written: str  # as it is written: top_k
+    alone: Any = None  # what it means without a value; None where it needs one
+    unit: str = ""  # of a number that may be given with it, such as 80GB
 
     @property
     def name(self) -> str:
@@ -145,6 +149,9 @@ def scan(kind: type, command: str, arguments: list[str], default: Any = None) ->
             found[flag.path] = name not in flags
         else:
             if not equals:
+                if flag.alone is not None and not (waiting and (_is_number(waiting[-1]) or waiting[-1] == "None")):
+                    found[flag.path] = flag.alone
+                    continue
                 if not waiting or waiting[-1].partition("=")[0].replace("_", "-") in known:
                     raise InputError(f"{command}: {written} has no value; write {written} {_example(options[name])}")
                 value = waiting.pop()
@@ -168,7 +175,10 @@ def filled(kind: type[T], command: str, values: dict[tuple[str, ...], Any], defa
         inner = {path[1]: value for path, value in values.items() if path[0] == outer}
         before = value_of(kind, outer, default)
         inside: Any = inner_kind(kind, outer, default)
-        given[outer] = inside(**inner) if before is None else dataclasses.replace(before, **inner)
+        try:
+            given[outer] = inside(**inner) if before is None else dataclasses.replace(before, **inner)
+        except InputError as error:
+            raise InputError(_with_options(str(error), command, kind, default, outer)) from None
     return kind(**given) if default is None else dataclasses.replace(default, **given)  # type: ignore[type-var]
 
 
@@ -193,7 +203,8 @@ def options_of(kind: type, default: Any = None, path: tuple[str, ...] = ()) -> I
         if single not in _KINDS and single is not bool:
             continue  # only a config.json can say it
         written = field.metadata.get("name", field.name)
-        yield Option(here, single, choices, len(parts) > 1, many, positional, field.default, written)
+        alone, unit = field.metadata.get("alone"), field.metadata.get("unit", "")
+        yield Option(here, single, choices, len(parts) > 1, many, positional, field.default, written, alone, unit)
 
 
 def value_of(kind: type, name: str, default: Any) -> Any:
@@ -254,6 +265,7 @@ def help_lines(kind: type, command: str, default: Any = None) -> Iterator[str]:
         default_text = f"{value:.10g}" if isinstance(value, float) else shlex.quote(str(value))
         shown = "" if value in (None, (), "", dataclasses.MISSING) else f" (default: {default_text})"
         sign = f", --no-{option.name[2:]}" if option.kind is bool else f" {_example(option)}"
+        sign = f" [{_example(option)}]" if option.alone is not None else sign
         text = texts[option.path]
         if len(sign) > LONGEST_CHOICE:
             sign, text = " NAME", f"{text} One of: {', '.join(option.choices)}."
@@ -292,6 +304,14 @@ def _placed(kind: type, command: str, free: list[str]) -> dict[tuple[str, ...], 
     return found
 
 
+def _with_options(text: str, command: str, kind: type, default: Any, outer: str) -> str:
+    """The error of an inner dataclass, `LoraConfig: alpha is nan; ...`, in the words of the command line."""
+    for option in options_of(kind, default):
+        if option.path[0] == outer:
+            text = re.sub(rf"^\w+: {option.path[-1]}(?= is )", f"{command}: {option.name}", text)
+    return text
+
+
 def _value(command: str, written: str, option: Option, value: str) -> Any:
     if option.can_be_none and not option.positional and value == "None":
         return None
@@ -302,9 +322,12 @@ def _value(command: str, written: str, option: Option, value: str) -> Any:
     if option.kind is Path and not value:
         raise InputError(f"{command}: {written} is empty; give a path")
     try:
-        found = option.kind(value)
+        found = option.kind(in_units(value) if option.unit else value)
     except ValueError:
-        raise InputError(f"{command}: {written} has the invalid value {value!r}; give {_KINDS[option.kind]}") from None
+        of = f" of {option.unit}, such as {UNIT_EXAMPLES[option.unit]}" if option.unit else ""
+        raise InputError(
+            f"{command}: {written} has the invalid value {value!r}; give {_KINDS[option.kind]}{of}"
+        ) from None
     largest = LARGEST.get(option.path[-1], 1 << 31)
     if option.kind is int and not -largest < found < largest:
         raise InputError(
@@ -313,6 +336,16 @@ def _value(command: str, written: str, option: Option, value: str) -> Any:
     return found
 
 
+def in_units(text: str) -> str:
+    """The number that a text such as 80GB, 80GiB, 3.35TB/s or 989TFLOPS means, as Python writes it; others as given."""
+    found = re.fullmatch(r"([-+.\de]*\d)\s*([kmgtp]?)(i?)(b|bytes|b/s|flops|flop/s|)", text.strip().lower())
+    if found is None or not (found[2] or found[4]):
+        return text
+    value = float(found[1]) * (1024 if found[3] else 1000) ** " kmgtp".index(found[2] or " ")
+    return str(int(value) if value.is_integer() else value)
+
+
+UNIT_EXAMPLES = {"bytes": "80GB or 80GiB", "bytes a second": "900GB/s", "FLOP/s": "989T"}
 _KINDS = {int: "a whole number", float: "a number", str: "a text", Path: "a path"}
 
 

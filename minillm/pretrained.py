@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -159,8 +160,8 @@ def _write_shards(folder: Path, shards: list[dict[str, Array]]) -> None:
         write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
 
 
-def write_arrays(function: str, path: Path, arrays: dict[str, Array]) -> None:
-    """Write a .safetensors file, which appears whole or not at all.
+def write_arrays(function: str, path: Path, arrays: dict[str, Array], said: Mapping[str, str] | None = None) -> None:
+    """Write a .safetensors file, which appears whole or not at all. said: texts that it carries beside its arrays.
 
     Raises: CheckpointError in the name of `function` if it cannot be written.
     """
@@ -169,7 +170,7 @@ def write_arrays(function: str, path: Path, arrays: dict[str, Array]) -> None:
 
     unfinished = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
-        save_file(arrays, unfinished, metadata={"format": "pt"})
+        save_file(arrays, unfinished, metadata={"format": "pt", **(said or {})})
         os.replace(unfinished, path)
     except SafetensorError as error:  # save_file wraps errors of the system in it
         raise CheckpointError(f"{function}: cannot write {path} ({error}); make room") from None

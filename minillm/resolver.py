@@ -306,6 +306,19 @@ def _opened_run(place: Place, dtype: Any) -> OpenedModel:
     return OpenedModel(place, model.eval(), run)
 
 
+def open_start(path: str, folder: Path) -> OpenedModel:
+    """Open the model whose weights are under the adapters of the run in `folder`.
+
+    Raises: CheckpointError for a path that is not there, with what to do; else as `open_model`.
+    """
+    if not Path(path).exists():
+        raise CheckpointError(
+            f"load: {path}, whose weights are under the adapters of {folder}, is not there, seen from {Path.cwd()}; "
+            f"put it back, or put its path in `init` of {folder / CONFIG}"
+        )
+    return open_model(path)
+
+
 def _checkpoint(run: Run, name: str | None) -> Checkpoint:
     """The checkpoint of this name, or the best one, or the last."""
     from minillm.checkpoint import load_checkpoint
@@ -327,7 +340,7 @@ def _with_adapters(run: Run, checkpoint: Checkpoint, build: Callable[[], Any]) -
     with drawing.using(drawing.Generator(run.config.seed)):  # as the run began
         model = build()
     if run.config.init is not None:
-        start = open_model(run.config.init).model
+        start = open_start(run.config.init, run.folder).model
         if type(start) is type(model) and start.config == model.config:
             model.load_state_dict(start.state_dict())
         else:
@@ -336,7 +349,7 @@ def _with_adapters(run: Run, checkpoint: Checkpoint, build: Callable[[], Any]) -
     if checkpoint.state.get("base") != base_checksum(model):
         raise CheckpointError(
             f"load: the weights under the adapters of {run.folder} are not those that they were trained on; put "
-            f"{run.config.init or 'this version of minillm'} back as it was"
+            f"{run.config.init or 'the version of minillm that made them'} back as it was"
         )
     load_lora_state_dict(model, checkpoint.model)
     return merge(model, keep=False)

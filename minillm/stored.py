@@ -95,6 +95,13 @@ def stored_arrays(path: Path) -> dict[str, Stored]:
     return _header(path / WEIGHTS)
 
 
+def metadata_of(path: Path) -> dict[str, str]:
+    """The texts that a safetensors file carries beside its arrays."""
+    with open(path, "rb") as file:
+        header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+    return header.get("__metadata__") or {}
+
+
 def _header(path: Path) -> dict[str, Stored]:
     """Find the arrays in a safetensors file, after the library has checked places, shapes and the file's length."""
     from safetensors import SafetensorError, safe_open

@@ -8,6 +8,7 @@ gradient.
 from __future__ import annotations
 
 import copy
+import warnings
 import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -34,7 +35,7 @@ class Tensor(Methods):
     tables add the operators and the methods that differ from it.
     """
 
-    __slots__ = ("__weakref__", "_requires_grad", "_version", "data", "grad", "hooks", "index", "node")
+    __slots__ = ("__weakref__", "_cut", "_requires_grad", "_version", "data", "grad", "hooks", "index", "node")
     __hash__ = object.__hash__  # by identity, though == compares elements: a set of tensors is a set of objects
 
     # Operators are attached at the end of ops/__init__.py, and declared here for type checkers and editors.
@@ -75,6 +76,7 @@ class Tensor(Methods):
         self.index = 0
         self.hooks: list | None = None
         self._version: Version | None = None
+        self._cut: str | None = None  # what ended its history: "detach" or "no_grad", for study.why
         self._requires_grad = False
         if requires_grad:
             self._check_floating("tensor")
@@ -84,13 +86,23 @@ class Tensor(Methods):
     def _made_by(cls, node: Node, index: int, data: Any) -> Tensor:
         tensor = object.__new__(Tensor)  # without __init__, which checks what is right here
         tensor.data = data if type(data) is np.ndarray else backend.as_array(data)
-        tensor.grad = tensor.hooks = tensor._version = tensor.node = None
+        tensor.hooks = tensor._version = tensor._cut = tensor.node = None
         tensor.index, tensor._requires_grad = index, tensor.data.dtype.kind not in "iub"  # bfloat16's is V, for void
         if tensor._requires_grad:
-            tensor.node = node
+            tensor.node = node  # and no `grad`: see __getattr__
+        else:
+            tensor.grad = None
         return tensor
 
     def __getattr__(self, name: str) -> Any:
+        """Python calls this for a name that is not there, such as the `grad` of an intermediate tensor."""
+        if name == "grad" and self.node is not None:
+            warnings.warn(
+                f"grad: {self.node.op.name} made this tensor at {self.node.location()}, and backward keeps gradients "
+                "of leaves only; call retain_grad() on it before backward, or read the grad of a leaf",
+                stacklevel=2,
+            )
+            return None
         raise hints.missing_method(name, type(self))
 
     def _check_floating(self, function: str) -> None:
@@ -170,7 +182,7 @@ class Tensor(Methods):
     def detach(self) -> Tensor:
         """A tensor of this array without its history: gradients stop here."""
         twin = Tensor(self.data)
-        twin._version = self._shared_version()
+        twin._version, twin._cut = self._shared_version(), "detach"
         return twin
 
     def __len__(self) -> int:
@@ -280,6 +292,7 @@ class Tensor(Methods):
             self.node.watchers = watchers = self.node.watchers or []
             if not any(reference() is self for _, reference in watchers):
                 watchers.append((self.index, weakref.ref(self)))
+                self.grad = None
         return self
 
     def register_hook(self, hook: Callable[[Array], Any]) -> Hook:

@@ -409,19 +409,19 @@ def test_dropout_on_threads(monkeypatch, rng):
 @pytest.mark.parametrize(("value", "expected"), [("1", 1), ("7", 7)])
 def test_the_environment_sets_the_number_of_threads(value, expected, monkeypatch):
     monkeypatch.setenv("MINILLM_THREADS", value)
-    assert backend._thread_count() == expected
+    assert backend.thread_count() == expected
 
 
 def test_by_default_there_is_one_thread_for_each_core(monkeypatch):
     monkeypatch.delenv("MINILLM_THREADS", raising=False)
-    assert 1 <= backend._thread_count() <= os.cpu_count()
+    assert 1 <= backend.thread_count() <= os.cpu_count()
 
 
 @pytest.mark.parametrize("value", ["0", "-1", "two", "", "1.5"])
 def test_a_number_of_threads_that_is_none(value, monkeypatch):
     monkeypatch.setenv("MINILLM_THREADS", value)
     with pytest.warns(UserWarning, match=f"MINILLM_THREADS is '{value}'; set it to a number of threads, 1 or more"):
-        assert 1 <= backend._thread_count() <= os.cpu_count()
+        assert 1 <= backend.thread_count() <= os.cpu_count()
 
 
 # --- abstract work, and products observed --------------------------------------------------------------------------

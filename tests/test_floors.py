@@ -123,6 +123,7 @@ SHARED = {
     "minillm.chat",
     "minillm.beam_search",
     "minillm.checkpoint",
+    "minillm.export",
     "minillm.evaluation.heads",
     "minillm.evaluation.intervals",
     "minillm.generate",
@@ -132,6 +133,7 @@ SHARED = {
     "minillm.beside",
     "minillm.training.run",
     "minillm.training.tasks",
+    "minillm.models.bart_conditioned",
     "minillm.models.bart_config",
     "minillm.models.bert",
     "minillm.models.config",
@@ -140,6 +142,7 @@ SHARED = {
     "minillm.models.llama",
     "minillm.models.llama_config",
     "minillm.models.rotary",
+    "minillm.models.xlnet_attention",
     "minillm.models.xlnet_config",
     "minillm.lora",
     "minillm.parallel.communicator",
@@ -174,13 +177,14 @@ FOREIGN = {
     "numpy": {"minillm"},
     "regex": {"minillm.tokenizers"},
     "rich": {f"minillm.{name}" for name in ("commands", "training.display", *TRAINERS)},
-    "matplotlib": {"minillm.training.run", "minillm.study.picture"},
+    "matplotlib": {"minillm.training.run", "minillm.training.watch", "minillm.study.picture"},
     "safetensors": {"minillm.checkpoint", "minillm.pretrained", "minillm.stored"},
     "threadpoolctl": {"minillm.backend", "minillm.tuning"},
     "cupy": {"minillm.device", "minillm.cuda", "minillm.parallel.nccl"},
     "cupy_backends": {"minillm.device", "minillm.cuda", "minillm.parallel.nccl"},
     "gguf": {"minillm.gguf"},
     "sacrebleu": {"minillm.evaluation.bleu"},
+    "pytest": {"minillm.testing.pytest_minillm"},
     "ml_dtypes": {"minillm.dtypes", "minillm.cuda"},
 }
 
@@ -437,6 +441,8 @@ def test_the_tests_run_this_checkout(tmp_path) -> None:
 
 def test_the_wheel_has_every_package() -> None:
     project = Path(__file__).parents[1] / "pyproject.toml"
-    listed = tomllib.loads(project.read_text(encoding="utf-8"))["tool"]["setuptools"]["packages"]
-    assert {name for name, path in FILES.items() if path.name == "__init__.py"} <= set(listed)
+    settings = tomllib.loads(project.read_text(encoding="utf-8"))["tool"]["setuptools"]
+    elsewhere = {path.replace("/", ".") for name, path in settings["package-dir"].items() if name != "minillm"}
+    packages = {name for name, path in FILES.items() if path.name == "__init__.py"}
+    assert packages - elsewhere <= set(settings["packages"])
     assert (ROOT / "py.typed").is_file()

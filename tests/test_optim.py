@@ -170,6 +170,36 @@ def test_the_fast_step_is_the_formula(kind, options, dtype, rtol, parallel) -> N
         np.testing.assert_allclose(value, plain[name], rtol=rtol, atol=rtol * abs(value).max(initial=0), err_msg=name)
 
 
+@pytest.mark.parametrize("name", ["fast", "plain"])
+def test_without_memory_the_moments_are_those_of_the_last_gradient(name: str) -> None:
+    """With betas (0, 0) each step is lr times the sign of its gradient, also where the gradient falls a millionfold."""
+    weight = Parameter(np.ones(5, np.float32), "weight")
+    optimizer = AdamW([weight], lr=0.5, betas=(0.0, 0.0), eps=0.0, weight_decay=0.0)
+    expected = np.ones(5, np.float32)
+    with engine(name):
+        for size in (1e3, -1e-3, 1e-6, -7.0):
+            weight.grad = np.full(5, size, np.float32)
+            optimizer.step()
+            expected -= 0.5 * np.sign(size)
+            np.testing.assert_allclose(weight.data, expected, rtol=1e-6)
+
+
+@pytest.mark.oracle
+def test_betas_of_zero_work_as_in_torch() -> None:
+    torch = pytest.importorskip("torch")
+    rng = np.random.default_rng(2)
+    start = rng.normal(size=(3, 4)).astype(np.float32)
+    ours, theirs = Parameter(start.copy(), "weight"), torch.nn.Parameter(torch.tensor(start))
+    settings = dict(lr=0.1, betas=(0.0, 0.0), weight_decay=0.1)
+    one, other = AdamW([ours], **settings), torch.optim.AdamW([theirs], **settings)
+    for size in (1e4, 1.0, 1e-3, 1e2):
+        gradient = (size * rng.normal(size=start.shape)).astype(np.float32)
+        ours.grad, theirs.grad = gradient.copy(), torch.tensor(gradient)
+        one.step()
+        other.step()
+        np.testing.assert_allclose(ours.data, theirs.detach().numpy(), rtol=1e-5)
+
+
 def test_the_plain_step_gives_the_formula_each_parameter_in_its_shape(rng: np.random.Generator) -> None:
     seen = []
 

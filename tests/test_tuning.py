@@ -177,7 +177,7 @@ def test_the_plain_engine_keeps_everything_on_one_thread(monkeypatch: pytest.Mon
     assert parts() == [(0, 4), (4, 8), (8, 12)]
     monkeypatch.setenv("MINILLM_ENGINE", "plain")
     monkeypatch.delenv("MINILLM_THREADS", raising=False)
-    assert backend._thread_count() == 1
+    assert backend.thread_count() == 1
 
 
 # --- what is changed and restored ----------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from minillm.commands.common import tell_of_a_cut
 from minillm.console import lines_of_input, print_as_it_comes
 from minillm.errors import InputError
 from minillm.options import Positional, read
@@ -60,4 +61,6 @@ def chat(arguments: list[str]) -> None:
     with tuned_process():
         print(f"{type(conversation.model).__name__}, {template.name}; end with Ctrl-D")
         for number, message in enumerate(lines_of_input("> ")):
+            tokens = len(conversation.ids_to_read(message))
+            tell_of_a_cut("chat", "the conversation", tokens, opened.model.config.context)
             print_as_it_comes(conversation.say(message, seed=given.seed + number, **settings))

@@ -1,7 +1,8 @@
-"""Functions that several commands use: tables to print."""
+"""Functions that several commands use: tables to print, and a sentence about a prompt that is too long."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable
 from typing import Any
 
@@ -16,3 +17,13 @@ def print_tables(tables: Iterable[Any], width: int = 100) -> None:
         for row in rows:
             table.add_row(*row)
         Console(width=max(Console().width, width), markup=False, emoji=False).print(table)  # names may have brackets
+
+
+def tell_of_a_cut(command: str, what: str, tokens: int, context: int) -> None:
+    """Say on the standard error that a prompt has more tokens than the model reads, and how many are left out."""
+    if tokens > context:
+        print(
+            f"{command}: {what} has {tokens} tokens, but the context of the model is {context}: the first "
+            f"{tokens - context} are left out",
+            file=sys.stderr,
+        )

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 from minillm.beside import is_run
 from minillm.errors import InputError
-from minillm.export import save
+from minillm.export import check_place, save
 from minillm.lora import base_of, save_lora
 from minillm.options import Positional, read
 from minillm.resolver import open_model
@@ -25,8 +25,8 @@ class Convert:
     """Folder to write."""
     dtype: Literal["float32", "float64", "float16", "bfloat16"] = "float32"
     """Dtype of the weights in the files."""
-    max_shard_bytes: int = 5 * 10**9
-    """Size from which on weights go to several files."""
+    max_shard_bytes: int = field(default=5 * 10**9, metadata={"unit": "bytes"})
+    """Size from which on weights go to several files, such as 5GB."""
     adapter: bool = False
     """Write the adapters of a run with --lora alone, as PEFT reads them, in place of a model with these merged in."""
 
@@ -40,8 +40,14 @@ def convert(arguments: list[str]) -> None:
         raise InputError(f"convert: {given.out} is a run directory and is never written over; choose another folder")
     opened = open_model(given.model)
     model = opened.model
+    if given.adapter and "lora" not in vars(model):
+        raise InputError(
+            f"convert: {given.model} has no adapters, which --adapter would write; leave --adapter out, or give a run "
+            "that was trained with --lora"
+        )
+    check_place(model, given.out, given.adapter)
     if given.adapter:
-        base = opened.run.config.init if opened.run else base_of(given.model)
+        base = opened.run.config.init if opened.run else base_of(opened.place.path)
         save_lora(model, given.out, None if base is None else Path(base).resolve())
         print(f"adapters of {base or 'a model with random weights'}, for PEFT: {given.out}")
         return

@@ -16,11 +16,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemaini
 from rich.progress import Progress as Bar
 
 from minillm.commands.common import print_tables
-from minillm.data.frames import frame_of
 from minillm.data.labelled import read_labelled
 from minillm.data.records import Records, read_records
 from minillm.data.sources import read_texts
-from minillm.data.squad import Windows, read_squad
+from minillm.data.squad import read_squad
 from minillm.errors import InputError
 from minillm.evaluation.bleu import bleu
 from minillm.evaluation.classification import classification_scores
@@ -242,8 +241,8 @@ def _choices(opened: OpenedModel, given: Eval) -> Report:
     if found.cut_contexts:
         notes.append(f"{found.cut_contexts:,} choices lost the beginning of their question: the context is too short")
     items = [
-        {"line": line, "answer": question.answer, **chosen._asdict()}
-        for line, question, chosen in zip(records.lines, questions, found.chosen, strict=False)
+        {records.unit: place, "answer": question.answer, **chosen._asdict()}
+        for place, question, chosen in zip(records.places, questions, found.chosen, strict=False)
     ]
     return Report(found.measures, counts | _left_out(records), notes + _problems(records), items)
 
@@ -267,8 +266,8 @@ def _exact(opened: OpenedModel, given: Eval) -> Report:
     if found.cut_prompts:
         notes.append(f"{found.cut_prompts:,} prompts lost their beginning: the context is too short")
     items = [
-        {"line": line, "prompt": exercise.prompt, "written": written, "answers": list(exercise.answers)}
-        for line, exercise, written in zip(records.lines, exercises, found.written, strict=False)
+        {records.unit: place, "prompt": exercise.prompt, "written": written, "answers": list(exercise.answers)}
+        for place, exercise, written in zip(records.places, exercises, found.written, strict=False)
     ]
     counts = {"answers": len(exercises), "cut_prompts": found.cut_prompts}
     return Report(found.measures, counts | _left_out(records), notes + _problems(records), items)
@@ -316,8 +315,7 @@ def _qa(opened: OpenedModel, given: Eval) -> Report:
     questions = (questions if given.held_out is None else divide(questions, given.held_out)[1])[: given.limit]
     trained = opened.run.config.task if opened.run else None
     settings = trained if isinstance(trained, QAOptions) else QAOptions()
-    frame, length = frame_of(tokenizer, family_of(model)), longest(model.config, settings.length)
-    windows = Windows(questions, tokenizer, frame, length, settings.stride, settings.max_question)
+    windows = settings.windows(questions, tokenizer, family_of(model), model.config)
     found = answer_questions(model, tokenizer, windows)
     if not found:
         raise InputError(f"eval: no question of {given.data} can be asked; {windows.summary()}")

@@ -96,6 +96,8 @@ class FinetuneGrpo(Finetune):
     """A .jsonl or .json file of prompts with answers to check, as for sft; or `builtin`, sums that are made here."""
     batch_size: int = 64
     """Answers per step, a multiple of --group-size."""
+    eval_batches: int = 20
+    """Validation batches, the same at every validation, which measures 1 - the mean reward of held-out prompts."""
     lr: float = 1e-6
     """Peak learning rate; for small models and with LoRA some 20 times as much."""
 
@@ -114,7 +116,7 @@ def finetune(task: str, kind: type[Finetune], arguments: list[str], objective: s
     for name, shown, example in (("start", "MODEL", "runs/mine"), ("data", "--data", "--data records.jsonl")):
         if not getattr(given, name):
             raise InputError(f"{command}: {shown} is missing; write minillm {command} {example} ...")
-    check_effect(values, given)
+    check_effect(command, values, given)
     if given.lora and ("lr",) not in values:
         given = dataclasses.replace(given, lr=10 * given.lr)
     start = starting_model(given.start, command)

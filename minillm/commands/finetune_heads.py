@@ -96,10 +96,14 @@ def finetune_model(
     for field, shown, written in (("start", "MODEL", "bert-tiny"), ("data", "--data", "--data FILE")):
         if not getattr(given, field):
             raise InputError(f"{command}: {shown} is missing; write minillm {command} {written} ...")
-    check_effect(values, given)
+    check_effect(command, values, given)
     found = described(given.start, command)
     family = found.kind.__module__.rpartition(".")[2]  # type: ignore[attr-defined]
     task_class(task).check_model(family)
+    if found.place.kind != "preset" and values.keys() & {("vocab_size",), ("task", "vocab_size")}:
+        raise InputError(
+            f"{command}: --vocab-size does nothing here, as {given.start} has a vocabulary of its own; leave it out"
+        )
     settings = {
         "architecture": family,
         "init": None if found.place.kind == "preset" else given.start,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -31,17 +31,17 @@ class ParallelReport:
     """Sequences of a step on the cluster."""
     context: int | None = None
     """Tokens per sequence; the model's own by default, but 4096 at most."""
-    flops: float = 989e12
+    flops: float = field(default=989e12, metadata={"unit": "FLOP/s"})
     """Peak FLOP/s of a GPU in bfloat16, as its maker names it."""
     mfu: float = 0.5
     """Share of the peak that a GPU reaches alone."""
-    memory: float = 80e9
+    memory: float = field(default=80e9, metadata={"unit": "bytes"})
     """Bytes of a GPU's memory."""
-    memory_bandwidth: float = 3.35e12
+    memory_bandwidth: float = field(default=3.35e12, metadata={"unit": "bytes a second"})
     """Bytes a second of a GPU's memory."""
-    link_bandwidth: float = 450e9
+    link_bandwidth: float = field(default=450e9, metadata={"unit": "bytes a second"})
     """Bytes a second between the GPUs of a machine, each way."""
-    network_bandwidth: float = 50e9
+    network_bandwidth: float = field(default=50e9, metadata={"unit": "bytes a second"})
     """Bytes a second of a GPU to other machines, each way."""
     latency: float = 5e-6
     """Seconds of a message without content."""

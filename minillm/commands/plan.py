@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -47,19 +47,19 @@ class Plan:
     """Text of the language, UTF-8, for --tokenizer."""
     data_yield: float | None = None
     """Share of crawled pages that cleaning leaves; by default that of FineWeb 2 in the language."""
-    flops: float | None = None
+    flops: float | None = field(default=None, metadata={"unit": "FLOP/s"})
     """Peak FLOP/s of a GPU in the dtype of the training; the data sheet's by default, as are the next ones."""
     products: float | None = None
     """Share of the peak that matrix products reach."""
-    memory: float | None = None
-    """Bytes of a GPU."""
-    memory_bandwidth: float | None = None
+    memory: float | None = field(default=None, metadata={"unit": "bytes"})
+    """Bytes of a GPU, such as 80GB."""
+    memory_bandwidth: float | None = field(default=None, metadata={"unit": "bytes a second"})
     """Bytes a second between a GPU and its memory."""
     gpus_per_node: int | None = None
     """GPUs of a machine."""
-    link_bandwidth: float | None = None
+    link_bandwidth: float | None = field(default=None, metadata={"unit": "bytes a second"})
     """Bytes a second between the GPUs of a machine, one way."""
-    network_bandwidth: float | None = None
+    network_bandwidth: float | None = field(default=None, metadata={"unit": "bytes a second"})
     """Bytes a second of a GPU to other machines, one way."""
     power: float | None = None
     """Watts of a GPU; the maker's limit by default."""

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from minillm.commands.common import tell_of_a_cut
 from minillm.console import print_as_it_comes
 from minillm.errors import InputError
 from minillm.options import Positional, read
@@ -57,6 +58,7 @@ def sample(arguments: list[str]) -> None:
         model, begin = model.conditioned(np.array([tokenizer.build_inputs_with_special_tokens(ids)])), ""
     elif hasattr(model, "next_logits"):
         start, begin = tokenizer.before_text() + ids, tokenizer.decode(ids)
+        tell_of_a_cut("sample", "the prompt", len(start), model.config.context)
     else:
         raise InputError(
             f"sample: {given.model} is a {type(model).__name__}, which does not continue a text; give a model that "

@@ -83,7 +83,7 @@ def step(arguments: list[str]) -> None:
     given = filled(Step, "step", values, before)
     if given.name != before.name:
         raise InputError(f"step: the model comes first: minillm step {given.name} ...")
-    check_effect(values, given)
+    check_effect("step", values, given)
     config = settings_of(given)
     limit = {} if given.largest is None else {"largest": given.largest}
     if given.terminal:
@@ -176,9 +176,9 @@ def compare(given: Step, config: TrainConfig, limit: dict[str, int]) -> None:
     """Run the step in two ways, and report the first line that differs; a page shows both."""
     from minillm.study.step.compare import compare_traces, traces_of
 
-    words = given.compare.split(",") if given.compare else []
+    words = (given.compare or "").split(",")
     a, b = traces_of(words, lambda model: settings_for(given, config, model), given.text, **limit)
-    found = compare_traces(a, b)
+    found = compare_traces(a, b, titles=words if len(words) == 2 else ["plain", *words])
     print(*found.report(), sep="\n")
     if given.out:
         write(a, given.out, compare=found)

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 CHANGEABLE_ON_RESUME = {
     *("progress", "device", "steps", "eval_every", "eval_batches", "patience", "sample_every", "sample_tokens"),
+    "watch",
     *("threads", "nproc", "timeout", "trace", "dp", "tp", "pp", "zero", "pipeline", "recompute", "micro_batches"),
     "resume",
 }
@@ -29,7 +30,8 @@ class Train(TrainConfig):
     """Train a language model on a text."""
 
     resume: Path | None = None
-    """Run directory to continue; only device, threads, steps, intervals, samples and ranks may change."""
+    """Run directory to continue, or to begin again if it was stopped before it saved; only device, threads, steps,
+    intervals, samples and ranks may change."""
     progress: bool = True
     """Draw a live line of progress if the output is a terminal; otherwise print a line for each validation."""
     nproc: int = 1
@@ -48,6 +50,8 @@ def train(arguments: list[str]) -> None:
     before = Run.open(Path(resume)).config if resume else starting_point(arguments)
     before = Train(**{field.name: getattr(before, field.name) for field in dataclasses.fields(before)})
     values = scan(Train, "train", arguments, before)
+    if resume:
+        check_steps(values.get(("steps",)), before, resume)
     given = filled(Train, "train", values, before)
     if resume:
         for field in dataclasses.fields(given):
@@ -56,9 +60,22 @@ def train(arguments: list[str]) -> None:
                     f"train: {field.name} is {getattr(before, field.name)} in {resume} and cannot change when a run is "
                     "resumed; leave it out, or start a new run"
                 )
+        if ("threads",) not in values and "MINILLM_THREADS" in os.environ:
+            given = dataclasses.replace(given, threads=None)  # the variable of today comes before what was stored
     else:
-        check_effect(values, given)
+        check_effect("train", values, given)
     run_ranks("train", arguments, config_of(given), given)
+
+
+def check_steps(steps: int | None, before: TrainConfig, resume: str) -> None:
+    """Raise InputError if a resumed run is given so few steps that its schedule does not fit into them."""
+    decay = before.decay_steps if before.schedule == "wsd" else 0
+    least = max(before.warmup + 1, max(1, before.warmup) + decay)
+    if steps is not None and before.format > 1 and steps < least:
+        raise InputError(
+            f"train: --steps is {steps}, but the schedule of {resume} has {before.warmup} steps of warmup, which do "
+            f"not change when a run is resumed; give --steps {least} or more, or start a new run"
+        )
 
 
 def config_of(given: Train, **others: Any) -> TrainConfig:
@@ -78,18 +95,20 @@ def run_ranks(command: str, arguments: list[str], config: TrainConfig, given: Tr
 
     size = place.world_size()
     if given.timeout is not None and not 0 < given.timeout < 1e7:
-        raise InputError(f"train: timeout is {given.timeout}; give a number of seconds above 0")
+        raise InputError(f"{command}: timeout is {given.timeout}; give a number of seconds above 0")
     for name in ("timeout", "trace"):
         if getattr(given, name) is not None and max(size, given.nproc) == 1 and "WORLD_SIZE" not in os.environ:
-            raise InputError(f"train: --{name} is about ranks that wait for each other; start several with --nproc")
+            raise InputError(f"{command}: --{name} is about ranks that wait for each other; start several with --nproc")
     if given.timeout is not None:
         os.environ["MINILLM_TIMEOUT"] = str(given.timeout)
     if max(size, given.nproc) > 1 and given.device.startswith("cuda:"):
-        raise InputError(f"train: {given.device} is one GPU; give --device cuda, and each rank takes its own")
+        raise InputError(f"{command}: {given.device} is one GPU; give --device cuda, and each rank takes its own")
     if given.nproc != 1 and "WORLD_SIZE" not in os.environ:
         raise SystemExit(launch.run([*command.split(), *arguments], given.nproc))
     if given.nproc not in (1, size):
-        raise InputError(f"train: --nproc is {given.nproc}, but a launcher has started {size} ranks; leave --nproc out")
+        raise InputError(
+            f"{command}: --nproc is {given.nproc}, but a launcher has started {size} ranks; leave --nproc out"
+        )
     if size > 1:
 
         def rank(here: Any) -> None:
@@ -105,13 +124,19 @@ def run_ranks(command: str, arguments: list[str], config: TrainConfig, given: Tr
 
 def starting_point(arguments: list[str]) -> TrainConfig:
     """The settings that hold where nothing else is given: those of the preset, or of the model and the objective."""
-    config = preset(peek(arguments, "--preset") or "default")
+    name = peek(arguments, "--preset")
+    config = preset(name or "default")
     architecture, objective, init = (peek(arguments, name) for name in ("--model", "--objective", "--init"))
     if init is None:
         return config.with_model(architecture or config.architecture, objective)
     start = starting_model(init, "train")
     if architecture not in (None, start["architecture"]):
         raise InputError(f"train: {init} is a {start['architecture']}; leave --model {architecture} out")
+    if name is not None and config.architecture != start["architecture"]:
+        raise InputError(
+            f"train: --preset {name} is for a {config.architecture}, but --init {init} is a {start['architecture']}; "
+            "leave --preset out, or give one of this family"
+        )
     return dataclasses.replace(config.with_model(start["architecture"], objective), **start)
 
 
@@ -132,16 +157,22 @@ def starting_model(path: str, command: str) -> dict[str, Any]:
     return {"architecture": architecture, "model": found.config, "init": path}
 
 
-def check_effect(values: dict[tuple[str, ...], Any], given: TrainConfig) -> None:
+def check_effect(command: str, values: dict[tuple[str, ...], Any], given: TrainConfig) -> None:
     """Raise InputError for an option that was given and would do nothing beside the others."""
     if given.init is not None:
         for path in values:
             name = path[-1].replace("_", "-")
             if (path[0] == "model" and "dropout" not in name) or path == ("tokenizer",):
                 raise InputError(
-                    f"train: --{name} would change the model that --init {given.init} names, which keeps its shape and "
-                    "its tokenizer; leave it out"
+                    f"{command}: --{name} would change the model that --init {given.init} names, which keeps its shape "
+                    "and its tokenizer; leave it out"
                 )
+    if ("model", "vocab_size") in values and given.tokenizer not in ("bpe", "wordpiece", "unigram"):
+        whose = "of characters" if given.tokenizer == "char" else f"in {given.tokenizer}"
+        raise InputError(
+            f"{command}: --vocab-size does nothing here, as the tokenizer {whose} sets the size itself; leave it out, "
+            "or give --tokenizer bpe, wordpiece or unigram"
+        )
     needs: dict[tuple[str, ...], tuple[bool, str]] = {
         ("decay_steps",): (given.schedule == "wsd", "--schedule wsd"),
         ("beta1",): (given.optimizer == "adamw", "--optimizer adamw"),
@@ -153,4 +184,4 @@ def check_effect(values: dict[tuple[str, ...], Any], given: TrainConfig) -> None
     for path, (works, other) in needs.items():
         if path in values and not works:
             name = next(option.name for option in options_of(type(given), given) if option.path == path)
-            raise InputError(f"train: {name} does nothing here; leave it out, or give {other}")
+            raise InputError(f"{command}: {name} does nothing here; leave it out, or give {other}")

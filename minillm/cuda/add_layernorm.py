@@ -14,6 +14,7 @@ KERNEL = "layernorm"
 
 
 def forward(x, residual, weight, bias, *, eps):
+    """x + residual and its layer norm, (..., C) each."""
     if not norm_fits(x, residual, weight, bias, sums=2):
         return NotImplemented
     x, residual, weight = contiguous(x), contiguous(residual), contiguous(weight)
@@ -25,6 +26,7 @@ def forward(x, residual, weight, bias, *, eps):
 
 
 def backward(douts, saved):
+    """dx = dresidual (..., C), dweight (C,) and dbias (C,)."""
     dtotal, dy = douts
     if dy is None:
         return without_norm(dtotal, saved)

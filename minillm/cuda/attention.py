@@ -45,6 +45,7 @@ class Saved(NamedTuple):
 
 
 def forward(q, k, v, mask, *, lengths, causal, scale, dropout, starts=None):
+    """y (B, H, Tq, E) of q (B, H, Tq, D), k (B, G, Tk, D) and v (B, G, Tk, E)."""
     if starts is not None or not _has_kernel(q, k, v, mask, scale, dropout):
         if not is_on_gpu(q) or current_engine() == "require":
             return NotImplemented
@@ -69,6 +70,7 @@ def _has_kernel(q: Array, k: Array, v: Array, mask: Array | None, scale: float, 
 
 
 def backward(dy, saved):
+    """dq, dk and dv, in the shapes of q, k and v; a mask has no gradient."""
     if isinstance(saved, in_blocks.Saved):
         return in_blocks.backward(dy, saved)
     q, k, v, lengths, y, lse, *settings = saved

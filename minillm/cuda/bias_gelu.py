@@ -9,8 +9,10 @@ KERNEL = "gelu"
 
 
 def forward(x, bias, *, approximate):
+    """y = gelu(x + bias), (..., C)."""
     return activations.forward_with_bias(FILE, FUNCTIONS[approximate], x, bias)
 
 
 def backward(dy, saved):
+    """dx (..., C) and dbias (C,)."""
     return activations.backward_with_bias(FILE, dy, saved)

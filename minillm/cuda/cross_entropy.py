@@ -13,6 +13,7 @@ from minillm.fast.cross_entropy import Saved, memory_for_gradient, reduced, row_
 
 
 def forward(logits, targets, *, ignore_index, label_smoothing, reduction, overwrite=False, class_weights=None):
+    """The loss of logits (..., V): (...), or () where it is reduced."""
     if logits.size == 0 or (label_smoothing and class_weights is not None):
         return NotImplemented
     logits, t = contiguous(logits), contiguous(targets.reshape(-1).astype(np.int64, copy=False))
@@ -28,6 +29,7 @@ def forward(logits, targets, *, ignore_index, label_smoothing, reduction, overwr
 
 
 def backward(dy, saved):
+    """dlogits (..., V), in the memory of the logits where that may be used."""
     logits, targets, largest, total, weight, smoothing, *_ = saved
     dlogits = memory_for_gradient(saved)
     dloss = (weight * dy.reshape(-1)).astype(total.dtype, copy=False)  # 0 where the target is ignored

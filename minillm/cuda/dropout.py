@@ -12,6 +12,7 @@ from minillm.ops.dropout import Saved
 
 
 def forward(x, *, p, seed, counter, skip=0):
+    """x times its mask, scaled by 1 / (1 - p)."""
     if x.size == 0 or not 0 <= seed < 2**128 or counter + x.size >= 2**64:
         return NotImplemented
     saved = Saved(seed, counter, skip, p)
@@ -19,6 +20,7 @@ def forward(x, *, p, seed, counter, skip=0):
 
 
 def backward(dy, saved):
+    """dy times the same mask."""
     return (launch(dy, saved),)
 
 

@@ -13,6 +13,7 @@ WARPS = 8  # warps of a block; each takes one id
 
 
 def forward(weight, ids, *, padding_idx=None):
+    """y (..., C), the rows of weight (V, C) that the ids (...) name."""
     if ids.size == 0 or weight.size == 0:
         return NotImplemented
     weight, ids = contiguous(weight), contiguous(ids.astype(np.int64, copy=False))
@@ -25,6 +26,7 @@ def forward(weight, ids, *, padding_idx=None):
 
 
 def backward(dy, saved, into=(None, None)):
+    """dweight (V, C): at each row the sum of dy (..., C) over the places of its id."""
     dy = without_padding(dy, saved)
     dweight = gradient_so_far(dy, saved, into[0])
     table, ids, columns = contiguous(dweight), saved.ids.reshape(-1), saved.shape[1]

@@ -9,8 +9,10 @@ FUNCTIONS = {"none": "GeluErf", "tanh": "GeluTanh"}  # what gelu.cu calls each f
 
 
 def forward(x, *, approximate):
+    """y = gelu(x), in the shape of x."""
     return activations.forward(FILE, FUNCTIONS[approximate], x)
 
 
 def backward(dy, saved):
+    """dx = dy times the slope."""
     return activations.backward(FILE, dy, saved)

@@ -10,6 +10,7 @@ from minillm.fast.layernorm import Saved
 
 
 def forward(x, weight, bias, *, eps):
+    """y (..., C), with mean and rstd of each row."""
     if not norm_fits(x, weight, bias, sums=2):
         return NotImplemented
     x, weight = contiguous(x), contiguous(weight)
@@ -20,6 +21,7 @@ def forward(x, weight, bias, *, eps):
 
 
 def backward(dy, saved):
+    """dx (..., C), dweight (C,) and dbias (C,)."""
     *kept, has_bias = saved
     dx, (dweight, dbias) = launch_norm_backward("layernorm.cu", "layernorm_backward", contiguous(dy), *kept, sums=2)
     return dx, dweight, dbias if has_bias else None

@@ -17,6 +17,7 @@ GEMV_ROWS = (1, 2, 4, 8)  # numbers of rows of x for which decode.cu has a kerne
 
 
 def forward(x, weight, bias):
+    """y = x weight^T + bias, (..., out), for x (..., in)."""
     rows = x.size // x.shape[-1] if x.size else 0
     if rows not in GEMV_ROWS or x.dtype != weight.dtype or not weight.flags.c_contiguous or not len(weight):
         (y,) = matmuls(Product(as_rows(x), weight.T, bias=bias))  # (rows, out)
@@ -31,6 +32,7 @@ def forward(x, weight, bias):
 
 
 def backward(dy, saved, into=(None, None, None)):
+    """dx (..., in), dweight (out, in) and dbias (out,)."""
     x, weight, has_bias = saved
     dy_rows, x_rows = contiguous(as_rows(dy)), as_rows(x)
     dx, dweight = matmuls(Product(dy_rows, weight), Product(dy_rows.T, x_rows, *(into[1] or ())))

@@ -10,6 +10,7 @@ from minillm.fast.rmsnorm import Saved
 
 
 def forward(x, weight, *, eps):
+    """y (..., C), with rstd of each row."""
     if not norm_fits(x, weight, sums=1):
         return NotImplemented
     x, weight = contiguous(x), contiguous(weight)
@@ -20,5 +21,6 @@ def forward(x, weight, *, eps):
 
 
 def backward(dy, saved):
+    """dx (..., C) and dweight (C,)."""
     dx, (dweight,) = launch_norm_backward("rmsnorm.cu", "rmsnorm_backward", contiguous(dy), *saved, sums=1)
     return dx, dweight

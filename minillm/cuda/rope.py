@@ -11,6 +11,7 @@ from minillm.ops.rope import Saved
 
 
 def forward(x, *, cos, sin, layout):
+    """x with each pair of channels turned by its angle."""
     if x.size == 0:
         return NotImplemented
     saved = Saved(contiguous(cos), contiguous(sin), layout)
@@ -18,6 +19,7 @@ def forward(x, *, cos, sin, layout):
 
 
 def backward(dy, saved):
+    """dy turned by the same angles, the other way round."""
     return (_turn(dy, saved, direction=-1),)
 
 

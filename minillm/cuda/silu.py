@@ -8,8 +8,10 @@ FILE, FUNCTION = "silu.cu", "Silu"
 
 
 def forward(x):
+    """y = x sigmoid(x), in the shape of x."""
     return activations.forward(FILE, FUNCTION, x)
 
 
 def backward(dy, saved):
+    """dx = dy times the slope."""
     return activations.backward(FILE, dy, saved)

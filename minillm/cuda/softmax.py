@@ -10,6 +10,7 @@ from minillm.ops.softmax import Saved
 
 
 def forward(x, *, axis):
+    """p = e^x / sum of e^x along the axis, in the shape of x."""
     if x.size == 0:
         return NotImplemented
     p = launch_along("softmax_forward", axis, x)
@@ -17,6 +18,7 @@ def forward(x, *, axis):
 
 
 def backward(dp, saved):
+    """dx = p (dp - sum of dp p) along the axis."""
     return (launch_along("softmax_backward", saved.axis, dp, saved.p),)
 
 

@@ -21,6 +21,7 @@ class Saved(NamedTuple):
 
 
 def forward(gate, up):
+    """y = silu(gate) up, in the shape of both."""
     if gate.size == 0 or gate.dtype != up.dtype:
         return NotImplemented
     gate, up = contiguous(gate), contiguous(up)
@@ -30,6 +31,7 @@ def forward(gate, up):
 
 
 def backward(dy, saved):
+    """dgate and dup, in the shape of dy."""
     gate, up = saved
     dgate, dup = np.empty_like(gate), np.empty_like(up)
     _launch("swiglu_backward", contiguous(dy), gate, up, dgate, dup)

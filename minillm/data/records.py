@@ -1,7 +1,7 @@
 """Read records, JSON objects, from a file that holds one a line (.jsonl) or all in one array (.json).
 
-Real files have faulty records among thousands of good ones. A faulty record is left out and counted, with its line and
-what is wrong with it, and only a file without one good record is an error.
+Real files have faulty records among thousands of good ones. A faulty record is left out and counted, with its place
+(its line, or in an array its number) and what is wrong with it; only a file without one good record is an error.
 """
 
 from __future__ import annotations
@@ -21,11 +21,12 @@ SHOWN = 3  # problems that a summary names
 
 
 class Records(NamedTuple, Generic[T]):
-    """The good records of a file, each with its line, and what is wrong with the others."""
+    """The good records of a file, each with its place, and what is wrong with the others."""
 
     items: list[T]
-    lines: list[int]  # of each item
+    places: list[int]  # of each item: the number of its line, or in an array its own, from 1
     problems: list[str]  # such as "line 7: there is no field 'output'"
+    unit: str = "line"  # of the places, or "record"
 
     def summary(self) -> str:
         """The numbers of records read and left out, and the reasons for the first ones left out."""
@@ -45,14 +46,15 @@ def read_records(path: str | Path, parse: Callable[[Mapping[str, Any]], T]) -> R
 
     Raises: InputError where the file is missing, is not text, is an array that is not JSON, or has no good record.
     """
-    found: Records[T] = Records([], [], [])
     text = _read(Path(path))
-    for line, record in _elements(path, text) if text.lstrip().startswith("[") else _lines(text):
+    is_array = text.lstrip().startswith("[")
+    found: Records[T] = Records([], [], [], "record" if is_array else "line")
+    for place, record in _elements(path, text) if is_array else _lines(text):
         try:
             found.items.append(parse(_checked(record)))
-            found.lines.append(line)
+            found.places.append(place)
         except InputError as error:
-            found.problems.append(f"line {line}: {error}")
+            found.problems.append(f"{found.unit} {place}: {error}")
     if not found.items:
         why = (
             f"none of the {len(found.problems)} records can be used" if found.problems else "there are no records in it"
@@ -105,20 +107,22 @@ def _lines(text: str) -> Iterator[tuple[int, Any]]:
 
 
 def _elements(path: str | Path, text: str) -> Iterator[tuple[int, Any]]:
-    """The elements of a JSON array, each with the number of the line that it begins on."""
-    decoder, place, line, counted = json.JSONDecoder(), text.index("[") + 1, 1, 0
+    """The elements of a JSON array, each with its number, from 1."""
+    decoder, place, number = json.JSONDecoder(), text.index("[") + 1, 0
     try:
         while (place := _skip(text, place)) < len(text) and text[place] != "]":
             record, end = decoder.raw_decode(text, place)
-            line, counted = line + text.count("\n", counted, place), place
-            yield line, record
+            number += 1
+            yield number, record
             place = _skip(text, end)
             if text[place : place + 1] not in ("]", ","):
                 raise ValueError(f"expected a comma or ], found {text[place : place + 10]!r}")
             place += text[place] == ","
     except (ValueError, RecursionError) as error:
         where = text.count("\n", 0, place) + 1
-        raise InputError(f"read_records: {path} is not JSON behind line {where} ({error}); correct the file") from None
+        raise InputError(
+            f"read_records: {path} is not JSON from line {where} on, after {number} whole records ({error}); correct it"
+        ) from None
 
 
 def _skip(text: str, place: int) -> int:
@@ -146,15 +150,15 @@ def converted(records: Records[T], make: Callable[[T], U]) -> tuple[Records[T], 
 
     An InputError of `make` is one more problem.
     """
-    found: Records[T] = Records([], [], [*records.problems])
+    found: Records[T] = Records([], [], [*records.problems], records.unit)
     made, numbers = [], []
-    for number, (item, line) in enumerate(zip(records.items, records.lines, strict=True)):
+    for number, (item, place) in enumerate(zip(records.items, records.places, strict=True)):
         try:
             made.append(make(item))
         except InputError as error:
-            found.problems.append(f"line {line}: {error}")
+            found.problems.append(f"{records.unit} {place}: {error}")
             continue
         found.items.append(item)
-        found.lines.append(line)
+        found.places.append(place)
         numbers.append(number)
     return found, made, numbers

@@ -138,15 +138,16 @@ class Windows:
         stride: int,
         max_question: int = 64,
     ):
-        self.questions = questions
+        self.questions, self.length, self.stride = questions, length, stride
         self.windows: list[Window] = []
         self.counts: Counter[str] = Counter()
         around = len(frame.around([], [])[0])
         if stride < 1 or length - around - max_question < stride:
             raise InputError(
-                f"Windows: length={length} leaves {length - around - max_question} tokens for the context, beside "
-                f"{max_question} of the question and {around} special tokens; so that no token is left out, give a "
-                f"length of at least {around + max_question + max(stride, 1)}, or another stride than {stride}"
+                f"Windows: a window of length={length} has {around} special tokens, max_question={max_question} tokens "
+                f"of the question and {length - around - max_question} of the context, and the next begins "
+                f"stride={stride} tokens later; so that no token is left out, give a length of at least "
+                f"{around + max_question + max(stride, 1)}, or a smaller stride or max_question"
             )
         known: dict[str, EncodedContext] = {}
         for number, question in enumerate(questions):
@@ -196,7 +197,10 @@ class Windows:
     def summary(self) -> str:
         """The numbers of questions and windows, and of the cases that were counted."""
         counted = [f"{count:,} {what}" for what, count in self.counts.items() if count]
-        text = f"{len(self.questions):,} questions in {len(self.windows):,} windows"
+        text = (
+            f"{len(self.questions):,} questions in {len(self.windows):,} windows of at most {self.length} tokens, "
+            f"{self.stride} apart"
+        )
         return f"{text} ({', '.join(counted)})" if counted else text
 
 

@@ -12,6 +12,7 @@ import numpy as np
 
 
 def adamw_update(w, g, m, v, *, t, lr, betas, eps, weight_decay):
+    """Overwrite w, m and v with w_t, m_t and v_t of AdamW."""
     step = _move_moments(g, m, v, t, lr, betas, eps)
     if weight_decay:
         w *= 1 - lr * weight_decay
@@ -19,6 +20,7 @@ def adamw_update(w, g, m, v, *, t, lr, betas, eps, weight_decay):
 
 
 def adam_update(w, g, m, v, *, t, lr, betas, eps, weight_decay):
+    """Overwrite w, m and v with w_t, m_t and v_t of Adam."""
     decayed_g = g + weight_decay * w if weight_decay else g
     w -= _move_moments(decayed_g, m, v, t, lr, betas, eps)
 
@@ -27,13 +29,25 @@ def _move_moments(g, m, v, t, lr, betas, eps):
     """Overwrite m and v with m_t and v_t; returns lr m_hat / (sqrt(v_hat) + eps)."""
     beta1, beta2 = betas
     memory = np.empty_like(m)  # every name below is this array, at the time when it holds what the name says
-    g_minus_m = np.subtract(g, m, out=memory)
-    m += np.multiply(g_minus_m, 1 - beta1, out=memory)
+    _move(m, g, beta1, memory)
     g_squared = np.multiply(g, g, out=memory)
-    g_squared_minus_v = np.subtract(g_squared, v, out=memory)
-    v += np.multiply(g_squared_minus_v, 1 - beta2, out=memory)
+    _move(v, g_squared, beta2, memory)
     sqrt_v = np.sqrt(v, out=memory)
     sqrt_v_hat = np.multiply(sqrt_v, 1 / math.sqrt(1 - beta2**t), out=memory)
     denominator = np.add(sqrt_v_hat, eps, out=memory)
     m_over_denominator = np.divide(m, denominator, out=memory)
     return np.multiply(m_over_denominator, lr / (1 - beta1**t), out=memory)
+
+
+def _move(mean, value, beta, memory):
+    """Overwrite a running mean with beta mean + (1 - beta) value, and with the value itself where beta is 0.
+
+    The sum begins with the larger part, so that rounding leaves nothing of a mean that counts little.
+    """
+    if beta < 0.5:
+        mean -= value
+        mean *= beta
+        mean += value
+    else:
+        change = np.subtract(value, mean, out=memory)
+        mean += np.multiply(change, 1 - beta, out=memory)

@@ -10,6 +10,7 @@ from minillm.ops.add_layernorm import without_norm
 
 
 def forward(x, residual, weight, bias, *, eps):
+    """x + residual and its layer norm, (..., C) each."""
     total = np.empty_like(x, order="C", dtype=np.promote_types(x.dtype, residual.dtype))
     y = np.empty_like(total)
     x_rows, residual_rows, total_rows, y_rows = map(as_rows, (x, residual, total, y))
@@ -24,6 +25,7 @@ def forward(x, residual, weight, bias, *, eps):
 
 
 def backward(douts, saved):
+    """dx = dresidual (..., C), dweight (C,) and dbias (C,)."""
     dtotal, dy = douts
     if dy is None:
         return without_norm(dtotal, saved)

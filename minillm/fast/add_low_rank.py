@@ -9,6 +9,7 @@ from minillm.ops.add_low_rank import Saved, channels_of
 
 
 def forward(y, x, a, b, *, scale, start, overwrite):
+    """z = y + scale x a^T b^T, (..., C)."""
     x_rows = as_rows(x)  # (rows, in)
     (h,) = matmuls(Product(x_rows, a.T))  # (rows, r)
     h *= scale
@@ -18,6 +19,7 @@ def forward(y, x, a, b, *, scale, start, overwrite):
 
 
 def backward(dz, saved, into=(None, None, None, None)):
+    """dy, dx (..., in), da (r, in) and db (out, r)."""
     x, a, b, h, scale, start = saved
     dy = dz
     x_rows, dz_rows = as_rows(x), as_rows(dz)[:, channels_of(b, start)]  # (rows, in), (rows, out)

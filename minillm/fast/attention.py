@@ -60,6 +60,7 @@ class Part(NamedTuple):
 
 
 def forward(q, k, v, mask, *, lengths, causal, scale, dropout, starts=None):
+    """y (B, H, Tq, E) of q (B, H, Tq, D), k (B, G, Tk, D) and v (B, G, Tk, E)."""
     y = np.empty_like(q, shape=(*q.shape[:3], v.shape[3]))  # in the memory order of q: undoing a transpose is free
     lse = np.empty_like(q, shape=q.shape[:3])
     saved = Saved(q, k, v, mask, lengths, y, lse, causal, scale, dropout, starts)
@@ -92,6 +93,7 @@ def _forward_of_part(saved: Saved, part: Part) -> None:
 
 
 def backward(dy, saved):
+    """dq, dk and dv, in the shapes of q, k and v; a mask has no gradient."""
     q, k, v, _, _, y, lse, *_ = saved
     dq, dk, dv = np.empty_like(q), np.empty_like(k), np.empty_like(v)
     if q.size == 0 or k.size == 0:

@@ -10,6 +10,7 @@ __all__ = ["backward", "forward", "unbroadcast"]
 
 
 def backward(dy, saved):
+    """dx: dy summed over the axes along which x was stretched."""
     return (unbroadcast(dy, saved.shape),)
 
 

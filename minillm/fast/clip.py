@@ -11,5 +11,6 @@ __all__ = ["backward", "forward"]
 
 
 def backward(dy, saved):
+    """dy where an operand is the output, else 0, for each operand that is an array."""
     taken = zip(saved, sides(*saved), strict=True)  # each operand, and where it is the output
     return tuple(None if is_number(x) else masked(dy, side) for x, side in taken)

@@ -35,6 +35,7 @@ class Saved(NamedTuple):
 
 
 def forward(logits, targets, *, ignore_index, label_smoothing, reduction, overwrite=False, class_weights=None):
+    """The loss of logits (..., V): (...), or () where it is reduced."""
     if label_smoothing and class_weights is not None:
         return NotImplemented
     x, counts = as_rows(logits), targets.reshape(-1) != ignore_index  # (rows, V), (rows,)
@@ -59,6 +60,7 @@ def forward(logits, targets, *, ignore_index, label_smoothing, reduction, overwr
 
 
 def backward(dy, saved):
+    """dlogits (..., V), in the memory of the logits where that may be used."""
     logits, targets, largest, total, weight, smoothing, *_ = saved
     dlogits = memory_for_gradient(saved)  # (..., V)
     x, dx = as_rows(logits), as_rows(dlogits)  # (rows, V)

@@ -15,10 +15,12 @@ from minillm.sums import add_rows
 
 
 def forward(weight, ids, *, padding_idx=None):
+    """y (..., C), the rows of weight (V, C) that the ids (...) name."""
     return np.take(weight, ids, axis=0), Saved(ids, weight.shape, padding_idx)  # (..., C)
 
 
 def backward(dy, saved, into=(None, None)):
+    """dweight (V, C): at each row the sum of dy (..., C) over the places of its id."""
     dy_counted = without_padding(dy, saved)  # (..., C)
     dweight = gradient_so_far(dy, saved, into[0])  # (V, C)
     add_rows(dweight, saved.ids.reshape(-1), as_rows(dy_counted))

@@ -20,10 +20,12 @@ FAR = 1000  # from here on y is x or 0, and so it is wherever the formulas below
 
 
 def forward(x, *, approximate):
+    """y = gelu(x), in the shape of x."""
     return slopes.forward(value_and_slope(approximate, x.dtype), x)
 
 
 def backward(dy, saved):
+    """dx = dy times the slope."""
     return (slopes.backward(dy, saved.slope),)
 
 
@@ -92,24 +94,24 @@ def tail_form(x: Array, y: Array, slope: Array) -> None:
     1/2 +- (1/2 - tail + a pdf), with the sign of x.
     """
     a = np.abs(x)
-    t = a * RATE
-    t += 1
-    np.divide(1, t, out=t)
-    tail = t * TAIL[-1]
+    rate_a = a * RATE
+    one_more = np.add(rate_a, 1, out=rate_a)
+    t = np.divide(1, one_more, out=one_more)
+    polynomial = t * TAIL[-1]
     for coefficient in TAIL[-2::-1]:  # Horner's rule
-        tail += coefficient
-        tail *= t
-    pdf = np.multiply(a, a, out=t)
-    pdf *= -0.5
-    np.exp(pdf, out=pdf)
-    pdf *= 1 / math.sqrt(2 * math.pi)
-    tail *= pdf
-    np.add(x, a, out=y)
-    y *= 0.5
+        polynomial += coefficient
+        polynomial *= t
+    square = np.multiply(a, a, out=t)
+    exponent = np.multiply(square, -0.5, out=square)
+    exponential = np.exp(exponent, out=exponent)
+    pdf = np.multiply(exponential, 1 / math.sqrt(2 * math.pi), out=exponential)
+    tail = np.multiply(polynomial, pdf, out=polynomial)
     if slope.size:
         write_slope_of_tail_form(slope, x, a, tail, pdf)
+    x_plus_a = np.add(x, a, out=y)
+    half = np.multiply(x_plus_a, 0.5, out=y)
     a_tail = np.multiply(a, tail, out=a)
-    y -= a_tail
+    np.subtract(half, a_tail, out=y)
 
 
 def write_slope_of_tail_form(slope: Array, x: Array, a: Array, tail: Array, pdf: Array) -> None:

@@ -13,6 +13,7 @@ __all__ = ["backward", "forward"]
 
 
 def backward(dy, saved):
+    """dx: at each place of the axis the sum of the slices of dy that were taken from it."""
     shape, index, axis = saved
     # With the axis in front, the rows of dy that came from row i of x are summed into row i of dx.
     rows = np.moveaxis(dy, range(axis, axis + index.ndim), range(index.ndim))

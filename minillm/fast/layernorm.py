@@ -26,6 +26,7 @@ class Saved(NamedTuple):
 
 
 def forward(x, weight, bias, *, eps):
+    """y (..., C), with mean and rstd of each row."""
     y = np.empty_like(x, order="C")  # (..., C)
     x_rows, y_rows = as_rows(x), as_rows(y)  # (N, C)
     mean, rstd = np.empty_like(x, shape=(2, len(x_rows), 1))  # (N, 1) each
@@ -38,6 +39,7 @@ def forward(x, weight, bias, *, eps):
 
 
 def backward(dy, saved):
+    """dx (..., C), dweight (C,) and dbias (C,)."""
     x, weight, mean, rstd, has_bias = saved
     dx = np.empty_like(x, order="C")  # (..., C)
     x_rows, dy_rows, dx_rows = as_rows(x), as_rows(dy), as_rows(dx)  # (N, C)

@@ -12,11 +12,13 @@ from minillm.sums import column_sums
 
 
 def forward(x, weight, bias):
+    """y = x weight^T + bias, (..., out), for x (..., in)."""
     (y,) = matmuls(Product(as_rows(x), weight.T, bias=bias))  # (rows, out)
     return y.reshape(*x.shape[:-1], len(weight)), Saved(x, weight, bias is not None)  # (..., out)
 
 
 def backward(dy, saved, into=(None, None, None)):
+    """dx (..., in), dweight (out, in) and dbias (out,)."""
     x, weight, has_bias = saved
     dy_rows, x_rows = as_rows(dy), as_rows(x)  # (rows, out), (rows, in)
     products = Product(dy_rows, weight), Product(dy_rows.T, x_rows, *(into[1] or ()))

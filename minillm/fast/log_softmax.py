@@ -11,6 +11,8 @@ from minillm.sums import row_sums
 
 
 def forward(x, *, axis):
+    """log p = x - log sum of e^x along the axis, in the shape of x."""
+
     def block(x, log_p):
         shifted = np.subtract(x, row_max(x), out=log_p)
         log_sum = np.log(row_sums(np.exp(shifted)))
@@ -21,6 +23,8 @@ def forward(x, *, axis):
 
 
 def backward(dlog_p, saved):
+    """dx = dlog_p - p (sum of dlog_p) along the axis."""
+
     def block(log_p, dlog_p, dx):
         p = np.exp(log_p, out=dx)
         through_sum = np.multiply(p, row_sums(dlog_p), out=dx)

@@ -14,6 +14,7 @@ __all__ = ["backward", "forward"]
 
 
 def backward(dy, saved):
+    """da and db, in the shapes of a and b."""
     a, b, dy_matrix = as_matrices(saved.a, saved.b, dy)
     da, db = matmuls(Product(dy_matrix, b.swapaxes(-1, -2)), Product(a.swapaxes(-1, -2), dy_matrix))
     return unbroadcast(da, a.shape).reshape(saved.a.shape), unbroadcast(db, b.shape).reshape(saved.b.shape)

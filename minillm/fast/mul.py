@@ -10,10 +10,12 @@ from minillm.ops.operands import is_number
 
 
 def forward(a, b):
+    """y = a b, in their shape."""
     return elementwise(np.multiply, a, b), Operands(a, b)
 
 
 def backward(dy, saved):
+    """da = dy b and db = dy a."""
     a, b = saved
     da = None if is_number(a) else elementwise(np.multiply, dy, b)
     db = None if is_number(b) else elementwise(np.multiply, dy, a)

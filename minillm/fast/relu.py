@@ -10,10 +10,12 @@ from minillm.ops.exponential import Input
 
 
 def forward(x):
+    """y = max(x, 0), in the shape of x."""
     return elementwise(at_least_0, x), Input(x)
 
 
 def backward(dy, saved):
+    """dx = dy where x is above 0, else 0."""
     return (elementwise(gradient, saved.x, dy),)
 
 

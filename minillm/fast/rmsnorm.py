@@ -19,6 +19,7 @@ class Saved(NamedTuple):
 
 
 def forward(x, weight, *, eps):
+    """y (..., C), with rstd of each row."""
     y = np.empty_like(x, order="C")
     x_rows, y_rows = as_rows(x), as_rows(y)
     rstd = np.empty_like(x, shape=(len(x_rows), 1))
@@ -35,6 +36,7 @@ def forward(x, weight, *, eps):
 
 
 def backward(dy, saved):
+    """dx (..., C) and dweight (C,)."""
     x, weight, rstd = saved
     dx = np.empty_like(x, order="C")
     x_rows, dy_rows, dx_rows = as_rows(x), as_rows(dy), as_rows(dx)

@@ -12,10 +12,12 @@ from minillm.ops.rope import Saved, pairs
 
 
 def forward(x, *, cos, sin, layout):
+    """x with each pair of channels turned by its angle."""
     return turn(x, cos, sin, layout), Saved(cos, sin, layout)
 
 
 def backward(dy, saved):
+    """dy turned by the same angles, the other way round."""
     return (turn(dy, saved.cos, -saved.sin, saved.layout),)  # the other way round
 
 

@@ -9,11 +9,13 @@ from minillm.ops.power import Output
 
 
 def forward(x):
+    """y = 1 / (1 + e^-x), in the shape of x."""
     y = elementwise(logistic, x)
     return y, Output(y)
 
 
 def backward(dy, saved):
+    """dx = dy y (1 - y)."""
     return (elementwise(gradient, saved.y, dy),)
 
 

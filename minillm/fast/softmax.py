@@ -10,6 +10,8 @@ from minillm.sums import row_sums, vecdot
 
 
 def forward(x, *, axis):
+    """p = e^x / sum of e^x along the axis, in the shape of x."""
+
     def block(x, p):
         shifted = np.subtract(x, row_max(x), out=p)
         e = np.exp(shifted, out=p)
@@ -20,6 +22,8 @@ def forward(x, *, axis):
 
 
 def backward(dp, saved):
+    """dx = p (dp - sum of dp p) along the axis."""
+
     def block(p, dp, dx):
         difference = np.subtract(dp, vecdot(dp, p)[:, None], out=dx)
         np.multiply(p, difference, out=dx)

@@ -19,6 +19,7 @@ class Saved(NamedTuple):
 
 
 def forward(gate, up):
+    """y = silu(gate) up, in the shape of both."""
     y = np.empty_like(gate, order="C", dtype=np.promote_types(gate.dtype, up.dtype))
     gate_slope, up_slope = empty_slope(y), empty_slope(y)
     arrays = [as_rows(array) for array in (gate, up, y, gate_slope, up_slope)]
@@ -36,6 +37,7 @@ def forward(gate, up):
 
 
 def backward(dy, saved):
+    """dgate and dup, in the shape of dy."""
     dgate = elementwise(np.multiply, dy, saved.gate_slope)
     dup = elementwise(np.multiply, dy, saved.up_slope)
     return dgate, dup

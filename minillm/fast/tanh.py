@@ -9,11 +9,13 @@ from minillm.ops.power import Output
 
 
 def forward(x):
+    """y = tanh x, in the shape of x."""
     y = elementwise(np.tanh, x)
     return y, Output(y)
 
 
 def backward(dy, saved):
+    """dx = dy (1 - y^2)."""
     return (elementwise(gradient, saved.y, dy),)
 
 

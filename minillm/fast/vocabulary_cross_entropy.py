@@ -21,6 +21,7 @@ from minillm.sums import row_sums, sum_over
 
 
 def forward(logits, targets, **settings):
+    """The loss of logits (..., V), of which this rank has a part."""
     x, (own_largest, own_total) = as_rows(logits), two_rows(logits)
 
     def block(rows):
@@ -63,6 +64,7 @@ def two_rows(logits: Array) -> Array:
 
 
 def backward(dy, saved):
+    """dlogits (..., V), for this rank's part."""
     logits, targets, largest, total, weight, *_ = saved
     dlogits = memory_for_gradient(saved)
     x, dx, dloss = as_rows(logits), as_rows(dlogits), (weight * dy.reshape(-1))[:, None]

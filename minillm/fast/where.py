@@ -11,6 +11,7 @@ __all__ = ["backward", "forward", "masked"]
 
 
 def backward(dy, saved):
+    """dy where the condition holds for a, and where it does not for b."""
     condition, a_is_number, b_is_number = saved
     da = None if a_is_number else masked(dy, condition)
     db = None if b_is_number else masked(dy, ~condition)

@@ -11,6 +11,7 @@ In reading order: config.py (the settings), places.py (which layers they mean, b
 
 from minillm.lora.config import LoraConfig
 from minillm.lora.model import (
+    above_width,
     adapters_off,
     add_lora,
     base_checksum,
@@ -26,6 +27,7 @@ from minillm.lora.peft import base_folder, base_of, is_adapter, load_lora, save_
 
 __all__ = [
     "LoraConfig",
+    "above_width",
     "adapters_off",
     "add_lora",
     "base_checksum",

@@ -154,8 +154,35 @@ def base_checksum(model: Module) -> int:
         for parameter in model.parameters():
             if not parameter.requires_grad:
                 host = np.ascontiguousarray(to_host(parameter.data)).reshape(-1)
+                host = host.astype(np.float32) if host.dtype == np.float64 else host
                 record.checksum = zlib.crc32(host.view(np.uint8).data, record.checksum)
     return record.checksum
+
+
+def frozen_checksum(model: Module) -> str:
+    """The dtype of the frozen weights, and their checksum; an empty text for merged adapters whose weights are gone.
+
+    Weights in float64 count in float32, so that a model has one checksum in both.
+    """
+    record = record_of(model, "frozen_checksum")
+    if record.checksum is None and record.merged is not None:
+        return ""
+    dtype = str(next(iter(model.parameters())).dtype)
+    return f"{'float32' if dtype == 'float64' else dtype}:{base_checksum(model):08x}"
+
+
+def above_width(model: Module) -> str:
+    """A sentence that names the adapters whose rank is above the width of their layer; an empty text for none."""
+    record = record_of(model, "above_width")
+    wide = [place for place in record.chosen.places if record.config.rank_of(place.name) > min(place.shape)]
+    if not wide:
+        return ""
+    most, rank = min(wide[0].shape), record.config.rank_of(wide[0].name)
+    return (
+        f"{len(wide)} of {len(record.chosen.places)} adapters have a rank above the width of their layer, such as "
+        f"{wide[0].name}: rank {most} can express every change of a layer of {wide[0].shape[0]} x {wide[0].shape[1]}, "
+        f"and {rank} costs more"
+    )
 
 
 @contextlib.contextmanager

@@ -9,6 +9,8 @@ Hugging Face's modules:
     base_model.model.<parameter>                     what is trained as a whole
 
 Every array of a file must find its place, and every place its arrays: an adapter that would do nothing is refused.
+What is written here also carries a checksum of the frozen weights, so that it is refused on a model of equal shapes and
+other weights; PEFT's own files have none.
 """
 
 from __future__ import annotations
@@ -25,14 +27,15 @@ from minillm.backend import Array
 from minillm.device import like, to_host
 from minillm.errors import CheckpointError, InputError
 from minillm.lora.config import LoraConfig
-from minillm.lora.model import add_lora, is_lora, record_of
+from minillm.lora.model import add_lora, frozen_checksum, is_lora, record_of
 from minillm.lora.places import Chosen, Names, choose, is_body, names_of, narrowed
 from minillm.nn import Decoder, Module
 from minillm.pretrained import write_arrays
-from minillm.stored import Stored, read, read_json, stored_arrays, write_json
+from minillm.stored import Stored, metadata_of, read, read_json, stored_arrays, write_json
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."
+BASE = "minillm_base"  # the key of the checksum among the texts of WEIGHTS
 # The settings that both have, under our names and PEFT's.
 KEYS = {
     "rank": "r",
@@ -102,8 +105,8 @@ def base_folder(folder: str | Path) -> Path:
         if base and path.exists():
             return path
     raise CheckpointError(
-        f"load: the adapter in {folder} belongs to the base model {base!r}, which is no path here; put its folder in "
-        f"base_model_name_or_path of {folder / CONFIG}"
+        f"load: the adapter in {folder} belongs to the base model {base!r}, which is no path here, seen from "
+        f"{Path.cwd()} or from that folder; put the path of its folder in base_model_name_or_path of {folder / CONFIG}"
     )
 
 
@@ -122,7 +125,8 @@ def save_lora(model: Module, folder: str | Path, base: str | Path | None = None)
         array = to_host(parameters[entry.parameter].data)[entry.rows]
         arrays[key] = np.ascontiguousarray(array.T if entry.transposed else array).reshape(entry.shape)
     folder.mkdir(parents=True, exist_ok=True)
-    write_arrays("save_lora", folder / WEIGHTS, arrays)
+    checksum = frozen_checksum(model)
+    write_arrays("save_lora", folder / WEIGHTS, arrays, {BASE: checksum} if checksum else None)
     write_json(folder / CONFIG, _to_peft(model, record.config, record.chosen, base))
 
 
@@ -146,6 +150,7 @@ def load_lora(model: Module, folder: str | Path) -> Any:
     _check(folder, model, entries, {key: x.shape for key, x in found.items() if key not in base})
     _check_base(folder, model, names, base)
     add_lora(model, config)
+    _check_frozen(folder, model)
     parameters, changes = dict(model.named_parameters()), not chosen.places
     for key, entry in entries.items():
         array = _read(found[key])
@@ -288,6 +293,17 @@ def _check_base(folder: Path, model: Module, names: Names, found: Mapping[str, S
                 f"load_lora: {folder} holds another {name} than the model's; load the adapters on the model that they "
                 "were trained on, with its vocabulary"
             )
+
+
+def _check_frozen(folder: Path, model: Module) -> None:
+    """Raise CheckpointError if the adapters were saved with other frozen weights, in this dtype."""
+    said, here = metadata_of(folder / WEIGHTS).get(BASE), frozen_checksum(model)
+    if said and said.partition(":")[0] == here.partition(":")[0] and said != here:
+        raise CheckpointError(
+            f"load_lora: the adapters in {folder} were trained on other weights than those of this "
+            f"{type(model).__name__}, though the shapes are equal; give the model that they were trained on (the files "
+            f"name {base_of(folder)!r})"
+        )
 
 
 def _is_here(stored: Stored, parameter: Any) -> bool:

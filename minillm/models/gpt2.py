@@ -44,7 +44,7 @@ class GPT2Config(Config):
     channels: int = 768  # C, width of the residual stream
     dropout: float = 0.0  # probability: after the embedding, in attention and on each residual branch
     bias: bool = True  # linear layers and layer norms have a bias
-    hidden: int | None = None  # width of the MLP; None: 4 channels
+    hidden: int | None = None  # width of the MLP; four times --channels unless given
     activation: str = "gelu_tanh"  # in the MLP: "gelu_tanh", "gelu" (the exact one), "relu" or "silu"
     tied: bool = True  # the output layer is the token table
     norm_eps: float = 1e-5  # added to the variance
@@ -188,13 +188,6 @@ class GPT2(Decoder):
 
 class GPT2ForSequenceClassification(LastTokenClassification, GPT2):  # type: ignore[misc]
     """A GPT-2 that classifies texts, or gives them a reward: called with ids (B, T), it returns logits (B, K)."""
-
-    def __init__(self, config: GPT2Config):
-        super().__init__(replace(config, tied=True))  # there is no output layer
-        self.config = config
-        self.add_head()
-        self.assign_names()
-        self._init_weights()
 
 
 # --- Hugging Face's names ------------------------------------------------------------------------------------------

@@ -39,6 +39,7 @@ class Head(Module):
 
     config: Any
     features: Any
+    _init_weights: Any
 
     def token_vectors(self, ids: Any, token_types: Any, lengths: Any, attention_mask: Any) -> Tensor:
         """The features (B, T, C) of the encoder."""
@@ -94,9 +95,12 @@ class SequenceClassification(Head):
 class LastTokenClassification(SequenceClassification):
     """A head for texts on a decoder: the vector of a text's last token gives the logits (B, K)."""
 
-    def add_head(self) -> None:
-        """Add the layer of the head."""
-        self.score = Linear(self.config.channels, self.config.labels, bias=False)
+    def __init__(self, config: Any):
+        super().__init__(replace(config, tied=True))  # type: ignore[call-arg]  # there is no output layer
+        self.config = config
+        self.score = Linear(config.channels, config.labels, bias=False)
+        self.assign_names()
+        self._init_weights()
 
     def forward(self, ids: Any, token_types: Any = None, lengths: Any = None, attention_mask: Any = None) -> Tensor:
         """Logits (B, K) of texts, ids (B, T), with padding on the right, which a decoder's earlier tokens do not see.

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import functools
 import math
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -237,13 +236,6 @@ class Llama(Decoder):
 
 class LlamaForSequenceClassification(LastTokenClassification, Llama):  # type: ignore[misc]
     """A Llama that classifies texts, or gives them a reward: called with ids (B, T), it returns logits (B, K)."""
-
-    def __init__(self, config: LlamaConfig):
-        super().__init__(replace(config, tied=True))  # there is no output layer
-        self.config = config
-        self.add_head()
-        self.assign_names()
-        self._init_weights()
 
 
 def in_window(start: int, stop: int, window: int) -> Array:

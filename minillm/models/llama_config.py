@@ -191,29 +191,27 @@ def config_from_hugging_face(values: Mapping[str, Any]) -> LlamaConfig:
     missing = DEFAULTS[kind]
     keys: Keys = {field: (key, missing.get(key)) for field, key in KEYS.items()}
     check_fixed(values, FIXED)
-    bias, mlp_bias = (values.get(key) or False for key in ("attention_bias", "mlp_bias"))
+    given_bias, mlp_bias = (values.get(key) or False for key in ("attention_bias", "mlp_bias"))
     if kind not in ("llama", "qwen3"):
         check_fixed(values, {"attention_bias": (True, False) if kind == "qwen2" else (False,)})
-        bias = kind == "qwen2"
+    qkv_bias = given_bias if kind in ("llama", "qwen3") else kind == "qwen2"
     if kind != "llama":
         check_fixed(values, {"mlp_bias": (False,)})
     context = whole_number(values, "max_position_embeddings", missing["max_position_embeddings"])
     heads = whole_number(values, "num_attention_heads", missing["num_attention_heads"])
     channels = whole_number(values, "hidden_size", missing["hidden_size"])
     head_size = whole_number(values, "head_dim", missing["head_dim"])
-    kv_heads = whole_number(values, "num_key_value_heads", missing["num_key_value_heads"])
-    if "num_key_value_heads" in values and values["num_key_value_heads"] is None:
-        kv_heads = heads
+    given_kv_heads = whole_number(values, "num_key_value_heads", missing["num_key_value_heads"])
+    says_none = "num_key_value_heads" in values and values["num_key_value_heads"] is None
     place = "rope_scaling" if values.get("rope_scaling") else "rope_parameters"
-    rope, rotary = dict(table(values, place)), None
+    rope = dict(table(values, place))
     if any(isinstance(value, dict) for value in rope.values()):
         raise InputError(f"load: config.json has {place}={rope!r}, of several kinds of layers; Llama here has one")
-    original = None
-    if kind == "phi3":
-        rotary = _rotary_channels(rope, values, head_size or channels // heads)
-        original = whole_number(values, "original_max_position_embeddings", 4096)
-        if rope.get("rope_type", rope.get("type")) in ("su", "yarn"):  # two older names of it
-            rope["rope_type"] = "longrope"
+    is_phi3 = kind == "phi3"
+    rotary = _rotary_channels(rope, values, head_size or channels // heads) if is_phi3 else None
+    original = whole_number(values, "original_max_position_embeddings", 4096) if is_phi3 else None
+    if is_phi3 and rope.get("rope_type", rope.get("type")) in ("su", "yarn"):  # two older names of it
+        rope["rope_type"] = "longrope"
     scaling = scaling_from(rope, place, values, context, original)
     window, full_blocks = windows_from(kind, values, missing)
     config = config_from(
@@ -221,14 +219,14 @@ def config_from_hugging_face(values: Mapping[str, Any]) -> LlamaConfig:
         keys,
         values,
         context=stretched_context(context, scaling),
-        kv_heads=kv_heads or heads,
+        kv_heads=heads if says_none else given_kv_heads or heads,
         head_size=None if head_size == channels / heads else head_size,
         rope_base=number(rope, place, "rope_theta", number(values, "rotary angles", "rope_theta", 10000.0)),
         rope_scaling=scaling,
         window=window,
         full_blocks=full_blocks,
-        qkv_bias=bias,
-        proj_bias=bias and kind != "qwen2",
+        qkv_bias=qkv_bias,
+        proj_bias=qkv_bias and kind != "qwen2",
         mlp_bias=mlp_bias,
         qk_norm=kind == "qwen3",
         rotary=rotary,

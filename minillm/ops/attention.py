@@ -169,8 +169,7 @@ def attention(
         than Tk counts as Tk), dropout_p outside [0, 1), or more batch items or heads than random.part declared.
     Source: Vaswani et al. 2017, equation 1; Dao et al. 2022, algorithm 4 for the backward.
     """
-    if mask is not None:
-        mask = mask.data if isinstance(mask, Tensor) else as_array(mask)
+    mask, lengths, starts = (x.data if isinstance(x, Tensor) else _as_optional(x) for x in (mask, lengths, starts))
     if q.ndim == k.ndim == v.ndim and q.ndim in (2, 3):  # one head
         if mask is not None and mask.ndim == 3:
             mask = mask[:, None]  # (B, 1, Tq, Tk)
@@ -178,10 +177,6 @@ def attention(
         hidden = dict(lengths=lengths, starts=starts)
         y = attention(q4, k4, v4, causal, mask, **hidden, scale=scale, dropout_p=dropout_p)  # (B, 1, Tq, E)
         return y.reshape(*y.shape[: q.ndim - 2], *y.shape[2:])  # (B, Tq, E) or (Tq, E)
-    if lengths is not None:
-        lengths = lengths.data if isinstance(lengths, Tensor) else as_array(lengths)
-    if starts is not None:
-        starts = starts.data if isinstance(starts, Tensor) else as_array(starts)
     q, k, v = _with_one_batch(q, k, v)
     hidden = dict(lengths=("B", lengths), starts=("B Tq", starts))
     sizes = check_shapes("attention", q=("B H Tq D", q), k=("B G Tk D", k), v=("B G Tk E", v), **hidden)
@@ -192,16 +187,26 @@ def attention(
         raise ShapeError(f"attention: q has D={sizes['D']} and v E={sizes['E']} channels per head; give at least one")
     if mask is not None:
         mask = _checked_mask(mask, q.data, tuple(sizes[name] for name in ("B", "H", "Tq", "Tk")))
-    if lengths is not None:
-        check_index("attention", lengths, sizes["Tk"] + 1, "lengths")
-        lengths = like(lengths.astype(np.int32, order="C"), q.data)
-    if starts is not None:
-        check_index("attention", starts, sizes["Tk"] + 1, "starts")
-        starts = like(starts.astype(np.int32, order="C"), q.data)
+    lengths, starts = (
+        _checked_places(name, x, sizes["Tk"], q.data) for name, x in (("lengths", lengths), ("starts", starts))
+    )
     check_probability("attention", dropout_p)
     dropout = _reserve_mask(q.shape, sizes["Tk"], dropout_p) if dropout_p else None
     scale = 1 / math.sqrt(sizes["D"]) if scale is None else float(scale)
     return ATTENTION(q, k, v, mask, lengths=lengths, causal=causal, scale=scale, dropout=dropout, starts=starts)
+
+
+def _as_optional(x: Any) -> Array | None:
+    """The array of x; None if x is None."""
+    return None if x is None else as_array(x)
+
+
+def _checked_places(name: str, places: Array | None, most: int, q: Array) -> Array | None:
+    """Whole numbers from 0 to `most`, where q is, as kernels take them; None if there are none."""
+    if places is None:
+        return None
+    check_index("attention", places, most + 1, name)
+    return like(places.astype(np.int32, order="C"), q)
 
 
 def _with_one_batch(*tensors: Tensor) -> list[Tensor]:

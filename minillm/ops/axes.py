@@ -74,5 +74,5 @@ def whole_sizes(function: str, sizes: tuple, name: str = "a size") -> tuple[int,
 def total_of(x, axis, keepdims=False):
     """The sum, rounded to the dtype of x; 16-bit elements are added up in float32. Booleans are counted."""
     if x.dtype.kind in "iub" or x.dtype.itemsize > 2:
-        return x.sum(axis=axis, keepdims=keepdims)  # the kept axes of x
-    return x.sum(axis=axis, keepdims=keepdims, dtype=np.float32).astype(x.dtype)  # the kept axes of x
+        return x.sum(axis=axis, keepdims=keepdims)  # (..., ...)
+    return x.sum(axis=axis, keepdims=keepdims, dtype=np.float32).astype(x.dtype)  # (..., ...)

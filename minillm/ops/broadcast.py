@@ -1,6 +1,6 @@
 """Broadcasting: an array of a smaller shape is read as a larger one, each element in many places.
 
-    y[i, j] = x[j]          dx[j] = sum over i of dy[i, j]
+    y[i, j] = x[j]          dx[j] = sum over i of dy[i, j]          x (J,), y (I, J)
 
 One element of x goes into many elements of y, so its gradient is the sum of theirs: over every axis that is new or that
 had size 1. Functions of two operands stretch both to one shape by this operation first (see `stretched`), so their own
@@ -29,12 +29,12 @@ class Saved(NamedTuple):
 
 
 def broadcast_forward(x, *, shape):
-    y = np.broadcast_to(x, shape)  # shape, without memory of its own
+    y = np.broadcast_to(x, shape)  # (I, J), without memory of its own
     return y, Saved(x.shape)
 
 
 def broadcast_backward(dy, saved):
-    dx = unbroadcast(dy, saved.shape)  # the shape of x
+    dx = unbroadcast(dy, saved.shape)  # (J,)
     return (dx,)
 
 

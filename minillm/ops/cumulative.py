@@ -89,17 +89,17 @@ def prod(
 def running_sums(x, axis):
     """The sums up to each element, in float64 unless they are whole numbers."""
     wide = x.dtype if x.dtype.kind in "iub" else np.float64
-    return np.cumsum(x, axis, dtype=wide).astype(x.dtype, copy=False)  # the shape of x
+    return np.cumsum(x, axis, dtype=wide).astype(x.dtype, copy=False)  # (..., n, ...)
 
 
 def cumsum_forward(x, *, axis):
-    y = running_sums(x, axis)  # the shape of x
+    y = running_sums(x, axis)  # (..., n, ...)
     return y, SummedAxis(axis)
 
 
 def cumsum_backward(dy, saved):
-    from_the_end = running_sums(np.flip(dy, saved.axis), saved.axis)  # the shape of x
-    dx = np.flip(from_the_end, saved.axis)  # the shape of x
+    from_the_end = running_sums(np.flip(dy, saved.axis), saved.axis)  # (..., n, ...)
+    dx = np.flip(from_the_end, saved.axis)  # (..., n, ...)
     return (dx,)
 
 
@@ -119,7 +119,7 @@ def _running(op: Op, x: Any, axis: int | None, dim: int | None, dtype: Any) -> T
 
 def cumprod_forward(x, *, axis):
     wide = x.dtype if x.dtype.kind in "iub" else np.float64
-    y = np.cumprod(x, axis, dtype=wide).astype(x.dtype, copy=False)  # the shape of x
+    y = np.cumprod(x, axis, dtype=wide).astype(x.dtype, copy=False)  # (..., n, ...)
     return y, Multiplied(x, axis)
 
 
@@ -131,7 +131,7 @@ def cumprod_backward(dy, saved):
     for i in range(len(x) - 2, -1, -1):
         s_from_the_end.append(dy_first[i] + x[i + 1] * s_from_the_end[-1])
     s = np.stack(s_from_the_end[::-1]) if s_from_the_end else dy_first  # (n, ...)
-    dx = np.moveaxis(before * s, 0, saved.axis).astype(dy.dtype, copy=False)  # the shape of x
+    dx = np.moveaxis(before * s, 0, saved.axis).astype(dy.dtype, copy=False)  # (..., n, ...)
     return (dx,)
 
 

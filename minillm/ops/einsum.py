@@ -43,7 +43,7 @@ class Saved(NamedTuple):
 
 
 def einsum_forward(*factors, letters, out):
-    y = contract(factors, letters, out)  # the sizes of the letters `out`
+    y = contract(factors, letters, out)  # (B, I, J) for "bik,bkj->bij"
     return y, Saved(factors, letters, out)
 
 
@@ -52,7 +52,7 @@ def einsum_backward(dy, saved):
     dfactors = []
     for i, own in enumerate(letters):
         others = [dy, *factors[:i], *factors[i + 1 :]]
-        dfactors.append(contract(others, [out, *letters[:i], *letters[i + 1 :]], own))  # the shape of factor i
+        dfactors.append(contract(others, [out, *letters[:i], *letters[i + 1 :]], own))  # (B, I, K), then (B, K, J)
     return tuple(dfactors)
 
 

@@ -4,6 +4,8 @@ gather picks along one axis, at every place of `index` an element of its own:
 
     y[i, j] = x[i, index[i, j]]          for axis 1, and so on for other axes and more of them
 
+with x (I, K), and index and y (I, J);
+
 so the gradient of x[i, k] is the sum of dy[i, j] over all j with index[i, j] = k. scatter writes where gather reads:
 
     scatter:     y = x, but y[i, index[i, j]]  = src[i, j]      dx = dy, 0 where written    dsrc = gather(dy)
@@ -39,12 +41,12 @@ class Places(NamedTuple):
 
 
 def gather_forward(x, *, key):
-    y = x[key]  # the shape of the index
+    y = x[key]  # (I, J)
     return y, Places(x.shape, key)
 
 
 def gather_backward(dy, saved):
-    dx = np.zeros_like(dy, shape=saved.shape, order="C")  # the shape of x
+    dx = np.zeros_like(dy, shape=saved.shape, order="C")  # (I, K)
     add_at(dx, saved.key, dy)  # an element that was read twice gets the sum
     return (dx,)
 
@@ -63,15 +65,15 @@ def gather(x: Tensor, dim: int, index: Any) -> Tensor:
 
 
 def scatter_forward(x, src, *, key):
-    y = x.copy()  # the shape of x
+    y = x.copy()  # (I, K)
     y[key] = src
     return y, Places(x.shape, key)
 
 
 def scatter_backward(dy, saved):
-    dx = as_array(dy).copy()  # the shape of x; NumPy's results without axes are numbers, not arrays
+    dx = as_array(dy).copy()  # (I, K); NumPy's results without axes are numbers, not arrays
     dx[saved.key] = 0
-    dsrc = dy[saved.key]  # the shape of the index
+    dsrc = dy[saved.key]  # (I, J)
     return dx, dsrc
 
 
@@ -88,13 +90,13 @@ def scatter(x: Tensor, dim: int, index: Any, src: Any) -> Tensor:
 
 
 def scatter_add_forward(x, src, *, key):
-    y = x.copy()  # the shape of x
+    y = x.copy()  # (I, K)
     add_at(y, key, src)
     return y, Places(x.shape, key)
 
 
 def scatter_add_backward(dy, saved):
-    dsrc = dy[saved.key]  # the shape of the index
+    dsrc = dy[saved.key]  # (I, J)
     return dy, dsrc
 
 

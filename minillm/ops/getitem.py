@@ -1,6 +1,6 @@
 """Elements picked by NumPy's indexing: integers, slices, None, `...`, index arrays, booleans.
 
-    y = x[key]          dx = 0, and then dx[key] += dy
+    y = x[key]          dx = 0, and then dx[key] += dy          x (I, ...), y (N, ...), as NumPy picks
 
 An index array may name an element several times; its gradients add up.
 """
@@ -29,13 +29,13 @@ class Saved(NamedTuple):
 
 
 def getitem_forward(x, *, key):
-    y = x[key]
+    y = x[key]  # (N, ...)
     return y, Saved(x.shape, key)
 
 
 def getitem_backward(dy, saved):
     shape, key = saved
-    dx = np.zeros_like(dy, shape=shape, order="C")  # the shape of x
+    dx = np.zeros_like(dy, shape=shape, order="C")  # (I, ...)
     if names_repeat(key):
         add_at(dx, key, dy)
     else:

@@ -2,7 +2,7 @@
 
     y[n] = x[index[n]]          dx[i] = sum of dy[n] over all n with index[n] = i
 
-and for other axes, and an index of several axes, likewise.
+with x (I, ...), index (N,) and y (N, ...); for other axes, and an index of several axes, likewise.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ class Saved(NamedTuple):
 
 
 def index_select_forward(x, *, index, axis):
-    y = np.take(x, index, axis=axis)  # the shape of x, with the index's axes in the place of `axis`
+    y = np.take(x, index, axis=axis)  # (N, ...)
     return y, Saved(x.shape, index, axis)
 
 
 def index_select_backward(dy, saved):
     shape, index, axis = saved
-    dx = np.zeros_like(dy, shape=shape, order="C")  # the shape of x
+    dx = np.zeros_like(dy, shape=shape, order="C")  # (I, ...)
     add_at(dx, (*(slice(None),) * axis, index), dy)  # a slice that the index names twice gets the sum
     return (dx,)
 

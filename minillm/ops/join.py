@@ -2,6 +2,8 @@
 
 concat:  y = [x_1, x_2, ...] along an axis      dx_k = the part of dy at the place of x_k
 stack:   y[k] = x_k, for axis 0                 dx_k = dy[k]
+
+Shapes: K arrays x_k, for concat (..., n_k, ...), for stack (...) each.
 """
 
 from __future__ import annotations
@@ -35,13 +37,13 @@ class Stacked(NamedTuple):
 
 
 def concat_forward(*arrays, axis):
-    y = np.concatenate(arrays, axis)  # the shape of the arrays, but along the axis the sum of their sizes
-    bounds = np.cumsum([0, *(x.shape[axis] for x in arrays)]).tolist()  # a number more than there are arrays
+    y = np.concatenate(arrays, axis)  # (..., n_1 + n_2 + ..., ...)
+    bounds = np.cumsum([0, *(x.shape[axis] for x in arrays)]).tolist()  # (K + 1,)
     return y, Joined(bounds, axis)
 
 
 def concat_backward(dy, saved):
-    return tuple(cut(dy, saved.bounds, saved.axis))  # the shapes of the arrays
+    return tuple(cut(dy, saved.bounds, saved.axis))  # K times (..., n_k, ...)
 
 
 def cut(x, bounds, axis):
@@ -91,12 +93,12 @@ cat = concatenate = concat
 
 
 def stack_forward(*arrays, axis):
-    y = np.stack(arrays, axis)  # the shape of the arrays, with a new axis
+    y = np.stack(arrays, axis)  # (K, ...)
     return y, Stacked(axis)
 
 
 def stack_backward(dy, saved):
-    return tuple(np.moveaxis(dy, saved.axis, 0))  # each the shape of the arrays
+    return tuple(np.moveaxis(dy, saved.axis, 0))  # K times (...)
 
 
 STACK = Op("stack", stack_forward, stack_backward, aliases=True)

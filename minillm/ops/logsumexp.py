@@ -2,6 +2,7 @@
 
     y = ln(sum of e^x_i) = m + ln(sum of e^(x_i - m))          dx_i = dy e^(x_i - y), the softmax of x
 
+Shapes: x (..., n, ...), with n for the axis or axes of i; y (..., ...), or (..., 1, ...) with keepdims.
 The second form cannot overflow. The sum is made in float64, because float32 loses digits over many elements.
 """
 
@@ -25,23 +26,23 @@ class Saved(NamedTuple):
     """Everything that the forward keeps for the backward."""
 
     x: Array
-    y: Array  # the axes of x, the removed ones with size 1
+    y: Array  # (..., 1, ...)
     axis: Axis
     keepdims: bool
 
 
 def logsumexp_forward(x, *, axis, keepdims):
     reduce = np.max if x.size else np.sum  # without elements there is no largest, and nothing to shift
-    largest = reduce(x, axis=axis, keepdims=True)  # the axes of x, the removed ones with size 1
-    m = np.where(np.isfinite(largest), largest, 0)  # like largest; inf - inf would be NaN
-    total = np.sum(np.exp(x - m), axis=axis, keepdims=True, dtype=np.float64).astype(x.dtype)  # like m
-    y = m + np.log(total)  # like m
+    largest = reduce(x, axis=axis, keepdims=True)  # (..., 1, ...)
+    m = np.where(np.isfinite(largest), largest, 0)  # (..., 1, ...); inf - inf would be NaN
+    total = np.sum(np.exp(x - m), axis=axis, keepdims=True, dtype=np.float64).astype(x.dtype)  # (..., 1, ...)
+    y = m + np.log(total)  # (..., 1, ...)
     return y if keepdims else np.squeeze(y, axis), Saved(x, y, axis, keepdims)
 
 
 def logsumexp_backward(dy, saved):
     x, y, axis, keepdims = saved
-    dx = restore_axes(dy, axis, keepdims, x.ndim) * np.exp(x - y)  # the shape of x
+    dx = restore_axes(dy, axis, keepdims, x.ndim) * np.exp(x - y)  # (..., n, ...)
     return (dx,)
 
 

@@ -4,6 +4,8 @@
 
 because d norm = norm^(1 - p) |x_i|^(p - 1) d|x_i|. Where the norm is 0 the gradient is taken to be 0. The norm of order
 inf (-inf) is the largest (smallest) |x_i|; those that reach it share its gradient evenly.
+
+Shapes: x (..., n, ...), with n for the axis or axes of i; norm (..., ...), or (..., 1, ...) with keepdims.
 """
 
 from __future__ import annotations
@@ -28,7 +30,7 @@ class Saved(NamedTuple):
     """Everything that the forward keeps for the backward."""
 
     x: Array
-    norm: Array  # the kept axes of x
+    norm: Array  # (..., ...)
     p: float
     axis: Axis
     keepdims: bool
@@ -36,45 +38,45 @@ class Saved(NamedTuple):
 
 def norm_forward(x, *, p, axis, keepdims):
     if p == math.inf:
-        norm = np.max(np.abs(x), axis=axis, keepdims=keepdims)  # the kept axes of x
+        norm = np.max(np.abs(x), axis=axis, keepdims=keepdims)  # (..., ...)
     elif p == -math.inf:
-        norm = np.min(np.abs(x), axis=axis, keepdims=keepdims)  # the kept axes of x
+        norm = np.min(np.abs(x), axis=axis, keepdims=keepdims)  # (..., ...)
     elif p == 2:
-        norm = np.sqrt(total_in_float64(x * x, axis, keepdims))  # the kept axes of x
+        norm = np.sqrt(total_in_float64(x * x, axis, keepdims))  # (..., ...)
     else:
-        norm = np.power(total_in_float64(np.power(np.abs(x), p), axis, keepdims), 1 / p)  # the kept axes of x
+        norm = np.power(total_in_float64(np.power(np.abs(x), p), axis, keepdims), 1 / p)  # (..., ...)
     return norm, Saved(x, norm, p, axis, keepdims)
 
 
 def total_in_float64(x, axis, keepdims):
     """The sum, added up in float64, because float32 loses digits over many rows."""
-    return np.sum(x, axis=axis, keepdims=keepdims, dtype=np.float64).astype(x.dtype)  # the kept axes of x
+    return np.sum(x, axis=axis, keepdims=keepdims, dtype=np.float64).astype(x.dtype)  # (..., ...)
 
 
 def norm_backward(dy, saved):
     x, _, p, axis, keepdims = saved
-    norm = restore_axes(saved.norm, axis, keepdims, x.ndim)  # the axes of x, the removed ones with size 1
-    dnorm = restore_axes(dy, axis, keepdims, x.ndim)  # like norm
-    size = np.abs(x)  # the shape of x
+    norm = restore_axes(saved.norm, axis, keepdims, x.ndim)  # (..., 1, ...)
+    dnorm = restore_axes(dy, axis, keepdims, x.ndim)  # (..., 1, ...)
+    size = np.abs(x)  # (..., n, ...)
     dsize = to_the_extremes(dnorm, norm, size, axis) if math.isinf(p) else to_all(dnorm, norm, size, p)
-    dx = (dsize * signs(x)).astype(dy.dtype, copy=False)  # the shape of x
+    dx = (dsize * signs(x)).astype(dy.dtype, copy=False)  # (..., n, ...)
     return (dx,)
 
 
 def to_all(dnorm, norm, size, p):
     """dnorm (size / norm)^(p - 1), and 0 where the norm is 0."""
-    zero = norm == 0  # like norm
+    zero = norm == 0  # (..., 1, ...)
     if 0 < p < 2:  # size / norm may be too small for a number, where the powers of both are not
-        own = np.where((size == 0) & (p < 1), 0, np.power(size, p - 1))  # the shape of x; infinite at 0 for p < 1
-        return dnorm * own * np.where(zero, 0, np.power(norm, 1 - p))  # the shape of x
-    return dnorm * np.where(zero, 0, np.power(size / np.where(zero, 1, norm), p - 1))  # the shape of x
+        own = np.where((size == 0) & (p < 1), 0, np.power(size, p - 1))  # (..., n, ...); infinite at 0 for p < 1
+        return dnorm * own * np.where(zero, 0, np.power(norm, 1 - p))  # (..., n, ...)
+    return dnorm * np.where(zero, 0, np.power(size / np.where(zero, 1, norm), p - 1))  # (..., n, ...)
 
 
 def to_the_extremes(dnorm, norm, size, axis):
     """dnorm / k for the k elements that reach the norm, else 0."""
-    reached = size == norm  # the shape of x
-    k = np.maximum(reached.sum(axis=axis, keepdims=True), 1).astype(dnorm.dtype)  # like norm; nothing equals a NaN
-    return reached * (dnorm / k)  # the shape of x
+    reached = size == norm  # (..., n, ...)
+    k = np.maximum(reached.sum(axis=axis, keepdims=True), 1).astype(dnorm.dtype)  # (..., 1, ...); nothing equals a NaN
+    return reached * (dnorm / k)  # (..., n, ...)
 
 
 NORM = Op("norm", norm_forward, norm_backward)

@@ -1,6 +1,8 @@
 """Values put around x, or a rim cut off. With `kept` the part of x that stays, and `inside` its place in y,
 
 y = value, but y[inside] = x[kept]          dx = 0, but dx[kept] = dy[inside]
+
+For two axes: x (I, J), y (K, L).
 """
 
 from __future__ import annotations
@@ -25,14 +27,14 @@ class Saved(NamedTuple):
 
 
 def pad_forward(x, *, shape, kept, inside, value):
-    y = np.full_like(x, value, shape=shape, order="C")  # shape
+    y = np.full_like(x, value, shape=shape, order="C")  # (K, L)
     y[inside] = x[kept]
     return y, Saved(x.shape, kept, inside)
 
 
 def pad_backward(dy, saved):
     shape, kept, inside = saved
-    dx = np.zeros_like(dy, shape=shape, order="C")  # the shape of x
+    dx = np.zeros_like(dy, shape=shape, order="C")  # (I, J)
     dx[kept] = dy[inside]
     return (dx,)
 

@@ -3,6 +3,8 @@
 y = sum over i of x_i           dx_i = dy
 y = 1/n sum over i of x_i       dx_i = dy / n
 y = largest (smallest) x_i      dx_i = dy / k for the k elements that are equal to y, else 0
+
+Shapes: x (..., n, ...), with n for the axis or axes of i; y (..., ...), or (..., 1, ...) with keepdims.
 """
 
 from __future__ import annotations
@@ -32,7 +34,7 @@ class Reduced(NamedTuple):
 class Extreme(NamedTuple):
     """Everything that the forward keeps for the backward."""
 
-    reached: Array  # the shape of x: which elements are equal to the result, a byte each
+    reached: Array  # (..., n, ...): which elements are equal to the result, a byte each
     axis: Axis
     keepdims: bool
 
@@ -56,13 +58,13 @@ def restore_axes(reduced, axis, keepdims, ndim):
 
 
 def sum_forward(x, *, axis, keepdims):
-    y = total_of(x, axis, keepdims)  # the kept axes of x
+    y = total_of(x, axis, keepdims)  # (..., ...)
     return y, Reduced(x.shape, axis, keepdims)
 
 
 def sum_backward(dy, saved):
     shape, axis, keepdims = saved
-    dx = np.broadcast_to(restore_axes(dy, axis, keepdims, len(shape)), shape)  # the shape of x
+    dx = np.broadcast_to(restore_axes(dy, axis, keepdims, len(shape)), shape)  # (..., n, ...)
     return (dx,)
 
 
@@ -81,17 +83,17 @@ def sum(
 
 
 def mean_forward(x, *, axis, keepdims):
-    total = x.sum(axis=axis, keepdims=keepdims, dtype=np.promote_types(x.dtype, np.float32))  # the kept axes of x
+    total = x.sum(axis=axis, keepdims=keepdims, dtype=np.promote_types(x.dtype, np.float32))  # (..., ...)
     n = x.size // (total.size or 1)
-    y = (total.astype(np.float64) / n).astype(x.dtype)  # the kept axes of x; n may be too large for 16 bits
+    y = (total.astype(np.float64) / n).astype(x.dtype)  # (..., ...); n may be too large for 16 bits
     return y, Reduced(x.shape, axis, keepdims)
 
 
 def mean_backward(dy, saved):
     shape, axis, keepdims = saved
     n = math.prod(shape) // (dy.size or 1)
-    share = (dy.astype(np.float64) / n).astype(dy.dtype)  # the shape of dy; n may be too large for 16 bits
-    dx = np.broadcast_to(restore_axes(share, axis, keepdims, len(shape)), shape)  # the shape of x
+    share = (dy.astype(np.float64) / n).astype(dy.dtype)  # (..., ...); n may be too large for 16 bits
+    dx = np.broadcast_to(restore_axes(share, axis, keepdims, len(shape)), shape)  # (..., n, ...)
     return (dx,)
 
 
@@ -119,20 +121,22 @@ def mean(
 
 
 def amax_forward(x, *, axis, keepdims):
-    y = np.max(x, axis=axis, keepdims=keepdims)  # the kept axes of x
+    y = np.max(x, axis=axis, keepdims=keepdims)  # (..., ...)
     return y, Extreme(x == restore_axes(y, axis, keepdims, x.ndim), axis, keepdims)
 
 
 def amin_forward(x, *, axis, keepdims):
-    y = np.min(x, axis=axis, keepdims=keepdims)  # the kept axes of x
+    y = np.min(x, axis=axis, keepdims=keepdims)  # (..., ...)
     return y, Extreme(x == restore_axes(y, axis, keepdims, x.ndim), axis, keepdims)
 
 
 def extreme_backward(dy, saved):
     reached, axis, keepdims = saved
-    k = reached.sum(axis=axis, keepdims=True)  # the axes of x, the removed ones with size 1
-    ties = np.where(k == 0, np.nan, k).astype(dy.dtype)  # like k; nothing equals a NaN, whose gradient is NaN too
-    dx = reached * (restore_axes(dy, axis, keepdims, reached.ndim) / ties)  # the shape of x
+    k = reached.sum(axis=axis, keepdims=True)  # (..., 1, ...)
+    ties = np.where(k == 0, np.nan, k).astype(
+        dy.dtype
+    )  # (..., 1, ...); nothing equals a NaN, whose gradient is NaN too
+    dx = reached * (restore_axes(dy, axis, keepdims, reached.ndim) / ties)  # (..., n, ...)
     return (dx,)
 
 

@@ -1,4 +1,7 @@
-"""Another shape for the same elements in the same order: y = x, and the gradient gets x's shape back, dx = dy."""
+"""Another shape for the same elements in the same order: y = x, and the gradient gets x's shape back, dx = dy.
+
+For two axes: x (I, J), y (K, L), with I J = K L.
+"""
 
 from __future__ import annotations
 
@@ -21,12 +24,12 @@ class Saved(NamedTuple):
 
 
 def reshape_forward(x, *, shape):
-    y = x.reshape(shape)  # shape
+    y = x.reshape(shape)  # (K, L)
     return y, Saved(x.shape)
 
 
 def reshape_backward(dy, saved):
-    dx = dy.reshape(saved.shape)  # the shape of x
+    dx = dy.reshape(saved.shape)  # (I, J)
     return (dx,)
 
 

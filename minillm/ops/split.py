@@ -1,6 +1,8 @@
 """An axis cut into pieces; the gradients of the pieces are joined again, with zeros where a piece has none.
 
 y_1, y_2, ... = the pieces of x along an axis          dx = [dy_1, dy_2, ...] along it
+
+Shapes: x (..., n, ...), y_k (..., n_k, ...), and n is the sum of all n_k.
 """
 
 from __future__ import annotations
@@ -26,17 +28,17 @@ class Saved(NamedTuple):
 
 
 def split_forward(x, *, bounds, axis):
-    pieces = cut(x, bounds, axis)  # each the shape of x, but along the axis its own size
+    pieces = cut(x, bounds, axis)  # (..., n_k, ...) each
     return tuple(pieces), Saved([piece.shape for piece in pieces], axis)
 
 
 def split_backward(dy, saved):
     shapes, axis = saved
-    arrived = next(part for part in dy if part is not None)  # the shape of one piece
+    arrived = next(part for part in dy if part is not None)  # (..., n_k, ...)
     parts = [
         np.zeros_like(arrived, shape=shape) if part is None else part for part, shape in zip(dy, shapes, strict=True)
-    ]  # the shapes of the pieces
-    dx = np.concatenate(parts, axis)  # the shape of x
+    ]  # (..., n_k, ...) each
+    dx = np.concatenate(parts, axis)  # (..., n, ...)
     return (dx,)
 
 

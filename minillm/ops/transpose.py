@@ -1,6 +1,8 @@
 """Axes in another order: y = x with its axes permuted, and the gradient goes through the inverse permutation.
 
 y = x.transpose(axes): axis i of y is axis axes[i] of x.    dx = dy.transpose(inverse), with inverse[axes[i]] = i
+
+For axes (2, 0, 1): x (I, J, K), y (K, I, J).
 """
 
 from __future__ import annotations
@@ -23,13 +25,13 @@ class Saved(NamedTuple):
 
 
 def transpose_forward(x, *, axes):
-    y = x.transpose(axes)  # the sizes of x in the order of `axes`
+    y = x.transpose(axes)  # (K, I, J)
     return y, Saved(axes)
 
 
 def transpose_backward(dy, saved):
     inverse = np.argsort(saved.axes)  # (number of axes,)
-    dx = dy.transpose(inverse)  # the shape of x
+    dx = dy.transpose(inverse)  # (I, J, K)
     return (dx,)
 
 

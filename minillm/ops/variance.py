@@ -9,6 +9,7 @@ The mean moves with x too, but that changes the sum by -2 mean(dx) sum(centred),
     std = sqrt(var)                             dvar = dstd / (2 std)
 
 Where std is 0 all elements are equal, and the slope is taken to be 0, because it has no one direction.
+Shapes: x (..., n, ...), with n for the axis or axes of i; std (..., ...), or (..., 1, ...) with keepdims.
 The mean and the squares are computed in float64: a sum of many float32 loses digits, and a square may overflow float32
 where the standard deviation does not.
 """
@@ -33,35 +34,35 @@ __all__ = ["std", "var"]
 class Saved(NamedTuple):
     """Everything that the forward keeps for the backward."""
 
-    centred: Array  # the shape of x
+    centred: Array  # (..., n, ...)
     degrees: float
     axis: Axis
     keepdims: bool
-    std: Array | None = None  # the kept axes of x; None for a variance
+    std: Array | None = None  # (..., ...); None for a variance
 
 
 def variance(x, correction, axis, keepdims):
     """The variance in float64, and what is saved."""
-    total = np.sum(x, axis=axis, keepdims=True, dtype=np.float64)  # the axes of x, the removed ones with size 1
+    total = np.sum(x, axis=axis, keepdims=True, dtype=np.float64)  # (..., 1, ...)
     n = x.size // max(1, total.size)
-    mean = (total / n if n else total * math.nan).astype(x.dtype)  # like total
-    centred = x - mean  # the shape of x
+    mean = (total / n if n else total * math.nan).astype(x.dtype)  # (..., 1, ...)
+    centred = x - mean  # (..., n, ...)
     degrees = float(n - correction)
-    squares = np.square(centred, dtype=np.float64).sum(axis=axis, keepdims=keepdims)  # the kept axes of x
-    var = squares / max(degrees, 0)  # the kept axes of x; NaN for one element without degrees of freedom
+    squares = np.square(centred, dtype=np.float64).sum(axis=axis, keepdims=keepdims)  # (..., ...)
+    var = squares / max(degrees, 0)  # (..., ...); NaN for one element without degrees of freedom
     return var, Saved(centred, degrees, axis, keepdims)
 
 
 def var_forward(x, *, correction, axis, keepdims):
     var, saved = variance(x, correction, axis, keepdims)
-    y = var.astype(x.dtype)  # the kept axes of x
+    y = var.astype(x.dtype)  # (..., ...)
     return y, saved
 
 
 def var_backward(dy, saved):
-    dvar = restore_axes(dy, saved.axis, saved.keepdims, saved.centred.ndim)  # the axes of x, the removed with size 1
+    dvar = restore_axes(dy, saved.axis, saved.keepdims, saved.centred.ndim)  # (..., 1, ...)
     rate = 2 / saved.degrees if saved.degrees > 0 else math.inf
-    dx = dvar * rate * saved.centred  # the shape of x
+    dx = dvar * rate * saved.centred  # (..., n, ...)
     return (dx,)
 
 
@@ -70,13 +71,13 @@ VAR = Op("var", var_forward, var_backward)
 
 def std_forward(x, *, correction, axis, keepdims):
     var, saved = variance(x, correction, axis, keepdims)
-    std = np.sqrt(var).astype(x.dtype)  # the kept axes of x
+    std = np.sqrt(var).astype(x.dtype)  # (..., ...)
     return std, saved._replace(std=std)
 
 
 def std_backward(dy, saved):
-    constant = saved.std == 0  # the kept axes of x
-    dvar = np.where(constant, 0, dy / (2 * np.where(constant, 1, saved.std)))  # the kept axes of x
+    constant = saved.std == 0  # (..., ...)
+    dvar = np.where(constant, 0, dy / (2 * np.where(constant, 1, saved.std)))  # (..., ...)
     return var_backward(dvar, saved)
 
 

@@ -1,9 +1,11 @@
-"""Activation checkpointing: a block keeps its input alone, and is computed a second time in the backward.
+"""Activation checkpointing: a block keeps its inputs alone, and is computed a second time in the backward.
 
 Of L blocks with activations of A bytes and inputs of I, what a forward leaves falls from L A to L I + A, for a third
 more FLOPs (Chen et al. 2016, "Training deep nets with sublinear memory cost", arXiv:1604.06174, section 3). The
 second forward draws the same dropout masks, because they are a function of the place in the random stream, and gives
 the same bits as the first.
+
+A block may have several inputs with a gradient, such as the keys and values of an encoder, and several outputs.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from typing import Any, NamedTuple
 from minillm import random
 from minillm.autograd import Op, Tensor, enable_grad, is_grad_enabled, no_grad
 from minillm.backend import Array
+from minillm.backward import run_backward
 from minillm.errors import InputError
 from minillm.nn import Module
 from minillm.parallel.data_parallel import model_blocks
@@ -23,27 +26,28 @@ from minillm.parallel.wrapper import Wrapper, replace
 
 
 class Saved(NamedTuple):
-    """The input, the function to compute again, the random generator at its start, and the number of inputs."""
+    """The inputs, the function to compute again, the random generator at its start, and the number of weights."""
 
-    x: Array
-    function: Callable[[Tensor], Tensor]
+    inputs: tuple[Array, ...]
+    function: Callable[..., tuple[Tensor, ...]]
     place: random.Generator
-    inputs: int
+    weights: int
 
 
-def recompute_forward(x, *weights, function):
+def recompute_forward(*arrays, function, inputs):
     place = copy.copy(random.default)
     with no_grad():
-        y = function(Tensor(x))
-    return y.data, Saved(x, function, place, 1 + len(weights))
+        outputs = function(*map(Tensor, arrays[:inputs]))
+    return tuple(y.data for y in outputs), Saved(arrays[:inputs], function, place, len(arrays) - inputs)
 
 
-def recompute_backward(dout, saved):
-    x = Tensor(saved.x, requires_grad=True)
+def recompute_backward(douts, saved):
+    inputs = [Tensor(x, requires_grad=True) for x in saved.inputs]
     with random.using(copy.copy(saved.place)), enable_grad():
-        y = saved.function(x)
-    y.backward(dout)  # the gradients of the weights go to them from here
-    return (x.grad, *[None] * (saved.inputs - 1))
+        outputs = saved.function(*inputs)
+    given = [(y, dy) for y, dy in zip(outputs, douts, strict=True) if dy is not None]
+    run_backward(given[::-1], keep_graph=False)  # the gradients of the weights go to them from here
+    return (*[x.grad for x in inputs], *[None] * saved.weights)
 
 
 RECOMPUTE = Op("recompute", recompute_forward, recompute_backward)
@@ -66,13 +70,40 @@ def recompute(model: Module, layers: Iterable[int] | None = None) -> None:
 
 
 class Recomputed(Wrapper):
-    """A block that keeps its input alone, and is computed again in the backward."""
+    """A block that keeps its inputs alone, and is computed again in the backward."""
 
-    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
         if not is_grad_enabled():
-            return self.module(x, *args, **kwargs)
+            return self.module(*args, **kwargs)
+        inputs: list[Tensor] = []
+        with_tensors((args, kwargs), inputs.append)
         weights = [parameter for parameter in self.parameters() if parameter.requires_grad]  # so that it is recorded
-        return RECOMPUTE(x, *weights, function=lambda x: self.module(x, *args, **kwargs))
+        is_tensor: list[bool] = []  # for each output; empty where there is one alone
+
+        def function(*tensors: Tensor) -> tuple[Tensor, ...]:
+            following = iter(tensors)
+            ours, named = with_tensors((args, kwargs), lambda _: next(following))
+            outputs = self.module(*ours, **named)
+            if not isinstance(outputs, tuple):
+                return (outputs,)
+            is_tensor[:] = [isinstance(y, Tensor) for y in outputs]
+            return tuple(y for y in outputs if isinstance(y, Tensor))
+
+        made = RECOMPUTE(*inputs, *weights, function=function, inputs=len(inputs))
+        following = iter(made)
+        return tuple(next(following) if there else None for there in is_tensor) if is_tensor else made[0]
+
+
+def with_tensors(value: Any, function: Callable[[Tensor], Any]) -> Any:
+    """The value, with `function` of each tensor that needs a gradient in its place, also within tuples and dicts."""
+    if isinstance(value, Tensor):
+        return function(value) if value.requires_grad else value
+    if isinstance(value, dict):
+        return {name: with_tensors(one, function) for name, one in value.items()}
+    if isinstance(value, (tuple, list)):
+        inside = [with_tensors(one, function) for one in value]
+        return type(value)(*inside) if hasattr(value, "_fields") else type(value)(inside)
+    return value
 
 
 def parse_layers(text: str, count: int) -> list[int]:

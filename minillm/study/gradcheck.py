@@ -42,9 +42,10 @@ class Result(NamedTuple):
         return self.report is None
 
 
-def run_cases(names: Iterable[str] | None = None) -> list[Result]:
+def run_cases(names: Iterable[str] | None = None, variants_of: Iterable[str] | None = None) -> list[Result]:
     """Check the cases of the named operations, or of all, in the engine that is chosen; in "auto", in plain and fast.
 
+    variants_of: the operations that are checked at variants of their arguments too; by default all of them.
     An operation without a row fails, and its report says what to write where.
     Raises: InputError for a name that no operation has.
     """
@@ -58,7 +59,7 @@ def run_cases(names: Iterable[str] | None = None) -> list[Result]:
     first = {(case.op, case.fn): case for case in reversed(CASES)}  # of each function; the others are variants of it
     with_variants = [
         case
-        for op in chosen
+        for op in chosen.intersection(chosen if variants_of is None else variants_of)
         for case in [case for case in CASES if case.op == op and first[op, case.fn] is case][:WITH_VARIANTS]
     ]
     asked = [case for case in CASES if case.op in chosen]

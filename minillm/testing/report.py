@@ -50,11 +50,18 @@ def report(
         f"  worst at index {index} of shape {shape}",
         f"  expected  {expected[worst]: .10g}  ({source})",
         f"  received  {received[worst]: .10g}  (backward)",
+        f"  relative error {_relative(float(expected[worst]), float(received[worst]))}",
         f"  {wrong} of {elements.size} elements are off by up to {distance[worst] / size:.1e} of the largest"
         + (f" (allowed {allowed})" if allowed else ""),
         f"  likely cause: {cause}",
     ]
     return GradientError("\n".join(lines))
+
+
+def _relative(expected: float, received: float) -> str:
+    """The error of one element over the larger of the two numbers."""
+    larger = max(abs(expected), abs(received))
+    return f"{abs(expected - received) / larger:.1e}" if np.isfinite(larger) and larger else "infinite"
 
 
 def compare_elements(

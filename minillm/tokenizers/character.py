@@ -68,8 +68,8 @@ class CharacterTokenizer(Tokenizer):
                 return [self.vocab.get(character, self.unk_id) for character in text], len(text)
             raise InputError(
                 f"CharacterTokenizer.encode: character {error} (U+{ord(error.args[0]):04X}) is not among the "
-                f"{len(self.vocab)} characters of this tokenizer; train it on text that has it, "
-                f"or with {UNKNOWN!r} in special_tokens"
+                f"{len(self.vocab)} characters of this tokenizer; leave it out of the text, or train the tokenizer on "
+                f"text that has it, or with {UNKNOWN!r} in special_tokens"
             ) from None
 
     def _encode_aligned(self, text: Aligned) -> Iterator[tuple[int, Span]]:

@@ -114,20 +114,23 @@ class BPE:
     def _symbols(self, word: str) -> list[int]:
         """The ids of the characters; unknown ones are written as the model does, or left out."""
         ids: list[int] = []
-        waiting: list[int] = []  # ids for unknown characters, until a token follows
+        waiting: list[int] = []  # ids of unknown characters, until a token follows
         for place, character in enumerate(word):
             symbol = (self.prefix if place else "") + character + (self.suffix if place == len(word) - 1 else "")
-            if (i := self.vocab.get(symbol)) is not None:
-                ids += [*waiting, i]
+            if symbol in self.vocab:
+                ids += [*waiting, self.vocab[symbol]]
                 waiting = []
-                continue
-            spelled = [self.byte_ids[byte] for byte in symbol.encode()] if self.byte_ids else [None]
-            if None not in spelled:
-                ids += [i for i in spelled if i is not None]  # before the waiting ids, as in Hugging Face's code
+            elif (of_bytes := self._ids_of_bytes(symbol)) is not None:
+                ids += of_bytes  # before the waiting ids, as in Hugging Face's code
             elif self.unk_token is not None and not (waiting and self.fuse_unk):
                 ids += waiting
                 waiting = [unknown_id(self.where, self.all, self.unk_token)]
         return ids + waiting
+
+    def _ids_of_bytes(self, symbol: str) -> list[int] | None:
+        """The ids of the bytes of a symbol; None where the vocabulary lacks one of them."""
+        found = [self.byte_ids[byte] for byte in symbol.encode()] if self.byte_ids else [None]
+        return None if None in found else [i for i in found if i is not None]
 
 
 def read_unk_token(where: str, model: Component) -> str | None:

@@ -54,6 +54,7 @@ from minillm.tokenizers.components import model_type
 from minillm.tokenizers.files import readable
 from minillm.tokenizers.hugging_face import read_unigram
 from minillm.tokenizers.normalizer import BYTE_PIECES, SPACE, Metaspace, PrependScheme, Step
+from minillm.tokenizers.unigram_pieces import check_pieces
 from minillm.tokenizers.unigram_train import (
     ProgressBar,
     check_training_options,
@@ -428,24 +429,6 @@ class UnigramTokenizer(Tokenizer):
         where = f"{cls.__name__}.from_hugging_face"
         with readable(where, "this is not the content of a tokenizer.json with a Unigram model", "give json.load's"):
             return cls._from_parts(read_unigram(where, content))
-
-
-def check_pieces(
-    pieces: Sequence[tuple[str, float]], ids: Mapping[str, int], unk_id: int | None, specials: Mapping[str, int]
-) -> None:
-    """Refuse pieces that cannot be a vocabulary."""
-    for i, (piece, score) in enumerate(pieces):
-        if not piece or ids[piece] != i:
-            raise InputError(f"UnigramTokenizer: piece {piece!r} at {i} is empty or repeated; give each once")
-        if not math.isfinite(score):
-            raise InputError(f"UnigramTokenizer: piece {piece!r} has score {score}; give a log probability")
-    if unk_id is not None and not 0 <= unk_id < len(pieces):
-        raise InputError(f"UnigramTokenizer: unk_id is {unk_id}, expected one of the {len(pieces)} pieces, or None")
-    for token, i in specials.items():
-        if ids.get(token, i) != i:
-            raise InputError(
-                f"UnigramTokenizer: special token {token!r} has id {i}, but is the piece {ids[token]}; give it that id"
-            )
 
 
 def log_sum_exp(values: Sequence[float]) -> float:

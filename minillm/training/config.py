@@ -82,6 +82,7 @@ def config_class(architecture: str) -> type[Config]:
     return getattr(importlib.import_module(f"minillm.models.{architecture}"), CONFIGS[architecture])
 
 
+WATCH_EVERY = 20  # steps, where --watch has no number
 MOST_THREADS = 256  # a process starts each of them
 
 
@@ -90,7 +91,7 @@ HEADINGS = {
     "data": "data field tokenizer validation_fraction objective task",
     "optimiser": "batch_size micro_batches optimizer lr min_lr beta1 beta2 weight_decay clip",
     "schedule": "steps warmup schedule decay_steps patience eval_every eval_batches",
-    "run": "preset out resume seed threads device dtype recompute",
+    "run": "preset out resume seed threads device dtype recompute watch",
     "ranks": "nproc dp tp pp zero pipeline timeout trace",
     "display": "progress sample_every sample_tokens",
 }
@@ -192,6 +193,8 @@ class TrainConfig:
     """Layers whose activations are computed again in the backward, to save memory: none, all, or such as `0,2-5`."""
     seed: int = 1337
     """Seed of the weights, the order of the data, and dropout."""
+    watch: int | None = dataclasses.field(default=None, metadata={"alone": WATCH_EVERY})
+    """Steps between looks into every layer, for watch.jsonl and watch.png; 20 without a number. By default none."""
     format: int = dataclasses.field(default=FORMAT, metadata={"option": False})
     """Format of the run: runs of format 1 began with another schedule and order of data, and keep them (history.py)."""
 
@@ -201,10 +204,14 @@ class TrainConfig:
         whole = dict(steps=1, batch_size=1, micro_batches=1, warmup=0, decay_steps=0, eval_every=1, eval_batches=1)
         if self.threads is not None and self.threads > MOST_THREADS:
             raise InputError(f"train: threads is {self.threads}; give at most {MOST_THREADS}, best the number of cores")
-        parallel = dict(threads=1, dp=1, tp=1, pp=1, zero=0, patience=1)
+        parallel = dict(threads=1, dp=1, tp=1, pp=1, patience=1, watch=1)
         for name, least in {**whole, **parallel, "sample_every": 0, "sample_tokens": 0, "seed": 0}.items():
             if getattr(self, name) is not None and getattr(self, name) < least:
                 raise InputError(f"train: {name} is {getattr(self, name)}; give {least} or more")
+        if self.zero not in (0, 1, 2, 3):
+            raise InputError(
+                f"train: zero is {self.zero}; choose 0 (off), 1 (shard moments), 2 (also gradients) or 3 (also weights)"
+            )
         for name in ("lr", "min_lr", "weight_decay"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise InputError(f"train: {name} is {getattr(self, name)}; give 0 or more, but a finite number")

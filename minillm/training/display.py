@@ -20,8 +20,8 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-from minillm.training import speed
-from minillm.training.overfitting import parted
+from minillm.training import speed, watch
+from minillm.training.overfitting import COMPARED, parted
 from minillm.tuning import Choice
 
 if TYPE_CHECKING:
@@ -48,16 +48,19 @@ class Display:
             TextColumn("step"),
             MofNCompleteColumn(),
             BarColumn(bar_width=24),
-            TextColumn("loss {task.fields[loss]}  validation {task.fields[val_loss]}  {task.fields[speed]} tokens/s"),
+            TextColumn(
+                "loss {task.fields[loss]}  {task.fields[what]} {task.fields[val_loss]}  {task.fields[speed]} tokens/s"
+            ),
             TimeRemainingColumn(),
             TextColumn("left"),
             console=self.console,
             auto_refresh=False,
             disable=not (live and self.console.is_terminal),
         )
+        self.validated = task.validated.removesuffix(" loss")  # in lines that are short
         self.drawn = 0.0  # when the live line was drawn last
         self.line = self.progress.add_task(
-            "", total=config.steps, completed=state.step, loss="-", val_loss="-", speed="-"
+            "", total=config.steps, completed=state.step, loss="-", val_loss="-", speed="-", what=self.validated
         )
         self.speed = 0.0  # tokens per second, a running mean over about 20 steps
         some = f" ({trained:,} of them, the adapters, are trained)" if trained else ""
@@ -70,6 +73,10 @@ class Display:
             told = f"{self.choice.name}, as when it began" if state.step else f"{self.choice}"
             self.console.print(f"work is cut over {told}; --threads fixes the number")
         self.seconds: list[float] = []  # of each step so far
+
+    def say(self, sentence: str) -> None:
+        """Show a sentence about the run."""
+        self.console.print(sentence, markup=False)
 
     def __enter__(self) -> Display:
         if not self.progress.disable:
@@ -98,7 +105,7 @@ class Display:
         """Write what a validation before the first step found to metrics.jsonl, and show it."""
         self.run.add_metrics({"step": 0, "loss": None, **measured})
         shown = f"{measured['val_loss']:.3f}{in_bits(measured)}{self.remark(measured)}"
-        self.console.print(f"step 0/{self.config.steps}  validation {shown}", markup=False)
+        self.console.print(f"step 0/{self.config.steps}  {self.validated} {shown}", markup=False)
 
     def remark(self, record: dict[str, Any]) -> str:
         """The task's remark on a validation, with space before it."""
@@ -115,7 +122,7 @@ class Display:
             fields["val_loss"] = f"{record['val_loss']:.3f}{in_bits(record)}"
             if not live:
                 self.console.print(
-                    f"step {record['step']}/{self.config.steps}  loss {fields['loss']}  validation "
+                    f"step {record['step']}/{self.config.steps}  loss {fields['loss']}  {self.validated} "
                     f"{fields['val_loss']}  {fields['speed']} tokens/s  {record['seconds']:.0f} s{self.remark(record)}",
                     markup=False,
                 )
@@ -151,12 +158,13 @@ class Display:
         validated = [record for record in self.run.metrics() if record["val_loss"] is not None]
         if validated:
             self.console.print(
-                f"validation loss: last {validated[-1]['val_loss']:.4f} at step {validated[-1]['step']}, "
+                f"{self.task.validated}: last {validated[-1]['val_loss']:.4f} at step {validated[-1]['step']}, "
                 f"best {state.best_loss:.4f} at step {state.best_step}; {state.seconds:.0f} s of training"
             )
-        if (found := parted(self.run.metrics())) is not None:
+        if self.task.validated == COMPARED and (found := parted(self.run.metrics())) is not None:
             self.console.print(str(found))
         self.console.print(f"loss curve: {folder}/loss.png", markup=False)
+        self.tell_the_layers(state)
         if stopped and state.has_no_hope(self.config.patience):
             self.console.print(
                 f"stopped at step {state.step}: the last {self.config.patience} validations were not better than step "
@@ -168,6 +176,21 @@ class Display:
             return
         for line in self.task.next_steps(folder):
             self.console.print(line, markup=False)
+
+    def tell_the_layers(self, state: State) -> None:
+        """Draw what --watch has found in the layers, and say what is unusual, and what watching has cost."""
+        records = self.run.watched()
+        if not records:
+            return
+        watch.plot(records, self.run.folder / "watch.png")
+        seconds = sum(record["seconds"] for record in records)
+        self.console.print(
+            f"layers: {self.folder()}/watch.png, of {len(records)} steps that were watched; this took {seconds:.1f} s "
+            f"of {state.seconds:.0f} s",
+            markup=False,
+        )
+        for remark in watch.remarks(records):
+            self.console.print(remark, markup=False)
 
     def folder(self) -> str:
         """The run directory, quoted for a shell."""

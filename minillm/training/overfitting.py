@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+COMPARED = "validation loss"  # what a validation measures, where that is the loss that is trained
 AFTER = 2  # validations after the best one that there must be
 WORSE = 0.01  # share by which the last one must be worse than the best
 

@@ -3,6 +3,7 @@
     config.json         the settings
     tokenizer/          the tokenizer
     metrics.jsonl       a JSON object a line: step, loss, lr, grad_norm, tokens, tokens_per_s, seconds; some val_loss
+    watch.jsonl         with --watch: a JSON object for each step that was watched; watch.png shows them (watch.py)
     loss.png            both losses over the steps, the best step, and where the two part
     checkpoints/        last.safetensors and best.safetensors, see checkpoint.py
     kept.safetensors    of some tasks: what they found out before the first step
@@ -25,7 +26,8 @@ from minillm.checkpoint import save_checkpoint
 from minillm.errors import CheckpointError, InputError
 from minillm.tokenizers import Tokenizer
 from minillm.training.config import TrainConfig
-from minillm.training.overfitting import parted
+from minillm.training.overfitting import COMPARED, parted
+from minillm.training.tasks import task_class
 
 
 class Run:
@@ -82,16 +84,29 @@ class Run:
         content.setdefault("format", 1)  # runs of the first format have no such key
         return cls(folder, TrainConfig.from_json(content), Tokenizer.load(folder / "tokenizer"))
 
-    def keep_settings(self, config: TrainConfig) -> None:
-        """Write config.json again: the settings of a resumed run may have changed, and hold from then on."""
+    def go_on(self, config: TrainConfig, step: int, kept: Mapping[str, Array] | None = None) -> None:
+        """Prepare the directory for a run that goes on after a step, with settings that hold from then on.
+
+        What later steps left is dropped: their metrics, and files that a kill has cut off. kept: as in `create`, where
+        the run begins again.
+        """
+        for cut_off in self.folder.rglob("*.tmp"):
+            cut_off.unlink()
         unfinished = self.folder / "config.json.tmp"
         unfinished.write_text(json.dumps(config.to_json(), indent=2) + "\n", encoding="utf-8")
         os.replace(unfinished, self.folder / "config.json")
         self.config = config
+        if kept:
+            save_checkpoint(self.kept, kept, {}, {})
+        self.forget_metrics_after(step)
 
     def checkpoint(self, name: str) -> Path:
         """The path of a checkpoint: `last` or `best`."""
         return self.folder / "checkpoints" / f"{name}.safetensors"
+
+    def latest(self) -> Path | None:
+        """The checkpoint to go on from: the last, or the best where a kill left no other; None before the first."""
+        return next((path for path in map(self.checkpoint, ("last", "best")) if path.exists()), None)
 
     @property
     def kept(self) -> Path:
@@ -100,13 +115,27 @@ class Run:
 
     def add_metrics(self, record: dict[str, Any]) -> None:
         """Append one line to metrics.jsonl."""
-        with open(self.folder / "metrics.jsonl", "a", encoding="utf-8") as file:
+        self._append("metrics.jsonl", record)
+
+    def add_watched(self, record: dict[str, Any]) -> None:
+        """Append one line to watch.jsonl."""
+        self._append("watch.jsonl", record)
+
+    def _append(self, name: str, record: dict[str, Any]) -> None:
+        with open(self.folder / name, "a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
 
     def metrics(self) -> list[dict[str, Any]]:
         """Every complete line of metrics.jsonl; a line that a kill has cut off is skipped."""
+        return self._lines("metrics.jsonl")
+
+    def watched(self) -> list[dict[str, Any]]:
+        """Every complete line of watch.jsonl."""
+        return self._lines("watch.jsonl")
+
+    def _lines(self, name: str) -> list[dict[str, Any]]:
         records = []
-        path = self.folder / "metrics.jsonl"
+        path = self.folder / name
         for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else ():
             try:
                 records.append(json.loads(line))
@@ -116,17 +145,20 @@ class Run:
 
     def forget_metrics_after(self, step: int) -> None:
         """Drop the lines of steps after a checkpoint, because a resumed run takes these steps again."""
-        kept = [record for record in self.metrics() if record["step"] <= step]
-        path = self.folder / "metrics.jsonl"
-        unfinished = path.with_suffix(".tmp")
-        unfinished.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
-        os.replace(unfinished, path)
+        for name in ("metrics.jsonl", "watch.jsonl"):
+            path = self.folder / name
+            if name == "watch.jsonl" and not path.is_file():
+                continue
+            kept = [record for record in self._lines(name) if record["step"] <= step]
+            unfinished = path.with_suffix(".tmp")
+            unfinished.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
+            os.replace(unfinished, path)
 
     def plot(self) -> Path:
         """Draw loss.png from the metrics; returns its path."""
         from matplotlib.figure import Figure  # no pyplot: it would look for a display
 
-        records = self.metrics()
+        records, validation = self.metrics(), task_class(self.config.objective).validated
         figure = Figure(figsize=(7, 4.2), dpi=120, layout="constrained")
         axes = figure.add_subplot()
         learned = [r for r in records if r["loss"] is not None]  # not of a validation before the first step
@@ -139,15 +171,16 @@ class Run:
             color="#c2452d",
             marker="o",
             markersize=3.5,
-            label="validation",
+            label=validation.removesuffix(" loss"),
         )
         if validated:
             best = min(validated, key=lambda record: record["val_loss"])
-            label = f"best validation, {best['val_loss']:.3f} at step {best['step']}"
+            label = f"best {validation.removesuffix(' loss')}, {best['val_loss']:.3f} at step {best['step']}"
             axes.axvline(best["step"], color="#c2452d", linewidth=0.8, linestyle="--", label=label)
-        if (found := parted(records)) is not None:
+        if validation == COMPARED and (found := parted(records)) is not None:
             axes.axvspan(found.step, records[-1]["step"], color="#c2452d", alpha=0.08, label="overfitting")
-        axes.set(xlabel="step", ylabel="loss (nats per target)")
+        also = "" if validation == COMPARED else f", and {validation}"
+        axes.set(xlabel="step", ylabel=f"loss (nats per target){also}")
         name = os.fsencode(self.folder.name).decode("utf-8", "replace")
         axes.set_title(name, parse_math=False)  # as it is: a "$" begins no formula
         axes.grid(alpha=0.25)
@@ -166,7 +199,7 @@ def check_free(folder: Path) -> None:
     if not folder.name or (folder.exists() and (not folder.is_dir() or any(folder.iterdir()))):
         raise InputError(
             f"train: {folder} exists already and is never written over; choose another --out, "
-            f"or continue that run with --resume {folder}"
+            f"or continue that run with `minillm train --resume {folder}`"
         )
 
 

@@ -73,24 +73,22 @@ def save(run: Run, model: Any, optimizer: Optimizer, task: Task, state: State) -
 
 
 def restore(run: Run | None, model: Any, optimizer: Optimizer, task: Task, world: Communicator) -> State:
-    """Load the last checkpoint of a run into model and optimiser, however they are divided. All ranks call this.
+    """Load the latest checkpoint of a run into model and optimiser, however they are divided. All ranks call this.
 
     run: the run on rank 0, which reads the file; None on the other ranks.
     Raises: CheckpointError if the data, the tokenizer or the model's shape is not what the run was saved with.
     """
-    checkpoint = read_last(run, task) if run else Checkpoint({}, {}, {})
+    checkpoint = read_latest(run, task) if run else Checkpoint({}, {}, {})
     content = json.loads(broadcast_bytes(world, json.dumps(checkpoint.state).encode()))
     if is_lora(model.model) and content.get("base") != base_checksum(model.model):
         raise CheckpointError(
-            "train: the weights under the adapters are not those that they were trained on; put the model that --init "
-            "names back as it was, or start a new run"
+            f"train: the weights under the adapters are not those that they were trained on; put {task.config.init} "
+            "back as it was, or start a new run"
         )
     weights, moments = (broadcast_arrays(world, arrays) for arrays in (checkpoint.model, checkpoint.optimizer))
     model.load_state_dict(weights)
     model.load_optimizer_state_dict(optimizer, moments)
     random.default.set_state(content["random"])
-    for unfinished in run.folder.rglob("*.tmp") if run else ():  # left by a kill in the middle of a save
-        unfinished.unlink()
     return State(**{name: content[name] for name in State._fields if name in content})
 
 
@@ -99,17 +97,18 @@ def kept_arrays(run: Run | None, world: Communicator) -> dict[str, Array]:
     return broadcast_arrays(world, load_checkpoint(run.kept).model if run and run.kept.is_file() else {})
 
 
-def read_last(run: Run, task: Task) -> Checkpoint:
-    """The last checkpoint of a run that `train` saved with the data of this task.
+def read_latest(run: Run, task: Task) -> Checkpoint:
+    """The latest checkpoint of a run that `train` saved with the data of this task.
 
     Raises: CheckpointError for any other.
     """
-    checkpoint = load_checkpoint(run.checkpoint("last"))
+    path = run.latest() or run.checkpoint("last")
+    checkpoint = load_checkpoint(path)
     content = checkpoint.state
     lately = {"choice", "ranks", "worse"}  # older runs have none
     if missing := {"corpus", "random", *State._fields} - lately - content.keys():
         raise CheckpointError(
-            f"train: {run.checkpoint('last')} lacks {', '.join(sorted(missing))}, so `minillm train` did not write it; "
+            f"train: {path} lacks {', '.join(sorted(missing))}, so `minillm train` did not write it; "
             "resume a run that it did"
         )
     if content["corpus"] != task.fingerprint():

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from minillm.backend import core_count
+from minillm.backend import core_count, thread_count
 from minillm.parallel.communicator import Communicator, broadcast_bytes
 from minillm.training.config import TrainConfig
 from minillm.tuning import Choice, fastest_way, own_choice, tuned_process, ways_of_cutting
@@ -49,12 +49,35 @@ def choose(config: TrainConfig, world: Communicator, make_step: Callable[[], Cal
 
 
 def choose_again(config: TrainConfig, world: Communicator, kept: dict[str, Any] | None, ranks: int) -> Choice:
-    """The choice of a run that is resumed: the one it was saved with, on as many ranks, unless --threads changes it."""
-    if kept and ranks == world.size:
-        choice = Choice.from_json(kept)
-        if config.threads in (None, choice.cutting.threads) and not (config.threads and choice.seconds):
-            return choice
+    """The choice of a run that is resumed: the one it was saved with, on as many ranks.
+
+    --threads changes it, and so does MINILLM_THREADS where the kept choice takes another number of threads.
+    """
+    choice = Choice.from_json(kept) if kept and ranks == world.size else None
+    if choice is not None and not asks_for_others(config.threads, choice):
+        return agreed(choice, world)
     return agreed(own_choice(config.threads), world)
+
+
+def asks_for_others(threads: int | None, choice: Choice) -> bool:
+    """True if --threads, or else MINILLM_THREADS, asks for other threads than a choice has.
+
+    A way that was chosen among several may take fewer threads than the variable allows.
+    """
+    if threads is not None:
+        return threads != choice.cutting.threads or bool(choice.seconds)
+    if "MINILLM_THREADS" not in os.environ:
+        return False
+    allowed, taken = thread_count(), max(choice.cutting.threads, choice.cutting.blas_threads or 1)
+    return taken > allowed or (taken < allowed and not choice.seconds)
+
+
+def remarks_on_change(kept: dict[str, Any] | None, choice: Choice) -> list[str]:
+    """A sentence for the person if a resumed run cuts its work in another way than before."""
+    if kept is None or Choice.from_json(kept).cutting == choice.cutting:
+        return []
+    before = Choice.from_json(kept).name
+    return [f"work is cut over {choice.name} now, and was over {before}: the last bits of the results may differ"]
 
 
 def agreed(choice: Choice, world: Communicator) -> Choice:

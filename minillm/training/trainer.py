@@ -32,7 +32,7 @@ from minillm.backend import Array
 from minillm.device import Uploads, check_device, to_device
 from minillm.errors import InputError
 from minillm.grad_mode import quiet
-from minillm.lora import add_lora, is_lora, load_lora_state_dict, lora_state_dict
+from minillm.lora import above_width, add_lora, is_lora, load_lora_state_dict, lora_state_dict
 from minillm.nn import Module
 from minillm.optim import SGD, AdamW, Optimizer, cosine_schedule, decay_groups, wsd_schedule
 from minillm.parallel.communicator import Alone, Communicator, agree, broadcast_arrays, broadcast_bytes
@@ -40,7 +40,7 @@ from minillm.parallel.data_parallel import model_blocks
 from minillm.parallel.mesh import Mesh, ParallelModel
 from minillm.parallel.objective import NEXT_TOKENS, Batch, Objective, add_measures, loss_of_rows, micro_batches_of
 from minillm.parallel.recompute import parse_layers, recompute
-from minillm.resolver import open_model
+from minillm.resolver import open_model, open_start
 from minillm.tokenizers import Tokenizer
 from minillm.training import speed
 from minillm.training.config import TrainConfig
@@ -51,6 +51,7 @@ from minillm.training.saving import State, kept_arrays, restore, save
 from minillm.training.stop import StopRequest
 from minillm.training.tasks import task_class
 from minillm.training.tasks.task import Task
+from minillm.training.watch import Watch
 from minillm.tuning import Choice, tuned_process
 
 
@@ -66,9 +67,10 @@ def train(
     InputError when the loss stops being a number; ParallelError when another rank fails, or has other settings or text.
     """
     world = communicator or Alone()
-    run, task, model, optimizer, state, choice = prepare(config, resume, world)
+    run, task, model, optimizer, state, choice, sentences = prepare(config, resume, world)
     uploads = Uploads(config.device)
-    display = display_of(run, task, model, state, config, progress) if world.rank == 0 else NoDisplay()
+    watched = Watch(model.model, config.watch, run.add_watched).step
+    display = display_of(run, task, model, state, config, progress, sentences) if world.rank == 0 else NoDisplay()
     with tuned_process(choice.cutting), StopRequest() as stop, quiet(), display:
         if task.measured_first and state.step == 0:
             look_first(display, model, task, config)
@@ -78,14 +80,15 @@ def train(
             batch = batch_on_all(task, model, state.step, world)
             counts, tokens = task.counts(batch), task.tokens(batch)
             on_device = dict(zip(batch, uploads(*batch.values()), strict=True))
-            loss = model.forward_backward(on_device, config.micro_batches, task, counts)  # ()
-            optimizer.lr = learning_rate(config, state.step)
-            grad_norm = optimizer.clip_grad_norm(config.clip)
-            loss, grad_norm = float(loss), float(grad_norm)  # the only synchronisation point of a step
-            stopping = stop.requested_of_any(world)
-            check_finite(config, state.step + 1, {"loss": loss, "norm of the gradient": grad_norm})
-            optimizer.step()
-            model.sync_parameters()
+            with watched(state.step + 1):
+                loss = model.forward_backward(on_device, config.micro_batches, task, counts)  # ()
+                optimizer.lr = learning_rate(config, state.step)
+                grad_norm = optimizer.clip_grad_norm(config.clip)
+                loss, grad_norm = float(loss), float(grad_norm)  # the only synchronisation point of a step
+                stopping = stop.requested_of_any(world)
+                check_finite(config, state.step + 1, {"loss": loss, "norm of the gradient": grad_norm})
+                optimizer.step()
+                model.sync_parameters()
             seconds = time.perf_counter() - started
             state = state.after_step(tokens, seconds)
 
@@ -228,7 +231,8 @@ def check_finite(config: TrainConfig, step: int, values: dict[str, float]) -> No
         if not math.isfinite(value):
             raise InputError(
                 f"train: at step {step} the {name} is {value}, as happens when steps are too large; train again with "
-                f"a lower --lr (now {config.lr}) or a longer --warmup (now {config.warmup})"
+                f"a lower --lr (now {config.lr}) or a longer --warmup (now {config.warmup}); with MINILLM_CHECK=finite "
+                "in the environment, the error names the first operation that makes such a number"
             )
 
 
@@ -262,10 +266,15 @@ def evaluate(model: WholeModel | ParallelModel, task: Task, count: int, device: 
     return measured
 
 
-def display_of(run: Run, task: Task, model: Any, state: State, config: TrainConfig, live: bool) -> Display:
-    """The display of rank 0; see Display."""
+def display_of(
+    run: Run, task: Task, model: Any, state: State, config: TrainConfig, live: bool, sentences: Iterable[str]
+) -> Display:
+    """The display of rank 0, after it has shown these sentences; see Display."""
     trained = sum(x.size for x in lora_state_dict(model.model).values()) if config.lora else 0
-    return Display(run, model.num_parameters(), task, state, config, live, trained)
+    display = Display(run, model.num_parameters(), task, state, config, live, trained)
+    for sentence in sentences:
+        display.say(sentence)
+    return display
 
 
 def look_first(display: Any, model: WholeModel | ParallelModel, task: Task, config: TrainConfig) -> None:
@@ -297,53 +306,81 @@ class Prepared(NamedTuple):
     optimizer: Optimizer
     state: State
     choice: Choice
+    sentences: list[str]  # for the person: what is not as it was asked for, or goes on in another way
 
 
 def prepare(config: TrainConfig, resume: Path | None, world: Communicator) -> Prepared:
     """Load the data, build the model and its optimiser, restore them from `resume`, and make the run directory.
 
     Everything is checked before anything is written. Rank 0 opens or makes the directory; the others hear its path.
+    A run that was stopped before it saved begins again.
     """
     leads = world.rank == 0
     check_device(config.device)
+    if config.watch and world.size > 1:
+        raise InputError(
+            f"train: --watch {config.watch} looks at whole weights and gradients, which {world.size} ranks divide; "
+            "give --watch None, or train in one process"
+        )
     if leads and resume is None and config.out is not None:
         check_free(config.out)
     run = Run.open(resume) if leads and resume else None
+    goes_on = broadcast_bytes(world, b"yes" if run and run.latest() else b"") != b""
+    sentences = remarks_on(config, run)
     opened = None
-    if config.init is not None and (not resume or config.lora):  # a checkpoint of adapters has no other weights
-        opened = open_model(config.init)
+    if config.init is not None and (not goes_on or config.lora):  # a checkpoint of adapters has no other weights
+        opened = open_start(config.init, resume) if resume else open_model(config.init)
     tokenizer = run.tokenizer if run else opened.needed_tokenizer("train") if opened else None
     task = task_on_all(config, tokenizer, world)
-    if not resume:
+    if not goes_on:
         choice = speed.choose(config, world, None if task.samples else lambda: throwaway_step(config, task))
     random.manual_seed(config.seed)
     whole = make_model(config, task.tokenizer)
     if opened:
-        task.start_from(whole, opened)
+        left_out = task.start_from(whole, opened)
+        sentences += [] if goes_on else [left_out]
         del opened  # whose memory is free now
     adapt(whole, config)
-    with contextlib.nullcontext() if resume else tuned_process(choice.cutting):
-        kept = task.begin(whole, kept_arrays(run, world) if resume else {})
+    sentences += [above_width(whole)] if config.lora else []
+    with contextlib.nullcontext() if goes_on else tuned_process(choice.cutting):
+        kept = task.begin(whole, kept_arrays(run, world) if goes_on else {})
     model = divide(whole, config, world)
     optimizer = make_optimizer(config, model.groups)
     model.attach(optimizer)
     state = State()
-    if resume:
+    if goes_on:
         state = restore(run, model, optimizer, task, world)
         choice = speed.choose_again(config, world, state.choice, state.ranks)
+        sentences += speed.remarks_on_change(state.choice, choice)
         if config.steps < state.step:
             raise InputError(
                 f"train: steps is {config.steps}, but {resume} has done {state.step} already; give --steps above that"
             )
         if run:
-            run.keep_settings(config)
-            run.forget_metrics_after(state.step)
+            run.go_on(config, state.step)
+    elif run:
+        run.go_on(config, -1, kept)
     elif leads:
         run = Run.create(config, task.tokenizer, kept)
     folder = broadcast_bytes(world, os.fsencode(run.folder) if run else b"")
     run = run or Run(Path(os.fsdecode(folder)), config, task.tokenizer)
     state = state._replace(choice=choice.to_json(), ranks=world.size)
-    return Prepared(run, task, model, optimizer, state, choice)
+    return Prepared(run, task, model, optimizer, state, choice, list(filter(None, sentences)))
+
+
+def remarks_on(config: TrainConfig, run: Run | None) -> list[str]:
+    """Sentences for the person about settings that do little, and about a run that goes on in another way.
+
+    run: the run that is resumed, on rank 0; None for a new one, and on the other ranks.
+    """
+    remarks = []
+    if config.lr == 0:
+        remarks.append("lr is 0, so the weights stay as they are")
+    if run and run.latest() is None:
+        remarks.append(f"{run.folder} was stopped before it saved for the first time; it begins again from step 0")
+    elif run and run.latest() == run.checkpoint("best"):
+        remarks.append(f"{run.folder} has no last checkpoint; it goes on from the best one")
+    return remarks
 
 
 def task_on_all(config: TrainConfig, tokenizer: Tokenizer | None, world: Communicator) -> Task:

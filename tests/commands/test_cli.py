@@ -135,7 +135,7 @@ BAD = [
     # settings
     (f"{NANO} --data good.txt --tokenizer bpe --vocab-size 255", r"vocab_size is 255, expected at least 257"),
     (f"{NANO} --data good.txt --tokenizer folder", r"cannot read folder/tokenizer\.json .*; give"),
-    (f"{NANO} --beta2 1 --data good.txt", r"^AdamW: betas are \(0\.9, 1\.0\); give"),
+    (f"{NANO} --beta2 1 --data good.txt", r"^train: betas are \(0\.9, 1\.0\); give"),
     ("train --preset nanno", r"no preset is called 'nanno'; did you mean 'nano'\?"),
     ("train --preset=shakespeare", r"no preset is called 'shakespeare'; (did you mean|choose one of)"),
     # places
@@ -145,31 +145,31 @@ BAD = [
     ("train --preset nano --data good.txt --out .", r"choose another --out"),
     (f"train --preset nano --data good.txt --out {LONG}", "File name too long"),
     # runs
-    ("train --resume missing", r"^missing is not a run directory: it has no config\.json; give a folder that"),
-    ("train --resume taken", r"^taken is not a run directory"),
-    ("train --resume good.txt", r"^good\.txt is not a run directory"),
+    ("train --resume missing", r"^train: missing is not a run directory: it has no config\.json; give a folder that"),
+    ("train --resume taken", r"^train: taken is not a run directory"),
+    ("train --resume good.txt", r"^train: good\.txt is not a run directory"),
     ("train --resume CHAR --lr 0.5", r"^train: lr is 0\.001 in .* and cannot change when a run is resumed; leave it"),
     ("train --resume CHAR --layers 2", r"^train: model is .* and cannot change"),
     (
         "train --resume wider",
-        r"^load_state_dict: the weights do not fit GPT2: .*wte\.weight has shape \(.*, 16\), expec",
+        r"^train: the weights do not fit GPT2: .*wte\.weight has shape \(.*, 16\), expec",
     ),
-    ("train --resume strange", r"^config: there is no setting called 'layer'; did you mean 'layers'\?"),
+    ("train --resume strange", r"^train: there is no setting called 'layer'; did you mean 'layers'\?"),
     ("train --resume damaged", r"last\.safetensors is damaged or not a minillm checkpoint"),
-    ("sample missing", r"^load: missing is no preset, and no folder or file .* is there; give a folder with config"),
-    ("sample good.txt", r"^load: good\.txt is a file of another kind; give a folder with config\.json"),
-    ("sample gpt2", r"^load: gpt2 is a preset, which has a configuration and random weights; give the folder"),
+    ("sample missing", r"^sample: missing is no preset, and no folder or file .* is there; give a folder with config"),
+    ("sample good.txt", r"^sample: good\.txt is a file of another kind; give a folder with config\.json"),
+    ("sample gpt2", r"^sample: gpt2 is a preset, which has a configuration and random weights; give the folder"),
     (f"sample {LONG}", "File name too long"),
-    ("sample wider", r"^load_state_dict: the weights do not fit GPT2"),
+    ("sample wider", r"^sample: the weights do not fit GPT2"),
     ("sample damaged", r"best\.safetensors is damaged"),
     # sampling
-    ("sample CHAR --prompt ", r"^generate: the prompt has no tokens; give"),
-    ("sample CHAR --prompt Ω", r"character 'Ω' \(U\+03A9\) is not among the \d+ characters of this tokenizer; train"),
-    ("sample CHAR --prompt the --temperature -1", r"^generate: temperature is -1\.0; give 0"),
-    ("sample CHAR --prompt the --top-k 0", r"^generate: top_k is 0; give"),
-    ("sample CHAR --prompt the --top-p 1.5", r"^generate: top_p is 1\.5; give"),
-    ("sample CHAR --prompt the --max-tokens -5", r"^generate: max_tokens is -5; give 0 or more"),
-    ("sample CHAR --prompt the --seed -1", r"^generate: seed is -1; give"),
+    ("sample CHAR --prompt ", r"^sample: the prompt has no tokens; give"),
+    ("sample CHAR --prompt Ω", r"character 'Ω' \(U\+03A9\) is not among the \d+ characters of .*; leave it"),
+    ("sample CHAR --prompt the --temperature -1", r"^sample: temperature is -1\.0; give 0"),
+    ("sample CHAR --prompt the --top-k 0", r"^sample: top_k is 0; give"),
+    ("sample CHAR --prompt the --top-p 1.5", r"^sample: top_p is 1\.5; give"),
+    ("sample CHAR --prompt the --max-tokens -5", r"^sample: max_tokens is -5; give 0 or more"),
+    ("sample CHAR --prompt the --seed -1", r"^sample: seed is -1; give"),
     # tokenizers
     ("tokenizer train new --data missing.txt", r"there is no file or folder missing\.txt"),
     ("tokenizer train new --data empty.txt", r"empty\.txt is empty"),
@@ -271,8 +271,8 @@ def test_an_unknown_option_suggests_the_nearest(
         ("train extra", "train: 'extra' is more than was expected; "),
         ("train --timeout 3", "train: --timeout is about ranks that wait for each other; start several with --nproc"),
         ("train --trace x", "train: --trace is about ranks that wait for each other; start several with --nproc"),
-        ("train --field x", "read_texts: field='x' is for .jsonl files, but 'builtin' is none; leave it out"),
-        ("tokenizer train x --field x", "read_texts: field='x' is for .jsonl files, but 'builtin' is none"),
+        ("train --field x", "train: field='x' is for .jsonl files, but 'builtin' is none; leave it out"),
+        ("tokenizer train x --field x", "tokenizer train: field='x' is for .jsonl files, but 'builtin' is none"),
         ("tokenizer encode x text --field x", "tokenizer encode: --field is for --data, of which it names a field"),
         ("train --steps 0", "train: steps is 0; give 1 or more"),
         ("train --threads 99999", "train: threads is 99999; give at most 256"),
@@ -285,9 +285,9 @@ def test_an_unknown_option_suggests_the_nearest(
         ),
         ("train --validation-fraction 1", "train: validation_fraction is 1.0; give a share above 0 and below 1"),
         ("train --seed -3", "train: seed is -3; give 0 or more"),
-        ("train --preset nano --heads 5", "GPT2Config: channels=32 is not a multiple of heads=5"),
-        ("train --dropout 1", "GPT2Config: dropout is 1.0; give a probability of at least 0 and below 1"),
-        ("train --layers 0", "GPT2Config: layers is 0; give 1 or more"),
+        ("train --preset nano --heads 5", "train: channels=32 is not a multiple of heads=5"),
+        ("train --dropout 1", "train: --dropout is 1.0; give a probability of at least 0 and below 1"),
+        ("train --layers 0", "train: --layers is 0; give 1 or more"),
     ],
 )
 def test_a_value_that_an_option_cannot_have(
@@ -503,6 +503,17 @@ def test_an_unknown_character_with_an_unknown_token(
     assert len(shown) >= len("<|unk|> ") + 20
 
 
+def test_a_prompt_that_is_longer_than_the_context_is_cut_with_a_sentence(runs: SimpleNamespace, capsys) -> None:
+    context = Run.open(runs.char).config.model.context
+    for length in (context, context + 3):
+        capsys.readouterr()
+        main(["sample", str(runs.char), "--prompt", ("the " * context)[:length], "--max-tokens", "2"])
+        told = (
+            f"sample: the prompt has {length} tokens, but the context of the model is {context}: the first 3 are left"
+        )
+        assert capsys.readouterr().err == (f"{told} out\n" if length > context else "")
+
+
 # chat
 
 
@@ -531,6 +542,15 @@ def test_a_conversation(here: Path, capsys: pytest.CaptureFixture[str], monkeypa
     answers = ["".join(conversation.say(text, seed=3 + i, **settings)) for i, text in enumerate(("hello", "what?"))]
     assert shown == "\n".join(["GPT2, chatml; end with Ctrl-D", *answers, "", ""])
     assert prompts == ["> "] * 3
+    lines, long = iter(["x" * 190]), "x" * 190
+    capsys.readouterr()
+    main(["chat", "model", "--max-tokens", "2"])
+    tokens = len(Conversation(conversation.model, tokenizer, chat_template("chatml")).ids_to_read(long))
+    assert tokens > 200
+    told = (
+        f"chat: the conversation has {tokens} tokens, but the context of the model is 200: the first {tokens - 200} are"
+    )
+    assert capsys.readouterr().err == f"{told} left out\n"
     assert_one_sentence(fails(capsys, "chat", "model", "--template", "chatlm"))
     (here / "model" / "tokenizer.json").unlink()
     assert_one_sentence(fails(capsys, "chat", "model"))

@@ -309,6 +309,8 @@ def test_samples_are_shown_as_they_are(trained: Path, capsys, text: str) -> None
     run = Run.open(trained)
 
     class Nothing:
+        validated = "validation loss"
+
         def summary() -> str:
             return "text"
 
@@ -458,7 +460,7 @@ def test_fewer_steps_than_were_done_are_refused_and_nothing_changes(trained: Pat
         ("--optimizer sgd --beta1 0.5", "--beta1 does nothing here; leave it out, or give --optimizer adamw"),
         ("--optimizer sgd --beta2 0.5", "--beta2 does nothing here; leave it out, or give --optimizer adamw"),
         ("--tokenizer wordpieces", "or one of bpe, char, wordpiece, unigram, which are trained here"),
-        ("--tp 2", "mesh: --dp 1 --tp 2 --pp 1 are 2 ranks, but there are 1; start 2 with --nproc"),
+        ("--tp 2", "train: --dp 1 --tp 2 --pp 1 are 2 ranks, but there are 1; start 2 with --nproc"),
         ("--tp 0", "tp is 0; give 1 or more"),
     ],
 )

@@ -154,7 +154,7 @@ def test_an_error_comes_before_all_output_or_on_a_line_of_its_own(folder: Path) 
     for options in (["--top-k", "0"], ["--max-tokens", "-1"], ["--temperature", "nan"], ["--seed", "-1"]):
         status, shown, error = run(folder, "sample", "run", "--prompt", "a", *options)
         assert (status, shown) == (2, b"")
-        assert error.startswith("generate: ")
+        assert error.startswith("sample: ")
 
 
 @pytest.mark.parametrize(

@@ -88,6 +88,27 @@ def test_transformers_reads_ids_and_logits_of_a_converted_run(runs, tmp_path, pr
         assert greedy == ids + list(generate(opened.model, ids, 8, temperature=0))
 
 
+def test_the_files_of_another_model_are_not_written_over(tmp_path, capsys) -> None:
+    """Neither those of another shape, nor those of equal shapes with other weights."""
+    small, wide = (GPT2Config(20, 8, layers=1, heads=2, channels=channels) for channels in (16, 32))
+    with minillm.random.using(minillm.random.Generator(1)):
+        GPT2(small).save_pretrained(tmp_path / "a")
+        GPT2(small).save_pretrained(tmp_path / "b")
+        GPT2(wide).save_pretrained(tmp_path / "c")
+        Llama(LlamaConfig.preset("nano")).save_pretrained(tmp_path / "d")
+    (tmp_path / "e").mkdir()
+    (tmp_path / "e" / "config.json").write_text("{}")
+    for other in "bcde":
+        before = {path: path.read_bytes() for path in (tmp_path / other).iterdir()}
+        with pytest.raises(SystemExit):
+            main(["convert", str(tmp_path / "a"), str(tmp_path / other)])
+        assert f"convert: {tmp_path / other} has config.json" in capsys.readouterr().err
+        assert {path: path.read_bytes() for path in (tmp_path / other).iterdir()} == before
+    for dtype in ("float16", "float32"):  # its own files may be written again
+        main(["convert", str(tmp_path / "a"), str(tmp_path / "f"), "--dtype", dtype])
+    assert "f" in capsys.readouterr().out
+
+
 def test_published_tokenizers_are_copied_as_they_are(tmp_path, printed) -> None:
     Llama(LlamaConfig.preset("nano", vocab_size=3)).save_pretrained(tmp_path / "a")
     content = {

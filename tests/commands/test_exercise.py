@@ -135,10 +135,10 @@ def test_the_next_exercise_is_the_first_that_is_not_passed(here, capsys) -> None
             "exercise check: there is no file exercises/rope.py; `minillm exercise start rope` writes it",
         ),
         (["check", "mine.py"], "exercise check: there is no file mine.py; `minillm exercise start NAME` writes one"),
-        (["start", "ropes"], "exercise: there is no exercise 'ropes'; did you mean 'rope'?"),
+        (["start", "ropes"], "exercise start: there is no exercise 'ropes'; did you mean 'rope'?"),
         (
             ["list", "--folder", "broken"],
-            "exercise: broken/progress.json is damaged; delete it, which forgets the progress",
+            "exercise list: broken/progress.json is damaged; delete it, which forgets the progress",
         ),
         (
             ["list", "rope"],

@@ -86,7 +86,7 @@ def test_a_trained_model_is_tuned_and_goes_on(task, folder, tmp_path, capsys) ->
         ),
         (
             ["finetune", "dpo", "START", "--data", "PAIRS", "--lora", "4", "--lora-alpha", "nan"],
-            "LoraConfig: alpha is nan; give a number above 0",
+            "finetune dpo: --lora-alpha is nan; give a number above 0",
         ),
         (["finetune", "reward", "gpt2", "--data", "PAIRS"], "gpt2 is a preset, whose weights are random"),
     ],

@@ -58,7 +58,7 @@ def test_what_is_missing_is_said(pairs, capsys) -> None:
     for words, message in (
         (["translate"], "finetune translate: MODEL is missing"),
         (["translate", "bart-nano"], "finetune translate: --data is missing"),
-        (["translate", "bert-nano", *pairs], "does not train bert"),
+        (["translate", "bert-nano", *pairs], "does not train a model of the family bert"),
         (["translate", "bart-nano", *pairs[:2]], "alone holds no pairs; give the file of the targets with --targets"),
     ):
         with pytest.raises(SystemExit):

@@ -42,7 +42,7 @@ def parsed(words):
     before = Train(**{field.name: getattr(before, field.name) for field in dataclasses.fields(before)})
     values = scan(Train, "train", words, before)
     given = filled(Train, "train", values, before)
-    check_effect(values, given)
+    check_effect("train", values, given)
     return given
 
 

@@ -119,6 +119,7 @@ def test_compare_names_the_first_line_that_differs(capsys, tmp_path, monkeypatch
     text = said(capsys, "--compare", "plain,add=my_add:backward")
     assert "add backward in h.1, gpt2.py:106" in text
     assert "db[" in text
+    assert "add=my_add:backward: my_add.py:2  return dy, -dy" in text
     assert "no stop differs" in said(capsys, "--compare", "fast")
 
 
@@ -152,6 +153,8 @@ def test_a_run_steps_with_its_own_weights_and_tokenizer(capsys, tmp_path, monkey
     assert "no stop differs" in text
     source = said(capsys, "run", "--text", "the cat", "--export", "AdamW update in wpe")
     assert "wrote " in source
+    main(["convert", "run", "folder"])
+    assert "no stop differs" in said(capsys, "folder", "--text", "the cat", "--compare", "plain,run")
     assert "--layers would change the model" in refused(capsys, "run", "--layers", "3")
 
 

@@ -80,8 +80,8 @@ def test_kinds_are_told_apart_record_by_record(tmp_path):
         found = read_instructions(written(tmp_path / name, text))
         assert found.items == expected
         assert found.problems == []
-    assert read_instructions(tmp_path / "a.jsonl").lines == [1, 2, 3, 4, 5, 6, 7]
-    assert read_instructions(tmp_path / "a.json").lines[:3] == [2, 7, 12]
+    assert read_instructions(tmp_path / "a.jsonl").places == [1, 2, 3, 4, 5, 6, 7]
+    assert read_instructions(tmp_path / "a.json").places[:3] == [1, 2, 3]
 
 
 BAD = [
@@ -112,13 +112,23 @@ def test_a_faulty_record_is_named_and_left_out(tmp_path, record, message):
     good = {"instruction": "a", "output": "b"}
     found = read_instructions(written(tmp_path / "a.jsonl", f"{json.dumps(good)}\n\n{json.dumps(record)}\n"))
     assert len(found.items) == 1
-    assert found.lines == [1]
+    assert found.places == [1]
     [problem] = found.problems
     assert problem.startswith("line 3: ")
     assert message in problem
     assert "1 records; 1 left out (line 3: " in found.summary()
-    with pytest.raises(InputError, match=r"a\.jsonl: none of the 1 records can be used; line 1: "):
+    with pytest.raises(InputError, match=r"a\.jsonl: none of the 1 records can be used; (line|record) 1: "):
         read_instructions(written(tmp_path / "a.jsonl", json.dumps(record)))
+
+
+def test_a_faulty_record_of_an_array_has_its_number(tmp_path):
+    """All records of such a file may stand on one line."""
+    good = {"instruction": "a", "output": "b"}
+    found = read_instructions(written(tmp_path / "a.json", json.dumps([good, good, {"output": "b"}, good])))
+    assert (found.places, found.unit) == ([1, 2, 4], "record")
+    assert [problem.partition(":")[0] for problem in found.problems] == ["record 3"]
+    with pytest.raises(InputError, match=r"not JSON from line 1 on, after 2 whole records"):
+        read_instructions(written(tmp_path / "b.json", f"[{json.dumps(good)}, {json.dumps(good)}, {{]"))
 
 
 def test_what_is_no_record_at_all(tmp_path):
@@ -132,8 +142,12 @@ def test_what_is_no_record_at_all(tmp_path):
     for name, data, message in (
         ("empty.json", b"", "there are no records in it"),
         ("none.json", b"[]", "there are no records in it"),
-        ("broken.json", f"[{good},\n{good}\n{good}]".encode(), r"is not JSON behind line 3 \(expected a comma or \]"),
-        ("cut.json", f"[{good},\n{good[:9]}".encode(), "is not JSON behind line 2"),
+        (
+            "broken.json",
+            f"[{good},\n{good}\n{good}]".encode(),
+            r"is not JSON from line 3 on, after 2 whole records \(expected",
+        ),
+        ("cut.json", f"[{good},\n{good[:9]}".encode(), "is not JSON from line 2 on, after 1 whole records"),
         ("bytes.json", b"[\xff]", "byte 0xff at offset 1; text must be UTF-8"),
         ("bad.json.gz", b"abc", "cannot read"),
     ):
@@ -148,7 +162,7 @@ def test_the_real_file(shared_data):
     found = read_instructions(shared_data / "instruction-data.json")
     assert len(found.items) == 1100
     assert found.problems == []
-    assert found.lines[:3] == [2, 7, 12]
+    assert found.places[:3] == [1, 2, 3]
 
 
 # Ids and targets

@@ -151,5 +151,5 @@ def test_padding_is_told_by_length_and_not_by_an_id() -> None:
 def test_the_real_file(shared_data) -> None:
     found = read_preferences(shared_data / "preference-data.json")
     assert len(found.items) == 1094
-    assert found.summary().startswith("1,094 records; 6 left out (line ")
+    assert found.summary().startswith("1,094 records; 6 left out (record ")
     assert "chosen and rejected are the same" in found.problems[0]

@@ -89,7 +89,7 @@ def test_answers_that_do_not_align_are_counted_and_wrong_ones_left_out() -> None
         "windows without their answer": 1,
     }
     assert "1 questions without an answer" in windows.summary()
-    assert windows.summary().startswith("6 questions in 4 windows (")
+    assert windows.summary().startswith("6 questions in 4 windows of at most 10 tokens, 4 apart (")
 
 
 def test_windows_overlap_and_the_last_one_reaches_the_end() -> None:
@@ -133,7 +133,7 @@ def test_what_does_not_fit_is_refused_or_cut() -> None:
     tokenizer = WordPieceTokenizer({"a": 0, "[UNK]": 1, "[CLS]": 2, "[SEP]": 3})
     frame = frame_of(tokenizer, "bert")
     for length, stride in ((10, 6), (8, 4), (10, 0)):
-        with pytest.raises(InputError, match=r"Windows: length=.*so that no token is left out"):
+        with pytest.raises(InputError, match=r"Windows: a window of length=.*so that no token is left out"):
             Windows([], tokenizer, frame, length, stride, max_question=2)
     long = Windows([Question("", "a a a a", "a a", (("a", 2),))], tokenizer, frame, 12, 3, max_question=3)
     assert long.counts["cut questions"] == 1

@@ -97,6 +97,17 @@ def test_no_decay_and_other_betas(rng, dtype):
     check(Buffers(rng, 333, dtype), 5, {"betas": (0.0, 0.5), "eps": 1e-3, "weight_decay": 0.0})
 
 
+@pytest.mark.parametrize("size", [1e-6, 1e6])
+def test_without_memory_a_step_is_the_sign_of_the_gradient(rng, size):
+    """With betas (0, 0), however large the moments were before."""
+    buffers = Buffers(rng, 70, np.dtype(np.float32))
+    buffers.gradient[:] = size * np.sign(rng.standard_normal(70))
+    before = buffers.masters.copy()
+    options = {"betas": (0.0, 0.0), "eps": 0.0, "weight_decay": 0.0}
+    for masters in (buffers.in_place(3, options)[0], buffers.by_kernel(3, options)[0]):
+        np.testing.assert_allclose(masters, before - LR * np.sign(buffers.gradient), atol=1e-6)
+
+
 def test_many_steps_stay_with_the_formula(rng):
     buffers = Buffers(rng, 50, np.dtype(np.float64))
     w, m, v = (a.copy() for a in (buffers.masters, buffers.m, buffers.v))
@@ -163,9 +174,9 @@ def test_order_changes_no_bit(dtype):
 
 FAULTS = {
     "clip factor forgotten": ("step.clip * A(gradient[k])", "A(gradient[k])"),
-    "m from the moved gradient": ("step.rest1 * (g - mean[k])", "step.rest1 * g"),
-    "v from m": ("(g * g - square[k])", "(g * mean[k] - square[k])"),
-    "betas exchanged": ("mean[k] += step.rest1", "mean[k] += step.rest2"),
+    "m from the moved gradient": ("moved(mean[k], g, step.rest1)", "mean[k] + step.rest1 * g"),
+    "v from m": ("g * g, step.rest2", "g * mean[k], step.rest2"),
+    "betas exchanged": ("g, step.rest1", "g, step.rest2"),
     "eps inside the root": ("sqrt(square[k]) * step.unbias + step.eps", "sqrt(square[k] + step.eps) * step.unbias"),
     "v not unbiased": ("sqrt(square[k]) * step.unbias", "sqrt(square[k])"),
     "the weight not taken over": ("w[k] = A(weight[k]);", ";"),

@@ -432,9 +432,9 @@ def test_an_adapter_of_another_model_is_refused(folder: Path) -> None:
 
 
 def test_an_adapter_that_changes_nothing_warns(tmp_path: Path) -> None:
-    save_lora(add_lora(Llama(LLAMA)), tmp_path)
+    save_lora(add_lora(drawn(Llama(LLAMA))), tmp_path)
     with pytest.warns(UserWarning, match="change nothing: every B is zero"):
-        load_lora(Llama(LLAMA), tmp_path)
+        load_lora(drawn(Llama(LLAMA)), tmp_path)
 
 
 @pytest.mark.parametrize(

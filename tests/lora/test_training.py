@@ -191,4 +191,58 @@ def test_a_run_s_adapters_are_written_for_peft(start: Path, capsys: pytest.Captu
             np.testing.assert_array_equal(minillm.load(other)(ids).data, expected)
     with pytest.raises(SystemExit):
         main(["convert", "base", "nothing", "--adapter"])
-    assert "save_lora: the model has no adapters" in capsys.readouterr().err
+    assert "convert: base has no adapters, which --adapter would write; leave --adapter out" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["convert", "tuned", "merged", "--adapter"])
+    assert "convert: merged has config.json, model.safetensors of another model" in capsys.readouterr().err
+
+
+def test_a_run_whose_base_is_gone_says_where_it_was(start: Path, capsys, monkeypatch) -> None:
+    few = ["--steps", "2", "--threads", "1", "--eval-every", "2"]
+    main(["train", "--init", "base", "--data", str(start / "text.txt"), *few, "--lora", "2", "--out", "tuned"])
+    (start / "base").rename(start / "moved")
+    for command in (["sample", "tuned"], ["train", "--resume", "tuned", "--steps", "4"], ["convert", "tuned", "x"]):
+        with pytest.raises(SystemExit):
+            main(command)
+        error = capsys.readouterr().err
+        assert error.startswith(
+            f"{command[0]}: base, whose weights are under the adapters of tuned, is not there, seen"
+        )
+        assert f"seen from {start}; put it back, or put its path in `init` of tuned/config.json" in error
+    content = json.loads((start / "tuned" / "config.json").read_text())
+    (start / "tuned" / "config.json").write_text(json.dumps(content | {"init": str(start / "moved")}))
+    main(["sample", "tuned", "--max-tokens", "1"])
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_an_adapter_on_another_base_of_equal_shapes_is_refused(tmp_path: Path, dtype: str) -> None:
+    """One number of one frozen weight is another; where PEFT wrote the adapter, nothing can be told."""
+    from safetensors.numpy import load_file, save_file
+
+    from minillm.models.llama import Llama
+
+    Llama(LlamaConfig.preset("nano")).save_pretrained(tmp_path / "plain")
+    base = minillm.load(tmp_path / "plain")
+    base.wte.weight.data[3, 2] += 1e-3
+    base.save_pretrained(tmp_path / "other")
+    model = add_lora(minillm.load(tmp_path / "plain"), LoraConfig(rank=2))
+    for array in lora_state_dict(model).values():
+        array[...] = 0.1
+    save_lora(model, tmp_path / "adapter", base="../plain")
+    load_lora(minillm.load(tmp_path / "plain", dtype), tmp_path / "adapter")
+    with pytest.raises(
+        CheckpointError, match=r"adapter were trained on other weights than those of this Llama.*'../plain'"
+    ):
+        load_lora(minillm.load(tmp_path / "other", dtype), tmp_path / "adapter")
+    path = tmp_path / "adapter" / "adapter_model.safetensors"
+    save_file(load_file(path), path, metadata={"format": "pt"})
+    load_lora(minillm.load(tmp_path / "other", dtype), tmp_path / "adapter")
+
+
+def test_a_rank_above_the_width_of_a_layer_is_said(start: Path, capsys) -> None:
+    few = ["--steps", "1", "--threads", "1", "--lora-targets", "c_attn,c_fc"]
+    for rank, said in (("32", False), ("33", True)):
+        main(["train", "--init", "base", "--data", "text.txt", *few, "--lora", rank, "--out", f"rank-{rank}"])
+        shown = capsys.readouterr().out
+        assert ("4 of 4 adapters have a rank above the width of their layer, such as" in shown) == said
+        assert ("rank 32 can express every change of a layer of 96 x 32, and 33 costs more" in shown) == said

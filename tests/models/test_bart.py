@@ -27,7 +27,8 @@ from minillm.beam_search import beam_search
 from minillm.errors import CheckpointError, DtypeError, InputError, ShapeError
 from minillm.generate import generate, generate_batch
 from minillm.models import bart
-from minillm.models.bart import PRESETS, Bart, BartConfig, BartModel, SourceCache, shift_right
+from minillm.models.bart import PRESETS, Bart, BartConfig, BartModel, shift_right
+from minillm.models.bart_conditioned import SourceCache
 from minillm.optim import AdamW
 
 SMALL = BartConfig(19, 12, 2, 3, 2, 4, 16, 24, 20, dropout=0.0)

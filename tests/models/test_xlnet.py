@@ -26,7 +26,8 @@ from minillm.autograd import Tensor, no_grad
 from minillm.data.permutation import permute_tokens
 from minillm.errors import DtypeError, InputError, ShapeError
 from minillm.models import xlnet
-from minillm.models.xlnet import PRESETS, XLNetConfig, XLNetLMHeadModel, XLNetModel, relative_shift, sinusoids
+from minillm.models.xlnet import PRESETS, XLNetConfig, XLNetLMHeadModel, XLNetModel
+from minillm.models.xlnet_attention import relative_shift, sinusoids
 from minillm.optim import AdamW
 
 SMALL = XLNetConfig(19, layers=2, heads=2, channels=16, hidden=24, dropout=0.0)

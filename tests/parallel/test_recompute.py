@@ -9,10 +9,14 @@ import numpy as np
 import pytest
 
 from minillm import random
+from minillm.data import permute_tokens
 from minillm.errors import InputError
+from minillm.models.bart import Bart
+from minillm.models.bart_config import BartConfig, both_sides
 from minillm.models.gemma import Gemma, GemmaConfig
 from minillm.models.gpt2 import GPT2, GPT2Config
 from minillm.models.llama import Llama
+from minillm.models.xlnet import XLNetConfig, XLNetLMHeadModel
 from minillm.parallel.recompute import parse_layers, recompute
 from minillm.testing import check_gradients
 from tests.parallel.training import LLAMA
@@ -46,6 +50,34 @@ def test_the_same_bits(kind, layers):
     assert found[2] == expected[2]  # the place in the random stream
     for name in expected[1]:
         np.testing.assert_array_equal(found[1][name], expected[1][name], err_msg=name)
+
+
+@pytest.mark.parametrize("kind", ["bart", "xlnet"])
+def test_blocks_with_several_inputs_and_outputs(kind):
+    """A Bart's decoder reads keys and values of the encoder; an XLNet's block has two streams."""
+    draw = np.random.default_rng(0)
+    if kind == "bart":
+        config = BartConfig(61, 16, channels=16, **both_sides(2, 2, 24), dropout=0.2, attention_dropout=0.2)
+        batch = {"source": draw.integers(4, 61, (3, 9)), "targets": draw.integers(4, 61, (3, 7))}
+    else:
+        config = XLNetConfig(61, layers=3, heads=2, channels=16, hidden=24, dropout=0.2)
+        batch = permute_tokens(draw.integers(0, 61, (3, 12)), generator=random.Generator(1))._asdict()
+
+    def gradients(again):
+        random.manual_seed(1)
+        model = Bart(config) if kind == "bart" else XLNetLMHeadModel(config)
+        if again:
+            recompute(model)
+        random.manual_seed(3)
+        loss = model.loss(**batch)
+        loss.backward()
+        return loss.item(), {p.name: p.grad for p in model.parameters() if p.grad is not None}
+
+    expected, found = gradients(False), gradients(True)
+    assert found[0] == expected[0]
+    assert found[1].keys() == expected[1].keys()
+    for name, gradient in expected[1].items():
+        np.testing.assert_array_equal(found[1][name], gradient, err_msg=name)
 
 
 def test_the_gradient_is_that_of_the_function():

@@ -25,6 +25,7 @@ from minillm.training import TrainConfig, train
 from minillm.training.tasks.grpo import DULL, GRPOOptions, GRPOTask, Sampled, sample_answers, seed_of
 from minillm.training.tasks.scoring import scored
 from minillm.training.trainer import accumulate_gradients, make_model
+from tests.training.answer_runs import settings_of
 
 TINY = GPT2Config(vocab_size=256, context=24, layers=2, heads=2, channels=32, dropout=0.1)
 
@@ -38,22 +39,8 @@ def data(tmp_path: Path) -> Path:
 
 
 def settings(data: Path, out: str = "run", **changes: Any) -> TrainConfig:
-    config = TrainConfig(
-        data=str(data),
-        out=data.parent / out,
-        tokenizer=str(data.parent / "tokenizer"),
-        objective="grpo",
-        model=TINY,
-        steps=8,
-        batch_size=16,
-        warmup=1,
-        lr=1e-3,
-        eval_every=4,
-        eval_batches=1,
-        sample_every=0,
-    )
-    options = {name: changes.pop(name) for name in list(changes) if name in GRPOOptions.__dataclass_fields__}
-    return dataclasses.replace(config, task=GRPOOptions(**{"group_size": 4, "answer_length": 4} | options), **changes)
+    defaults = dict(model=TINY, batch_size=16, lr=1e-3, eval_batches=1, group_size=4, answer_length=4)
+    return settings_of("grpo", data, out, defaults, changes)
 
 
 class EvenAnswers(GRPOTask):
@@ -78,6 +65,7 @@ def begun(config: TrainConfig, kind: type = EvenAnswers, dtype: str = "float32")
 @pytest.mark.parametrize("architecture", ["gpt2", "llama"])
 def test_right_after_sampling_every_ratio_is_one(architecture, temperature, rng) -> None:
     """Sampled with a cache of keys and values, prompts of unequal lengths padded on the left; scored in one pass."""
+    random.manual_seed(3)
     if architecture == "gpt2":
         model: Any = GPT2(TINY)
     else:
@@ -210,7 +198,11 @@ def test_held_out_prompts_measure_it(data, capsys) -> None:
     before, *_, last = run.metrics()
     assert before["val_loss"] == pytest.approx(1 - before["val_reward"])
     assert last["val_loss"] == pytest.approx(1 - last["val_reward"])
+    assert last["val_missing_reward"] == last["val_loss"]
     shown = capsys.readouterr().out
+    assert f"step 0/8  1 - held-out reward {before['val_loss']:.3f}" in shown
+    assert f"1 - held-out reward: last {last['val_loss']:.4f} at step 8" in shown
+    assert "validation" not in shown
     assert "+" in shown
     assert "held-out reward" in shown
     assert "(a loss near 0 is usual)" in shown

@@ -337,7 +337,9 @@ def test_question_answering_from_the_command(data, tmp_path, capsys) -> None:
     assert "right is" in capsys.readouterr().out
     with pytest.raises(SystemExit):
         main(["finetune", "qa", "gpt2", *words])
-    assert "the objective qa does not train gpt2; give --model bert" in capsys.readouterr().err
+    assert (
+        "finetune qa: qa does not train a model of the family gpt2; it trains bert, roberta" in capsys.readouterr().err
+    )
 
 
 # What is refused
@@ -359,10 +361,16 @@ def test_what_cannot_be_learned_is_refused(data, tmp_path, capsys) -> None:
     for words, message in (
         (["finetune", "classify"], "finetune classify: MODEL is missing"),
         (["finetune", "classify", "bert-nano"], "finetune classify: --data is missing"),
-        (["finetune", "classify", "gpt2-nano", "--data", str(data)], "the objective classify does not train gpt2"),
+        (
+            ["finetune", "classify", "gpt2-nano", "--data", str(data)],
+            "classify does not train a model of the family gpt2",
+        ),
         (["finetune", "classify", "bert-nano", "--data", str(data), "--label", "lable"], "no field 'lable'"),
-        (["finetune", "classify", "bert-nano", "--data", str(data), "--max-length", "2"], "max_length is 2; give 3"),
-        (["finetune", "classify", "bert-nano", "--data", str(data), "--vocab-size", "9"], "vocab_size is 9; give 300"),
+        (["finetune", "classify", "bert-nano", "--data", str(data), "--max-length", "2"], "--max-length is 2; give 3"),
+        (
+            ["finetune", "classify", "bert-nano", "--data", str(data), "--vocab-size", "9"],
+            "--vocab-size is 9; give 300",
+        ),
     ):
         with pytest.raises(SystemExit):
             main(words)
@@ -386,3 +394,27 @@ def test_with_head_is_what_the_command_starts_from(data) -> None:
     shares = classify(made.eval(), task.tokenizer, ["a fine film", "a dull film that is longer"])
     assert shares.shape == (2, 2)
     np.testing.assert_allclose(shares.sum(-1), 1, rtol=1e-12)
+
+
+# Windows
+
+
+@pytest.mark.parametrize(("context", "said"), [(64, "at most 64 tokens, 25 apart"), (24, "at most 24 tokens, 8 apart")])
+def test_windows_of_questions_fit_a_short_context(data, context, said) -> None:
+    """Without numbers of one's own: nothing is left out, and the summary says what was taken."""
+    shape = dataclasses.replace(bert.PRESETS["nano"], labels=2, context=context)
+    config = dataclasses.replace(settings(data, objective="qa", model=shape), task=QAOptions(vocab_size=300))
+    task = QATask(config)
+    assert said in task.summary()
+    assert max(len(window.ids) for window in task.parts[0].windows) <= context
+    config = dataclasses.replace(config, task=QAOptions(vocab_size=300, max_question=context))
+    with pytest.raises(
+        InputError, match=f"length={context} has 3 special tokens, max_question={context} tokens of the"
+    ):
+        QATask(config)
+
+
+def test_the_defaults_of_a_long_window_are_those_of_bert(data) -> None:
+    shape = dataclasses.replace(bert.PRESETS["nano"], labels=2, context=512)
+    task = QATask(dataclasses.replace(settings(data, objective="qa", model=shape), task=QAOptions(vocab_size=300)))
+    assert (task.parts[0].length, task.parts[0].stride) == (384, 128)

@@ -19,11 +19,11 @@ from minillm.lora import LoraConfig, adapters_off, add_lora
 from minillm.losses import PREFERENCE_LOSSES, sequence_log_probs
 from minillm.models.gpt2 import GPT2, GPT2Config
 from minillm.parallel.objective import micro_batches_of
-from minillm.tokenizers import BPETokenizer
 from minillm.training import TrainConfig, train
 from minillm.training.tasks.preference import PreferenceOptions, PreferenceTask
 from minillm.training.tasks.scoring import check_apart, frozen_log_probs, scored
 from minillm.training.trainer import accumulate_gradients, make_model
+from tests.training.answer_runs import pairs_of, settings_of, write_records
 
 TINY = GPT2Config(vocab_size=256, context=64, layers=2, heads=2, channels=16, dropout=0.2)
 LN2 = math.log(2)
@@ -32,37 +32,15 @@ LN2 = math.log(2)
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
     """Pairs whose chosen answers are in capitals; one record is faulty, and one prompt is too long."""
-    rng = np.random.default_rng(0)
-    words = ["the", "model", "reads", "text", "and", "then", "it", "writes"]
-    records = []
-    for _ in range(40):
-        prompt, answer = (" ".join(rng.choice(words, rng.integers(1, 4))) for _ in range(2))
-        records.append({"prompt": prompt + ":", "chosen": answer.upper(), "rejected": answer})
+    records = pairs_of([""] * 40)
     records.insert(7, {"prompt": "x", "chosen": " ", "rejected": "y"})
     records.insert(20, {"prompt": "z" * 70, "chosen": "A", "rejected": "a"})
-    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
-    BPETokenizer.train(" ".join(words) * 9, 270, ("<|endoftext|>",)).save(tmp_path / "tokenizer")
-    return tmp_path / "pairs.jsonl"
+    return write_records(tmp_path, records)
 
 
 def settings(data: Path, out: str = "run", **changes: Any) -> TrainConfig:
-    config = TrainConfig(
-        data=str(data),
-        out=data.parent / out,
-        tokenizer=str(data.parent / "tokenizer"),
-        objective="preference",
-        model=TINY,
-        steps=8,
-        batch_size=6,
-        warmup=1,
-        lr=3e-3,
-        eval_every=4,
-        eval_batches=2,
-        sample_every=0,
-        sample_tokens=4,
-    )
-    options = {name: changes.pop(name) for name in list(changes) if name in PreferenceOptions.__dataclass_fields__}
-    return dataclasses.replace(config, task=PreferenceOptions(**options), **changes)
+    defaults = dict(model=TINY, batch_size=6, lr=3e-3, eval_batches=2, sample_tokens=4)
+    return settings_of("preference", data, out, defaults, changes)
 
 
 def begun(config: TrainConfig) -> tuple[PreferenceTask, Any]:
@@ -98,7 +76,8 @@ def test_a_run_begins_at_ln_2_with_a_gradient(data, recompute) -> None:
 def test_a_chosen_answer_that_becomes_less_likely_is_explained(data) -> None:
     task, _ = begun(settings(data))
     task.first = {"val_logps/chosen": -10.0, "val_rewards/margins": 0.0}
-    for chosen, margin, said in ((-12.0, 0.5, True), (-9.0, 0.5, False), (-12.0, -0.5, False)):
+    unseen = (-10.04, 0.5, False), (-12.0, 0.0004, False)  # differences that the shown digits do not have
+    for chosen, margin, said in ((-12.0, 0.5, True), (-9.0, 0.5, False), (-12.0, -0.5, False), *unseen):
         task.last = {"val_logps/chosen": chosen, "val_rewards/margins": margin}
         assert any("chosen answers became less likely (log p -10.0 to" in line for line in task.next_steps("x")) == said
 

@@ -16,10 +16,10 @@ from minillm.checkpoint import load_checkpoint
 from minillm.errors import InputError
 from minillm.models.gpt2 import GPT2Config
 from minillm.models.llama import LlamaConfig
-from minillm.tokenizers import BPETokenizer
 from minillm.training import TrainConfig, train
 from minillm.training.tasks.reward import RewardOptions, RewardTask
 from minillm.training.trainer import accumulate_gradients, make_model
+from tests.training.answer_runs import pairs_of, settings_of, write_records
 
 MODELS: dict[str, Any] = {
     "gpt2": GPT2Config(vocab_size=256, context=64, layers=2, heads=2, channels=32, dropout=0.1),
@@ -30,33 +30,12 @@ MODELS: dict[str, Any] = {
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
     """Pairs whose chosen answers are in capitals, and a tokenizer."""
-    rng = np.random.default_rng(0)
-    words = ["the", "model", "reads", "text", "and", "then", "it", "writes"]
-    records = []
-    for number in range(60):
-        answer = " ".join(rng.choice(words, rng.integers(1, 4)))
-        records.append({"prompt": f"{number}:", "chosen": answer.upper(), "rejected": answer})
-    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
-    BPETokenizer.train(" ".join(words) * 9, 270, ("<|endoftext|>",)).save(tmp_path / "tokenizer")
-    return tmp_path / "pairs.jsonl"
+    return write_records(tmp_path, pairs_of([f"{number}:" for number in range(60)]))
 
 
 def settings(data: Path, architecture: str = "gpt2", out: str = "run", **changes: Any) -> TrainConfig:
-    config = TrainConfig(
-        data=str(data),
-        out=data.parent / out,
-        tokenizer=str(data.parent / "tokenizer"),
-        objective="reward",
-        architecture=architecture,
-        model=MODELS[architecture],
-        steps=40,
-        batch_size=6,
-        warmup=2,
-        lr=3e-3,
-        eval_every=20,
-        sample_every=40,
-    )
-    return dataclasses.replace(config, **changes)
+    defaults = dict(architecture=architecture, model=MODELS[architecture], steps=40, batch_size=6, warmup=2, lr=3e-3)
+    return settings_of("reward", data, out, {**defaults, "eval_every": 20, "sample_every": 40}, changes)
 
 
 @pytest.mark.parametrize("architecture", MODELS)

@@ -156,7 +156,7 @@ def test_a_run_without_its_tokenizer(tmp_path: Path, tokenizer: CharacterTokeniz
 def test_changed_settings_are_kept(tmp_path: Path, tokenizer: CharacterTokenizer) -> None:
     run = Run.create(nano(tmp_path / "run"), tokenizer)
     longer = dataclasses.replace(run.config, steps=999)
-    run.keep_settings(longer)
+    run.go_on(longer, 0)
     assert run.config == Run.open(run.folder).config == longer
     assert not list(run.folder.glob("*.tmp"))
 

@@ -43,6 +43,12 @@ def settings(folder: Path, out: str, **changes: Any) -> TrainConfig:
     return dataclasses.replace(config, eval_batches=2, sample_every=0, **changes)
 
 
+@pytest.fixture(autouse=True)
+def no_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    """MINILLM_THREADS is what a test sets."""
+    monkeypatch.delenv("MINILLM_THREADS", raising=False)
+
+
 @pytest.fixture
 def two_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two threads, whatever the machine and its settings are."""
@@ -217,6 +223,23 @@ def test_what_a_resumed_run_keeps(two_cores: None, monkeypatch: pytest.MonkeyPat
     assert choose_again(three, Alone(), kept, 1).cutting == own_threads(3)
     fixed = Choice("2 own threads", own_threads(2, 200e-6), {}).to_json()
     assert choose_again(two, Alone(), fixed, 1) == Choice.from_json(fixed)
+
+
+@pytest.mark.parametrize(
+    ("asked", "tried", "kept"), [("1", True, False), ("2", True, True), ("3", True, True), ("3", False, False)]
+)
+def test_the_variable_of_today_comes_before_the_threads_of_the_run(two_cores, monkeypatch, asked, tried, kept) -> None:
+    monkeypatch.setenv("MINILLM_THREADS", asked)
+    monkeypatch.setattr(backend, "cutting", Cutting(int(asked)))
+    before = BLAS if tried else BLAS._replace(seconds={})
+    now = choose_again(TrainConfig(), Alone(), before.to_json(), 1)
+    assert (now == before) == kept
+    [*remark] = speed.remarks_on_change(before.to_json(), now)
+    assert bool(remark) != kept
+    if not kept:
+        assert now.cutting.threads == int(asked)
+        assert remark[0].startswith(f"work is cut over {now.name} now, and was over {before.name}: the last bits")
+    assert choose_again(TrainConfig(threads=2), Alone(), before.to_json(), 1).cutting.threads == 2  # a given --threads
 
 
 def test_a_run_from_before_choices_goes_on(tmp_path: Path) -> None:

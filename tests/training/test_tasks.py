@@ -343,7 +343,8 @@ def test_what_is_left_out_is_counted(tmp_path: Path) -> None:
             dict(task="source_field=sorce"),
             "has the fields source, target, but no 'sorce'; did you mean",
         ),
-        ("pairs", dict(task="batch_tokens=3"), "pairs of .* is left .* too long.*; give others, a longer --context"),
+        ("pairs", dict(task="batch_tokens=3"), "pairs of .* is left .* too long.*; give others, a model with a longer"),
+        ("pairs", dict(task="source_field=en"), "has the fields source, target, but no 'en'"),
     ],
 )
 def test_data_and_settings_that_cannot_be_used(folder: Path, name: str, changes: dict[str, Any], message: str) -> None:
@@ -358,7 +359,7 @@ def test_data_and_settings_that_cannot_be_used(folder: Path, name: str, changes:
 
 
 def test_settings_that_do_not_go_together() -> None:
-    with pytest.raises(InputError, match="the objective causal does not train bert; give --model gpt2 or llama"):
+    with pytest.raises(InputError, match="causal does not train a model of the family bert; it trains gpt2, llama"):
         TrainConfig(architecture="bert")
     with pytest.raises(InputError, match="model is a GPT2Config; for llama give a LlamaConfig"):
         TrainConfig(architecture="llama")

@@ -408,7 +408,7 @@ def test_resume_on_the_command_line(text: Path, monkeypatch: pytest.MonkeyPatch)
     whole = train(settings(text, "whole"))
     stopped = text.parent / "stopped"
     options = "--tokenizer char --context 8 --layers 1 --heads 2 --channels 16 --dropout 0.2 --steps 12 --batch-size 4"
-    options += " --vocab-size 256 --warmup 3 --eval-every 5 --eval-batches 2 --sample-every 0 --sample-tokens 8"
+    options += " --warmup 3 --eval-every 5 --eval-batches 2 --sample-every 0 --sample-tokens 8"
     signal_at(monkeypatch, 4)
     main(["train", "--data", str(text), "--out", str(stopped), *options.split()])
     assert Run.open(stopped).metrics()[-1]["step"] == 4
@@ -530,7 +530,7 @@ main(sys.argv[2:])
 def test_a_killed_run_resumes_bitwise(text: Path, moment: str) -> None:
     whole = train(settings(text, "whole"))
     options = "--tokenizer char --context 8 --layers 1 --heads 2 --channels 16 --dropout 0.2 --steps 12 --batch-size 4"
-    options += " --vocab-size 256 --warmup 3 --eval-every 5 --eval-batches 2 --sample-every 0 --sample-tokens 8"
+    options += " --warmup 3 --eval-every 5 --eval-batches 2 --sample-every 0 --sample-tokens 8"
     out = text.parent / "killed"
     command = [sys.executable, "-c", KILLED, moment, "train", "--data", str(text), "--out", str(out), *options.split()]
     result = subprocess.run(command, capture_output=True, text=True, timeout=120)
@@ -590,12 +590,10 @@ def test_another_shape_is_refused_on_resume(text: Path) -> None:
     refused(run.folder, r"^SGD: the optimiser state does not fit: missing momentum\.wte\.weight")
 
 
-def test_a_damaged_or_missing_checkpoint_is_refused_on_resume(text: Path) -> None:
+def test_a_damaged_checkpoint_is_refused_on_resume(text: Path) -> None:
     run = train(settings(text, "run", steps=5))
     last = run.checkpoint("last")
     content = last.read_bytes()
-    last.unlink()
-    refused(run.folder, "last.safetensors is not there")
     last.write_bytes(content[:-4])
     refused(run.folder, "last.safetensors is damaged")
     weights = minillm.nn.Linear(2, 2)

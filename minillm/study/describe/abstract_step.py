@@ -15,6 +15,7 @@ from minillm import backend, random
 from minillm.autograd import Backward, Forward, Node, Tensor, observe
 from minillm.backend import Array, Product, observe_products, product_flops
 from minillm.data.permutation import permute_tokens
+from minillm.device import is_on_gpu
 from minillm.engine import engine
 from minillm.fast.attention import Saved, query_blocks
 from minillm.ops import OPS
@@ -145,7 +146,7 @@ def nodes(tensor: Tensor) -> Iterator[Node]:
 
 def arrays_of(saved: Any, name: str = "") -> Iterator[tuple[str, Array]]:
     """Every array that an operation keeps, with its name there."""
-    if isinstance(saved, np.ndarray):
+    if isinstance(saved, np.ndarray) or is_on_gpu(saved):
         yield name, saved
     elif isinstance(saved, (tuple, list)):
         for inside, value in zip(getattr(saved, "_fields", [name] * len(saved)), saved, strict=True):
@@ -154,7 +155,7 @@ def arrays_of(saved: Any, name: str = "") -> Iterator[tuple[str, Array]]:
 
 def owner(array: Array) -> Array:
     """The array whose memory this one shows."""
-    while isinstance(array.base, np.ndarray):
+    while isinstance(array.base, np.ndarray) or is_on_gpu(array.base):
         array = array.base
     return array
 

@@ -18,7 +18,7 @@ class Table(NamedTuple):
 
 def tables(found: Description) -> Iterator[Table]:
     """Parameters, what is kept for the backward, the memory of a step, and the FLOPs of a token."""
-    step = f"a step of {found.batch_size} x {found.context} tokens in {found.dtype}"
+    step = f"a step of {found.batch_size} x {found.context} tokens in {found.dtype} by the fast engine"
     rows: list[tuple[str, ...]] = [
         (name, f"{n.block:,.0f}", f"{n.total:,.0f}", in_bytes(n.total * found.itemsize))
         for name, n in with_sum(found.parameters)
@@ -51,7 +51,11 @@ def tables(found: Description) -> Iterator[Table]:
         both = "of target and source" if found.cache_source else "tokens"
         size = (found.cache_token + found.cache_source) * longest
         held[f"KV cache, {found.batch_size} x {found.config.context} {both}"] = size
-    yield Table(f"memory of {step}", ("", "bytes"), [(name, in_bytes(size)) for name, size in held.items() if size])
+    yield Table(
+        f"memory of {step}",
+        ("", "bytes"),
+        [(name, in_bytes(size)) for name, size in held.items() if size],
+    )
 
     names = dict.fromkeys([*found.forward, *found.backward])
     products = {name: [way.get(name, Amount(0, 0)).total for way in (found.forward, found.backward)] for name in names}

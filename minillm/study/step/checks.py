@@ -92,12 +92,18 @@ class LossChecker:
 
 def _check_op(trace: StepTrace, stop: Stop, name: str, index: tuple[int, ...]) -> NumberCheck:
     names = [value.name for value in stop.outputs]
+    if stop.kind == "backward" and not names:
+        raise InputError(f"check_number: {stop.title} has not returned yet; go on to the next operation first")
+    if stop.kind == "backward" and stop.partner is None:
+        raise InputError(f"check_number: the forward of {stop.title} was not traced; trace the whole step")
     if stop.kind != "backward" or name not in names or stop.partner is None:
         raise InputError(f"check_number: {stop.title} returned no gradient {name!r}; it has {', '.join(names)}")
     call, position = trace.stops[stop.partner].call, names.index(name)
     gradient, x = stop.outputs[position].array, call.inputs[position] if call else None
-    if call is None or gradient is None or x is None or any(dy.shape and dy.array is None for dy in stop.inputs):
-        raise InputError(f"check_number: {name} of {stop.title} is not there; it has no gradient, or was left out")
+    if call is None or gradient is None or any(dy.shape is not None and dy.array is None for dy in stop.inputs):
+        raise InputError(f"check_number: {name} of {stop.title} is not there, or an array that it needs was left out")
+    if not isinstance(x, np.ndarray):
+        raise InputError(f"check_number: {name} of {stop.title} is the gradient of {x}, which is no array")
     index = _checked(name, index, gradient)
     inputs = [
         np.array(one, np.float64) if getattr(one, "dtype", np.dtype(int)).kind == "f" else one for one in call.inputs
@@ -107,12 +113,18 @@ def _check_op(trace: StepTrace, stop: Stop, name: str, index: tuple[int, ...]) -
         with np.errstate(all="ignore"):
             y, _ = call.op.forward(*inputs, **call.settings)
         ys = y if isinstance(y, tuple) else (y,)
-        pairs = zip(stop.inputs, ys, strict=True)
-        return sum(float(np.vdot(np.asarray(dy.array, np.float64), one)) for dy, one in pairs if dy.array is not None)
+        return sum(_inner(dy.array, one) for dy, one in zip(stop.inputs, ys, strict=True) if dy.array is not None)
 
     return NumberCheck(
         name, index, float(gradient[index]), _difference(inputs[position], index, projection), _largest(gradient)
     )
+
+
+def _inner(dy: Array, y: Any) -> float:
+    """<dy, y>; an infinite y, such as a score that is masked, does not count where dy is 0."""
+    u = np.asarray(dy, np.float64)
+    with np.errstate(all="ignore"):
+        return float(np.where(u == 0, 0.0, u * y).sum())
 
 
 def _difference(x: Array, index: tuple[int, ...], function: Callable[[], float]) -> float:

@@ -163,7 +163,12 @@ def _differences(a: StepTrace, b: StepTrace, in_a: int | None, in_b: int | None)
         x, y = ours.array, theirs.array
         if isinstance(one, ParameterStop) and isinstance(other, ParameterStop) and between:
             x, y = _without_rounding(a, one, x), _without_rounding(a, one, y)
-        yield from _difference(stops, (None, None), ours.name, x, y)
+        yield from _difference(stops, (_last(one), _last(other)), ours.name, x, y)
+
+
+def _last(stop: Stop) -> Line | None:
+    """The line that returned."""
+    return stop.lines[-1] if stop.lines else None
 
 
 def _without_rounding(trace: StepTrace, stop: ParameterStop, w: Array | None) -> Array | None:

@@ -31,14 +31,17 @@ def names_before(stop: Stop, line: Line) -> tuple[dict[str, Any], dict[str, Any]
 
 def _names(stop: Stop, line: Line, with_line: bool) -> tuple[dict[str, Any], dict[str, Any]]:
     names: dict[str, Any] = {}
+    settings = stop.call.settings if stop.call is not None and line.depth == 0 else {}
     for one in stop.lines:
         if one is line and not with_line:
             break
         if one.function == line.function and one.depth == line.depth:
             if one.text.startswith("def "):
                 names.clear()
+                names.update(settings)
             for name, text in one.values.items():
-                _bind(names, name, _constant(text))
+                if name not in settings or not one.text.startswith("def "):
+                    _bind(names, name, _constant(text))
             for name, array in one.made.items():
                 _bind(names, name, array)
         if one is line:

@@ -13,6 +13,7 @@ the same way. A gradient that arrived is the sum of what its consumers sent. A p
 from __future__ import annotations
 
 import ast
+import contextlib
 import math
 from collections.abc import Sequence
 from types import ModuleType
@@ -136,12 +137,16 @@ def _sum_of(trace: StepTrace, stop: Stop, name: str, index: tuple[int, ...], sen
 
 
 def _unpacked(stop: Stop, line: Line, array: Array, place: tuple[int, ...]) -> _Part:
-    """The part for a line that gives an array another name: `norm, rstd = saved`."""
+    """The part for a line that gives an array another name: `norm, rstd = saved`, or `x1, x2 = pairs(x)`."""
     number = float(array[place])
-    for before in stop.lines[: stop.lines.index(line)]:
+    for before in reversed(stop.lines[: stop.lines.index(line)]):
         for name, made in before.made.items():
-            if made is array and before.function == line.function:
+            if made is not array or (before.text.startswith("def ") and before.function != line.function):
+                continue
+            if before.function == line.function:
                 return _Part(number, element(name, place), _short(number), [], [Read(name, place, number)])
+            with contextlib.suppress(_Unknown):
+                return _Evaluation(stop, before).of(name, place)
     return _Part(number, "", "", [], [])
 
 

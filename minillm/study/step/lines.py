@@ -38,6 +38,12 @@ def is_array(value: Any) -> bool:
     return isinstance(value, (np.ndarray, np.generic)) or is_on_gpu(value)
 
 
+def short(value: Any) -> str:
+    """A value as text, which ends where it gets long."""
+    text = f"array {value.shape} {value.dtype}" if is_array(value) else repr(value)
+    return text if len(text) <= LONGEST_VALUE else text[: LONGEST_VALUE - 3] + "..."
+
+
 class Keeper:
     """Copies of arrays, one for all that are equal; an array with more than `largest` elements is not kept.
 
@@ -160,6 +166,10 @@ class Call:
         self.statement = self.statements.get(number) or Statement(number, "", (), ())
         self.sums = {name: digest(self.seen[name]) for name in self.statement.written if _is_host(self.seen.get(name))}
 
+    def end(self) -> None:
+        """Let go of the frame, which would keep its arrays alive, as it holds the trace function that holds this."""
+        self.frame, self.seen = None, {}  # type: ignore[assignment]
+
     def changed(self) -> dict[str, Any]:
         """What the statement bound or wrote into, by name."""
         now = self.frame.f_locals
@@ -204,13 +214,15 @@ class LineWatcher:
     def _enter(self, frame: FrameType, event: str, argument: Any) -> Any:
         """The trace function of the thread: called for every function that is entered."""
         other = self._ask(self._before, frame, event, argument)
-        half = self.expected.get(frame.f_code)
-        depth = 0
-        if half is None:
-            caller = self.calls[-1] if self.calls else None
-            if caller is None or caller.frame is not frame.f_back or not _is_helper(frame, caller.frame):
+        caller = self.calls[-1] if self.calls else None
+        if caller is not None and caller.frame is frame.f_back:
+            if not _is_helper(frame, frame.f_back):
                 return other
             half, depth = caller.half, caller.depth + 1
+        elif frame.f_code in self.expected:
+            half, depth = self.expected[frame.f_code], 0
+        else:
+            return other
         call = Call(frame, half, depth, self.reader)
         self.calls.append(call)
         self._emit(call, frame.f_code.co_firstlineno, dict(frame.f_locals))
@@ -230,6 +242,7 @@ class LineWatcher:
                 self._finish(call, argument)
                 if self.calls and self.calls[-1] is call:
                     self.calls.pop()
+                call.end()
             if frame.f_trace is not None and frame.f_trace is not step:  # `on_line` has opened a debugger
                 other = self._before = frame.f_trace
                 sys.settrace(self._enter)
@@ -294,8 +307,7 @@ class LineWatcher:
             for i, item in enumerate(value):
                 self._show(f"{name}.{fields[i]}" if fields else f"{name}[{i}]", item, made, values, share)
         else:
-            text = repr(value)
-            values[name] = text if len(text) <= LONGEST_VALUE else text[: LONGEST_VALUE - 3] + "..."
+            values[name] = short(value)
 
 
 def _is_shown_by_item(value: Any) -> bool:

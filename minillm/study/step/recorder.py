@@ -17,7 +17,7 @@ from minillm.autograd import Backward, Forward, Node, Op, Tensor, observe
 from minillm.backend import Array
 from minillm.grad_mode import state
 from minillm.optim import Optimizer
-from minillm.study.step.lines import Keeper, LineWatcher, is_array
+from minillm.study.step.lines import Keeper, LineWatcher, is_array, short
 from minillm.study.step.records import Call, Line, Sent, Stop, Value
 
 OnLine = Callable[[Stop, Line | None, FrameType | None], Any]  # without a line for a stop that has none
@@ -194,10 +194,6 @@ class Recorder:
         """The forward stop that made a tensor."""
         return None if tensor.node is None else self._nodes.get(tensor.node)
 
-    def keep(self, array: Any) -> Array | None:
-        """A copy for the trace."""
-        return self.keeper.keep(array)
-
 
 def place(array: Array) -> tuple:
     """The place of an array in memory, which two parameters never share."""
@@ -227,11 +223,3 @@ def output_names(stop: Stop, count: int) -> list[str]:
     first = last.partition(",")[0].strip()
     name = first if first.isidentifier() else "y"
     return [name] if count == 1 else [f"{name}[{i}]" for i in range(count)]
-
-
-def short(value: Any) -> str:
-    """A setting as text."""
-    if is_array(value):
-        return f"array {value.shape} {value.dtype}"
-    text = repr(value)
-    return text if len(text) <= 80 else text[:77] + "..."

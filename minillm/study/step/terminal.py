@@ -23,6 +23,7 @@ import numpy as np
 
 from minillm.autograd import Tensor
 from minillm.errors import InputError, did_you_mean
+from minillm.study.step.checks import check_number
 from minillm.study.step.environment import names_at
 from minillm.study.step.explain import explain
 from minillm.study.step.records import Line, StepTrace, Stop
@@ -40,6 +41,7 @@ clear           remove all breaks
 p, print EXPR   the value of a Python expression of the names in the function: p dy.shape
 w, why          the consumers that this backward waited for, the gradient that each one sent, and their sum
 e, explain EXPR where an element comes from: explain dweight[5, 3]
+check EXPR      the same element of a gradient by differences, after its backward: op, back, check dweight[5, 3]
 back            look at the line before
 l, list         the source around the line
 where           the operation, its module, and the line of the model that called it
@@ -48,7 +50,7 @@ q, quit         run to the end without stopping
 h, help         this text"""
 SHORT = {"": "", "n": "next", "o": "op", "u": "until", "c": "continue", "b": "break", "p": "print", "w": "why"}
 SHORT |= {"e": "explain", "l": "list", "q": "quit", "h": "help"}
-COMMANDS = "next op until continue break clear print why explain back list where pdb quit help".split()
+COMMANDS = "next op until continue break clear print why explain check back list where pdb quit help".split()
 AROUND = 4  # lines of source before and behind the line at hand
 
 
@@ -172,17 +174,36 @@ class Walk:
 
     def _explain(self, rest: str) -> bool:
         stop, line, _ = self.positions[self.at]
-        name, _, index = rest.rstrip("] ").partition("[")
-        try:
-            place = [int(i) for i in index.split(",") if i.strip()]
+
+        def explained(name: str, place: list[int]) -> list[str]:
             made_here = line if line is not None and name in line.made else None
-            stops = StepTrace([one.stop for one in self.positions], {}, [], {}, 0.0, "")
-            self._say("\n".join(explain(stops, stop, name, place, made_here).lines()))
+            return explain(self._trace(), stop, name, place, made_here).lines()
+
+        return self._about_element("explain", rest, explained)
+
+    def _check(self, rest: str) -> bool:
+        stop = self.positions[self.at].stop
+        return self._about_element(
+            "check", rest, lambda name, place: [str(check_number(self._trace(), stop, name, place))]
+        )
+
+    def _about_element(self, command: str, text: str, say: Callable[[str, list[int]], list[str]]) -> bool:
+        """Print what a function says of an element that is written as dx[0, 3]."""
+        name, _, numbers = text.rstrip("] ").partition("[")
+        try:
+            place = [int(number) for number in numbers.split(",") if number.strip()]
         except ValueError:
-            self._say("step: explain needs an element, such as: explain dweight[5, 3]")
+            self._say(f"step: {command} needs an element, such as: {command} dweight[5, 3]")
+            return False
+        try:
+            self._say("\n".join(say(name, place)))
         except InputError as error:
             self._say(str(error))
         return False
+
+    def _trace(self) -> StepTrace:
+        """What was walked through."""
+        return StepTrace(list(dict.fromkeys(one.stop for one in self.positions)), {}, [], {}, 0.0, "")
 
     def _where(self, rest: str) -> bool:
         stop = self.positions[self.at].stop

@@ -139,7 +139,7 @@ def _tokens_stop(recorder: Recorder, batch: Mapping[str, Array]) -> Stop:
     """The first stop: the arrays of the batch."""
     stop = Stop(0, "tokens", "tokens", "", "")
     for name, array in batch.items():
-        kept = recorder.keep(array)
+        kept = recorder.keeper.keep(array)
         stop.outputs.append(Value(name, kept, np.shape(array), str(np.asarray(array).dtype), data=name))
         recorder.batch[id(kept)] = name
     return stop
@@ -147,7 +147,7 @@ def _tokens_stop(recorder: Recorder, batch: Mapping[str, Array]) -> Stop:
 
 def _loss_stop(recorder: Recorder, loss: Tensor) -> Stop:
     """The stop between forward and backward."""
-    kept = recorder.keep(loss.data)
+    kept = recorder.keeper.keep(loss.data)
     made = recorder.forward_of(loss)
     value = Value("loss", kept, loss.shape, str(loss.dtype), stop=made, output=loss.index if made else 0)
     return Stop(0, "loss", "loss", "", "", inputs=[value], outputs=[value], partner=made)
@@ -175,10 +175,10 @@ def _update(trace: StepTrace, recorder: Recorder, optimizer: Optimizer, clip: fl
     for parameter, group, number in found:
         _, _, masters, *moments = group.parts_of(number)
         stop = ParameterStop(0, "update", type(optimizer).__name__, leaf_name(parameter), "")
-        stop.before, stop.grad = recorder.keep(masters), recorder.keep(parameter.grad)
+        stop.before, stop.grad = recorder.keeper.keep(masters), recorder.keeper.keep(parameter.grad)
         stop.waited = [recorder.received.get(id(parameter), [])]
         stop.inputs = [Value("grad", stop.grad, parameter.shape, str(parameter.dtype), parameter=stop.scope)]
-        stop.moments_before = dict(zip(group.moments, map(recorder.keep, moments), strict=True))
+        stop.moments_before = dict(zip(group.moments, map(recorder.keeper.keep, moments), strict=True))
         stops[place(masters)] = stop
     with using_engine(trace.engine):
         if clip is not None:
@@ -189,10 +189,10 @@ def _update(trace: StepTrace, recorder: Recorder, optimizer: Optimizer, clip: fl
     for parameter, group, number in found:
         _, _, masters, *moments = group.parts_of(number)
         stop = stops[place(masters)]
-        stop.after = recorder.keep(masters)
-        stop.moments_after = dict(zip(group.moments, map(recorder.keep, moments), strict=True))
+        stop.after = recorder.keeper.keep(masters)
+        stop.moments_after = dict(zip(group.moments, map(recorder.keeper.keep, moments), strict=True))
         if stop.after is not None and stop.before is not None:
-            stop.update = recorder.keep(stop.after - stop.before)
+            stop.update = recorder.keeper.keep(stop.after - stop.before)
         stop.outputs = [Value("w", stop.after, parameter.shape, str(masters.dtype), parameter=stop.scope)]
         if stop not in recorder.stops:
             stop.index = len(recorder.stops)

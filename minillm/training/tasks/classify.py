@@ -11,13 +11,12 @@ import numpy as np
 from minillm import ops
 from minillm.autograd import Tensor
 from minillm.data.labelled import read_labelled
-from minillm.data.similar import similar_batch, sorted_batches
 from minillm.errors import InputError, did_you_mean
 from minillm.evaluation.heads import LENGTH, classify, framed, inputs_of, longest
 from minillm.models.labels import names_of_labels
 from minillm.parallel.objective import Batch
 from minillm.tokenizers import Tokenizer
-from minillm.training.tasks.heads import HeadOptions, HeadTask, checksum_of
+from minillm.training.tasks.heads import HeadOptions, HeadTask, checksum_of, models_of
 
 SHOWN = 5  # held-out texts of a preview
 HEAD = "ForSequenceClassification"
@@ -49,13 +48,7 @@ class ClassifyTask(HeadTask):
     name = "classify"
     Options = ClassifyOptions
     head = HEAD
-    models: ClassVar = {
-        "bert": f"Bert{HEAD}",
-        "roberta": f"Roberta{HEAD}",
-        "distilbert": f"DistilBert{HEAD}",
-        "xlnet": f"XLNet{HEAD}",
-        "bart": f"Bart{HEAD}",
-    }
+    models: ClassVar = models_of(HEAD)
 
     def __init__(self, config: Any, tokenizer: Tokenizer | None = None):
         super().__init__(config, tokenizer)
@@ -88,16 +81,8 @@ class ClassifyTask(HeadTask):
         )
         return f"{text}; {cut:,} have {self.length} tokens or more, and are cut there" if cut else text
 
-    def batch(self, step: int, model: Any = None) -> Batch:
-        """Texts of similar lengths, in an order drawn for each epoch."""
-        return self._made(0, similar_batch(self.lengths[0], self.config.batch_size, self.config.seed, step))
-
-    def evaluation_batches(self, count: int) -> Iterator[Batch]:
-        """The held-out texts, sorted by length."""
-        chosen = sorted_batches(self.lengths[1], self.config.batch_size, count)
-        return (self._made(1, numbers) for numbers in chosen)
-
-    def _made(self, part: int, numbers: np.ndarray) -> Batch:
+    def made(self, part: int, numbers: np.ndarray) -> Batch:
+        """The batch of some texts, with their classes."""
         rows = [self.rows[part][number] for number in numbers]
         return self.padded(rows) | {"classes": self.classes[part][numbers]}
 
@@ -124,10 +109,6 @@ class ClassifyTask(HeadTask):
             said = self.labels[int(shares.argmax())]
             verdict = "right" if said == right else f"wrong: it is {right}"
             yield f"{text}\n", f"-> {said} ({shares.max():.0%}), {verdict}"
-
-    def next_steps(self, folder: str) -> list[str]:
-        """The command that writes it for transformers."""
-        return ["to write it for transformers:", f"  minillm convert {folder} my-{self.config.architecture}-classifier"]
 
 
 def check_labels(there: tuple[str, ...], known: tuple[str, ...]) -> None:

@@ -47,7 +47,7 @@ def special_ids(tokenizer: Tokenizer, architecture: str, roles: Sequence[str]) -
         if token not in tokenizer.special_tokens:
             raise InputError(
                 f"train: the tokenizer has no token {token}, which {architecture} needs as its {role}; take one that "
-                "is trained here (--tokenizer bpe, wordpiece or unigram), or that belongs to such a model"
+                "is trained here (bpe, wordpiece or unigram), or that belongs to such a model"
             )
         ids.append(tokenizer.special_tokens[token])
     return ids

@@ -13,8 +13,9 @@ one that is scored. Each batch is sampled anew, so the ratio differs from 1 by r
 although its gradient is not; see `reward` for whether the model learns.
 
 Logged, under TRL's names: reward, reward_std, frac_reward_zero_std (the share of groups with equal rewards, from which
-nothing is learned), completions/mean_length, completions/clipped_ratio (the share that did not end), and kl. val_loss
-is the share of held-out prompts whose likeliest answer gets no reward, and val_reward the mean reward.
+nothing is learned), completions/mean_length, completions/clipped_ratio (the share that did not end), and kl. A
+validation measures the likeliest answers to held-out prompts: val_reward is their mean reward, and val_missing_reward
+is 1 - val_reward, which stands in the place of val_loss, as the number that is to fall.
 """
 
 from __future__ import annotations
@@ -115,6 +116,7 @@ class GRPOTask(Task):
     models: ClassVar = {"gpt2": "GPT2", "llama": "Llama", "gemma": "Gemma"}
     samples = True
     measured_first = True
+    validated = "1 - held-out reward"
 
     def __init__(self, config: Any, tokenizer: Tokenizer | None = None):
         super().__init__(config, tokenizer)
@@ -305,10 +307,8 @@ class GRPOTask(Task):
         texts = self.likeliest(model, numbers)
         rewards = [self.reward(self.instructions[n], text) for n, text in zip(numbers, texts, strict=True)]
         judged = np.array(rewards)[~np.isnan(rewards)]
-        return {
-            "loss": (float((1 - judged).sum()), float(len(judged))),
-            "reward": (float(judged.sum()), float(len(judged))),
-        }
+        missing = float((1 - judged).sum()), float(len(judged))
+        return {"loss": missing, "missing_reward": missing, "reward": (float(judged.sum()), float(len(judged)))}
 
     def likeliest(self, model: Any, numbers: Sequence[int]) -> list[str]:
         """The likeliest answers to these prompts."""

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
 
 from minillm.data.frames import frame_of, padded
+from minillm.data.similar import similar_batch, sorted_batches
 from minillm.errors import InputError
 from minillm.evaluation.heads import inputs_of as inputs_of
 from minillm.evaluation.heads import padding_of
@@ -18,7 +19,7 @@ from minillm.parallel.objective import Batch
 from minillm.pretrained import keep
 from minillm.tokenizers import BPETokenizer, Tokenizer, UnigramTokenizer, WordPieceTokenizer
 from minillm.training.tasks.families import named, scale_matrices, special_tokens
-from minillm.training.tasks.task import Task
+from minillm.training.tasks.task import Task, left_out_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,6 +45,7 @@ class HeadTask(Task):
 
     head: ClassVar[str]
     tokenizer: Tokenizer
+    lengths: list[np.ndarray]  # tokens of each example, of those to learn and of those held out
 
     def prepare(self, tokenizer: Tokenizer | None, texts: Iterable[str]) -> None:
         """Take the tokenizer, or make one from the training texts, and the frame of the model's family."""
@@ -52,7 +54,7 @@ class HeadTask(Task):
         self.frame = frame_of(self.tokenizer, family)
         self.padding_id = padding_of(self.shape(self.config, self.tokenizer), self.tokenizer)
 
-    def start_from(self, model: Any, opened: Any) -> None:  # type: ignore[override]
+    def start_from(self, model: Any, opened: Any) -> str:  # type: ignore[override]
         """Take the body of an opened model, and its head too if it has the same classes."""
         other = opened.model
         same = type(other) is type(model) and other.config.label_names == model.config.label_names
@@ -61,6 +63,7 @@ class HeadTask(Task):
             keep(model, opened.saved_with)
         else:
             take_body(model, other)
+        return left_out_of(opened, model)
 
     @classmethod
     def shape(cls, config: Any, tokenizer: Tokenizer) -> Any:
@@ -79,6 +82,26 @@ class HeadTask(Task):
         model = super().make_model(config, tokenizer)
         return scale_matrices(model) if config.init is None else model
 
+    def batch(self, step: int, model: Any = None) -> Batch:
+        """Examples of similar lengths, in an order drawn for each epoch."""
+        return self.made(0, similar_batch(self.lengths[0], self.config.batch_size, self.config.seed, step))
+
+    def evaluation_batches(self, count: int) -> Iterator[Batch]:
+        """The held-out examples, sorted by length."""
+        chosen = sorted_batches(self.lengths[1], self.config.batch_size, count)
+        return (self.made(1, numbers) for numbers in chosen)
+
+    def made(self, part: int, numbers: np.ndarray) -> Batch:
+        """The batch of the examples with these numbers; part 0 has those to learn, 1 those held out."""
+        raise NotImplementedError
+
+    def next_steps(self, folder: str) -> list[str]:
+        """The command that writes it for transformers."""
+        return [
+            "to write it for transformers:",
+            f"  minillm convert {folder} my-{self.config.architecture}-{self.name}",
+        ]
+
     def padded(self, rows: Sequence[tuple[Sequence[int], Sequence[int]]]) -> Batch:
         """The arrays of some framed texts."""
         return padded(rows, self.frame, self.padding_id)
@@ -86,6 +109,12 @@ class HeadTask(Task):
     def tokens(self, batch: Batch) -> int:
         """The number of real tokens."""
         return int(batch["lengths"].sum())
+
+
+def models_of(head: str, **others: str) -> dict[str, str]:
+    """The classes with a head in the file of each family; `others` are those with another name."""
+    kinds = {"bert": "Bert", "roberta": "Roberta", "distilbert": "DistilBert", "xlnet": "XLNet", "bart": "Bart"}
+    return {family: f"{kind}{head}" for family, kind in kinds.items()} | others
 
 
 def new_tokenizer(family: str, texts: Iterable[str], vocab_size: int) -> Tokenizer:

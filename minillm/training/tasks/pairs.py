@@ -128,7 +128,7 @@ class PairsTask(SourceAndTarget):
         if not kept:
             raise InputError(
                 f"train: none of {len(pairs)} pairs of {self.config.data} is left ({self._told()}); give others, a "
-                "longer --context, or more --batch-tokens"
+                f"model with a longer context than {self.config.model.context}, or more --batch-tokens"
             )
         sources, targets = zip(*kept, strict=True)
         return PairBatches(sources, targets, self.options.batch_tokens, self.pad, self.config.seed)
@@ -176,6 +176,13 @@ def read_pairs(config: Any) -> list[tuple[str, str]]:
     Raises: InputError for files that have another number of lines each, or a .jsonl without the fields.
     """
     options = config.task
+    if options.targets is not None:
+        for name in ("source_field", "target_field"):
+            if getattr(options, name) != getattr(PairsOptions, name):
+                raise InputError(
+                    f"train: {name}={getattr(options, name)!r} names a field of a .jsonl, and --targets "
+                    f"{options.targets} is a file beside {config.data}, line by line; leave one of the two out"
+                )
     if options.targets is None:
         if not Path(config.data).name.removesuffix(".gz").endswith(".jsonl"):
             raise InputError(

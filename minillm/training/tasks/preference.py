@@ -216,13 +216,17 @@ class PreferenceTask(AnswerPairs):
     def next_steps(self, folder: str) -> list[str]:
         """The command that talks to the model; and that a falling log-probability is no fault."""
         lines = ["to talk to it:", f"  minillm chat {folder}"]
-        names = "val_logps/chosen", "val_rewards/margins"
-        fell = [self.first.get(name, 0.0) > self.last.get(name, 0.0) for name in names]
-        if fell == [True, False]:
+        if not self.first:
+            return lines
+        [likely, margin] = [
+            (round(self.first[name], digits), round(self.last[name], digits))  # the numbers as they were shown
+            for name, digits in (("val_logps/chosen", 1), ("val_rewards/margins", 3))
+        ]
+        if likely[1] < likely[0] and margin[1] > margin[0]:
             lines.insert(
                 0,
-                f"chosen answers became less likely (log p {self.first[names[0]]:.1f} to {self.last[names[0]]:.1f}) "
-                "while the margin grew, as is usual: the loss compares them only",
+                f"chosen answers became less likely (log p {likely[0]:.1f} to {likely[1]:.1f}) while the margin grew, "
+                "as is usual: the loss compares them only",
             )
         return lines
 

@@ -9,14 +9,14 @@ from typing import Any, ClassVar
 import numpy as np
 
 from minillm.autograd import Tensor
+from minillm.data.frames import frame_of
 from minillm.data.labelled import held_out_share
-from minillm.data.similar import similar_batch, sorted_batches
 from minillm.data.squad import Question, Windows, read_squad
 from minillm.errors import InputError
 from minillm.evaluation.heads import answer_questions, inputs_of, longest
 from minillm.parallel.objective import Batch
 from minillm.tokenizers import Tokenizer
-from minillm.training.tasks.heads import HeadOptions, HeadTask, checksum_of
+from minillm.training.tasks.heads import HeadOptions, HeadTask, checksum_of, models_of
 
 SHOWN = 4  # held-out questions of a preview
 HEAD = "ForQuestionAnswering"
@@ -30,10 +30,28 @@ class QAOptions(HeadOptions):
     """File with the questions of the validation; by default a share of the contexts of --data is held out."""
     length: int = 384
     """Tokens of the longest window, with question and special tokens; at most the model's context."""
-    stride: int = 128
-    """Tokens between the starts of two windows of a context."""
-    max_question: int = 64
-    """Tokens that are read of a question."""
+    stride: int | None = None
+    """Tokens between the starts of two windows of a context; by default 128, or half of the context that fits into a
+    window where that is less."""
+    max_question: int | None = None
+    """Tokens that are read of a question; by default 64, or a sixth of the window where that is less."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        for name in ("length", "stride", "max_question"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise InputError(f"train: {name} is {getattr(self, name)}; give 1 or more")
+
+    def windows(self, questions: Sequence[Question], tokenizer: Tokenizer, family: str, shape: Any) -> Windows:
+        """The windows of questions, for a model of this family and shape.
+
+        Raises: InputError as `Windows`.
+        """
+        frame, length = frame_of(tokenizer, family), longest(shape, self.length)
+        asked = max(1, min(64, length // 6)) if self.max_question is None else self.max_question
+        room = length - len(frame.around([], [])[0]) - asked  # for the context
+        stride = max(1, min(128, room // 2)) if self.stride is None else self.stride
+        return Windows(questions, tokenizer, frame, length, stride, asked)
 
 
 class QATask(HeadTask):
@@ -45,13 +63,7 @@ class QATask(HeadTask):
     name = "qa"
     Options = QAOptions
     head = HEAD
-    models: ClassVar = {
-        "bert": f"Bert{HEAD}",
-        "roberta": f"Roberta{HEAD}",
-        "distilbert": f"DistilBert{HEAD}",
-        "xlnet": f"XLNet{HEAD}Simple",
-        "bart": f"Bart{HEAD}",
-    }
+    models: ClassVar = models_of(HEAD, xlnet=f"XLNet{HEAD}Simple")
 
     def __init__(self, config: Any, tokenizer: Tokenizer | None = None):
         super().__init__(config, tokenizer)
@@ -62,9 +74,8 @@ class QATask(HeadTask):
             else (questions, read_squad(self.options.validation))
         )
         self.prepare(tokenizer, (text for one in parts[0] for text in (one.question, one.context)))
-        length = longest(self.shape(config, self.tokenizer), self.options.length)
-        settings = length, self.options.stride, self.options.max_question
-        self.parts = [Windows(part, self.tokenizer, self.frame, *settings) for part in parts]
+        shape = self.shape(config, self.tokenizer)
+        self.parts = [self.options.windows(part, self.tokenizer, config.architecture, shape) for part in parts]
         for what, part in zip(("train on", "validate with"), self.parts, strict=True):
             if not part.windows:
                 raise InputError(f"train: no question is left to {what}; {part.summary()}")
@@ -81,16 +92,8 @@ class QATask(HeadTask):
         """The numbers of questions and windows to learn and held out, and of the cases that were counted."""
         return f"to learn: {self.parts[0].summary()}; held out: {self.parts[1].summary()}"
 
-    def batch(self, step: int, model: Any = None) -> Batch:
-        """Windows of similar lengths, in an order drawn for each epoch."""
-        return self._made(0, similar_batch(self.lengths[0], self.config.batch_size, self.config.seed, step))
-
-    def evaluation_batches(self, count: int) -> Iterator[Batch]:
-        """The held-out windows, sorted by length."""
-        chosen = sorted_batches(self.lengths[1], self.config.batch_size, count)
-        return (self._made(1, numbers) for numbers in chosen)
-
-    def _made(self, part: int, numbers: np.ndarray) -> Batch:
+    def made(self, part: int, numbers: np.ndarray) -> Batch:
+        """The batch of some windows, with the marks of their answers."""
         windows = [self.parts[part].windows[number] for number in numbers]
         marked = {name: np.array([getattr(window, name) for window in windows]) for name in ("first", "last")}
         return self.padded([(window.ids, window.types) for window in windows]) | marked
@@ -118,10 +121,6 @@ class QATask(HeadTask):
         for question, answer in answer_questions(model, self.tokenizer, self.parts[1], SHOWN):
             right = question.texts[0] if question.answers else "no answer"
             yield f"{question.question}\n", f"-> {answer.text!r}; right is {right!r}"
-
-    def next_steps(self, folder: str) -> list[str]:
-        """The command that writes it for transformers."""
-        return ["to write it for transformers:", f"  minillm convert {folder} my-{self.config.architecture}-qa"]
 
 
 def divide(questions: Sequence[Question], fraction: float) -> tuple[list[Question], list[Question]]:

@@ -26,6 +26,7 @@ from minillm.parallel.objective import Batch, add_measures
 from minillm.pretrained import keep
 from minillm.tokenizers import Tokenizer
 from minillm.training.tasks.answer_pairs import AnswerPairs, AnswerPairsOptions, padded
+from minillm.training.tasks.task import left_out_of
 
 
 @dataclass(frozen=True)
@@ -62,11 +63,13 @@ class RewardTask(AnswerPairs):
         return replace(shape, labels=1, label_names=(), problem_type=None, padding_id=padding)
 
     @classmethod
-    def start_from(cls, model: Any, opened: Any) -> None:
+    def start_from(cls, model: Any, opened: Any) -> str:
         """Give the body of a new model the weights of an opened one; a head that this lacks stays as it was drawn."""
-        weights = opened.model.state_dict()
-        model.load_state_dict({name: weights.get(name, own) for name, own in model.state_dict().items()})
+        weights, own = opened.model.state_dict(), model.state_dict()
+        fitting = {name: array for name, array in weights.items() if name in own and own[name].shape == array.shape}
+        model.load_state_dict(own | fitting)
         keep(model, opened.saved_with)
+        return left_out_of(opened, model)
 
     def made(self, numbers: Sequence[int] | np.ndarray) -> Batch:
         """The batch of the pairs with these numbers."""

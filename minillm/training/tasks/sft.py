@@ -30,7 +30,7 @@ from minillm.data.instructions import (
 )
 from minillm.data.packing import best_fit_decreasing, rows_of
 from minillm.data.pairs import IGNORED
-from minillm.data.records import Records
+from minillm.data.records import Records, converted
 from minillm.errors import InputError
 from minillm.generate import end_tokens, generate_text
 from minillm.parallel.objective import Batch, NextTokens
@@ -178,17 +178,7 @@ def encoded(
 
     Raises: InputError where none fits.
     """
-    found: Records[Instruction] = Records([], [], [*records.problems])
-    examples, kept = [], []
-    for number, (instruction, line) in enumerate(zip(records.items, records.lines, strict=True)):
-        try:
-            examples.append(encode_instruction(instruction, tokenizer, template))
-        except InputError as error:
-            found.problems.append(f"line {line}: {error}")
-            continue
-        kept.append(number)
-        found.items.append(instruction)
-        found.lines.append(line)
+    found, examples, kept = converted(records, lambda one: encode_instruction(one, tokenizer, template))
     if not examples:
         raise InputError(f"train: no record fits the template {template.name!r}; {found.problems[-1]}")
     return found, examples, np.array(kept)

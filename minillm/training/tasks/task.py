@@ -27,6 +27,7 @@ from minillm.errors import InputError
 from minillm.parallel.objective import Batch, Objective, rows_of
 from minillm.pretrained import keep
 from minillm.tokenizers import Tokenizer
+from minillm.training.overfitting import COMPARED
 
 __all__ = ["Batch", "Options", "Task", "Tokenizer"]
 
@@ -42,7 +43,7 @@ class Task(Objective):
     name: the name in `TASKS`, which is the option --objective. Options: a frozen dataclass, whose fields are options of
     the command line. models: for each architecture (a file of minillm/models) the class in it that this task trains.
     samples: True if a batch is made by the model itself. measured_first: True if the model can do something before it
-    is trained, so that a validation and a preview come before the first step.
+    is trained, so that a validation and a preview come before the first step. validated: what val_loss is, for people.
     """
 
     name: ClassVar[str]
@@ -50,6 +51,7 @@ class Task(Objective):
     models: ClassVar[Mapping[str, str]] = {}
     samples: ClassVar[bool] = False
     measured_first: ClassVar[bool] = False
+    validated: ClassVar[str] = COMPARED
     tokenizer: Tokenizer
 
     def __init__(self, config: Any, tokenizer: Tokenizer | None = None):
@@ -133,8 +135,8 @@ class Task(Objective):
         """Raise InputError for an architecture that this task cannot train."""
         if architecture not in cls.models:
             raise InputError(
-                f"train: the objective {cls.name} does not train {architecture}; give --model "
-                f"{' or '.join(cls.models)}, or another --objective"
+                f"train: {cls.name} does not train a model of the family {architecture}; it trains "
+                f"{', '.join(cls.models)}"
             )
 
     @classmethod
@@ -159,10 +161,10 @@ class Task(Objective):
         return cls.model_class(config)(cls.shape(config, tokenizer))
 
     @classmethod
-    def start_from(cls, model: Any, opened: Any) -> None:
+    def start_from(cls, model: Any, opened: Any) -> str:
         """Give a new model the weights of an opened one (resolver.py), and what its files say beside them.
 
-        A head that only one of them has begins anew, or is left out.
+        A head that only one of them has begins anew, or is left out; a sentence that says so is returned, or "".
         Raises: InputError if the two have nothing in common.
         """
         own, given = model.state_dict(), opened.model.state_dict()
@@ -173,6 +175,7 @@ class Task(Objective):
             )
         model.load_state_dict(own | shared if type(model) is not type(opened.model) else given)
         keep(model, opened.saved_with)
+        return left_out_of(opened, model)
 
     @classmethod
     def model_class(cls, config: Any) -> Any:
@@ -181,3 +184,16 @@ class Task(Objective):
         return getattr(
             importlib.import_module(f"minillm.models.{config.architecture}"), cls.models[config.architecture]
         )
+
+
+def left_out_of(opened: Any, model: Any) -> str:
+    """A sentence that names the weights of an opened model which another model has no place for; "" for none."""
+    own, given = model.state_dict(), opened.model.state_dict()
+    left = [name for name, array in given.items() if name not in own or own[name].shape != array.shape]
+    if not left:
+        return ""
+    layers = ", ".join(dict.fromkeys(name.rpartition(".")[0] or name for name in left))
+    return (
+        f"{opened.place.path} is a {type(opened.model).__name__}, whose {layers} has no place in a "
+        f"{type(model).__name__} and is left out"
+    )

@@ -126,6 +126,32 @@ def test_break_on_nan_and_on_a_condition():
     assert "s = np.where(visible" in answers(text)[1], "a causal mask is minus infinity"
 
 
+def test_an_element_is_explained_and_checked():
+    ask = (
+        "explain dweight[3]",
+        "check dweight[3]",
+        "op",
+        "back",
+        "check dweight[3]",
+        "check dz[0]",
+        "explain dx",
+        "explain dx[a]",
+    )
+    text, trace = walked("until layernorm backward", *["n"] * 6, *ask, "q")
+    explained, early, _, _, checked, unknown, whole, wrong, _ = answers(text)[7:]
+    stop = trace.find("layernorm backward in ln_f")
+    assert explained.splitlines()[0].startswith(
+        f"dweight[3] = {stop.value('dweight').array[3]:.6g}, by dweight = (dy * norm)"
+    )
+    assert "the sum of 12 terms" in explained
+    assert "has not returned yet" in early
+    assert checked.startswith("dweight[3] = ")
+    assert checked.endswith("by differences: they agree")
+    assert "returned no gradient 'dz'" in unknown
+    assert "is no index" in whole
+    assert "explain needs an element" in wrong
+
+
 def test_list_shows_the_source_around_the_line():
     text, _ = walked("until layernorm backward", "n", "l", "q")
     lines = answers(text)[2].splitlines()

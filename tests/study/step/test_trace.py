@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import sys
+import weakref
 
 import numpy as np
 import pytest
@@ -168,6 +170,44 @@ def test_writes_in_place_tuples_and_loops_are_seen():
     np.testing.assert_array_equal(model.weight.grad, [0, 4, 4])
 
 
+class Gated(nn.Module):
+    """A model with an operation whose pair calls another's."""
+
+    def __init__(self):
+        self.weight = minillm.autograd.Parameter(np.array([[1.0, 2.0], [3.0, -1.0]]))
+        self.assign_names()
+
+    def loss(self):
+        return ops.sum(ops.swiglu(ops.silu(self.weight), self.weight))
+
+
+def test_a_pair_that_another_calls_is_below_it_although_it_is_an_operation_of_its_own():
+    trace = trace_step(Gated(), lambda one: one.loss())
+    alone, within = trace.find("silu forward"), trace.find("swiglu forward")
+    assert {line.depth for line in alone.lines} == {0}
+    assert {line.name for line in within.lines if line.depth == 0} == {"swiglu_forward"}
+    assert "silu_forward" in {line.name for line in within.lines if line.depth == 1}
+
+
+def test_no_array_lives_on_in_a_frame_that_has_ended():
+    class Seen(np.ndarray):
+        """An array that can be referred to weakly."""
+
+    def watched_backward(dy, saved):
+        dx = (dy * 4).view(Seen)
+        alive.append(weakref.ref(dx))
+        return (np.asarray(dx) * 1,)
+
+    alive, enabled = [], gc.isenabled()
+    gc.disable()
+    try:
+        trace_step(Scaled(), lambda one: one.loss(), mutations={"scaled": watched_backward})
+        assert [reference() for reference in alive] == [None], "no cycle holds it until the next collection"
+    finally:
+        if enabled:
+            gc.enable()
+
+
 def test_an_error_that_a_function_catches_belongs_to_its_own_line():
     def careful_backward(dy, saved):
         try:
@@ -190,6 +230,19 @@ def test_a_stop_is_found_by_its_number_its_title_and_a_part_of_it():
     add = trace.find("add forward")
     assert add.scope == "", "the whole title comes before a part of one"
     assert trace.find("forward in h.1").scope.startswith("h.1")
+
+
+def test_a_hook_that_changes_a_gradient_is_marked():
+    def loss(model):
+        doubled = SCALED(model.weight)
+        doubled.register_hook(lambda gradient: gradient * 10)
+        return ops.sum(doubled)
+
+    stop = trace_step(Scaled(), loss).find("scaled backward")
+    assert stop.hooked
+    np.testing.assert_array_equal(stop.waited[0][0].array, [1, 1, 1])
+    np.testing.assert_array_equal(stop.inputs[0].array, [10, 10, 10])
+    assert not trace_step(Scaled(), lambda one: one.loss()).find("scaled backward").hooked
 
 
 def test_nothing_is_left_behind_after_an_exception():

@@ -1,0 +1,79 @@
+"""`minillm check`: the table, JSON, exit status, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+
+import numpy as np
+import pytest
+
+from minillm.cli import main
+from minillm.nn import KVCache
+from minillm.study.ledger import CLAIMS
+
+
+@pytest.fixture
+def text(tmp_path):
+    (tmp_path / "my text.txt").write_text("the model reads a text, and then it writes what it has read; " * 60)
+    return tmp_path / "my text.txt"
+
+
+def test_the_table_names_what_repeats_it(text, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "300")
+    main(["check", "--preset", "nano", "--data", str(text), "--only", "kv-cache"])
+    shown = capsys.readouterr().out
+    assert CLAIMS["kv-cache"].sentence in shown
+    assert "1 holds" in shown
+    [command] = re.findall(r"minillm (check .* --only \S+)", " ".join(re.sub(r"[│┃]", " ", shown).split()))
+    main(shlex.split(command))  # the path has a space
+    assert "1 holds" in capsys.readouterr().out
+
+
+def test_a_claim_that_fails_is_exit_status_1(text, capsys, monkeypatch):
+    right = KVCache.extend
+    monkeypatch.setattr(KVCache, "extend", lambda cache, k, v: right(cache, k * 1.001, v))
+    with pytest.raises(SystemExit) as ended:
+        main(["check", "--data", str(text), "--only", "kv-cache"])
+    assert ended.value.code == 1
+    shown = capsys.readouterr().out
+    assert "1 fails" in shown
+    assert "kv-cache fails: logits" in shown
+
+
+def test_a_claim_that_does_not_apply_says_why(text, capsys):
+    main(["check", "distilbert-nano", "--data", str(text), "--only", "packed"])
+    shown = capsys.readouterr().out
+    assert "packed does not apply: a DistilBertForMaskedLM takes no texts that share a row" in shown
+    assert "1 does not apply" in shown
+
+
+def test_json(text, capsys):
+    main(["check", "--data", str(text), "--only", "fast", "--json"])
+    [verdict] = json.loads(capsys.readouterr().out)
+    assert verdict["claim"] == "fast"
+    assert verdict["verdict"] == "holds"
+    assert 0 <= verdict["difference"] <= verdict["bound"] < 1e-9
+    assert np.isfinite(verdict["seconds"])
+    assert verdict["command"] == f"minillm check --preset nano --data '{text}' --only fast"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--only", "cache"], "check: there is no claim 'cache'"),
+        (["--preset", "nanno"], "nanno is no preset"),
+        (["no-such-folder"], "no-such-folder is no preset"),
+        (["--data", "no-such-file.txt"], "no-such-file.txt"),
+    ],
+)
+def test_refusals_are_one_sentence(arguments, said, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as ended:
+        main(["check", *arguments])
+    assert ended.value.code == 2
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert said in shown.err
+    assert len(shown.err.splitlines()) == 1
