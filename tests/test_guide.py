@@ -33,6 +33,7 @@ LONGEST = 170  # lines: a chapter is read in one sitting
 def test_a_chapter_runs(name, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MPLCONFIGDIR", str(tmp_path / "matplotlib"))
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))  # ranks are processes of their own
     document, names, printed = CHAPTERS[name].path.name, {"__name__": "guide"}, ""
     for block in blocks_of(CHAPTERS[name].text):
         if block.language == "python":
