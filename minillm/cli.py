@@ -44,6 +44,7 @@ COMMANDS = {  # the file in minillm/commands of each
     "diff": "diff",
     "describe": "describe",
     "plan": "plan",
+    "doctor": "doctor",
     "pipeline-picture": "parallel",
     "parallel-report": "parallel",
 }

@@ -177,7 +177,12 @@ FOREIGN = {
     "numpy": {"minillm"},
     "regex": {"minillm.tokenizers"},
     "rich": {f"minillm.{name}" for name in ("commands", "training.display", *TRAINERS)},
-    "matplotlib": {"minillm.training.run", "minillm.training.watch", "minillm.study.picture"},
+    "matplotlib": {
+        "minillm.training.run",
+        "minillm.training.watch",
+        "minillm.study.picture",
+        "minillm.study.doctor.pictures",
+    },
     "safetensors": {"minillm.checkpoint", "minillm.pretrained", "minillm.stored"},
     "threadpoolctl": {"minillm.backend", "minillm.tuning"},
     "cupy": {"minillm.device", "minillm.cuda", "minillm.parallel.nccl"},
