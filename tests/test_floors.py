@@ -76,6 +76,7 @@ FLOORS = {  # the longest name that fits counts
     "minillm": 8,  # the public names
     "minillm.training": 7,
     "minillm.study": 8,
+    "minillm.guide": 8,
     "minillm.exercises": 8,
     "minillm.console": 0,
     "minillm.options": 1,
