@@ -56,10 +56,14 @@ class Decoder:
     """
 
     def __init__(self, where: str, component: Component | None):
-        self.component = component
+        self.where, self.component = where, component
         self.names = [str(step["type"]) for step in flatten(component, "decoders")]
         self.steps = [read_step(where, step) for step in flatten(component, "decoders")]
         self.whole = self._may_change_what_was_whole()
+
+    def __reduce__(self) -> tuple[type[Decoder], tuple[str, Component | None]]:
+        """Pickle the component, as the functions of its steps have no name that a process could find them by."""
+        return Decoder, (self.where, self.component)
 
     def __call__(self, tokens: Iterable[str]) -> str:
         parts = list(tokens)

@@ -119,6 +119,10 @@ class Normaliser:
         self.steps = ({"type": normalizer},) if isinstance(normalizer, str) else tuple(normalizer)
         self.functions = [normalise_with(step) for step in self.steps]
 
+    def __reduce__(self) -> tuple[type[Normaliser], tuple[tuple[Step, ...]]]:
+        """Pickle the steps, as some of their functions have no name that a process could find them by."""
+        return Normaliser, (self.steps,)
+
     def __call__(self, text: str) -> str:
         for function in self.functions:
             text = function(text)

@@ -50,6 +50,7 @@ class PreTokenizer:
     """
 
     def __init__(self, where: str, component: Component | None, normalizes: bool = False):
+        self.made_from = where, component, normalizes
         steps = flatten(component, "pretokenizers")
         self.steps = [read_step(where, step) for step in steps]
         changed = normalizes  # True once the start of a piece in the text is uncertain
@@ -60,6 +61,10 @@ class PreTokenizer:
                     "cannot be told; put it before them"
                 )
             changed |= step["type"] in ("Metaspace", "ByteLevel")
+
+    def __reduce__(self) -> tuple[type[PreTokenizer], tuple[str, Component | None, bool]]:
+        """Pickle the component, as the functions of its steps have no name that a process could find them by."""
+        return PreTokenizer, self.made_from
 
     def __call__(self, text: str, lead: int) -> list[str]:
         """The pieces of a text; `lead` is the number of characters that come from the first character of all text."""

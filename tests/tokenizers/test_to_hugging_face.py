@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import random
 from collections.abc import Callable
 from typing import Any
@@ -19,6 +20,7 @@ from minillm.tokenizers import (
     UnigramTokenizer,
     WordPieceTokenizer,
 )
+from minillm.tokenizers.normalizer import Normaliser
 from minillm.tokenizers.patterns import PATTERNS
 from tests.tokenizers.public_kinds import CORPUS, drawn_texts, makers
 from tests.tokenizers.test_any_file import NAMES
@@ -126,6 +128,25 @@ def test_what_is_written_is_read_again(name, tmp_path):
         if name in LOSSLESS and "white space" not in name:
             assert again.decode(ids, "strict") == text
     assert known > 50
+
+
+@pytest.mark.parametrize("name", MADE)
+def test_another_process_gets_the_same_tokenizer(name, tmp_path):
+    """Ranks get a task with its tokenizer, which is pickled for that."""
+    MADE[name]().save_hugging_face(tmp_path)
+    ours = Tokenizer.from_file(tmp_path)
+    again = pickle.loads(pickle.dumps(ours))
+    assert again.fingerprint() == ours.fingerprint()
+    for text in drawn_texts(7, 20):
+        if (ids := ids_of(ours, text)) is not None:
+            assert ids_of(again, text) == ids
+            assert again.decode(ids) == ours.decode(ids)
+
+
+@pytest.mark.parametrize("step", ["Lowercase", "Nmt", "Prepend"])
+def test_another_process_gets_a_normaliser(step):
+    ours = Normaliser([{"type": step, "prepend": "x"}])
+    assert pickle.loads(pickle.dumps(ours))("A\tb") == ours("A\tb") != "A\tb"
 
 
 @pytest.mark.oracle

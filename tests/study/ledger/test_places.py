@@ -55,6 +55,14 @@ def test_a_run_whose_text_is_gone(text, tmp_path):
         assert verdicts(subject, "fast") == {"fast": "holds"}
 
 
+def test_ranks_get_the_tokenizer_of_a_folder(text, tmp_path):
+    run = run_of(text, tmp_path / "run", "--tokenizer", "char")
+    main(["convert", str(run), str(tmp_path / "folder")])
+    with open_subject(str(tmp_path / "folder"), "", str(text)) as subject:
+        assert subject.tokenizer.kind == "chain"
+        assert verdicts(subject, "dp") == {"dp": "holds"}
+
+
 def test_an_adapter_is_checked_as_what_it_makes_of_its_base(folders, text, tmp_path):
     model = load(folders / "llama")
     add_lora(model, LoraConfig(rank=2))
