@@ -11,6 +11,7 @@ from rich.table import Column, Table
 from minillm.options import Positional, read
 
 STYLES = {"holds": "green", "fails": "red", "does not apply": "dim"}
+PLURALS = {"holds": "hold", "fails": "fail", "does not apply": "do not apply"}
 WIDTH = 110  # characters of the table, at least
 
 
@@ -68,4 +69,5 @@ def print_table(verdicts: list) -> None:
         if one.verdict != "holds":
             console.print(f"{one.claim} {one.verdict}: {one.remark}", markup=False, highlight=False)
     counts = {name: sum(one.verdict == name for one in verdicts) for name in STYLES}
-    console.print(", ".join(f"{count} {name}" for name, count in counts.items() if count), highlight=False)
+    words = [f"{count} {name if count == 1 else PLURALS[name]}" for name, count in counts.items() if count]
+    console.print(", ".join(words), highlight=False)

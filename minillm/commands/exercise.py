@@ -170,7 +170,13 @@ def chosen(command: str, file: str | None, folder: Path) -> tuple[Exercise, Path
         exercise = exercise_named(file)
         return exercise, folder / exercise.file_name
     name = re.search(r"minillm exercise ([\w-]+):", path.read_text(encoding="utf-8", errors="replace"))
-    return exercise_named(name[1] if name else path.stem), path
+    try:
+        return exercise_named(name[1] if name else path.stem), path
+    except InputError:
+        raise InputError(
+            f"{command}: neither the name of {path} nor its text says for which exercise it is; "
+            'let it begin with """minillm exercise NAME: ..."""'
+        ) from None
 
 
 def next_after(name: str | None, progress: Progress) -> str | None:

@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 from minillm.exercises import exercise_named
-from minillm.exercises.grade import examine
+from minillm.exercises.grade import error_lines, examine
 
 
 def main(name: str, file: str, seconds: str, answer: str, trace: str) -> None:
@@ -25,7 +25,11 @@ def main(name: str, file: str, seconds: str, answer: str, trace: str) -> None:
             faulthandler.dump_traceback_later(float(seconds), exit=True, file=lines)
         path = Path(file)
         sys.path.append(str(path.parent))  # for helpers of the learner's own
-        finding = examine(exercise, path)
+        try:
+            finding = examine(exercise, path)
+        except KeyboardInterrupt as error:  # Ctrl-C in a loop without end
+            print("\n".join(error_lines(error, path)[:-1]), file=sys.stderr, flush=True)
+            os._exit(130)
         sys.stdout.flush()
         Path(answer).write_text(json.dumps(finding._asdict()), encoding="utf-8")
         os._exit(0)  # threads of the learner may still be waiting

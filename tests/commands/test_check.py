@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from minillm.cli import main
+from minillm.commands.check import print_table
 from minillm.nn import KVCache
-from minillm.study.ledger import CLAIMS
+from minillm.study.ledger import CLAIMS, Verdict
 
 
 @pytest.fixture
@@ -45,8 +46,18 @@ def test_a_claim_that_fails_is_exit_status_1(text, capsys, monkeypatch):
 def test_a_claim_that_does_not_apply_says_why(text, capsys):
     main(["check", "distilbert-nano", "--data", str(text), "--only", "packed"])
     shown = capsys.readouterr().out
-    assert "packed does not apply: a DistilBertForMaskedLM takes no texts that share a row" in shown
+    assert "packed does not apply: this DistilBertForMaskedLM takes no texts that share a row" in shown
     assert "1 does not apply" in shown
+
+
+def test_verdicts_are_counted_in_words(capsys):
+    def verdict(word):
+        return Verdict("one", "a sentence", None, None, word, "the reason", 0.1, "minillm check")
+
+    print_table([verdict("holds"), verdict("holds"), verdict("fails"), verdict("does not apply")])
+    assert capsys.readouterr().out.splitlines()[-1] == "2 hold, 1 fails, 1 does not apply"
+    print_table([verdict("holds"), verdict("does not apply"), verdict("does not apply")])
+    assert capsys.readouterr().out.splitlines()[-1] == "1 holds, 2 do not apply"
 
 
 def test_json(text, capsys):
@@ -63,7 +74,8 @@ def test_json(text, capsys):
     ("arguments", "said"),
     [
         (["--only", "cache"], "check: there is no claim 'cache'"),
-        (["--preset", "nanno"], "nanno is no preset"),
+        (["--preset", "nanno"], "check: nanno is no preset; did you mean 'nano'?"),
+        (["nano"], "check: nano is a preset of `minillm train`; write --preset nano"),
         (["no-such-folder"], "no-such-folder is no preset"),
         (["--data", "no-such-file.txt"], "no-such-file.txt"),
     ],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import textwrap
 
 import numpy as np
@@ -362,3 +363,19 @@ def test_results_that_are_equal(observed, expected) -> None:
 def test_inputs_in_words() -> None:
     inputs = dict(x=np.float32([[1, 2]]), ids=np.array([1, 2]), t=3, parts=[np.ones((2, 2)), [np.zeros(9)]], f=np.sum)
     assert described(inputs) == "x (1, 2) float32, ids [1, 2], t 3, parts [(2, 2), [(9,)]], f sum"
+
+
+def test_an_interrupted_process_says_its_line_alone(tmp_path, capfd) -> None:
+    """Ctrl-C in a loop without end shows no line of the program's own."""
+    text = """
+        import os, signal
+        def softmax_backward(dp, p):
+            os.kill(os.getpid(), signal.SIGINT)
+            while True:
+                pass
+        """
+    finding = checked(tmp_path, text, how=in_process)
+    assert not finding.passed
+    told = capfd.readouterr().err.splitlines()
+    assert len(told) == 1
+    assert re.fullmatch(r"line \d+: (os.kill.*|while True:|pass)", told[0])

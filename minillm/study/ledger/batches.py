@@ -41,7 +41,7 @@ def recomputed(subject: Subject) -> Measured:
     """
     model = subject.model()
     if not (blocks := model_blocks(model)):
-        raise DoesNotApply(f"a {type(model).__name__} has no list of blocks")
+        raise DoesNotApply(f"this {type(model).__name__} has no list of blocks")
     found = trained(subject.training, model, layers=range(len(blocks)))
     difference, where = compared(found, subject.reference)
     return Measured(difference, 0.0, where)
@@ -51,7 +51,7 @@ def packed(subject: Subject) -> Measured:
     """Texts of several lengths in two rows against each text alone: logits, loss and gradient."""
     model = subject.model().eval()
     if not isinstance(model, Decoder) or "starts" not in inspect.signature(model.forward).parameters:
-        raise DoesNotApply(f"a {type(model).__name__} takes no texts that share a row")
+        raise DoesNotApply(f"this {type(model).__name__} takes no texts that share a row")
     ids = subject.batch["ids"]
     lengths = [max(1, ids.shape[1] * share // 8) for share in (3, 5, 1, 4, 2)]
     texts = [row[:length] for row, length in zip(ids, lengths, strict=True)]
@@ -129,7 +129,7 @@ def _behind_the_length(model: Any, batch: Batch, another: Any) -> tuple[Any, Any
         before, after = (model(ids, **given).data for ids in (batch["ids"], changed))
         return before, after, "the logits of all predicted tokens, of which none sees the changed one"
     if "lengths" not in inspect.signature(getattr(model, "features", model.forward)).parameters:
-        raise DoesNotApply(f"a {type(model).__name__} takes no lengths of texts")
+        raise DoesNotApply(f"this {type(model).__name__} takes no lengths of texts")
     ids = batch["ids"]
     lengths = np.maximum(1, ids.shape[1] - 1 - np.arange(len(ids)))
     real = np.arange(ids.shape[1]) < lengths[:, None]

@@ -33,7 +33,7 @@ def cached_is_whole(subject: Subject) -> Measured:
     """
     model = subject.model().eval()
     if decoder_of(model, subject.batch) is None:
-        raise DoesNotApply(f"a {type(model).__name__} does not generate text token by token")
+        raise DoesNotApply(f"this {type(model).__name__} does not generate text token by token")
     ids = decoder_of(model, subject.batch)[1]  # type: ignore[index]
     (rows, length), first = ids.shape, ids.shape[1] // 2
     padding = np.arange(rows) % first  # so that each first piece has a token

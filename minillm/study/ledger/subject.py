@@ -25,9 +25,9 @@ from minillm import random
 from minillm.autograd import Tensor
 from minillm.backend import Array
 from minillm.data import read_text
-from minillm.errors import InputError
+from minillm.errors import InputError, did_you_mean
 from minillm.parallel.objective import Batch, Objective
-from minillm.resolver import OpenedModel, open_model
+from minillm.resolver import OpenedModel, open_model, presets
 from minillm.study.ledger.rounding import Outcome, Size, bound_of, sensitivity_of, size_of
 from minillm.study.ledger.steps import PARTS, STEPS, Training, trained
 from minillm.tokenizers import CharacterTokenizer, Tokenizer
@@ -169,6 +169,10 @@ def open_subject(model: str | None, preset_name: str, data: str | None) -> Itera
     """
     with tempfile.TemporaryDirectory(prefix="minillm-check-") as name:
         folder = Path(name)
+        if model in PRESETS and model not in presets() and not Path(model).exists():
+            raise InputError(f"check: {model} is a preset of `minillm train`; write --preset {model}")
+        if model is None and preset_name not in {*PRESETS, *presets()}:
+            raise InputError(f"check: {preset_name} is no preset{did_you_mean(preset_name, PRESETS)}")
         if model is None and preset_name in PRESETS:
             yield _of_preset(preset_name, data, folder)
         else:
