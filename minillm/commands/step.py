@@ -74,6 +74,10 @@ class Step(TrainConfig):
         for name, example in {"compare": "plain,fast", "export": '"layernorm backward in h.0.ln_2"'}.items():
             if getattr(self, name) == "":
                 raise InputError(f"step: --{name} is empty; give for example {example}")
+        if self.compare and (self.export or self.lens):
+            raise InputError("step: --compare shows two steps; leave --export and --lens out, which look into one")
+        if self.out is not None and self.out.is_dir():
+            raise InputError(f"step: --out {self.out} is a folder; give the name of a page in it, such as step.html")
         if self.out is not None and not self.out.parent.is_dir():
             raise InputError(f"step: there is no folder {self.out.parent}; make it, or choose another --out")
         super().__post_init__()

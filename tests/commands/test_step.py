@@ -120,6 +120,8 @@ def test_compare_names_the_first_line_that_differs(capsys, tmp_path, monkeypatch
     assert "add backward in h.1, gpt2.py:106" in text
     assert "db[" in text
     assert "add=my_add:backward: my_add.py:2  return dy, -dy" in text
+    assert "no backward of 'ad' ran; did you mean 'add'?" in refused(capsys, "--compare", "ad=my_add:backward")
+    assert "no backward of 'cumsum' ran; choose one of: " in refused(capsys, "--compare", "cumsum=my_add:backward")
     assert "no stop differs" in said(capsys, "--compare", "fast")
 
 
@@ -185,6 +187,8 @@ def test_what_cannot_be_done_says_why(capsys, tmp_path, pairs):
     assert "did you mean 'layernorm backward in ln_f'?" in refused(capsys, "--export", "layernorm backwards in ln_f")
     assert "--export is empty" in refused(capsys, "--export", "")
     assert "--compare is empty" in refused(capsys, "--compare", "")
+    assert "two steps; leave --export and --lens out" in refused(capsys, "--compare", "fast", "--lens")
+    assert "is a folder; give the name of a page" in refused(capsys, "--out", str(tmp_path))
     assert "there is no option --watch" in refused(capsys, "--watch")
     step_ran = refused(capsys, "--out", str(tmp_path / "no" / "page.html"))
     assert step_ran.startswith("step: there is no folder"), "the step did not run in vain"
