@@ -33,6 +33,7 @@ COMMANDS = {  # the file in minillm/commands of each
     "profile": "profile",
     "step": "step",
     "gradcheck": "gradcheck",
+    "guide": "guide",
     "check": "check",
     "kernels": "kernels",
     "exercise list": "exercise",
@@ -43,6 +44,7 @@ COMMANDS = {  # the file in minillm/commands of each
     "diff": "diff",
     "describe": "describe",
     "plan": "plan",
+    "doctor": "doctor",
     "pipeline-picture": "parallel",
     "parallel-report": "parallel",
 }

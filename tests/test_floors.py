@@ -76,6 +76,7 @@ FLOORS = {  # the longest name that fits counts
     "minillm": 8,  # the public names
     "minillm.training": 7,
     "minillm.study": 8,
+    "minillm.guide": 8,
     "minillm.exercises": 8,
     "minillm.console": 0,
     "minillm.options": 1,
@@ -176,7 +177,12 @@ FOREIGN = {
     "numpy": {"minillm"},
     "regex": {"minillm.tokenizers"},
     "rich": {f"minillm.{name}" for name in ("commands", "training.display", *TRAINERS)},
-    "matplotlib": {"minillm.training.run", "minillm.training.watch", "minillm.study.picture"},
+    "matplotlib": {
+        "minillm.training.run",
+        "minillm.training.watch",
+        "minillm.study.picture",
+        "minillm.study.doctor.pictures",
+    },
     "safetensors": {"minillm.checkpoint", "minillm.pretrained", "minillm.stored"},
     "threadpoolctl": {"minillm.backend", "minillm.tuning"},
     "cupy": {"minillm.device", "minillm.cuda", "minillm.parallel.nccl"},

@@ -1,4 +1,4 @@
-"""Every backward can be stopped in: the README's recipe under pdb, and for each operation what a debugger would show.
+"""Every backward can be stopped in: the guide's recipes under pdb, and for each operation what a debugger would show.
 
 In the plain engine a backward runs at most three frames below `loss.backward()`, in one frame of its own: no function
 inside it, no helper that hides a line, and each line of the derivation leaves a name behind.
@@ -18,11 +18,12 @@ import pytest
 
 import minillm
 from minillm import autograd, backward, nn, ops, random
+from minillm.guide import chapter
 from minillm.study.cases import CASES
 
 ROOT = Path(__file__).parents[1]
-README = (ROOT / "README.md").read_text(encoding="utf-8")
-RECIPES = re.findall(r"^(?:MINILLM_ENGINE=plain )?(python -m pdb .*)$", README, re.MULTILINE)
+GUIDE = chapter("seeing").text.replace("\\\n", "")
+RECIPES = re.findall(r"^(?:MINILLM_ENGINE=plain )?(python -m pdb .*?)(?:  #.*)?$", GUIDE, re.MULTILINE)
 FRAMES_BETWEEN = 3
 
 
@@ -36,7 +37,7 @@ def plain():
 
 
 def session(recipe: str, commands: list[str], folder: Path) -> list[str]:
-    """What pdb prints after each command, the last word of a session that begins as the README says."""
+    """What pdb prints after each command, the last word of a session that begins as the guide says."""
     arguments = re.findall(r'"[^"]*"|\S+', recipe)[1:]
     environment = {**os.environ, "MINILLM_ENGINE": "plain", "PYTHONPATH": str(ROOT)}
     result = subprocess.run(
@@ -73,7 +74,7 @@ def test_one_breakpoint_with_a_condition_stops_at_any_backward(tmp_path):
     scope = re.search(r"node\.scope == '([\w.]+)'", recipe)[1]
     lines = inspect.getsource(backward).splitlines()
     line = next(number for number, text in enumerate(lines, 1) if "dinputs = node.backward(*arguments)" in text)
-    assert re.search(r"`until (\d+)` and `step`", README)[1] == str(line)
+    assert re.search(r"`until (\d+)` and `step`", GUIDE)[1] == str(line)
     printed = session(recipe, ["p node.scope, node.op", f"until {line}", "step", "where"], tmp_path)
     assert re.search(r"> .*ops/(add_)?layernorm\.py\(\d+\)(add_)?layernorm_backward", printed[-1])
     assert re.fullmatch(rf"\('{scope}', Op\((add_)?layernorm\)\)", printed[0].strip())

@@ -469,7 +469,7 @@ def test_settings_of_sample_reach_generate(
     assert seen == [(3, {**settings, "stop": []})]
 
 
-@pytest.mark.parametrize("prompt", ["ä€😀", "a\udcff b", "a\udcff"])
+@pytest.mark.parametrize("prompt", ["ä😀", "€😀", "a\udcff b", "a\udcff"])
 @pytest.mark.parametrize("seed", range(8))
 def test_characters_of_several_tokens_are_shown_whole(
     runs: SimpleNamespace, capsys: pytest.CaptureFixture[str], prompt: str, seed: int

@@ -50,7 +50,11 @@ def make(folder: str = "runs/nano-1", step: int = 0, records: list[dict[str, Any
     written = list(records or [])
     return display.Display(
         SimpleNamespace(
-            folder=Path(folder), metrics=lambda: written, add_metrics=written.append, plot=lambda: Path("loss.png")
+            folder=Path(folder),
+            metrics=lambda: written,
+            add_metrics=written.append,
+            watched=list,
+            plot=lambda: Path("loss.png"),
         ),
         1234567,
         task_of(tokenizer, range(98765)),

@@ -404,7 +404,7 @@ function redraw() {
 function begin() {
   readTheme();
   $("model").textContent = `A step of ${D.model}`;
-  $("summary").textContent = `loss ${shortText(D.loss, 5)} · ${D.engine} engine · seed ${D.seed}`;
+  $("summary").textContent = `loss ${shortText(D.loss, 4)} · ${D.engine} engine · seed ${D.seed}`;
   $("keys").replaceChildren(
     ...KEYS.flatMap(([key, text]) => [make("dt", {}, make("kbd", {}, key)), make("dd", {}, text)]),
   );

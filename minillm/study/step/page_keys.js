@@ -87,35 +87,31 @@ function openSearch() {
   search();
 }
 
+/** Stops, and lines, in which every word is found: first those whose op is the first word, then by title, then others. */
 function search() {
-  const words = $("query").value.toLowerCase().split(/\s+/).filter(Boolean),
-    found = [];
+  const words = $("query").value.toLowerCase().split(/\s+/).filter(Boolean);
+  const found = [];
   for (const [index, stop] of D.stops.entries()) {
-    const text = `${stop.title} ${stop.where}`.toLowerCase();
-    if (words.every((word) => text.includes(word))) found.push([`#${index}`, stop.title, stop.where]);
-    else if (words.length) {
-      const line = stop.lines.findIndex((one) =>
-        words.every((word) => `${text} ${lineText(one).toLowerCase()}`.includes(word)),
-      );
-      if (line >= 0) found.push([`#${index}.${line}`, stop.title, lineText(stop.lines[line]).trim()]);
+    const title = stop.title.toLowerCase();
+    const text = `${title} ${stop.where}`.toLowerCase();
+    const has = (other) => words.every((word) => other.includes(word));
+    if (has(text)) {
+      const rank = has(title) && stop.op === words[0] ? 0 : has(title) ? 1 : 2;
+      found.push({ rank, href: `#${index}`, title: stop.title, where: stop.where });
+      continue;
     }
-    if (found.length === 60) break;
+    const line = stop.lines.findIndex((one) => has(`${text} ${lineText(one).toLowerCase()}`));
+    if (line >= 0)
+      found.push({ rank: 3, href: `#${index}.${line}`, title: stop.title, where: lineText(stop.lines[line]).trim() });
   }
-  $("found").replaceChildren(
-    ...found.map(([href, title, where], i) =>
-      make(
-        "li",
-        { role: "option", "aria-selected": String(i === 0) },
-        make(
-          "a",
-          { href, tabindex: "-1", onclick: () => $("search").close() },
-          title,
-          " ",
-          make("span", { class: "dim" }, where),
-        ),
-      ),
-    ),
-  );
+  const best = found.sort((one, other) => one.rank - other.rank).slice(0, 60);
+  $("found").replaceChildren(...best.map(foundElement));
+}
+
+function foundElement({ href, title, where }, position) {
+  const close = () => $("search").close();
+  const anchor = make("a", { href, tabindex: "-1", onclick: close }, title, " ", make("span", { class: "dim" }, where));
+  return make("li", { role: "option", "aria-selected": String(position === 0) }, anchor);
 }
 
 const lineText = (line) => {
@@ -131,6 +127,10 @@ function onSearchKey(event) {
     const href = options[at]?.firstChild.getAttribute("href");
     $("search").close();
     if (href) location.hash = href;
+  }
+  if (event.key === "Escape") {
+    event.preventDefault(); // the first time would clear the field
+    $("search").close();
   }
   if (event.key !== "ArrowDown" && event.key !== "ArrowUp") return;
   event.preventDefault();

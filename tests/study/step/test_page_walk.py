@@ -90,6 +90,12 @@ def test_search_finds_layers_and_lines(browser: Browser, page: Path, trace: Step
     stop = stop_of(trace, "backward", "layernorm", "h.1.ln_2")
     assert browser.place() == f"#{stop.index}"
     browser.press("/")
+    browser.press(*"attention backward")
+    assert browser.text("#found li").startswith("attention backward in h.1.attn")
+    browser.press("escape")
+    assert not browser.run("return document.querySelector('#search').open")
+    browser.press("/")
+    assert browser.run("return document.querySelector('#search').open")
     browser.press(*"delta = (p")
     browser.press("arrow_down", "arrow_up", "enter")
     found = trace.stops[int(browser.place()[1:].split(".")[0])]

@@ -1,0 +1,170 @@
+"""`minillm doctor`: what is wrong with a training before it begins, or with a run, and what to do about it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from minillm.beside import is_run
+from minillm.commands.finetune_heads import with_labels
+from minillm.commands.train import Train, check_effect, config_of, starting_model, starting_point
+from minillm.errors import InputError, MinillmError
+from minillm.options import Positional, filled, peek, scan
+from minillm.resolver import Described, described
+from minillm.training.config import PRESETS, SIZES, TrainConfig, preset
+from minillm.training.tasks import task_class
+from minillm.tuning import tuned_process
+
+if TYPE_CHECKING:
+    from minillm.study.doctor import Finding
+    from minillm.study.doctor.history import History
+    from minillm.training.run import Run
+
+HEADS = ("classify", "qa")  # objectives whose model has classes of the data
+
+
+@dataclass(frozen=True)
+class Doctor(Train):
+    """Say what is wrong with a training before its first step, or with a run: the cause, and what to do."""
+
+    no_options: ClassVar[tuple[str, ...]] = (
+        *("init", "out", "resume", "progress", "nproc", "timeout", "trace", "dp", "tp", "pp", "zero", "pipeline"),
+        *("device", "dtype", "threads", "recompute", "sample_every", "sample_tokens", "eval_every", "eval_batches"),
+        *("micro_batches", "patience", "watch"),
+    )
+    start: Positional[str | None] = dataclasses.field(default=None, metadata={"name": "model_or_run"})
+    """A run directory of `minillm train` or `finetune`, whose metrics are read too; a model to start from, as --init of
+    `minillm train`; or a preset. Without it, the settings are those that `minillm train` would have."""
+    lr_range: bool = False
+    """Also train a hundred steps with rates from 1e-6 to 1, and say which work; the weights are not kept."""
+    picture: Path | None = None
+    """PNG to write, of the run or of the rates; by default doctor.png in the run, or lr-range.png here."""
+    json: bool = False
+    """Print the findings as JSON."""
+
+
+def doctor(arguments: list[str]) -> None:
+    """Print what was found, errors first; exit status 1 if an error is among it, 0 otherwise.
+
+    Settings that cannot be used at all end with status 2, as everywhere.
+    """
+    from minillm.study.doctor import sorted_findings
+
+    given, run = settings_of(arguments)
+    found: list[Finding] = []
+    with tuned_process():
+        if run is not None:
+            found += of_run(run, given)
+        found += of_training(given, run)
+        if given.lr_range:
+            found += of_rates(given)
+    found = sorted_findings(found)
+    show(found, given.json)
+    if any(one.severity == "error" for one in found):
+        raise SystemExit(1)
+
+
+def settings_of(arguments: list[str]) -> tuple[Doctor, Run | None]:
+    """The options, which begin as those of the run, the preset or the model that is named first; and the run."""
+    words = arguments[1:] if arguments[:1] == ["--"] else arguments
+    name = next((word for word in words[:1] if words is not arguments or not word.startswith("-")), None)
+    before, run = beginning(name, arguments)
+    settings = {field.name: getattr(before, field.name) for field in dataclasses.fields(before)}
+    default = Doctor(**settings, start=name)
+    values = scan(Doctor, "doctor", arguments, default)
+    given = filled(Doctor, "doctor", values, default)
+    if given.start != name:
+        raise InputError(f"doctor: write {given.start} first: minillm doctor {given.start} ...")
+    if run is None:
+        check_effect("doctor", values, given)
+    if given.objective in HEADS and run is None:
+        kind = task_class(given.objective).model_class(given)
+        place = described(name, "doctor") if given.init else Described(None, kind, given.model)  # type: ignore[arg-type]
+        given = dataclasses.replace(given, model=with_labels(given, place))  # type: ignore[arg-type]
+    return given, run
+
+
+def beginning(name: str | None, arguments: list[str]) -> tuple[TrainConfig, Run | None]:
+    """The settings before any option, and the run if `name` is one."""
+    from minillm.training.run import Run
+
+    if name is None:
+        return starting_point(arguments), None
+    if is_run(Path(name)):
+        run = Run.open(Path(name))
+        return run.config, run
+    objective = peek(arguments, "--objective")
+    sizes = {size for names in SIZES.values() for size in names.split()}  # with settings for pretraining
+    if (name in PRESETS or (name in sizes and objective is None)) and not Path(name).exists():
+        config = preset(name)
+        return config.with_model(config.architecture, objective), None
+    config, found = TrainConfig(), described(name, "doctor")
+    if found.place.kind == "preset":
+        family = found.kind.__module__.rpartition(".")[2]  # type: ignore[attr-defined]
+        return dataclasses.replace(config.with_model(family, objective), model=found.config), None
+    start = starting_model(name, "doctor")
+    return dataclasses.replace(config.with_model(start["architecture"], objective), **start), None
+
+
+def of_run(run: Run, given: Doctor) -> list[Finding]:
+    """What the metrics of a run tell, drawn too."""
+    from minillm.study.doctor import examine_run
+    from minillm.study.doctor.history import history_of
+
+    history: History = history_of(run.folder)
+    found = examine_run(history)
+    if history.learned and not given.lr_range:
+        from minillm.study.doctor.pictures import draw_run
+
+        draw_run(history, found, given.picture or run.folder / "doctor.png")
+    return found
+
+
+def of_training(given: Doctor, run: Run | None) -> list[Finding]:
+    """What the checks before training find, with the weights of the run if there is one."""
+    from minillm.study.doctor import case_of, examine
+    from minillm.study.doctor.finding import Finding
+
+    try:
+        return examine(*case_of(config_of(given), run))
+    except MinillmError as error:
+        if run is None:
+            raise
+        return [
+            Finding(
+                "note",
+                "not-examined",
+                f"model and data of the run were not looked at: {error}",
+                "give --data with the place where the data are now",
+            )
+        ]
+
+
+def of_rates(given: Doctor) -> list[Finding]:
+    """What the range test finds, drawn too."""
+    from minillm.study.doctor import case_of
+    from minillm.study.doctor.pictures import draw_rates
+    from minillm.study.doctor.rates import judged, range_test
+
+    task, model, _ = case_of(config_of(given))
+    rates = range_test(task, model)
+    draw_rates(rates, given.lr, given.picture or Path("lr-range.png"))
+    return list(judged(rates, given.lr))
+
+
+def show(found: list[Finding], as_json: bool) -> None:
+    """Print the findings, and how many there are."""
+    from minillm.study.doctor import CHECKS, lines_of, summary
+
+    if as_json:
+        counts: dict[str, Any] = {
+            f"{severity}s": sum(one.severity == severity for one in found) for severity in ("error", "warning", "note")
+        }
+        print(json.dumps({**counts, "findings": [one._asdict() for one in found]}, indent=2))
+        return
+    for line in lines_of(found):
+        print(line)
+    print(f"{summary(found)} ({len(CHECKS)} checks of model, data and settings)")

@@ -1,0 +1,30 @@
+"""Build the task and the model of a training's settings, as `minillm train` does, and write nothing."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from minillm import random
+from minillm.resolver import open_model
+from minillm.training.config import TrainConfig
+from minillm.training.run import Run
+from minillm.training.tasks import task_class
+from minillm.training.trainer import adapt, make_model
+
+
+def case_of(config: TrainConfig, run: Run | None = None) -> tuple[Any, Any, bool]:
+    """The task, the model before the first step, and whether its weights are trained ones; the arguments of `examine`.
+
+    run: take the weights and the tokenizer of this run.
+    Raises: as `train` does before its first step.
+    """
+    opened = open_model(run.folder) if run else open_model(config.init) if config.init else None
+    tokenizer = run.tokenizer if run else opened.needed_tokenizer("doctor") if opened else None
+    task = task_class(config.objective)(config, tokenizer)
+    if run and opened:
+        return task, opened.model, True
+    random.manual_seed(config.seed)
+    model = make_model(config, task.tokenizer)
+    if opened:
+        task.start_from(model, opened)
+    return task, adapt(model, config), opened is not None

@@ -1,0 +1,95 @@
+"""The settings of the optimiser and the length of the training, against the weights and the data that they meet."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from minillm.study.doctor.case import Case
+from minillm.study.doctor.finding import Finding
+
+STEP = 0.5  # of a weight's size, which a step of AdamW may move it at most
+REPEATS = 40  # epochs after which more of them teach nothing, by Muennighoff et al. 2023
+SEVERAL = 4  # epochs that teach as much as new data
+
+
+def learning_rate(case: Case) -> Iterator[Finding]:
+    """Compare the step of AdamW, about lr for each weight, with the size of the weights.
+
+    In its first steps AdamW moves each weight by about lr, whatever the gradient. A matrix whose weights have the root
+    mean square r is then changed by a share lr/r a step; 1e-3 is usual. The median over the matrices counts.
+    """
+    config = case.config
+    if config.optimizer != "adamw" or config.lr == 0:
+        if config.lr == 0:
+            yield Finding(
+                "error",
+                "learning-rate",
+                "the learning rate is 0, so no weight ever changes",
+                "give --lr, such as 1e-3 for a small model and 3e-4 for a large one",
+                "lr in metrics.jsonl",
+            )
+        return
+    sizes = [
+        float(np.sqrt(np.mean(np.square(one.data, dtype=np.float64))))
+        for one in case.trained_parameters().values()
+        if one.ndim >= 2 and one.data.any()
+    ]
+    if not sizes:
+        return
+    size = float(np.median(sizes))
+    share = config.lr / size
+    if share > STEP:
+        yield Finding(
+            "error",
+            "learning-rate",
+            f"lr={config.lr:g} moves a weight of the usual size {size:.2g} by {share:.0%} in each of the first steps: "
+            "the training will diverge",
+            f"give --lr {0.05 * size:.1g} or so, and a warmup; `minillm doctor ... --lr-range` measures it",
+            "lr and grad_norm in metrics.jsonl",
+        )
+    elif share < 1e-7:
+        yield Finding(
+            "warning",
+            "learning-rate",
+            f"lr={config.lr:g} moves a weight of the usual size {size:.2g} by {share:.1e} of it in a step, and so "
+            f"by {share * config.steps:.1e} at most in all {config.steps} steps: nothing will change",
+            f"give --lr {0.01 * size:.1g} or so",
+            "lr in metrics.jsonl",
+        )
+
+
+def epochs(case: Case) -> Iterator[Finding]:
+    """Count how often the training reads its data.
+
+    Source: Muennighoff et al. 2023 (arXiv:2305.16264): up to 4 epochs are nearly as good as new data, and after 40
+    nothing more is gained.
+    """
+    rows, of_data = case.config.batch_size, examples_of(case.task)
+    if of_data is None or case.task.samples:
+        return
+    times = case.config.steps * rows / max(1, of_data)
+    if times > REPEATS:
+        yield Finding(
+            "warning",
+            "epochs",
+            f"{case.config.steps} steps of {rows} rows read the {of_data:,} rows of the data {times:,.0f} times; after "
+            f"{REPEATS} times nothing more is gained, and the model learns them by heart",
+            f"give more data, fewer --steps ({max(1, math.ceil(SEVERAL * of_data / rows))} are {SEVERAL} times), or "
+            "--patience",
+            "val_loss in metrics.jsonl, which rises again",
+        )
+
+
+def examples_of(task: Any) -> int | None:
+    """The number of rows that an epoch of the training data has; None where it is not known."""
+    if hasattr(task, "batches"):
+        return int(task.batches.windows_per_epoch)
+    for name in ("learned", "rows"):
+        found = getattr(task, name, None)
+        if found is not None:
+            return len(found[0]) if name == "rows" else len(found)
+    return None

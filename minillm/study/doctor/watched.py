@@ -1,0 +1,97 @@
+"""What watch.jsonl tells of the layers of a run, where `minillm train --watch` has written one.
+
+A line has, for each layer, the size of its output (activation), the share of zeros in it, the size of the gradient of
+the output, and the update of its weights over the weights (ratio). Medians over the later half of the lines count,
+since sizes settle in the first. The limits are those of training/watch.py, which says the same in a run's last lines.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+import numpy as np
+
+from minillm.study.doctor.finding import Finding
+from minillm.study.doctor.history import History, read_lines
+from minillm.training.watch import DEAD, FAST, FLAT, HUGE, SLOW
+
+
+def layers(history: History) -> Iterator[Finding]:
+    """Find layers whose weights jump or stand still, whose gradient vanishes, whose output is huge or zero."""
+    path = history.folder / "watch.jsonl" if history.folder else None
+    lines = read_lines(path) if path is not None and path.is_file() else []
+    later = lines[len(lines) // 2 :]
+    if not later:
+        return
+    see = "watch.png and watch.jsonl"
+    ratios = medians(later, "ratio")
+    fast = [name for name in ratios if ratios[name] > FAST]
+    slow = [name for name in ratios if ratios[name] < SLOW]
+    if fast:
+        worst = max(fast, key=lambda name: ratios[name])
+        yield Finding(
+            "warning",
+            "large-updates",
+            f"a step moves the weights of {worst} by {ratios[worst]:.0%} of their size ({len(fast)} layers by more "
+            f"than {FAST:.0%}), where 0.1% is usual",
+            f"give a lower --lr (now {history.settings.get('lr')})",
+            see,
+        )
+    if slow:
+        yield Finding(
+            "warning",
+            "no-updates",
+            f"a step moves the weights of {slow[0]} by {ratios[slow[0]]:.1e} of their size ({len(slow)} layers by less "
+            f"than {SLOW:g}): they do not learn",
+            "give a higher --lr, and look if a gradient reaches them",
+            see,
+        )
+    gradients = medians(later, "gradient")
+    largest: dict[str, float] = {}  # by the name of the layer without the number of its block
+    for name, size in gradients.items():
+        largest[_kind(name)] = max(size, largest.get(_kind(name), 0.0))
+    flat = [name for name, size in gradients.items() if size < FLAT * largest[_kind(name)]]
+    if flat:
+        yield Finding(
+            "warning",
+            "vanishing-gradients",
+            f"the gradient of the output of {flat[0]} is {gradients[flat[0]] / largest[_kind(flat[0])]:.1e} of that in "
+            f"another block ({len(flat)} layers): it vanishes on its way",
+            "check the residual connections and the normalisation, and look for saturated units",
+            see,
+        )
+    for name, size in medians(later, "activation").items():
+        if size > HUGE:
+            yield Finding(
+                "warning",
+                "huge-output",
+                f"the output of {name} has the size {size:.1e}, where 0.01 to 100 is usual",
+                "give a lower --lr, or normalise what comes in",
+                see,
+            )
+            break
+    for name, share in medians(later, "zeros").items():
+        if share > DEAD:
+            yield Finding(
+                "warning",
+                "dead-units",
+                f"{share:.0%} of the output of {name} are zeros, which no gradient passes",
+                "give a lower --lr, or take GELU in place of ReLU",
+                see,
+            )
+            break
+
+
+def medians(lines: list[dict], field: str) -> dict[str, float]:
+    """The median of a field of each layer."""
+    values: dict[str, list[float]] = {}
+    for line in lines:
+        for name, layer in line.get("layers", {}).items():
+            if layer.get(field) is not None:
+                values.setdefault(name, []).append(layer[field])
+    return {name: float(np.median(numbers)) for name, numbers in values.items()}
+
+
+def _kind(name: str) -> str:
+    return re.sub(r"\d+", "*", name)
