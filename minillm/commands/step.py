@@ -36,7 +36,7 @@ class Step(TrainConfig):
     no_options: ClassVar[tuple[str, ...]] = (
         *("init", "steps", "micro_batches", "optimizer", "min_lr", "warmup", "schedule", "decay_steps", "eval_every"),
         *("eval_batches", "sample_every", "patience", "sample_tokens", "threads", "device", "dtype", "dp", "tp", "pp"),
-        *("zero", "pipeline", "recompute"),
+        *("zero", "pipeline", "recompute", "watch"),
     )
     name: Positional[str | None] = None
     """Model to step with: a run directory, a folder with config.json, a .gguf, or a preset; see also --preset."""
@@ -71,6 +71,15 @@ class Step(TrainConfig):
         object.__setattr__(self, "objective", ALIASES.get(self.objective, self.objective))
         if self.largest is not None and self.largest < 1:
             raise InputError(f"step: largest is {self.largest}; give 1 or more elements")
+        for name, example in {"compare": "plain,fast", "export": '"layernorm backward in h.0.ln_2"'}.items():
+            if getattr(self, name) == "":
+                raise InputError(f"step: --{name} is empty; give for example {example}")
+        if self.compare and (self.export or self.lens):
+            raise InputError("step: --compare shows two steps; leave --export and --lens out, which look into one")
+        if self.out is not None and self.out.is_dir():
+            raise InputError(f"step: --out {self.out} is a folder; give the name of a page in it, such as step.html")
+        if self.out is not None and not self.out.parent.is_dir():
+            raise InputError(f"step: there is no folder {self.out.parent}; make it, or choose another --out")
         super().__post_init__()
 
 
@@ -91,7 +100,10 @@ def step(arguments: list[str]) -> None:
             raise InputError("step: --terminal walks, and writes nothing; leave --out, --compare, --export, --lens out")
         from minillm.study.step.terminal import Walk
 
-        print(*summary(prepare(config, given.text).trace(on_line=Walk().on_line, **limit)), sep="\n")
+        walk = Walk()
+        trace = prepare(config, given.text).trace(on_line=walk.on_line, **limit)
+        walk.end()
+        print(*summary(trace), sep="\n")
         return
     if given.compare:
         compare(given, config, limit)

@@ -120,11 +120,14 @@ def test_compare_names_the_first_line_that_differs(capsys, tmp_path, monkeypatch
     assert "add backward in h.1, gpt2.py:106" in text
     assert "db[" in text
     assert "add=my_add:backward: my_add.py:2  return dy, -dy" in text
+    assert "no backward of 'ad' ran; did you mean 'add'?" in refused(capsys, "--compare", "ad=my_add:backward")
+    assert "no backward of 'cumsum' ran; choose one of: " in refused(capsys, "--compare", "cumsum=my_add:backward")
     assert "no stop differs" in said(capsys, "--compare", "fast")
 
 
 def test_lens_names_tokens(capsys):
     text = said(capsys, "--lens", "--text", "the cat sat")
+    assert "imprint: what the gradient" in text
     assert "h.1.mlp.proj shift of " in text
     assert "no MLP" in refused(capsys, "--lens", "--lora", "2")
 
@@ -177,7 +180,18 @@ def test_what_cannot_be_done_says_why(capsys, tmp_path, pairs):
     assert "the model comes first" in refused(capsys, "--lens", "nano")
     assert "was left out" in refused(capsys, "--export", "1", "--largest", "10")
     assert "largest is 0" in refused(capsys, "--largest", "0")
-    assert "no stop is called" in refused(capsys, "--export", "nothing here")
+    message = refused(capsys, "--export", "nothing here")
+    assert "no stop is called 'nothing here'; give a number from 0 to 121, or a part of a title: tokens, " in message
+    assert message.count("linear backward") == 1, "a title of every layer would fill the screen"
+    assert "there is no stop 9999; the stops are 0 to 121" in refused(capsys, "--export", "9999")
+    assert "did you mean 'layernorm backward in ln_f'?" in refused(capsys, "--export", "layernorm backwards in ln_f")
+    assert "--export is empty" in refused(capsys, "--export", "")
+    assert "--compare is empty" in refused(capsys, "--compare", "")
+    assert "two steps; leave --export and --lens out" in refused(capsys, "--compare", "fast", "--lens")
+    assert "is a folder; give the name of a page" in refused(capsys, "--out", str(tmp_path))
+    assert "there is no option --watch" in refused(capsys, "--watch")
+    step_ran = refused(capsys, "--out", str(tmp_path / "no" / "page.html"))
+    assert step_ran.startswith("step: there is no folder"), "the step did not run in vain"
     assert "no preset, and no folder" in refused(capsys, "nowhere")
     assert "names 3 steps" in refused(capsys, "--compare", "a,b,c")
 

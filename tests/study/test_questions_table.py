@@ -15,6 +15,7 @@ from minillm.errors import DtypeError, GraphError, InputError
 from minillm.models.gpt2 import GPT2, GPT2Config
 from minillm.models.llama import Llama
 from minillm.models.llama_config import LlamaConfig
+from minillm.optim import AdamW
 
 IDS = np.random.default_rng(0).integers(0, 13, (3, 8))
 
@@ -117,6 +118,30 @@ def test_memory_differs_from_describe_where_more_is_kept():
     assert "minillm describe counts" in str(found)
 
 
+def test_memory_leaves_gradients_buffers_and_probes_as_they_were():
+    """The step that is counted computes no numbers: what it writes must not reach the model."""
+
+    class Probed(GPT2):
+        def loss(self, ids, targets):
+            return study.probe(super().loss(ids, targets), "the loss")
+
+    minillm.manual_seed(0)
+    model = Probed(GPT2Config(vocab_size=13, context=8, layers=3, heads=2, channels=8))
+    loss = model.loss(IDS, IDS)
+    seen = study.probes["the loss"]
+    study.memory(loss, model)
+    assert study.probes["the loss"] is seen
+    assert {parameter.grad is None for parameter in model.parameters()} == {True}
+    AdamW(model.parameters(), lr=0.1)
+    loss.backward()
+    expected = [parameter.grad.copy() for parameter in model.parameters()]
+    study.memory(model.loss(IDS, IDS), model)
+    for parameter, grad in zip(model.parameters(), expected, strict=True):
+        np.testing.assert_array_equal(parameter.grad, grad)
+        assert parameter.grad is parameter.grad_buffer
+    study.probes.clear()
+
+
 def test_memory_with_a_model_needs_its_tokens():
     x = Tensor(np.ones(3), requires_grad=True)
     with pytest.raises(InputError, match="no table of tokens"):
@@ -129,6 +154,13 @@ def test_an_array_that_two_operations_keep_counts_once():
     loss = (ops.exp(y) + y * y).sum()
     kept = [row for row in study.memory(loss).rows if row.bytes == y.data.nbytes]
     assert len(kept) == 2, "y, and exp(y)"
+
+
+def test_a_probe_has_a_name_in_words():
+    with pytest.raises(DtypeError, match="probe: name is a int; give a text"):
+        study.probe(Tensor(np.ones(2)), 3)
+    with pytest.raises(InputError, match="probe: name is empty"):
+        study.probe(Tensor(np.ones(2)), "")
 
 
 def test_a_probe_changes_nothing_and_sees_values_and_gradient(rng):

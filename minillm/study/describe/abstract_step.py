@@ -58,7 +58,11 @@ def loss_of(model: Any) -> Callable[..., Any]:
 
 
 def abstract_step(model: Any, batch_size: int, context: int) -> Step:
-    """Run forward and backward of one batch with their usual memory, but hardly compute (backend.abstract)."""
+    """Run forward and backward of one batch with their usual memory, but hardly compute (backend.abstract).
+
+    The gradients of the weights have memory of their own, and are one number for each here; those that a model had
+    before come back, as its optimiser may still add to them.
+    """
     batch = training_batch(model, batch_size, context)
     given = {id(owner(x)) for x in (*batch.values(), *model.state_dict().values())}
     notes, was_tracing, stream = Notes(), tracemalloc.is_tracing(), random.default.state()
@@ -68,7 +72,12 @@ def abstract_step(model: Any, batch_size: int, context: int) -> Step:
     if not was_tracing:
         tracemalloc.start()
     try:
-        with abstract_engine(), observe(notes.after_forward, notes.after_backward), observe_products(notes.products):
+        with (
+            gradients_apart(model),
+            abstract_engine(),
+            observe(notes.after_forward, notes.after_backward),
+            observe_products(notes.products),
+        ):
             tracemalloc.reset_peak()
             before = tracemalloc.get_traced_memory()[0]
             loss = loss_of(model)(**batch)
@@ -81,6 +90,23 @@ def abstract_step(model: Any, batch_size: int, context: int) -> Step:
         if not was_tracing:
             tracemalloc.stop()
     return Step(kept, peak, notes.forward, notes.backward)
+
+
+@contextlib.contextmanager
+def gradients_apart(model: Any) -> Iterator[None]:
+    """Let backward write the gradients of a model elsewhere within this context, to one number for each weight."""
+    parameters = list(model.parameters())
+    before = [(parameter.grad, parameter.grad_buffer) for parameter in parameters]
+    for parameter in parameters:
+        parameter.grad = parameter.grad_buffer = None
+        if isinstance(parameter.data, np.ndarray):
+            one = np.zeros(1, parameter.dtype)
+            parameter.grad_buffer = np.lib.stride_tricks.as_strided(one, parameter.shape, (0,) * parameter.ndim)
+    try:
+        yield
+    finally:
+        for parameter, (grad, buffer) in zip(parameters, before, strict=True):
+            parameter.grad, parameter.grad_buffer = grad, buffer
 
 
 @contextlib.contextmanager

@@ -23,7 +23,7 @@ def look_up(name: str | Path) -> tuple[Callable[[Any], Any], Any, dict[str, Any]
 
 
 def empty_model(kind: Callable[[Any], Module], config: Any, dtype: Any, lora: LoraConfig | None = None) -> Module:
-    """A model without numbers; its gradients, which have memory of their own, are one number for each parameter."""
+    """A model without numbers."""
     with uninitialized():
         model = kind(config)
         if lora is not None:
@@ -31,6 +31,4 @@ def empty_model(kind: Callable[[Any], Module], config: Any, dtype: Any, lora: Lo
     for parameter in model.parameters():
         if parameter.dtype != dtype:
             parameter.data = np.empty(parameter.shape, dtype)
-        strides = (0,) * parameter.ndim
-        parameter.grad_buffer = np.lib.stride_tricks.as_strided(np.zeros(1, dtype), parameter.shape, strides)
     return model

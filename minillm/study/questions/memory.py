@@ -15,6 +15,7 @@ from minillm.autograd import Node, Tensor
 from minillm.errors import InputError
 from minillm.nn import Module
 from minillm.study.describe.abstract_step import abstract_step, arrays_of, owner
+from minillm.study.questions.probe import probes
 from minillm.study.questions.text import aligned, bytes_text
 from minillm.study.questions.walk import all_leaves, operations
 
@@ -76,7 +77,12 @@ def memory(loss: Tensor, model: Module | None = None) -> Memory:
     rows = [row for node in nodes for row in kept_by(node, given)]
     if model is None:
         return Memory(tuple(rows), None)
-    step = abstract_step(model, *_batch_of(nodes))
+    looked = dict(probes)
+    try:
+        step = abstract_step(model, *_batch_of(nodes))
+    finally:  # this step computes no numbers, and probes in the model's forward have looked at it
+        probes.clear()
+        probes.update(looked)
     merged: Counter[tuple[str, str, str]] = Counter()
     for row in rows:
         merged[row[:3]] += row.bytes

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from minillm.autograd import Op, Tensor
-from minillm.errors import check_array
+from minillm.errors import DtypeError, InputError, check_array
 from minillm.study.questions.statistics import Statistics
 from minillm.study.questions.text import aligned
 
@@ -69,6 +69,11 @@ def probe(x: Any, name: str) -> Tensor:
     The gradient is the whole dL/dx that comes from what is computed of the result. A name that is used again keeps the
     latest look. The result has the memory of x.
     Shapes: x of any; result like x.
+    Raises: DtypeError for a name that is no text.
     """
+    if not isinstance(name, str):
+        raise DtypeError(f"probe: name is a {type(name).__name__}; give a text, such as 'after ln_1'")
+    if not name:
+        raise InputError("probe: name is empty; give a text, such as 'after ln_1'")
     check_array("probe", "x", x)
     return PROBE(x if isinstance(x, Tensor) else Tensor(x), name=name)

@@ -19,7 +19,7 @@ import numpy as np
 
 from minillm.backend import Array
 from minillm.engine import ENGINES
-from minillm.errors import InputError
+from minillm.errors import InputError, did_you_mean
 from minillm.resolver import find
 from minillm.study.step.records import Line, ParameterStop, StepTrace, Stop
 from minillm.study.step.setup import prepare
@@ -239,7 +239,20 @@ def traces_of(
     if len(words) != 2:
         raise InputError(f"step: --compare names {len(words)} steps; give two, such as plain,fast")
     a, b = (_way(word) for word in words)  # both are understood before the first runs
-    return tuple(prepare(settings(model), text).trace(**options, **way) for model, way in (a, b))  # type: ignore[return-value]
+    one, other = (
+        _traced(word, prepare(settings(model), text).trace(**options, **way), way)
+        for word, (model, way) in zip(words, (a, b), strict=True)
+    )
+    return one, other
+
+
+def _traced(word: str, trace: StepTrace, way: dict[str, Any]) -> StepTrace:
+    """The trace, in which every backward that was to be replaced has run: else nothing was compared."""
+    ran = dict.fromkeys(stop.op for stop in trace.of_kind("backward"))
+    for op in way.get("mutations", ()):
+        if op not in ran:
+            raise InputError(f"step: --compare {word}: no backward of {op!r} ran{did_you_mean(op, ran)}")
+    return trace
 
 
 def _way(word: str) -> tuple[str | None, dict[str, Any]]:

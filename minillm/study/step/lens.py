@@ -101,7 +101,10 @@ def lens_lines(readings: list[Reading]) -> list[str]:
         raise InputError(
             "step: --lens found no MLP whose matrices have gradients; leave --lora out, or give another model"
         )
-    lines = []
+    lines = [
+        "imprint: what the gradient of an MLP's first matrix gets from a token; shift: where a step moves what the",
+        "second matrix writes there. Behind each, the tokens with the nearest vectors, and the cosine to them.",
+    ]
     for one in readings:
         near = ", ".join(f"{word!r} {cosine:.2f}" for word, cosine in one.nearest)
         lines.append(f"{one.layer} {one.kind} of {one.token!r} at {list(one.place)}, size {one.size:.2g}: {near}")

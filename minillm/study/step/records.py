@@ -11,6 +11,7 @@ All arrays are copies that nobody can write to, and equal arrays are one object.
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -203,5 +204,13 @@ class StepTrace:
             for stop in self.stops:
                 if fits(stop.title):
                     return stop
-        titles: Any = [stop.title for stop in self.stops]
-        raise InputError(f"step: no stop is called {text!r}{did_you_mean(text, titles)}")
+        last = len(self.stops) - 1
+        if text.lstrip("-").isdigit():
+            raise InputError(f"step: there is no stop {text}; the stops are 0 to {last}")
+        near = difflib.get_close_matches(text, [stop.title for stop in self.stops], n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"give a number from 0 to {last}, or a part of a title:"
+        raise InputError(f"step: no stop is called {text!r}; {hint}{'' if near else self._operations()}")
+
+    def _operations(self) -> str:
+        """The beginnings of the titles, each once."""
+        return " " + ", ".join(dict.fromkeys(stop.title.partition(" in ")[0] for stop in self.stops))

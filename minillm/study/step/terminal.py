@@ -74,6 +74,7 @@ class Walk:
         self.wanted: Callable[[Position], bool] | None = lambda position: True  # None: never again
         self.breaks: list[str] = []
         self.last = "next"
+        self.sought = ""  # the name that `until` waits for
 
     def on_line(self, stop: Stop, line: Line | None, frame: FrameType | None) -> None:
         """A line has run: wait for commands, if a person wants to stop here."""
@@ -87,6 +88,7 @@ class Walk:
         if hit is not None:
             self._say(f"break: {hit}")
         if hit is not None or self.wanted(position):
+            self.sought = ""
             self._show()
             self._interact()
 
@@ -121,7 +123,9 @@ class Walk:
         if not rest:
             self._say("step: until needs a name, such as: until h.0.ln_2")
             return False
-        return self._forward(lambda position: _is_called(position, rest))
+        gone_on = self._forward(lambda position: _is_called(position, rest))
+        self.sought = rest if gone_on else ""
+        return gone_on
 
     def _continue(self, rest: str) -> bool:
         return self._forward(lambda position: False)
@@ -137,6 +141,11 @@ class Walk:
         self.wanted = wanted
         return True
 
+    def end(self) -> None:
+        """The step has ended: say so where `until` still waits for its name."""
+        if self.sought and self.wanted is not None:
+            self._say(f"step: the walk ended before anything called {self.sought!r}")
+
     def _quit(self, rest: str) -> bool:
         self.wanted = None
         return True
@@ -150,7 +159,7 @@ class Walk:
         return False
 
     def _break(self, rest: str) -> bool:
-        if rest:
+        if rest and self._is_expression("break", rest):
             self.breaks.append(rest)
         self._say("breaks: " + ("; ".join(self.breaks) or "none"))
         return False
@@ -159,7 +168,19 @@ class Walk:
         self.breaks.clear()
         return False
 
+    def _is_expression(self, command: str, text: str) -> bool:
+        """True for a Python expression; a person hears what is wrong with another text."""
+        try:
+            compile(text, command, "eval")
+        except (SyntaxError, ValueError) as error:
+            example = {"print": "print dy.shape", "break": "break abs(dx).max() > 1"}[command]
+            self._say(f"step: {command} needs a Python expression, such as: {example} ({error.args[0]})")
+            return False
+        return True
+
     def _print(self, rest: str) -> bool:
+        if not self._is_expression("print", rest):
+            return False
         try:
             value = eval(rest, *self._names(self.positions[self.at]))
         except Exception as error:
@@ -191,6 +212,8 @@ class Walk:
         """Print what a function says of an element that is written as dx[0, 3]."""
         name, _, numbers = text.rstrip("] ").partition("[")
         try:
+            if not name:
+                raise ValueError
             place = [int(number) for number in numbers.split(",") if number.strip()]
         except ValueError:
             self._say(f"step: {command} needs an element, such as: {command} dweight[5, 3]")
@@ -297,7 +320,9 @@ def step(
     Raises: as `backward`.
     """
     walk = Walk(stdin, stdout)
-    return trace_backward(loss, gradient, on_line=walk.on_line)
+    trace = trace_backward(loss, gradient, on_line=walk.on_line)
+    walk.end()
+    return trace
 
 
 def module_is_callable(name: str) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 import minillm
 import minillm.study.step
-from minillm import ops
+from minillm import ops, study
 from minillm.autograd import Op, Tensor
 from minillm.study.describe.abstract_step import loss_of
 from minillm.study.step.terminal import COMMANDS, HELP, Walk
@@ -166,6 +166,25 @@ def test_help_has_every_command_and_wrong_ones_are_answered():
     assert answers(text)[0] == HELP
     assert "there is no command 'nxt'; did you mean 'next'?" in answers(text)[1]
     assert "until needs a name" in answers(text)[2]
+
+
+def test_what_can_never_hold_is_said():
+    text, _ = walked("print", "break x >", "break abs(", "b", "explain", "check [0]", "until nothing of this name")
+    said = answers(text)
+    assert "print needs a Python expression, such as: print dy.shape (invalid syntax)" in said[0]
+    assert "break needs a Python expression, such as: break abs(dx).max() > 1 (invalid syntax)" in said[1]
+    assert "break needs a Python expression" in said[2]
+    assert said[3] == "breaks: none"
+    assert "explain needs an element" in said[4]
+    assert "check needs an element" in said[5]
+
+
+def test_until_says_where_it_found_nothing():
+    x = Tensor(np.ones(3), requires_grad=True)
+    for commands, ended in {"until nowhere": True, "until mul": False, "until nowhere\nq": True, "q": False}.items():
+        out = io.StringIO()
+        study.step((x * 2.0).sum(), stdin=io.StringIO(f"{commands}\n"), stdout=out)
+        assert ("the walk ended before anything called 'nowhere'" in out.getvalue()) == ended
 
 
 def test_the_step_is_whole_after_quit_and_at_the_end_of_the_input():
