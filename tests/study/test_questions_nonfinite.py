@@ -221,7 +221,7 @@ def test_a_training_that_fails_is_explained(tmp_path):
     code = f"import sys; from minillm.cli import main; sys.exit(main({words!r}))"
     shown = run(code, "finite")
     assert shown.returncode != 0
-    assert "nonfinite: the forward of" in shown.stderr + shown.stdout
+    assert "train: the forward of" in shown.stderr + shown.stdout
     shown = run(code.replace("/run", "/other"), "")
     assert "MINILLM_CHECK=finite" in shown.stderr + shown.stdout
 
