@@ -299,8 +299,8 @@ def node_backward(node: Node, douts: list, wanted: dict | None) -> Any:
         arguments: tuple = (dout, node.saved)
         if node.writes_into:
             into: list[Into | None] = [None] * len(edges)
-            # Who observes backwards sees this gradient, and not a sum.
-            if wanted is None and (backend.is_abstract() or all(one.on_backward is None for one in observers)):
+            seen = observers and any(one.on_backward is not None for one in observers)  # alone, and not in a sum
+            if wanted is None and (not seen or backend.is_abstract()):
                 _claim(edges, claimed, into)
             arguments = (dout, node.saved, tuple(into))
         started = _announced(observers, node, douts) if observers else 0.0
