@@ -13,6 +13,9 @@ import pytest
 
 import minillm
 from minillm.checkpoint import load_checkpoint
+from minillm.data.instructions import Example
+from minillm.data.pairs import IGNORED
+from minillm.data.preferences import PairExample
 from minillm.errors import InputError
 from minillm.models.gpt2 import GPT2Config
 from minillm.models.llama import LlamaConfig
@@ -70,6 +73,21 @@ def test_the_reward_is_read_at_the_token_that_ends_the_answer(data) -> None:
             assert ids[length - 1] == task.tokenizer.eos_id
             assert (ids[: length - 1] != task.tokenizer.eos_id).all()
     assert task.tokens(batch) == batch["lengths"].sum()
+
+
+@pytest.mark.parametrize("behind", [0, 1, 3])
+def test_what_a_template_puts_behind_an_answer_is_not_read(data, behind) -> None:
+    """A published template may end each message with a line break, which is no target."""
+    task = RewardTask(settings(data))
+    plain = task.made([0, 1])
+    for number, pair in enumerate(task.pairs):
+        longer = []
+        for ids, targets in pair:
+            more = [*targets[-1:], *range(3, 3 + behind)]
+            longer.append(Example(np.append(ids, more[:behind]), np.append(targets, [IGNORED] * behind)))
+        task.pairs[number] = PairExample(*longer)
+    for name, array in task.made([0, 1]).items():
+        np.testing.assert_array_equal(array, plain[name])
 
 
 def test_parts_of_a_batch_give_the_gradient_of_the_batch(data) -> None:

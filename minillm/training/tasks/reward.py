@@ -126,8 +126,12 @@ class RewardTask(AnswerPairs):
 
 
 def _with_its_end(example: Example) -> Example:
-    """An example whose ids include its last token; there are no targets."""
-    ids = np.append(example.ids, example.targets[-1])
+    """An example whose ids end with the last token of its answer, where the reward is read; there are no targets.
+
+    A template may put more behind the answer, such as a line break, which is no target.
+    """
+    last = np.flatnonzero(example.targets != IGNORED)[-1]
+    ids = np.append(example.ids[: last + 1], example.targets[last])
     return Example(ids, np.full_like(ids, IGNORED))
 
 
