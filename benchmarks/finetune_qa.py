@@ -6,6 +6,7 @@ speeches in a row, a question is `Who says "a line of one of them"?`, and the an
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 import subprocess
@@ -119,7 +120,7 @@ def guess(made: Path) -> str:
     questions = divide(read_squad(made), 0.1)[1]
     said = [question.context.partition(":")[0] for question in questions]
     found = squad_scores(said, [question.texts for question in questions])
-    measures = {name: measure._asdict() for name, measure in found.items()}
+    measures = {name: dataclasses.asdict(measure) for name, measure in found.items()}
     return f"| always the first speaker | - | - | - | - | {shown(measures)} |"
 
 
