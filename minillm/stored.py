@@ -61,6 +61,7 @@ def _rows(source: Stored, start: int, stop: int) -> Array:
 
 
 def read_json(path: Path) -> dict[str, Any]:
+    """The values in a JSON file. Raises: CheckpointError if it is missing or damaged."""
     try:
         values = json.loads(path.read_text(encoding="utf-8-sig"))  # some editors put a byte order mark in front
     except FileNotFoundError:
@@ -73,6 +74,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def write_json(path: Path, values: dict[str, Any]) -> None:
+    """Write a JSON file whole or not at all."""
     unfinished = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     unfinished.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
     os.replace(unfinished, path)

@@ -351,6 +351,7 @@ class Tensor(Methods):
 
 
 def refuse_second_order(function: str, create_graph: bool) -> None:
+    """Raise GraphError where gradients of gradients are asked for."""
     if create_graph:
         raise GraphError(
             f"{function}: create_graph=True asks for gradients of gradients, which are not computed; leave it out, or "

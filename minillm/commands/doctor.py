@@ -110,7 +110,7 @@ def beginning(name: str | None, arguments: list[str]) -> tuple[TrainConfig, Run 
 
 
 def of_run(run: Run, given: Doctor) -> list[Finding]:
-    """What the metrics of a run tell, drawn too."""
+    """The findings in the metrics of a run, which are drawn too."""
     from minillm.study.doctor import examine_run
     from minillm.study.doctor.history import history_of
 
@@ -124,7 +124,7 @@ def of_run(run: Run, given: Doctor) -> list[Finding]:
 
 
 def of_training(given: Doctor, run: Run | None) -> list[Finding]:
-    """What the checks before training find, with the weights of the run if there is one."""
+    """The findings of the checks before training, with the weights of the run if there is one."""
     from minillm.study.doctor import case_of, examine
     from minillm.study.doctor.finding import Finding
 
@@ -144,7 +144,7 @@ def of_training(given: Doctor, run: Run | None) -> list[Finding]:
 
 
 def of_rates(given: Doctor) -> list[Finding]:
-    """What the range test finds, drawn too."""
+    """The findings of the range test, which is drawn too."""
     from minillm.study.doctor import case_of
     from minillm.study.doctor.pictures import draw_rates
     from minillm.study.doctor.rates import judged, range_test

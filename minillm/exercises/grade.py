@@ -49,6 +49,7 @@ def grade(exercise: Exercise, function: Callable[..., Any], path: Path | None = 
 
 
 def is_right(exercise: Exercise, observed: Outcome, expected: Outcome) -> bool:
+    """True if a call ended, changed none of its arguments, and returned what was expected."""
     return observed.error is None and not observed.changed and not wrong_outputs(exercise, observed, expected)
 
 

@@ -71,7 +71,7 @@ def maximum_forward(a, b):
 
 
 def maximum_backward(dy, saved):
-    return split_between(dy, saved, np.less)
+    return split_between(dy, saved, np.less)  # (...) each
 
 
 MAXIMUM = Op("maximum", maximum_forward, maximum_backward)
@@ -88,7 +88,7 @@ def minimum_forward(a, b):
 
 
 def minimum_backward(dy, saved):
-    return split_between(dy, saved, np.greater)
+    return split_between(dy, saved, np.greater)  # (...) each
 
 
 MINIMUM = Op("minimum", minimum_forward, minimum_backward)

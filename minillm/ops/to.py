@@ -58,7 +58,7 @@ def clone_forward(x):
 
 
 def clone_backward(dy, saved):
-    return (dy,)
+    return (dy,)  # (...)
 
 
 CLONE = Op("clone", clone_forward, clone_backward, aliases=True)

@@ -200,7 +200,7 @@ RULES = (
 
 
 def remarks(records: list[dict[str, Any]]) -> list[str]:
-    """What is unusual in the later half of the records, each with its number, what is usual, and what to do.
+    """The unusual things in the later half of the records, each with its number, what is usual, and what to do.
 
     A model that learns well gives no remark; the first records are left out, as sizes settle there.
     """

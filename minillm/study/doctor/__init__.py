@@ -47,7 +47,7 @@ CHECKS: tuple[Check, ...] = (
 
 
 def examine(task: Any, model: Any, trained: bool = False) -> list[Finding]:
-    """What is wrong with a training before its first step, the worst first.
+    """The findings about a training before its first step, the worst first.
 
     task: a task with data (training/tasks/task.py), whose first batch is looked at; model: the model that it trains,
     which is left in evaluation mode, with the gradients of some rows. trained: its weights come from a trained model.

@@ -1,4 +1,4 @@
-"""What runs on answers tell beside their loss: rewards, margins, groups, lengths; and accuracies of classes."""
+"""The numbers of runs on answers beside their loss: rewards, margins, groups, lengths; and accuracies of classes."""
 
 from __future__ import annotations
 

@@ -109,7 +109,7 @@ class Case:
 
     @cached_property
     def step(self) -> Step:
-        """What happens in a step of these rows."""
+        """The record of a step of these rows."""
         return run_step(self.task, self.model, self.rows)
 
     def several(self, number: int) -> Iterator[Batch]:

@@ -11,7 +11,7 @@ ORDER = ("error", "warning", "note")
 
 
 class Finding(NamedTuple):
-    """One thing that is wrong, or worth knowing.
+    """A thing that is wrong, or worth knowing.
 
     severity: an error makes a training useless or its numbers wrong; a warning costs quality or time; a note explains
     what looks wrong and is not, or how things stand.

@@ -31,7 +31,7 @@ class Stretch(NamedTuple):
 
 
 class History:
-    """What a run has written: its settings (config.json) and its records (metrics.jsonl)."""
+    """The files that a run has written: its settings (config.json) and its records (metrics.jsonl)."""
 
     def __init__(self, settings: dict[str, Any], records: list[dict[str, Any]], folder: Path | None = None):
         self.settings, self.folder = settings, folder

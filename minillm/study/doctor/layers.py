@@ -1,4 +1,4 @@
-"""What the layers do in the first step: numbers that are not finite, units that are dead, layers that say nothing."""
+"""The layers in the first step: numbers that are not finite, units that are dead, layers that say nothing."""
 
 from __future__ import annotations
 

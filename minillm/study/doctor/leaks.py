@@ -1,4 +1,4 @@
-"""What a prediction can see: not what it predicts, no other text of a packed row, and all of its context.
+"""A prediction sees all of its context, but neither what it predicts nor another text of a packed row.
 
 Each check changes some tokens and looks which logits move. What must not move is compared to 1e-4 of the largest logit:
 products of matrices of one shape give equal bits, whatever the other rows hold, and the rest is rounding.

@@ -1,4 +1,4 @@
-"""What a run's metrics.jsonl tells: each check compares stretches of the run (history.py), and names the step."""
+"""The findings in a run's metrics.jsonl: each check compares stretches of the run (history.py), and names the step."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ TEXT = ("causal", "masked", "permutation", "denoising")  # objectives whose data
 
 
 def examine_run(folder: str | Path | History) -> list[Finding]:
-    """What the metrics of a run tell, the worst first.
+    """The findings in the metrics of a run, the worst first.
 
     Raises: CheckpointError for a folder that is no run.
     """

@@ -186,7 +186,7 @@ def _reward(case: Case) -> Iterator[Finding]:
 
 
 def _grpo(case: Case, task: GRPOTask) -> Iterator[Finding]:
-    """With every ratio 1, the loss is -sum(w A) / count, which is near 0 though its gradient is not."""
+    """The loss, where every ratio is 1, is -sum(w A) / count, which is near 0 though its gradient is not."""
     rows: dict[str, Any] = case.rows
     weights = grpo_weights(counted(rows), task.options.average)  # (B, T)
     wanted = -float((weights * rows["advantages"][:, None]).sum()) / task.counts(rows)["loss"]

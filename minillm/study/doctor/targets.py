@@ -1,4 +1,4 @@
-"""What the loss asks for: is it the next token, are there targets, and does padding stay out of it?"""
+"""The targets of the loss: is it the next token, are there targets, and does padding stay out of it?"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What watch.jsonl tells of the layers of a run, where `minillm train --watch` has written one.
+"""The findings in watch.jsonl about the layers of a run, where `minillm train --watch` has written one.
 
 A line has, for each layer, the size of its output (activation), the share of zeros in it, the size of the gradient of
 the output, and the update of its weights over the weights (ratio). Medians over the later half of the lines count,

@@ -119,7 +119,7 @@ class Subject:
 
     @cached_property
     def sensitivity(self) -> float:
-        """How much rounding errors grow in one step; see rounding.py."""
+        """The factor by which rounding errors grow in one step; see rounding.py."""
         return sensitivity_of(lambda model: trained(self.training, model), self.model(), self.reference)
 
     @cached_property

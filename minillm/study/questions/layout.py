@@ -20,7 +20,7 @@ ORDER_SWEEPS, PLACE_SWEEPS = 12, 24
 
 
 class Layout(NamedTuple):
-    """Where everything is: the centres of boxes, and the points of arrows, from a lower edge to an upper one."""
+    """The places of everything: the centres of boxes, and the points of arrows, from a lower edge to an upper one."""
 
     centres: list[tuple[float, float]]
     routes: list[list[tuple[float, float]]]

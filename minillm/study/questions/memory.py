@@ -92,7 +92,7 @@ def memory(loss: Tensor, model: Module | None = None) -> Memory:
 
 
 def kept_by(node: Node, counted: set[int]) -> Iterator[Kept]:
-    """What a node keeps and nobody has counted; it is counted now."""
+    """The arrays that a node keeps and nobody has counted; each is counted now."""
     new: dict[int, tuple[int, list[str]]] = {}
     for name, array in arrays_of(node.saved):
         memory = owner(array)

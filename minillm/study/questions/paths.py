@@ -31,7 +31,7 @@ class Passed(NamedTuple):
 
 
 def causes_on_the_way(tensor: Tensor, loss: Tensor, nodes: list[Node]) -> tuple[list[Cause], Array | None]:
-    """What was found on the way from the loss to the tensor, and the gradient; no `grad` changes."""
+    """The findings on the way from the loss to the tensor, and the gradient; no `grad` changes."""
     passed = _Passing(tensor, nodes)
     start = np.ones_like(loss.data)
     with _left_as_it_is(nodes), observe(on_backward=passed.look):
@@ -141,7 +141,7 @@ def _cancelled(tensor: Tensor) -> Cause:
 
 
 def _zero_rows(gradient: Array, found: list[Cause]) -> list[Cause]:
-    """What is zero of a gradient, where no operation on the way explains it."""
+    """The part of a gradient that is zero, where no operation on the way explains it."""
     if found:
         return []
     zeros = int((gradient == 0).sum())

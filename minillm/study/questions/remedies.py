@@ -1,4 +1,4 @@
-"""What to do about a NaN or an infinity, by the operation that made it."""
+"""Remedies for a NaN or an infinity, by the operation that made it."""
 
 from __future__ import annotations
 

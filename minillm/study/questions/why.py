@@ -154,7 +154,7 @@ def _without_gradient(tensor: Tensor, loss: Tensor | None) -> Cause | None:
 
 
 def _alone(tensor: Tensor, grad: Array | None) -> Iterator[Cause]:
-    """What can be said without a loss."""
+    """The answer where no loss is given."""
     ask = "run the forward, and ask why(tensor, loss) before loss.backward()"
     if grad is None and not _is_not_kept(tensor):
         yield Cause(
@@ -232,7 +232,7 @@ def _left_out(tensor: Tensor, loss: Tensor, nodes: list[Node]) -> Cause:
 
 
 def _holds(tensor: Tensor, node: Node) -> str:
-    """What a node keeps of a tensor that it was not given: `its memory`, `a copy of its numbers`, or nothing."""
+    """The form in which a node keeps a tensor that it was not given: `its memory`, `a copy of its numbers`, or ""."""
     mine, data = owner(tensor.data), tensor.data
     for _, array in [*arrays_of(node.saved), *((("leaf", edge[0].data)) for edge in node.edges if _is_leaf(edge))]:
         if owner(array) is mine:
@@ -268,7 +268,7 @@ def _unused(tensor: Tensor, nodes: list[Node]) -> Cause:
 
 
 def _compared(tensor: Tensor, grad: Array | None, fresh: Array | None, explained: bool) -> Iterator[Cause]:
-    """What the gradient that is there has to do with that of this loss."""
+    """The relation of the gradient that is there to that of this loss."""
     if fresh is None:
         return
     told = f"this loss gives it a gradient of {Statistics.of(fresh)}"

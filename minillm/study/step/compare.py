@@ -146,7 +146,7 @@ def _paired(a: StepTrace, b: StepTrace) -> list[tuple[int | None, int | None]]:
 
 
 def _differences(a: StepTrace, b: StepTrace, in_a: int | None, in_b: int | None):
-    """What differs in a pair of stops: inputs, then lines, then outputs."""
+    """The differences in a pair of stops: inputs, then lines, then outputs."""
     if in_a is None or in_b is None:
         yield Difference((in_a, in_b), (None, None), "the operation", np.inf, None, ())
         return

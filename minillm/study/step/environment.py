@@ -77,7 +77,7 @@ def _bind(names: dict[str, Any], name: str, value: Any) -> None:
 
 
 def _holder(before: Any, step: str) -> Any:
-    """What can hold an item or an attribute: that which does already, or a new one."""
+    """The object that can hold an item or an attribute: the one that does already, or a new one."""
     kind = list if step.startswith("[") else SimpleNamespace
     return before if isinstance(before, kind) else kind()
 

@@ -1,4 +1,4 @@
-"""Where a number comes from: the numbers that the line of its array read, and what was added up to it.
+"""The origin of a number: the numbers that the line of its array read, and what was added up to it.
 
     explain(trace, trace.find("linear backward in h.0.mlp.fc"), "dweight", (5, 3))
         dweight[5, 3] = 0.00123, by dweight = matmul(dy_rows.T, x_rows)
@@ -82,7 +82,7 @@ class Explanation(NamedTuple):
 
 
 def explain(trace: StepTrace, stop: Stop, name: str, index: Sequence[int], line: Line | None = None) -> Explanation:
-    """Where one number of a stop comes from.
+    """The origin of one number of a stop.
 
     name: an array that a line of the stop made (the last such line counts, or give the line), or a gradient that
     arrived, such as dy, or `grad` of a parameter.

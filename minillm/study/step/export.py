@@ -1,4 +1,4 @@
-"""One stop of a trace as a program: a .py, and its arrays as .npz, which repeats the numbers and asserts them.
+"""A stop of a trace as a program: a .py, and its arrays as .npz, which repeats the numbers and asserts them.
 
     minillm step --export "layernorm backward in h.0.ln_2"
     python layernorm_backward_h_0_ln_2.py

@@ -171,7 +171,7 @@ class Call:
         self.frame, self.seen = None, {}  # type: ignore[assignment]
 
     def changed(self) -> dict[str, Any]:
-        """What the statement bound or wrote into, by name."""
+        """The arrays that the statement bound or wrote into, by name."""
         now = self.frame.f_locals
         return {
             name: value

@@ -1,4 +1,4 @@
-"""One page of HTML in which a person walks through a traced step: `write_page(trace, Path("step.html"))`.
+"""A page of HTML in which a person walks through a traced step: `write_page(trace, Path("step.html"))`.
 
 The page is one file without a network: its Content-Security-Policy lets nothing be loaded, and allows only its own
 script and style, by their hashes. page.html is the frame, page.css the style, and the script consists of
@@ -113,7 +113,7 @@ def policy(script: str, style: str) -> str:
 
 
 def notes_on(level: Level, arrays: list[dict[str, Any]]) -> list[str]:
-    """What a reader must know of how arrays are stored."""
+    """The note for a reader on how arrays are stored."""
     rounded = sum("exponent" in array and "image" not in array for array in arrays)
     images = sum("image" in array for array in arrays)
     found = []
@@ -131,7 +131,7 @@ def notes_on(level: Level, arrays: list[dict[str, Any]]) -> list[str]:
 
 
 def document_of(trace: StepTrace, store: Store) -> dict[str, Any]:
-    """What the page knows of a trace; arrays are numbers in `store`."""
+    """The data of the page about a trace; arrays are numbers in `store`."""
     derivations: list[str] = []
     return {
         "model": trace.model,

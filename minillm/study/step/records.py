@@ -1,4 +1,4 @@
-"""What a traced step is made of: stops, the lines within them, and where every array came from and went to.
+"""The parts of a traced step: stops, the lines within them, and where every array came from and went to.
 
     StepTrace
       stops     Stop 0 "tokens", then one for each forward, one for the loss, one for each backward, one per parameter
@@ -91,7 +91,7 @@ class Sent:
 
 @dataclass(frozen=True, eq=False)
 class Call:
-    """What a forward ran: the operation, copies of its inputs, and its settings."""
+    """The call of a forward: the operation, copies of its inputs, and its settings."""
 
     op: Any  # an autograd.Op
     inputs: tuple[Any, ...]
@@ -168,7 +168,7 @@ class ModuleEntry:
 
 @dataclass(eq=False)
 class StepTrace:
-    """One training step, with every number that it made."""
+    """A training step, with every number that it made."""
 
     stops: list[Stop]
     sources: dict[str, Source]

@@ -16,7 +16,7 @@ from minillm.study.step.text import norm
 
 
 class Contribution(NamedTuple):
-    """What one branch adds to the residual stream; all numbers are Euclidean norms."""
+    """The part that one branch adds to the residual stream; all numbers are Euclidean norms."""
 
     stop: int  # the forward that adds
     scope: str  # the part of the model that computed the branch: h.0.attn

@@ -70,7 +70,7 @@ def sample(array: Array, count: int, draw: np.random.Generator) -> list[tuple[in
 
 
 def record(checks: list[NumberCheck], call: str, about: str) -> dict[str, Any]:
-    """What the page knows of the checked elements of one gradient."""
+    """The data of the page about the checked elements of one gradient."""
     elements = [
         {"index": one.place, "analytic": one.analytic, "numeric": one.numeric, "agrees": bool(one.agrees)}
         for one in checks

@@ -122,7 +122,7 @@ def _task_of_text(config: TrainConfig, text: str, tokenizer: Tokenizer | None) -
 
 
 def _batch_of_text(task: Any, text: str, notes: list[str]) -> Batch:
-    """One row: the text, or its beginning, as the task reads it."""
+    """A row: the text, or its beginning, as the task reads it."""
     ids = np.array(task.tokenizer.encode(text), np.int64)
     causal = task.config.objective == "causal"
     room = (task.options.length or task.config.model.context) + 1 if causal else task.room

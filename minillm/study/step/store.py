@@ -25,7 +25,7 @@ SIDE = 64  # rows and columns of an image
 
 
 class Level(NamedTuple):
-    """How large an array may be, in elements, to be stored exactly, and to be stored rounded."""
+    """The largest sizes, in elements, of an array that is stored exactly, and of one that is stored rounded."""
 
     exact: int
     half: int
@@ -57,7 +57,7 @@ class Store:
         return self._numbers[id(array)]
 
     def packed(self, budget: float) -> tuple[list[dict[str, Any]], bytes, Level]:
-        """What the page must know of each array, the bytes of all, and the level that fits a budget of bytes."""
+        """The data of the page about each array, the bytes of all, and the level that fits a budget of bytes."""
         sizes = [(array.size, len(zlib.compress(as_exact(array).tobytes(), 1))) for array in self._arrays]
         expected = budget
         for _ in range(6):
@@ -128,7 +128,7 @@ def store(array: Array, level: Level) -> tuple[Array, dict[str, Any]]:
 
 
 def as_exact(array: Array) -> Array:
-    """The same numbers in a type that a page can read: float32, float64, int32 or uint8, in C order."""
+    """The numbers in a type that a page can read: float32, float64, int32 or uint8, in C order."""
     kind = array.dtype.kind
     if kind == "b":
         return np.ascontiguousarray(array, np.uint8)

@@ -225,7 +225,7 @@ class Walk:
         return False
 
     def _trace(self) -> StepTrace:
-        """What was walked through."""
+        """The trace that was walked through."""
         return StepTrace(list(dict.fromkeys(one.stop for one in self.positions)), {}, [], {}, 0.0, "")
 
     def _where(self, rest: str) -> bool:

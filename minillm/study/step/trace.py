@@ -1,4 +1,4 @@
-"""One training step in the plain engine, as data: every op, every line, every gradient, every parameter's update.
+"""A training step in the plain engine, as data: every op, every line, every gradient, every parameter's update.
 
     model = GPT2(GPT2Config.preset("nano"))
     trace = trace_step(model, lambda model: model.loss(ids, targets), AdamW(model.parameters()))
