@@ -6,8 +6,7 @@ import numpy as np
 
 from minillm.backend import contiguous
 from minillm.cuda.launch import launch_norm_backward, launch_norm_forward, norm_fits
-from minillm.cuda.layernorm import bias_or_zeros, outputs
-from minillm.fast.layernorm import Saved
+from minillm.cuda.layernorm import Saved, bias_or_zeros, outputs
 from minillm.ops.add_layernorm import without_norm
 
 KERNEL = "layernorm"

@@ -1,12 +1,23 @@
-"""Layer norm by kernels/layernorm.cu, which keeps what the fast pair keeps: x, and mean and rstd of each row."""
+"""Layer norm by kernels/layernorm.cu, which keeps x, and mean and rstd of each row: less memory than norm takes."""
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 
-from minillm.backend import contiguous
+from minillm.backend import Array, contiguous
 from minillm.cuda.launch import launch_norm_backward, launch_norm_forward, norm_fits
-from minillm.fast.layernorm import Saved
+
+
+class Saved(NamedTuple):
+    """Everything that the forward keeps for the backward; N is the number of rows."""
+
+    x: Array  # (..., C)
+    weight: Array  # (C,)
+    mean: Array  # (N,)
+    rstd: Array  # (N,)
+    has_bias: bool
 
 
 def forward(x, weight, bias, *, eps):

@@ -1,12 +1,21 @@
-"""RMS norm by kernels/rmsnorm.cu, which keeps what the fast pair keeps: x, and rstd of each row."""
+"""RMS norm by kernels/rmsnorm.cu, which keeps x, and rstd of each row: less memory than norm takes."""
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 
-from minillm.backend import contiguous
+from minillm.backend import Array, contiguous
 from minillm.cuda.launch import launch_norm_backward, launch_norm_forward, norm_fits
-from minillm.fast.rmsnorm import Saved
+
+
+class Saved(NamedTuple):
+    """Everything that the forward keeps for the backward; N is the number of rows."""
+
+    x: Array  # (..., C)
+    weight: Array  # (C,)
+    rstd: Array  # (N,)
 
 
 def forward(x, weight, *, eps):

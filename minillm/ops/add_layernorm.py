@@ -52,7 +52,7 @@ def add_layer_norm(
 
     Shapes: x and residual (..., C), weight (C,) or None for ones, bias (C,) or None; both results (..., C).
     Units: eps is in units of x squared, as in `layer_norm`.
-    Saves: a reference to the sum and two numbers per row; the plain pair what `layer_norm` saves.
+    Saves: what `layer_norm` saves; the kernels a reference to the sum and two numbers per row.
     Raises: ShapeError where C differs, or the shapes of x and residual.
     Source: Ba, Kiros, Hinton 2016, equation 4, of the sum.
     """

@@ -80,8 +80,7 @@ def layer_norm(x: Tensor, weight: Tensor | None = None, bias: Tensor | None = No
 
     Shapes: x (..., C), weight (C,) or None for ones, bias (C,) or None; result (..., C).
     Units: eps is in units of x squared; the variance is that of the population (divided by C).
-    Saves: norm, an array the size of x, and one number per row; the fast pair and the kernels a reference to x and two
-        numbers per row.
+    Saves: norm, an array the size of x, and one number per row; the kernels a reference to x and two numbers per row.
     Raises: ShapeError, such as `layer_norm: weight has C=512, but x has C=768`.
     Source: Ba, Kiros, Hinton 2016, equation 4.
     """

@@ -65,7 +65,7 @@ def rms_norm(x: Tensor, weight: Tensor | None = None, eps: float = 1e-6) -> Tens
 
     Shapes: x (..., C), weight (C,) or None for ones; result (..., C).
     Units: eps is in units of x squared.
-    Saves: a reference to x and one number per row; the plain pair an array the size of x and one number per row.
+    Saves: norm, an array the size of x, and one number per row; the kernels a reference to x and one number per row.
     Raises: ShapeError, such as `rms_norm: weight has C=512, but x has C=768`.
     Source: Zhang, Sennrich 2019, equation 4.
     """
