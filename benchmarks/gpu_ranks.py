@@ -251,12 +251,12 @@ def quiet_trainer(job: Job) -> Any:
     """
     name = "minillm.training.display"
     sys.modules.setdefault(name, SimpleNamespace(Display=Quiet, NoDisplay=Quiet))  # type: ignore[arg-type]
-    from minillm.training import saving, trainer
+    from minillm.training import prepare, saving, trainer
 
     trainer.Display = Quiet  # type: ignore[assignment, misc]
     missing = [package for package in ("threadpoolctl", "safetensors") if importlib.util.find_spec(package) is None]
     if "threadpoolctl" in missing:
-        trainer.tuned_process = contextlib.nullcontext  # type: ignore[assignment, misc]
+        trainer.tuned_process = prepare.tuned_process = contextlib.nullcontext  # type: ignore[assignment, misc]
     if "safetensors" in missing:
         saving.save_checkpoint, saving.load_checkpoint = save_pickle, load_pickle
     if missing:

@@ -29,7 +29,7 @@ from minillm.parallel.mesh import Mesh, ParallelModel
 from minillm.parallel.objective import next_token_batch
 from minillm.study.this_machine import measured_run, time_table, told
 from minillm.training.config import preset
-from minillm.training.trainer import accumulate_gradients
+from minillm.training.whole_model import accumulate_gradients
 from minillm.tuning import BLAS_AWAKE, fastest_way, own_choice, own_threads, tuned_process, ways_of_cutting
 
 CONFIGS = {  # model and batch: those of the presets, without dropout

@@ -270,8 +270,9 @@ def timed(step, count):
 
 def measure_ways(name, rounds, sleep):
     """Interleaved rounds of every way of cutting and of eager PyTorch: a row of the table."""
-    ours, theirs = Side(__file__, "minillm", name, str(sleep)), Side(__file__, "eager", name)
+    ours = Side(__file__, "minillm", name, str(sleep))
     told = ours.run("ways")
+    theirs = Side(__file__, "eager", name)  # only now: loading PyTorch would disturb the choice
     seconds = {way: [] for way in (*told["ways"], "eager")}
     theirs.run(STEPS[name])  # to warm up
     for _ in range(rounds):
@@ -299,9 +300,10 @@ WAYS_HEADER = [
 
 def measure(name, rounds, sides):
     """Interleaved rounds of one configuration: the medians, the ratios, and the floor's share of minillm's step."""
-    children = {side: Side(__file__, side, name) for side in sides}
-    for child in children.values():
-        child.run(max(2, STEPS[name] // 4))  # warm up
+    children = {}
+    for side in sides:  # one after the other: loading PyTorch would disturb minillm's choice of a way of cutting
+        children[side] = Side(__file__, side, name)
+        children[side].run(max(2, STEPS[name] // 4))  # warm up
     results = {side: [] for side in sides}
     floors = []
     for _ in range(rounds):

@@ -155,7 +155,7 @@ def train_model(train, validation, options):
     """Train; returns the tokenizer, the model with its best weights, and a summary of the run."""
     import minillm
     from minillm.optim import AdamW, decay_groups
-    from minillm.training.trainer import WholeModel, accumulate_gradients
+    from minillm.training.whole_model import WholeModel, accumulate_gradients
 
     with tempfile.TemporaryDirectory() as folder:
         task = task_of(train, validation, options, folder)

@@ -32,7 +32,7 @@ import numpy as np
 
 from minillm import module_hints
 from minillm.backend import Array
-from minillm.backward import Backward, Hook, Into, Node, run_backward
+from minillm.backward import Backward, Hook, Node, run_backward
 from minillm.device import device_of, is_on_gpu
 from minillm.engine import Pair, find_pair, rooms_for, takes_into, uses_kernel
 from minillm.errors import DeviceError, GraphError, MinillmError, ShapeError
@@ -47,6 +47,7 @@ from minillm.grad_mode import (
     set_grad_enabled,
     state,
 )
+from minillm.leaves import Into
 from minillm.tensor import Parameter, Tensor, refuse_second_order, tensor
 
 __all__ = [

@@ -17,40 +17,23 @@ memory alone. The core of it, for nodes that have one output and are given in th
 `run_backward` below elaborates it: it finds the order, frees what is used up, adds in place where nobody else holds the
 array, and delivers to the leaves' `grad`. One line, in `node_backward`, calls every operation's backward: a breakpoint
 there with the condition `node.scope == "h.0.ln_2"` stops at any of them.
-
-Several threads may walk at once and meet in a leaf. A gradient is added to a leaf under one lock; an operation that
-writes a leaf's gradient itself (see engine.Pair) claims the leaf while it does, and where another thread holds the
-claim it makes an array of its own, which is added when the leaf is free.
 """
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable, Iterable
-from threading import get_ident
 from types import CodeType
-from typing import Any, NamedTuple
-
-import numpy as np
+from typing import Any
 
 from minillm import backend
 from minillm.backend import Array
 from minillm.errors import GraphError, ShapeError
 from minillm.grad_mode import state
+from minillm.leaves import Into, accumulate, add_to_leaf, claim, deliver, lock, release, store_claimed
 
 Op = Any  # an autograd.Op
 Tensor = Any  # an autograd.Tensor, which is built on this file
-
-
-class Into(NamedTuple):
-    """The destination of a leaf's gradient, for an operation that can write it there itself (see engine.Pair).
-
-    With `add` the array already holds a gradient to add to; without, its contents mean nothing and are overwritten.
-    """
-
-    array: Array
-    add: bool
 
 
 class Version:
@@ -165,10 +148,10 @@ def run_backward(roots: list[tuple[Tensor, Array]], keep_graph: bool, wanted: di
     arrived: dict[Node, list] = {}
     for root, gradient in roots:
         if root.node is None:
-            _deliver(root, gradient, False, late, wanted)
+            deliver(root, gradient, False, late, wanted)
         else:
             slots = arrived.setdefault(root.node, [None] * len(root.node.output_shapes))
-            slots[root.index] = _accumulate(slots[root.index], gradient, False)
+            slots[root.index] = accumulate(slots[root.index], gradient, False)
     waiting = _count_consumers(arrived)
     needed = None if wanted is None else _leading_to(wanted, waiting, arrived)
     ready = [node for node in arrived if waiting[node] == 0]
@@ -187,13 +170,13 @@ def run_backward(roots: list[tuple[Tensor, Array]], keep_graph: bool, wanted: di
             target, number = edge
             if not isinstance(target, Node):
                 if dinput is not None:
-                    _deliver(target, dinput, owned, late, wanted)
+                    deliver(target, dinput, owned, late, wanted)
                 continue
             if dinput is not None:
                 if target.bfloat16 is not None and dinput.dtype != target.bfloat16:  # NumPy computed it in float32
                     dinput = dinput.astype(target.bfloat16)
                 slots = arrived.setdefault(target, [None] * len(target.output_shapes))
-                slots[number] = _accumulate(slots[number], dinput, owned)
+                slots[number] = accumulate(slots[number], dinput, owned)
             waiting[target] -= 1
             if waiting[target] == 0:
                 ready.append(target)
@@ -204,7 +187,7 @@ def run_backward(roots: list[tuple[Tensor, Array]], keep_graph: bool, wanted: di
         for _, hook in leaf.hooks or ():
             gradient, owned = _hooked(hook, gradient), False
         if wanted is None:
-            _add_to_leaf(leaf, gradient, owned)
+            add_to_leaf(leaf, gradient, owned)
         else:
             wanted[id(leaf)] = backend.as_array(gradient).astype(leaf.dtype, copy=not owned)
 
@@ -259,7 +242,7 @@ def _shown(node: Node, douts: list, wanted: dict | None) -> None:
     for index, reference in node.watchers or ():
         watched = reference()
         if watched is not None and douts[index] is not None:
-            with _lock:
+            with lock:
                 watched.grad = douts[index].copy() if watched.grad is None else watched.grad + douts[index]
     for index, dout in enumerate(douts):
         if dout is not None and wanted is not None and (node, index) in wanted:
@@ -301,7 +284,8 @@ def node_backward(node: Node, douts: list, wanted: dict | None) -> Any:
             into: list[Into | None] = [None] * len(edges)
             seen = observers and any(one.on_backward is not None for one in observers)  # alone, and not in a sum
             if wanted is None and (not seen or backend.is_abstract()):
-                _claim(edges, claimed, into)
+                leaves = [None if edge is None or isinstance(edge[0], Node) else edge[0] for edge in edges]
+                claim(leaves, claimed, into)
             arguments = (dout, node.saved, tuple(into))
         started = _announced(observers, node, douts) if observers else 0.0
         dinputs = node.backward(*arguments)  # the line that calls every backward
@@ -318,18 +302,13 @@ def node_backward(node: Node, douts: list, wanted: dict | None) -> Any:
                 )
         seconds = time.perf_counter() - started if observers else 0.0
         if claimed:
-            dinputs = list(dinputs)
-            with _lock:
-                for i in claimed:
-                    if into[i] is not None and dinputs[i] is not None:
-                        _store(edges[i][0], dinputs[i], not node.op.aliases)
-                        dinputs[i] = None
+            dinputs = store_claimed(leaves, claimed, into, dinputs, not node.op.aliases)
     except Exception as error:
         error.add_note(f"in the backward of {node.describe()}")
         raise
     finally:
         if claimed:
-            _release(edges, claimed)
+            release(leaves, claimed)
     if observers:
         call = Backward(node, douts, dinputs, seconds)
         for observer in observers:
@@ -360,94 +339,3 @@ def _check_versions(node: Node) -> None:
                 f"backward: input {position} of {node.describe()} was changed in place after it was used; call "
                 "backward before that, or write x = x + ... for x += ..."
             )
-
-
-def _accumulate(slot: tuple | None, gradient: Array, owned: bool) -> tuple:
-    """Add a gradient to those that arrived before, allocating only if neither array is the engine's to write to.
-
-    `+=`, not `np.add(..., out=)`: NumPy hands out 0-d results as scalars, which no operation can write to.
-    """
-    if slot is None:
-        return (gradient, owned)
-    total, total_owned = slot
-    if total_owned:
-        total += gradient
-        return (total, True)
-    if owned:
-        gradient += total
-        return (gradient, True)
-    return (total + gradient, True)
-
-
-# --- leaves --------------------------------------------------------------------------------------------------------
-
-_lock = threading.Lock()  # held while a leaf's grad changes
-_free = threading.Condition(_lock)  # told when leaves are released
-_waiting = 0  # threads that wait for a leaf
-_claims: dict[int, int] = {}  # id of a leaf whose gradient an operation is writing -> the thread that runs it
-
-
-def _claim(edges: tuple, claimed: list[int], into: list) -> None:
-    """Reserve for this thread those leaves among a node's inputs that nobody writes to, and say where they are written.
-
-    A leaf that is two inputs gets its gradients added by the engine, as it has only one buffer; so does one with hooks.
-    """
-    with _lock:
-        for i, edge in enumerate(edges):
-            if edge is None or isinstance(edge[0], Node):
-                continue
-            leaf = edge[0]
-            if leaf.hooks is None and id(leaf) not in _claims:
-                _claims[id(leaf)] = get_ident()
-                claimed.append(i)
-                into[i] = leaf._grad_destination()
-            elif leaf.hooks is None:  # another thread's, or this one's as another input
-                for other in claimed:
-                    if edges[other][0] is leaf:
-                        into[other] = None
-
-
-def _release(edges: tuple, claimed: list[int]) -> None:
-    with _lock:
-        for i in claimed:
-            del _claims[id(edges[i][0])]
-        if _waiting:
-            _free.notify_all()
-
-
-def _deliver(leaf: Tensor, gradient: Array, owned: bool, late: dict, wanted: dict | None) -> None:
-    """Add a gradient to a leaf now, or later, when all have come: for hooks, and for those who asked for it alone."""
-    if leaf.data.dtype.kind == "V" and gradient.dtype != leaf.data.dtype:  # bfloat16, which NumPy computed in float32
-        gradient, owned = gradient.astype(leaf.data.dtype), True
-    if wanted is None and leaf.hooks is None:
-        _add_to_leaf(leaf, gradient, owned)
-    elif wanted is None or id(leaf) in wanted:
-        slot = late[id(leaf)][1] if id(leaf) in late else None
-        late[id(leaf)] = leaf, _accumulate(slot, gradient, owned)
-
-
-def _add_to_leaf(leaf: Tensor, gradient: Array, owned: bool) -> None:
-    """Add a gradient to a leaf, as soon as no other thread writes there."""
-    global _waiting
-    with _lock:
-        while _claims and _claims.get(id(leaf), get_ident()) != get_ident():
-            _waiting += 1
-            _free.wait()
-            _waiting -= 1
-        _store(leaf, gradient, owned)
-
-
-def _store(leaf: Tensor, gradient: Array, owned: bool) -> None:
-    """Leaf gradients are the user's: they are never shared with another array."""
-    if gradient is leaf.grad:  # the op wrote it there already
-        return
-    destination = leaf._grad_destination()
-    if destination is None:
-        gradient = backend.as_array(gradient)  # NumPy's results without dimensions are numbers, not arrays
-        leaf.grad = gradient.astype(leaf.dtype, copy=not owned)
-    elif destination.add:
-        np.add(destination.array, gradient, out=destination.array)
-    else:
-        if gradient is not destination.array:
-            destination.array[...] = gradient
-        leaf.grad = destination.array

@@ -17,11 +17,12 @@ import numpy as np
 
 from minillm import backend, hints
 from minillm.backend import Array
-from minillm.backward import FROZEN, Hook, Into, Node, Version, run_backward
+from minillm.backward import FROZEN, Hook, Node, Version, run_backward
 from minillm.device import check_device, device_of, is_on_gpu, like, to_device, to_host
 from minillm.dtypes import as_dtype
 from minillm.errors import DtypeError, GraphError, MinillmError, ShapeError
 from minillm.grad_mode import quiet, state
+from minillm.leaves import Into
 from minillm.methods import Methods
 
 

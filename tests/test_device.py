@@ -43,8 +43,8 @@ from minillm.optim import AdamW, decay_groups
 from minillm.parallel.objective import NEXT_TOKENS, next_token_batch
 from minillm.study.cases import CASES
 from minillm.tokenizers import WordPieceTokenizer
-from minillm.training import TrainConfig, train, trainer
-from minillm.training.trainer import accumulate_gradients
+from minillm.training import TrainConfig, train, whole_model
+from minillm.training.whole_model import accumulate_gradients
 from tests.training.task_runs import run_of, without_dropout, write_data
 
 SEVERAL = [0] * 5 + [5] * 7  # where each of two texts begins that share a sequence
@@ -507,14 +507,14 @@ def test_a_run_on_the_device_resumes_bit_for_bit(cupy, config, dtype, monkeypatc
     config = dataclasses.replace(config, dtype=dtype)
     whole = train(config)
     interrupted = dataclasses.replace(config, out=config.out.with_name("interrupted"))
-    original, calls = trainer.accumulate_gradients, iter(range(1, 100))
+    original, calls = whole_model.accumulate_gradients, iter(range(1, 100))
 
     def stop_at_4(*arguments):
         if next(calls) == 4:
             signal.raise_signal(signal.SIGINT)
         return original(*arguments)
 
-    monkeypatch.setattr(trainer, "accumulate_gradients", stop_at_4)
+    monkeypatch.setattr(whole_model, "accumulate_gradients", stop_at_4)
     run = train(interrupted)
     assert run.metrics()[-1]["step"] == 4
     run = train(interrupted, resume=interrupted.out)

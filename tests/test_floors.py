@@ -33,6 +33,7 @@ FLOORS = {  # the longest name that fits counts
     "minillm.tuning": 2,
     "minillm.random": 1,
     "minillm.grad_mode": 1,
+    "minillm.leaves": 1,
     "minillm.backward": 2,
     "minillm.cuda": 2,
     "minillm.cuda.activations": 3,
@@ -55,6 +56,7 @@ FLOORS = {  # the longest name that fits counts
     "minillm.testing": 5,
     "minillm.models": 6,
     "minillm.data": 6,
+    "minillm.corpus": 7,
     "minillm.lora": 7,
     "minillm.evaluation": 7,
     "minillm.parallel": 7,
@@ -159,6 +161,7 @@ TOGETHER = {
     "minillm.tokenizers",
     "minillm.cuda",
     "minillm.data",
+    "minillm.corpus",
     "minillm.lora",
     "minillm.evaluation",
     "minillm.nn",
@@ -176,7 +179,7 @@ TRAINERS = ("tokenizers.bpe", "tokenizers.unigram_train", "tokenizers.wordpiece"
 FOREIGN = {
     "numpy": {"minillm"},
     "regex": {"minillm.tokenizers"},
-    "rich": {f"minillm.{name}" for name in ("commands", "training.display", *TRAINERS)},
+    "rich": {f"minillm.{name}" for name in ("commands", "corpus.stage", "training.display", *TRAINERS)},
     "matplotlib": {
         "minillm.training.run",
         "minillm.training.watch",
@@ -188,6 +191,10 @@ FOREIGN = {
     "cupy": {"minillm.device", "minillm.cuda", "minillm.parallel.nccl"},
     "cupy_backends": {"minillm.device", "minillm.cuda", "minillm.parallel.nccl"},
     "gguf": {"minillm.gguf"},
+    **dict.fromkeys(
+        ("resiliparse", "fastwarc", "ftfy", "charset_normalizer", "py3langid", "zstandard"), {"minillm.corpus"}
+    ),
+    "pyarrow": {"minillm.corpus"},
     "sacrebleu": {"minillm.evaluation.bleu"},
     "pytest": {"minillm.testing.pytest_minillm"},
     "ml_dtypes": {"minillm.dtypes", "minillm.cuda"},

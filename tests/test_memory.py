@@ -17,7 +17,7 @@ from minillm.generate import generate
 from minillm.models.gpt2 import GPT2, GPT2Config
 from minillm.optim import AdamW, decay_groups
 from minillm.parallel.objective import next_token_batch
-from minillm.training.trainer import WholeModel, accumulate_gradients
+from minillm.training.whole_model import WholeModel, accumulate_gradients
 
 
 @contextlib.contextmanager

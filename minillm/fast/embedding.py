@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from minillm.backend import Array, as_rows
-from minillm.backward import Into
+from minillm.leaves import Into
 from minillm.ops.embedding import Saved
 from minillm.sums import add_rows
 

@@ -23,7 +23,7 @@ from minillm.study.describe.lookup import look_up
 from minillm.study.describe.tables import Table, in_bytes
 from minillm.study.parallel_report import Division, Measured, Place, divisions, exact_tables, measure, stage_of
 from minillm.study.projection import Link, Machine, Seconds, Work, step_seconds, work_of
-from minillm.training.trainer import accumulate_gradients
+from minillm.training.whole_model import accumulate_gradients
 from minillm.tuning import tuned_process
 
 

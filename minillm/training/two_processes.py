@@ -15,8 +15,8 @@ from minillm.parallel.communicator import Communicator
 from minillm.parallel.launch import launch
 from minillm.parallel.objective import next_token_batch
 from minillm.training.config import TrainConfig
+from minillm.training.prepare import divide, make_optimizer
 from minillm.training.tasks import task_class
-from minillm.training.trainer import divide, make_optimizer
 from minillm.tuning import tuned_process
 
 

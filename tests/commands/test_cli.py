@@ -26,7 +26,7 @@ from minillm.study import gradcheck
 from minillm.tokenizers import BPETokenizer, CharacterTokenizer, Tokenizer
 from minillm.training import Run, TrainConfig
 from minillm.training.config import preset
-from minillm.training.trainer import build
+from minillm.training.prepare import build
 
 TEXT = "the model reads a text, and then it writes what it has read; " * 40
 SIZE = "--context 8 --layers 1 --heads 2 --channels 16 --steps 4 --batch-size 4 --eval-batches 2 --sample-every 0"

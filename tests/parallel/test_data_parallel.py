@@ -16,7 +16,7 @@ from minillm.parallel.data_parallel import DataParallel, boundary, model_blocks
 from minillm.parallel.mesh import Mesh, ParallelModel
 from minillm.parallel.objective import next_token_batch
 from minillm.parallel.zero import ZeRO
-from minillm.training.trainer import accumulate_gradients
+from minillm.training.whole_model import accumulate_gradients
 from tests.parallel.training import GPT, Case, build, on_mesh, one_process
 
 

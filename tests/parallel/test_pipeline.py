@@ -28,7 +28,7 @@ from minillm.parallel.pipeline import (
     schedule,
     simulate,
 )
-from minillm.training.trainer import accumulate_gradients
+from minillm.training.whole_model import accumulate_gradients
 from tests.parallel.nccl_ranks import over_nccl
 
 V, C, T, LAYERS = 37, 16, 6, 5

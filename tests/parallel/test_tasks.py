@@ -10,7 +10,7 @@ import pytest
 from minillm.checkpoint import load_checkpoint
 from minillm.errors import InputError
 from minillm.parallel.communicator import Communicator
-from minillm.training import Run, TrainConfig, train, trainer
+from minillm.training import Run, TrainConfig, prepare, train
 from tests.training.task_runs import RUNS, run_of, write_data
 
 DIVIDED = {"dp2": dict(dp=2), "zero1": dict(dp=2, zero=1), "zero2": dict(dp=2, zero=2), "zero3": dict(dp=2, zero=3)}
@@ -23,10 +23,10 @@ def run_on(communicator: Communicator, config: TrainConfig) -> None:
 
 def exactly() -> None:
     """Make the models of trainings float64, in which a run does not depend on the order of sums."""
-    make = trainer.make_model
+    make = prepare.make_model
     if not hasattr(make, "exact"):
-        trainer.make_model = lambda *given: make(*given).to(np.float64)
-        trainer.make_model.exact = True  # type: ignore[attr-defined]
+        prepare.make_model = lambda *given: make(*given).to(np.float64)
+        prepare.make_model.exact = True  # type: ignore[attr-defined]
 
 
 @pytest.fixture(scope="module")
@@ -40,10 +40,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def alone(folder: Path) -> dict[str, Run]:
     class Made(dict):
         def __missing__(self, name: str) -> Run:
-            before = trainer.make_model
+            before = prepare.make_model
             exactly()
             self[name] = train(run_of(name, folder, f"alone-{name}", micro_batches=2))
-            trainer.make_model = before
+            prepare.make_model = before
             return self[name]
 
     return Made()

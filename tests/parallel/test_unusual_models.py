@@ -18,7 +18,7 @@ from minillm.parallel.data_parallel import DataParallel, parameter_owners
 from minillm.parallel.mesh import Mesh, ParallelModel
 from minillm.parallel.objective import next_token_batch
 from minillm.parallel.zero import ZeRO
-from minillm.training.trainer import accumulate_gradients
+from minillm.training.whole_model import accumulate_gradients
 
 CONFIG = GPT2Config(vocab_size=61, context=16, layers=4, heads=2, channels=16, dropout=0.1)
 STEPS = 8

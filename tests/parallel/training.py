@@ -15,7 +15,7 @@ from minillm.optim import AdamW, decay_groups
 from minillm.parallel.communicator import Communicator, Message, Trace
 from minillm.parallel.mesh import Mesh, ParallelModel
 from minillm.parallel.objective import next_token_batch
-from minillm.training.trainer import accumulate_gradients
+from minillm.training.whole_model import accumulate_gradients
 
 GPT = GPT2Config(vocab_size=61, context=16, layers=4, heads=4, channels=32)
 LLAMA = LlamaConfig(61, context=16, layers=4, heads=4, kv_heads=4, channels=32, hidden=48, tied=False)

@@ -22,9 +22,10 @@ from minillm.models.gpt2 import GPT2, GPT2Config
 from minillm.models.llama import Llama, LlamaConfig
 from minillm.tokenizers import BPETokenizer
 from minillm.training import TrainConfig, train
+from minillm.training.prepare import make_model
 from minillm.training.tasks.grpo import DULL, GRPOOptions, GRPOTask, Sampled, sample_answers, seed_of
 from minillm.training.tasks.scoring import scored
-from minillm.training.trainer import accumulate_gradients, make_model
+from minillm.training.whole_model import accumulate_gradients
 from tests.training.answer_runs import settings_of
 
 TINY = GPT2Config(vocab_size=256, context=24, layers=2, heads=2, channels=32, dropout=0.1)

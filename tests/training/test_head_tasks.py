@@ -28,7 +28,7 @@ from minillm.resolver import open_model
 from minillm.training import Run, TrainConfig, train
 from minillm.training.tasks.classify import ClassifyOptions, ClassifyTask
 from minillm.training.tasks.qa import QAOptions, QATask
-from minillm.training.trainer import accumulate_gradients
+from minillm.training.whole_model import accumulate_gradients
 
 GOOD, BAD = ("fine", "grand", "lovely", "warm"), ("dull", "grim", "poor", "cold")
 NOUNS = ("film", "plot", "cast", "song", "story", "scene", "ending", "script")

@@ -20,9 +20,10 @@ from minillm.losses import PREFERENCE_LOSSES, sequence_log_probs
 from minillm.models.gpt2 import GPT2, GPT2Config
 from minillm.parallel.objective import micro_batches_of
 from minillm.training import TrainConfig, train
+from minillm.training.prepare import make_model
 from minillm.training.tasks.preference import PreferenceOptions, PreferenceTask
 from minillm.training.tasks.scoring import check_apart, frozen_log_probs, scored
-from minillm.training.trainer import accumulate_gradients, make_model
+from minillm.training.whole_model import accumulate_gradients
 from tests.training.answer_runs import pairs_of, settings_of, write_records
 
 TINY = GPT2Config(vocab_size=256, context=64, layers=2, heads=2, channels=16, dropout=0.2)

@@ -20,8 +20,9 @@ from minillm.errors import InputError
 from minillm.models.gpt2 import GPT2Config
 from minillm.models.llama import LlamaConfig
 from minillm.training import TrainConfig, train
+from minillm.training.prepare import make_model
 from minillm.training.tasks.reward import RewardOptions, RewardTask
-from minillm.training.trainer import accumulate_gradients, make_model
+from minillm.training.whole_model import accumulate_gradients
 from tests.training.answer_runs import pairs_of, settings_of, write_records
 
 MODELS: dict[str, Any] = {

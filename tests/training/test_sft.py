@@ -28,7 +28,7 @@ from minillm.resolver import open_model
 from minillm.tokenizers import BPETokenizer
 from minillm.training import Run, TrainConfig, train
 from minillm.training.tasks.sft import SFTOptions, SFTTask
-from minillm.training.trainer import accumulate_gradients
+from minillm.training.whole_model import accumulate_gradients
 
 COLOURS = ("red", "green", "blue", "white", "black", "brown")
 THINGS = ("apple", "leaf", "sky", "snow", "coal", "bark", "rose", "grass", "sea", "milk", "night", "tree")

@@ -24,7 +24,7 @@ from minillm.cli import main
 from minillm.errors import InputError
 from minillm.models.gpt2 import GPT2Config
 from minillm.parallel.communicator import Alone
-from minillm.training import Run, TrainConfig, display, speed, train, trainer
+from minillm.training import Run, TrainConfig, display, speed, train, whole_model
 from minillm.training.speed import choose, choose_again, forecast, in_words, seconds_left
 from minillm.tuning import Choice, own_threads
 
@@ -59,13 +59,13 @@ def two_cores(monkeypatch: pytest.MonkeyPatch) -> None:
 def used(monkeypatch: pytest.MonkeyPatch) -> list[Cutting]:
     """The cutting that holds in each step of a training."""
     seen: list[Cutting] = []
-    original = trainer.accumulate_gradients
+    original = whole_model.accumulate_gradients
 
     def noted(*arguments: Any) -> Any:
         seen.append(backend.cutting)
         return original(*arguments)
 
-    monkeypatch.setattr(trainer, "accumulate_gradients", noted)
+    monkeypatch.setattr(whole_model, "accumulate_gradients", noted)
     return seen
 
 
@@ -173,14 +173,14 @@ def test_a_resumed_run_keeps_its_choice_and_its_bits(
 ) -> None:
     monkeypatch.setattr(speed, "choose", lambda *arguments: BLAS)
     whole = train(settings(tmp_path, "whole"))
-    noted, calls = trainer.accumulate_gradients, iter(range(1, 100))
+    noted, calls = whole_model.accumulate_gradients, iter(range(1, 100))
 
     def interrupted(*arguments: Any) -> Any:
         if next(calls) == 7:
             os.kill(os.getpid(), signal.SIGINT)
         return noted(*arguments)
 
-    monkeypatch.setattr(trainer, "accumulate_gradients", interrupted)
+    monkeypatch.setattr(whole_model, "accumulate_gradients", interrupted)
     stopped = train(settings(tmp_path, "stopped"))
     monkeypatch.setattr(speed, "choose", None)  # calling it would fail
     monkeypatch.setattr(speed, "own_choice", None)

@@ -22,11 +22,12 @@ from minillm.checkpoint import load_checkpoint
 from minillm.cli import main
 from minillm.errors import InputError
 from minillm.parallel.objective import NEXT_TOKENS, micro_batches_of, next_token_batch, number_of_rows
-from minillm.training import Run, TrainConfig, train, trainer
+from minillm.training import Run, TrainConfig, train, trainer, whole_model
 from minillm.training.config import PRESETS, SIZES, preset
 from minillm.training.overfitting import parted
+from minillm.training.prepare import make_model
 from minillm.training.tasks import TASKS, task_class
-from minillm.training.trainer import accumulate_gradients, make_model
+from minillm.training.whole_model import accumulate_gradients
 from tests.training.task_runs import RUNS, run_of, without_dropout, write_data
 
 PRETRAINING = {"causal", "masked", "permutation", "denoising", "pairs"}
@@ -230,14 +231,14 @@ def test_a_run_that_was_stopped_ends_as_one_that_was_not(
     folder: Path, runs: dict[str, Run], name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     whole = runs[name]
-    original, calls = trainer.accumulate_gradients, iter(range(1, 100))
+    original, calls = whole_model.accumulate_gradients, iter(range(1, 100))
 
     def interrupted(*arguments: Any) -> Any:
         if next(calls) == 4:
             os.kill(os.getpid(), signal.SIGINT)
         return original(*arguments)
 
-    monkeypatch.setattr(trainer, "accumulate_gradients", interrupted)
+    monkeypatch.setattr(whole_model, "accumulate_gradients", interrupted)
     stopped = train(run_of(name, folder, out=str(tmp_path / "run")))
     assert stopped.metrics()[-1]["step"] == 4
     main(["train", "--resume", str(stopped.folder)])

@@ -28,12 +28,13 @@ from minillm.models.gpt2 import GPT2, GPT2Config
 from minillm.optim import AdamW, cosine_schedule, wsd_schedule
 from minillm.parallel.objective import next_token_batch
 from minillm.tokenizers import BPETokenizer, CharacterTokenizer
-from minillm.training import Run, TrainConfig, train, trainer
+from minillm.training import Run, TrainConfig, prepare, train, trainer, whole_model
 from minillm.training.config import preset
 from minillm.training.corpus import Corpus, load_corpus, make_batches
 from minillm.training.tasks import causal
 from minillm.training.tasks.causal import CausalTask
-from minillm.training.trainer import WholeModel, accumulate_gradients, evaluate, learning_rate
+from minillm.training.trainer import evaluate, learning_rate
+from minillm.training.whole_model import WholeModel, accumulate_gradients
 
 TINY = GPT2Config(vocab_size=256, context=8, layers=1, heads=2, channels=16, dropout=0.2)
 
@@ -102,7 +103,7 @@ def assert_same_run(one: Run, other: Run) -> None:
 
 def signal_at(monkeypatch: pytest.MonkeyPatch, step: int, number: int = signal.SIGINT, times: int = 1) -> None:
     """Make this process send itself a signal in the middle of a step (counted from 1, in each `train`)."""
-    original = trainer.accumulate_gradients
+    original = whole_model.accumulate_gradients
     calls = iter(range(1, 10**6))
 
     def interrupted(*arguments: Any) -> float:
@@ -111,7 +112,7 @@ def signal_at(monkeypatch: pytest.MonkeyPatch, step: int, number: int = signal.S
                 os.kill(os.getpid(), number)
         return original(*arguments)
 
-    monkeypatch.setattr(trainer, "accumulate_gradients", interrupted)
+    monkeypatch.setattr(whole_model, "accumulate_gradients", interrupted)
 
 
 # Gradient accumulation
@@ -242,12 +243,12 @@ def test_metrics_hold_one_line_a_step_with_every_field(text: Path) -> None:
 
 def test_settings_reach_the_optimiser(text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = settings(text, "run", beta1=0.8, beta2=0.7, weight_decay=0.3, clip=0.25, lr=0.02, steps=2, warmup=1)
-    model, optimizer = trainer.build(config, CharacterTokenizer.train("abc"))
+    model, optimizer = prepare.build(config, CharacterTokenizer.train("abc"))
     assert model.config == dataclasses.replace(TINY, vocab_size=3)
     assert [group.options["weight_decay"] for group in optimizer.groups] == [0.3, 0.0]
     assert all(group.options["betas"] == (0.8, 0.7) for group in optimizer.groups)
     assert all(parameter.ndim == 2 for parameter in optimizer.groups[0].parameters)
-    _, sgd = trainer.build(dataclasses.replace(config, optimizer="sgd"), CharacterTokenizer.train("abc"))
+    _, sgd = prepare.build(dataclasses.replace(config, optimizer="sgd"), CharacterTokenizer.train("abc"))
     assert [(group["momentum"], group["weight_decay"]) for group in sgd.param_groups] == [(0.9, 0.3), (0.9, 0.0)]
     seen = []
     clip = AdamW.clip_grad_norm
@@ -717,7 +718,7 @@ def test_batches_for_training_and_validation(text: Path) -> None:
 def test_a_sample_continues_the_validation_text(text: Path) -> None:
     config = settings(text, "run")
     corpus = load_corpus(config)
-    model, _ = trainer.build(config, corpus.tokenizer)
+    model, _ = prepare.build(config, corpus.tokenizer)
     prompt, continuation = causal.sample(model, corpus, config, 3)
     assert prompt == corpus.tokenizer.decode(np.asarray(corpus.validation[:16]))
     assert len(continuation) == 8
@@ -736,7 +737,7 @@ def test_the_nano_preset_learns_from_the_builtin_text(tmp_path: Path) -> None:
     validations = [record["val_loss"] for record in records if record["val_loss"] is not None]
     assert validations == sorted(validations, reverse=True)
     assert validations[-1] < uniform - 1.0
-    model, _ = trainer.build(run.config, run.tokenizer)
+    model, _ = prepare.build(run.config, run.tokenizer)
     model.load_state_dict(load_checkpoint(run.checkpoint("best")).model)
     written = run.tokenizer.decode(list(generate(model, run.tokenizer.encode("The "), 200)))
     assert 0.05 < written.count(" ") / 200 < 0.5  # it has learnt at least how often a space comes

@@ -17,8 +17,9 @@ from minillm.models.gpt2 import GPT2Config
 from minillm.optim import SGD
 from minillm.options import filled, scan
 from minillm.training.config import PRESETS, TrainConfig
+from minillm.training.prepare import build
 from minillm.training.run import Run
-from minillm.training.trainer import build, train
+from minillm.training.trainer import train
 from minillm.training.watch import Watch, plot, remarks
 
 SMALL = dataclasses.replace(

@@ -7,9 +7,9 @@ from typing import Any
 from minillm import random
 from minillm.resolver import open_model
 from minillm.training.config import TrainConfig
+from minillm.training.prepare import adapt, make_model
 from minillm.training.run import Run
 from minillm.training.tasks import task_class
-from minillm.training.trainer import adapt, make_model
 
 
 def case_of(config: TrainConfig, run: Run | None = None) -> tuple[Any, Any, bool]:

@@ -19,7 +19,8 @@ import numpy as np
 from minillm.errors import InputError
 from minillm.grad_mode import quiet
 from minillm.study.doctor.finding import Finding
-from minillm.training.trainer import WholeModel, make_optimizer
+from minillm.training.prepare import make_optimizer
+from minillm.training.whole_model import WholeModel
 
 LOW, HIGH, STEPS = 1e-6, 1.0, 100
 AROUND = 5  # steps on each side of one, in the smoothed loss

@@ -19,7 +19,7 @@ from minillm.study.ledger.claim import DoesNotApply, Measured
 from minillm.study.ledger.rounding import Outcome, compared, kept
 from minillm.study.ledger.steps import WEIGHT_DECAY, take_steps
 from minillm.study.ledger.subject import Subject
-from minillm.training.trainer import WholeModel
+from minillm.training.whole_model import WholeModel
 
 STATE = {"step": 1, "loss": 0.1}  # what a run keeps beside its arrays
 

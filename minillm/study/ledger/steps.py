@@ -14,7 +14,7 @@ from minillm.nn import uninitialized
 from minillm.optim import AdamW, Optimizer
 from minillm.parallel.objective import Batch, Objective, loss_of_rows
 from minillm.study.ledger.rounding import Outcome, kept
-from minillm.training.trainer import WholeModel
+from minillm.training.whole_model import WholeModel
 
 WEIGHT_DECAY = 0.1
 RATE = 1e-2  # learning rate: an update is about a hundredth, and so no digit of it is lost beside a weight

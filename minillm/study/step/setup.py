@@ -25,10 +25,10 @@ from minillm.study.step.records import StepTrace
 from minillm.study.step.trace import trace_step
 from minillm.tokenizers import Tokenizer
 from minillm.training.config import TrainConfig
+from minillm.training.prepare import adapt, make_model, make_optimizer
 from minillm.training.tasks import task_class
 from minillm.training.tasks.families import STEPS, stream
 from minillm.training.tasks.task import Task
-from minillm.training.trainer import adapt, make_model, make_optimizer
 
 TEXT = "A gradient points uphill."
 READ_TEXT = ("causal", "masked", "permutation", "denoising")  # tasks that one text is enough for

@@ -22,7 +22,7 @@ from minillm.parallel.recompute import RECOMPUTE
 from minillm.parallel.shared_memory import SharedMemoryCommunicator
 from minillm.study import gradcheck
 from minillm.study.ledger import check, divided, open_subject
-from minillm.training import trainer
+from minillm.training import whole_model
 from tests.test_device import cupy
 
 __all__ = ["cupy"]  # the fixture
@@ -93,8 +93,8 @@ def half_precision(patch: pytest.MonkeyPatch) -> None:
 def mean_of_means(right, model, batch, micro_batches=1, objective=None, counts=None):
     """Each part with its own mean, as if all parts had equal numbers of targets."""
     total = 0.0
-    for part in trainer.micro_batches_of(batch, micro_batches):
-        loss = trainer.loss_of_rows(objective, model, part, objective.counts(part)) / micro_batches
+    for part in whole_model.micro_batches_of(batch, micro_batches):
+        loss = whole_model.loss_of_rows(objective, model, part, objective.counts(part)) / micro_batches
         loss.backward()
         total = total + loss.data
     return total
@@ -165,7 +165,7 @@ FAULTS = {
     ),
     "half precision within float32": Fault("float32", "fast gradient kv-cache micro-batches", half_precision),
     "the mean of the parts' means": Fault(
-        "micro-batches", "fast gradient kv-cache", method(trainer, "accumulate_gradients", mean_of_means)
+        "micro-batches", "fast gradient kv-cache", method(whole_model, "accumulate_gradients", mean_of_means)
     ),
     "other masks in the second forward": Fault("recompute", "fast dropout gradient saved", other_masks),
     "masks that do not repeat": Fault("dropout gradient", "kv-cache mask packed", method(random, "bits", forgetful)),

@@ -1,0 +1,79 @@
+"""A document on its way through the pipeline, and the files between two stages: .jsonl, .jsonl.gz or .jsonl.zst.
+
+Every stage reads such files and writes one, a document a line, in the order in which they came. A stage never takes a
+document out: it writes down why the document is dropped, and later stages pass it on as it is. So the file at the end
+still knows every document, and the report can show what each rule did. Only `split` writes the kept ones alone.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+from minillm.errors import InputError
+
+SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst")
+
+
+@dataclass(slots=True)
+class Document:
+    """A text, where it comes from, and what the stages found out about it."""
+
+    text: str
+    id: str  # unique in a corpus: the file's name and the number of the document in it, "books/emma.txt:0"
+    source: str = ""  # a name for where it comes from, by which sources are mixed: "books"
+    language: str | None = None  # ISO 639-1, such as "de"; None where nobody has looked
+    dropped: str | None = None  # the rule that dropped it, and what it measured: "gopher_quality: 12 words, under 50"
+    info: dict[str, Any] = field(default_factory=dict)  # all else: url, title, licence, language_score, duplicate_of
+
+    @property
+    def rule(self) -> str | None:
+        """The name of the rule that dropped the document: what stands before the colon."""
+        return None if self.dropped is None else self.dropped.partition(":")[0]
+
+    def to_line(self) -> bytes:
+        """The document as a line of JSON. Keys that say nothing are left out."""
+        record: dict[str, Any] = {"id": self.id, "source": self.source, "text": self.text}
+        for name in ("language", "dropped", "info"):
+            if value := getattr(self, name):
+                record[name] = value
+        return json.dumps(record, ensure_ascii=False).encode() + b"\n"
+
+    @classmethod
+    def from_line(cls, line: bytes) -> Document:
+        """The inverse of to_line. Raises: InputError for a line that is no document."""
+        try:
+            record = json.loads(line)
+            return cls(**record)
+        except (ValueError, TypeError, RecursionError) as error:
+            raise InputError(f"data: this is no document of a corpus: {line[:80]!r} ({error})") from None
+
+
+def open_lines(path: Path, mode: str = "rb") -> IO[bytes]:
+    """Open a .jsonl file to read or write lines; .gz and .zst are decompressed and compressed on the way.
+
+    Raises: InputError for another suffix, and for .zst without the package that reads it (`pip install ".[data]"`).
+    """
+    if path.name.endswith(".gz"):
+        import gzip
+
+        return gzip.GzipFile(path, mode, mtime=0)  # type: ignore[return-value]
+    if path.name.endswith(".zst"):
+        try:
+            import zstandard
+        except ImportError:
+            raise InputError(f'data: {path} needs zstandard; pip install ".[data]"') from None
+        return zstandard.open(path, mode)
+    if not path.name.endswith(".jsonl"):
+        raise InputError(f"data: {path} has another ending than {', '.join(SUFFIXES)}; give the output of a stage")
+    return open(path, mode)
+
+
+def read_documents(path: Path) -> Iterator[Document]:
+    """The documents of a file, one after the other."""
+    with open_lines(path) as lines:
+        for line in lines:
+            yield Document.from_line(line)
