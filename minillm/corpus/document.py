@@ -74,19 +74,17 @@ def open_lines(path: Path, mode: str = "rb") -> IO[bytes]:
     Raises: InputError for another suffix, and for .zst without the package that reads it (`pip install ".[data]"`).
     """
     check_suffix(path)
-    if mode == "rb":
-        return decompressed(open(path, mode), path)
     if path.name.endswith(".gz"):
         return gzip.GzipFile(path, mode, mtime=0)  # type: ignore[return-value]
-    return zstandard_for(path).open(path, mode) if path.name.endswith(".zst") else open(path, mode)
+    if path.name.endswith(".zst") and mode == "wb":
+        return zstandard_for(path).open(path, mode)
+    return decompressed(open(path, mode), path)
 
 
 def decompressed(file: IO[bytes], path: Path) -> IO[bytes]:
-    """The lines of an open file of this name; closing them closes the file. A .gz or .zst may have several frames."""
+    """The lines of an open file of this name. A .gz or .zst may have several frames."""
     if path.name.endswith(".gz"):
-        reader = gzip.GzipFile(fileobj=file)
-        reader.myfileobj = file  # which it closes
-        return reader  # type: ignore[return-value]
+        return gzip.GzipFile(fileobj=file)  # type: ignore[return-value]
     if path.name.endswith(".zst"):
         frames = zstandard_for(path).ZstdDecompressor().stream_reader(file, read_across_frames=True)
         return io.BufferedReader(frames, 1 << 20)  # type: ignore[arg-type, return-value]

@@ -13,7 +13,7 @@ import contextlib
 import sys
 import zlib
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeVar
@@ -82,13 +82,13 @@ def map_chunks(
     processes: int = 1,
     start: int = 0,
     title: str | None = None,
-) -> Iterator[T]:
+) -> Generator[T]:
     """`function` of each chunk of documents, in order, from chunk number `start` on; it runs in worker processes.
 
     Lines that are no documents are left out; the run of the stage counts them. title: of a bar on a terminal.
     Raises: InputError that names the document with which `function` fails; ParallelError where a worker dies with it.
     """
-    work = _OnChunk(title or getattr(function, "__name__", type(function).__name__), function)
+    work = _OnChunk(title or str(getattr(function, "__name__", type(function).__name__)), function)
     with _progress(title, inputs) as shown, contextlib.closing(_safely(work, inputs, processes, start, shown)) as found:
         for result, _ in found:
             yield result
@@ -108,15 +108,7 @@ def run_stage(stage: Stage, inputs: Sequence[Path], out: Path, processes: int = 
     with contextlib.closing(journal):
         if not journal.done:
             stage.prepare(inputs, record_of(out, stage).parent, processes)
-            work = _OnChunk(stage.name, _Apply(stage, outs))
-            title = stage.name if progress else None
-            with (
-                _progress(title, inputs) as shown,
-                contextlib.closing(_safely(work, inputs, processes, journal.chunks, shown)) as found,
-            ):
-                for done, problems in found:
-                    done.problems += problems
-                    append(journal, done)
+            run_chunks(journal, stage.name, _Apply(stage, outs), inputs, processes, progress, journal.chunks)
             journal.finish()
     documents = Counter(journal.state["documents"])
     if not documents and (problems := journal.state["problems"])["count"]:
@@ -125,6 +117,26 @@ def run_stage(stage: Stage, inputs: Sequence[Path], out: Path, processes: int = 
             "`minillm data extract` first"
         )
     return documents
+
+
+def run_chunks(
+    journal: Journal,
+    title: str,
+    function: Callable[[list[Document]], Done],
+    inputs: Sequence[Path],
+    processes: int,
+    progress: bool,
+    start: int,
+) -> None:
+    """Append what `function` makes of each chunk of documents, from chunk number `start` on."""
+    work = _OnChunk(title, function)
+    with (
+        _progress(title if progress else None, inputs) as shown,
+        contextlib.closing(_safely(work, inputs, processes, start, shown)) as found,
+    ):
+        for done, problems in found:
+            done.problems += problems
+            append(journal, done)
 
 
 def record_of(out: Path, stage: Stage) -> Path:
@@ -270,7 +282,7 @@ def size_of(document: Document) -> int:
 
 def _safely(
     work: _OnChunk, inputs: Sequence[Path], processes: int, start: int, shown: Callable[[int], None]
-) -> Iterator[tuple[Any, list[str]]]:
+) -> Generator[tuple[Any, list[str]]]:
     """The work on every chunk from `start` on; a worker's death names the document that it died of."""
     wanted = (chunk for number, chunk in enumerate(chunks(inputs)) if number >= start)
     try:
@@ -298,7 +310,7 @@ def _deadly(work: _OnChunk, chunk: Chunk) -> str:
 
 def watched(
     work: Callable[[Any], T], units: Iterable[Unit], processes: int, shown: Callable[[int], None]
-) -> Iterator[T]:
+) -> Generator[T]:
     """The work on each unit, in order; `shown` hears how many bytes of the inputs are done."""
     reads: deque[int] = deque()
 

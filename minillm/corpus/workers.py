@@ -17,7 +17,7 @@ import signal
 import threading
 import traceback
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from multiprocessing.connection import Connection, wait
 from typing import Any, TypeVar
 
@@ -39,7 +39,7 @@ class WorkerDiedError(ParallelError):
         self.unit = unit
 
 
-def map_units(function: Callable[[U], T], units: Iterable[U], processes: int = 1) -> Iterator[T]:
+def map_units(function: Callable[[U], T], units: Iterable[U], processes: int = 1) -> Generator[T]:
     """`function` of each unit, in the order of the units.
 
     One process is this one, where a debugger can stop; more are worker processes, to which `function`, units and
