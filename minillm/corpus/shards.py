@@ -61,7 +61,7 @@ def write_parts(
     Raises: InputError for a tokenizer without a token that ends a text, and for a part without text.
     """
     tokenizer = tokenizer_for(parts, out / "tokenizer", options, processes, progress)
-    if end_of(tokenizer) is None:
+    if tokenizer.eos_id is None:
         raise InputError(
             f"shards: the tokenizer {options.tokenizer} has no token that ends a text, so documents would run into "
             f"each other; train one with {END_OF_TEXT} among its special tokens"
@@ -113,11 +113,6 @@ def _characters(documents: list[Document]) -> set[str]:
     return {character for document in documents if document.dropped is None for character in document.text}
 
 
-def end_of(tokenizer: Tokenizer) -> int | None:
-    """The id of the token that ends a document."""
-    return tokenizer.eot_id if tokenizer.eos_id is None else tokenizer.eos_id
-
-
 @functools.cache
 def _loaded(folder: Path, fingerprint: str) -> Tokenizer:
     """The tokenizer with this fingerprint, which a process loads once."""
@@ -133,7 +128,7 @@ class Encode:
 
     def __call__(self, documents: list[Document]) -> Done:
         tokenizer = _loaded(self.folder, self.fingerprint)
-        end = end_of(tokenizer)
+        end = tokenizer.eos_id
         ids: list[int | None] = []
         for document in documents:
             if document.dropped is None:

@@ -101,8 +101,8 @@ def straddling(inputs: Sequence[Path]) -> str:
             if isinstance(content, dict) and content.get("stage") == "dedup" and content.get("done"):
                 return ""
     return (
-        "split: nothing here has been through `minillm data dedup`, so near-duplicates may straddle: one in the training "
-        "part, the other in the validation part, whose loss is too good then"
+        "split: nothing here has been through `minillm data dedup`, so near-duplicates may straddle: one in the "
+        "training part, the other in the validation part, whose loss is too good then"
     )
 
 
