@@ -83,12 +83,8 @@ def tar_pieces(opened: Opened) -> Iterator[Found]:
     _check_depth(opened)
     seen: Counter[str] = Counter()
     try:
-        archive = tarfile.open(  # noqa: SIM115
-            fileobj=opened.stream,  # type: ignore[arg-type]
-            mode="r|",
-            tarinfo=SmallHeaders,
-            errorlevel=1,
-        )
+        stream: Any = opened.stream  # from which tarfile only reads
+        archive = tarfile.open(fileobj=stream, mode="r|", tarinfo=SmallHeaders, errorlevel=1)  # noqa: SIM115
         while (member := archive.next()) is not None:
             archive.members = []  # they would gather in memory
             if member.isdir() or _is_hidden(member.name):

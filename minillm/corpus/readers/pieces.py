@@ -7,8 +7,9 @@ alone and in constant memory.
 from __future__ import annotations
 
 import codecs
+import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import IO, Any, Literal, NamedTuple
 
 from minillm.corpus.readers.encodings import as_utf_8, detected, one_line_end
@@ -53,7 +54,7 @@ class Opened:
     stream: Readable
     budget: Budget
     field: str  # of a record, with its text
-    info: Mapping[str, Any] = field(default_factory=dict)
+    info: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     file: IO[bytes] | None = None  # the file on disk, if the stream is that
     archives: int = 0  # in which it lies
     inner: Callable[[Opened], Iterator[Found]] = lambda _: iter(())  # the reader of what lies in it

@@ -11,6 +11,7 @@ import tarfile
 import zipfile
 import zlib
 from collections.abc import Iterator
+from pathlib import Path
 from typing import IO, Any, Protocol
 
 from minillm.corpus.document import zstandard_for
@@ -64,8 +65,9 @@ class ZstdFrames:
     """The content of a .zst. (The package's own stream ends without a word where a file is cut short.)"""
 
     def __init__(self, file: Readable, name: str):
-        self._package = zstandard_for(name)
-        self._file, self._frame, self._rest, self._ready = file, None, b"", b""
+        self._package = zstandard_for(Path(name))
+        self._file, self._rest, self._ready = file, b"", b""
+        self._frame: Any = None
 
     def read(self, size: int) -> bytes:
         while not self._ready:
