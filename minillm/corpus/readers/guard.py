@@ -23,7 +23,7 @@ from typing import Any
 from minillm.corpus.readers.skipped import Skip
 
 MEMORY = 2 << 30  # bytes that a helper may have
-PATIENCE = 10  # a call that waits instead of computing may last so many times its limit
+WAITING = 30.0  # seconds that a call may wait instead of computing, and ten times its limit (a busy machine)
 PROGRAM = "import sys; sys.path[:] = {path!r}; from minillm.corpus.readers.guard import serve; serve({handle})"
 
 
@@ -43,8 +43,8 @@ class Guard:
             self._start()
         try:
             self._pipe.send((function, arguments, seconds))  # type: ignore[union-attr]
-            if not self._pipe.poll(PATIENCE * seconds + 30):  # type: ignore[union-attr]
-                raise Skip("timeout", f"it took longer than {PATIENCE * seconds + 30:g} seconds, most of them waiting")
+            if not self._pipe.poll(WAITING + 10 * seconds):  # type: ignore[union-attr]
+                raise Skip("timeout", f"it took more than {WAITING + 10 * seconds:g} seconds, most of them waiting")
             succeeded, answer = json.loads(self._pipe.recv_bytes())  # type: ignore[union-attr]
         except (EOFError, OSError):
             raise self._death(seconds) from None
