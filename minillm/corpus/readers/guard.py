@@ -11,6 +11,7 @@ Calls go to the helper by pickle; answers come back as JSON, since whoever took 
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib
 import json
 import os
@@ -83,6 +84,12 @@ class Guard:
             return Skip("timeout", f"it took more than {seconds:g} seconds of computing")
         name = signal.Signals(-status).name if -status in list(signal.Signals) else f"status {status}"
         return Skip("crashed", f"the library that reads it ended its process ({name})")
+
+
+@functools.cache
+def shared_guard() -> Guard:
+    """The guard of this process."""
+    return Guard()
 
 
 def serve(handle: int) -> None:
