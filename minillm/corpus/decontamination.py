@@ -157,7 +157,8 @@ def pieces_around(text: str, spans: Sequence[tuple[int, int]], margin: int) -> l
 
 def write_index(files: Sequence[Path], options: Decontaminate, folder: Path) -> list[dict[str, Any]]:
     """Write the n-grams of files, and whose each is; returns what was read of each file, and what cannot be checked."""
-    grams, owners, names, report = [], [], [], []
+    grams, owners, report = [], [], []
+    names: list[tuple[str, str]] = []
     for path in files:
         records, problems = read_evaluated(path, options.contexts)
         pairs = [(len(names) + number, pair) for number, record in enumerate(records) for pair in record.pairs]

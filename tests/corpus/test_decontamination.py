@@ -69,7 +69,7 @@ def test_ngrams_span_question_and_answer(tmp_path):
         f"Quiz! {QUESTION} {ANSWER} Next.",
         f"{QUESTION} Who knows?",
         f"{ANSWER} {QUESTION}",
-        f"{QUESTION}: {ANSWER[:9]}",
+        f"{QUESTION}: {ANSWER[:11]}",
     ]
     found = cleaned(tmp_path, texts, squad(tmp_path / "dev.json"))
     assert [document.rule for document in found] == ["contamination", None, None, "contamination"]

@@ -20,7 +20,7 @@ Source: Leskovec, Rajaraman, Ullman, "Mining of Massive Datasets", chapter 3.4.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 
@@ -48,7 +48,7 @@ def curve_lines(bands: int, rows: int, threshold: float) -> list[str]:
 
 def band_keys(signatures: np.ndarray, bands: int) -> np.ndarray:
     """One number for each band: (N, bands), uint64, from signatures (N, bands * rows)."""
-    rows = signatures.reshape(len(signatures), bands, -1).astype(np.uint64)  # (N, bands, rows)
+    rows = signatures.reshape(len(signatures), bands, signatures.shape[1] // bands).astype(np.uint64)  # (N, bands, rows)
     keys = np.zeros(rows.shape[:2], np.uint64)
     for row in range(rows.shape[2]):
         keys *= np.uint64(BASE_OF_WORDS)
@@ -83,7 +83,7 @@ class Clusters:
 
 
 def candidates(
-    keys: Sequence[np.ndarray], sizes: np.ndarray, clusters: Clusters
+    keys: Iterable[np.ndarray], sizes: np.ndarray, clusters: Clusters
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Pairs of texts that share a band and are not yet in one cluster, as two arrays, some at a time.
 

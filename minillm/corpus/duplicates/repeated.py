@@ -88,5 +88,5 @@ def without_repeated(
             counts[kind] = int(removed.sum())
             stays = np.flatnonzero(~removed).tolist()
             text = "".join(piece for number in stays for piece in pieces[2 * number : 2 * number + 2])
-            document.text = text.rstrip("\n") if removed[-1] else text
+            document.text = text.rstrip() if removed[-1] else text
     return counts
