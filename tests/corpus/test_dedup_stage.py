@@ -286,7 +286,7 @@ def test_paragraphs_of_many_documents(tmp_path):
 def test_a_document_without_a_line_left_is_dropped(tmp_path):
     texts = [f"{MENU}\nA text that stays.", f"{MENU}\n\n", f"A text with a line of its own.\n{MENU}"]
     found = deduplicated(tmp_path, numbered(texts), lines=2)
-    assert found[1].dropped == "repeated_lines: nothing is left without 1 lines"
+    assert found[1].dropped == "repeated_lines: nothing is left without 1 lines that other documents have"
     assert found[2].text == "A text with a line of its own."
 
 

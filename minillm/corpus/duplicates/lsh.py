@@ -48,7 +48,9 @@ def curve_lines(bands: int, rows: int, threshold: float) -> list[str]:
 
 def band_keys(signatures: np.ndarray, bands: int) -> np.ndarray:
     """One number for each band: (N, bands), uint64, from signatures (N, bands * rows)."""
-    rows = signatures.reshape(len(signatures), bands, signatures.shape[1] // bands).astype(np.uint64)  # (N, bands, rows)
+    rows = signatures.reshape(len(signatures), bands, signatures.shape[1] // bands).astype(
+        np.uint64
+    )  # (N, bands, rows)
     keys = np.zeros(rows.shape[:2], np.uint64)
     for row in range(rows.shape[2]):
         keys *= np.uint64(BASE_OF_WORDS)

@@ -12,7 +12,7 @@ lowest bit of a hash tells paragraphs from lines.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -30,17 +30,30 @@ def kinds_of(options: Dedup) -> list[str]:
     return [kind for kind in reversed(KINDS) if getattr(options, kind) is not None]
 
 
-def repeated_hashes(text: str, options: Dedup) -> np.ndarray:
-    """The hashes of the pieces of a text that could be removed, without repetitions: uint64."""
-    found = [hashes_of(BETWEEN[kind].split(text)[::2], kind, options.shortest) for kind in kinds_of(options)]
-    hashes = np.unique(np.concatenate([np.zeros(0, np.uint64), *found]))
-    return hashes[hashes > 1].astype("<u8")
+class Pieces:
+    """The lines or paragraphs of several texts: parts, of each text, in which separators stand between pieces.
+
+    hashes (P,): of all pieces; 0 or 1 for one that always stays. owners (P,): the numbers of their texts.
+    """
+
+    def __init__(self, texts: Sequence[str], kind: str, shortest: int):
+        self.parts = [BETWEEN[kind].split(text) for text in texts]
+        pieces = [piece for parts in self.parts for piece in parts[::2]]
+        long = [piece if len(piece.strip()) >= shortest else "" for piece in pieces]
+        self.hashes = text_hashes(word_hashes(long)) & ~np.uint64(1) | np.uint64(KINDS.index(kind))
+        self.owners = np.repeat(np.arange(len(texts)), [len(parts) // 2 + 1 for parts in self.parts])
 
 
-def hashes_of(pieces: list[str], kind: str, shortest: int) -> np.ndarray:
-    """The hash of each piece (n,), uint64; 0 or 1 for one that always stays."""
-    long = [piece if len(piece.strip()) >= shortest else "" for piece in pieces]
-    return text_hashes(word_hashes(long)) & ~np.uint64(1) | np.uint64(KINDS.index(kind))
+def repeated_hashes(texts: Sequence[str], options: Dedup) -> tuple[np.ndarray, np.ndarray]:
+    """The hashes of all pieces that could be removed, each once for each text, and how many each text (N,) has."""
+    found = [Pieces(texts, kind, options.shortest) for kind in kinds_of(options)]
+    hashes = np.concatenate([np.zeros(0, np.uint64), *(pieces.hashes for pieces in found)])
+    owners = np.concatenate([np.zeros(0, np.int64), *(pieces.owners for pieces in found)])
+    order = np.lexsort((hashes, owners))
+    hashes, owners = hashes[order], owners[order]
+    new = hashes > 1
+    new[1:] &= (hashes[1:] != hashes[:-1]) | (owners[1:] != owners[:-1])
+    return hashes[new], np.bincount(owners[new], minlength=len(texts))
 
 
 def frequent(
@@ -72,21 +85,23 @@ def frequent(
 
 
 def without_repeated(
-    document: Document, own: int, hashes: np.ndarray, firsts: np.ndarray, options: Dedup
-) -> dict[str, int]:
-    """Remove the frequent pieces of a document of which it is not the first; returns how many, by kind, if any.
+    documents: Sequence[Document], own: np.ndarray, hashes: np.ndarray, firsts: np.ndarray, options: Dedup
+) -> list[dict[str, int]]:
+    """Remove the frequent pieces from all documents but their first; returns how many from each, by kind.
 
-    own: the hash of its id. Shapes: hashes, firsts (F,): of all frequent pieces, sorted, and the ids' of their firsts.
+    Shapes: own (N,), the hashes of the documents' ids; hashes, firsts (F,), all frequent pieces, sorted, and the
+    hashes of the ids of their first documents.
     """
-    counts = {}
-    for kind in kinds_of(options):
-        pieces = BETWEEN[kind].split(document.text)
-        of_pieces = hashes_of(pieces[::2], kind, options.shortest)
-        places = np.minimum(np.searchsorted(hashes, of_pieces), len(hashes) - 1)
-        removed = (hashes[places] == of_pieces) & (firsts[places] != own)
-        if removed.any():
-            counts[kind] = int(removed.sum())
-            stays = np.flatnonzero(~removed).tolist()
-            text = "".join(piece for number in stays for piece in pieces[2 * number : 2 * number + 2])
-            document.text = text.rstrip() if removed[-1] else text
+    counts: list[dict[str, int]] = [{} for _ in documents]
+    for kind in kinds_of(options) if len(hashes) else ():
+        pieces = Pieces([document.text for document in documents], kind, options.shortest)
+        places = np.minimum(np.searchsorted(hashes, pieces.hashes), len(hashes) - 1)
+        removed = (hashes[places] == pieces.hashes) & (firsts[places] != own[pieces.owners])
+        for number in np.unique(pieces.owners[removed]).tolist():
+            gone = removed[pieces.owners == number]
+            parts = pieces.parts[number]
+            stays = np.flatnonzero(~gone).tolist()
+            text = "".join(part for place in stays for part in parts[2 * place : 2 * place + 2])
+            documents[number].text = text.rstrip() if gone[-1] else text
+            counts[number][kind] = int(gone.sum())
     return counts

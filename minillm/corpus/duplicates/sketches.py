@@ -73,27 +73,29 @@ class Sketcher:
         shingles = ngram_hashes(words.hashes, options.ngram)
         rows = np.zeros(len(kept), row_type(options.bands))
         signatures = np.zeros((len(kept), len(self.orders)), np.uint32)
-        sets, units = [], []
+        sets, of_texts, of_words = [], [], []
         for number, document in enumerate(kept):
             start, end = words.ends[number : number + 2].tolist()
-            own = shingles[start : max(start, end - options.ngram + 1)].copy()
-            own.sort()
-            row = rows[number]
-            row["id"], row["id_bytes"] = id_hash(document.id), len(_bytes(document.id))
-            row["text"] = _digest(_bytes(document.text))
-            row["words"] = _digest(words.hashes[start:end].tobytes()) if end > start else row["text"]
+            of_texts.append(_digest(_bytes(document.text)))
+            of_words.append(_digest(words.hashes[start:end].tobytes()) if end > start else of_texts[-1])
+            own = shingles[start : max(start, end - options.ngram + 1)]
+            own.sort()  # in place: no other document reads it
             if len(own):
                 signatures[number] = signature(own, self.orders)
             sets.append(_different((own >> np.uint64(32)).astype("<u4")))
-            units.append(repeated_hashes(document.text, options))
-        for name, arrays in (("shingles", sets), ("repeated", units)):
-            rows[name] = [len(array) for array in arrays]
+        ids = [_bytes(document.id) for document in kept]
+        repeated, counts = repeated_hashes([document.text for document in kept], options)
+        rows["id"] = [id_hash(document.id) for document in kept]
+        rows["text"] = np.frombuffer(b"".join(of_texts), "<u8").reshape(-1, 2)
+        rows["words"] = np.frombuffer(b"".join(of_words), "<u8").reshape(-1, 2)
+        rows["shingles"], rows["repeated"] = [len(own) for own in sets], counts
+        rows["id_bytes"] = [len(one) for one in ids]
         rows["keys"] = band_keys(signatures, options.bands)
         return {
             "rows": rows.tobytes(),
-            "shingles": b"".join(array.tobytes() for array in sets),
-            "repeated": b"".join(array.tobytes() for array in units),
-            "ids": b"".join(_bytes(document.id) for document in kept),
+            "shingles": b"".join(own.tobytes() for own in sets),
+            "repeated": repeated.astype("<u8").tobytes(),
+            "ids": b"".join(ids),
         }
 
 
@@ -101,8 +103,8 @@ def _bytes(text: str) -> bytes:
     return text.encode("utf-8", "surrogatepass")
 
 
-def _digest(data: bytes) -> np.ndarray:
-    return np.frombuffer(hashlib.blake2b(data, digest_size=16).digest(), "<u8")
+def _digest(data: bytes) -> bytes:
+    return hashlib.blake2b(data, digest_size=16).digest()
 
 
 def _different(ordered: np.ndarray) -> np.ndarray:

@@ -12,7 +12,7 @@ import numpy as np
 
 from minillm.corpus.document import Document
 from minillm.corpus.duplicates.options import Dedup
-from minillm.corpus.duplicates.repeated import frequent, kinds_of, without_repeated
+from minillm.corpus.duplicates.repeated import frequent, without_repeated
 from minillm.corpus.duplicates.sketches import Sketches, id_hash, mapped, read_state, write_sketches, write_state
 from minillm.corpus.duplicates.verdicts import (
     FIRST,
@@ -70,11 +70,9 @@ class DedupStage(Stage):
     def apply(self, documents: list[Document]) -> Iterable[Document]:
         """The documents of a chunk, marked."""
         assert self.folder is not None, "prepare comes first"
-        verdicts = _Verdicts.of(self.folder)
-        for document in documents:
-            if document.dropped is None:
-                verdicts.mark(document, self.options)
-            yield document
+        verdicts = _opened(self.folder, (self.folder / "done.json").stat().st_mtime_ns)
+        verdicts.mark([document for document in documents if document.dropped is None], self.options)
+        return documents
 
 
 def _identity(path: Path) -> list[Any]:
@@ -93,25 +91,24 @@ class _Verdicts:
         self.frequent = mapped(folder / "frequent", np.dtype("<u8"))
         self.frequent_firsts = mapped(folder / "frequent_firsts", np.dtype("<u8"))
 
-    @staticmethod
-    def of(folder: Path) -> _Verdicts:
-        """The files of a folder; each worker process maps them once."""
-        return _opened(folder, (folder / "done.json").stat().st_mtime_ns)
-
-    def mark(self, document: Document, options: Dedup) -> None:
-        """Mark a document, and remove from it what many documents have."""
-        own = id_hash(document.id)
-        place = int(np.searchsorted(self.of_id, np.uint64(own)))
-        if place < len(self.of_id) and int(self.of_id[place]) == own:
-            self._mark_member(document, self.verdicts[place])
-        if document.dropped is None and len(self.frequent) and kinds_of(options):
-            before = len(document.text)
-            counts = without_repeated(document, own, self.frequent, self.frequent_firsts, options)
-            document.info |= {f"removed_{kind}": count for kind, count in counts.items()}
+    def mark(self, documents: list[Document], options: Dedup) -> None:
+        """Mark documents, and remove from them what many others have."""
+        own = np.array([id_hash(document.id) for document in documents], np.uint64)
+        places = np.searchsorted(self.of_id, own)
+        for document, hashed, place in zip(documents, own, places.tolist(), strict=True):
+            if place < len(self.of_id) and self.of_id[place] == hashed:
+                self._mark_member(document, self.verdicts[place])
+        stay = [number for number, document in enumerate(documents) if document.dropped is None]
+        left = [documents[number] for number in stay]
+        lengths = [len(document.text) for document in left]
+        removed = without_repeated(left, own[stay], self.frequent, self.frequent_firsts, options)
+        for document, length, counts in zip(left, lengths, removed, strict=True):
             if counts:
-                document.info["removed_characters"] = before - len(document.text)
-            if counts and not document.text.strip():
-                document.dropped = f"repeated_lines: nothing is left without {' and '.join(_counted(counts))}"
+                document.info |= {f"removed_{kind}": count for kind, count in counts.items()}
+                document.info["removed_characters"] = length - len(document.text)
+                if not document.text.strip():
+                    gone = " and ".join(f"{count:,} {kind}" for kind, count in counts.items())
+                    document.dropped = f"repeated_lines: nothing is left without {gone} that other documents have"
 
     def _mark_member(self, document: Document, verdict: np.void) -> None:
         start = int(verdict["first_start"])
@@ -128,10 +125,6 @@ class _Verdicts:
             document.dropped = f"near_duplicate: Jaccard {similarity:g} to {first}"
 
 
-@functools.lru_cache(1)
+@functools.lru_cache(1)  # each worker process maps the files once
 def _opened(folder: Path, written: int) -> _Verdicts:
     return _Verdicts(folder)
-
-
-def _counted(counts: dict[str, int]) -> list[str]:
-    return [f"{count:,} {kind}" for kind, count in counts.items()]
