@@ -31,6 +31,7 @@ from minillm.evaluation.likelihood import BATCH_TOKENS, Progress, prefix_id
 from minillm.evaluation.multiple_choice import multiple_choice, question_of
 from minillm.evaluation.perplexity import Perplexity, perplexity, pseudo_perplexity
 from minillm.evaluation.squad import squad_scores
+from minillm.files import check_folder_of, writing
 from minillm.models.bart import Bart
 from minillm.models.heads import QuestionAnswering, SequenceClassification
 from minillm.models.labels import names_of_labels
@@ -106,8 +107,8 @@ def eval(arguments: list[str]) -> None:
     for name in ("limit", "batch_tokens", "max_tokens"):
         if (value := getattr(given, name)) is not None and value < 1:
             raise InputError(f"eval: {name} is {value}; give 1 or more")
-    if given.out is not None and not given.out.parent.is_dir():
-        raise InputError(f"eval: the folder of --out {given.out} is not there; make it, or give another path")
+    if given.out is not None:
+        check_folder_of("eval", "--out", given.out)
     if given.held_out is not None and not 0 < given.held_out < 1:
         raise InputError(f"eval: held_out is {given.held_out}; give a share between 0 and 1, such as 0.1")
     opened = open_model(given.model, device=given.device)
@@ -132,7 +133,8 @@ def eval(arguments: list[str]) -> None:
             "counts": report.counts,
             "items": report.items,
         }
-        given.out.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        with writing("eval", given.out) as unfinished:
+            unfinished.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
         print(f"written: {given.out}")
 
 

@@ -158,6 +158,14 @@ def test_save_by_its_ending(tmp_path):
     assert "save('graph.svg')" in str(found)
 
 
+@pytest.mark.parametrize("place", ["no such folder/a.svg", "/proc/a.svg", "a.svg/a.dot"])
+def test_a_place_that_cannot_be_written_to_is_named(place, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("a.svg").touch()
+    with pytest.raises(InputError, match=rf"^graph: cannot write {place} \(.+\); choose another place, or make room$"):
+        study.graph(gpt2_loss()).save(place)
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_a_layout_has_no_overlap_and_every_arrow_leads_down(seed):
     rng = np.random.default_rng(seed)

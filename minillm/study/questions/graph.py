@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 from minillm.autograd import Node, Parameter, Tensor
 from minillm.errors import InputError
+from minillm.files import writing
 from minillm.study.describe.abstract_step import owner
 from minillm.study.questions.layout import lay_out
 from minillm.study.questions.memory import kept_by
@@ -61,12 +62,13 @@ class Graph(NamedTuple):
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the picture to a .svg, or the graph to a .dot.
 
-        Raises: InputError for another ending.
+        Raises: InputError for another ending, and where the file cannot be written.
         """
         path = Path(path)
         if path.suffix not in (".svg", ".dot"):
             raise InputError(f"graph: {path} ends in {path.suffix!r}; give a name that ends in .svg or .dot")
-        path.write_text((self.svg if path.suffix == ".svg" else self.dot) + "\n", encoding="utf-8")
+        with writing("graph", path) as unfinished:
+            unfinished.write_text((self.svg if path.suffix == ".svg" else self.dot) + "\n", encoding="utf-8")
 
     def __repr__(self) -> str:
         return f"a graph of {len(self.boxes)} boxes and {len(self.arrows)} arrows; write .save('graph.svg') to see it"

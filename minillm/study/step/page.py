@@ -24,13 +24,12 @@ import hashlib
 import html
 import json
 import math
-import os
 import zlib
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from minillm.errors import InputError
+from minillm.files import check_folder_of, writing
 from minillm.study.step.compare import Comparison
 from minillm.study.step.formulas import formulas
 from minillm.study.step.records import ParameterStop, Sent, Source, StepTrace, Stop, Value
@@ -48,11 +47,10 @@ def write_page(trace: StepTrace, out: Path, *, compare: Comparison | None = None
     """Write the page of a trace, and return where it is.
 
     compare: a comparison of this trace with another, which stands beside it on the page.
-    Raises: InputError where there is no folder to write it into.
+    Raises: InputError where the page cannot be written.
     """
     out = Path(out)
-    if not out.parent.is_dir():
-        raise InputError(f"step: there is no folder {out.parent}; make it, or choose another --out")
+    check_folder_of("step", "--out", out)
     store = Store()
     document = document_of(trace, store) | {"checks": checked_samples(trace)}
     if compare is not None:
@@ -60,9 +58,8 @@ def write_page(trace: StepTrace, out: Path, *, compare: Comparison | None = None
     room = LARGEST_PAGE * 3 // 4 - len(compressed(document)) - RECORD * len(store)  # base64 makes 4 letters of 3 bytes
     document["arrays"], numbers, level = store.packed(room)
     document["notes"] = [*trace.notes, *notes_on(level, document["arrays"])]
-    unfinished = out.with_name(f".{out.name}.tmp")
-    unfinished.write_text(page_of(document, numbers), encoding="utf-8")
-    os.replace(unfinished, out)
+    with writing("step", out) as unfinished:
+        unfinished.write_text(page_of(document, numbers), encoding="utf-8")
     return out
 
 
