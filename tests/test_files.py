@@ -17,8 +17,7 @@ def test_a_file_appears_when_it_is_whole(tmp_path):
         assert not (tmp_path / "a.txt").exists()
     assert (tmp_path / "a.txt").read_text() == "whole"
     with pytest.raises(ZeroDivisionError), writing("test", tmp_path / "a.txt") as unfinished:
-        unfinished.write_text("half")
-        raise ZeroDivisionError
+        unfinished.write_text("h" * (1 // unfinished.write_text("")))
     assert (tmp_path / "a.txt").read_text() == "whole"
     assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]
 

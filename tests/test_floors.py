@@ -21,6 +21,7 @@ ROOT = Path(minillm.__file__).parent
 FLOORS = {  # the longest name that fits counts
     "minillm.copies": 0,
     "minillm.errors": 0,
+    "minillm.counted": 0,
     "minillm.files": 1,
     "minillm.version": 0,
     "minillm.hints": 0,

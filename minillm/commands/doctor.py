@@ -61,16 +61,15 @@ def doctor(arguments: list[str]) -> None:
     from minillm.study.doctor import sorted_findings
 
     given, run = settings_of(arguments)
-    found: list[Finding] = []
+    findings: list[Finding] = []
     with tuned_process():
         if run is not None:
-            found += of_run(run, given)
-        found += of_training(given, run)
+            findings += of_run(run, given)
+        findings += of_training(given, run)
         if given.lr_range:
-            found += of_rates(given)
-    found = sorted_findings(found)
-    show(found, given.json)
-    if any(one.severity == "error" for one in found):
+            findings += of_rates(given)
+    show(sorted_findings(findings), given.json)
+    if any(one.severity == "error" for one in findings):
         raise SystemExit(1)
 
 

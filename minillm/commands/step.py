@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from minillm.commands.common import check_one_model
 from minillm.commands.finetune_heads import with_labels
 from minillm.commands.train import check_effect, starting_model
+from minillm.counted import counted
 from minillm.errors import InputError, did_you_mean
 from minillm.files import check_folder_of
 from minillm.options import Positional, filled, peek, scan
@@ -176,7 +177,7 @@ def summary(trace: StepTrace) -> list[str]:
     lines = sum(len(stop.lines) for stop in trace.stops)
     norm = "" if trace.grad_norm is None else f", gradient norm {trace.grad_norm:.4g}"
     return [
-        f"{trace.model}: loss {trace.loss:.6f}{norm}, {len(trace.stops)} stops, {lines} lines",
+        f"{trace.model}: loss {trace.loss:.6f}{norm}, {counted(len(trace.stops), 'stop')}, {counted(lines, 'line')}",
         *trace.notes,
     ]
 

@@ -295,7 +295,9 @@ def _mutation(word: str) -> dict[str, Callable]:
     except (ImportError, AttributeError) as error:
         raise InputError(f"step: --compare {word}: {error}; run where {module}.py is, or set PYTHONPATH") from None
     except Exception as error:
-        raise InputError(f"step: --compare {word}: {module} cannot be imported: {type(error).__name__}: {error}") from error
+        raise InputError(
+            f"step: --compare {word}: {module} cannot be imported: {type(error).__name__}: {error}"
+        ) from error
     if not callable(function):
         raise InputError(f"step: --compare {word}: {name} is {function!r:.40}, and no function")
     return {op: function}

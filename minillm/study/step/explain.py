@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from minillm.backend import Array
+from minillm.counted import counted
 from minillm.errors import InputError
 from minillm.study.step.environment import names_before
 from minillm.study.step.records import Line, ParameterStop, Sent, StepTrace, Stop
@@ -73,7 +74,7 @@ class Explanation(NamedTuple):
         if self.text and self.text != self.numbers and not self.terms:
             shown += [f"    = {self.text}", f"    = {self.numbers}"]
         if self.terms:
-            shown.append(f"    the sum of {len(self.terms)} terms:")
+            shown.append(f"    the sum of {counted(len(self.terms), 'term')}:")
             shown += [f"    {term}" for term in self.terms[:SHOWN]]
             if len(self.terms) > SHOWN:
                 rest = sum(term.value for term in self.terms[SHOWN:])

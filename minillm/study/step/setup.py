@@ -15,6 +15,7 @@ import numpy as np
 
 from minillm import random
 from minillm.autograd import Tensor
+from minillm.counted import counted
 from minillm.data import read_text
 from minillm.errors import InputError
 from minillm.optim import Optimizer, decay_groups
@@ -127,9 +128,9 @@ def _batch_of_text(task: Any, text: str, notes: list[str]) -> Batch:
     causal = task.config.objective == "causal"
     room = (task.options.length or task.config.model.context) + 1 if causal else task.room
     if len(ids) < 2:
-        raise InputError(f"step: the text {text!r} has {len(ids)} tokens; give a longer one")
+        raise InputError(f"step: the text {text!r} has {counted(len(ids), 'token')}; give a longer one")
     if len(ids) > room:
-        notes.append(f"the text has {len(ids)} tokens, of which the first {room} are used")
+        notes.append(f"the text has {len(ids):,} tokens, of which the first {room:,} are used")
     window = ids[None, :room]
     if causal:
         return next_token_batch(window[:, :-1], window[:, 1:])
