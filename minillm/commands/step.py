@@ -85,7 +85,7 @@ class Step(TrainConfig):
 
 def step(arguments: list[str]) -> None:
     """Run one step and show it."""
-    from minillm.study.step.setup import prepare
+    from minillm.study.step.setup import READ_TEXT, prepare
 
     before = starting_point(arguments)
     values = scan(Step, "step", arguments, before)
@@ -93,6 +93,8 @@ def step(arguments: list[str]) -> None:
     if given.name != before.name:
         raise InputError(f"step: the model comes first: minillm step {given.name} ...")
     check_effect("step", values, given)
+    if ("batch_size",) in values and given.data == "builtin" and given.objective in READ_TEXT:
+        raise InputError("step: --batch-size does nothing here, as a text is one row; leave it out, or give --data")
     config = settings_of(given)
     limit = {} if given.largest is None else {"largest": given.largest}
     if given.terminal:

@@ -216,6 +216,12 @@ def test_an_exported_stop_runs(capsys, tmp_path, monkeypatch):
     assert "the same numbers" in ran.stdout
 
 
+def test_the_text_is_named_where_none_is_given(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert "the text is 'A gradient points uphill.'" in said(capsys, "--layers", "1", "--export", "1")
+    assert "the text is" not in said(capsys, "--layers", "1", "--export", "1", "--text", "the cat")
+
+
 def test_what_cannot_be_done_says_why(capsys, tmp_path, pairs):
     assert "there is no task 'dop'; did you mean 'dpo'" in refused(capsys, "--task", "dop")
     assert "reads records; give --data" in refused(capsys, "--task", "sft")
@@ -239,6 +245,7 @@ def test_what_cannot_be_done_says_why(capsys, tmp_path, pairs):
     assert step_ran.startswith("step: there is no folder"), "the step did not run in vain"
     assert "no preset, and no folder" in refused(capsys, "nowhere")
     assert "step: nano and --preset llama-nano are two models" in refused(capsys, "nano", "--preset", "llama-nano")
+    assert "--batch-size does nothing here, as a text is one row" in refused(capsys, "--batch-size", "2")
     assert "names 3 steps" in refused(capsys, "--compare", "a,b,c")
 
 

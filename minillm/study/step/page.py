@@ -36,6 +36,7 @@ from minillm.study.step.records import ParameterStop, Sent, Source, StepTrace, S
 from minillm.study.step.residual import residual_stream
 from minillm.study.step.samples import checked_samples
 from minillm.study.step.store import Level, Store
+from minillm.study.step.vocabulary import vocabulary_stops
 
 LARGEST_PAGE = 4_800_000  # letters of the data; the script and the style have 100,000
 RECORD = 80  # bytes, compressed, of what the page knows of an array beside its numbers
@@ -130,6 +131,7 @@ def notes_on(level: Level, arrays: list[dict[str, Any]]) -> list[str]:
 def document_of(trace: StepTrace, store: Store) -> dict[str, Any]:
     """The data of the page about a trace; arrays are numbers in `store`."""
     derivations: list[str] = []
+    sizes = vocabulary_stops(trace) if trace.vocabulary else {}
     return {
         "model": trace.model,
         "engine": trace.engine,
@@ -138,8 +140,9 @@ def document_of(trace: StepTrace, store: Store) -> dict[str, Any]:
         "gradNorm": trace.grad_norm,
         "clipFactor": trace.clip_factor,
         "tokens": trace.tokens,
+        "vocabulary": trace.vocabulary,
         "modules": [{"path": one.path, "kind": one.kind} for one in trace.modules],
-        "stops": [stop_of(stop, store) for stop in trace.stops],
+        "stops": [stop_of(stop, store) | {"vocabulary": sizes.get(stop.index, 0)} for stop in trace.stops],
         "sources": {key: source_of(key, source, derivations) for key, source in trace.sources.items()},
         "derivations": derivations,
         "residual": [{**one._asdict(), "backward": trace.stops[one.stop].partner} for one in residual_stream(trace)],

@@ -69,6 +69,7 @@ class PreparedStep(NamedTuple):
         )
         trace.notes[:0] = self.notes
         trace.readings = read_gradients(trace, words)
+        trace.vocabulary = [words(number) for number in range(self.task.tokenizer.vocab_size)]
         return trace
 
 
@@ -86,7 +87,9 @@ def prepare(config: TrainConfig, text: str | None = None) -> PreparedStep:
         raise InputError(f"step: the task {config.objective} reads records; give --data records.jsonl")
     notes: list[str] = []
     if reads_text:
-        text = TEXT if text is None else text
+        if text is None:
+            text = TEXT
+            notes.append(f"the text is {TEXT!r}; --text gives another")
         task = _task_of_text(config, text, tokenizer)
         config, batch = task.config, _batch_of_text(task, text, notes)
     else:
