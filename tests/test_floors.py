@@ -135,6 +135,7 @@ SHARED = {
     "minillm.hub",
     "minillm.resolver",
     "minillm.beside",
+    "minillm.training.config",
     "minillm.training.run",
     "minillm.training.tasks",
     "minillm.models.bart_conditioned",
