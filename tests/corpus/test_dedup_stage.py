@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import random
+import signal
+import subprocess
+import sys
 import tracemalloc
 from pathlib import Path
 
@@ -168,6 +171,46 @@ def test_a_run_that_was_killed_goes_on(tmp_path, monkeypatch):
     run_stage(DedupStage(Dedup()), [source], folder / "dedup.jsonl", progress=False)
     assert states[:4] == [1, 2, 3, 4]
     assert list(read_documents(folder / "dedup.jsonl")) == expected
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from minillm.corpus import stage
+from minillm.corpus.duplicates import Dedup, DedupStage, sketches
+
+stage.CHUNK_BYTES = 20_000
+left = int(sys.argv[2])
+write_state = sketches.write_state
+
+def dies(folder, state):
+    global left
+    left -= 1
+    if left == 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+    write_state(folder, state)
+
+sketches.write_state = dies
+folder = Path(sys.argv[1])
+stage.run_stage(DedupStage(Dedup(lines=1)), [folder / "in.jsonl"], folder / "dedup.jsonl", progress=False)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there is no SIGKILL")
+def test_a_run_that_is_killed_ends_with_the_same_bytes(tmp_path, monkeypatch):
+    """Each run is killed after it has written a chunk, and before it says so; the last one is not."""
+    monkeypatch.setattr(stages, "CHUNK_BYTES", 20_000)
+    documents, _ = planted_corpus(60)
+    deduplicated(tmp_path / "whole", documents, lines=1)
+    folder = tmp_path / "killed"
+    folder.mkdir()
+    write(folder / "in.jsonl", documents)
+    codes = [
+        subprocess.run([sys.executable, "-c", KILLED, str(folder), str(calls)], check=False).returncode
+        for calls in (2, 1, 3, -1)
+    ]
+    assert codes == [-signal.SIGKILL] * 3 + [0]
+    assert (folder / "dedup.jsonl").read_bytes() == (tmp_path / "whole" / "dedup.jsonl").read_bytes()
 
 
 def test_verdicts_are_used_again_if_nothing_changed(tmp_path, monkeypatch):

@@ -47,7 +47,7 @@ def curve_lines(bands: int, rows: int, threshold: float) -> list[str]:
 
 
 def band_keys(signatures: np.ndarray, bands: int) -> np.ndarray:
-    """One number for each band: (N, bands), uint64, from signatures (N, bands * rows)."""
+    """A number for each band: (N, bands), uint64, from signatures (N, bands * rows)."""
     rows = signatures.reshape(len(signatures), bands, signatures.shape[1] // bands).astype(
         np.uint64
     )  # (N, bands, rows)

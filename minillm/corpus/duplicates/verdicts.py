@@ -8,7 +8,8 @@ Clusters are transitive: where A is similar to B, and B to C, all three are one 
 be similar enough. The first document of a cluster in input order stays. The others are dropped, and their J is that
 with this first one, so it may be below the threshold where a document belongs to the cluster through another.
 
-Memory: about 100 bytes for each document (hashes of words, one band, parents and counts), so 100 MB for a million.
+Memory: about 130 bytes for each document (hashes of words, the keys of one band, parents and counts), so 130 MB for a
+million, and nothing for their texts: shingles are read from disk, of two documents at a time.
 """
 
 from __future__ import annotations
