@@ -45,7 +45,7 @@ def write_corpus(path: Path, megabytes: float, data: Path, seed: int = 0) -> dic
     """Write documents of random words of real texts, and near-copies among them; the similarity of each by its id."""
     rng = random.Random(seed)
     words = (data / "tinyshakespeare.txt").read_text(encoding="utf-8").split()
-    words += gzip.open(data / "multi30k.train.en.gz", "rt", encoding="utf-8").read().split()
+    words += gzip.decompress((data / "multi30k.train.en.gz").read_bytes()).decode().split()
     copies: dict[str, float] = {}
     before: list[str] = []
     with open(path, "wb") as lines:

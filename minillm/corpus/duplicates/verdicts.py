@@ -57,19 +57,17 @@ def _firsts_of_equal(hashes: np.ndarray) -> np.ndarray:
 
 
 def _join_similar(sketches: Sketches, options: Dedup, clusters: Clusters) -> None:
+    """Join the clusters of near-duplicates, of which each group of equal documents has one."""
     sizes = sketches.rows["shingles"].astype(np.int64)
-    alone = np.flatnonzero((clusters.firsts() == np.arange(len(sizes))) & (sizes > 0))
-    keys = (sketches.rows["keys"][:, band][alone] for band in range(options.bands))
-    among = Clusters(len(alone))
-    for ones, others in candidates(keys, sizes[alone], among):
-        small, large = np.sort([sizes[alone[ones]], sizes[alone[others]]], axis=0)
+    texts = np.flatnonzero((clusters.firsts() == np.arange(len(sizes))) & (sizes > 0))
+    keys = (sketches.rows["keys"][:, band][texts] for band in range(options.bands))
+    for ones, others in candidates(texts, sizes[texts], keys, clusters):
+        small, large = np.sort([sizes[ones], sizes[others]], axis=0)
         possible = small >= options.threshold * large  # J is at most the ratio of the sizes
         for one, other in zip(ones[possible].tolist(), others[possible].tolist(), strict=True):
-            if among.find(one) == among.find(other):
-                continue
-            if _similarity(sketches, int(alone[one]), int(alone[other])) >= options.threshold:
-                among.join(one, other)
-                clusters.join(int(alone[one]), int(alone[other]))
+            apart = clusters.find(one) != clusters.find(other)
+            if apart and _similarity(sketches, one, other) >= options.threshold:
+                clusters.join(one, other)
 
 
 def _similarity(sketches: Sketches, one: int, other: int) -> float:
