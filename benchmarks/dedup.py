@@ -14,11 +14,12 @@ from __future__ import annotations
 import argparse
 import gzip
 import json
+import platform
 import random
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from time import perf_counter
+from time import process_time
 from typing import Any
 
 from minillm.corpus.document import Document, read_documents
@@ -38,7 +39,12 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         copies = write_corpus(folder / "corpus.jsonl", given.megabytes, given.data)
-        print(*table_lines(compare(folder, copies)), sep="\n")
+        lines = list(table_lines(compare(folder, copies)))
+    print(*lines, sep="\n")
+    about = f"`python benchmarks/dedup.py --megabytes {given.megabytes:g}` on {platform.machine()}, one process each."
+    (ROOT / "benchmarks" / "results" / "dedup.md").write_text(
+        "\n".join(["# Near-duplicates beside datatrove's", "", about, __doc__.split("\n\n")[2], "", *lines, ""])
+    )
 
 
 def write_corpus(path: Path, megabytes: float, data: Path, seed: int = 0) -> dict[str, float]:
@@ -121,18 +127,18 @@ def compare(folder: Path, copies: dict[str, float]) -> Iterator[tuple[str, float
     """The name, megabytes a second and dropped documents of each, and the planted copies."""
     corpus = folder / "corpus.jsonl"
     for name, run in (("minillm", ours), ("datatrove", datatroves)):
-        start = perf_counter()
+        start = process_time()
         try:
             dropped = run(corpus, folder)
         except ImportError as error:
             print(f"{name}: not measured ({error})")
             continue
-        yield name, corpus.stat().st_size / 1e6 / (perf_counter() - start), dropped, copies
+        yield name, corpus.stat().st_size / 1e6 / (process_time() - start), dropped, copies
 
 
 def table_lines(results: Iterator[tuple[str, float, set[str], dict[str, float]]]) -> Iterator[str]:
     """The results as a table in Markdown."""
-    yield "| | MB/s, one process | copies of J >= 0.8 found | others dropped |"
+    yield "| | MB a second of a core | copies of J >= 0.8 found | others dropped |"
     yield "|---|---|---|---|"
     for name, speed, dropped, copies in results:
         alike = {document for document, similar in copies.items() if similar >= 0.8}

@@ -131,6 +131,45 @@ def test_precision_and_recall_on_a_planted_corpus(tmp_path):
     assert dropped == expected  # each pair of J = 0.9 is a candidate with 1 - 1e-6
 
 
+def shingles(text: str) -> set[tuple[str, ...]]:
+    found = text.split()
+    return {tuple(found[place : place + 5]) for place in range(len(found) - 4)}
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_clusters_are_those_of_all_pairs_by_sets(tmp_path, seed):
+    """Against Python's sets, over all pairs. 100 bands of 2 rows miss a pair of J = 0.7 with 1e-29."""
+    rng = random.Random(seed)
+    texts = [" ".join(words(rng.choice((3, 4, 6, 60, 120)), seed * 1000 + number)) for number in range(40)]
+    for number in range(120):
+        old = rng.choice(texts).split()
+        for _ in range(rng.randrange(3)):
+            old[rng.randrange(len(old))] = rng.choice(PLAIN)
+        start = rng.randrange(4)
+        texts.append(" ".join(old[start:] + words(rng.randrange(3), 5000 + number)))
+    rng.shuffle(texts)
+    sets = [shingles(text) for text in texts]
+    first = list(range(len(texts)))
+    for other in range(len(texts)):
+        for one in range(other):
+            union = sets[one] | sets[other]
+            alike = texts[one] == texts[other] or (union and len(sets[one] & sets[other]) / len(union) >= 0.7)
+            if alike and first[one] != first[other]:
+                low, high = sorted((first[one], first[other]))
+                first = [low if value == high else value for value in first]
+    found = deduplicated(tmp_path, numbered(texts), bands=100, rows=2, threshold=0.7)
+    expected = [f"d{number}" if first.count(number) > 1 else None for number in first]
+    assert [document.info.get("cluster") for document in found] == expected
+    assert [document.dropped is not None for document in found] == [
+        number != place for place, number in enumerate(first)
+    ]
+    for document, number, own in zip(found, first, sets, strict=True):
+        if document.rule == "near_duplicate":
+            union = own | sets[number]
+            assert document.info["jaccard"] == pytest.approx(len(own & sets[number]) / len(union), abs=5e-5)
+    assert 30 < sum(document.dropped is not None for document in found) < 130
+
+
 def test_the_output_is_the_same_for_any_number_of_processes(tmp_path, monkeypatch):
     monkeypatch.setattr(stages, "CHUNK_BYTES", 20_000)
     documents, _ = planted_corpus(60)
