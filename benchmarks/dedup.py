@@ -5,8 +5,10 @@
 
 Both read the same .jsonl with one process, have the same settings (5-word shingles, 25 bands of 8 rows, 64-bit hashes),
 and write the documents that stay. datatrove gets words by `str.split`, which is much faster than its own tokenizers. It
-takes candidates as they are; ours are verified. A tenth of the documents is a copy of another with a new beginning, and
-their similarity is counted by Python's sets. Without datatrove, the table has our row alone.
+takes candidates as they are; here they are verified. A tenth of the documents is a copy of another with a new start,
+and their similarity is counted by Python's sets: of a twentieth, a tenth or a fifth of new words it is 0.9, 0.82, 0.66.
+
+Without datatrove, the table has one row. It is also written to benchmarks/results/dedup.md.
 """
 
 from __future__ import annotations
@@ -43,7 +45,7 @@ def main() -> None:
     print(*lines, sep="\n")
     about = f"`python benchmarks/dedup.py --megabytes {given.megabytes:g}` on {platform.machine()}, one process each."
     (ROOT / "benchmarks" / "results" / "dedup.md").write_text(
-        "\n".join(["# Near-duplicates beside datatrove's", "", about, __doc__.split("\n\n")[2], "", *lines, ""])
+        "\n".join(["# Near-duplicates beside datatrove's", "", about, "", __doc__.split("\n\n")[2], "", *lines, ""])
     )
 
 
