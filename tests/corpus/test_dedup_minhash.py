@@ -12,32 +12,9 @@ from minillm.corpus.duplicates import lsh, minhash
 from minillm.corpus.duplicates.lsh import Clusters, band_keys, candidate_probability, candidates, curve_lines
 from minillm.corpus.duplicates.minhash import jaccard, multipliers, signature
 from minillm.corpus.words import ngram_hashes, word_hashes
+from tests.corpus.planted import PLANTED, SIGMAS, planted_pair, within
 
-# J of two documents of m shingles, of which the first k differ, is (m - k) / (m + k).
-PLANTED = {
-    0.5: (180, 60),
-    0.6: (200, 50),
-    0.7: (170, 30),
-    0.8: (180, 20),
-    0.85: (185, 15),
-    0.9: (190, 10),
-    0.95: (195, 5),
-}
 PAIRS = 400
-SIGMAS = 4
-
-
-def planted_pair(similarity: float, number: int) -> tuple[str, str]:
-    """Two texts of different words, the same but for their beginning: J of their 5-grams is the given one, exactly."""
-    m, k = PLANTED[similarity]
-    words = [f"w{number}x{place}" for place in range(m + 4)]
-    other = [f"v{number}x{place}" for place in range(k)] + words[k:]
-    return " ".join(map(letters_for_digits, words)), " ".join(map(letters_for_digits, other))
-
-
-def letters_for_digits(word: str) -> str:
-    """The word without digits, all of which would be one 0."""
-    return word.translate(str.maketrans("0123456789", "abcdefghij"))
 
 
 def shingles_of(texts: list[str]) -> list[np.ndarray]:
@@ -61,11 +38,6 @@ def test_planted_pairs_have_the_similarity_that_they_say(planted):
         for one, other in pairs[:5]:
             assert len(np.intersect1d(one, other)) / len(np.union1d(one, other)) == pytest.approx(similarity, abs=1e-12)
             assert jaccard(one, other) == pytest.approx(similarity, abs=1e-12)
-
-
-def within(count: int, total: int, probability: float) -> bool:
-    """True if a count is where a binomial distribution has it, within SIGMAS standard deviations and one."""
-    return abs(count - total * probability) <= SIGMAS * sqrt(total * probability * (1 - probability)) + 1
 
 
 def minima_follow_the_formula(planted) -> bool:

@@ -16,10 +16,12 @@ import pytest
 from minillm.corpus import stage as stages
 from minillm.corpus.document import Document, read_documents
 from minillm.corpus.duplicates import repeated, sketches, verdicts
+from minillm.corpus.duplicates.lsh import candidate_probability
 from minillm.corpus.duplicates.options import Dedup
 from minillm.corpus.duplicates.stage import INDEX, DedupStage
 from minillm.corpus.stage import run_stage
 from minillm.errors import InputError
+from tests.corpus.planted import PLANTED, planted_pair, within
 
 PLAIN = [f"{a}{b}{c}" for a in "bdfgklmnprst" for b in "aeiou" for c in "bdfgklmnprst"]
 
@@ -129,6 +131,30 @@ def test_precision_and_recall_on_a_planted_corpus(tmp_path):
     dropped = {document.id for document in found if document.dropped}
     expected = {max(f"base{n}", f"copy{n}", key=place.__getitem__) for n in range(150) if n % 3 == 1}
     assert dropped == expected  # each pair of J = 0.9 is a candidate with 1 - 1e-6
+
+
+def test_recall_follows_the_curve_and_precision_is_one(tmp_path):
+    """At each similarity the share of pairs that are found is that of the S-curve; none under the threshold is."""
+    pairs, levels = 200, list(PLANTED)
+    documents = [
+        Document(text, f"{similarity}/{pair}/{side}")
+        for level, similarity in enumerate(levels)
+        for pair in range(pairs)
+        for side, text in enumerate(planted_pair(similarity, 1000 * level + pair))
+    ]
+    random.Random(0).shuffle(documents)
+    for bands, rows in ((25, 8), (6, 8)):
+        found = deduplicated(tmp_path / str(bands), documents, bands=bands, rows=rows)
+        dropped = [document for document in found if document.dropped]
+        for document in dropped:  # the other one of its pair, of which it is the later
+            similarity, pair, side = document.id.split("/")
+            assert document.info["duplicate_of"] == f"{similarity}/{pair}/{1 - int(side)}"
+            assert document.info["jaccard"] == float(similarity)
+        for similarity in levels:
+            count = sum(document.id.startswith(f"{similarity}/") for document in dropped)
+            expected = candidate_probability(similarity, bands, rows) if similarity >= 0.8 else 0
+            assert within(count, pairs, expected)
+            assert similarity >= 0.8 or count == 0
 
 
 def shingles(text: str) -> set[tuple[str, ...]]:

@@ -123,7 +123,7 @@ def write_sketches(
         files = {name: stack.enter_context(open(folder / name, "ab")) for name in FILES}
         for name, file in files.items():
             file.truncate(done["bytes"][name])
-        for parts in map_chunks(Sketcher(options), inputs, processes, done["chunks"]):
+        for parts in map_chunks(Sketcher(options), inputs, processes, done["chunks"], title="dedup, first pass"):
             for name, data in parts.items():
                 files[name].write(data)
                 files[name].flush()
