@@ -1,8 +1,8 @@
 """C4's rules: lines that are no sentences go, and documents with code, filler or hardly a sentence.
 
 Source: Raffel et al. 2020, "Exploring the Limits of Transfer Learning with a Unified Text-to-Text Transformer",
-arXiv:1910.10683, section 2.2, and the code that made C4 (tensorflow_datasets, c4_utils.py), which does more than the paper
-says. Its list of bad words is not used here; `word_lists` has one of its own.
+arXiv:1910.10683, section 2.2, and the code that made C4 (tensorflow_datasets, c4_utils.py), which does more than the
+paper says. Its list of bad words is not used here; `word_lists` has one of its own.
 """
 
 from __future__ import annotations
@@ -15,25 +15,15 @@ from dataclasses import dataclass
 from minillm.corpus.rules.page import Check, Limits, Page, at_least, at_most
 
 CITATION = re.compile(r"\[\d*]|\[edit]|\[citation needed]")
-ENDS = (
-    ".",
-    "?",
-    "!",
-    '"',
-    "'",
-    "”",
-    "“",
-    "’",
-    "»",
-    "«",
-)  # C4's are the first five; German closes quotations with “ and «
+# C4's are the first five. German closes quotations with “ and «.
+ENDS = (".", "?", "!", '"', "'", "”", "“", "’", "»", "«")  # noqa: RUF001
 ELLIPSES = ("...", "…")
 POLICIES = {
     "en": ("terms of use", "privacy policy", "cookie policy", "uses cookies", "use of cookies", "use cookies"),  # C4's
     "de": ("nutzungsbedingungen", "datenschutzerklärung", "verwendet cookies", "verwendung von cookies"),  # ours
 }
 # The end of a sentence before the end of its line: a new one follows, which does not begin with a small letter.
-SENTENCE_END = re.compile(r"[.!?…]+[\"'”“’»«)\]]*[^\S\n]+(?![a-zà-öø-ÿß])(?=\S)")
+SENTENCE_END = re.compile(r"(?<![.!?…])[.!?…]+[\"'”“’»«)\]]*[^\S\n]+(?![a-zà-öø-ÿß])(?=\S)")  # noqa: RUF001
 
 
 @dataclass(frozen=True)
@@ -41,7 +31,7 @@ class C4(Limits):
     """The thresholds of c4."""
 
     end_punctuation: bool = False
-    """C4: remove lines that do not end like a sentence; C4 does so, FineWeb leaves it out because it costs too much text."""
+    """C4: remove lines that do not end like a sentence, as C4 does; FineWeb does not, as it costs too much text."""
     max_line_word: int = 1000
     """C4: remove lines with a word of more characters."""
     min_line_words: int = 3
@@ -84,11 +74,8 @@ def c4_lines(page: Page, limits: C4) -> Page:
             removed.append((line, why))
         else:
             kept.append(line)
-    changed = page.with_text("\n".join(kept).strip())
-    changed.removed += removed
-    if removed:
-        changed.facts["lines_removed"] = dict(Counter(why for _, why in removed))
-    return changed
+    facts = {"lines_removed": dict(Counter(why for _, why in removed))} if removed else {}
+    return page.with_text("\n".join(kept).strip(), removed, **facts)
 
 
 def _notice(line: str, phrases: tuple[str, ...]) -> str | None:

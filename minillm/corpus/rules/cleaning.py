@@ -13,7 +13,7 @@ from minillm.corpus.rules.c4 import C4, c4, c4_lines
 from minillm.corpus.rules.fineweb import FineWeb, fineweb
 from minillm.corpus.rules.gopher import GopherQuality, GopherRepetition, gopher_quality, gopher_repetition
 from minillm.corpus.rules.language import Language, find_language, language, names_in
-from minillm.corpus.rules.page import Check, Page
+from minillm.corpus.rules.page import Check, Page, number
 from minillm.corpus.rules.pii import PII, mask_pii, masked_text
 from minillm.corpus.rules.word_lists import WordLists, groups, note_groups, word_lists
 from minillm.corpus.stage import Stage
@@ -40,7 +40,7 @@ RULES = {
 
 @dataclass(frozen=True)
 class Clean:
-    """Drop documents that are no prose or repeat themselves, and remove lines that are none; rules by name, in order."""
+    """Drop documents that are no prose or repeat themselves, and remove lines that are none, by rules with names."""
 
     rules: str = "language, gopher_repetition, gopher_quality, c4, fineweb"
     """Rules in their order, which is FineWeb's; there are also word_lists and pii, which are off unless named here."""
@@ -131,11 +131,10 @@ class Explanation(NamedTuple):
     def table(self, title: str = "") -> tuple[str, list[str], list[list[str]]]:
         """Title, columns and rows, as `print_tables` takes them."""
         rows = []
-        first = next((number for number, (_, check) in enumerate(self.checks) if not check.passed), None)
-        for number, (name, check) in enumerate(self.checks):
-            verdict = "passed" if check.passed else "dropped here" if number == first else "not passed"
-            value = f"{check.value:.3g}" if isinstance(check.value, float) else str(check.value)
-            rows.append([name, check.what, value, check.allowed, verdict])
+        first = next((row for row, (_, check) in enumerate(self.checks) if not check.passed), None)
+        for row, (name, check) in enumerate(self.checks):
+            verdict = "passed" if check.passed else "dropped here" if row == first else "not passed"
+            rows.append([name, check.what, number(check.value), check.allowed, verdict])
         return title, ["rule", "measured", "value", "allowed", ""], rows
 
     def sentences(self) -> Iterator[str]:

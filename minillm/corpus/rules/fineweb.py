@@ -10,7 +10,8 @@ from dataclasses import dataclass
 
 from minillm.corpus.rules.page import Check, Limits, Page, at_least, at_most, duplicates
 
-ENDS = (".", "!", "?", '"', "'", "”", "“", "’", "»", "«", "…", "。", "！", "？")  # FineWeb's are the first five
+# FineWeb's are the first five.
+ENDS = (".", "!", "?", '"', "'", "”", "“", "’", "»", "«", "…", "。", "！", "？")  # noqa: RUF001
 
 
 @dataclass(frozen=True)
@@ -32,9 +33,9 @@ class FineWeb(Limits):
 def fineweb(page: Page, limits: FineWeb) -> Iterator[Check]:
     """Drop lists and menus.
 
-    SOURCE: FineWeb. THRESHOLDS: at least 0.12 of the lines end with punctuation; at most 0.67 have 30 characters or fewer;
-    at most 0.01 of the characters (line breaks apart) are in duplicate lines; at most 0.3 line breaks a word. Only line
-    breaks between lines with something in them count: in FineWeb no others are left at this point.
+    SOURCE: FineWeb. THRESHOLDS: at least 0.12 of the lines end with punctuation; at most 0.67 have 30 characters or
+    fewer; at most 0.01 of the characters (line breaks apart) are in duplicate lines; at most 0.3 line breaks a word.
+    Empty lines add no line breaks to the count: in FineWeb, C4's rules have removed them before.
     """
     lines = max(len(page.lines), 1)
     ended = sum(line.endswith(ENDS) for line in page.lines)

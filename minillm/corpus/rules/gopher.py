@@ -43,7 +43,7 @@ class GopherQuality(Limits):
     min_letter_words: float = 0.8
     """Gopher: least share of words with a letter in them."""
     min_stop_words: int = 2
-    """Gopher: how many different ones of eight common words a text must have (the, be, to, of, and, that, have, with)."""
+    """Gopher: how many of eight common words a text must have (the, be, to, of, and, that, have, with)."""
 
 
 def gopher_quality(page: Page, limits: GopherQuality) -> Iterator[Check]:
@@ -129,11 +129,9 @@ def gopher_repetition(page: Page, limits: GopherRepetition) -> Iterator[Check]:
     for n, places, numbers in repeated_ngrams(page.word_ids, 10):
         if 2 <= n <= 4:
             share = most_frequent_characters(n, places, numbers, ends) / size
-            yield at_most(
-                f"of the characters are in the most frequent {n}-gram", share, getattr(limits, f"max_top_{n}gram")
-            )
+            bound = getattr(limits, f"max_top_{n}gram")
+            yield at_most(f"of the characters are in the most frequent {n}-gram", share, bound)
         elif n >= 5:
             share = repeated_characters(n, places, numbers, ends) / size
-            yield at_most(
-                f"of the characters are in repeated {n}-grams", share, getattr(limits, f"max_repeated_{n}gram")
-            )
+            bound = getattr(limits, f"max_repeated_{n}gram")
+            yield at_most(f"of the characters are in repeated {n}-grams", share, bound)

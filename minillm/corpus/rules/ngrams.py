@@ -14,7 +14,7 @@ import numpy as np
 
 
 def repeated_ngrams(word_ids: np.ndarray, longest: int) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
-    """For n from 1 to `longest`: n, the places of n-grams that stand in the text twice or more, and the n-grams' numbers.
+    """For n from 1 to `longest`: n, the places of the n-grams that stand in the text twice or more, and their numbers.
 
     word_ids: (words,) int64, from 0 on. The places ascend; places with equal n-grams have equal numbers.
     """

@@ -1,9 +1,9 @@
-"""What the rules look at: a document with its measures, each computed once, and the checks that a rule makes of it.
+"""The document as the rules see it, with measures that are computed once, and the checks that a rule makes of them.
 
-A word is what stands between whitespace: "don't", "end." and "--" are one word each. Gopher's paper counts so. FineWeb's
-code (datatrove) splits with spaCy, which makes "end" and "." of "end.": its counts of words are higher than ours, and
-its mean lengths lower, so a document near a threshold can end on the other side. Chinese, Japanese and Thai have no
-spaces: a line of them is one word, and the rules that count words drop them.
+A word is what stands between whitespace: "don't", "end." and "--" are one word each. Gopher's paper counts so.
+FineWeb's code (datatrove) splits with spaCy, which makes "end" and "." of "end.": its counts of words are higher than
+ours and its mean lengths lower, so a document near a threshold can end on the other side. Chinese, Japanese and Thai
+have no spaces: a line of them is one word, and the rules that count words drop them.
 A line is what stands between line breaks and has something in it; paragraphs are separated by an empty line.
 
 Documents of more than MEASURED characters are judged by their first MEASURED, which bounds the memory of a worker.
@@ -41,18 +41,25 @@ class Check(NamedTuple):
 
 def at_least(what: str, value: float, bound: float) -> Check:
     """The check that a value is not under a bound."""
-    return Check(what, value, f"at least {bound:g}", value >= bound, f"{_shown(value, bound)} {what}, under {bound:g}")
+    reason = f"{_shown(value, bound)} {what}, under {number(bound, 6)}"
+    return Check(what, value, f"at least {number(bound, 6)}", value >= bound, reason)
 
 
 def at_most(what: str, value: float, bound: float) -> Check:
     """The check that a value is not over a bound."""
-    return Check(what, value, f"at most {bound:g}", value <= bound, f"{_shown(value, bound)} {what}, over {bound:g}")
+    reason = f"{_shown(value, bound)} {what}, over {number(bound, 6)}"
+    return Check(what, value, f"at most {number(bound, 6)}", value <= bound, reason)
+
+
+def number(value: float | str, digits: int = 3) -> str:
+    """A number for a person: 100,000 or 0.333; a text as it is."""
+    return f"{value:,}" if isinstance(value, int) else value if isinstance(value, str) else f"{value:.{digits}g}"
 
 
 def _shown(value: float, bound: float) -> str:
     """The value with three digits, or with as many as it takes to tell it from the bound."""
     if isinstance(value, int) or value == bound:
-        return f"{value:,}" if isinstance(value, int) else f"{value:g}"
+        return number(value)
     return next(text for digits in (3, 6, 17) if float(text := f"{value:.{digits}g}") != bound)
 
 

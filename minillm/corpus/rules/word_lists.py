@@ -6,8 +6,8 @@ The lists are the files in words/. **Their weaknesses**, which a count of words 
   texts about hatred, violence or sexual health count like those that are full of it.
 - Groups take insulting names for themselves; dialects, African American English above all, use words among friends that
   the list takes for vulgar. So a rule that drops documents by such a list removes texts by and about minorities more
-  often than others: Dodge et al. 2021, "Documenting Large Webtext Corpora", arXiv:2104.08758, found this in C4; see also
-  Xu et al. 2021, "Detoxifying Language Models Risks Marginalizing Minority Voices", arXiv:2104.06390.
+  often than others: Dodge et al. 2021, "Documenting Large Webtext Corpora", arXiv:2104.08758, found this in C4; see
+  also Xu et al. 2021, "Detoxifying Language Models Risks Marginalizing Minority Voices", arXiv:2104.06390.
 - Hatred needs none of these words, and other spellings ("sh1t") or languages than English and German are not found.
 - Words mean several things: "white" and "black" are colours, "gay" a name, "catholic" a taste.
 
