@@ -142,7 +142,7 @@ class Explanation(NamedTuple):
         return title, ["rule", "measured", "value", "allowed", ""], rows
 
     def sentences(self) -> Iterator[str]:
-        """What was removed and masked, and why the document is kept or dropped."""
+        """Sentences that say what was removed and masked, and why the document is kept or dropped."""
         for line, why in self.removed:
             yield f"removed ({why}): {line}"
         for name, times in self.masked.items():
