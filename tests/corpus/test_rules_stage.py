@@ -138,6 +138,14 @@ def test_explain_shows_every_check_also_behind_the_one_that_drops() -> None:
     assert found.dropped == cleaned(text).dropped
 
 
+def test_explain_prints_no_control_characters_and_no_endless_line() -> None:
+    found = explain(f"javascript \x1b[31m red\u202e and {'on ' * 100}", Clean(rules="c4"))
+    [line, _] = found.sentences()
+    assert line.isprintable()
+    assert line.startswith("removed (javascript): javascript \ufffd[31m red\ufffd and on on")
+    assert len(line) == len("removed (javascript): ") + 101
+
+
 def test_explain_says_what_was_masked_and_that_a_document_is_kept() -> None:
     found = explain(f"Write to a@example.org and b@example.org.\n{PROSE}", Clean(rules=WITHOUT_LANGUAGE + ", pii"))
     assert list(found.sentences()) == ["masked: email, 2 times", "kept: every rule is passed"]

@@ -21,6 +21,8 @@ from minillm.corpus.rules.word_lists import WordLists, groups, note_groups, word
 from minillm.corpus.stage import Stage
 from minillm.errors import InputError
 
+SHOWN = 100  # characters of a removed line
+
 
 class Rule(NamedTuple):
     """A rule: what it does to the page first, and the checks that it then makes; either may be absent."""
@@ -150,7 +152,8 @@ class Explanation(NamedTuple):
     def sentences(self) -> Iterator[str]:
         """Sentences that say what was removed and masked, and why the document is kept or dropped."""
         for line, why in self.removed:
-            yield f"removed ({why}): {line}"
+            shown = "".join(sign if sign.isprintable() else "\ufffd" for sign in line[:SHOWN])
+            yield f"removed ({why}): {shown}{'…' * (len(line) > SHOWN)}"
         for name, times in self.masked.items():
             yield f"masked: {name}, {times} times"
         yield f"dropped by {self.dropped}" if self.dropped else "kept: every rule is passed"
