@@ -23,6 +23,7 @@ FLOORS = {  # the longest name that fits counts
     "minillm.errors": 0,
     "minillm.version": 0,
     "minillm.hints": 0,
+    "minillm.page": 1,
     "minillm.module_hints": 1,
     "minillm.tokenizers": 0,
     "minillm.device": 1,
