@@ -24,7 +24,23 @@ from minillm.corpus.report.tallies import Tally, quantile
 from minillm.version import __version__
 
 FORMAT, VERSION = "minillm data card", 1
-LENGTHS = (0, 1, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000, 20_000, 50_000, 100_000)  # words; the last is open
+LENGTHS = (
+    0,
+    1,
+    10,
+    20,
+    50,
+    100,
+    200,
+    500,
+    1000,
+    2000,
+    5000,
+    10_000,
+    20_000,
+    50_000,
+    100_000,
+)  # words; the last is open
 CLUSTER_SIZES = (2, 3, 4, 5, 6, 11, 21, 51, 101, 1001)
 SCORES = tuple(range(-20, 121, 10))
 TOP = 30  # domains, licences, clusters and reasons that are listed, each
@@ -273,7 +289,9 @@ def people(counts: Counts) -> dict[str, Any]:
         "share_dropped": share(read["documents"] - kept["documents"], read["documents"]),
         "groups": [group_row(counts, group, kept["words"]) for group in names_of_groups()],
         "sources": [
-            {"source": source, "group": group, **rate(counts, source, group)} for source in sources for group in names_of_groups()
+            {"source": source, "group": group, **rate(counts, source, group)}
+            for source in sources
+            for group in names_of_groups()
         ],
     }
 

@@ -243,5 +243,3 @@ def domain_of(url: Any) -> str:
     except ValueError:  # such as http://[
         host = None
     return short_name((host or "").removeprefix("www."))
-
-

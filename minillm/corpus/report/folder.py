@@ -16,6 +16,7 @@ from minillm.data.shards import open_tokens
 from minillm.errors import InputError
 
 SPLITS = ("train", "validation", "test")
+USUAL_ORDER = ("extract", "clean", "dedup", "decontaminate", "split", "shards")
 CHECKED = (*SUFFIXES, ".bin", ".toml", "tokenizer.json")  # endings of the files that get a checksum
 PROBLEMS = 20  # of a stage, that the card names
 
@@ -46,7 +47,8 @@ class CorpusFolder:
         Raises: InputError where there are none.
         """
         for name in reversed(self.records):
-            if outputs := [path for path in self.files if plain_name(path) == name and path.parent == self.path]:
+            outputs = [path for path in self.files if plain_name(path) == name and path.parent == self.path]
+            if outputs and name not in SPLITS:
                 return outputs
         found = [path for path in self.files if path.name.endswith(SUFFIXES) and plain_name(path) not in SPLITS]
         if not found:
@@ -97,10 +99,14 @@ def plain_name(path: Path) -> str:
 
 
 def in_order(records: dict[str, dict[str, Any]]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Records in the order in which the stages ran: each after those whose outputs it read."""
-    left = dict(records)
+    """Records in the order in which the stages ran: each after those whose outputs it read, else in the usual order."""
+    places = {stage: place for place, stage in enumerate(USUAL_ORDER)}
+    usual = sorted(records, key=lambda name: (places.get(str(records[name]["stage"]), len(places)), name))
+    left = {name: records[name] for name in usual}
     while left:
-        ready = next((name for name, one in left.items() if not inputs_of(one) & left.keys() - {name}), min(left))
+        ready = next(
+            (name for name, one in left.items() if not inputs_of(one) & (left.keys() - {name})), next(iter(left))
+        )
         yield ready, left.pop(ready)
 
 

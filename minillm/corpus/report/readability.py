@@ -27,7 +27,7 @@ WORD = re.compile(r"[^\W\d_]+(?:['’-][^\W\d_]+)*")
 SENTENCE = re.compile(r"[.!?…]+[\"'”’“»)\]]*(?=\s|$)|\n\s*\n")  # an end of one, or an empty line
 ENGLISH_VOWELS = re.compile(r"[aeiouy]+")
 # A silent e at the end ("make"; not "table", "the"), and in the endings -ed and -es ("walked", "makes"; not "wanted").
-ENGLISH_SILENT = re.compile(r"[aeiouy][a-z]*?(?:[^aeiouyl\W]e|[aeiouy]le|[^aeiouytd\W]ed|[^aeiouysxzcgh\W]es)$")
+ENGLISH_SILENT = re.compile(r"[aeiouy][a-z]*?(?:[^aeiouyl\W]e|(?<=[aeiouy])le|[^aeiouytd\W]ed|[^aeiouysxzcgh\W]es)$")
 GERMAN_VOWELS = re.compile(r"aa|ai|au|äu|ee|ei|eu|ie|oo|oi|ui|[aeiouyäöü]")
 
 

@@ -35,9 +35,7 @@ def report(folder: Path, out: Path | None = None, processes: int = 1, seed: int 
     counts = Counts(settings)
     for found in map_chunks(CountChunk(settings), corpus.documents, processes):
         counts.merge(found)
-    splits = {
-        name: sum(map_chunks(sizes_of, [path], processes), Counter()) for name, path in corpus.splits.items()
-    }
+    splits = {name: sum(map_chunks(sizes_of, [path], processes), Counter()) for name, path in corpus.splits.items()}
     card = make_card(counts, corpus, splits)
     page = page_of(card)
     write_whole(out.with_suffix(".json"), json.dumps(card, indent=1) + "\n")

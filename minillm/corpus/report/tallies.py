@@ -27,7 +27,7 @@ def short_name(name: str) -> str:
     if len(name) <= LONGEST_NAME:
         return name
     digest = hashlib.sha256(name.encode("utf-8", "surrogatepass")).hexdigest()[:8]
-    return f"{name[:LONGEST_NAME - 16]}… (cut, {digest})"
+    return f"{name[: LONGEST_NAME - 16]}… (cut, {digest})"
 
 
 @dataclass
