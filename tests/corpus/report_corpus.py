@@ -15,7 +15,7 @@ from minillm.tokenizers import BPETokenizer
 ENGLISH = (
     "the women walked to the river and a man sold them bread for the black horse . They were happy ! It rained".split()
 )
-GERMAN = "die Frau ging zum Fluss und ein Mann verkaufte Brot für das Pferd . Sie waren glücklich ! Es regnete Straße".split()
+GERMAN = "die Frau ging zum Fluss und ein Mann verkaufte Brot für das Pferd . Sie waren glücklich ! Es regnete".split()
 REASONS = "gopher_quality: {} words, under 50", "language: de with score 0.{}, under 0.65", "c4: a line has {{ ({})"
 
 

@@ -20,17 +20,23 @@ DEFINITIONS = {
     "dropped": "What a rule dropped. Each document counts for the first rule that dropped it.",
     "documents": "The number of documents. In tables by source, language, domain, licence and group: kept ones.",
     "characters": "Unicode code points.",
-    "words": "Stretches of text between white space. Other programs divide punctuation from words and count more; Chinese "
-    "and Japanese have no white space, so their counts mean little.",
+    "words": (
+        "Stretches of text between white space. Other programs divide punctuation from words and count more; "
+        "Chinese and Japanese have no white space, so their counts mean little."
+    ),
     "bytes": "Bytes of the text in UTF-8, without compression.",
-    "tokens": "Tokens of the kept text, without those that stand between documents; of a split, the ids in its shards. "
-    f"Where there is no tokenizer, a rough estimate: {BYTES_A_TOKEN} bytes a token.",
+    "tokens": (
+        "Tokens of the kept text, without those that stand between documents; of a split, the ids in its shards. "
+        f"Where there is no tokenizer, a rough estimate: {BYTES_A_TOKEN} bytes a token."
+    ),
     "tokens_how": "How tokens were found: counted with the tokenizer of the folder, or estimated from the bytes.",
     "sources": "A row for each source, as the configuration names it.",
     "source": "The name of a source; empty where none was given.",
     "languages": "A row for each language.",
-    "language": "The language as the stage `clean` identified it, ISO 639-1; empty where nobody looked. Short and mixed "
-    "texts are often mistaken.",
+    "language": (
+        "The language as the stage `clean` identified it, ISO 639-1; empty where nobody looked. Short and mixed "
+        "texts are often mistaken."
+    ),
     "share_kept": "Kept documents as a share of those read.",
     "words_a_document": "The mean number of words of the kept documents.",
     "lengths": "Words a document, with three digits.",
@@ -46,9 +52,14 @@ DEFINITIONS = {
     "top": "The most frequent ones, the most frequent first.",
     "different": "How many different ones there are; none where there were too many to count.",
     "without": "Kept documents that have none.",
-    "too_low_by": "Where there are more different names than are counted at once, a count may be too low by this much.",
-    "splits": "The files to train and to validate on, as they are after mixing: a document may occur more than once.",
-    "split": "The name of a split: train, validation or test.",
+    "too_low_by": (
+        "Where there are more different names than are counted at once, a count may be too low by this much."
+    ),
+    "splits": "The files to train and to validate on.",
+    "split": (
+        "The name of a split: train, validation or test; `mixed` is the training part after sources are mixed by "
+        "weight, in which a document may occur more than once."
+    ),
     "samples": "Documents whose names have the smallest hashes: a uniform sample, always the same one.",
     "id": "The name of a document: its file and its place in it. Long names are cut.",
     "url": "The address of a document, where it has one.",
@@ -66,7 +77,9 @@ DEFINITIONS = {
     "settings": "What the output of the stage depends on.",
     "version": "The version of minillm that ran the stage.",
     "inputs": "The files that the stage read: name, size and a hash of the first 64 kB.",
-    "outcomes": "What became of the documents that the stage got: kept, or the rule that dropped them, with bytes of text.",
+    "outcomes": (
+        "What became of the documents that the stage got: kept, or the rule that dropped them, with bytes of text."
+    ),
     "problems": "Files, lines, pages or rows that the stage could not read; they are in no other count.",
     "first_problems": "The first of the problems.",
     "rules": "A row for each rule that dropped a document, the one that dropped most first.",
@@ -76,8 +89,10 @@ DEFINITIONS = {
     "reasons": "What the rule measured, with # for numbers, the most frequent first.",
     "reason": "A reason, with # for numbers.",
     "edits": "What the stages changed in the kept documents, as they noted it.",
-    "edit": "The kind of change: lines_removed by the rules of `clean`, masked personal data, and removed_lines, "
-    "removed_paragraphs and removed_characters that `dedup` found in many documents.",
+    "edit": (
+        "The kind of change: lines_removed by the rules of `clean`, masked personal data, and removed_lines, "
+        "removed_paragraphs and removed_characters that `dedup` found in many documents."
+    ),
     "what": "What was changed, or why; empty where there is one kind only.",
     "times": "How often, in all kept documents.",
     "duplicates": "Clusters of documents that are equal, or nearly so, as the stage `dedup` found them.",
@@ -98,24 +113,31 @@ DEFINITIONS = {
     "used": "Tokens that occur in the kept text.",
     "share_used": "Used tokens as a share of the vocabulary.",
     "seldom": "Tokens that occur fewer than 100 times, but do occur: a model learns little about them.",
-    "tokens_a_word": "Tokens divided by words. The nearer to 1, the better the vocabulary fits; a language with a high "
-    "number costs more to train on and fills the context sooner.",
+    "tokens_a_word": (
+        "Tokens divided by words. The nearer to 1, the better the vocabulary fits; a language with a high number "
+        "costs more to train on and fills the context sooner."
+    ),
     "bytes_a_token": "Bytes of text divided by tokens.",
     "unknown_share": "The share of the tokens that stand for unknown text; always 0 for a tokenizer of bytes.",
     "unencodable": "Kept documents that the tokenizer has no tokens for; they are left out of the token counts.",
     # readability
-    "readability": "Flesch's reading ease for English, Amstad's for German; about 0 hardest, 100 easiest. Rough: fitted to "
-    "running prose of 100 words or more; lists, code, verse and abbreviations mislead it, and two languages cannot be "
-    "compared by it. It looks at the first 10,000 characters of a kept document.",
+    "readability": (
+        "Flesch's reading ease for English, Amstad's for German; about 0 hardest, 100 easiest. Rough: fitted to "
+        "running prose of 100 words or more; lists, code, verse and abbreviations mislead it, and two languages "
+        "cannot be compared by it. It looks at the first 10,000 characters of a kept document."
+    ),
     "mean": "The mean of the scores, each rounded to a whole number.",
     # people
     "people": "Words for groups of people, in the kept documents, and what became of the documents that have them.",
     "groups": "A row for each list of words.",
-    "group": "The name of a list of words for a group of people.",
+    "group": "The name of a list of words: for a group of people, or vulgar and insulting ones.",
     "occurrences": "How often words of the list occur in the kept documents, capital letters aside.",
     "per_million": "Occurrences for every million words of the kept documents.",
-    "share_dropped": "The share of the documents that a rule dropped; in the rows of groups, of those with a word of the "
-    "list. Where that is well above the share of all documents, the rules remove texts about a group more than others.",
+    "share_dropped": (
+        "The share of the documents that a rule dropped; in the rows of groups, of those with a word of the list. "
+        "Where that is well above the share of all documents, the rules remove texts about a group more than "
+        "others."
+    ),
     "dropped_by": "Which rules dropped documents with a word of the list.",
     "terms": "The words of the list that occur.",
     "term": "A word.",
@@ -128,11 +150,15 @@ DEFINITIONS = {
 }
 
 LIMITS = [
-    "Word lists count words and not meanings: `black` is also a colour, `may` a month, a quotation counts like an opinion, "
-    "and names, dialects and new words are missing. Low counts are no proof of absence, and equal counts none of fairness.",
-    "The language of short, mixed or rare texts is often wrong, and rules made for English prose drop other languages, "
-    "verse, code and spoken language more often than others. Look at the share kept by language and by source.",
-    "Samples show a few documents of many. They may hold personal data, errors and offence: the card shows them as they are.",
+    "Word lists count words and not meanings: `black` is also a colour, `may` a month, a quotation counts like an "
+    "opinion, and names, dialects and new words are missing. Low counts are no proof of absence, and equal counts "
+    "none of fairness.",
+    "The language of short, mixed or rare texts is often wrong, and rules made for English prose drop other "
+    "languages, verse, code and spoken language more often than others. Look at the share kept by language and by "
+    "source.",
+    "Samples show a few documents of many. They may hold personal data, errors and offence: the card shows them "
+    "as they are.",
     "Licences and addresses are what the sources state. Nothing here says that a text may be used.",
-    "Near-duplicates are those of the settings that stand below. Translations, paraphrases and quotations are not found.",
+    "Near-duplicates are those of the settings that stand below. Translations, paraphrases and quotations are not "
+    "found.",
 ]

@@ -15,8 +15,8 @@ from minillm.corpus.report.tallies import short_name
 from minillm.data.shards import open_tokens
 from minillm.errors import InputError
 
-SPLITS = ("train", "validation", "test")
-USUAL_ORDER = ("extract", "clean", "dedup", "decontaminate", "split", "shards")
+SPLITS = ("train", "mixed", "validation", "test")
+USUAL_ORDER = ("extract", "clean", "dedup", "decontaminate", "split", "mix", "shards")
 CHECKED = (*SUFFIXES, ".bin", ".toml", "tokenizer.json")  # endings of the files that get a checksum
 PROBLEMS = 20  # of a stage, that the card names
 
@@ -29,15 +29,15 @@ class CorpusFolder:
 
     @cached_property
     def records(self) -> dict[str, dict[str, Any]]:
-        """The records that the stages leave, by the name of the stage, in the order in which the stages ran."""
+        """The records that the stages leave, by their place in the folder, in the order in which the stages ran."""
         found = {}
-        for path in sorted(self.path.glob("*.json")):
+        for path in sorted(self.path.rglob("*.json")):
             try:
                 record = json.loads(path.read_bytes())
             except (OSError, ValueError, RecursionError):
                 continue
             if isinstance(record, dict) and isinstance(record.get("settings"), dict) and record.get("stage"):
-                found[path.stem] = record
+                found[path.relative_to(self.path).with_suffix("").as_posix()] = record
         return dict(in_order(found))
 
     @cached_property

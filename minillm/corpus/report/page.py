@@ -7,7 +7,8 @@ page.html is the frame, page.css the style, and the script consists of
     page_parts.js     the parts of the page, one for each part of the card
     page.js           puts them together
 
-The card is in the page as JSON of ASCII alone, in which no `<` and no `&` is left, so nothing in it can end its element.
+The card is in the page as JSON of ASCII alone, in which no `<` and no `&` is left, so nothing in it can end its
+element.
 """
 
 from __future__ import annotations

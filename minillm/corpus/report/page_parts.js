@@ -180,7 +180,7 @@ function tokensPart() {
     return part(
       "vocabulary",
       "Tokens",
-      make("p", {}, `There is no tokenizer in the folder, so tokens are estimated at 4 bytes each: about ${whole(D.composition.kept.tokens)}.`),
+      make("p", {}, `There is no tokenizer in the folder, so tokens are estimated from the bytes: about ${whole(D.composition.kept.tokens)}.`),
       how("tokens"),
     );
   const columns = (first) => [
@@ -281,7 +281,7 @@ function peoplePart() {
     rate = new Map(sources.map((one) => [`${one.group}\n${one.source}`, one.per_million]));
   return part(
     "people",
-    "Who it speaks of",
+    "Who it speaks of, and how",
     make("p", { class: "dim" }, D.limits[0]),
     make("p", {}, `Of all documents, the rules dropped ${percent(share_dropped)}. A share well above that means that the rules remove texts with words for this group more than others.`),
     table(

@@ -1,7 +1,7 @@
 """Words for groups of people in a text, by the lists of the rule word_lists, whose weaknesses its file states.
 
-They are counted in every document, whether that rule is on or not, and never drop one here. So the card can show how often
-a corpus speaks of whom, and whether the rules drop documents about some groups more than others.
+They are counted in every document, whether that rule is on or not, and never drop one here. So the card can show how
+often a corpus speaks of whom, and whether the rules drop documents about some groups more than others.
 """
 
 from __future__ import annotations

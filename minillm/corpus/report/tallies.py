@@ -1,8 +1,8 @@
 """Summaries of a stream in constant memory: samples, most frequent names, clusters, lengths.
 
-Each can be merged with another of its kind, so that worker processes count their own chunks. The chunks do not depend on
-the number of processes and are merged in order, and nothing here is drawn at random: where a choice must be made, the
-ranks decide, hashes of names with a seed. So the same documents give the same card.
+Each can be merged with another of its kind, so that worker processes count their own chunks. The chunks do not depend
+on the number of processes and are merged in order, and nothing here is drawn at random: where a choice must be made,
+the ranks decide, hashes of names with a seed. So the same documents give the same card.
 """
 
 from __future__ import annotations
