@@ -80,7 +80,7 @@ def make_card(counts: Counts, folder: CorpusFolder, splits: dict[str, Counter]) 
 
 
 def composition(counts: Counts, folder: CorpusFolder, splits: dict[str, Counter]) -> dict[str, Any]:
-    """How much there is, of which source and language, how long, and what it looks like."""
+    """The part on sizes, sources, languages, lengths, licences and splits, with samples."""
     read, kept = state_of(counts, "all", "")
     return {
         "documents_read": read["documents"],
@@ -134,7 +134,7 @@ def rows(counts: Counts, kind: str) -> list[dict[str, Any]]:
 
 
 def tokens_of(sizes: Counter) -> dict[str, Any]:
-    """How the tokenizer cuts a text; None where there is no tokenizer."""
+    """The numbers on how the tokenizer cuts a text; None where there is no tokenizer."""
     return {
         "tokens_a_word": share(sizes["tokens"], sizes["encoded_words"]),
         "bytes_a_token": share(sizes["encoded_bytes"], sizes["tokens"]),
@@ -184,12 +184,12 @@ def top(tally: Tally, name: str) -> dict[str, Any]:
 
 
 def collection(counts: Counts) -> dict[str, Any]:
-    """Where the kept documents come from."""
+    """The part on the origin of the kept documents."""
     return {"domains": top(counts.domains, "domain")}
 
 
 def rules(counts: Counts) -> list[dict[str, Any]]:
-    """What each rule dropped, the one that dropped most first."""
+    """A row for each rule that dropped documents, the one that dropped most first."""
     read, _ = state_of(counts, "all", "")
     names = {name for kind, name, kept in counts.sizes if kind == "rule" and not kept}
     found = []
@@ -210,7 +210,7 @@ def rules(counts: Counts) -> list[dict[str, Any]]:
 
 
 def edits(counts: Counts) -> list[dict[str, Any]]:
-    """What the stages changed in the kept documents."""
+    """A row for each change that the stages made in the kept documents."""
     found = [
         {"edit": edit, "what": what, "documents": counts.edits[edit, what, "documents"], "times": times}
         for (edit, what, unit), times in counts.edits.items()
@@ -237,7 +237,7 @@ def duplicates(counts: Counts) -> dict[str, Any]:
 
 
 def vocabulary(counts: Counts, folder: CorpusFolder) -> dict[str, Any] | None:
-    """How well the tokens fit the kept text; None where there is no tokenizer."""
+    """The part on how well the tokens fit the kept text; None where there is no tokenizer."""
     if counts.settings.tokenizer is None:
         return None
     tokenizer = tokenizer_in(counts.settings.tokenizer)
@@ -256,7 +256,7 @@ def vocabulary(counts: Counts, folder: CorpusFolder) -> dict[str, Any] | None:
 
 
 def readability(counts: Counts) -> dict[str, Any]:
-    """How easy the kept documents are to read, where a formula is known for their language."""
+    """The part on reading ease, for the languages that have a formula."""
     languages: dict[str, Counter] = {}
     for (language, _), scores in counts.ease.items():
         languages.setdefault(language, Counter()).update(scores)
@@ -274,7 +274,7 @@ def readability(counts: Counts) -> dict[str, Any]:
 
 
 def scored(scores: Counter) -> dict[str, Any]:
-    """How many documents have a score, and its mean."""
+    """The number of documents with a score, and the mean of the scores."""
     return {
         "documents": scores.total(),
         "mean": share(sum(score * times for score, times in scores.items()), scores.total()),
@@ -282,7 +282,7 @@ def scored(scores: Counter) -> dict[str, Any]:
 
 
 def people(counts: Counts) -> dict[str, Any]:
-    """How often words for groups of people occur, by source, and how many of the documents with them were dropped."""
+    """The part on words for groups of people, by source, and on the documents with such words that were dropped."""
     read, kept = state_of(counts, "all", "")
     sources = [row["source"] for row in rows(counts, "source")[:TOP]]
     return {
@@ -323,7 +323,7 @@ def group_row(counts: Counts, group: str, words: int) -> dict[str, Any]:
 
 
 def rate(counts: Counts, source: str, group: str) -> dict[str, Any]:
-    """How often words for a group occur in the kept documents of a source."""
+    """The number of words for a group in the kept documents of a source, and in a million words."""
     times = sum(n for (where, one, _), n in counts.named.items() if (where, one) == (source, group))
     _, kept = state_of(counts, "source", source)
     return {"occurrences": times, "per_million": share(1e6 * times, kept["words"])}

@@ -1,4 +1,4 @@
-"""What the data card knows of the documents: counted once, a document at a time, in memory that does not grow."""
+"""Counts of documents for the data card: each is read once, and the memory does not grow with their number."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ NUMBER = re.compile(r"\d+(?:[.,]\d+)*")
 
 @dataclass(frozen=True)
 class Settings:
-    """What the counts depend on, beside the documents."""
+    """The settings that the counts depend on, beside the documents."""
 
     tokenizer: Path | None = None
     """Folder of the tokenizer; None where there is none, and tokens are not counted."""
@@ -186,13 +186,13 @@ class CountChunk:
 
 
 def size_of(text: str) -> Counter:
-    """How large a text is: 1 document, its characters, words and bytes. Words are what white space divides."""
+    """The size of a text: 1 document, its characters, words and bytes. White space divides words."""
     content = text.encode("utf-8", "surrogatepass")
     return Counter(documents=1, characters=len(text), words=len(text.split()), bytes=len(content))
 
 
 def sizes_of(documents: list[Document]) -> Counter:
-    """How large documents are together."""
+    """The size of documents together."""
     total: Counter = Counter()
     for document in documents:
         total.update(size_of(document.text))
@@ -219,7 +219,7 @@ def excerpt_of(document: Document) -> dict[str, Any]:
 
 
 def reason_of(document: Document) -> str:
-    """What dropped a document, without what is particular to it: "# words, under #"."""
+    """The reason that dropped a document, without what is particular to it: "# words, under #"."""
     reason = (document.dropped or "").partition(":")[2]
     for name in ("duplicate_of", "cluster"):
         if isinstance(other := document.info.get(name), str) and other:
@@ -228,7 +228,7 @@ def reason_of(document: Document) -> str:
 
 
 def edits_of(info: dict[str, Any]) -> Iterator[tuple[str, str, int]]:
-    """What the stages changed in a document and left in its info: the edit, what of it, and how often."""
+    """The changes that the stages noted in the info of a document: the edit, what was edited, and how often."""
     for edit in EDITS:
         found = info.get(edit)
         for what, times in found.items() if isinstance(found, dict) else [("", found)]:

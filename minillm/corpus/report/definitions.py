@@ -1,4 +1,4 @@
-"""What every key of the data card means, and what the card cannot tell. The page shows both beside the numbers."""
+"""Definitions of all keys of the data card, and its limits. The page shows both beside the numbers."""
 
 from __future__ import annotations
 
@@ -128,7 +128,7 @@ DEFINITIONS = {
     ),
     "mean": "The mean of the scores, each rounded to a whole number.",
     # people
-    "people": "Words for groups of people, in the kept documents, and what became of the documents that have them.",
+    "people": "Words for groups of people, and insults: how often they occur, and what became of documents with them.",
     "groups": "A row for each list of words.",
     "group": "The name of a list of words: for a group of people, or vulgar and insulting ones.",
     "occurrences": "How often words of the list occur in the kept documents, capital letters aside.",

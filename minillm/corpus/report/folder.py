@@ -1,4 +1,4 @@
-"""What lies in the folder of a corpus: the outputs of the stages with their records, splits, shards, a tokenizer."""
+"""The folder of a corpus: the outputs of the stages with their records, splits, shards, a tokenizer."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ class CorpusFolder:
 
     @property
     def stages(self) -> list[dict[str, Any]]:
-        """What the records say, as the card has it."""
+        """A row for each record, as the card has it."""
         return [stage_row(record) for record in self.records.values()]
 
     def checksums(self) -> list[dict[str, Any]]:
@@ -116,7 +116,7 @@ def inputs_of(record: dict[str, Any]) -> set[str]:
 
 
 def stage_row(record: dict[str, Any]) -> dict[str, Any]:
-    """What a record says of its stage, without the times of its inputs, which other copies of them do not share."""
+    """The row of a stage from its record, without the times of its inputs, which other copies of them do not share."""
     problems, sizes = record.get("problems", {}), record.get("text_bytes", {})
     inputs = [one for one in record.get("inputs", ()) if isinstance(one, dict)]
     return {

@@ -6,7 +6,7 @@ function begin() {
   $("title").replaceChildren(data(D.title));
   $("summary").replaceChildren(
     `${plural(kept.documents, "document")} of ${whole(documents_read)}, ${rough(kept.words)} words`,
-    ...names.flatMap((one, i) => [i ? ", " : " · ", data(one.language), ` ${percent(one.words / kept.words)}`]),
+    ...names.flatMap((one, i) => [i ? ", " : "; of the words, ", data(one.language), ` ${percent(one.words / kept.words)}`]),
   );
   const parts = PARTS.map((make) => make());
   $("parts").replaceChildren(...parts);

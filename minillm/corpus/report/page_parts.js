@@ -281,7 +281,7 @@ function peoplePart() {
     rate = new Map(sources.map((one) => [`${one.group}\n${one.source}`, one.per_million]));
   return part(
     "people",
-    "Who it speaks of, and how",
+    "Words for groups of people, and insults",
     make("p", { class: "dim" }, D.limits[0]),
     make("p", {}, `Of all documents, the rules dropped ${percent(share_dropped)}. A share well above that means that the rules remove texts with words for this group more than others.`),
     table(

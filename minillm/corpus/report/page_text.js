@@ -5,13 +5,12 @@ const D = JSON.parse($("card").textContent);
 /** A whole number with commas; "–" where there is none. */
 const whole = (value) => (value === null || value === undefined ? "–" : value.toLocaleString("en-US"));
 
-/** A number with three digits, such as 1.27 million; exact below 10,000. */
+/** A number with three digits, such as 1.27 million; exact below a million. */
 function rough(value) {
   if (value === null || value === undefined) return "–";
-  if (value < 10000) return whole(value);
   for (const [size, name] of [[1e12, "trillion"], [1e9, "billion"], [1e6, "million"]])
     if (value >= size) return `${Number((value / size).toPrecision(3))} ${name}`;
-  return `${Number((value / 1e3).toPrecision(3))} thousand`;
+  return whole(value);
 }
 
 /** A number with a few digits. */

@@ -17,6 +17,6 @@ def names_of_groups() -> list[str]:
 
 
 def groups_named_in(text: str) -> Counter[tuple[str, str]]:
-    """How often each word of the lists occurs in a text, by (group, word)."""
+    """The number of times that each word of the lists occurs in a text, by (group, word)."""
     words = Counter(WORD.findall(text.lower()))
     return Counter({(groups()[word], word): words[word] for word in words.keys() & groups().keys()})

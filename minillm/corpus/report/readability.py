@@ -1,4 +1,4 @@
-"""How easy a text is to read, by Flesch's formula for English and Amstad's for German. Both are rough.
+"""Reading ease of a text, by Flesch's formula for English and Amstad's for German. Both are rough.
 
     English   206.835 - 1.015 · words a sentence - 84.6 · syllables a word
     German    180     -         words a sentence - 58.5 · syllables a word
@@ -16,6 +16,7 @@ verständlich sind unsere Zeitungen?", dissertation, Universität Zürich, 1978.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from functools import lru_cache
 
 LANGUAGES = ("de", "en")
@@ -48,13 +49,14 @@ def reading_ease(text: str, language: str | None) -> float | None:
     if language not in LANGUAGES:
         return None
     text = text[:READ].strip()
-    words = [word for word in WORD.findall(text) if len(word) <= LONGEST_WORD]
-    if len(words) < FEWEST_WORDS:
+    words = {word: times for word, times in Counter(WORD.findall(text)).items() if len(word) <= LONGEST_WORD}
+    number = sum(words.values())
+    if number < FEWEST_WORDS:
         return None
     ends = [found.end() for found in SENTENCE.finditer(text)]
     sentences = len(ends) + (not ends or ends[-1] < len(text))
-    sentence_length = len(words) / sentences
-    word_length = sum(syllables(word, language) for word in words) / len(words)
+    sentence_length = number / sentences
+    word_length = sum(times * syllables(word, language) for word, times in words.items()) / number
     if language == "de":
         return 180 - sentence_length - 58.5 * word_length
     return 206.835 - 1.015 * sentence_length - 84.6 * word_length

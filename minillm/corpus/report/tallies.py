@@ -79,7 +79,7 @@ class SampledGroups(Sample):
 
 @dataclass
 class Tally:
-    """How often names occur, for the most frequent of any number of names.
+    """Counts of names, for the most frequent of any number of names.
 
     It holds `limit` names at most after each merge. Where there are more, every count is lowered by that of the first
     name that has no place, and names that reach zero leave: `lowered` says by how much a count may be too small, and a
