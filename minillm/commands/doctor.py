@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from minillm.beside import is_run
+from minillm.commands.common import check_one_model
 from minillm.commands.finetune_heads import with_labels
 from minillm.commands.train import Train, check_effect, config_of, starting_model, starting_point
 from minillm.errors import InputError, MinillmError
+from minillm.files import check_folder_of
 from minillm.options import Positional, filled, peek, scan
-from minillm.resolver import Described, described
-from minillm.training.config import PRESETS, SIZES, TrainConfig, preset
+from minillm.resolver import Described, described, find
+from minillm.training.config import TrainConfig, preset
 from minillm.training.tasks import task_class
 from minillm.tuning import tuned_process
 
@@ -45,6 +47,11 @@ class Doctor(Train):
     json: bool = False
     """Print the findings as JSON."""
 
+    def __post_init__(self):
+        super().__post_init__()
+        if self.picture is not None:
+            check_folder_of("doctor", "--picture", self.picture)
+
 
 def doctor(arguments: list[str]) -> None:
     """Print what was found, errors first; exit status 1 if an error is among it, 0 otherwise.
@@ -54,16 +61,15 @@ def doctor(arguments: list[str]) -> None:
     from minillm.study.doctor import sorted_findings
 
     given, run = settings_of(arguments)
-    found: list[Finding] = []
+    findings: list[Finding] = []
     with tuned_process():
         if run is not None:
-            found += of_run(run, given)
-        found += of_training(given, run)
+            findings += of_run(run, given)
+        findings += of_training(given, run)
         if given.lr_range:
-            found += of_rates(given)
-    found = sorted_findings(found)
-    show(found, given.json)
-    if any(one.severity == "error" for one in found):
+            findings += of_rates(given)
+    show(sorted_findings(findings), given.json)
+    if any(one.severity == "error" for one in findings):
         raise SystemExit(1)
 
 
@@ -71,6 +77,7 @@ def settings_of(arguments: list[str]) -> tuple[Doctor, Run | None]:
     """The options, which begin as those of the run, the preset or the model that is named first; and the run."""
     words = arguments[1:] if arguments[:1] == ["--"] else arguments
     name = next((word for word in words[:1] if words is not arguments or not word.startswith("-")), None)
+    check_one_model("doctor", name, arguments)
     before, run = beginning(name, arguments)
     settings = {field.name: getattr(before, field.name) for field in dataclasses.fields(before)}
     default = Doctor(**settings, start=name)
@@ -97,16 +104,11 @@ def beginning(name: str | None, arguments: list[str]) -> tuple[TrainConfig, Run 
         run = Run.open(Path(name))
         return run.config, run
     objective = peek(arguments, "--objective")
-    sizes = {size for names in SIZES.values() for size in names.split()}  # with settings for pretraining
-    if (name in PRESETS or (name in sizes and objective is None)) and not Path(name).exists():
+    if find(name, "doctor").kind == "preset":
         config = preset(name)
         return config.with_model(config.architecture, objective), None
-    config, found = TrainConfig(), described(name, "doctor")
-    if found.place.kind == "preset":
-        family = found.kind.__module__.rpartition(".")[2]  # type: ignore[attr-defined]
-        return dataclasses.replace(config.with_model(family, objective), model=found.config), None
     start = starting_model(name, "doctor")
-    return dataclasses.replace(config.with_model(start["architecture"], objective), **start), None
+    return dataclasses.replace(TrainConfig().with_model(start["architecture"], objective), **start), None
 
 
 def of_run(run: Run, given: Doctor) -> list[Finding]:

@@ -10,14 +10,10 @@ from __future__ import annotations
 import base64
 import hashlib
 import html
-import os
 import re
 from collections.abc import Iterable
 from importlib.resources import files
 from importlib.resources.abc import Traversable
-from pathlib import Path
-
-from minillm.errors import InputError
 
 
 def assemble(package: str, frame: str, styles: Iterable[str], scripts: Iterable[str], title: str, **data: str) -> str:
@@ -47,16 +43,3 @@ def policy(script: str, style: str) -> str:
         f"default-src 'none'; script-src 'sha256-{hashes[0]}'; style-src 'sha256-{hashes[1]}'; img-src data:; "
         "base-uri 'none'; form-action 'none'"
     )
-
-
-def check_folder(where: str, out: Path) -> None:
-    """Raise an InputError, which begins with `where`, if there is no folder to write a file into."""
-    if not out.parent.is_dir():
-        raise InputError(f"{where}: there is no folder {out.parent}; make it, or choose another --out")
-
-
-def write_whole(out: Path, text: str) -> None:
-    """Write a file that appears when it is whole."""
-    unfinished = out.with_name(f".{out.name}.tmp")
-    unfinished.write_text(text, encoding="utf-8")
-    os.replace(unfinished, out)

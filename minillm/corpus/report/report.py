@@ -12,7 +12,7 @@ from minillm.corpus.report.folder import CorpusFolder
 from minillm.corpus.report.page import page_of
 from minillm.corpus.stage import map_chunks
 from minillm.errors import InputError
-from minillm.page import check_folder, write_whole
+from minillm.files import check_folder_of, writing
 
 PAGE = "data_card.html"
 
@@ -29,7 +29,7 @@ def report(folder: Path, out: Path | None = None, processes: int = 1, seed: int 
         raise InputError(f"data report: {folder} is no folder; give the one that `minillm data build` has written")
     if out.suffix not in (".html", ".htm"):
         raise InputError(f"data report: --out is {out}; give a name that ends in .html, and the JSON lies beside it")
-    check_folder("data report", out)
+    check_folder_of("data report", "--out", out)
     corpus = CorpusFolder(folder)
     settings = Settings(corpus.tokenizer, seed)
     counts = Counts(settings)
@@ -38,6 +38,7 @@ def report(folder: Path, out: Path | None = None, processes: int = 1, seed: int 
     splits = {name: sum(map_chunks(sizes_of, [path], processes), Counter()) for name, path in corpus.splits.items()}
     card = make_card(counts, corpus, splits)
     page = page_of(card)
-    write_whole(out.with_suffix(".json"), json.dumps(card, indent=1) + "\n")
-    write_whole(out, page)
+    for path, text in (out.with_suffix(".json"), json.dumps(card, indent=1) + "\n"), (out, page):
+        with writing("data report", path) as unfinished:
+            unfinished.write_text(text, encoding="utf-8")
     return out

@@ -118,6 +118,11 @@ def test_a_name_that_means_nothing_is_refused() -> None:
         settings_of(["nanno"])
 
 
+def test_a_model_and_a_preset_are_one_too_many() -> None:
+    with pytest.raises(InputError, match="doctor: nano and --preset llama-nano are two models; leave one of them out"):
+        settings_of(["nano", "--preset", "llama-nano"])
+
+
 def test_the_model_stands_first() -> None:
     with pytest.raises(InputError, match=r"doctor: write nano first: minillm doctor nano \.\.\."):
         settings_of(["--lr", "1", "nano"])
