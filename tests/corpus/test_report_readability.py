@@ -44,6 +44,7 @@ def test_amstad_on_a_text_counted_by_hand() -> None:
 def test_the_end_of_a_text_and_an_empty_line_end_a_sentence() -> None:
     words = "one two cat dog pig " * 10
     assert reading_ease(f"{words}\n\n{words}", "en") == reading_ease(f"{words}. {words}.", "en")
+    assert reading_ease(f"{words}.\n \n{words}.", "en") == reading_ease(f"{words}. {words}.", "en")
     assert reading_ease(f"“{words.strip()}!” {words}", "en") == reading_ease(f"{words}. {words}", "en")
     assert reading_ease(f"{words} 3.14 {words}", "en") < reading_ease(f"{words}. {words}", "en")
 

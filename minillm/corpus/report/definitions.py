@@ -124,7 +124,7 @@ DEFINITIONS = {
     "readability": (
         "Flesch's reading ease for English, Amstad's for German; about 0 hardest, 100 easiest. Rough: fitted to "
         "running prose of 100 words or more; lists, code, verse and abbreviations mislead it, and two languages "
-        "cannot be compared by it. It looks at the first 10,000 characters of a kept document."
+        "cannot be compared by it. It looks at the first 4,000 characters of a kept document."
     ),
     "mean": "The mean of the scores, each rounded to a whole number.",
     # people

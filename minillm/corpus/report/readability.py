@@ -20,12 +20,13 @@ from collections import Counter
 from functools import lru_cache
 
 LANGUAGES = ("de", "en")
-READ = 10_000  # characters at the beginning of a text that are looked at
+READ = 4000  # characters at the beginning of a text that are looked at
 FEWEST_WORDS = 100
 LONGEST_WORD = 60  # letters; a longer one is no word of running prose, and would make a search slow
 
 WORD = re.compile(r"[^\W\d_]+(?:['\u2019-][^\W\d_]+)*")
-SENTENCE = re.compile(r"[.!?…]+[\"'\u201d\u2019\u201c»)\]]*(?=\s|$)|\n\s*\n")  # an end of one, or an empty line
+# The end of a sentence, or an empty line; white space behind it belongs to it, so that both together count once.
+SENTENCE = re.compile(r"(?:[.!?…]+[\"'\u201d\u2019\u201c»)\]]*(?=\s|$)|\n\s*\n)\s*")
 ENGLISH_VOWELS = re.compile(r"[aeiouy]+")
 # A silent e at the end ("make"; not "table", "the"), and in the endings -ed and -es ("walked", "makes"; not "wanted").
 ENGLISH_SILENT = re.compile(r"[aeiouy][a-z]*?(?:[^aeiouyl\W]e|(?<=[aeiouy])le|[^aeiouytd\W]ed|[^aeiouysxzcgh\W]es)$")
