@@ -66,7 +66,7 @@ PARAGRAPHS = "\n\n"
 SIX = "six words stand in this line"
 EXAMPLES = [
     Example("language", "min_language_score", "x[3] = f(7); y += g[2]", " is the probability of ", 0.0, PROSE),
-    Example("language", "languages", FRENCH, "fr (probability 1.00), not en or de", "fr", GERMAN),
+    Example("language", "languages", FRENCH, "fr is the language, not en or de", "fr", GERMAN),
     Example("gopher_quality", "min_words", "word " * 49 + "-- !!", "49 words, under 50", 49, "word " * 50),
     Example(
         "gopher_quality", "max_words", "word " * 100_001, "100,001 words, over 100,000", 100_001, "word " * 100_000
@@ -161,12 +161,12 @@ EXAMPLES = [
         Example(
             "gopher_repetition",
             f"max_repeated_{n}gram",
-            two_twice(n, enough - 1),
-            f"{10 * n / (6 * enough - 7):.3g} of the characters are in repeated {n}-grams",
+            two_twice(n, total),
+            f"{10 * n / (6 * total - 1):.3g} of the characters are in repeated {n}-grams",
             0.4,
             two_twice(n, enough),
         )
-        for n, enough in [(5, 56), (6, 72), (7, 90), (8, 112), (9, 137), (10, 167)]
+        for n, total, enough in [(5, 50, 56), (6, 60, 72), (7, 80, 90), (8, 100, 112), (9, 124, 137), (10, 152, 167)]
     ),
     Example("c4", "min_sentences", PROSE.split("!")[0], "4 sentences, under 5", 4, PROSE.split("Would")[0]),
     Example(
@@ -201,7 +201,7 @@ EXAMPLES = [
         "fineweb",
         "max_repeated_characters",
         lines(PROSE, *["twice here."] * 2),
-        "0.0171 of the characters are in duplicate lines, over 0.01",
+        "0.0194 of the characters are in duplicate lines, over 0.01",
         0.02,
         lines(PROSE, *["x."] * 2),
     ),
@@ -217,8 +217,8 @@ EXAMPLES = [
         "word_lists",
         "max_toxic_words",
         "Shit! " * 3 + PROSE,
-        "0.025 of the words are vulgar or insulting, over 0.02",
-        0.025,
+        "0.0283 of the words are vulgar or insulting, over 0.02",
+        0.029,
         "Shit! That idiot again. " + PROSE,
     ),
 ]

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 
 pytest.importorskip("py3langid")
 
 from minillm.corpus.document import Document
 from minillm.corpus.rules.cleaning import Clean, clean_document
-from minillm.corpus.rules.language import Language, identify
+from minillm.corpus.rules.language import NONE, Language, identify
 from minillm.errors import InputError
 
 ENGLISH = "The harbour lies on the north side of the bay, where the wind seldom reaches the smaller boats."
@@ -33,7 +35,7 @@ SOUP = [
 def test_a_sentence_is_enough(text: str, language: str) -> None:
     found, score = identify(text)
     assert found == language
-    assert 0.9 < score <= 1
+    assert 0.85 < score <= 1
     document = clean_document(Document(text, "a:0"), Clean(rules="language"))
     assert document.language == language
     assert document.info["language_score"] == score
@@ -42,9 +44,11 @@ def test_a_sentence_is_enough(text: str, language: str) -> None:
 
 @pytest.mark.parametrize("text", SOUP)
 def test_numbers_and_code_are_certainly_in_no_language(text: str) -> None:
-    assert identify(text)[1] < 0.65
+    language, score = identify(text)
+    assert language == NONE or score < 0.65
     found = clean_document(Document(text, "a:0"), Clean(rules="language"))
-    assert str(found.dropped).startswith("language: 0.")
+    assert found.rule == "language"
+    assert found.info == {"language_score": score}
 
 
 @pytest.mark.parametrize("text", ["", " ", "12 34", "🙂🙂🙂", "\x00", "...", "\ud800"])
@@ -52,18 +56,23 @@ def test_a_text_without_letters_is_in_no_language(text: str) -> None:
     assert identify(text) == ("zxx", 0.0)
 
 
-def test_a_long_text_is_judged_by_its_beginning_and_middle() -> None:
+def test_a_long_text_is_judged_by_its_beginning_and_middle(monkeypatch: pytest.MonkeyPatch) -> None:
     assert identify(GERMAN * 100)[0] == "de"
-    assert identify(GERMAN * 100 + ENGLISH * 20) == identify(GERMAN * 120)
-    language, score = identify(ENGLISH * 60 + GERMAN * 60)  # half and half: begins in one, its middle is in the other
-    assert language in ("en", "de")
-    assert score < 0.99
+    assert identify("\n".join([ENGLISH * 3, *[GERMAN * 3] * 9])) != identify(GERMAN * 30)
+    assert identify(GERMAN * 100 + ENGLISH * 20)[0] == "de"
+    read = " ".join(map(str, range(2000)))
+    monkeypatch.setattr("minillm.corpus.rules.language._identifier", lambda: reader)
+    reader = SimpleNamespace(classify=lambda sample: (sample, 0.5))
+    begin, middle = identify("a " + read)[0].split("\n")
+    assert begin == ("a " + read)[:250]
+    assert middle in read[len(read) // 2 - 9 :][:270]
+    assert len(middle) == 250
 
 
 def test_the_wanted_languages_are_an_option() -> None:
     options = Clean(rules="language", language=Language(languages="fr"))
     assert clean_document(Document(OTHERS["fr"], "a:0"), options).dropped is None
-    assert clean_document(Document(GERMAN, "a:0"), options).dropped == "language: de (probability 1.00), not fr"
-    assert Language(languages=["en", "de"]) == Language(languages="en de") == Language()  # type: ignore[arg-type]
+    assert clean_document(Document(GERMAN, "a:0"), options).dropped == "language: de is the language, not fr"
+    assert Language(languages="en,de") == Language(languages=" en de ") == Language()
     with pytest.raises(InputError, match="Language: languages is empty"):
         Language(languages="")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import string
+import unicodedata
 from collections import Counter
 
 import numpy as np
@@ -27,6 +28,7 @@ AWKWARD = [
     "ä Ö ß 漢字 かな 𠀀𠀁 🙂🙂 ½ ² Ⅷ ٣ _ __ a_ -- … « »",
     "\x00\x01 \x7f word\x00",
     "one\n\n\ntwo\n\none\n \n two\n",
+    "one two\n\n\n" * 9,
 ]
 
 
@@ -67,7 +69,7 @@ def slow_repetition(text: str) -> list[float]:
         grams = [tuple(words[start : start + n]) for start in range(len(words) - n + 1)]
         if n < 5:
             [(top, times)] = Counter(grams).most_common(1) or [((), 0)]
-            shares.append(len(" ".join(top)) * times / size)
+            shares.append(len(" ".join(top)) * times / size if times > 1 else 0)
             continue
         seen = set()
         characters = start = 0
@@ -105,12 +107,14 @@ def test_an_ngram_is_found_only_where_it_stands_twice() -> None:
     assert found[4] == ([], [])
 
 
+def is_punctuation(character: str) -> bool:
+    category = unicodedata.category(character)
+    return category[0] in "PS" or category == "Cc"
+
+
 def slow_quality(text: str) -> dict[str, float]:
     words = text.split()
-    punctuation = {chr(code) for code in range(0x3000) if Page(chr(code)).word_kinds.tolist() == [0]}
-    assert set(string.punctuation) | set("…«»„“”•€§") <= punctuation
-    assert not punctuation & set("aé1²½Ⅷ漢")
-    real = [word for word in words if any(character not in punctuation for character in word)]
+    real = [word for word in words if any(not is_punctuation(one) for one in word)]
     lines = [line for line in text.split("\n") if line.strip()]
     return {
         "words": len(real),
@@ -162,7 +166,7 @@ def test_a_long_document_is_judged_by_its_beginning(monkeypatch: pytest.MonkeyPa
 
 def test_a_reason_shows_more_digits_where_three_do_not_tell_value_and_bound_apart() -> None:
     assert at_most("of it", 0.30001, 0.3).reason == "0.30001 of it, over 0.3"
-    assert at_most("of it", 0.3 + 1e-12, 0.3).reason == "0.30000000000099999 of it, over 0.3"
+    assert at_most("of it", 0.3 + 1e-12, 0.3).reason == "0.30000000000099997 of it, over 0.3"
     assert at_least("words", 49, 50).reason == "49 words, under 50"
     assert at_least("of it", 0.3, 0.3).passed
     assert at_most("of it", 0.3, 0.3).passed

@@ -37,12 +37,8 @@ def test_prose_passes_and_keeps_what_was_known() -> None:
 
 
 def test_the_first_rule_that_is_not_passed_gives_the_reason() -> None:
-    assert (
-        cleaned("word " * 12).dropped
-        == ("gopher_repetition: 0.983 of the characters are in the most frequent 2-gram, over 0.2")
-        or cleaned("word " * 12).rule == "gopher_repetition"
-    )
-    assert cleaned("one two three").dropped is not None
+    reason = "gopher_repetition: 1.65 of the characters are in the most frequent 2-gram, over 0.2"
+    assert cleaned("word " * 12).dropped == reason  # 11 times 9 of 60: they overlap
     text = " ".join(f"w{number}" for number in range(12))
     assert cleaned(text).dropped == "gopher_quality: 12 words, under 50"
     assert cleaned(text, "fineweb, gopher_quality").rule == "fineweb"
@@ -91,11 +87,11 @@ def test_the_settings_name_every_threshold_that_counts() -> None:
     other = CleanStage(Clean(gopher_quality=GopherQuality(min_words=51))).settings()
     assert other != settings
     assert CleanStage(Clean(pii=PII(mask="ip"))).settings() == settings  # a rule that is off changes nothing
-    assert "words" in CleanStage(Clean(rules="word_lists")).settings()
+    assert len(CleanStage(Clean(rules="word_lists")).settings()["word_lists"]["lists"]) == 64
 
 
-def test_rules_are_named_in_a_text_or_a_list() -> None:
-    assert Clean(rules=["c4", "fineweb"]) == Clean(rules="c4,fineweb") == Clean(rules=" c4 fineweb ")  # type: ignore[arg-type]
+def test_rules_are_named_in_a_text() -> None:
+    assert Clean(rules="c4, fineweb") == Clean(rules="c4,fineweb") == Clean(rules=" c4 fineweb ")
     with pytest.raises(InputError, match="there is no rule 'gopher_qualty'; did you mean gopher_quality"):
         Clean(rules="c4, gopher_qualty")
     with pytest.raises(InputError, match="there is no rule 'x'; choose from: language, gopher_repetition"):

@@ -23,7 +23,7 @@ POLICIES = {
     "de": ("nutzungsbedingungen", "datenschutzerklärung", "verwendet cookies", "verwendung von cookies"),  # ours
 }
 # The end of a sentence before the end of its line: a new one follows, which does not begin with a small letter.
-SENTENCE_END = re.compile(r"(?<![.!?…])[.!?…]+[\"'”“’»«)\]]*[^\S\n]+(?![a-zà-öø-ÿß])(?=\S)")  # noqa: RUF001
+SENTENCE_END = re.compile(r"[.!?…][\"'”“’»«)\]]*[^\S\n]+(?![a-zà-öø-ÿß])(?=\S)")  # noqa: RUF001
 
 
 @dataclass(frozen=True)
@@ -56,14 +56,14 @@ def c4_lines(page: Page, limits: C4) -> Page:
     removed: list[tuple[str, str]] = []
     for whole in page.text.splitlines():
         line = whole.strip()
-        words = line.split()
-        if not words:
+        if not line:
             if kept and kept[-1]:
                 kept.append("")
             continue
-        if len(line) > limits.max_line_word and max(map(len, words)) > limits.max_line_word:
+        if len(line) > limits.max_line_word and max(map(len, line.split())) > limits.max_line_word:
             removed.append((line, f"a word over {limits.max_line_word} characters"))
             continue
+        words = line.split(None, limits.min_line_words)  # no more of them than need be
         if cited:
             line = CITATION.sub("", line)
         if limits.end_punctuation and (not line.endswith(ENDS) or line.endswith(ELLIPSES)):
@@ -74,8 +74,9 @@ def c4_lines(page: Page, limits: C4) -> Page:
             removed.append((line, why))
         else:
             kept.append(line)
+    text = "\n".join(kept).strip()
     facts = {"lines_removed": dict(Counter(why for _, why in removed))} if removed else {}
-    return page.with_text("\n".join(kept).strip(), removed, **facts)
+    return page if text == page.text else page.with_text(text, removed, **facts)
 
 
 def _notice(line: str, phrases: tuple[str, ...]) -> str | None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import hashlib
+import json
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -75,10 +77,12 @@ class CleanStage(Stage):
         self.options = options
 
     def settings(self) -> dict[str, Any]:
-        """The rules with their thresholds, and the word lists where these are used."""
+        """The rules with their thresholds, and a checksum of the word lists where these are used."""
         names = names_in(self.options.rules)
-        found = {name: dataclasses.asdict(getattr(self.options, name)) for name in names}
-        return {"rules": names, **found, **({"words": groups()} if "word_lists" in names else {})}
+        found: dict[str, Any] = {name: dataclasses.asdict(getattr(self.options, name)) for name in names}
+        if "word_lists" in names:
+            found["word_lists"]["lists"] = hashlib.sha256(json.dumps(groups()).encode()).hexdigest()
+        return {"rules": names, **found}
 
     def apply(self, documents: list[Document]) -> Iterable[Document]:
         """The documents of a chunk, cleaned; those that were dropped before as they are."""

@@ -74,7 +74,7 @@ def gopher_quality(page: Page, limits: GopherQuality) -> Iterator[Check]:
     yield at_least("of the words have a letter", with_letter / words, limits.min_letter_words)
     languages = STOP_WORDS.keys() & {page.language} if page.language else STOP_WORDS.keys()
     if languages:
-        common = max(len(STOP_WORDS[language] & page.distinct.keys()) for language in languages)
+        common = max(len(STOP_WORDS[language].intersection(page.words)) for language in languages)
         yield at_least("common words", common, limits.min_stop_words)
 
 
@@ -114,8 +114,9 @@ def gopher_repetition(page: Page, limits: GopherRepetition) -> Iterator[Check]:
     """Drop what repeats itself: lines, paragraphs, or runs of 2 to 10 words.
 
     SOURCE: Gopher, A.1.1, "Repetition removal". THRESHOLDS: table A1 (those of GopherRepetition). Shares of characters
-    are those of the whole text, spaces included. The most frequent n-gram counts as often as it stands (n = 2, 3, 4); a
-    repeated n-gram (n = 5 to 10) counts from its second place on, and the reading goes on behind it.
+    are those of the whole text, spaces included. The most frequent n-gram counts as often as it stands (n = 2, 3, 4),
+    which is twice or more; in datatrove also once, so that it drops nearly every text of ten words. A repeated n-gram
+    (n = 5 to 10) counts from its second place on, and the reading goes on behind it.
     """
     size = max(len(page.measured), 1)
     for what, parts, most, most_characters in (

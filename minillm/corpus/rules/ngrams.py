@@ -18,34 +18,45 @@ def repeated_ngrams(word_ids: np.ndarray, longest: int) -> Iterator[tuple[int, n
 
     word_ids: (words,) int64, from 0 on. The places ascend; places with equal n-grams have equal numbers.
     """
-    places, numbers = np.arange(len(word_ids)), word_ids
+    places = np.flatnonzero(np.bincount(word_ids)[word_ids] > 1) if len(word_ids) else word_ids
+    numbers = word_ids[places]
     vocabulary = int(word_ids.max(initial=0)) + 1
-    for n in range(1, longest + 1):
+    yield 1, places, numbers
+    for n in range(2, longest + 1):
         if len(places):
-            again = np.bincount(numbers)[numbers] > 1
-            places, numbers = places[again], numbers[again]
+            if places[-1] > len(word_ids) - n:  # the last (n-1)-gram has no word behind it
+                places, numbers = places[:-1], numbers[:-1]
+            places, numbers = _repeated(places, numbers * vocabulary + word_ids[places + (n - 1)])
         yield n, places, numbers
-        if len(places):
-            inside = places < len(word_ids) - n
-            places = places[inside]
-            pairs = numbers[inside] * vocabulary + word_ids[places + n]
-            numbers = np.unique(pairs, return_inverse=True)[1]
+
+
+def _repeated(places: np.ndarray, keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The places whose key stands at another place too, and numbers from 0 on in the stead of the keys."""
+    order = keys.argsort()
+    keys = keys[order]
+    again = np.zeros(len(keys) + 1, bool)  # equal to the one before
+    np.equal(keys[1:], keys[:-1], out=again[1:-1])
+    repeated = again[1:] | again[:-1]
+    kept = order[repeated]
+    if not len(kept):
+        return kept, kept
+    numbers = np.cumsum(~again[:-1][repeated]) - 1
+    back = kept.argsort()
+    return places[kept[back]], numbers[back]
 
 
 def most_frequent_characters(n: int, places: np.ndarray, numbers: np.ndarray, ends: np.ndarray) -> int:
-    """Characters of the most frequent n-gram, spaces included, times how often it stands in the text.
+    """Characters of the most frequent n-gram, with spaces, times how often it stands in the text; 0 if none does twice.
 
-    Of several that are as frequent, the one that comes first counts, and where none is repeated, the first of the text.
-    ends: (words + 1,), the letters before each word, and those of all words. Occurrences may overlap.
+    Of several that are as frequent, the one that comes first counts. Occurrences may overlap.
+    ends: (words + 1,), the letters before each word, and those of all words.
     """
-    if len(ends) <= n:
+    if not len(places):
         return 0
-    first, times = 0, 1
-    if len(places):
-        times_of = np.bincount(numbers)[numbers]
-        most = times_of.argmax()
-        first, times = places[most], times_of[most]
-    return int(times * (ends[first + n] - ends[first] + n - 1))
+    times = np.bincount(numbers)[numbers]
+    most = times.argmax()
+    first = places[most]
+    return int(times[most] * (ends[first + n] - ends[first] + n - 1))
 
 
 def repeated_characters(n: int, places: np.ndarray, numbers: np.ndarray, ends: np.ndarray) -> int:
@@ -64,5 +75,7 @@ def repeated_characters(n: int, places: np.ndarray, numbers: np.ndarray, ends: n
             free = place + n
         else:
             seen.add(number)
-    found = np.array(hits, np.int64)
+    if not hits:
+        return 0
+    found = np.array(hits)
     return int((ends[found + n] - ends[found]).sum())

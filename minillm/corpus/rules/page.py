@@ -13,9 +13,10 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import itertools
 import math
-import re
 import unicodedata
+from collections import defaultdict
 from collections.abc import Sequence
 from functools import cache, cached_property
 from typing import Any, NamedTuple
@@ -34,33 +35,41 @@ class Check(NamedTuple):
 
     what: str  # what is measured, so that "0.4 " + what is a phrase: "of the lines are duplicates"
     value: float | str
-    allowed: str  # "at least 50"
+    bound: float | str
     passed: bool
-    reason: str  # why the document is dropped if it did not pass
+    sides: tuple[str, str]  # the words before the bound for what is allowed, and for what is not
+
+    @property
+    def allowed(self) -> str:
+        """What passes: "at least 50"."""
+        return f"{self.sides[0]}{number(self.bound, 6)}"
+
+    @property
+    def reason(self) -> str:
+        """Why a document that does not pass is dropped: "12 words, under 50"."""
+        value = number(self.value)
+        for digits in (6, 17):  # as many as it takes to tell the value from the bound
+            if isinstance(self.value, float) and float(value) == self.bound:
+                value = number(self.value, digits)
+        return f"{value} {self.what}, {self.sides[1]}{number(self.bound, 6)}"
+
+
+LEAST, MOST = ("at least ", "under "), ("at most ", "over ")
 
 
 def at_least(what: str, value: float, bound: float) -> Check:
     """The check that a value is not under a bound."""
-    reason = f"{_shown(value, bound)} {what}, under {number(bound, 6)}"
-    return Check(what, value, f"at least {number(bound, 6)}", value >= bound, reason)
+    return Check(what, value, bound, value >= bound, LEAST)
 
 
 def at_most(what: str, value: float, bound: float) -> Check:
     """The check that a value is not over a bound."""
-    reason = f"{_shown(value, bound)} {what}, over {number(bound, 6)}"
-    return Check(what, value, f"at most {number(bound, 6)}", value <= bound, reason)
+    return Check(what, value, bound, value <= bound, MOST)
 
 
 def number(value: float | str, digits: int = 3) -> str:
     """A number for a person: 100,000 or 0.333; a text as it is."""
     return f"{value:,}" if isinstance(value, int) else value if isinstance(value, str) else f"{value:.{digits}g}"
-
-
-def _shown(value: float, bound: float) -> str:
-    """The value with three digits, or with as many as it takes to tell it from the bound."""
-    if isinstance(value, int) or value == bound:
-        return number(value)
-    return next(text for digits in (3, 6, 17) if float(text := f"{value:.{digits}g}") != bound)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,8 +120,8 @@ class Page:
     @cached_property
     def paragraphs(self) -> list[str]:
         """What stands between empty lines."""
-        text = self.measured.strip()
-        return re.split(r"\n{2,}", text) if text else []
+        parts = (part.strip("\n") for part in self.measured.strip().split("\n\n"))
+        return [part for part in parts if part]
 
     @cached_property
     def words(self) -> list[str]:
@@ -120,32 +129,31 @@ class Page:
         return self.measured.split()
 
     @cached_property
-    def distinct(self) -> dict[str, int]:
-        """The different words, in the order of their first places, each with a number."""
-        return {word: number for number, word in enumerate(dict.fromkeys(self.words))}
-
-    @cached_property
     def word_ids(self) -> np.ndarray:
-        """The words as numbers, equal ones for equal words: (words,)."""
-        return np.fromiter(map(self.distinct.__getitem__, self.words), np.int64, len(self.words))
+        """The words as numbers from 0 on, equal ones for equal words: (words,)."""
+        numbers: defaultdict[str, int] = defaultdict(itertools.count().__next__)
+        return np.fromiter(map(numbers.__getitem__, self.words), np.int64, len(self.words))
 
     @cached_property
     def word_lengths(self) -> np.ndarray:
         """Characters of each word: (words,)."""
-        return np.fromiter(map(len, self.words), np.int64, len(self.words))
+        starts, ends = self._spans[1]
+        return ends - starts
 
     @cached_property
     def word_kinds(self) -> np.ndarray:
         """For each word, LETTER if it has one, plus OTHER if it has more than punctuation: (words,)."""
-        codes = np.frombuffer(self.measured.encode("utf-32-le", "surrogatepass"), np.uint32)
+        kinds, (starts, _) = self._spans
+        return np.bitwise_or.reduceat(kinds, starts) & (LETTER | OTHER) if len(starts) else np.zeros(0, np.uint8)
+
+    @cached_property
+    def _spans(self) -> tuple[np.ndarray, tuple[np.ndarray, np.ndarray]]:
+        """The kind of each character of the text and of a space before and behind it; where words start and end."""
+        codes = np.frombuffer(f" {self.measured} ".encode("utf-32-le", "surrogatepass"), np.uint32)
         kinds = _kinds()[np.minimum(codes, IDEOGRAPHS)]
         inside = kinds != _SPACE
-        starts = np.flatnonzero(inside[1:] & ~inside[:-1]) + 1
-        if len(inside) and inside[0]:
-            starts = np.concatenate([[0], starts])
-        if not len(starts):
-            return np.zeros(0, np.uint8)
-        return np.bitwise_or.reduceat(kinds, starts) & (LETTER | OTHER)
+        edges = np.flatnonzero(inside[1:] != inside[:-1]) + 1
+        return kinds, (edges[::2], edges[1::2])
 
 
 _SPACE = 4
