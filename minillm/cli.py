@@ -33,6 +33,7 @@ COMMANDS = {  # the file in minillm/commands of each
     "data build": "data",
     "data split": "data",
     "data shards": "data",
+    "data report": "data",
     "profile": "profile",
     "step": "step",
     "gradcheck": "gradcheck",

@@ -125,6 +125,29 @@ def data_shards(arguments: list[str]) -> None:
     print_training(out)
 
 
+@dataclass(frozen=True)
+class DataReport:
+    """Write the data card of a corpus: a page of HTML that loads nothing, and a JSON with the same numbers."""
+
+    folder: Positional[Path]
+    """Folder that `data build` has written, or one with .jsonl files of documents."""
+    out: Path | None = None
+    """Page to write, with the JSON beside it; by default data_card.html in the folder."""
+    processes: int | None = None
+    """Worker processes; by default as many as there are cores. The output is the same for any number."""
+    seed: int = 0
+    """Seed of the samples that are shown."""
+
+
+def data_report(arguments: list[str]) -> None:
+    """Count the corpus, and print where its card is."""
+    from minillm.corpus.report import report
+
+    given = read(DataReport, "data report", arguments)
+    page = report(given.folder, given.out, processes_of("data report", given.processes), given.seed)
+    print(f"{page}, and its numbers in {page.with_suffix('.json')}")
+
+
 def settings_in(given: Any, kind: type) -> Any:
     """The settings of a stage among the options of its command."""
     return kind(**{field.name: getattr(given, field.name) for field in dataclasses.fields(kind)})

@@ -16,7 +16,7 @@ from minillm.data.shards import open_tokens
 from minillm.errors import InputError
 
 SPLITS = ("train", "mixed", "validation", "test")
-USUAL_ORDER = ("extract", "clean", "dedup", "decontaminate", "split", "mix", "shards")
+USUAL_ORDER = ("extract", "clean", "dedup", "decontaminate", "split", "mix", "tokenizer", "shards")
 CHECKED = (*SUFFIXES, ".bin", ".toml", "tokenizer.json")  # endings of the files that get a checksum
 PROBLEMS = 20  # of a stage, that the card names
 
