@@ -1,9 +1,10 @@
 """A picture of the data card's page, for the README: `python benchmarks/corpus_page.py`.
 
-It writes benchmarks/results/data_card.png. The corpus is built on the spot, by all stages, from texts that are at hand:
-the topics of Python's help, the Markdown files of this project, English and German captions of ../shared/data where
-they are there, and some of the topics again with other words and with lines that are no prose, so that every part has
-something to show. It needs Chromium and selenium (`pip install ".[browser,data]"`).
+It writes benchmarks/results/data_card.png, and data_card_dropped.png with what the rules dropped. The corpus is built
+on the spot, by all stages, from texts that are at hand: the topics of Python's help, the Markdown files of this
+project, English and German captions of ../shared/data where they are there, and some of the topics again with other
+words and with lines that are no prose, so that every part has something to show. It needs Chromium and selenium
+(`pip install ".[browser,data]"`).
 """
 
 from __future__ import annotations
@@ -21,7 +22,6 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from minillm.corpus.build import build
 from minillm.corpus.config import read_config
-
 from minillm.corpus.report import report
 from tests.browser import Browser, browsers
 
@@ -47,6 +47,7 @@ vocab_size = 2048
 """
 CAPTIONS = '[[sources]]\npath = "{raw}/captions-{language}.jsonl"\nname = "captions, {language}"\n'
 CAPTIONS_A_DOCUMENT = 12
+RESULTS = Path(__file__).parent / "results"
 
 
 def main() -> None:
@@ -62,7 +63,8 @@ def main() -> None:
         build(read_config(config), corpus, processes=2)
         page = report(corpus)
         for browser in browsers():
-            picture(browser, page, Path(__file__).parent / "results" / "data_card.png")
+            picture(browser, page, "composition", "light", RESULTS / "data_card.png")
+            picture(browser, page, "rules", "dark", RESULTS / "data_card_dropped.png")
 
 
 def write_raw(raw: Path, data: Path) -> str:
@@ -107,12 +109,15 @@ def copies(texts: list[str]) -> list[str]:
     return found
 
 
-def picture(browser: Browser, page: Path, out: Path) -> None:
-    """Write a picture of the top of the page, with its parts on composition, rules and duplicates."""
-    browser.look(prefers_color_scheme="light")
-    browser.open(page)
-    metrics = dict(width=1280, height=1700, deviceScaleFactor=1, mobile=False)
+def picture(browser: Browser, page: Path, part: str, scheme: str, out: Path) -> None:
+    """Write a picture of the page from a part on, with the samples of its first rule open."""
+    browser.look(prefers_color_scheme=scheme)
+    metrics = dict(width=1280, height=1500, deviceScaleFactor=1, mobile=False)
     browser.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+    browser.open(page)
+    browser.run("document.querySelector('details.rule').open = true")
+    if part != "composition":
+        browser.run("document.getElementById(arguments[0]).scrollIntoView()", part)
     browser.driver.save_screenshot(str(out))
     print(f"{out}: {out.stat().st_size:,} bytes")
 

@@ -150,9 +150,9 @@ DEFINITIONS = {
 }
 
 LIMITS = [
-    "Word lists count words and not meanings: `black` is also a colour, `may` a month, a quotation counts like an "
-    "opinion, and names, dialects and new words are missing. Low counts are no proof of absence, and equal counts "
-    "none of fairness.",
+    "Word lists count words and not meanings: black and white are also colours, a quotation counts like an opinion, "
+    "and names, dialects, new words and other languages than English and German are missing. Low counts are no proof "
+    "of absence, and equal counts none of fairness.",
     "The language of short, mixed or rare texts is often wrong, and rules made for English prose drop other "
     "languages, verse, code and spoken language more often than others. Look at the share kept by language and by "
     "source.",

@@ -249,8 +249,8 @@ function originPart() {
       make(
         "p",
         {},
-        found.different === null ? "There are more than are counted at once" : `There are ${whole(found.different)}`,
-        `; ${plural(found.without, "document")} have none.`,
+        found.different === null ? `There are more ${key}s than are counted at once` : plural(found.different, key),
+        `; kept documents without one: ${whole(found.without)}.`,
       ),
       found.top.length > 0 &&
         table(
@@ -283,7 +283,7 @@ function peoplePart() {
     "people",
     "Words for groups of people, and insults",
     make("p", { class: "dim" }, D.limits[0]),
-    make("p", {}, `Of all documents, the rules dropped ${percent(share_dropped)}. A share well above that means that the rules remove texts with words for this group more than others.`),
+    make("p", {}, `Of all documents, the rules dropped ${percent(share_dropped)}. A share well above that means that the rules remove texts with words for this group more than others; a share of a few documents means little.`),
     table(
       "Words for groups of people in the kept text",
       [
