@@ -20,7 +20,7 @@ from minillm.corpus.duplicates.lsh import curve_lines
 from minillm.corpus.duplicates.options import Dedup
 from minillm.corpus.duplicates.stage import DedupStage
 from minillm.corpus.readers.extract import Extract, extract
-from minillm.corpus.report.report import report
+from minillm.corpus.report import report
 from minillm.corpus.rules import Clean, CleanStage, explain
 from minillm.corpus.shards import Shards, write_parts
 from minillm.corpus.split import Split
@@ -227,21 +227,23 @@ def data_shards(arguments: list[str]) -> None:
 
 @dataclass(frozen=True)
 class DataReport:
-    """Write the data card of a corpus: a page, and the same numbers as JSON."""
+    """Write the data card of a corpus: a page of HTML that loads nothing, and a JSON with the same numbers."""
 
     folder: Positional[Path]
-    """Folder that `data build` has written, or one with the outputs of stages."""
+    """Folder that `data build` has written, or one with .jsonl files of documents."""
     out: Path | None = None
-    """Page to write, and beside it the JSON; by default data_card.html in the folder."""
+    """Page to write, with the JSON beside it; by default data_card.html in the folder."""
     processes: int | None = None
-    """Worker processes; by default as many as there are cores. The card is the same for any number."""
+    """Worker processes; by default as many as there are cores. The output is the same for any number."""
+    seed: int = 0
+    """Seed of the samples that are shown."""
 
 
 def data_report(arguments: list[str]) -> None:
-    """Write the page and the JSON."""
+    """Count the corpus, and print where its card is."""
     given = read(DataReport, "data report", arguments)
-    page = report(given.folder, given.out, processes_of("data report", given.processes))
-    print(f"written: {page} and {page.with_suffix('.json')}")
+    page = report(given.folder, given.out, processes_of("data report", given.processes), given.seed)
+    print(f"{page}, and its numbers in {page.with_suffix('.json')}")
 
 
 def run(command: str, stage: Stage, given: StageFiles) -> None:
