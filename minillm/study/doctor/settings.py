@@ -12,6 +12,10 @@ from minillm.study.doctor.case import Case
 from minillm.study.doctor.finding import Finding
 
 STEP = 0.5  # of a weight's size, which a step of AdamW may move it at most
+USUAL = 1e-3  # of a weight's size, which a step of AdamW usually moves it
+WAY = 0.5  # of a weight's size, which all steps together must be able to move it in a new model
+FORGETS = 200  # steps, after which weight decay may have undone what a step has taught
+DROPOUT = 0.5  # the largest probability that is in use (Srivastava et al. 2014)
 REPEATS = 40  # epochs after which more of them teach nothing, by Muennighoff et al. 2023
 SEVERAL = 4  # epochs that teach as much as new data
 
@@ -51,14 +55,44 @@ def learning_rate(case: Case) -> Iterator[Finding]:
             f"give --lr {0.05 * size:.1g} or so, and a warmup; `minillm doctor ... --lr-range` measures it",
             "lr and grad_norm in metrics.jsonl",
         )
-    elif share < 1e-7:
+    elif share < 1e-7 or (not case.trained and share < USUAL and share * config.steps < WAY):
+        told = "nothing will change" if share < 1e-7 else "a new model hardly learns"
         yield Finding(
             "warning",
             "learning-rate",
             f"lr={config.lr:g} moves a weight of the usual size {size:.2g} by {share:.1e} of it in a step, and so "
-            f"by {share * config.steps:.1e} at most in all {config.steps} steps: nothing will change",
-            f"give --lr {0.01 * size:.1g} or so",
+            f"by {share * config.steps:.1e} at most in all {config.steps} steps: {told}",
+            f"give --lr {0.01 * size:.1g} or so; `minillm doctor ... --lr-range` measures it",
             "lr in metrics.jsonl",
+        )
+
+
+def shrinking(case: Case) -> Iterator[Finding]:
+    """Find weight decay and dropout that are so strong that nothing learned remains.
+
+    A step of AdamW or SGD multiplies the matrices by 1 - lr weight_decay, so its own trace is gone after some
+    1/(lr weight_decay) steps (Wang and Aitchison 2024, arXiv:2405.13698); usual settings give thousands.
+    """
+    config = case.config
+    share = config.lr * config.weight_decay
+    if share * FORGETS > 1 and share * config.steps > 1:
+        yield Finding(
+            "warning",
+            "weight-decay",
+            f"lr={config.lr:g} and weight_decay={config.weight_decay:g} shrink every matrix by {share:.1%} a step, so "
+            f"what a step has taught is forgotten after {1 / share:.0f} of them",
+            "give --weight-decay 0.1, which is usual",
+            "python: the norm of a weight before and after some steps",
+        )
+    dropout = getattr(case.model.config, "dropout", 0.0)
+    if dropout > DROPOUT:
+        yield Finding(
+            "warning",
+            "dropout",
+            f"dropout={dropout:g} zeroes {dropout:.0%} of the numbers of every layer in training: too little is left "
+            "to predict from",
+            "give --dropout 0.1, or 0 where the text is read only once",
+            "val_loss in metrics.jsonl, which is far below the training loss",
         )
 
 

@@ -192,6 +192,17 @@ def dropout_in_the_policy(task: Any, model: Any) -> None:
     replace_method(model, "features", lambda old: lambda self, *a, **k: ops.dropout(old(*a, **k), 0.3, True))
 
 
+def dropout_that_ignores_the_mode(task: Any, model: Any) -> None:
+    replace_method(model.h[1].mlp, "forward", lambda old: lambda self, x: ops.dropout(old(x), 0.3))
+
+
+def noise_of_its_own(task: Any, model: Any) -> None:
+    """It is drawn by NumPy, so that no operation shows it."""
+    draw = np.random.default_rng(0)
+    noise = lambda x: draw.normal(size=x.shape).astype(np.float32)  # noqa: E731
+    replace_method(model, "features", lambda old: lambda self, *a, **k: (x := old(*a, **k)) + noise(x))
+
+
 def sampled_at_another_temperature(task: Any, model: Any) -> None:
     old, options = task.batch, task.options
 
@@ -308,6 +319,8 @@ PLANTED: list[tuple[str, dict[str, Any], Any, str, str]] = [
     ("gpt2", {}, large_logits, "logit-spread", "the logits of the new model have a standard deviation of"),
     ("gpt2", UNTIED, output_of_zeros, "logit-spread", "the output layer is zero, so that no gradient reaches"),
     ("dpo", {}, dropout_in_the_policy, "initial-loss", "instead of ln 2 = 0.6931: policy and reference differ"),
+    ("gpt2", {}, dropout_that_ignores_the_mode, "random-evaluation", ": a dropout of h.1.mlp runs; validation losses"),
+    ("bart", {}, noise_of_its_own, "random-evaluation", "in evaluation mode one batch has the loss"),
     ("grpo", {}, sampled_at_another_temperature, "initial-loss", "scored by other probabilities than they were drawn"),
     ("grpo", {}, rewards_are_equal, "equal-rewards", "all 16 answers of the first batch have the rewards of their"),
     ("gpt2", RELU, dead_relu, "dead-units", "100% of the 64 units of h.1.mlp are dead"),
