@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from minillm.beside import is_run
 from minillm.commands.finetune_heads import with_labels
 from minillm.commands.train import Train, check_effect, config_of, starting_model, starting_point
-from minillm.errors import InputError, MinillmError
+from minillm.errors import CheckpointError, InputError, MinillmError
 from minillm.options import Positional, filled, peek, scan
 from minillm.resolver import Described, described
 from minillm.training.config import PRESETS, SIZES, TrainConfig, preset
@@ -58,7 +58,7 @@ def doctor(arguments: list[str]) -> None:
     with tuned_process():
         if run is not None:
             found += of_run(run, given)
-        found += of_training(given, run)
+        found += of_training(given, run if run is not None and run.latest() is not None else None)
         if given.lr_range:
             found += of_rates(given)
     found = sorted_findings(found)
@@ -124,7 +124,7 @@ def of_run(run: Run, given: Doctor) -> list[Finding]:
 
 
 def of_training(given: Doctor, run: Run | None) -> list[Finding]:
-    """The findings of the checks before training, with the weights of the run if there is one."""
+    """The findings of the checks before training, with the weights of the run if it has saved some."""
     from minillm.study.doctor import case_of, examine
     from minillm.study.doctor.finding import Finding
 
@@ -133,12 +133,15 @@ def of_training(given: Doctor, run: Run | None) -> list[Finding]:
     except MinillmError as error:
         if run is None:
             raise
+        damaged = isinstance(error, CheckpointError)  # its own files, and not the data
         return [
             Finding(
-                "note",
+                "error" if damaged else "note",
                 "not-examined",
-                f"model and data of the run were not looked at: {error}",
-                "give --data with the place where the data are now",
+                f"model and data of the run were not looked at: {str(error).rstrip('.')}",
+                "restore the file from a copy, or train again; what is said of the metrics holds all the same"
+                if damaged
+                else "give --data with the place where the data are now",
             )
         ]
 

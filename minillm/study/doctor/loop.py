@@ -68,7 +68,8 @@ class Loop:
         moments = {name: array.copy() for name, array in self.optimizer.state_dict().items()}
         training = self.model.training
         try:
-            self.seen = [self.watch(step) for _ in range(steps)]
+            for _ in range(steps):
+                self.seen.append(self.watch(step))
             self.after = {name: to_host(one.data).copy() for name, one in self.parameters.items()}
             if self.evaluate is not None:
                 self.validated = self.watch(self.evaluate)
@@ -81,7 +82,7 @@ class Loop:
     def watch(self, function: Callable[[], Any]) -> Seen:
         """What a function does: a step, or a validation."""
         seen, before, summed = Seen(), self.optimizer.steps, dict[Any, int]()
-        used = bool(before) and any(one.updates for one in self.seen)
+        used = any(one.updates for one in self.seen)
 
         def on_forward(call: Forward) -> None:
             seen.training = seen.training and self.model.training
@@ -98,7 +99,8 @@ class Loop:
 
         def before_backward(node: Any, douts: list) -> None:
             if not seen.backwards and used:
-                gradients = [one.grad for one in self.parameters.values() if one.grad is not None]
+                own = [one for one in self.parameters.values() if id(one) in self.given]
+                gradients = [one.grad for one in own if one.grad is not None]
                 seen.left_over = any(bool(one.any()) for one in gradients)
             seen.backwards += 1
             if node in summed:
@@ -108,6 +110,16 @@ class Loop:
             function()
         seen.updates = self.optimizer.steps - before
         return seen
+
+    @property
+    def given(self) -> set[int]:
+        """The identities of the optimiser's parameters."""
+        return {id(one) for group in self.optimizer.param_groups for one in group["params"]}
+
+    @property
+    def strange(self) -> int:
+        """How many of them are not the model's."""
+        return len(self.given - {id(one) for one in self.parameters.values()})
 
     @property
     def moved(self) -> dict[str, bool]:
@@ -195,12 +207,12 @@ def order(loop: Loop, trained: bool) -> Iterator[Finding]:
             "set optimizer.lr, such as 1e-3 for a small model; a schedule may begin at 0 in its first step alone",
             "python: optimizer.lr",
         )
-    elif not any(loop.moved.values()):
+    elif not any(loop.moved.values()) and loop.strange != len(loop.given):
         yield Finding(
             "error",
             "no-update",
             f"the optimiser has stepped {updates} times, and no weight of the model has changed",
-            "call zero_grad, backward and step in this order, and make the optimiser of this model's parameters()",
+            "call zero_grad, backward and step in this order: a gradient that is cleared before the step moves nothing",
             "python: a weight before and after optimizer.step()",
         )
     if any(one.left_over for one in loop.seen):
@@ -224,13 +236,19 @@ def order(loop: Loop, trained: bool) -> Iterator[Finding]:
 
 def optimised(loop: Loop, trained: bool) -> Iterator[Finding]:
     """Find parameters that no step moves, and an optimiser of another model."""
-    given = {id(one): group for group in loop.optimizer.param_groups for one in group["params"]}
-    every = loop.parameters
+    every, given = loop.parameters, loop.given
     missing = [name for name, one in every.items() if one.requires_grad and id(one) not in given]
-    strange = set(given) - {id(one) for one in every.values()}
     frozen = [name for name, one in every.items() if not one.requires_grad and not is_lora(loop.model)]
     still = [name for name, moved in loop.moved.items() if not moved and name not in missing]
-    if missing:
+    if loop.strange == len(given) or (loop.strange and not missing):
+        yield Finding(
+            "error" if loop.strange == len(given) else "warning",
+            "another-model",
+            f"{loop.strange} of the optimiser's {len(given)} parameters are not this model's",
+            "make the optimiser of the model that is trained: a copy, or one that was loaded later, is another",
+            "python: any(p is q for q in model.parameters()) for a parameter p of optimizer.parameters()",
+        )
+    elif missing:
         yield Finding(
             "error",
             "not-optimised",
@@ -238,14 +256,6 @@ def optimised(loop: Loop, trained: bool) -> Iterator[Finding]:
             "get gradients and never move",
             "make the optimiser after the model is complete, of model.parameters(), or call add_param_group",
             "python: optimizer.param_groups",
-        )
-    if strange:
-        yield Finding(
-            "error" if len(strange) == len(given) else "warning",
-            "another-model",
-            f"{len(strange)} of the optimiser's {len(given)} parameters are not this model's",
-            "make the optimiser of the model that is trained: a copy, or one that was loaded later, is another",
-            "python: any(p is q for q in model.parameters()) for a parameter p of optimizer.parameters()",
         )
     if frozen:
         yield Finding(
@@ -330,7 +340,7 @@ def validation(loop: Loop, trained: bool) -> Iterator[Finding]:
             "leave backward and step out of the validation",
             "python: optimizer.steps before and after it",
         )
-    if seen.dropped:
+    elif seen.dropped:
         yield Finding(
             "error",
             "random-evaluation",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -82,6 +83,32 @@ def test_a_run_that_went_wrong_ends_with_status_1(capsys, run, tmp_path) -> None
         main(["doctor", str(bad)])
     assert end.value.code == 1
     assert "error not-finite: loss is nan at step 9" in capsys.readouterr().out
+
+
+@pytest.fixture
+def copy_of_the_run(run, tmp_path) -> Path:
+    return Path(shutil.copytree(run, tmp_path / "copy"))
+
+
+def test_a_damaged_checkpoint_is_an_error_beside_the_metrics(capsys, copy_of_the_run) -> None:
+    for path in (copy_of_the_run / "checkpoints").iterdir():
+        path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(SystemExit) as end:
+        main(["doctor", str(copy_of_the_run)])
+    assert end.value.code == 1
+    printed = capsys.readouterr().out
+    assert "error not-examined: model and data of the run were not looked at" in printed
+    assert "restore the file from a copy, or train again" in " ".join(printed.split())
+    assert (copy_of_the_run / "doctor.png").is_file()
+
+
+def test_a_run_that_has_saved_nothing_yet_is_examined_as_a_new_one(capsys, copy_of_the_run) -> None:
+    shutil.rmtree(copy_of_the_run / "checkpoints")
+    (copy_of_the_run / "checkpoints").mkdir()
+    lines = (copy_of_the_run / "metrics.jsonl").read_text().splitlines()
+    (copy_of_the_run / "metrics.jsonl").write_text("\n".join(lines[:3]))
+    main(["doctor", str(copy_of_the_run)])
+    assert "note unfinished: the run has done 3 of 12 steps" in capsys.readouterr().out
 
 
 def test_a_model_to_start_from_is_a_trained_one(capsys, run, folder) -> None:

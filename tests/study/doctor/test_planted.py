@@ -291,6 +291,7 @@ def gradient_counted_twice(task: Any, model: Any) -> None:
 UNTIED = dict(model=GPT2Config(vocab_size=290, context=12, layers=2, heads=2, channels=16, tied=False))
 RELU = dict(model=GPT2Config(vocab_size=290, context=12, layers=2, heads=2, channels=16, activation="relu"))
 DEEP = dict(model=GPT2Config(vocab_size=290, context=12, layers=6, heads=2, channels=16))
+DROPPED = dict(model=GPT2Config(vocab_size=290, context=12, layers=2, heads=2, channels=16, dropout=0.9))
 # The training, what is changed in its settings, the fault, and the finding and the sentence that are demanded.
 PLANTED: list[tuple[str, dict[str, Any], Any, str, str]] = [
     ("gpt2", {}, attention_without_a_mask, "future-leak", "changing the tokens after position 0 moves the logits at"),
@@ -340,6 +341,9 @@ PLANTED: list[tuple[str, dict[str, Any], Any, str, str]] = [
     ("gpt2", {"lr": 1.0}, None, "learning-rate", "in each of the first steps: the training will diverge"),
     ("gpt2", {"lr": 0.0}, None, "learning-rate", "the learning rate is 0, so no weight ever changes"),
     ("gpt2", {"lr": 1e-12}, None, "learning-rate", "nothing will change"),
+    ("gpt2", {"lr": 1e-5, "steps": 900}, None, "learning-rate", "at most in all 900 steps: a new model hardly learns"),
+    ("gpt2", {"weight_decay": 20.0, "steps": 900}, None, "weight-decay", "has taught is forgotten after"),
+    ("gpt2", DROPPED, None, "dropout", "dropout=0.9 zeroes 90% of the numbers of every layer in training"),
     ("gpt2", {"steps": 60_000}, None, "epochs", "after 40 times nothing more is gained"),
 ]
 

@@ -209,11 +209,32 @@ def test_a_folder_that_is_no_run_is_refused(missing, tmp_path: Path) -> None:
         examine_run(tmp_path)
 
 
-def test_a_run_without_a_step_is_told(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "metrics", ["", None, '{"step": "x", "loss": 1}\n[1]\n"a"\n{"step": 3}\n{"step": 4, "loss": "x"}']
+)
+def test_a_run_without_a_step_is_told(metrics, tmp_path: Path) -> None:
+    """A run that was killed before its first step has made its folder for checkpoints, and no metrics.jsonl yet."""
     (tmp_path / "config.json").write_text("{}")
-    (tmp_path / "metrics.jsonl").write_text("")
+    (tmp_path / "checkpoints").mkdir()
+    if metrics is not None:
+        (tmp_path / "metrics.jsonl").write_text(metrics)
     [finding] = examine_run(tmp_path)
     assert finding.name == "no-steps"
+
+
+def test_a_damaged_line_does_not_hide_the_others(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(SETTINGS))
+    lines = [json.dumps(one) for one in healthy()]
+    lines[7] = '{"step": 8, "loss": "oops"}'
+    (tmp_path / "metrics.jsonl").write_text("\n".join(lines))
+    assert alarms(examine_run(tmp_path)) == []
+
+
+def test_settings_that_are_no_object_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("[]")
+    (tmp_path / "metrics.jsonl").write_text("")
+    with pytest.raises(CheckpointError, match=r"config\.json holds no JSON object"):
+        examine_run(tmp_path)
 
 
 # Layers that --watch has looked at
