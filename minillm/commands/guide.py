@@ -8,7 +8,6 @@ from pathlib import Path
 
 from minillm.options import Positional, read
 
-
 HOW_TO_READ = """
 minillm guide 1, or minillm guide NAME, shows a chapter; minillm guide 1 | less, page by page.
 
