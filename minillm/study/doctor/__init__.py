@@ -60,6 +60,10 @@ CHECKS: tuple[Check, ...] = (
 )
 
 
+# Findings after which no other is looked for, because every other number follows from them.
+ENDING = ("ids-out-of-range", "one-token", "not-finite", "random-evaluation")
+
+
 def examine(task: Any, model: Any, trained: bool = False) -> list[Finding]:
     """The findings about a training before its first step, the worst first.
 
@@ -75,8 +79,8 @@ def examine(task: Any, model: Any, trained: bool = False) -> list[Finding]:
             except MinillmError as error:
                 found.append(step_fails(error))
                 break
-            if any(one.name in ("ids-out-of-range", "not-finite", "random-evaluation") for one in found):
-                break  # every other number follows from it
+            if any(one.name in ENDING for one in found):
+                break
     return sorted_findings(found)
 
 

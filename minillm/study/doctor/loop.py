@@ -28,10 +28,10 @@ from minillm.grad_mode import quiet
 from minillm.lora import is_lora
 from minillm.study.doctor.case import Entropy, draws_dropout, entropy_of
 from minillm.study.doctor.finding import Finding, sorted_findings
-from minillm.study.doctor.settings import STEP
 from minillm.study.doctor.start import judged, mean_of
 from minillm.study.doctor.targets import shifted
 
+STEP = 0.5  # of the size of a matrix, by which a step may move it
 STEPS = 3  # that are run: gradients that are left over show in the second
 
 

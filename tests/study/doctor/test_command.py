@@ -12,6 +12,8 @@ import pytest
 
 from minillm.cli import main
 from minillm.commands.doctor import settings_of
+from minillm.commands.finetune import FinetuneDpo, FinetuneSft
+from minillm.commands.finetune_heads import FinetuneClassify
 from minillm.errors import InputError
 from minillm.study.doctor import Finding, lines_of, summary
 from minillm.study.doctor.rates import Rates, judged, range_test
@@ -140,9 +142,74 @@ def test_classes_are_those_of_the_data(model, folder) -> None:
     assert given.model.label_names == ("bad", "good")
 
 
-def test_a_name_that_means_nothing_is_refused() -> None:
-    with pytest.raises(InputError, match="doctor: nanno is no preset, and no folder or file of this name is there"):
-        settings_of(["nanno"])
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("nanno", "did you mean 'nano'"),
+        ("bert", "for a new model of this family write minillm doctor --model bert"),
+        ("runs/mine", "give a folder with config.json"),
+    ],
+)
+def test_a_name_that_means_nothing_is_refused(name, hint) -> None:
+    with pytest.raises(InputError, match=f"doctor: {name} is no preset, and no folder or file of this name.*; {hint}"):
+        settings_of([name])
+
+
+@pytest.mark.parametrize("words", [["--tokenizer", "char"], ["--layers", "7"], ["--model", "llama"], ["--lora", "2"]])
+def test_what_a_run_keeps_is_refused(words, run) -> None:
+    option = "lora" if words[0] == "--lora" else words[0].removeprefix("--")
+    with pytest.raises(InputError, match=f"doctor: --{option} does nothing here, as .* is a run and keeps its own"):
+        settings_of([str(run), *words])
+
+
+def test_a_picture_of_nothing_is_refused() -> None:
+    with pytest.raises(InputError, match="doctor: --picture does nothing here: a run is drawn, and --lr-range"):
+        settings_of(["nano", "--picture", "x.png"])
+
+
+def test_a_picture_that_cannot_be_written_hides_no_finding(capsys, run, tmp_path) -> None:
+    main(["doctor", str(run), "--picture", str(tmp_path / "gone" / "x.png")])
+    printed = capsys.readouterr()
+    assert "0 errors" in printed.out
+    assert "x.png cannot be written (No such file or directory); give --picture PATH" in printed.err
+
+
+def test_the_place_of_the_picture_is_told(capsys, run) -> None:
+    main(["doctor", str(run)])
+    assert f"picture: {run / 'doctor.png'}" in capsys.readouterr().err
+
+
+def test_the_rate_of_a_run_is_judged_by_its_curves(capsys, run, folder, copy_of_the_run) -> None:
+    """A rate that looks too high before a training is no fault of one that has learned with it; another rate is."""
+    settings_before = json.loads((copy_of_the_run / "config.json").read_text())
+    (copy_of_the_run / "config.json").write_text(json.dumps({**settings_before, "lr": 2.0}))
+    main(["doctor", str(copy_of_the_run)])
+    assert "learning-rate:" not in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        main(["doctor", str(copy_of_the_run), "--lr", "3"])
+    assert "error learning-rate: lr=3" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "kind", "lr"),
+    [
+        (["nano", "--objective", "sft", "--data", "x.jsonl"], FinetuneSft, 2e-5),
+        (["nano", "--objective", "sft", "--data", "x.jsonl", "--lora", "2"], FinetuneSft, 2e-4),
+        (["nano", "--objective", "preference", "--data", "x.jsonl"], FinetuneDpo, 1e-6),
+        (["bert-nano", "--objective", "classify", "--data", "classes.jsonl"], FinetuneClassify, 5e-4),
+    ],
+)
+def test_a_tuning_has_the_defaults_of_its_command(arguments, kind, lr, folder, monkeypatch) -> None:
+    monkeypatch.chdir(folder)
+    given, _ = settings_of(arguments)
+    default = kind()
+    assert (given.steps, given.batch_size, given.weight_decay) == (
+        default.steps,
+        default.batch_size,
+        default.weight_decay,
+    )
+    assert given.lr == pytest.approx(lr)
+    assert (given.warmup, given.min_lr) == (default.steps // 10, pytest.approx(lr / 10))
 
 
 def test_the_model_stands_first() -> None:

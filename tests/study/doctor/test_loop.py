@@ -61,7 +61,7 @@ class Own:
     "model",
     [
         lambda: GPT2(SMALL),
-        lambda: Llama(LlamaConfig(vocab_size=V, context=16, layers=2, heads=2, channels=16)),
+        lambda: Llama(LlamaConfig.preset("nano", vocab_size=V)),
         lambda: add_lora(GPT2(SMALL), LoraConfig(rank=2)),
     ],
 )

@@ -118,6 +118,31 @@ def test_a_fault_of_a_run_is_found(name, field, make, changes, sentence) -> None
     assert findings[name].is_alarm
 
 
+def cosine(step: int) -> float:
+    """A learning rate with warmup, and half a cosine to a tenth."""
+    return 1e-5 * (step / 20 if step < 20 else 0.1 + 0.9 * (1 + math.cos(math.pi * (step - 20) / 380)) / 2)
+
+
+def test_a_low_rate_is_found_behind_its_schedule() -> None:
+    """The loss falls with each step's rate: flat in the warmup and at the end, though nothing has converged."""
+    records, way, total = healthy(), 0.0, sum(cosine(step) for step in range(1, 401))
+    for one in records:
+        one["lr"] = cosine(one["step"])
+        way += one["lr"]
+        one["loss"] = 4.6 - 0.08 * way / total + 0.02 * (one["loss"] % 0.01) / 0.01
+        one["val_loss"] = None
+    assert "each step is too small" in judged(records)["learning-rate-too-low"].cause
+
+
+def test_a_run_that_slows_down_for_a_moment_is_none_that_slows_down() -> None:
+    for seconds, told in ((0.01, False), (1.0, True)):
+        records = healthy()
+        for one in records:
+            one["tokens_per_s"] = 9000.0 / (1 + (one["step"] > 250))
+            one["seconds"] = seconds * one["step"]
+        assert ("slowing-down" in judged(records)) == told
+
+
 def test_the_step_of_overfitting_is_that_of_the_best_validation() -> None:
     records = healthy()
     change(records, "val_loss", lambda step, value: value + max(0, step - 200) * 0.01)
