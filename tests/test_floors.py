@@ -21,6 +21,8 @@ ROOT = Path(minillm.__file__).parent
 FLOORS = {  # the longest name that fits counts
     "minillm.copies": 0,
     "minillm.errors": 0,
+    "minillm.counted": 0,
+    "minillm.files": 1,
     "minillm.version": 0,
     "minillm.hints": 0,
     "minillm.module_hints": 1,
@@ -133,6 +135,7 @@ SHARED = {
     "minillm.hub",
     "minillm.resolver",
     "minillm.beside",
+    "minillm.training.config",
     "minillm.training.run",
     "minillm.training.tasks",
     "minillm.models.bart_conditioned",

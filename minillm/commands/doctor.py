@@ -11,19 +11,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from minillm.beside import is_run
-from minillm.commands.finetune import (
-    Finetune,
-    FinetuneDpo,
-    FinetuneGrpo,
-    FinetuneReward,
-    FinetuneSft,
-)
+from minillm.commands.common import check_one_model
+from minillm.commands.finetune import Finetune, FinetuneDpo, FinetuneGrpo, FinetuneReward, FinetuneSft
 from minillm.commands.finetune_heads import RATES, WIDE, FinetuneClassify, FinetuneHead, FinetuneQa, with_labels
 from minillm.commands.train import Train, check_effect, config_of, starting_model, starting_point
-from minillm.errors import CheckpointError, InputError, MinillmError, did_you_mean
+from minillm.errors import CheckpointError, InputError, MinillmError
+from minillm.files import check_folder_of
 from minillm.options import Positional, filled, peek, scan
-from minillm.resolver import Described, described, presets
-from minillm.training.config import CONFIGS, PRESETS, SIZES, TrainConfig, preset
+from minillm.resolver import Described, described, find, presets
+from minillm.training.config import CONFIGS, TrainConfig, preset
 from minillm.training.tasks import task_class
 from minillm.tuning import tuned_process
 
@@ -68,6 +64,11 @@ class Doctor(Train):
     json: bool = False
     """Print the findings as JSON."""
 
+    def __post_init__(self):
+        super().__post_init__()
+        if self.picture is not None:
+            check_folder_of("doctor", "--picture", self.picture)
+
 
 def doctor(arguments: list[str]) -> None:
     """Print what was found, errors first; exit status 1 if an error is among it, 0 otherwise.
@@ -77,16 +78,15 @@ def doctor(arguments: list[str]) -> None:
     from minillm.study.doctor import sorted_findings
 
     given, run = settings_of(arguments)
-    found: list[Finding] = []
+    findings: list[Finding] = []
     with tuned_process():
         if run is not None:
-            found += of_run(run, given)
-        found += of_training(given, run)
+            findings += of_run(run, given)
+        findings += of_training(given, run)
         if given.lr_range:
-            found += of_rates(given)
-    found = sorted_findings(found)
-    show(found, given.json)
-    if any(one.severity == "error" for one in found):
+            findings += of_rates(given)
+    show(sorted_findings(findings), given.json)
+    if any(one.severity == "error" for one in findings):
         raise SystemExit(1)
 
 
@@ -94,6 +94,7 @@ def settings_of(arguments: list[str]) -> tuple[Doctor, Run | None]:
     """The options, which begin as those of the run, the preset or the model that is named first; and the run."""
     words = arguments[1:] if arguments[:1] == ["--"] else arguments
     name = next((word for word in words[:1] if words is not arguments or not word.startswith("-")), None)
+    check_one_model("doctor", name, arguments)
     before, run = beginning(name, arguments)
     before = before if run is not None else with_defaults(before)
     settings = {field.name: getattr(before, field.name) for field in dataclasses.fields(before)}
@@ -149,22 +150,14 @@ def beginning(name: str | None, arguments: list[str]) -> tuple[TrainConfig, Run 
     if is_run(Path(name)):
         run = Run.open(Path(name))
         return run.config, run
+    if name in CONFIGS and name not in presets() and not Path(name).exists():
+        raise InputError(f"doctor: {name} is a family and no model; for a new one write minillm doctor --model {name}")
     objective = peek(arguments, "--objective")
-    sizes = {size for names in SIZES.values() for size in names.split()}  # with settings for pretraining
-    if (name in PRESETS or (name in sizes and objective is None)) and not Path(name).exists():
+    if find(name, "doctor").kind == "preset":
         config = preset(name)
         return config.with_model(config.architecture, objective), None
-    near = did_you_mean(name, PRESETS)
-    unknown = name not in presets() and not Path(name).exists()
-    if unknown and (name in CONFIGS or "did you mean" in near):
-        hint = f"; for a new model of this family write minillm doctor --model {name}" if name in CONFIGS else near
-        raise InputError(f"doctor: {name} is no preset, and no folder or file of this name is there{hint}")
-    config, found = TrainConfig(), described(name, "doctor")
-    if found.place.kind == "preset":
-        family = found.kind.__module__.rpartition(".")[2]  # type: ignore[attr-defined]
-        return dataclasses.replace(config.with_model(family, objective), model=found.config), None
     start = starting_model(name, "doctor")
-    return dataclasses.replace(config.with_model(start["architecture"], objective), **start), None
+    return dataclasses.replace(TrainConfig().with_model(start["architecture"], objective), **start), None
 
 
 def of_run(run: Run, given: Doctor) -> list[Finding]:

@@ -22,6 +22,7 @@ import numpy as np
 
 from minillm.autograd import Forward, observe
 from minillm.backend import Array
+from minillm.counted import counted
 from minillm.device import to_host
 from minillm.errors import InputError
 from minillm.grad_mode import quiet
@@ -289,8 +290,8 @@ def decay(loop: Loop, trained: bool) -> Iterator[Finding]:
         yield Finding(
             "warning",
             "decay-of-vectors",
-            f"weight decay pulls {len(vectors)} biases and normalisation weights to 0, the first of them "
-            f"{vectors[0].name}; it is meant for matrices",
+            f"weight decay pulls {counted(len(vectors), 'vector')} to 0, biases and normalisation weights, the first of "
+            f"them {vectors[0].name}; it is meant for matrices",
             "give the optimiser optim.decay_groups(model.parameters(), weight_decay)",
             "python: optimizer.param_groups",
         )
@@ -304,8 +305,8 @@ def sizes(loop: Loop, trained: bool) -> Iterator[Finding]:
         yield Finding(
             "error",
             "not-finite",
-            f"{len(bad)} parameters hold an infinity or a NaN after {len(loop.seen)} steps, the first of them {bad[0]}"
-            + (f"; {before} did before" if before else ""),
+            f"after {len(loop.seen)} steps an infinity or a NaN is in {counted(len(bad), 'parameter')}, the first of them "
+            f"{bad[0]}" + (f"; {before} did before" if before else ""),
             "run the step with MINILLM_CHECK=finite, which names the operation and the line that makes the first",
             f"python: np.isfinite(dict(model.named_parameters())[{bad[0]!r}].data).mean()",
         )
@@ -336,7 +337,7 @@ def validation(loop: Loop, trained: bool) -> Iterator[Finding]:
         yield Finding(
             "error",
             "validation-trains",
-            f"the validation lets the optimiser step {seen.updates} times: the held-out text is learned",
+            f"the validation lets the optimiser step {counted(seen.updates, 'time')}: the held-out text is learned",
             "leave backward and step out of the validation",
             "python: optimizer.steps before and after it",
         )
@@ -344,7 +345,7 @@ def validation(loop: Loop, trained: bool) -> Iterator[Finding]:
         yield Finding(
             "error",
             "random-evaluation",
-            f"the validation draws a dropout in {len(seen.dropped)} layers, the first of them "
+            f"the validation draws a dropout in {counted(len(seen.dropped), 'layer')}, the first of them "
             f"{seen.dropped[0] or 'the model'}: its loss is that of a model that is damaged at random",
             "call model.eval() before the validation and model.train() after it, and let each dropout follow the mode",
             "python: model.training within the validation",

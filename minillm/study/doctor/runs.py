@@ -43,10 +43,7 @@ def examine_run(folder: str | Path | History) -> list[Finding]:
                 "metrics.jsonl",
             )
         ]
-    found = list(not_finite(history))
-    if not found:
-        found = [one for check in CHECKS for one in check(history)]
-    return sorted_findings(found)
+    return sorted_findings(list(not_finite(history)) or [one for check in CHECKS for one in check(history)])
 
 
 def not_finite(history: History) -> Iterator[Finding]:

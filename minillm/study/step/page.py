@@ -24,19 +24,19 @@ import hashlib
 import html
 import json
 import math
-import os
 import zlib
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from minillm.errors import InputError
+from minillm.files import check_folder_of, writing
 from minillm.study.step.compare import Comparison
 from minillm.study.step.formulas import formulas
 from minillm.study.step.records import ParameterStop, Sent, Source, StepTrace, Stop, Value
 from minillm.study.step.residual import residual_stream
 from minillm.study.step.samples import checked_samples
 from minillm.study.step.store import Level, Store
+from minillm.study.step.vocabulary import vocabulary_stops
 
 LARGEST_PAGE = 4_800_000  # letters of the data; the script and the style have 100,000
 RECORD = 80  # bytes, compressed, of what the page knows of an array beside its numbers
@@ -48,11 +48,10 @@ def write_page(trace: StepTrace, out: Path, *, compare: Comparison | None = None
     """Write the page of a trace, and return where it is.
 
     compare: a comparison of this trace with another, which stands beside it on the page.
-    Raises: InputError where there is no folder to write it into.
+    Raises: InputError where the page cannot be written.
     """
     out = Path(out)
-    if not out.parent.is_dir():
-        raise InputError(f"step: there is no folder {out.parent}; make it, or choose another --out")
+    check_folder_of("step", "--out", out)
     store = Store()
     document = document_of(trace, store) | {"checks": checked_samples(trace)}
     if compare is not None:
@@ -60,9 +59,8 @@ def write_page(trace: StepTrace, out: Path, *, compare: Comparison | None = None
     room = LARGEST_PAGE * 3 // 4 - len(compressed(document)) - RECORD * len(store)  # base64 makes 4 letters of 3 bytes
     document["arrays"], numbers, level = store.packed(room)
     document["notes"] = [*trace.notes, *notes_on(level, document["arrays"])]
-    unfinished = out.with_name(f".{out.name}.tmp")
-    unfinished.write_text(page_of(document, numbers), encoding="utf-8")
-    os.replace(unfinished, out)
+    with writing("step", out) as unfinished:
+        unfinished.write_text(page_of(document, numbers), encoding="utf-8")
     return out
 
 
@@ -133,6 +131,7 @@ def notes_on(level: Level, arrays: list[dict[str, Any]]) -> list[str]:
 def document_of(trace: StepTrace, store: Store) -> dict[str, Any]:
     """The data of the page about a trace; arrays are numbers in `store`."""
     derivations: list[str] = []
+    sizes = vocabulary_stops(trace) if trace.vocabulary else {}
     return {
         "model": trace.model,
         "engine": trace.engine,
@@ -141,8 +140,9 @@ def document_of(trace: StepTrace, store: Store) -> dict[str, Any]:
         "gradNorm": trace.grad_norm,
         "clipFactor": trace.clip_factor,
         "tokens": trace.tokens,
+        "vocabulary": trace.vocabulary,
         "modules": [{"path": one.path, "kind": one.kind} for one in trace.modules],
-        "stops": [stop_of(stop, store) for stop in trace.stops],
+        "stops": [stop_of(stop, store) | {"vocabulary": sizes.get(stop.index, 0)} for stop in trace.stops],
         "sources": {key: source_of(key, source, derivations) for key, source in trace.sources.items()},
         "derivations": derivations,
         "residual": [{**one._asdict(), "backward": trace.stops[one.stop].partner} for one in residual_stream(trace)],

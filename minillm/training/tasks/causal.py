@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from minillm.counted import counted
 from minillm.errors import InputError
 from minillm.generate import generate
 from minillm.parallel.objective import Batch, NextTokens, next_token_batch
@@ -59,7 +60,7 @@ class CausalTask(NextTokens, Task):
         """The number of tokens, and the loss of a uniform guess."""
         vocabulary = self.tokenizer.vocab_size
         return (
-            f"{len(self.corpus.train):,} training tokens, vocabulary {vocabulary:,} (a uniform guess has loss "
+            f"{counted(len(self.corpus.train), 'training token')}, vocabulary {vocabulary:,} (a uniform guess has loss "
             f"{math.log(vocabulary):.2f})"
         )
 

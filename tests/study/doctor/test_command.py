@@ -146,13 +146,17 @@ def test_classes_are_those_of_the_data(model, folder) -> None:
     ("name", "hint"),
     [
         ("nanno", "did you mean 'nano'"),
-        ("bert", "for a new model of this family write minillm doctor --model bert"),
         ("runs/mine", "give a folder with config.json"),
     ],
 )
 def test_a_name_that_means_nothing_is_refused(name, hint) -> None:
     with pytest.raises(InputError, match=f"doctor: {name} is no preset, and no folder or file of this name.*; {hint}"):
         settings_of([name])
+
+
+def test_a_family_is_no_model() -> None:
+    with pytest.raises(InputError, match=r"doctor: bert is a family and no model; .*doctor --model bert"):
+        settings_of(["bert"])
 
 
 @pytest.mark.parametrize("words", [["--tokenizer", "char"], ["--layers", "7"], ["--model", "llama"], ["--lora", "2"]])
@@ -167,11 +171,17 @@ def test_a_picture_of_nothing_is_refused() -> None:
         settings_of(["nano", "--picture", "x.png"])
 
 
-def test_a_picture_that_cannot_be_written_hides_no_finding(capsys, run, tmp_path) -> None:
-    main(["doctor", str(run), "--picture", str(tmp_path / "gone" / "x.png")])
+def test_a_picture_that_cannot_be_written_hides_no_finding(capsys, run, monkeypatch) -> None:
+    """The run is somebody else's, and its folder read-only."""
+
+    def refuse(*arguments):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("minillm.study.doctor.pictures.draw_run", refuse)
+    main(["doctor", str(run)])
     printed = capsys.readouterr()
     assert "0 errors" in printed.out
-    assert "x.png cannot be written (No such file or directory); give --picture PATH" in printed.err
+    assert "doctor.png cannot be written (Permission denied); give --picture PATH" in printed.err
 
 
 def test_the_place_of_the_picture_is_told(capsys, run) -> None:
@@ -210,6 +220,11 @@ def test_a_tuning_has_the_defaults_of_its_command(arguments, kind, lr, folder, m
     )
     assert given.lr == pytest.approx(lr)
     assert (given.warmup, given.min_lr) == (default.steps // 10, pytest.approx(lr / 10))
+
+
+def test_a_model_and_a_preset_are_one_too_many() -> None:
+    with pytest.raises(InputError, match="doctor: nano and --preset llama-nano are two models; leave one of them out"):
+        settings_of(["nano", "--preset", "llama-nano"])
 
 
 def test_the_model_stands_first() -> None:

@@ -212,7 +212,7 @@ PLANTED: list[tuple[Callable[[Own], None], str, str]] = [
     (always_evaluating, "evaluation-mode", "in evaluation mode while it is trained"),
     (dropout_in_validation, "random-evaluation", "the validation draws a dropout in "),
     (recorded, "recorded-validation", "records a graph that no backward walks through"),
-    (validation_trains, "validation-trains", "the validation lets the optimiser step 1 times"),
+    (validation_trains, "validation-trains", "the validation lets the optimiser step 1 time"),
     (decay_of_all, "decay-of-vectors", "weight decay pulls "),
     (
         layer_made_later,
