@@ -28,7 +28,7 @@ from minillm.autograd import Tensor
 from minillm.losses import WITHOUT_REFERENCE, Pairs, PreferenceSettings, grpo_weights, kto_loss, preference_loss
 from minillm.study.doctor.case import Case, Entropy
 from minillm.study.doctor.finding import Finding
-from minillm.training.tasks.grpo import GRPOTask, counted
+from minillm.training.tasks.grpo import GRPOTask, learned_from
 from minillm.training.tasks.preference import PreferenceTask
 from minillm.training.tasks.reward import RewardTask
 
@@ -188,7 +188,7 @@ def _reward(case: Case) -> Iterator[Finding]:
 def _grpo(case: Case, task: GRPOTask) -> Iterator[Finding]:
     """The loss, where every ratio is 1, is -sum(w A) / count, which is near 0 though its gradient is not."""
     rows: dict[str, Any] = case.rows
-    weights = grpo_weights(counted(rows), task.options.average)  # (B, T)
+    weights = grpo_weights(learned_from(rows), task.options.average)  # (B, T)
     wanted = -float((weights * rows["advantages"][:, None]).sum()) / task.counts(rows)["loss"]
     found, largest = case.step.loss, float(np.abs(rows["advantages"]).max(initial=0.0))
     if abs(found - wanted) > 1e-3 * max(1.0, largest):

@@ -223,7 +223,7 @@ def test_a_run_without_a_step_is_told(tmp_path: Path) -> None:
     ("layer", "field", "value", "name", "sentence"),
     [
         ("h.1.mlp", "ratio", 0.4, "large-updates", "a step moves the weights of h.1.mlp by 40% of their size"),
-        ("h.1.mlp", "ratio", 1e-9, "no-updates", "(1 layers by less than 1e-06): they do not learn"),
+        ("h.1.mlp", "ratio", 1e-9, "no-updates", "(1 layer by less than 1e-06): they do not learn"),
         (
             "h.0.mlp",
             "gradient",
