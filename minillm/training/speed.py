@@ -22,7 +22,7 @@ from minillm.parallel.communicator import Communicator, broadcast_bytes
 from minillm.training.config import TrainConfig
 from minillm.tuning import Choice, fastest_way, own_choice, tuned_process, ways_of_cutting
 
-STEPS_OF_A_ROUND = 250  # for every so many steps of a run, each way is tried for one: 2% of them, for five ways
+STEPS_OF_A_ROUND = 250  # for every so many steps of a run, each way is tried for two: 4% of them, for five ways
 FEWEST_ROUNDS, MOST_ROUNDS = 3, 15
 TOLD_AT = 20  # the step at which a user is told how long the run will take
 FORWARD = 1 / 3  # of a step's time that a batch of a validation takes
