@@ -31,8 +31,13 @@ COMMANDS = {  # the file in minillm/commands of each
     "tokenizer encode": "tokenizer",
     "tokenizer decode": "tokenizer",
     "data build": "data",
+    "data extract": "data",
+    "data clean": "data",
+    "data dedup": "data",
+    "data decontaminate": "data",
     "data split": "data",
     "data shards": "data",
+    "data report": "data",
     "profile": "profile",
     "step": "step",
     "gradcheck": "gradcheck",
@@ -92,7 +97,8 @@ def main(arguments: list[str] | None = None) -> None:
         abandon_output()
         raise SystemExit(PIPE_CLOSED) from None
     except OSError as error:  # a name that cannot be a file's, a folder without permission, a full disk
-        print(f"minillm {command}: {error}; give another path, or make room", file=sys.stderr)
+        told = f"{error.filename} cannot be used ({error.strerror})" if error.filename else str(error)
+        print(f"minillm {command}: {told}; give another path, or make room", file=sys.stderr)
         abandon_output()
         raise SystemExit(2) from None
     except MemoryError as error:

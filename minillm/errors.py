@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import functools
 import operator
+import re
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -57,8 +58,14 @@ class CheckpointError(MinillmError, ValueError):
 
 
 def did_you_mean(name: str, choices: Iterable[str]) -> str:
-    """The hint at the end of an error: `; did you mean 'batch_size'?`, or all choices if none is similar."""
+    """The hint at the end of an error: `; did you mean 'batch_size'?`, or all choices if none is similar.
+
+    A name that is a word of several choices, such as softmax of softmax-forward and softmax-backward, may mean each.
+    """
     known = list(choices)
+    alike = [one for one in known if name in re.split(r"[-_. ]", one)]
+    if len(alike) > 1:
+        return f"; did you mean one of: {', '.join(alike)}?"
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
     if near:
         return f"; did you mean {near[0]!r}?"

@@ -15,8 +15,6 @@ its weights, and keeps beside it what its files say: the tokenizer, the ids that
 from __future__ import annotations
 
 import importlib
-import pkgutil
-from collections import Counter
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
@@ -24,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 
-from minillm import hub, models
+from minillm import hub
 from minillm import random as drawing
 from minillm.beside import chat_text_in, ids_of, is_run, learned_to_talk, load_tokenizer, template_of_run, with_ends
 from minillm.dtypes import as_dtype
@@ -190,18 +188,14 @@ def folder_of(place: Place) -> Path:
 
 
 def presets() -> dict[str, tuple[Callable[[Any], Any], Any]]:
-    """The class and the configuration of every preset in minillm/models.
+    """The class and the configuration of every preset: those of `minillm train`, and the sizes in minillm/models."""
+    from minillm.training.config import PRESETS, model_presets
 
-    A name that several files have is told apart by the file's: `gpt2-nano`, `bert-nano`.
-    """
     classes = {file: next(iter(names.values())) for file, names in reversed(FAMILIES.values())}
-    files = sorted(module.name for module in pkgutil.iter_modules(models.__path__))
-    modules = {file: importlib.import_module(f"minillm.models.{file}") for file in files if file in classes}
-    times = Counter(name for module in modules.values() for name in module.PRESETS)
+    shapes = model_presets() | {name: (config.architecture, config.model) for name, config in PRESETS.items()}
     return {
-        name if times[name] == 1 else f"{file}-{name}": (getattr(module, classes[file]), config)
-        for file, module in modules.items()
-        for name, config in module.PRESETS.items()
+        name: (getattr(importlib.import_module(f"minillm.models.{file}"), classes[file]), shape)
+        for name, (file, shape) in shapes.items()
     }
 
 

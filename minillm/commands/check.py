@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from rich.console import Console
 from rich.table import Column, Table
 
+from minillm.commands.common import check_one_model
 from minillm.options import Positional, read
 
 STYLES = {"holds": "green", "fails": "red", "does not apply": "dim"}
@@ -22,7 +23,7 @@ class Check:
     model: Positional[str | None] = None
     """A run directory, a folder with config.json, a .safetensors, a .gguf, a LoRA adapter, or a preset's name."""
     preset: str = "nano"
-    """Preset of `minillm train` to check, where no model is given; its weights are random."""
+    """Preset to check where no model is given; its weights are random."""
     data: str | None = None
     """Text to check on: a file, a folder, a glob pattern, a .jsonl; by default that of the run, or Python's help texts.
     The first 100,000 characters are read."""
@@ -37,6 +38,7 @@ def check(arguments: list[str]) -> None:
     from minillm.study.ledger import CLAIMS, Verdict, check, open_subject
 
     given = read(Check, "check", arguments)
+    check_one_model("check", given.model, arguments)
     console = Console(stderr=given.json)
     verdicts: list[Verdict] = []
     names = [given.only] if given.only else list(CLAIMS)

@@ -1,4 +1,4 @@
-"""Functions that several commands use: tables to print, and a sentence about a prompt that is too long."""
+"""Functions that several commands use: tables to print, and sentences about what was given twice or is too long."""
 
 from __future__ import annotations
 
@@ -9,6 +9,9 @@ from typing import Any
 from rich.console import Console
 from rich.table import Column, Table
 
+from minillm.errors import InputError
+from minillm.options import peek
+
 
 def print_tables(tables: Iterable[Any], width: int = 100) -> None:
     """Print tables, each `width` characters wide or more."""
@@ -17,6 +20,13 @@ def print_tables(tables: Iterable[Any], width: int = 100) -> None:
         for row in rows:
             table.add_row(*row)
         Console(width=max(Console().width, width), markup=False, emoji=False).print(table)  # names may have brackets
+
+
+def check_one_model(command: str, name: str | None, arguments: list[str]) -> None:
+    """Raise InputError if a command is given a model and, with --preset, a second one."""
+    preset = peek(arguments, "--preset")
+    if name is not None and preset is not None:
+        raise InputError(f"{command}: {name} and --preset {preset} are two models; leave one of them out")
 
 
 def tell_of_a_cut(command: str, what: str, tokens: int, context: int) -> None:

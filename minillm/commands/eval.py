@@ -16,6 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemaini
 from rich.progress import Progress as Bar
 
 from minillm.commands.common import print_tables
+from minillm.counted import counted
 from minillm.data.labelled import read_labelled
 from minillm.data.records import Records, read_records
 from minillm.data.sources import read_texts
@@ -31,6 +32,7 @@ from minillm.evaluation.likelihood import BATCH_TOKENS, Progress, prefix_id
 from minillm.evaluation.multiple_choice import multiple_choice, question_of
 from minillm.evaluation.perplexity import Perplexity, perplexity, pseudo_perplexity
 from minillm.evaluation.squad import squad_scores
+from minillm.files import check_folder_of, writing
 from minillm.models.bart import Bart
 from minillm.models.heads import QuestionAnswering, SequenceClassification
 from minillm.models.labels import names_of_labels
@@ -106,8 +108,8 @@ def eval(arguments: list[str]) -> None:
     for name in ("limit", "batch_tokens", "max_tokens"):
         if (value := getattr(given, name)) is not None and value < 1:
             raise InputError(f"eval: {name} is {value}; give 1 or more")
-    if given.out is not None and not given.out.parent.is_dir():
-        raise InputError(f"eval: the folder of --out {given.out} is not there; make it, or give another path")
+    if given.out is not None:
+        check_folder_of("eval", "--out", given.out)
     if given.held_out is not None and not 0 < given.held_out < 1:
         raise InputError(f"eval: held_out is {given.held_out}; give a share between 0 and 1, such as 0.1")
     opened = open_model(given.model, device=given.device)
@@ -132,7 +134,8 @@ def eval(arguments: list[str]) -> None:
             "counts": report.counts,
             "items": report.items,
         }
-        given.out.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        with writing("eval", given.out) as unfinished:
+            unfinished.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
         print(f"written: {given.out}")
 
 
@@ -221,11 +224,12 @@ def _about(found: Perplexity, masked: bool, prefix: int | None) -> Iterator[str]
     elif prefix is None:
         yield "no token begins a text for this tokenizer, so the first id of each document has the probability 1 / V"
     if found.unknown_ids:
-        yield f"{found.unknown_ids:,} ids are the unknown token, so these numbers are better than the truth"
+        unknown = counted(found.unknown_ids, "id is", "ids are")
+        yield f"{unknown} the unknown token, so these numbers are better than the truth"
     if found.changed_documents:
         yield (
-            f"{found.changed_documents:,} documents are not what their ids spell, since the tokenizer changes text or "
-            "loses some, so numbers per byte or word cannot be compared with other models"
+            f"{counted(found.changed_documents, 'document is', 'documents are')} not what the ids spell, since the "
+            "tokenizer changes text or loses some, so numbers per byte or word cannot be compared with other models"
         )
 
 
@@ -237,9 +241,13 @@ def _choices(opened: OpenedModel, given: Eval) -> Report:
         found = multiple_choice(opened.model, tokenizer, questions, batch_tokens=given.batch_tokens, progress=progress)
     choices = sum(len(question.choices) for question in questions)
     counts = {"questions": len(questions), "choices": choices, "ids": found.ids, "cut_contexts": found.cut_contexts}
-    notes = [f"{len(questions):,} questions with {choices:,} choices, {found.ids:,} ids scored"]
+    notes = [
+        f"{counted(len(questions), 'question')} with {counted(choices, 'choice')}, {counted(found.ids, 'id')} scored"
+    ]
     if found.cut_contexts:
-        notes.append(f"{found.cut_contexts:,} choices lost the beginning of their question: the context is too short")
+        notes.append(
+            f"{counted(found.cut_contexts, 'choice')} lost the beginning of the question: the context is too short"
+        )
     items = [
         {records.unit: place, "answer": question.answer, **chosen._asdict()}
         for place, question, chosen in zip(records.places, questions, found.chosen, strict=False)
@@ -262,9 +270,9 @@ def _exact(opened: OpenedModel, given: Eval) -> Report:
             given.batch_tokens,
             progress,
         )
-    notes = [f"{len(exercises):,} greedy answers of at most {most} tokens"]
+    notes = [f"{counted(len(exercises), 'greedy answer')} of at most {counted(most, 'token')}"]
     if found.cut_prompts:
-        notes.append(f"{found.cut_prompts:,} prompts lost their beginning: the context is too short")
+        notes.append(f"{counted(found.cut_prompts, 'prompt')} lost the beginning: the context is too short")
     items = [
         {records.unit: place, "prompt": exercise.prompt, "written": written, "answers": list(exercise.answers)}
         for place, exercise, written in zip(records.places, exercises, found.written, strict=False)
@@ -299,7 +307,8 @@ def _classify(opened: OpenedModel, given: Eval) -> Report:
     ]
     most = np.bincount(right).max() / len(right)
     notes = [
-        f"{len(examples):,} texts, read up to {length} tokens; the most frequent class is right for {most:.1%}",
+        f"{counted(len(examples), 'text')}, read up to {length} tokens; the most frequent class is right for "
+        f"{most:.1%}",
         *data.notes,
         *_learned(opened, given),
     ]
@@ -345,9 +354,10 @@ def _translate(opened: OpenedModel, given: Eval) -> Report:
         {"source": source, "written": text, "target": target}
         for source, text, target in zip(texts, written, references, strict=True)
     ]
-    notes = [f"{len(pairs):,} sources, written greedily; BLEU of 13a tokens, mixed case, 0 to 100, all texts together"]
+    many = counted(len(pairs), "source")
+    notes = [f"{many}, written greedily; BLEU of 13a tokens, mixed case, 0 to 100, all texts together"]
     if cut:
-        notes.append(f"{cut:,} sources were cut to the model's context of {room} tokens")
+        notes.append(f"{counted(cut, 'source was', 'sources were')} cut to the model's context of {room} tokens")
     return Report(measures, {"pairs": len(pairs), "cut_sources": cut}, notes + _learned(opened, given), items)
 
 

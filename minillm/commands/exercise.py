@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from minillm.errors import InputError
+from minillm.files import writing
 from minillm.options import Positional, read
 
 if TYPE_CHECKING:
@@ -68,8 +69,9 @@ def exercise_start(arguments: list[str]) -> None:
         raise InputError(
             f"exercise start: {path} exists already and is never written over; go on with it, or move it away"
         )
-    given.folder.mkdir(parents=True, exist_ok=True)
-    path.write_text(exercise.text(path), encoding="utf-8")
+    with writing("exercise start", path) as unfinished:
+        given.folder.mkdir(parents=True, exist_ok=True)
+        unfinished.write_text(exercise.text(path), encoding="utf-8")
     progress.of(exercise.name)
     progress.save(exercise.name)
     print(f"{exercise.title}: complete {path}, then run `minillm exercise check {path}`")

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from rich.console import Console
 from rich.table import Column, Table
 
+from minillm.counted import counted
 from minillm.options import Positional, read
 
 REPORTS = 2  # of one pair that are printed whole: the others mostly say the same
@@ -47,7 +48,10 @@ def gradcheck(arguments: list[str]) -> None:
             console.print(result.report, markup=False)
     for (op, engine), count in reported.items():
         if count > REPORTS:
-            console.print(f"{count - REPORTS} more cases of {op}, {engine} pair, fail; the table has them")
+            more = counted(
+                count - REPORTS, f"more case of {op}, {engine} pair, fails", f"more cases of {op}, {engine} pair, fail"
+            )
+            console.print(f"{more}; the table has them")
     console.print(f"{len(results) - len(failed)} of {len(results)} checks passed")
     if failed:
         raise SystemExit(1)

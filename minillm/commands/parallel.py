@@ -8,6 +8,7 @@ from typing import Literal
 
 from minillm.commands.common import print_tables
 from minillm.errors import InputError
+from minillm.files import check_folder_of
 from minillm.options import Positional, read
 
 
@@ -84,10 +85,9 @@ def pipeline_picture(arguments: list[str]) -> None:
     from minillm.study.picture import draw, measure
 
     given = read(PipelinePicture, "pipeline-picture", arguments)
-    if given.out.suffix.lower() != ".png" or (given.out.exists() and not given.out.is_file()):
+    if given.out.suffix.lower() != ".png":
         raise InputError(f"pipeline-picture: --out is {given.out}; give the name of a file that ends in .png")
-    if not given.out.parent.is_dir():
-        raise InputError(f"pipeline-picture: there is no folder {given.out.parent}; make it, or choose another --out")
+    check_folder_of("pipeline-picture", "--out", given.out)
     measured = measure(given.stages, given.micro_batches, given.schedule)
     draw(measured, given.out)
     print(f"{measured.title()}; a step takes {1e3 * measured.seconds():.0f} ms: {given.out}")

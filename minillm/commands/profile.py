@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from rich.console import Console
 from rich.table import Table
 
+from minillm.commands.common import check_one_model
 from minillm.errors import InputError
 from minillm.models.config import Config
 from minillm.options import Positional, filled, peek, scan
@@ -23,8 +24,7 @@ class Profile:
     name: Positional[str | None] = None
     """Model whose shape to take: a run directory, a folder with config.json, a .gguf, or a name such as bert-nano."""
     preset: str = "default"
-    """Preset of `minillm train` to start from (default, shakespeare-char-cpu, multi30k, nano, llama-nano, bert-nano,
-    roberta-nano, xlnet-nano, bart-nano); other options override it."""
+    """Preset to start from, such as default, shakespeare-char-cpu, nano or bert-nano; other options override it."""
     model: Config = field(default_factory=lambda: preset("default").model)
     """Shape of the model."""
     batch_size: int = 12
@@ -38,6 +38,7 @@ def profile(arguments: list[str]) -> None:
     from minillm.study.profile import profile_training
 
     name = next((argument for argument in arguments[:1] if not argument.startswith("-")), None)
+    check_one_model("profile", name, arguments)
     start = preset(peek(arguments, "--preset") or "default")
     kind, shape = (task_class(start.objective).model_class(start), start.model)
     if name is not None:

@@ -7,18 +7,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from minillm.commands.common import check_one_model
 from minillm.commands.finetune_heads import with_labels
 from minillm.commands.train import check_effect, starting_model
+from minillm.counted import counted
 from minillm.errors import InputError, did_you_mean
+from minillm.files import check_folder_of
 from minillm.options import Positional, filled, peek, scan
 from minillm.resolver import Described, Place, described, find
-from minillm.training.config import OBJECTIVES, PRESETS, TrainConfig, preset
+from minillm.training.config import OBJECTIVES, TrainConfig, preset
 from minillm.training.tasks import TASKS
 
 if TYPE_CHECKING:
     from minillm.study.step.records import StepTrace
 
-BYTES = 256  # the smallest vocabulary of a byte-level BPE has one more
 HEADS = ("classify", "qa")  # tasks whose data says what the head tells apart
 ALIASES = {"dpo": "preference", "translate": "pairs"}  # what `minillm finetune` calls a task
 
@@ -41,8 +43,8 @@ class Step(TrainConfig):
     name: Positional[str | None] = None
     """Model to step with: a run directory, a folder with config.json, a .gguf, or a preset; see also --preset."""
     preset: str = "nano"
-    """Preset of `minillm train` to start from, such as nano, llama-nano, bert-nano, roberta-nano, xlnet-nano or
-    bart-nano; other options override it."""
+    """Preset to start from, such as nano, llama-nano, bert-nano, roberta-nano, xlnet-nano or bart-nano; other options
+    override it."""
     text: str | None = None
     """Text to step on; by default a short sentence."""
     objective: str = dataclasses.field(default="causal", metadata={"name": "task"})
@@ -76,16 +78,14 @@ class Step(TrainConfig):
                 raise InputError(f"step: --{name} is empty; give for example {example}")
         if self.compare and (self.export or self.lens):
             raise InputError("step: --compare shows two steps; leave --export and --lens out, which look into one")
-        if self.out is not None and self.out.is_dir():
-            raise InputError(f"step: --out {self.out} is a folder; give the name of a page in it, such as step.html")
-        if self.out is not None and not self.out.parent.is_dir():
-            raise InputError(f"step: there is no folder {self.out.parent}; make it, or choose another --out")
+        if self.out is not None:
+            check_folder_of("step", "--out", self.out)
         super().__post_init__()
 
 
 def step(arguments: list[str]) -> None:
     """Run one step and show it."""
-    from minillm.study.step.setup import prepare
+    from minillm.study.step.setup import READ_TEXT, prepare
 
     before = starting_point(arguments)
     values = scan(Step, "step", arguments, before)
@@ -93,6 +93,8 @@ def step(arguments: list[str]) -> None:
     if given.name != before.name:
         raise InputError(f"step: the model comes first: minillm step {given.name} ...")
     check_effect("step", values, given)
+    if ("batch_size",) in values and given.data == "builtin" and given.objective in READ_TEXT:
+        raise InputError("step: --batch-size does nothing here, as a text is one row; leave it out, or give --data")
     config = settings_of(given)
     limit = {} if given.largest is None else {"largest": given.largest}
     if given.terminal:
@@ -137,7 +139,8 @@ def starting_point(arguments: list[str]) -> Step:
     objective = ALIASES.get(objective, objective) if objective else None
     if objective is not None and objective not in TASKS:
         raise InputError(f"step: there is no task {objective!r}{did_you_mean(objective, [*TASKS, *ALIASES])}")
-    if name is None or name in PRESETS:
+    check_one_model("step", name, arguments)
+    if name is None or find(name, "step").kind == "preset":
         config = preset(name or peek(arguments, "--preset") or "nano")
         config = config.with_model(peek(arguments, "--model") or config.architecture, objective)
     else:
@@ -147,13 +150,10 @@ def starting_point(arguments: list[str]) -> Step:
 
 
 def config_of_model(name: str, objective: str | None) -> TrainConfig:
-    """The settings of a training that goes on from a model, or begins with the shape of a preset."""
+    """The settings of a training that goes on from a model, or begins with a preset."""
     if find(name, "step").kind == "preset":
-        _, kind, config, _ = described(name, "step")
-        architecture = kind.__module__.rpartition(".")[2]  # type: ignore[attr-defined]
-        family = TrainConfig().with_model(architecture, objective)
-        tokenizer = "char" if family.tokenizer == "bpe" and config.vocab_size <= BYTES else family.tokenizer
-        return dataclasses.replace(family, model=config, tokenizer=tokenizer)
+        config = preset(name)
+        return config.with_model(config.architecture, objective)
     start = starting_model(name, "step")
     run = described(name, "step").run
     architecture = start["architecture"]
@@ -179,7 +179,7 @@ def summary(trace: StepTrace) -> list[str]:
     lines = sum(len(stop.lines) for stop in trace.stops)
     norm = "" if trace.grad_norm is None else f", gradient norm {trace.grad_norm:.4g}"
     return [
-        f"{trace.model}: loss {trace.loss:.6f}{norm}, {len(trace.stops)} stops, {lines} lines",
+        f"{trace.model}: loss {trace.loss:.6f}{norm}, {counted(len(trace.stops), 'stop')}, {counted(lines, 'line')}",
         *trace.notes,
     ]
 

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import numpy as np
 
 from minillm.beside import load_tokenizer
+from minillm.counted import counted
 from minillm.errors import InputError
 from minillm.options import Positional, read
 
@@ -46,7 +47,7 @@ def tokenizer_train(arguments: list[str]) -> None:
         kinds: dict[str, Any] = {"bpe": BPETokenizer, "wordpiece": WordPieceTokenizer, "unigram": UnigramTokenizer}
         tokenizer = kinds[given.kind].train(text, given.vocab_size, progress=True)
     tokenizer.save(given.out)
-    print(f"{tokenizer.vocab_size} tokens, saved in {given.out}")
+    print(f"{counted(tokenizer.vocab_size, 'token')}, saved in {given.out}")
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
@@ -78,9 +79,13 @@ class Journal:
             before = {"chunks": 0, "bytes": [0 for _ in outs], "done": False, "documents": {}, "text_bytes": {}}
             before |= {"problems": {"count": 0, "first": []}}
         self.state: dict[str, Any] = wanted | {"fingerprint": fingerprint} | before
-        self.files: list[Any] = []
+        self.files: list[FileIO] = []
         if not self.done:
-            self._open(say)
+            try:
+                self._open(say)
+            except BaseException:
+                self.close()
+                raise
 
     @property
     def chunks(self) -> int:
@@ -117,16 +122,16 @@ class Journal:
         for out, part, length in zip(self.outs, self.parts, self.state["bytes"], strict=True):
             if out.exists():  # the run was killed between the last chunk and the end of the record
                 os.replace(out, part)
-            file = open(part, "ab")  # noqa: SIM115
-            file.truncate(length)
-            self.files.append(file)
+            self.files.append(FileIO(part, "ab"))  # without a buffer, which would be written again by its end
+            self.files[-1].truncate(length)
         self._save()
 
     def append(self, done: Done) -> None:
         """Write a chunk, and then that it is written."""
         for number, (file, part) in enumerate(zip(self.files, done.parts, strict=True)):
-            file.write(part)
-            file.flush()
+            left = memoryview(part)
+            while left:
+                left = left[file.write(left) :]
             os.fsync(file.fileno())
             self.state["bytes"][number] += len(part)
         for name in ("documents", "text_bytes"):

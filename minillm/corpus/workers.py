@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import itertools
 import multiprocessing
 import os
 import pickle
@@ -43,29 +44,36 @@ def map_units(function: Callable[[U], T], units: Iterable[U], processes: int = 1
     """`function` of each unit, in the order of the units.
 
     One process is this one, where a debugger can stop; more are worker processes, to which `function`, units and
-    results are sent by pickle. At most `AHEAD` units for each process are in memory. An error of `function` is raised
-    here, with the traceback of the worker as a note.
+    results are sent by pickle. A single unit is done here too, since that is faster than starting a process. At most
+    `AHEAD` units for each process are in memory. An error of `function` is raised here, with the traceback of the
+    worker as a note.
 
     Raises: WorkerDiedError where a worker ended by itself.
     """
     if processes < 1:
         raise InputError(f"map_units: processes is {processes}; give 1 or more")
-    if processes == 1:
+    units = iter(units)
+    first = list(itertools.islice(units, 2))
+    units = itertools.chain(first, units)
+    if processes == 1 or len(first) < 2:
         yield from map(function, units)
         return
     workers: list[_Worker] = []
     end = atexit.register(lambda: _end(workers))  # before Python itself waits for them
     try:
         workers += (_Worker(function) for _ in range(processes))
-        yield from _in_order(workers, iter(units))
+        yield from _in_order(workers, units)
     finally:
         _end(workers)
         atexit.unregister(end)
 
 
 def _in_order(workers: list[_Worker], units: Iterator[Any]) -> Iterator[Any]:
-    """Give units to the workers as these have room, and yield the results in order."""
-    done: dict[int, Any] = {}  # results that wait for one before them
+    """Give units to the workers as these have room, and yield the results in order.
+
+    An error is raised when its unit is due, so that it is the error of the first unit that has one.
+    """
+    done: dict[int, tuple[bool, Any]] = {}  # results and errors that wait for those before them
     given = due = 0  # the number of the next unit to give out, and of the next result to yield
     more = True
     while more or due < given:
@@ -80,12 +88,16 @@ def _in_order(workers: list[_Worker], units: Iterator[Any]) -> Iterator[Any]:
                 break
             worker.give(given, unit)
             given += 1
-        busy = {worker.pipe: worker for worker in workers if worker.units}
+        busy = {worker.pipe: worker for worker in workers if worker.units and not worker.died}
         for pipe in wait(list(busy)) if busy else ():
-            number, result = busy[pipe].take()  # type: ignore[index]
-            done[number] = result
+            number, succeeded, result = busy[pipe].take()  # type: ignore[index]
+            done[number] = succeeded, result
+            more = more and succeeded
         while due in done:
-            yield done.pop(due)
+            succeeded, result = done.pop(due)
+            if not succeeded:
+                raise result
+            yield result
             due += 1
 
 
@@ -96,30 +108,25 @@ class _Worker:
         context = multiprocessing.get_context("spawn")
         self.pipe, theirs = context.Pipe()
         self.units: deque[tuple[int, Any]] = deque()
+        self.died = False
         self.process = context.Process(target=_work, args=(theirs, function))
         self.process.start()
         theirs.close()
 
     def give(self, number: int, unit: Any) -> None:
         self.units.append((number, unit))
-        try:
+        with contextlib.suppress(OSError):  # it has died, which `take` finds out
             self.pipe.send(unit)
-        except OSError:  # it has died
-            raise self.death() from None
 
-    def take(self) -> tuple[int, Any]:
-        """The number and the result of the unit that it has finished."""
+    def take(self) -> tuple[int, bool, Any]:
+        """The number of its first unit; True and the result, or False and the error."""
+        number, unit = self.units.popleft()
         try:
-            succeeded, result = self.pipe.recv()
+            return number, *self.pipe.recv()
         except (EOFError, OSError):
-            raise self.death() from None
-        if not succeeded:
-            raise result
-        return self.units.popleft()[0], result
-
-    def death(self) -> WorkerDiedError:
-        self.process.join()
-        return WorkerDiedError(self.units[0][1], self.process.exitcode or 0)
+            self.died = True
+            self.process.join()
+            return number, False, WorkerDiedError(unit, self.process.exitcode or 0)
 
 
 def _end(workers: list[_Worker]) -> None:

@@ -20,6 +20,7 @@ from glob import glob
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from minillm.counted import counted
 from minillm.data.records import read_records, text_field
 from minillm.errors import InputError, did_you_mean
 
@@ -66,7 +67,7 @@ class Labelled(NamedTuple):
         """The number of texts of each class, and the notes."""
         counts = Counter(example.label for example in self.examples)
         each = ", ".join(f"{counts[name]:,} {name}" for name in self.labels)
-        return "; ".join([f"{len(self.examples):,} texts: {each}", *self.notes])
+        return "; ".join([f"{counted(len(self.examples), 'text')}: {each}", *self.notes])
 
 
 def held_out_share(text: str) -> float:
@@ -89,7 +90,7 @@ def read_labelled(source: str | Path, text: str = "text", label: str = "label") 
         examples, notes = _read_classes(source, files)
     kept = [example for example in examples if example.text.strip()]
     if len(kept) < len(examples):
-        notes.append(f"{len(examples) - len(kept):,} empty texts left out")
+        notes.append(f"{counted(len(examples) - len(kept), 'empty text')} left out")
     found = Labelled(kept, notes)
     if len(found.labels) < 2:
         raise InputError(
@@ -105,7 +106,7 @@ def _conflicts(examples: Sequence[Example]) -> list[str]:
     for example in examples:
         classes.setdefault(held_out_share(example.text), set()).add(example.label)
     count = sum(len(names) > 1 for names in classes.values())
-    return [f"{count:,} texts have two classes"] if count else []
+    return [counted(count, "text has two classes", "texts have two classes")] if count else []
 
 
 def _files(source: str | Path) -> list[Path]:

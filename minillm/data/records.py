@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Generic, NamedTuple, TypeVar
 
+from minillm.counted import counted
 from minillm.errors import InputError, did_you_mean
 
 T = TypeVar("T")
@@ -30,7 +31,7 @@ class Records(NamedTuple, Generic[T]):
 
     def summary(self) -> str:
         """The numbers of records read and left out, and the reasons for the first ones left out."""
-        text = f"{len(self.items):,} records"
+        text = counted(len(self.items), "record")
         if self.problems:
             more = len(self.problems) - SHOWN
             text += f"; {len(self.problems):,} left out ({'; '.join(self.problems[:SHOWN])}"
@@ -56,9 +57,8 @@ def read_records(path: str | Path, parse: Callable[[Mapping[str, Any]], T]) -> R
         except InputError as error:
             found.problems.append(f"{found.unit} {place}: {error}")
     if not found.items:
-        why = (
-            f"none of the {len(found.problems)} records can be used" if found.problems else "there are no records in it"
-        )
+        none = "its one record cannot" if len(found.problems) == 1 else f"none of the {len(found.problems)} records can"
+        why = f"{none} be used" if found.problems else "there are no records in it"
         raise InputError(f"read_records: {path}: {why}{''.join(f'; {one}' for one in found.problems[:SHOWN])}")
     return found
 

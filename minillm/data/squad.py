@@ -26,11 +26,20 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from minillm.counted import counted
 from minillm.data.frames import Frame
 from minillm.errors import InputError
 from minillm.tokenizers import Tokenizer
 
 Span = tuple[int, int]
+ONE = {  # of each case that is counted, its name where it occurs once
+    "cut questions": "cut question",
+    "answers that do not stand where they should": "answer that does not stand where it should",
+    "answers that begin or end within a token": "answer that begins or ends within a token",
+    "questions without an answer": "question without an answer",
+    "windows without their answer": "window without its answer",
+    "answers cut by every window": "answer cut by every window",
+}
 
 
 class Question(NamedTuple):
@@ -196,12 +205,12 @@ class Windows:
 
     def summary(self) -> str:
         """The numbers of questions and windows, and of the cases that were counted."""
-        counted = [f"{count:,} {what}" for what, count in self.counts.items() if count]
+        cases = [counted(count, ONE[what], what) for what, count in self.counts.items() if count]
         text = (
-            f"{len(self.questions):,} questions in {len(self.windows):,} windows of at most {self.length} tokens, "
-            f"{self.stride} apart"
+            f"{counted(len(self.questions), 'question')} in {counted(len(self.windows), 'window')} of at most "
+            f"{self.length} tokens, {self.stride} apart"
         )
-        return f"{text} ({', '.join(counted)})" if counted else text
+        return f"{text} ({', '.join(cases)})" if cases else text
 
 
 def cuts(length: int, room: int, stride: int) -> Iterator[Span]:

@@ -31,7 +31,7 @@ def attempt(exercise: Exercise, path: Path, seconds: float) -> Finding:
         command = [sys.executable, "-P", "-m", "minillm.exercises.child", *words]
         sys.stdout.flush()
         try:
-            limit = seconds + GRACE if seconds else None
+            limit = exercise.compiling + seconds + GRACE if seconds else None
             status: int | None = subprocess.run(command, env=environment, timeout=limit).returncode
         except subprocess.TimeoutExpired:
             status = None
@@ -48,7 +48,8 @@ def ending(path: Path, trace: str, status: int | None, seconds: float) -> list[s
     lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     where = [f"line {number}: {lines[int(number) - 1].strip()}" for number in numbers[:1]]
     if trace.startswith("Timeout") or status is None:
-        told = f"still running after {seconds:g} seconds; does a loop never end? (--seconds gives it longer)"
+        limit = f"{seconds:g} second{'s' * (seconds != 1)}"
+        told = f"still running after {limit}; does a loop never end? (--seconds gives it longer)"
     elif trace.startswith("Fatal"):
         told = f"the process crashed: {trace.splitlines()[0].removeprefix('Fatal Python error: ')}"
     else:

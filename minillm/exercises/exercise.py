@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from minillm.counted import counted
 from minillm.errors import InputError
 from minillm.exercises.compare import same
 
@@ -66,6 +67,7 @@ class Exercise:
     read: str  # the file of the engine to read afterwards
     tolerance: float = 1e-9  # of an answer, relative to the largest number of the result
     seconds: int = 30  # after which a check is stopped
+    compiling: int = 0  # seconds more until its file is loaded
     run: Callable[[Callable[..., Any], Inputs], Any] = call
     suffix: str = ".py"
     mistakes: list[Mistake] = field(default_factory=list)
@@ -143,7 +145,9 @@ class Exercise:
         if len(names) == 1:
             return [result]
         if not isinstance(result, (tuple, list)) or len(result) != len(names):
-            given = f"{len(result)} results" if isinstance(result, (tuple, list)) else f"a {type(result).__name__}"
+            given = (
+                counted(len(result), "result") if isinstance(result, (tuple, list)) else f"a {type(result).__name__}"
+            )
             raise WrongResult(f"{function} returns {given}; return {len(names)}: {wanted}")
         if missing := [name for name, value in zip(names, result, strict=True) if value is None]:
             raise WrongResult(f"{function} returns None for {', '.join(missing)}")

@@ -22,12 +22,13 @@ class Finding(NamedTuple):
     hint: str = ""
 
 
-def examine(exercise: Exercise, path: Path) -> Finding:
-    """Load a learner's file and grade its function."""
+def examine(exercise: Exercise, path: Path, loaded: Callable[[], Any] = lambda: None) -> Finding:
+    """Load a learner's file and grade its function; `loaded` is called in between."""
     try:
         function = exercise.load(path)
     except (Exception, SystemExit) as error:
         return Finding(False, 0, (f"{path.name} cannot be loaded", *error_lines(error, path)))
+    loaded()
     return grade(exercise, function, path)
 
 

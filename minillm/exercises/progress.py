@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from minillm.errors import InputError
+from minillm.files import writing
 
 FILE = "progress.json"
 
@@ -38,6 +39,7 @@ class Progress:
     def save(self, last: str) -> None:
         """Write the file; `last` is the exercise that was worked on."""
         self.last = last
-        self.path.parent.mkdir(parents=True, exist_ok=True)
         text = json.dumps({"last": last, "exercises": self.exercises}, indent=1)
-        self.path.write_text(text + "\n", encoding="utf-8")
+        with writing("exercise", self.path) as unfinished:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            unfinished.write_text(text + "\n", encoding="utf-8")

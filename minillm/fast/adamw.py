@@ -12,7 +12,7 @@ import numpy as np
 
 
 def adamw_update(w, g, m, v, *, t, lr, betas, eps, weight_decay):
-    """Overwrite w, m and v with w_t, m_t and v_t of AdamW."""
+    """Overwrite w, m and v with w_t, m_t and v_t of AdamW; all have the shape of w."""
     step = _move_moments(g, m, v, t, lr, betas, eps)
     if weight_decay:
         w *= 1 - lr * weight_decay
@@ -42,12 +42,13 @@ def _move_moments(g, m, v, t, lr, betas, eps):
 def _move(mean, value, beta, memory):
     """Overwrite a running mean with beta mean + (1 - beta) value, and with the value itself where beta is 0.
 
-    The sum begins with the larger part, so that rounding leaves nothing of a mean that counts little.
+    The sum begins with the larger part, so that rounding leaves nothing of a mean that counts little. All names of the
+    first branch are the memory of the mean, at the time when it holds what they say.
     """
     if beta < 0.5:
-        mean -= value
-        mean *= beta
-        mean += value
+        above_value = np.subtract(mean, value, out=mean)
+        share_of_that = np.multiply(above_value, beta, out=above_value)
+        np.add(share_of_that, value, out=mean)
     else:
         change = np.subtract(value, mean, out=memory)
         mean += np.multiply(change, 1 - beta, out=memory)

@@ -72,6 +72,7 @@ def forward(q, k, v, mask, *, lengths, causal, scale, dropout, starts=None):
 
 
 def _forward_of_part(saved: Saved, part: Part) -> None:
+    """Fill y and lse for the batch items and the heads of a part, one block of queries after another."""
     queries, y, lse = part.by_query  # (b, g, N, Tq, D), (b, g, N, Tq, E), (b, g, N, Tq)
     for rows, visible in _blocks_of(saved):  # R = N rows: a block's queries, for all query heads of a kv head
         keys = seen_keys(saved, part, rows, visible)  # some of them
@@ -104,6 +105,7 @@ def backward(dy, saved):
 
 
 def _backward_of_part(saved: Saved, dk: Array, dv: Array, part: Part) -> None:
+    """Fill dq, dk and dv for the batch items and the heads of a part, one block of queries after another."""
     queries, y, lse, dy, dq = part.by_query  # (b, g, N, Tq, ...)
     blocks = _blocks_of(saved)
     # (b, g, Tk, D) and (b, g, Tk, E)
@@ -153,6 +155,7 @@ def query_blocks(queries: int, keys: int, causal: bool) -> list[tuple[slice, int
 
 
 def _blocks_of(saved: Saved) -> Sequence[tuple[slice, int]]:
+    """The blocks of queries that run: all of them, or some where only memory is measured."""
     return backend.blocks_to_run(query_blocks(saved.q.shape[2], saved.k.shape[2], saved.causal))
 
 

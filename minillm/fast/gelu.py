@@ -44,26 +44,26 @@ def value_and_slope(approximate: str, dtype: np.dtype) -> ValueAndSlope:
 def tanh_form(x: Array, y: Array, slope: Array) -> None:
     """y = x cdf with cdf = (1 + tanh u)/2; the slope is cdf + y (1 - cdf) 2 (du/dx). All arrays have the shape of x."""
     square = x * x
-    u = square * (SQRT_2_OVER_PI * CUBIC)
-    u += SQRT_2_OVER_PI
-    u *= x
-    cdf = np.tanh(u, out=u)
-    cdf *= 0.5
-    cdf += 0.5
+    memory = np.empty_like(square)  # every name below is this array, at the time when it holds what the name says
+    cubic_part = np.multiply(square, SQRT_2_OVER_PI * CUBIC, out=memory)
+    u_over_x = np.add(cubic_part, SQRT_2_OVER_PI, out=memory)
+    u = np.multiply(u_over_x, x, out=memory)
+    tanh_u = np.tanh(u, out=memory)
+    half_tanh_u = np.multiply(tanh_u, 0.5, out=memory)
+    cdf = np.add(half_tanh_u, 0.5, out=memory)
     np.multiply(x, cdf, out=y)
     if slope.size:
         write_slope_of_tanh_form(slope, square, cdf, y)
 
 
 def write_slope_of_tanh_form(slope: Array, square: Array, cdf: Array, y: Array) -> None:
-    """cdf + y (1 - cdf) 2 (du/dx), given square = x^2, whose memory it uses."""
-    twice_du_dx = square
-    twice_du_dx *= 6 * SQRT_2_OVER_PI * CUBIC
-    twice_du_dx += 2 * SQRT_2_OVER_PI
-    y_twice_du_dx = np.multiply(twice_du_dx, y, out=twice_du_dx)
-    np.subtract(1, cdf, out=slope)
-    slope *= y_twice_du_dx
-    slope += cdf
+    """cdf + y (1 - cdf) 2 (du/dx), given square = x^2, whose memory it uses; all arrays have the shape of x."""
+    cubic_part = np.multiply(square, 6 * SQRT_2_OVER_PI * CUBIC, out=square)
+    twice_du_dx = np.add(cubic_part, 2 * SQRT_2_OVER_PI, out=square)
+    y_twice_du_dx = np.multiply(twice_du_dx, y, out=square)
+    rest = np.subtract(1, cdf, out=slope)
+    through_u = np.multiply(rest, y_twice_du_dx, out=slope)
+    np.add(through_u, cdf, out=slope)
 
 
 def erf_form(x: Array, y: Array, slope: Array) -> None:
@@ -75,7 +75,7 @@ def erf_form(x: Array, y: Array, slope: Array) -> None:
 
 
 def write_slope_of_erf_form(slope: Array, x: Array, cdf: Array) -> None:
-    """cdf + x pdf."""
+    """cdf + x pdf; all arrays have the shape of x."""
     pdf = np.exp(-0.5 * x * x) / math.sqrt(2 * math.pi)
     np.add(cdf, x * pdf, out=slope)
 
@@ -115,9 +115,9 @@ def tail_form(x: Array, y: Array, slope: Array) -> None:
 
 
 def write_slope_of_tail_form(slope: Array, x: Array, a: Array, tail: Array, pdf: Array) -> None:
-    """1/2 +- (1/2 - tail + a pdf), with the sign of x."""
-    np.multiply(a, pdf, out=slope)
-    slope -= tail
-    slope += 0.5
-    np.copysign(slope, x, out=slope)
-    slope += 0.5
+    """1/2 +- (1/2 - tail + a pdf), with the sign of x; all arrays have the shape of x."""
+    a_pdf = np.multiply(a, pdf, out=slope)
+    without_tail = np.subtract(a_pdf, tail, out=slope)
+    from_half = np.add(without_tail, 0.5, out=slope)  # always above 0
+    signed = np.copysign(from_half, x, out=slope)
+    np.add(signed, 0.5, out=slope)

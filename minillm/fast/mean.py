@@ -10,6 +10,7 @@ __all__ = ["backward", "forward"]
 
 
 def forward(x, *, axis, keepdims):
+    """y is the mean of x along the axes, in the dtype of x; its shape lacks them, or has 1 there with keepdims."""
     total = sum_over(x, axis, keepdims)
     y = (total / (x.size // (total.size or 1))).astype(x.dtype, copy=False)
     return y, Reduced(x.shape, axis, keepdims)

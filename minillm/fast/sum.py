@@ -10,6 +10,7 @@ __all__ = ["backward", "forward"]
 
 
 def forward(x, *, axis, keepdims):
+    """y is the sum of x along the axes, in the dtype of x; its shape lacks them, or has 1 there with keepdims."""
     y = sum_over(x, axis, keepdims)
     if x.dtype.kind not in "iub":  # the sum of booleans is a count
         y = y.astype(x.dtype, copy=False)

@@ -33,6 +33,7 @@ from minillm.optim.optimizer import Optimizer
 
 
 def adamw_update(w, g, m, v, *, t, lr, betas, eps, weight_decay):
+    """w_t, m_t and v_t of AdamW, in the shape of w; t counts from 1."""
     beta1, beta2 = betas
     m_t = beta1 * m + (1 - beta1) * g
     v_t = beta2 * v + (1 - beta2) * g * g
@@ -43,6 +44,7 @@ def adamw_update(w, g, m, v, *, t, lr, betas, eps, weight_decay):
 
 
 def adam_update(w, g, m, v, *, t, lr, betas, eps, weight_decay):
+    """w_t, m_t and v_t of Adam, in the shape of w; t counts from 1."""
     decayed_g = g + weight_decay * w
     return adamw_update(w, decayed_g, m, v, t=t, lr=lr, betas=betas, eps=eps, weight_decay=0.0)
 
@@ -63,6 +65,7 @@ class AdamW(Optimizer):
         super().__init__(parameters, lr, betas=betas, eps=eps, weight_decay=weight_decay)
 
     def check_options(self, options):
+        """Raise InputError for an option out of range, eps and betas among them."""
         super().check_options(options)
         self._check_least(options, "eps", "0 or more")
         betas = options["betas"]

@@ -67,6 +67,7 @@ class FlatGroup:
             self._lay_out(number, parameter)
 
     def _lay_out(self, number: int, parameter: Any) -> None:
+        """Move a parameter and its gradient into the flat buffers, of which they are views from then on."""
         view, buffer = self.view(self.data, number), self.view(self.grad, number)
         view[...] = parameter.data
         parameter.data = view

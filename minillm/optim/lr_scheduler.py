@@ -65,6 +65,7 @@ def wsd_schedule(step: int, *, peak: float, floor: float, warmup: int, total: in
 
 
 def _check(function: str, peak: float, floor: float, warmup: int, total: int, decay: int = 0) -> None:
+    """Raise InputError for numbers of steps or rates that do not fit each other."""
     if floor > peak:
         raise InputError(f"{function}: floor={floor} is above peak={peak}, so the rate would rise; give a lower floor")
     if total < 1 or warmup < 0 or decay < 0:
@@ -119,6 +120,7 @@ class LRScheduler:
         return list(self._rates)
 
     def _set_rates(self) -> None:
+        """Compute the rate of each group at this step, and set it."""
         groups = self.optimizer.param_groups[: len(self.base_lrs)]  # a group that was added later keeps its own rate
         self._rates = [self.rate(base, self.last_epoch, number) for number, base in enumerate(self.base_lrs)]
         for group, rate in zip(groups, self._rates, strict=True):

@@ -76,6 +76,7 @@ class Optimizer:
         self._lay_out(self._checked(group, self.param_groups))
 
     def _lay_out(self, group: dict[str, Any]) -> None:
+        """Put the parameters of a checked group into flat buffers, one for each dtype and device."""
         flat = group.pop("flat", None)
         alike: dict[Any, list[Any]] = {}
         for parameter in group["params"]:
@@ -109,6 +110,7 @@ class Optimizer:
         self._check_least(options, "weight_decay", "0 or more")
 
     def _check_least(self, options: Mapping[str, Any], name: str, advice: str) -> None:
+        """Raise InputError if an option is below 0 or NaN; the advice says what to give."""
         if name in options and not options[name] >= 0:
             raise InputError(f"{type(self).__name__}: {name} is {options[name]}; give {advice}")
 
@@ -191,6 +193,7 @@ class Optimizer:
         self.clip_factor = 1.0
 
     def _step_in_chunks(self, group: FlatGroup, spans: list[tuple[slice, int]], options: dict[str, Any]) -> None:
+        """Move the parameters of a group in chunks of its flat buffers, on all threads where that is worth it."""
         pieces = [(chunk, steps + 1) for span, steps in spans for chunk in chunks(span)]
         formula = self.fast_update or self.update
 
@@ -271,6 +274,7 @@ class Optimizer:
                 yield group, number, getattr(parameter, "name", "") or f"{place}.{number}"
 
     def _named_moments(self) -> Iterator[tuple[str, Array]]:
+        """Each moment of each parameter as `exp_avg.h.0.ln_1.weight`, in the shape of the parameter."""
         for group, number, key in self._named():
             masters = {} if group.masters is group.data else {"master": group.masters}
             for name, flat in (group.moments | masters).items():

@@ -13,6 +13,7 @@ from minillm.optim.optimizer import Optimizer
 
 
 def sgd_update(w, g, b, *, t, lr, momentum, weight_decay):
+    """w_t and b_t, in the shape of w."""
     b_t = momentum * b + g + weight_decay * w
     w_t = w - lr * b_t
     return w_t, b_t
@@ -29,5 +30,6 @@ class SGD(Optimizer):
         super().__init__(parameters, lr, momentum=momentum, weight_decay=weight_decay)
 
     def check_options(self, options):
+        """Raise InputError for an option out of range, momentum among them."""
         super().check_options(options)
         self._check_least(options, "momentum", "0 or more")

@@ -17,6 +17,7 @@ import numpy as np
 
 from minillm import random
 from minillm.errors import InputError
+from minillm.files import writing
 from minillm.models.gpt2 import GPT2, GPT2Config
 from minillm.parallel.communicator import Communicator
 from minillm.parallel.pipeline import Event, bubble_fraction, check_schedule, cut, idle_fraction
@@ -113,9 +114,8 @@ def draw(measured: Measured, path: Path) -> None:
     axes.set_yticks(range(measured.stages), [f"stage {stage}" for stage in range(measured.stages)])
     axes.invert_yaxis()
     figure.legend(loc="outside lower right", ncols=2, frameon=False)
-    unfinished = path.with_name(f".{path.name}.tmp.png")
-    figure.savefig(unfinished)
-    os.replace(unfinished, path)
+    with writing("pipeline-picture", path) as unfinished:
+        figure.savefig(unfinished, format="png")
 
 
 def _starts_and_lengths(events: list[Event]) -> tuple[list[float], list[float]]:

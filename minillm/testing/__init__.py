@@ -123,6 +123,7 @@ def _check_given(subject: Subject, base: Base, tolerance: float) -> float:
 
 
 def _check_variants(base: Base, tolerance: float, tried: Tried) -> None:
+    """Check the gradient again at other cotangents, layouts, values, sizes and dtypes."""
     precision.check_smoothness(base)
     properties.check_cotangents(base, tried)
     properties.check_layouts(base, tolerance, tried)

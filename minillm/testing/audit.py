@@ -140,6 +140,7 @@ def float32_stays(call: Forward) -> None:
 
 
 def _float32_backward(op: Op, dtypes: list, backward: Callable, dout: Any, saved: Any, *into: Any) -> tuple:
+    """Run a backward, and check that gradients of float32 inputs are float32 where dout is."""
     gradients = backward(dout, saved, *into)
     if type(gradients) is not tuple or len(gradients) != len(dtypes):
         return gradients

@@ -78,12 +78,14 @@ def check_adding(base: Base) -> None:
 
 
 def _check_unchanged(subject: Subject, before: list[Any], what: str) -> None:
+    """Check that no argument has changed."""
     for i, (x, kept) in enumerate(zip(subject.values, before, strict=True)):
         if isinstance(kept, np.ndarray) and not np.array_equal(x, kept):
             raise GradientError(f"check_gradients: {subject.describe(i)} was changed by the {what}")
 
 
 def _compare_again(base: Base, position: int, gradient: Array | None, what: str) -> None:
+    """Check that a gradient is the first one again, up to the last digits."""
     first, subject = base.gradients[position], base.subject
     if first is None or gradient is None or nearly_equal(first, gradient, subject.rounding(step=1)):
         return
@@ -108,6 +110,7 @@ def _reason(subject: Subject, what: str) -> str:
 
 
 def _check_sharing(subject: Subject, position: int, gradients: Gradients) -> None:
+    """Check that a gradient shares no memory with its argument or with another gradient."""
     gradient = gradients[position]
     others = [(position, subject.values[position]), *((j, g) for j, g in gradients.items() if j != position)]
     for other, array in others:
@@ -129,6 +132,7 @@ def check_state(base: Base) -> None:
 
 
 def raise_state(subject: Subject, position: int, variant: str) -> None:
+    """Raise the error for a gradient that changes when it is computed again."""
     raise GradientError(
         f"check_gradients: {subject.describe(position)} gets another gradient when called again with {variant}; "
         "the forward or the backward keeps state from call to call, or draws random numbers"

@@ -75,6 +75,7 @@ def diagnose(subject: Subject, position: int, gradient: Array | None, measured: 
 
 
 def _draws(subject: Subject, position: int, gradient: Array, measured: Measured) -> Iterator[Draw]:
+    """The gradient as it was found, under another cotangent, and with all arguments moved a little."""
     first = measured.elements, measured.jacobian, measured.expected, measured.received
     yield Draw(subject, position, gradient, {position: gradient}, *first)
     rng = np.random.default_rng(1)
@@ -104,6 +105,7 @@ def _draws(subject: Subject, position: int, gradient: Array, measured: Measured)
 
 
 def _ratios(draw: Draw) -> str:
+    """An observation: the range of received over expected, where the expected number is not near 0."""
     clear = abs(draw.expected) > 1e-6 * abs(draw.expected).max(initial=0)
     if not clear.any():
         return ""
@@ -115,10 +117,12 @@ def _ratios(draw: Draw) -> str:
 
 
 def _zeros(draws: list[Draw]) -> str:
+    """The cause "zeros": nothing else was received."""
     return "the backward returns zeros" if not any(draw.received.any() for draw in draws) else ""
 
 
 def _unused(draws: list[Draw]) -> str:
+    """The cause "unused": the function does not depend on the argument."""
     for draw in draws:
         if abs(draw.expected).max() > 1e-9 * abs(draw.received).max():
             return ""
@@ -126,6 +130,7 @@ def _unused(draws: list[Draw]) -> str:
 
 
 def _exchanged(draws: list[Draw]) -> str:
+    """The cause "exchanged": the received gradient is that of another argument."""
     subject, position = draws[0].subject, draws[0].position
     for other in subject.moved:
         if other == position or subject.values[other].shape != subject.values[position].shape:
@@ -142,10 +147,12 @@ def _exchanged(draws: list[Draw]) -> str:
 
 
 def _sign(draws: list[Draw]) -> str:
+    """The cause "sign": every element has the opposite sign."""
     return "the sign is flipped" if all(draw.explained_by(-draw.expected) for draw in draws) else ""
 
 
 def _transposed(draws: list[Draw]) -> str:
+    """The cause "transposed": two axes are exchanged."""
     shape = draws[0].gradient.shape
     for i, j in itertools.combinations(range(len(shape)), 2):
         there = list(shape)
@@ -208,6 +215,7 @@ def _output_ignored(draws: list[Draw]) -> str:
 
 
 def _factor(draws: list[Draw]) -> str:
+    """The cause "factor": every element is off by one constant factor."""
     factors = [_best_factor(draw.expected, draw.received) for draw in draws]
     if not all(draw.explained_by(k * draw.expected) for draw, k in zip(draws, factors, strict=True)):
         return ""
@@ -221,6 +229,7 @@ def _factor(draws: list[Draw]) -> str:
 
 
 def _added(draws: list[Draw]) -> str:
+    """The cause "added": one constant is added to every element."""
     if len(draws[0].elements) < 2:
         return ""
     offset = (draws[0].received - draws[0].expected).mean()
@@ -279,6 +288,7 @@ def _partly(draws: list[Draw]) -> str:
 
 
 def _wrong_order(draws: list[Draw]) -> str:
+    """The cause "wrong order": the right numbers stand at other places."""
     first = draws[0]
     n = first.gradient.size
     draws = draws[:2]  # the third draw measured only some elements
@@ -317,10 +327,12 @@ EXPLANATIONS: tuple[Callable[[list[Draw]], str], ...] = (
 
 
 def _alike(a: Array, b: Array) -> bool:
+    """True if two arrays differ by less than a hundred-thousandth of their largest number."""
     return bool(abs(a - b).max(initial=0) <= 1e-5 * max(abs(a).max(initial=0), abs(b).max(initial=0)))
 
 
 def _best_factor(expected: Array, received: Array) -> float:
+    """The factor k for which k times the expected numbers are nearest to the received ones."""
     square = float(expected @ expected)
     return float(received @ expected) / square if square else 0.0
 
@@ -337,6 +349,7 @@ def explain_shape(subject: Subject, error: WrongShape) -> GradientError:
 
 
 def _cause_of_shape(subject: Subject, error: WrongShape) -> str:
+    """The cause of a wrong shape as the end of a sentence, if differences confirm it; else an empty text."""
     gradient = error.gradients[error.position]
     position = _argument(subject, error.edges[error.position])
     if position is None or gradient.size > 2_000:
@@ -369,10 +382,12 @@ def _argument(subject: Subject, edge: tuple) -> int | None:
 
 
 def _is_gradient(subject: Subject, position: int, gradient: Array) -> bool:
+    """True if these numbers are the gradient of an argument, by differences."""
     return _alike(measure(subject, position, None, np.arange(gradient.size)).expected, gradient.reshape(-1))
 
 
 def _stretches(shape: tuple[int, ...], gradient: Array) -> bool:
+    """True if a shape can be broadcast to that of the gradient."""
     try:
         return np.broadcast_shapes(shape, gradient.shape) == gradient.shape
     except ValueError:

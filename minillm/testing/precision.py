@@ -107,6 +107,7 @@ def check_float32(base: Base, tried: Tried) -> None:
 
 
 def _compare_float32(base: Base, exact: Subject, expected: Gradients, received: Gradients, name: str) -> None:
+    """Compare the gradients of a float32 call with exact ones; raise GradientError for one that is far off."""
     for i, right in expected.items():
         got = received.get(i)
         if right is None or got is None or not right.size or not np.isfinite(right).all():

@@ -56,6 +56,7 @@ def _must_be(
 
 
 def _times(factor: float, gradients: Gradients) -> Gradients:
+    """Each gradient times a factor; None stays."""
     return {i: None if g is None else factor * g for i, g in gradients.items()}
 
 
@@ -210,6 +211,7 @@ def check_variants(base: Base, found: Iterable[Variant], tolerance: float, tried
 
 
 def _check_variant(base: Base, variant: Variant, tolerance: float, tried: Tried) -> None:
+    """Check the gradient at one variant; where the function is not defined there, at the variants in its place."""
     try:
         there, graph = base.subject.at(variant.values)
     except Skipped as reason:

@@ -265,10 +265,12 @@ class Graph:
 
 
 def _project_forward(*outs, cotangents):
+    """A loss of 0, whose gradient with respect to each output is the cotangent of that output."""
     return np.zeros(()), cotangents  # the value of the loss is not needed
 
 
 def _project_backward(dout, saved):
+    """The cotangent of each output, in its shape."""
     return tuple(saved)
 
 
@@ -291,6 +293,7 @@ class Buffered(Parameter):
 
 
 def is_float(x: Any) -> bool:
+    """True for an array of floating-point numbers."""
     return isinstance(x, np.ndarray) and x.dtype.kind == "f"
 
 
@@ -329,6 +332,7 @@ def nearly_equal(a: Array, b: Array, noise: float) -> bool:
 
 
 def flat(arrays: Sequence[Array]) -> Array:
+    """All elements of the arrays in one vector (n,), one array behind the other."""
     return np.concatenate([np.ravel(x) for x in arrays])
 
 

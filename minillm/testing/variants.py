@@ -78,12 +78,14 @@ def stretched(x: Array, axis: int | None, contiguous: bool) -> Array:
 
 
 def every_third_zero(x: Array) -> Array:
+    """A copy of x in which every third element is 0."""
     x = x.copy()
     x.reshape(-1)[::3] = 0
     return x
 
 
 def reversed_values(x: Array) -> Array:
+    """A copy of x in the opposite order along every axis."""
     return np.array(x[tuple(slice(None, None, -1) for _ in x.shape)])
 
 
@@ -132,6 +134,7 @@ def of_values(subject: Subject) -> Iterator[Variant]:
 
 
 def _all(subject: Subject) -> str:
+    """All floating arguments in words."""
     return "every floating argument" if len(subject.moved) > 1 else subject.label(subject.moved[0])
 
 

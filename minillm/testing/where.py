@@ -28,10 +28,12 @@ def where_wrong(draws: list[Part]) -> str:
 
 
 def _own_values(subject: Subject, position: int, elements: Array, wrong: Array) -> Iterator[str]:
+    """Conditions on the argument's own values."""
     return _values(subject.values[position], subject.label(position), elements, wrong)
 
 
 def _other_values(subject: Subject, position: int, elements: Array, wrong: Array) -> Iterator[str]:
+    """Conditions on the values of other arguments of one shape with it."""
     for other in subject.moved:
         if other != position and subject.values[other].shape == subject.values[position].shape:
             yield from _values(subject.values[other], subject.label(other), elements, wrong)
@@ -62,6 +64,7 @@ def _beyond(size: Array, wrong: Array, start: str) -> Iterator[str]:
 
 
 def _places(subject: Subject, position: int, elements: Array, wrong: Array) -> Iterator[str]:
+    """Conditions on the place of an element: first or last index of an axis, on or beside the diagonal."""
     shape = subject.values[position].shape
     index: tuple[Array, ...] = tuple(np.unravel_index(elements, shape)) if shape else ()  # type: ignore[arg-type]
     for axis, (i, n) in enumerate(zip(index, shape, strict=True)):

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import importlib
 import math
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +18,6 @@ from minillm.lora import LoraConfig
 from minillm.models.bart_config import BartConfig, both_sides
 from minillm.models.config import Config, check_types
 from minillm.models.gpt2 import GPT2Config
-from minillm.models.llama_config import LlamaConfig
 from minillm.training.tasks import task_class
 
 FORMAT = 2  # of the runs that begin now; see TrainConfig.format
@@ -108,9 +109,9 @@ class TrainConfig:
 
     preset: str = "default"
     """Start from a preset; other options override it. Minutes on a CPU: default, shakespeare-char-cpu, multi30k, and a
-    minute each: nano, llama-nano, bert-nano, roberta-nano, xlnet-nano, bart-nano. Sizes that are known: gpt2,
-    gpt2-medium, smollm2-135m, bert-base-uncased, roberta-base, xlnet-base-cased, bart-base, and more of minillm/models.
-    """
+    minute each: nano, llama-nano, gemma-nano, bert-nano, roberta-nano, distilbert-nano, xlnet-nano, bart-nano. Sizes
+    that are known: gpt2, gpt2-medium, smollm2-135m, bert-base-uncased, roberta-base, bart-base, and all others of
+    minillm/models."""
     data: str = "builtin"
     """Text to train on: a file, a folder, a glob pattern, a .jsonl, or `builtin` (the help texts of Python itself)."""
     field: str | None = None
@@ -366,9 +367,14 @@ PRESETS = {
         sample_every=100,
     ),
 }
-PRESETS["llama-nano"] = dataclasses.replace(
-    PRESETS["nano"].with_model("llama"), preset="llama-nano", tokenizer="char", model=LlamaConfig.preset("nano")
-)
+PRESETS["gpt2-nano"] = dataclasses.replace(PRESETS["nano"], preset="gpt2-nano")
+for _family in ("llama", "gemma"):
+    PRESETS[f"{_family}-nano"] = dataclasses.replace(
+        PRESETS["nano"].with_model(_family),
+        preset=f"{_family}-nano",
+        tokenizer="char",
+        model=config_class(_family).preset("nano"),
+    )
 # as wide as is needed to learn something from hidden tokens, with short texts
 _NANO = TrainConfig(
     tokenizer="bpe", steps=500, batch_size=64, lr=2e-3, weight_decay=0.01, eval_every=100, eval_batches=10
@@ -376,13 +382,14 @@ _NANO = TrainConfig(
 _NANO_SHAPES: dict[str, dict[str, Any]] = {
     "bert": dict(context=24, heads=4, channels=128, hidden=512, layers=2),
     "roberta": dict(context=24, heads=4, channels=128, hidden=512, layers=2),
+    "distilbert": dict(context=24, heads=4, channels=128, hidden=512, layers=2),
     "xlnet": dict(heads=4, channels=128, hidden=512, layers=2),
     "bart": dict(context=32, channels=96, init_std=96**-0.5, **both_sides(2, 4, 256)),
 }
 for _family, _shape in _NANO_SHAPES.items():
     _config = _NANO.with_model(_family)
     _model = dataclasses.replace(_config.model, **_shape, dropout=0.0, vocab_size=512)
-    if _family in ("bert", "roberta"):
+    if _family in ("bert", "roberta", "distilbert"):
         _model = dataclasses.replace(_model, attention_dropout=0.0)
     _task = dataclasses.replace(_config.task, length=24) if _family == "xlnet" else _config.task
     PRESETS[f"{_family}-nano"] = dataclasses.replace(_config, preset=f"{_family}-nano", model=_model, task=_task)
@@ -396,25 +403,39 @@ PRESETS["multi30k"] = dataclasses.replace(
     task=None,
 )
 # The sizes of the papers, with their learning rates, for batches that one machine computes; see minillm/models.
-SIZES = {
-    "gpt2": "gpt2 gpt2-medium gpt2-large gpt2-xl",
-    "llama": "smollm2-135m qwen2-0.5b qwen3-0.6b llama-3.2-1b llama-2-7b mistral-7b",
-    "bert": "bert-tiny bert-mini bert-small bert-medium bert-base-uncased bert-base-cased bert-large-uncased",
-    "roberta": "distilroberta-base roberta-base roberta-large xlm-roberta-base",
-    "xlnet": "xlnet-base-cased xlnet-large-cased",
-    "bart": "bart-base bart-large",
-}
 _LARGE = TrainConfig(steps=100_000, batch_size=32, lr=3e-4, warmup=2000, eval_every=1000, sample_every=5000)
-_RATES = {"gpt2": 6e-4, "llama": 3e-4, "bert": 1e-4, "roberta": 6e-4, "xlnet": 4e-4, "bart": 3e-4}
+_RATES = {"gpt2": 6e-4, "bert": 1e-4, "distilbert": 1e-4, "roberta": 6e-4, "xlnet": 4e-4}  # of the others: 3e-4
+_CHARACTERS = 256  # ids of a shape that are too few for pieces of words, such as those of tiny and baby
+
+
+@functools.cache
+def model_presets() -> dict[str, tuple[str, Any]]:
+    """The family and the shape of every named size in minillm/models.
+
+    A name that several families have is told apart by the family's: `gpt2-nano`, `bert-nano`.
+    """
+    sizes = {family: importlib.import_module(f"minillm.models.{family}").PRESETS for family in CONFIGS}
+    times = Counter(name for named in sizes.values() for name in named)
+    return {
+        name if times[name] == 1 else f"{family}-{name}": (family, shape)
+        for family, named in sizes.items()
+        for name, shape in named.items()
+    }
 
 
 def preset(name: str) -> TrainConfig:
-    """A named configuration; an unknown name is an error that suggests the nearest."""
-    sizes = {size: family for family, names in SIZES.items() for size in names.split()}
+    """A configuration by its name: one of PRESETS, or that of a size in minillm/models.
+
+    Raises: InputError for an unknown name, with the nearest known one.
+    """
     if name in PRESETS:
         return PRESETS[name]
-    if name not in sizes:
-        raise InputError(f"train: no preset is called {name!r}{did_you_mean(name, [*PRESETS, *sizes])}")
-    family = sizes[name]
-    config = dataclasses.replace(_LARGE, lr=_RATES[family]).with_model(family)
-    return dataclasses.replace(config, preset=name, model=config_class(family).preset(name))
+    known = model_presets()
+    if name not in known:
+        raise InputError(f"train: no preset is called {name!r}{did_you_mean(name, [*PRESETS, *known])}")
+    family, shape = known[name]
+    if shape.vocab_size <= _CHARACTERS:
+        config = dataclasses.replace(TrainConfig().with_model(family), tokenizer="char")
+    else:
+        config = dataclasses.replace(_LARGE, lr=_RATES.get(family, 3e-4)).with_model(family)
+    return dataclasses.replace(config, preset=name, model=shape)

@@ -20,6 +20,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
+from minillm.counted import counted
 from minillm.training import speed, watch
 from minillm.training.overfitting import COMPARED, parted
 from minillm.tuning import Choice
@@ -167,7 +168,8 @@ class Display:
         self.tell_the_layers(state)
         if stopped and state.has_no_hope(self.config.patience):
             self.console.print(
-                f"stopped at step {state.step}: the last {self.config.patience} validations were not better than step "
+                f"stopped at step {state.step}: the last "
+                f"{counted(self.config.patience or 0, 'validation was', 'validations were')} not better than step "
                 f"{state.best_step}"
             )
         elif stopped:
@@ -185,8 +187,8 @@ class Display:
         watch.plot(records, self.run.folder / "watch.png")
         seconds = sum(record["seconds"] for record in records)
         self.console.print(
-            f"layers: {self.folder()}/watch.png, of {len(records)} steps that were watched; this took {seconds:.1f} s "
-            f"of {state.seconds:.0f} s",
+            f"layers: {self.folder()}/watch.png, of {counted(len(records), 'watched step')}; this took "
+            f"{seconds:.1f} s of {state.seconds:.0f} s",
             markup=False,
         )
         for remark in watch.remarks(records):

@@ -71,10 +71,11 @@ def prepare(config: TrainConfig, resume: Path | None, world: Communicator) -> Pr
     whole = make_model(config, task.tokenizer)
     if opened:
         left_out = task.start_from(whole, opened)
-        sentences += [] if goes_on else [left_out]
+        sentences += [left_out] if left_out and not goes_on else []
         del opened  # whose memory is free now
     adapt(whole, config)
-    sentences += [above_width(whole)] if config.lora else []
+    too_wide = above_width(whole) if config.lora else ""
+    sentences += [too_wide] if too_wide else []
     with contextlib.nullcontext() if goes_on else tuned_process(choice.cutting):
         kept = task.begin(whole, kept_arrays(run, world) if goes_on else {})
     model = divide(whole, config, world)
@@ -98,7 +99,7 @@ def prepare(config: TrainConfig, resume: Path | None, world: Communicator) -> Pr
     folder = broadcast_bytes(world, os.fsencode(run.folder) if run else b"")
     run = run or Run(Path(os.fsdecode(folder)), config, task.tokenizer)
     state = state._replace(choice=choice.to_json(), ranks=world.size)
-    return Prepared(run, task, model, optimizer, state, choice, list(filter(None, sentences)))
+    return Prepared(run, task, model, optimizer, state, choice, sentences)
 
 
 def remarks_on(config: TrainConfig, run: Run | None) -> list[str]:

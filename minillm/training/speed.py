@@ -17,11 +17,12 @@ from pathlib import Path
 from typing import Any
 
 from minillm.backend import core_count, thread_count
+from minillm.counted import counted
 from minillm.parallel.communicator import Communicator, broadcast_bytes
 from minillm.training.config import TrainConfig
 from minillm.tuning import Choice, fastest_way, own_choice, tuned_process, ways_of_cutting
 
-STEPS_OF_A_ROUND = 250  # for every so many steps of a run, each way is tried for one: 2% of them, for five ways
+STEPS_OF_A_ROUND = 250  # for every so many steps of a run, each way is tried for two: 4% of them, for five ways
 FEWEST_ROUNDS, MOST_ROUNDS = 3, 15
 TOLD_AT = 20  # the step at which a user is told how long the run will take
 FORWARD = 1 / 3  # of a step's time that a batch of a validation takes
@@ -122,7 +123,7 @@ def forecast(
 def in_words(seconds: float) -> str:
     """A time as one says it: 45 seconds, 3 minutes, 2.5 hours."""
     if seconds < 90:
-        return f"{seconds:.0f} seconds"
+        return counted(round(seconds), "second")
     return f"{seconds / 60:.2g} minutes" if seconds < 5400 else f"{seconds / 3600:.2g} hours"
 
 

@@ -60,6 +60,12 @@ def test_verdicts_are_counted_in_words(capsys):
     assert capsys.readouterr().out.splitlines()[-1] == "1 holds, 2 do not apply"
 
 
+def test_a_preset_is_a_model_too(text, capsys):
+    main(["check", "nano", "--data", str(text), "--only", "fast", "--json"])
+    [verdict] = json.loads(capsys.readouterr().out)
+    assert verdict["command"] == f"minillm check --preset nano --data '{text}' --only fast"
+
+
 def test_json(text, capsys):
     main(["check", "--data", str(text), "--only", "fast", "--json"])
     [verdict] = json.loads(capsys.readouterr().out)
@@ -75,7 +81,7 @@ def test_json(text, capsys):
     [
         (["--only", "cache"], "check: there is no claim 'cache'"),
         (["--preset", "nanno"], "check: nanno is no preset; did you mean 'nano'?"),
-        (["nano"], "check: nano is a preset of `minillm train`; write --preset nano"),
+        (["gpt2-nano", "--preset", "llama-nano"], "check: gpt2-nano and --preset llama-nano are two models; leave one"),
         (["no-such-folder"], "no-such-folder is no preset"),
         (["--data", "no-such-file.txt"], "no-such-file.txt"),
     ],

@@ -35,6 +35,13 @@ def printed(capsys, *arguments: str, status: int = 0) -> str:
     return captured.err if status == 2 else captured.out
 
 
+def test_a_word_of_several_names_lists_them_all(here, capsys) -> None:
+    told = printed(capsys, "start", "softmax", status=2)
+    assert "did you mean one of: softmax-forward, softmax-backward, cuda-softmax?" in told
+    assert "did you mean 'softmax-forward'?" in printed(capsys, "start", "softmax-forwards", status=2)
+    assert "did you mean 'causal-mask'?" in printed(capsys, "start", "causal_masks", status=2)
+
+
 def test_the_way_through_an_exercise(here, capsys) -> None:
     assert printed(capsys, "list").splitlines()[-1].startswith(f"0 of {len(ORDER)} passed")
     assert not (here / "exercises").exists()  # to look changes nothing

@@ -12,6 +12,7 @@ import pytest
 from minillm.cli import main
 from minillm.commands.step import Step, settings_of, starting_point
 from minillm.options import filled, scan
+from minillm.resolver import open_model
 from minillm.study.step.setup import prepare
 
 PAIRS = [
@@ -104,6 +105,19 @@ def test_lora_steps_and_its_first_matrix_has_no_gradient_yet():
         assert stop.grad.any() != name.endswith(".A"), "B is 0 at first, so A gets no gradient"
 
 
+@pytest.mark.parametrize("name", ["nano", "gpt2-nano", "tiny", "distilbert-nano", "bert-mini"])
+def test_a_name_means_one_model_as_argument_and_as_preset(name):
+    argument, option = starting_point([name]), starting_point(["--preset", name])
+    assert settings_of(argument) == settings_of(option)
+
+
+def test_a_folder_comes_before_a_preset_of_its_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    model = open_model("llama-nano", random=True).model
+    model.save_pretrained(tmp_path / "nano")
+    assert starting_point(["nano"]).architecture == "llama"
+
+
 def test_the_terminal_reads_commands(capsys, monkeypatch):
     monkeypatch.setattr(sys, "stdin", io.StringIO("until cross_entropy\nn\nprint V\nq\n"))
     text = said(capsys, "--terminal")
@@ -123,6 +137,37 @@ def test_compare_names_the_first_line_that_differs(capsys, tmp_path, monkeypatch
     assert "no backward of 'ad' ran; did you mean 'add'?" in refused(capsys, "--compare", "ad=my_add:backward")
     assert "no backward of 'cumsum' ran; choose one of: " in refused(capsys, "--compare", "cumsum=my_add:backward")
     assert "no stop differs" in said(capsys, "--compare", "fast")
+
+
+def test_a_mutation_that_fails_is_named(capsys, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(tmp_path))
+    functions = {
+        "raises": "return dy, dy.no_such_name",
+        "numbers": "return 1.0, 2.0",
+        "one": "return (dy,)",
+        "deep": "return raises(dy, saved)",
+    }
+    text = "\n".join(f"def {name}(dy, saved):\n    {body}" for name, body in functions.items())
+    (tmp_path / "my_faults.py").write_text(f"{text}\nnumber = 3\n", "utf-8")
+    (tmp_path / "my_syntax.py").write_text("def backward(dy, saved)\n", "utf-8")
+    (tmp_path / "my_import.py").write_text("1 / 0\n", "utf-8")
+
+    def told(place):
+        text = refused(capsys, "--compare", f"add={place}")
+        assert text.startswith(f"step: --compare add={place}: ")
+        assert len(text.splitlines()) == 1
+        return text
+
+    for name in ("raises", "deep"):
+        text = told(f"my_faults:{name}")
+        assert "AttributeError: 'numpy.ndarray' object has no attribute 'no_such_name'" in text
+        assert "my_faults.py:2  return dy, dy.no_such_name" in text
+        assert "in the backward of add" in text
+    assert "'float' object has no attribute 'shape', in the backward of add" in told("my_faults:numbers")
+    assert "backward of add: returned 1 for 2 inputs" in told("my_faults:one")
+    assert "number is 3, and no function" in told("my_faults:number")
+    assert "my_syntax cannot be imported: SyntaxError: expected ':'" in told("my_syntax:backward")
+    assert "my_import cannot be imported: ZeroDivisionError: division by zero" in told("my_import:backward")
 
 
 def test_lens_names_tokens(capsys):
@@ -171,6 +216,12 @@ def test_an_exported_stop_runs(capsys, tmp_path, monkeypatch):
     assert "the same numbers" in ran.stdout
 
 
+def test_the_text_is_named_where_none_is_given(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert "the text is 'A gradient points uphill.'" in said(capsys, "--layers", "1", "--export", "1")
+    assert "the text is" not in said(capsys, "--layers", "1", "--export", "1", "--text", "the cat")
+
+
 def test_what_cannot_be_done_says_why(capsys, tmp_path, pairs):
     assert "there is no task 'dop'; did you mean 'dpo'" in refused(capsys, "--task", "dop")
     assert "reads records; give --data" in refused(capsys, "--task", "sft")
@@ -188,11 +239,13 @@ def test_what_cannot_be_done_says_why(capsys, tmp_path, pairs):
     assert "--export is empty" in refused(capsys, "--export", "")
     assert "--compare is empty" in refused(capsys, "--compare", "")
     assert "two steps; leave --export and --lens out" in refused(capsys, "--compare", "fast", "--lens")
-    assert "is a folder; give the name of a page" in refused(capsys, "--out", str(tmp_path))
+    assert "is a folder; give the name of a file in it" in refused(capsys, "--out", str(tmp_path))
     assert "there is no option --watch" in refused(capsys, "--watch")
     step_ran = refused(capsys, "--out", str(tmp_path / "no" / "page.html"))
     assert step_ran.startswith("step: there is no folder"), "the step did not run in vain"
     assert "no preset, and no folder" in refused(capsys, "nowhere")
+    assert "step: nano and --preset llama-nano are two models" in refused(capsys, "nano", "--preset", "llama-nano")
+    assert "--batch-size does nothing here, as a text is one row" in refused(capsys, "--batch-size", "2")
     assert "names 3 steps" in refused(capsys, "--compare", "a,b,c")
 
 

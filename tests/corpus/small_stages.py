@@ -55,7 +55,8 @@ def write_corpus(path: Path, count: int = 400, seed: int = 0) -> list[Document]:
     for number in range(count):
         text = " ".join(rng.choice(words, rng.integers(0, 60)))
         made.append(Document(text, f"a.txt:{number}", source=f"s{number % 3}", info={"number": number}))
-    made[7].dropped = "earlier: a reason"
+    if count > 7:
+        made[7].dropped = "earlier: a reason"
     with open_lines(path, "wb") as lines:
         for document in made:
             lines.write(document.to_line())

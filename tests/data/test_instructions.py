@@ -116,8 +116,8 @@ def test_a_faulty_record_is_named_and_left_out(tmp_path, record, message):
     [problem] = found.problems
     assert problem.startswith("line 3: ")
     assert message in problem
-    assert "1 records; 1 left out (line 3: " in found.summary()
-    with pytest.raises(InputError, match=r"a\.jsonl: none of the 1 records can be used; (line|record) 1: "):
+    assert "1 record; 1 left out (line 3: " in found.summary()
+    with pytest.raises(InputError, match=r"a\.jsonl: its one record cannot be used; (line|record) 1: "):
         read_instructions(written(tmp_path / "a.jsonl", json.dumps(record)))
 
 

@@ -43,7 +43,7 @@ def test_files_of_one_class_each_are_told_apart_by_their_names(tmp_path) -> None
     for name in ("good.txt", "bad.txt", ".hidden"):
         (folder / name).write_text("x y\n")
     assert read_labelled(folder).labels == ("bad", "good")
-    assert read_labelled(folder).summary().endswith("1 texts have two classes")
+    assert read_labelled(folder).summary().endswith("1 text has two classes")
 
 
 def test_a_text_and_its_near_copies_are_held_out_together(rng) -> None:

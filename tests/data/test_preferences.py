@@ -81,9 +81,9 @@ def test_faulty_records_are_left_out_and_counted(record: dict, message: str, tmp
     (tmp_path / "pairs.jsonl").write_text(f"{json.dumps(good)}\n{json.dumps(record)}\n")
     found = read_preferences(tmp_path / "pairs.jsonl")
     assert len(found.items) == 1
-    assert found.summary().startswith("1 records; 1 left out (line 2: ")
+    assert found.summary().startswith("1 record; 1 left out (line 2: ")
     (tmp_path / "none.jsonl").write_text(json.dumps(record))
-    with pytest.raises(InputError, match="none of the 1 records can be used; line 1: "):
+    with pytest.raises(InputError, match="its one record cannot be used; line 1: "):
         read_preferences(tmp_path / "none.jsonl")
 
 

@@ -88,7 +88,7 @@ def test_answers_that_do_not_align_are_counted_and_wrong_ones_left_out() -> None
         "questions without an answer": 1,
         "windows without their answer": 1,
     }
-    assert "1 questions without an answer" in windows.summary()
+    assert "1 question without an answer" in windows.summary()
     assert windows.summary().startswith("6 questions in 4 windows of at most 10 tokens, 4 apart (")
 
 

@@ -12,6 +12,7 @@ import pytest
 
 from minillm.cuda import Kernel
 from minillm.exercises import exercise_named
+from minillm.exercises.attempt import attempt
 from minillm.exercises.grade import examine, grade
 from minillm.exercises.kernel_exercise import launched
 from tests.exercises.learner import KERNELS, answer, called
@@ -111,6 +112,21 @@ def test_what_the_compiler_says_is_told_with_its_line(tmp_path, compiler) -> Non
     assert "mine.cu:6" in finding.lines[1]
     assert "colums" in finding.lines[1]
     assert str(tmp_path) not in finding.lines[1]
+
+
+def test_a_kernel_without_end_is_stopped_soon_and_compiling_does_not_count(tmp_path, compiler) -> None:
+    exercise = exercise_named("cuda-softmax")
+    path = tmp_path / "mine.cu"
+    text = answer(exercise).read_text()
+    path.write_text(
+        text.replace("float largest =", "volatile int turns = 1;\n    while (turns) {}\n    float largest =")
+    )
+    finding = attempt(exercise, path, 0.1)  # less than the compiler takes
+    assert not finding.passed
+    assert finding.lines[-1].startswith("still running after 0.1 seconds; does a loop never end?")
+    assert exercise.seconds < exercise.compiling  # a loop is not given the compiler's time
+    path.write_text(text.replace("float largest =", "float largest +="))
+    assert attempt(exercise, path, 0.1).lines[0] == "mine.cu cannot be loaded"
 
 
 def test_an_empty_kernel_is_a_wrong_one(tmp_path, compiler) -> None:

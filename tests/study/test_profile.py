@@ -79,6 +79,12 @@ def test_any_model_that_has_a_name(name, capsys, tmp_path):
     assert "GFLOP of products alone" in printed
 
 
+def test_a_model_and_a_preset_are_one_too_many(capsys):
+    with pytest.raises(SystemExit):
+        main(["profile", "llama-nano", "--preset", "nano"])
+    assert "profile: llama-nano and --preset nano are two models; leave one of them out" in capsys.readouterr().err
+
+
 def test_a_model_that_is_not_there(capsys):
     with pytest.raises(SystemExit):
         main(["profile", "lama-nano"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from xml.etree import ElementTree
 
 import numpy as np
@@ -156,6 +157,14 @@ def test_save_by_its_ending(tmp_path):
     with pytest.raises(InputError, match=r"graph: .*a.png ends in '.png'"):
         found.save(tmp_path / "a.png")
     assert "save('graph.svg')" in str(found)
+
+
+@pytest.mark.parametrize("place", ["no such folder/a.svg", "/proc/a.svg", "a.svg/a.dot"])
+def test_a_place_that_cannot_be_written_to_is_named(place, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("a.svg").touch()
+    with pytest.raises(InputError, match=rf"^graph: cannot write {place} \(.+\); choose another place, or make room$"):
+        study.graph(gpt2_loss()).save(place)
 
 
 @pytest.mark.parametrize("seed", range(5))

@@ -385,6 +385,31 @@ def test_not_finite():
     assert "nonfinite()" in study.why(x, loss).causes[-1].remedy
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_a_loss_that_is_not_finite(value):
+    """Nothing is said of gradients, whatever they are; but a tensor that is not in the loss is told so."""
+    x, loss_of = leaf(3), lambda x: (x * np.array([1.0, value, 2.0])).sum() + ops.relu(x - 100.0).sum()
+    loss = loss_of(x)
+    cause = only(x, loss)
+    assert cause.name == "not finite"
+    assert cause.sentence.startswith(f"the loss is {loss.item()}")
+    assert "nonfinite()" in cause.remedy
+    assert only(leaf(2), loss).name == "unused in the loss"
+    loss.backward(keep_graph=True)
+    assert only(x, loss).name == "not finite"
+
+
+def test_a_finite_loss_whose_gradient_is_not():
+    x = Tensor(np.zeros(2), requires_grad=True)
+    loss = ops.sqrt(x).sum()
+    assert "no backward yet" not in names(x, loss)
+    assert study.why(x, loss).causes[-1].name == "not finite"
+    y = leaf(2)
+    loss = (y * y).sum()
+    y.grad = np.array([np.inf, 1.0])
+    assert only(y, loss).name == "of another loss"
+
+
 # --- what it leaves as it was --------------------------------------------------------------------------------------
 
 

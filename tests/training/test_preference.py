@@ -254,7 +254,7 @@ def test_data_without_a_usable_pair_is_refused(data, tmp_path) -> None:
         PreferenceTask(settings(data, max_length=2))
     data = tmp_path / "empty.jsonl"
     data.write_text(json.dumps({"prompt": "a", "chosen": "", "rejected": ""}))
-    with pytest.raises(InputError, match="none of the 1 records can be used; line 1: the field 'chosen' is empty"):
+    with pytest.raises(InputError, match="its one record cannot be used; line 1: the field 'chosen' is empty"):
         PreferenceTask(settings(data))
 
 

@@ -308,7 +308,7 @@ def test_faulty_records_are_counted_and_the_rest_is_learned(data, capsys):
 @pytest.mark.parametrize(
     ("lines", "message"),
     [
-        ([{"instruction": "a"}], "none of the 1 records can be used; line 1: there is no field 'output'"),
+        ([{"instruction": "a"}], "its one record cannot be used; line 1: there is no field 'output'"),
         ([{"prompt": "a", "completion": ""}], "line 1: the field 'completion' is empty, so there is nothing to learn"),
         ([{"prompt": "a", "completion": "b"}] * 3, "held_out: all 3 records ask one thing"),
         (

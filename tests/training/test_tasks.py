@@ -22,8 +22,9 @@ from minillm.checkpoint import load_checkpoint
 from minillm.cli import main
 from minillm.errors import InputError
 from minillm.parallel.objective import NEXT_TOKENS, micro_batches_of, next_token_batch, number_of_rows
+from minillm.resolver import described, presets
 from minillm.training import Run, TrainConfig, train, trainer, whole_model
-from minillm.training.config import PRESETS, SIZES, preset
+from minillm.training.config import preset
 from minillm.training.overfitting import parted
 from minillm.training.prepare import make_model
 from minillm.training.tasks import TASKS, task_class
@@ -412,10 +413,11 @@ def test_each_family_has_options_of_its_own(capsys, monkeypatch: pytest.MonkeyPa
     assert "there is no option --kv-heads" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("name", [*PRESETS, *" ".join(SIZES.values()).split()])
+@pytest.mark.parametrize("name", presets())
 def test_a_preset_is_settings_that_fit_each_other(name: str) -> None:
     config = preset(name)
     assert config.preset == name
+    assert described(name).config == config.model  # the model of this name everywhere
     assert TrainConfig.from_json(json.loads(json.dumps(config.to_json()))) == config
 
 

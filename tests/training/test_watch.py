@@ -152,7 +152,7 @@ def test_a_watched_run_ends_with_the_same_weights_and_leaves_its_files(tmp_path,
     }
     assert (watched.folder / "watch.png").read_bytes()[:4] == b"\x89PNG"
     shown = capsys.readouterr().out
-    assert "watch.png, of 5 steps that were watched; this took" in shown
+    assert "watch.png, of 5 watched steps; this took" in shown
 
 
 def test_a_resumed_run_goes_on_and_drops_what_it_takes_again(tmp_path):

@@ -158,21 +158,21 @@ def _where() -> Iterator[Case]:
     def both(first: Make, second: Make) -> Make:
         return lambda rng: (*first(rng), *second(rng))
 
-    def choose(condition, x, y):
+    def where(condition, x, y):
         return ops.where(condition, x, y)
 
-    yield Case("where", "one shape", choose, both(mask(3, 4), normal((3, 4), (3, 4))))
-    yield Case("where", "condition stretched", choose, both(mask(3, 1), normal((3, 4), (3, 4))))
-    yield Case("where", "x stretched", choose, both(mask(3, 4), normal((4,), (3, 4))))
-    yield Case("where", "y stretched", choose, both(mask(3, 4), normal((3, 4), (3, 1))))
-    yield Case("where", "condition stretches both", choose, both(mask(2, 3, 4), normal((), (3, 1))))
-    yield Case("where", "new and size-1 axes", choose, both(mask(2, 3, 4), normal((3, 1), (2, 1, 4))))
-    yield Case("where", "empty", choose, both(mask(0, 4), normal((4,), (0, 4))))
+    yield Case("where", "one shape", where, both(mask(3, 4), normal((3, 4), (3, 4))))
+    yield Case("where", "condition stretched", where, both(mask(3, 1), normal((3, 4), (3, 4))))
+    yield Case("where", "x stretched", where, both(mask(3, 4), normal((4,), (3, 4))))
+    yield Case("where", "y stretched", where, both(mask(3, 4), normal((3, 4), (3, 1))))
+    yield Case("where", "condition stretches both", where, both(mask(2, 3, 4), normal((), (3, 1))))
+    yield Case("where", "new and size-1 axes", where, both(mask(2, 3, 4), normal((3, 1), (2, 1, 4))))
+    yield Case("where", "empty", where, both(mask(0, 4), normal((4,), (0, 4))))
     yield Case("where", "number for x", lambda c, y: ops.where(c, 0.5, y), both(mask(3, 4), normal((4,))))
     yield Case("where", "number for y", lambda c, x: ops.where(c, x, 0.5), both(mask(3, 4), normal((4,))))
     yield Case("where", "one tensor twice", lambda c, x: ops.where(c, x, x), both(mask(3, 4), normal((3, 1))))
     yield Case("where", "condition is a comparison", lambda x, y: ops.where(x > y + 0.03, x, y), apart((3, 4), (3, 4)))
-    yield from in_views("where", choose, both(mask(3, 4), normal((3, 4), (3, 4))))
+    yield from in_views("where", where, both(mask(3, 4), normal((3, 4), (3, 4))))
 
 
 CASES: tuple[Case, ...] = (

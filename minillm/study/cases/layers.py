@@ -27,38 +27,43 @@ def _softmax() -> Iterator[Case]:
 
 
 def _layer_norm() -> Iterator[Case]:
-    def norm(x, weight, bias, eps=1e-5):
+    def layer_norm(x, weight, bias, eps=1e-5):
         return ops.layer_norm(x, weight, bias, eps)
 
-    yield Case("layernorm", "matrix", norm, normal((3, 5), (5,), (5,)))
-    yield Case("layernorm", "three axes", norm, normal((2, 3, 4), (4,), (4,)))
-    yield Case("layernorm", "vector", norm, normal((4,), (4,), (4,)))
-    yield Case("layernorm", "one row", norm, normal((1, 4), (4,), (4,)))
+    yield Case("layernorm", "matrix", layer_norm, normal((3, 5), (5,), (5,)))
+    yield Case("layernorm", "three axes", layer_norm, normal((2, 3, 4), (4,), (4,)))
+    yield Case("layernorm", "vector", layer_norm, normal((4,), (4,), (4,)))
+    yield Case("layernorm", "one row", layer_norm, normal((1, 4), (4,), (4,)))
     yield Case(
-        "layernorm", "two channels", lambda x, weight, bias: norm(x, weight, bias, 0.1), normal((3, 2), (2,), (2,))
+        "layernorm",
+        "two channels",
+        lambda x, weight, bias: layer_norm(x, weight, bias, 0.1),
+        normal((3, 2), (2,), (2,)),
     )
     yield Case(
-        "layernorm", "one channel", lambda x, weight, bias: norm(x, weight, bias, 0.1), normal((3, 1), (1,), (1,))
+        "layernorm", "one channel", lambda x, weight, bias: layer_norm(x, weight, bias, 0.1), normal((3, 1), (1,), (1,))
     )
-    yield Case("layernorm", "no rows", norm, normal((0, 4), (4,), (4,)))
+    yield Case("layernorm", "no rows", layer_norm, normal((0, 4), (4,), (4,)))
     yield Case("layernorm", "no bias", lambda x, weight: ops.layer_norm(x, weight), normal((3, 4), (4,)))
     yield Case("layernorm", "no weight", lambda x: ops.layer_norm(x), normal((3, 4)))
     yield Case("layernorm", "bias alone", lambda x, bias: ops.layer_norm(x, None, bias), normal((3, 4), (4,)))
-    yield Case("layernorm", "large eps", lambda x, weight, bias: norm(x, weight, bias, 2.0), normal((3, 4), (4,), (4,)))
+    yield Case(
+        "layernorm", "large eps", lambda x, weight, bias: layer_norm(x, weight, bias, 2.0), normal((3, 4), (4,), (4,))
+    )
     yield Case(
         "layernorm",
         "constant rows",
         lambda x, weight, bias: ops.layer_norm(x, weight, bias, eps=0.5),
         lambda rng: (np.full((2, 4), 3.0), *normal((4,), (4,))(rng)),
     )
-    yield from in_views("layernorm", norm, normal((3, 4), (4,), (4,)))
+    yield from in_views("layernorm", layer_norm, normal((3, 4), (4,), (4,)))
 
 
 def _residual_and_norm() -> Iterator[Case]:
-    def add_norm(x, residual, weight, bias, eps=1e-5):
+    def add_layer_norm(x, residual, weight, bias, eps=1e-5):
         return ops.add_layer_norm(x, residual, weight, bias, eps)
 
-    def add_row(name: str, shape: tuple[int, ...], fn: Callable = add_norm) -> Case:
+    def add_row(name: str, shape: tuple[int, ...], fn: Callable = add_layer_norm) -> Case:
         return Case("add_layernorm", name, fn, normal(shape, shape, shape[-1:], shape[-1:]))
 
     yield add_row("matrix", (3, 5))
@@ -66,87 +71,89 @@ def _residual_and_norm() -> Iterator[Case]:
     yield add_row("vector", (4,))
     yield add_row("one row", (1, 4))
     yield add_row("no rows", (0, 4))
-    yield add_row("large eps", (3, 4), lambda x, residual, weight, bias: add_norm(x, residual, weight, bias, 2.0))
-    yield add_row("the sum alone is used", (3, 4), lambda *inputs: add_norm(*inputs)[0])
-    yield add_row("the norm alone is used", (3, 4), lambda *inputs: add_norm(*inputs)[1])
+    yield add_row("large eps", (3, 4), lambda x, residual, weight, bias: add_layer_norm(x, residual, weight, bias, 2.0))
+    yield add_row("the sum alone is used", (3, 4), lambda *inputs: add_layer_norm(*inputs)[0])
+    yield add_row("the norm alone is used", (3, 4), lambda *inputs: add_layer_norm(*inputs)[1])
     yield Case(
         "add_layernorm",
         "no bias",
         lambda x, residual, w: ops.add_layer_norm(x, residual, w),
         normal((3, 4), (3, 4), (4,)),
     )
-    yield Case("add_layernorm", "one tensor twice", lambda x, w, b: add_norm(x, x, w, b), normal((3, 4), (4,), (4,)))
-    yield from in_views("add_layernorm", add_norm, normal((3, 4), (3, 4), (4,), (4,)))
+    yield Case(
+        "add_layernorm", "one tensor twice", lambda x, w, b: add_layer_norm(x, x, w, b), normal((3, 4), (4,), (4,))
+    )
+    yield from in_views("add_layernorm", add_layer_norm, normal((3, 4), (3, 4), (4,), (4,)))
 
 
 def _rms_norm() -> Iterator[Case]:
-    def rms(x, weight, eps=1e-6):
+    def rms_norm(x, weight, eps=1e-6):
         return ops.rms_norm(x, weight, eps)
 
-    yield Case("rmsnorm", "matrix", rms, normal((3, 5), (5,)))
-    yield Case("rmsnorm", "three axes", rms, normal((2, 3, 4), (4,)))
-    yield Case("rmsnorm", "vector", rms, normal((4,), (4,)))
-    yield Case("rmsnorm", "one channel", lambda x, weight: rms(x, weight, 0.5), normal((3, 1), (1,)))
-    yield Case("rmsnorm", "no rows", rms, normal((0, 4), (4,)))
+    yield Case("rmsnorm", "matrix", rms_norm, normal((3, 5), (5,)))
+    yield Case("rmsnorm", "three axes", rms_norm, normal((2, 3, 4), (4,)))
+    yield Case("rmsnorm", "vector", rms_norm, normal((4,), (4,)))
+    yield Case("rmsnorm", "one channel", lambda x, weight: rms_norm(x, weight, 0.5), normal((3, 1), (1,)))
+    yield Case("rmsnorm", "no rows", rms_norm, normal((0, 4), (4,)))
     yield Case("rmsnorm", "no weight", lambda x: ops.rms_norm(x), normal((3, 4)))
-    yield Case("rmsnorm", "large eps", lambda x, weight: rms(x, weight, 2.0), normal((3, 4), (4,)))
-    yield Case("rmsnorm", "zeros", lambda x, weight: rms(x * 0, weight, 0.5), normal((3, 4), (4,)))
-    yield from in_views("rmsnorm", rms, normal((3, 4), (4,)))
+    yield Case("rmsnorm", "large eps", lambda x, weight: rms_norm(x, weight, 2.0), normal((3, 4), (4,)))
+    yield Case("rmsnorm", "zeros", lambda x, weight: rms_norm(x * 0, weight, 0.5), normal((3, 4), (4,)))
+    yield from in_views("rmsnorm", rms_norm, normal((3, 4), (4,)))
 
 
 def _linear_and_embedding() -> Iterator[Case]:
-    def layer(x, weight, bias):
+    def linear(x, weight, bias):
         return ops.linear(x, weight, bias)
 
-    yield Case("linear", "matrix", layer, normal((3, 4), (2, 4), (2,)))
-    yield Case("linear", "three axes", layer, normal((2, 3, 4), (5, 4), (5,)))
-    yield Case("linear", "vector", layer, normal((4,), (3, 4), (3,)))
-    yield Case("linear", "size 1", layer, normal((1, 1), (1, 1), (1,)))
-    yield Case("linear", "no rows", layer, normal((0, 4), (3, 4), (3,)))
-    yield Case("linear", "no inputs", layer, normal((2, 0), (3, 0), (3,)))
+    yield Case("linear", "matrix", linear, normal((3, 4), (2, 4), (2,)))
+    yield Case("linear", "three axes", linear, normal((2, 3, 4), (5, 4), (5,)))
+    yield Case("linear", "vector", linear, normal((4,), (3, 4), (3,)))
+    yield Case("linear", "size 1", linear, normal((1, 1), (1, 1), (1,)))
+    yield Case("linear", "no rows", linear, normal((0, 4), (3, 4), (3,)))
+    yield Case("linear", "no inputs", linear, normal((2, 0), (3, 0), (3,)))
     yield Case("linear", "no bias", lambda x, weight: ops.linear(x, weight), normal((3, 4), (2, 4)))
     yield Case("linear", "input is the weight", lambda w: ops.linear(w, w), normal((3, 3)))
     yield Case("linear", "tied twice", lambda x, w: ops.linear(ops.linear(x, w), w), normal((2, 3), (3, 3)))
-    yield from in_views("linear", layer, normal((3, 4), (2, 4), (2,)))
+    yield from in_views("linear", linear, normal((3, 4), (2, 4), (2,)))
 
-    def frozen(x, outputs=3, bias=True):
+    def frozen_linear(x, outputs=3, bias=True):
         rng = np.random.default_rng(4)
         weight, b = (rng.normal(size=shape).astype(x.dtype) for shape in ((outputs, x.shape[-1]), outputs))
         return ops.linear(x, Tensor(like(weight, x.data)), Tensor(like(b, x.data)) if bias else None)
 
-    yield Case("frozen_linear", "matrix", frozen, normal((4, 5)))
-    yield Case("frozen_linear", "three axes", frozen, normal((2, 3, 4)))
-    yield Case("frozen_linear", "vector", frozen, normal((4,)))
-    yield Case("frozen_linear", "no rows", frozen, normal((0, 4)))
-    yield Case("frozen_linear", "no inputs", frozen, normal((2, 0)))
-    yield Case("frozen_linear", "no bias", lambda x: frozen(x, bias=False), normal((3, 4)))
-    yield Case("frozen_linear", "twice", lambda x: frozen(frozen(x), 2), normal((3, 4)))
-    yield from in_views("frozen_linear", frozen, normal((3, 4)))
+    yield Case("frozen_linear", "matrix", frozen_linear, normal((4, 5)))
+    yield Case("frozen_linear", "three axes", frozen_linear, normal((2, 3, 4)))
+    yield Case("frozen_linear", "vector", frozen_linear, normal((4,)))
+    yield Case("frozen_linear", "no rows", frozen_linear, normal((0, 4)))
+    yield Case("frozen_linear", "no inputs", frozen_linear, normal((2, 0)))
+    yield Case("frozen_linear", "no bias", lambda x: frozen_linear(x, bias=False), normal((3, 4)))
+    yield Case("frozen_linear", "twice", lambda x: frozen_linear(frozen_linear(x), 2), normal((3, 4)))
+    yield from in_views("frozen_linear", frozen_linear, normal((3, 4)))
 
-    def look_up(ids, weight):
+    def embedding(ids, weight):
         return ops.embedding(ids, weight)
 
     def table(ids: list, rows: int, channels: int) -> Make:
         return lambda rng: (np.array(ids, int), rng.normal(size=(rows, channels)))
 
-    yield Case("embedding", "repeats, unused rows", look_up, table([4, 0, 4, 2, 4], 6, 3))
-    yield Case("embedding", "matrix of ids", look_up, table([[1, 0, 1], [2, 2, 2]], 3, 2))
-    yield Case("embedding", "one id", look_up, table(1, 3, 2))  # type: ignore[arg-type]
-    yield Case("embedding", "no ids", look_up, table([], 3, 2))
-    yield Case("embedding", "long rows", look_up, table([1, 0, 1, 1], 3, 512))
-    yield Case("embedding", "no channels", look_up, table([1, 0], 3, 0))
-    yield Case("embedding", "empty table", look_up, table([], 0, 3))
+    yield Case("embedding", "repeats, unused rows", embedding, table([4, 0, 4, 2, 4], 6, 3))
+    yield Case("embedding", "matrix of ids", embedding, table([[1, 0, 1], [2, 2, 2]], 3, 2))
+    yield Case("embedding", "one id", embedding, table(1, 3, 2))  # type: ignore[arg-type]
+    yield Case("embedding", "no ids", embedding, table([], 3, 2))
+    yield Case("embedding", "long rows", embedding, table([1, 0, 1, 1], 3, 512))
+    yield Case("embedding", "no channels", embedding, table([1, 0], 3, 0))
+    yield Case("embedding", "empty table", embedding, table([], 0, 3))
     yield Case(
         "embedding",
         "tied to the output",
         lambda ids, weight: ops.linear(ops.embedding(ids, weight), weight),
         table([1, 0, 1], 3, 4),
     )
-    yield from in_views("embedding", look_up, table([[1, 0, 1], [2, 2, 2]], 3, 4))
+    yield from in_views("embedding", embedding, table([[1, 0, 1], [2, 2, 2]], 3, 4))
 
 
 def _low_rank() -> Iterator[Case]:
-    def update(y, x, a, b, scale=0.7, start=0):
+    def add_low_rank(y, x, a, b, scale=0.7, start=0):
         return ops.add_low_rank(y, x, a, b, scale, start)
 
     def taken(y, x, a, b):
@@ -154,39 +161,41 @@ def _low_rank() -> Iterator[Case]:
 
     shapes = normal((3, 5), (3, 4), (2, 4), (5, 2))
     some_channels = normal((2, 3, 5), (2, 3, 4), (1, 4), (2, 1))
-    yield Case("add_low_rank", "matrix", update, shapes)
-    yield Case("add_low_rank", "last channels", lambda y, x, a, b: update(y, x, a, b, start=3), some_channels)
-    yield Case("add_low_rank", "channels in the middle", lambda y, x, a, b: update(y, x, a, b, 2.0, 1), some_channels)
-    yield Case("add_low_rank", "vector", update, normal((3,), (4,), (2, 4), (3, 2)))
-    yield Case("add_low_rank", "size 1", update, normal((1, 1), (1, 1), (1, 1), (1, 1)))
-    yield Case("add_low_rank", "no rows", update, normal((0, 3), (0, 4), (2, 4), (3, 2)))
-    yield Case("add_low_rank", "rank above the sizes", update, normal((3, 2), (3, 2), (5, 2), (2, 5)))
-    yield Case("add_low_rank", "y is x", lambda x, a, b: update(x, x, a, b), normal((3, 4), (2, 4), (4, 2)))
+    yield Case("add_low_rank", "matrix", add_low_rank, shapes)
+    yield Case("add_low_rank", "last channels", lambda y, x, a, b: add_low_rank(y, x, a, b, start=3), some_channels)
+    yield Case(
+        "add_low_rank", "channels in the middle", lambda y, x, a, b: add_low_rank(y, x, a, b, 2.0, 1), some_channels
+    )
+    yield Case("add_low_rank", "vector", add_low_rank, normal((3,), (4,), (2, 4), (3, 2)))
+    yield Case("add_low_rank", "size 1", add_low_rank, normal((1, 1), (1, 1), (1, 1), (1, 1)))
+    yield Case("add_low_rank", "no rows", add_low_rank, normal((0, 3), (0, 4), (2, 4), (3, 2)))
+    yield Case("add_low_rank", "rank above the sizes", add_low_rank, normal((3, 2), (3, 2), (5, 2), (2, 5)))
+    yield Case("add_low_rank", "y is x", lambda x, a, b: add_low_rank(x, x, a, b), normal((3, 4), (2, 4), (4, 2)))
     yield Case("add_low_rank", "twice, in the memory of y", taken, normal((3, 5), (3, 4), (2, 4), (4, 2)))
-    yield from in_views("add_low_rank", update, shapes)
+    yield from in_views("add_low_rank", add_low_rank, shapes)
 
 
 def _dropout_and_rope() -> Iterator[Case]:
-    def drop(x, p=0.4):
+    def dropout(x, p=0.4):
         random.manual_seed(1)
         return ops.dropout(x, p)
 
-    yield Case("dropout", "matrix", drop, normal((4, 5)))
-    yield Case("dropout", "rarely", lambda x: drop(x, 0.01), normal((30,)))
-    yield Case("dropout", "twice, two masks", lambda x: ops.dropout(drop(x), 0.3), normal((4, 5)))
-    yield Case("dropout", "no axes", drop, normal(()))
-    yield Case("dropout", "empty", drop, normal((0, 2)))
-    yield from in_views("dropout", drop, normal((4, 5)))
+    yield Case("dropout", "matrix", dropout, normal((4, 5)))
+    yield Case("dropout", "rarely", lambda x: dropout(x, 0.01), normal((30,)))
+    yield Case("dropout", "twice, two masks", lambda x: ops.dropout(dropout(x), 0.3), normal((4, 5)))
+    yield Case("dropout", "no axes", dropout, normal(()))
+    yield Case("dropout", "empty", dropout, normal((0, 2)))
+    yield from in_views("dropout", dropout, normal((4, 5)))
 
-    def turn(x, layout="half", start=0):
+    def rope(x, layout="half", start=0):
         return ops.rope(x, *ops.rope_table(x.shape[-2], x.shape[-1], base=100.0, start=start), layout=layout)
 
     for layout in ("half", "interleaved"):
-        yield Case("rope", f"{layout}, heads", lambda x, layout=layout: turn(x, layout), normal((2, 2, 3, 4)))
-        yield Case("rope", f"{layout}, matrix", lambda x, layout=layout: turn(x, layout, 5), normal((3, 6)))
-        yield Case("rope", f"{layout}, one position", lambda x, layout=layout: turn(x, layout, 2), normal((1, 2)))
-        yield Case("rope", f"{layout}, no positions", lambda x, layout=layout: turn(x, layout), normal((2, 0, 4)))
-        yield from in_views("rope", lambda x, layout=layout: turn(x, layout, 1), normal((3, 4)), f"{layout}, ")
+        yield Case("rope", f"{layout}, heads", lambda x, layout=layout: rope(x, layout), normal((2, 2, 3, 4)))
+        yield Case("rope", f"{layout}, matrix", lambda x, layout=layout: rope(x, layout, 5), normal((3, 6)))
+        yield Case("rope", f"{layout}, one position", lambda x, layout=layout: rope(x, layout, 2), normal((1, 2)))
+        yield Case("rope", f"{layout}, no positions", lambda x, layout=layout: rope(x, layout), normal((2, 0, 4)))
+        yield from in_views("rope", lambda x, layout=layout: rope(x, layout, 1), normal((3, 4)), f"{layout}, ")
 
 
 def qkv(b=2, h=2, tq=3, d=2, groups=None, tk=None) -> Make:

@@ -6,6 +6,8 @@ import textwrap
 from collections.abc import Iterable, Iterator
 from typing import Literal, NamedTuple
 
+from minillm.counted import counted
+
 Severity = Literal["error", "warning", "note"]
 ORDER = ("error", "warning", "note")
 
@@ -57,5 +59,5 @@ def summary(findings: Iterable[Finding]) -> str:
     parts = []
     for severity in ORDER:
         number = sum(one.severity == severity for one in found)
-        parts.append(f"{number} {severity}{'s' * (number != 1)}")
+        parts.append(counted(number, severity))
     return ", ".join(parts)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import itertools
-import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from minillm.files import writing
 from minillm.study.doctor.finding import Finding
 from minillm.study.doctor.history import History
 from minillm.study.doctor.rates import Rates
@@ -60,6 +60,5 @@ def _figure() -> tuple[Any, Any]:
 
 
 def _save(figure: Any, path: Path) -> None:
-    unfinished = path.with_name(f".{path.name}.tmp.png")
-    figure.savefig(unfinished)
-    os.replace(unfinished, path)
+    with writing("doctor", path) as unfinished:
+        figure.savefig(unfinished, format="png")

@@ -17,13 +17,22 @@ from minillm.study.ledger.subject import Subject, open_subject
 
 __all__ = ["CLAIMS", "Claim", "Subject", "Verdict", "check", "open_subject"]
 
+EACH = "`minillm gradcheck` checks the backward of each operation alone"
+COMPARED = "`{step} --compare plain,%s` names the first that differs in a step"
+
 CLAIMS = {
     claim.name: claim
     for claim in (
         Claim("ops", "every operation's backward is the derivative of its forward", gradients.every_op),
-        Claim("gradient", "the model's gradient is that of central differences", gradients.whole_model),
-        Claim("fast", "the fast engine computes what the plain formulas do", engines.fast_is_plain),
-        Claim("kernels", "the CUDA kernels compute what the plain formulas do", engines.kernels_are_plain),
+        Claim("gradient", "the model's gradient is that of central differences", gradients.whole_model, EACH),
+        Claim(
+            *("fast", "the fast engine computes what the plain formulas do", engines.fast_is_plain),
+            f"{EACH}; {COMPARED % 'fast'}",
+        ),
+        Claim(
+            *("kernels", "the CUDA kernels compute what the plain formulas do", engines.kernels_are_plain),
+            COMPARED % "emulate",
+        ),
         Claim("float32", "float32 is within its rounding error of float64", engines.float32_is_near),
         Claim("micro-batches", "a batch in parts gives the step of the whole batch", batches.micro_batches),
         Claim("recompute", "blocks that are computed again give the step of kept ones", batches.recomputed),

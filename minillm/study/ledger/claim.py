@@ -27,11 +27,15 @@ class Measured(NamedTuple):
 
 
 class Claim(NamedTuple):
-    """A claim: the name for `--only`, the sentence, and the function that measures it on a model."""
+    """A claim: the name for `--only`, the sentence, and the function that measures it on a model.
+
+    shown_by: where it fails, the commands that show more, with {step} for `minillm step` of the model.
+    """
 
     name: str
     sentence: str
     measure: Callable[[Subject], Measured]
+    shown_by: str = ""
 
 
 class Verdict(NamedTuple):
@@ -67,6 +71,8 @@ def judge(claim: Claim, subject: Subject) -> Verdict:
             remark = f"rounding alone may move the result by {bound:.1g} of its size, so nothing can be said"
         elif math.isfinite(difference) and difference <= bound:
             verdict = "holds"
+    if verdict == "fails" and claim.shown_by:
+        remark += "; " + claim.shown_by.format(step=subject.command.replace("minillm check", "minillm step", 1))
     seconds = time.perf_counter() - start
     command = f"{subject.command} --only {claim.name}"
     return Verdict(claim.name, claim.sentence, difference, bound, verdict, remark, seconds, command)

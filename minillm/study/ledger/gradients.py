@@ -29,7 +29,11 @@ def every_op(subject: Subject) -> Measured:
     results = run_cases(variants_of=used)
     worst: Result = max(results, key=lambda result: result.error)
     where = f"{worst.op}, {worst.engine} pair, {worst.case}"
-    return Measured(worst.error, TOLERANCE, where if worst.passed else f"{where}: {worst.report}")
+    if worst.passed:
+        return Measured(worst.error, TOLERANCE, where)
+    return Measured(
+        worst.error, TOLERANCE, f"{where}, which `minillm gradcheck {worst.op}` shows alone: {worst.report}"
+    )
 
 
 def operations_of(subject: Subject, run: str) -> set[str]:

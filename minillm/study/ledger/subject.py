@@ -27,7 +27,7 @@ from minillm.backend import Array
 from minillm.data import read_text
 from minillm.errors import InputError, did_you_mean
 from minillm.parallel.objective import Batch, Objective
-from minillm.resolver import OpenedModel, open_model, presets
+from minillm.resolver import OpenedModel, find, open_model, presets
 from minillm.study.ledger.rounding import Outcome, Size, bound_of, sensitivity_of, size_of
 from minillm.study.ledger.steps import PARTS, STEPS, Training, trained
 from minillm.tokenizers import CharacterTokenizer, Tokenizer
@@ -162,21 +162,18 @@ class OwnLoss(Objective):
 
 @contextlib.contextmanager
 def open_subject(model: str | None, preset_name: str, data: str | None) -> Iterator[Subject]:
-    """Open the model that is named, or else make that of a preset of `minillm train`, with a batch of the data.
+    """Open the model that is named, or else make that of a preset, with a batch of the data.
 
     data: a text as for `minillm train --data`; None for that of the run, or for the text that every Python carries.
     Raises: as `open_model` and the tasks; InputError for data that cannot be used.
     """
     with tempfile.TemporaryDirectory(prefix="minillm-check-") as name:
         folder = Path(name)
-        if model in PRESETS and model not in presets() and not Path(model).exists():
-            raise InputError(f"check: {model} is a preset of `minillm train`; write --preset {model}")
-        if model is None and preset_name not in {*PRESETS, *presets()}:
-            raise InputError(f"check: {preset_name} is no preset{did_you_mean(preset_name, PRESETS)}")
-        if model is None and preset_name in PRESETS:
-            yield _of_preset(preset_name, data, folder)
-        else:
-            yield _of_model(model or preset_name, data, folder)
+        if model is None and preset_name not in presets():
+            raise InputError(f"check: {preset_name} is no preset{did_you_mean(preset_name, presets())}")
+        chosen = model or preset_name
+        is_preset = model is None or find(model, "check").kind == "preset"
+        yield _of_preset(chosen, data, folder) if is_preset and chosen in PRESETS else _of_model(chosen, data, folder)
 
 
 def _of_preset(name: str, data: str | None, folder: Path) -> Subject:

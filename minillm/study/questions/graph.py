@@ -17,7 +17,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from minillm.autograd import Node, Parameter, Tensor
+from minillm.counted import counted
 from minillm.errors import InputError
+from minillm.files import writing
 from minillm.study.describe.abstract_step import owner
 from minillm.study.questions.layout import lay_out
 from minillm.study.questions.memory import kept_by
@@ -61,15 +63,17 @@ class Graph(NamedTuple):
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the picture to a .svg, or the graph to a .dot.
 
-        Raises: InputError for another ending.
+        Raises: InputError for another ending, and where the file cannot be written.
         """
         path = Path(path)
         if path.suffix not in (".svg", ".dot"):
             raise InputError(f"graph: {path} ends in {path.suffix!r}; give a name that ends in .svg or .dot")
-        path.write_text((self.svg if path.suffix == ".svg" else self.dot) + "\n", encoding="utf-8")
+        with writing("graph", path) as unfinished:
+            unfinished.write_text((self.svg if path.suffix == ".svg" else self.dot) + "\n", encoding="utf-8")
 
     def __repr__(self) -> str:
-        return f"a graph of {len(self.boxes)} boxes and {len(self.arrows)} arrows; write .save('graph.svg') to see it"
+        boxes, arrows = counted(len(self.boxes), "box", "boxes"), counted(len(self.arrows), "arrow")
+        return f"a graph of {boxes} and {arrows}; write .save('graph.svg') to see it"
 
 
 def graph(loss: Tensor, depth: int | None = None) -> Graph:
@@ -181,7 +185,7 @@ def _box(group: _Group, inside: set[int], kept: dict[Node, int], is_last: bool) 
         return Box("loss" if is_last else "operation", last.op.name, (*lines, *keeps), tooltip)
     weights = sum(leaf.numel() for leaf in own)
     lines = [f"{len(group.nodes)} operations", shapes_of(last)]
-    lines += [f"{weights:,} weights"] if own else []
+    lines += [counted(weights, "weight")] if own else []
     names = ", ".join(node.op.name for node in group.nodes)
     return Box("loss" if is_last else "module", group.path, (*lines, *keeps), f"{group.path}: {names}")
 
@@ -206,7 +210,8 @@ def _svg_lines(graph: Graph) -> Iterator[str]:
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{width:.0f}" height="{height:.0f}" '
         f'viewBox="-20 -20 {width:.0f} {height:.0f}" role="img" font-family="ui-monospace, monospace" font-size="12">'
     )
-    yield f"<title>The graph of a loss: {len(graph.boxes)} boxes, {len(graph.arrows)} arrows</title>"
+    boxes, arrows = counted(len(graph.boxes), "box", "boxes"), counted(len(graph.arrows), "arrow")
+    yield f"<title>The graph of a loss: {boxes}, {arrows}</title>"
     yield (
         '<defs><marker id="head" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="7" markerHeight="7" '
         'orient="auto"><path d="M0,0L8,4L0,8z" fill="#667"/></marker></defs>'

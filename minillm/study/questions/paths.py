@@ -11,6 +11,7 @@ import numpy as np
 
 from minillm.autograd import Backward, Node, Tensor, grad, observe
 from minillm.backend import Array
+from minillm.counted import counted
 from minillm.device import to_host
 from minillm.study.questions.causes import Cause, cause_of_end, cause_of_growth, causes_of_part
 
@@ -63,7 +64,7 @@ def _step_by_step(seen: list[Passed], size: float) -> Cause:
     most = ", ".join(f"{one.growth:.3g} times at {one.node.describe()}" for one in order[:MOST])
     return Cause(
         "grows on the way" if grows else "vanishes on the way",
-        f"its size is {size:.1e} after {len(order)} operations, of which none alone does it; most do {most}",
+        f"its size is {size:.1e} after {counted(len(order), 'operation')}, of which none alone does it; most do {most}",
         "start with smaller weights, normalise between layers, or clip gradients"
         if grows
         else "add residual connections, normalise between layers, or use functions that do not saturate",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from minillm.autograd import Node, Tensor
+from minillm.counted import counted
 from minillm.study.describe.abstract_step import owner
 from minillm.study.questions.memory import kept_by
 from minillm.study.questions.text import aligned, bytes_text
@@ -46,9 +47,9 @@ class Table(NamedTuple):
         ]
         kept = sum(row.bytes for row in self.rows)
         names = {name for row in self.rows for name in row.parameters}
-        told = (
-            f"{len(rows)} operations keep {bytes_text(kept)} for the backward, which gives {len(names)} leaves theirs"
-        )
+        keep = counted(len(rows), "operation keeps", "operations keep")
+        given = counted(len(names), "leaf its gradient", "leaves theirs")
+        told = f"{keep} {bytes_text(kept)} for the backward, which gives {given}"
         return f"{aligned(head, rows, right=(0, 6))}\n{told}"
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from minillm.counted import counted
+
 
 def aligned(columns: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[int] = ()) -> str:
     """A table as text; the columns with the numbers in `right` are aligned at the right."""
@@ -25,4 +27,4 @@ def bytes_text(count: float) -> str:
         if count < 1000 or unit == "GB":
             break
         count /= 1000
-    return f"{count:,.0f} {unit}" if unit == "bytes" else f"{count:,.1f} {unit}"
+    return counted(round(count), "byte") if unit == "bytes" else f"{count:,.1f} {unit}"

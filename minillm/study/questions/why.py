@@ -102,6 +102,10 @@ def _causes(tensor: Tensor, grad: Array | None, loss: Tensor | None) -> Iterator
     if not _is_in(tensor, nodes):
         yield _left_out(tensor, loss, nodes)
         return
+    if not np.isfinite(to_host(loss.data)).all():
+        told = loss.item() if loss.numel() == 1 else Statistics.of(loss.data)
+        yield _not_finite(f"the loss is {told}, so that its gradient says nothing")
+        return
     try:
         found, fresh = causes_on_the_way(tensor, loss, nodes)
     except GraphError as error:
@@ -163,15 +167,15 @@ def _alone(tensor: Tensor, grad: Array | None) -> Iterator[Cause]:
             f"call loss.backward(); if it is None after that, {ask}",
         )
     elif grad is not None and not np.isfinite(grad).all():
-        yield _not_finite()
+        yield _not_finite("an operation made a NaN or an infinity on the way")
     elif grad is not None:
         yield Cause("a loss is needed", "the way of a gradient can be followed from the loss only", ask)
 
 
-def _not_finite() -> Cause:
+def _not_finite(sentence: str) -> Cause:
     return Cause(
         "not finite",
-        "an operation made a NaN or an infinity on the way",
+        sentence,
         "run forward and backward within minillm.study.nonfinite(), which names the operation and the line",
     )
 
@@ -272,15 +276,15 @@ def _compared(tensor: Tensor, grad: Array | None, fresh: Array | None, explained
     if fresh is None:
         return
     told = f"this loss gives it a gradient of {Statistics.of(fresh)}"
+    if not np.isfinite(fresh).all():
+        yield _not_finite(f"{told}: an operation made a NaN or an infinity on the way")
+        return
     if grad is None:
         if not _is_not_kept(tensor) and not explained:
             yield Cause("no backward yet", f"{told}; no backward has brought it yet", "call loss.backward()")
         return
-    if not np.isfinite(fresh).all():
-        yield _not_finite()
-        return
     square = float(np.vdot(fresh, fresh))
-    factor = float(np.vdot(fresh, grad)) / square if square else 0.0
+    factor = float(np.vdot(fresh, grad)) / square if square and np.isfinite(grad).all() else 0.0
     if square and np.allclose(grad, factor * fresh, rtol=1e-4, atol=1e-6 * float(abs(fresh).max())):
         times = round(factor)
         if times >= 2 and abs(factor - times) < 1e-3:

@@ -3,9 +3,10 @@
     check_number(trace, trace.find("layernorm backward in h.0.ln_2"), "dx", (0, 3, 5))
     check_number(trace, trace.parameters["h.0.ln_2.weight"], "grad", (5,))
 
-For an op, f is its forward and dy the gradient that reached it: the difference is (<dy, f(x + h)> - <dy, f(x - h)>) /
-2h. For a parameter it is that of the loss, computed again from the weights before the update. Both are computed in
-float64, while the number in the trace has the precision of the step.
+For an op, f is its forward and dy the gradient that reached it: the difference is <dy, f(x + h) - f(x - h)> / 2h. An
+element of f that stays as it is counts 0, also where it is minus infinity, such as a score that is masked. For a
+parameter it is that of the loss, computed again from the weights before the update. Both are computed in float64, while
+the number in the trace has the precision of the step.
 """
 
 from __future__ import annotations
@@ -82,12 +83,12 @@ class LossChecker:
             raise InputError(f"check_number: the trace has no gradient of {parameter!r}")
         index = _checked("grad", index, stop.grad)
         data = self.parameters[parameter].data
-        numeric = _difference(data, index, self._loss)
+        numeric = _difference(data, index, lambda: [self._loss()], [np.ones(())])
         return NumberCheck(parameter, index, float(stop.grad[index]), numeric, _largest(stop.grad))
 
-    def _loss(self) -> float:
+    def _loss(self) -> Array:
         with no_grad(), engine("fast"), drawing.using(drawing.Generator(self.trace.seed)):
-            return float(self.compute_loss(self.model).item())
+            return np.asarray(self.compute_loss(self.model).item())
 
 
 def _check_op(trace: StepTrace, stop: Stop, name: str, index: tuple[int, ...]) -> NumberCheck:
@@ -109,34 +110,42 @@ def _check_op(trace: StepTrace, stop: Stop, name: str, index: tuple[int, ...]) -
         np.array(one, np.float64) if getattr(one, "dtype", np.dtype(int)).kind == "f" else one for one in call.inputs
     ]
 
-    def projection() -> float:
+    if not np.isfinite(inputs[position][index]):
+        place = f"{value_name(name)}[{', '.join(map(str, index))}]"
+        raise InputError(f"check_number: {place} is {inputs[position][index]}, and a difference needs a finite number")
+
+    def outputs() -> list[Array]:
         with np.errstate(all="ignore"):
             y, _ = call.op.forward(*inputs, **call.settings)
-        ys = y if isinstance(y, tuple) else (y,)
-        return sum(_inner(dy.array, one) for dy, one in zip(stop.inputs, ys, strict=True) if dy.array is not None)
+        return [np.asarray(one) for one in (y if isinstance(y, tuple) else (y,))]
 
-    return NumberCheck(
-        name, index, float(gradient[index]), _difference(inputs[position], index, projection), _largest(gradient)
-    )
+    numeric = _difference(inputs[position], index, outputs, [dy.array for dy in stop.inputs])
+    return NumberCheck(name, index, float(gradient[index]), numeric, _largest(gradient))
 
 
-def _inner(dy: Array, y: Any) -> float:
-    """<dy, y>; an infinite y, such as a score that is masked, does not count where dy is 0."""
-    u = np.asarray(dy, np.float64)
-    with np.errstate(all="ignore"):
-        return float(np.where(u == 0, 0.0, u * y).sum())
+def value_name(gradient: str) -> str:
+    """The name of the input whose gradient has this name: x of dx."""
+    return gradient.removeprefix("d")
 
 
-def _difference(x: Array, index: tuple[int, ...], function: Callable[[], float]) -> float:
-    """The central difference of a function of an array, along one of its elements."""
+def _difference(
+    x: Array, index: tuple[int, ...], function: Callable[[], list[Array]], douts: Sequence[Array | None]
+) -> float:
+    """The central difference of the outputs of a function of `x` along one of its elements, times their gradients."""
     before, step = x[index], difference_step(np.asarray(x[index]))
     try:
         x[index] = before + step
-        above = function()
+        above = [y.copy() for y in function()]
         x[index] = before - step
-        return (above - function()) / (2 * step)
+        below = [y.copy() for y in function()]
     finally:
         x[index] = before
+    found = 0.0
+    with np.errstate(all="ignore"):
+        for dy, high, low in zip(douts, above, below, strict=True):
+            if dy is not None:
+                found += float(np.where(high == low, 0.0, np.asarray(dy, np.float64) * (high - low)).sum())
+    return found / (2 * step)
 
 
 def _checked(name: str, index: Any, array: Array) -> tuple[int, ...]:

@@ -11,18 +11,20 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from minillm.backend import Array
 from minillm.engine import ENGINES
-from minillm.errors import InputError, did_you_mean
+from minillm.errors import InputError, MinillmError, did_you_mean
 from minillm.resolver import find
 from minillm.study.step.records import Line, ParameterStop, StepTrace, Stop
-from minillm.study.step.setup import prepare
+from minillm.study.step.setup import PreparedStep, prepare
 from minillm.training.config import TrainConfig
 
 ROUNDING = 1e-6  # a gradient below this share of the norm of all is rounding
@@ -240,19 +242,36 @@ def traces_of(
         raise InputError(f"step: --compare names {len(words)} steps; give two, such as plain,fast")
     a, b = (_way(word) for word in words)  # both are understood before the first runs
     one, other = (
-        _traced(word, prepare(settings(model), text).trace(**options, **way), way)
+        _traced(word, prepare(settings(model), text), **options, **way)
         for word, (model, way) in zip(words, (a, b), strict=True)
     )
     return one, other
 
 
-def _traced(word: str, trace: StepTrace, way: dict[str, Any]) -> StepTrace:
-    """The trace, in which every backward that was to be replaced has run: else nothing was compared."""
+def _traced(word: str, step: PreparedStep, mutations: dict[str, Callable] | None = None, **options: Any) -> StepTrace:
+    """The trace of a step, in which every backward that was to be replaced has run: else nothing was compared."""
+    if mutations is None:
+        return step.trace(**options)
+    try:
+        trace = step.trace(mutations=mutations, **options)
+    except MinillmError as error:
+        raise InputError(f"step: --compare {word}: {error}") from error
+    except Exception as error:  # the function is a person's own, or gave the engine what is no gradient
+        raise InputError(f"step: --compare {word}: {_raised(error, mutations)}") from error
     ran = dict.fromkeys(stop.op for stop in trace.of_kind("backward"))
-    for op in way.get("mutations", ()):
+    for op in mutations:
         if op not in ran:
             raise InputError(f"step: --compare {word}: no backward of {op!r} ran{did_you_mean(op, ran)}")
     return trace
+
+
+def _raised(error: Exception, mutations: dict[str, Callable]) -> str:
+    """What an exception says, with the last line of a person's own file that led to it."""
+    codes = [getattr(function, "__code__", None) for function in mutations.values()]
+    files = {code.co_filename for code in codes if code is not None}
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename in files]
+    where = [f"{Path(frame.filename).name}:{frame.lineno}  {frame.line}" for frame in frames[-1:]]
+    return ", ".join([f"{type(error).__name__}: {error}", *where, *getattr(error, "__notes__", ())])
 
 
 def _way(word: str) -> tuple[str | None, dict[str, Any]]:
@@ -275,4 +294,10 @@ def _mutation(word: str) -> dict[str, Callable]:
         function = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError) as error:
         raise InputError(f"step: --compare {word}: {error}; run where {module}.py is, or set PYTHONPATH") from None
+    except Exception as error:
+        raise InputError(
+            f"step: --compare {word}: {module} cannot be imported: {type(error).__name__}: {error}"
+        ) from error
+    if not callable(function):
+        raise InputError(f"step: --compare {word}: {name} is {function!r:.40}, and no function")
     return {op: function}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import re
 import sys
 from itertools import pairwise
@@ -51,9 +52,15 @@ def _names(stop: Stop, line: Line, with_line: bool) -> tuple[dict[str, Any], dic
 
 
 _MISSING = object()
+KEY = {"slice": slice, "Ellipsis": Ellipsis}  # what the text of an index may hold beside numbers
 
 
 def _constant(text: str) -> Any:
+    if text in ("inf", "-inf", "nan"):  # which are no literals
+        return float(text)
+    if "slice(" in text and set(re.findall(r"[^\W\d]\w*", text)) <= {*KEY, "None"}:
+        with contextlib.suppress(SyntaxError, TypeError):
+            return eval(text, {"__builtins__": {}}, KEY)
     try:
         return ast.literal_eval(text)
     except (ValueError, SyntaxError, MemoryError):

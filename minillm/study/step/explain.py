@@ -6,8 +6,9 @@
 
 The line of the source is evaluated again for the one element, from the arrays that the trace kept. An operation between
 arrays takes the elements at the same place (after broadcasting), a matrix product a row and a column, a sum all
-elements along its axes. What only moves numbers (a transpose, a slice, a reshape) is followed by moving their places in
-the same way. A gradient that arrived is the sum of what its consumers sent. A part that cannot be followed is <so>.
+elements along its axes. What only moves numbers (a transpose, a slice, a reshape, a cut into a list of arrays) is
+followed by moving their places in the same way. A gradient that arrived is the sum of what its consumers sent. A part
+that cannot be followed, such as a random number, is <so>.
 """
 
 from __future__ import annotations
@@ -22,8 +23,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from minillm.backend import Array
+from minillm.counted import counted
 from minillm.errors import InputError
 from minillm.study.step.environment import names_before
+from minillm.study.step.expressions import PLACES, Unknown, fitted, is_move, item_of, operands, replaced, statement_of
 from minillm.study.step.records import Line, ParameterStop, Sent, StepTrace, Stop
 from minillm.study.step.text import sender
 
@@ -32,6 +35,7 @@ ELEMENTWISE = "exp expm1 log log1p log2 log10 sqrt tanh sin cos abs sign floor c
 ELEMENTWISE += "multiply divide negative square power erf"
 UNCHANGED = ("astype", "copy", "asarray", "ascontiguousarray")
 REDUCTIONS = ("sum", "mean", "max", "min")
+FILLED = {"zeros": 0.0, "zeros_like": 0.0, "ones": 1.0, "ones_like": 1.0}
 SHOWN = 12  # terms of a sum that are printed
 
 
@@ -73,7 +77,7 @@ class Explanation(NamedTuple):
         if self.text and self.text != self.numbers and not self.terms:
             shown += [f"    = {self.text}", f"    = {self.numbers}"]
         if self.terms:
-            shown.append(f"    the sum of {len(self.terms)} terms:")
+            shown.append(f"    the sum of {counted(len(self.terms), 'term')}:")
             shown += [f"    {term}" for term in self.terms[:SHOWN]]
             if len(self.terms) > SHOWN:
                 rest = sum(term.value for term in self.terms[SHOWN:])
@@ -102,8 +106,10 @@ def explain(trace: StepTrace, stop: Stop, name: str, index: Sequence[int], line:
     assert array is not None
     try:
         part = _Evaluation(stop, line).of(name, place)
-    except _Unknown:
-        part = _unpacked(stop, line, array, place)
+        if part.text.startswith("<"):  # what was called may have lines of its own
+            part = _unpacked(stop, line, array, place, part)
+    except Unknown:
+        part = _unpacked(stop, line, array, place, _Part(float(array[place]), "", "", [], []))
     return Explanation(name, place, float(array[place]), line.text, part.text, part.numbers, part.terms, part.reads)
 
 
@@ -136,8 +142,8 @@ def _sum_of(trace: StepTrace, stop: Stop, name: str, index: tuple[int, ...], sen
     return Explanation(name, place, float(array[place]), "what its consumers sent", text, text, terms, reads)
 
 
-def _unpacked(stop: Stop, line: Line, array: Array, place: tuple[int, ...]) -> _Part:
-    """The part for a line that gives an array another name: `norm, rstd = saved`, or `x1, x2 = pairs(x)`."""
+def _unpacked(stop: Stop, line: Line, array: Array, place: tuple[int, ...], otherwise: _Part) -> _Part:
+    """The part for a line that gives an array another name: `norm, rstd = saved`, or `h, saved_gate = silu(gate)`."""
     number = float(array[place])
     for before in reversed(stop.lines[: stop.lines.index(line)]):
         for name, made in before.made.items():
@@ -145,13 +151,9 @@ def _unpacked(stop: Stop, line: Line, array: Array, place: tuple[int, ...]) -> _
                 continue
             if before.function == line.function:
                 return _Part(number, element(name, place), _short(number), [], [Read(name, place, number)])
-            with contextlib.suppress(_Unknown):
+            with contextlib.suppress(Unknown):
                 return _Evaluation(stop, before).of(name, place)
-    return _Part(number, "", "", [], [])
-
-
-class _Unknown(Exception):
-    """An expression that cannot be followed."""
+    return otherwise
 
 
 class _Part(NamedTuple):
@@ -177,7 +179,23 @@ class _Evaluation:
         """The part that a name was bound to."""
         if self.line.text.startswith("add_at("):
             return self._scattered(index)
-        return self.at(self._expression(name), index)
+        stored = self._stored(name, index)
+        return self.at(self._expression(name), index) if stored is None else stored
+
+    def _stored(self, name: str, index: tuple[int, ...]) -> _Part | None:
+        """An element after `name[key] = value`: one of the value, or what was there; None for another line."""
+        match statement_of(self.line.text):
+            case ast.Assign([ast.Subscript(ast.Name(target)) as place], value) if target == name:
+                before = self.whole(place.value)
+            case _:
+                return None
+        places = np.arange(before.size).reshape(before.shape)
+        taken = self._evaluated(replaced(place, place.value), places)
+        found = np.argwhere(np.asarray(taken) == places[index]).tolist()
+        if found:
+            return self.at(value, tuple(found[-1]))
+        number = float(before[index])
+        return _Part(number, element(name, index), _short(number), [], [Read(name, index, number)])
 
     def _scattered(self, index: tuple[int, ...]) -> _Part:
         """An element of a sum of rows by their places: `add_at(into, where, rows)`, and `into` was 0."""
@@ -194,10 +212,7 @@ class _Evaluation:
         return _Part(total, _sum_text(terms, "text"), _sum_text(terms, "numbers"), terms, reads, tight=False)
 
     def _expression(self, name: str) -> ast.expr:
-        try:
-            [statement] = ast.parse(self.line.text).body
-        except (SyntaxError, ValueError):
-            raise _Unknown from None
+        statement = statement_of(self.line.text)
         if isinstance(statement, ast.AugAssign):
             target = ast.parse(ast.unparse(statement.target), mode="eval").body
             return ast.fix_missing_locations(ast.BinOp(target, statement.op, statement.value))
@@ -205,14 +220,16 @@ class _Evaluation:
             return ast.parse(name, mode="eval").body
         if isinstance(statement, ast.Assign):
             value = statement.value
+            first, _, item = name.partition("[")  # pieces[1] is an item of what is bound to pieces
             for target in statement.targets:
-                if isinstance(target, ast.Name) and target.id == name:
-                    return value
-                if isinstance(target, ast.Tuple) and isinstance(value, ast.Tuple):
-                    for one, part in zip(target.elts, value.elts, strict=False):
+                if isinstance(target, ast.Name) and target.id == first:
+                    return ast.parse(f"({ast.unparse(value)})[{item}" if item else ast.unparse(value), mode="eval").body
+                if isinstance(target, ast.Tuple):
+                    for number, one in enumerate(target.elts):
                         if isinstance(one, ast.Name) and one.id == name:
-                            return part
-        raise _Unknown
+                            values = value.elts if isinstance(value, ast.Tuple) else []
+                            return values[number] if number < len(values) else item_of(value, number)
+        raise Unknown
 
     def whole(self, node: ast.expr) -> Any:
         """The value of a part of the expression."""
@@ -222,14 +239,14 @@ class _Evaluation:
                     code = compile(ast.Expression(node), self.line.function, "eval")
                     self.arrays[id(node)] = eval(code, self.globals, self.names)
             except Exception:
-                raise _Unknown from None
+                raise Unknown from None
         return self.arrays[id(node)]
 
     def at(self, node: ast.expr, index: tuple[int, ...]) -> _Part:
         """A part of the expression at an element of what the whole of it is broadcast to."""
         value = self.whole(node)
-        place = _fitted(index, np.shape(value))
-        if isinstance(node, (ast.Name, ast.Attribute)) and hasattr(value, "shape") and not _is_move(node):
+        place = fitted(index, np.shape(value))
+        if isinstance(node, (ast.Name, ast.Attribute)) and hasattr(value, "shape") and not is_move(node):
             number = float(value[place]) if place else float(value)
             return _Part(
                 number, element(ast.unparse(node), place), _short(number), [], [Read(ast.unparse(node), place, number)]
@@ -271,6 +288,8 @@ class _Evaluation:
             return self._product(arguments[0], arguments[1], place, _number(value, place))
         if name in UNCHANGED:
             return self.at(arguments[0], place)
+        if name in FILLED:
+            return _Part(FILLED[name], _short(FILLED[name]), _short(FILLED[name]), [], [])
         if name in REDUCTIONS and np.ndim(self.whole(arguments[0])):
             return self._reduced(name, node, arguments, place, value)
         if name == "where" and len(arguments) == 3:
@@ -287,7 +306,7 @@ class _Evaluation:
         """An element of a matrix product: a row times a column."""
         a, b = self.whole(left), self.whole(right)
         if np.ndim(a) < 2 or np.ndim(b) < 2:
-            raise _Unknown
+            raise Unknown
         *batch, i, j = place
         terms, reads = [], []
         for k in range(a.shape[-1]):
@@ -325,29 +344,40 @@ class _Evaluation:
     def _moved(self, node: ast.expr, place: tuple[int, ...], value: Any) -> _Part:
         """An element that was only moved: its place is found by moving the places of all elements likewise."""
         number = _number(value, place)
-        for inner in _operands(node):
+        for inner in operands(node):
             whole = self.whole(inner)
             arrays = whole if isinstance(whole, (list, tuple)) else [whole]
-            if not arrays or not all(isinstance(one, np.ndarray) for one in arrays):
+            if all(one is None for one in arrays) or not all(isinstance(one, np.ndarray | None) for one in arrays):
                 continue
-            starts = np.cumsum([0, *(one.size for one in arrays)])
-            places = [start + np.arange(x.size).reshape(x.shape) for start, x in zip(starts[:-1], arrays, strict=True)]
-            names = {**self.names, "places__": places if whole is arrays else places[0]}
+            starts = np.cumsum([0, *(0 if one is None else one.size for one in arrays)])
+            places = [
+                None if x is None else start + np.arange(x.size).reshape(x.shape)
+                for start, x in zip(starts[:-1], arrays, strict=True)
+            ]
             try:
-                code = compile(ast.Expression(_replaced(node, inner)), "", "eval")
-                flat = int(np.broadcast_to(eval(code, self.globals, names), np.shape(value))[place])
+                moved = self._evaluated(replaced(node, inner), places if whole is arrays else places[0])
+                flat = int(np.broadcast_to(moved, np.shape(value))[place])
                 which = int(np.searchsorted(starts, flat, side="right")) - 1
                 found = tuple(int(i) for i in np.unravel_index(flat - starts[which], arrays[which].shape))
-            except Exception:  # it computes something
+            except (Unknown, ValueError, TypeError, IndexError):  # it computes something
                 continue
             if arrays[which][found] == number:
                 if whole is not arrays:
                     return self.at(inner, found)
                 name = f"{ast.unparse(inner)}[{which}]"
                 return _Part(number, element(name, found), _short(number), [], [Read(name, found, number)])
-        if isinstance(node, ast.Call) and (followed := self._followed(node, place, value)) is not None:
+        call = node.value if isinstance(node, ast.Subscript) else node
+        if isinstance(call, ast.Call) and (followed := self._followed(call, place, value)) is not None:
             return followed
         return _Part(number, element(f"<{ast.unparse(node)}>", place), _short(number), [], [])
+
+    def _evaluated(self, node: ast.expr, places: Any) -> Any:
+        """The value of an expression in which the name PLACES stands for these."""
+        try:
+            code = compile(ast.Expression(node), "", "eval")
+            return eval(code, self.globals | self.names | {PLACES: places})
+        except Exception:  # a name that the trace has no value of, or something that computes
+            raise Unknown from None
 
     def _followed(self, node: ast.Call, place: tuple[int, ...], value: Any) -> _Part | None:
         """The element by the last line of the function that was called, in its names, if the trace has its lines."""
@@ -368,46 +398,6 @@ class _Evaluation:
                 ):
                     return _Evaluation(self.stop, line).of(name, place)
         return None
-
-
-def _operands(node: ast.expr) -> list[ast.expr]:
-    """The parts of an expression whose elements it may move."""
-    if isinstance(node, (ast.Subscript, ast.Attribute)):
-        return [node.value]
-    if isinstance(node, ast.Call):
-        method = [node.func.value] if isinstance(node.func, ast.Attribute) else []
-        return [*method, *node.args]
-    return []
-
-
-class _Places(ast.NodeTransformer):
-    """Puts the array of places where a part of an expression was."""
-
-    def __init__(self, part: ast.expr):
-        self.part = ast.unparse(part)
-
-    def visit(self, node: ast.AST) -> Any:
-        """Replace the part itself, and look into everything else."""
-        if isinstance(node, ast.expr) and ast.unparse(node) == self.part:
-            return ast.Name("places__", ast.Load())
-        return self.generic_visit(node)
-
-
-def _replaced(node: ast.expr, part: ast.expr) -> ast.expr:
-    """The expression with the array of places where one of its parts was."""
-    copy = ast.parse(ast.unparse(node), mode="eval").body
-    return ast.fix_missing_locations(_Places(part).visit(copy))
-
-
-def _is_move(node: ast.expr) -> bool:
-    return isinstance(node, ast.Attribute) and node.attr == "T"
-
-
-def _fitted(index: tuple[int, ...], shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The index of an element of an operand that is broadcast."""
-    if len(shape) > len(index):
-        raise _Unknown
-    return tuple(0 if size == 1 else i for i, size in zip(index[len(index) - len(shape) :], shape, strict=True))
 
 
 def _number(value: Any, place: tuple[int, ...]) -> float:

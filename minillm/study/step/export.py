@@ -19,6 +19,7 @@ import numpy as np
 
 from minillm.backend import Array
 from minillm.errors import InputError
+from minillm.files import writing
 from minillm.study.step.environment import names_at
 from minillm.study.step.lines import order_of_axes
 from minillm.study.step.records import ParameterStop, StepTrace, Stop, Value
@@ -98,8 +99,8 @@ class _Writer:
 def export(trace: StepTrace, stop: Stop, folder: Path) -> list[Path]:
     """Write a forward, a backward or an update as a program; returns the paths of the .py and the .npz.
 
-    Raises: InputError for a stop that runs no function, and for one whose arrays were left out or that cannot be
-        imported.
+    Raises: InputError for a stop that runs no function, for one whose arrays were left out or that cannot be imported,
+        and where the files cannot be written.
     """
     writer = _Writer(stop)
     if isinstance(stop, ParameterStop):
@@ -118,8 +119,11 @@ def export(trace: StepTrace, stop: Stop, folder: Path) -> list[Path]:
         imports="\n".join(f"from {module} import {imported}" for module, imported in imports),
     )
     source, arrays = folder / f"{name}.py", folder / f"{name}.npz"
-    source.write_text(head + "\n".join(["", *writer.lines, f'print("{stop.title}: the same numbers")', ""]), "utf-8")
-    np.savez(arrays, **writer.arrays)  # type: ignore[arg-type]
+    with writing("export", source) as unfinished:
+        last = f'print("{stop.title}: the same numbers")'
+        unfinished.write_text(head + "\n".join(["", *writer.lines, last, ""]), "utf-8")
+    with writing("export", arrays) as unfinished, unfinished.open("wb") as file:
+        np.savez(file, **writer.arrays)  # type: ignore[arg-type]
     return [source, arrays]
 
 

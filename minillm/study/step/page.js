@@ -162,7 +162,7 @@ function showArrays(stop, line) {
   const width = Math.max(260, $("arrays").clientWidth - 52),
     scope = scopeAt(stop, state.line),
     comment = commentOf(line);
-  const options = { width, comment, choose, sum: sumChosen };
+  const options = { width, comment, choose, sum: sumChosen, vocabulary: stop.vocabulary };
   figures = [];
   const several = (number) => D.arrays[number]?.shape.length > 2 && sizeOf(D.arrays[number].shape.slice(0, -2)) > 1;
   const beside = (numbers) => {

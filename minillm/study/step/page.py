@@ -1,7 +1,7 @@
 """A page of HTML in which a person walks through a traced step: `write_page(trace, Path("step.html"))`.
 
-The page is one file without a network: its Content-Security-Policy lets nothing be loaded, and allows only its own
-script and style, by their hashes. page.html is the frame, page.css the style, and the script consists of
+The page is one file without a network (minillm/page). page.html is the frame, page.css the style, and the script
+consists of
 
     page_arrays.js    reads the numbers, writes them as text, and draws heat maps
     page_scope.js     what a line of source can read
@@ -20,23 +20,21 @@ script and style, by their hashes. page.html is the frame, page.css the style, a
 from __future__ import annotations
 
 import base64
-import hashlib
-import html
 import json
 import math
-import os
 import zlib
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from minillm.errors import InputError
+from minillm.files import check_folder_of, writing
+from minillm.page import assemble
 from minillm.study.step.compare import Comparison
 from minillm.study.step.formulas import formulas
 from minillm.study.step.records import ParameterStop, Sent, Source, StepTrace, Stop, Value
 from minillm.study.step.residual import residual_stream
 from minillm.study.step.samples import checked_samples
 from minillm.study.step.store import Level, Store
+from minillm.study.step.vocabulary import vocabulary_stops
 
 LARGEST_PAGE = 4_800_000  # letters of the data; the script and the style have 100,000
 RECORD = 80  # bytes, compressed, of what the page knows of an array beside its numbers
@@ -48,11 +46,10 @@ def write_page(trace: StepTrace, out: Path, *, compare: Comparison | None = None
     """Write the page of a trace, and return where it is.
 
     compare: a comparison of this trace with another, which stands beside it on the page.
-    Raises: InputError where there is no folder to write it into.
+    Raises: InputError where the page cannot be written.
     """
     out = Path(out)
-    if not out.parent.is_dir():
-        raise InputError(f"step: there is no folder {out.parent}; make it, or choose another --out")
+    check_folder_of("step", "--out", out)
     store = Store()
     document = document_of(trace, store) | {"checks": checked_samples(trace)}
     if compare is not None:
@@ -60,9 +57,8 @@ def write_page(trace: StepTrace, out: Path, *, compare: Comparison | None = None
     room = LARGEST_PAGE * 3 // 4 - len(compressed(document)) - RECORD * len(store)  # base64 makes 4 letters of 3 bytes
     document["arrays"], numbers, level = store.packed(room)
     document["notes"] = [*trace.notes, *notes_on(level, document["arrays"])]
-    unfinished = out.with_name(f".{out.name}.tmp")
-    unfinished.write_text(page_of(document, numbers), encoding="utf-8")
-    os.replace(unfinished, out)
+    with writing("step", out) as unfinished:
+        unfinished.write_text(page_of(document, numbers), encoding="utf-8")
     return out
 
 
@@ -83,32 +79,14 @@ def finite(value: Any) -> Any:
 
 def page_of(document: dict[str, Any], numbers: bytes) -> str:
     """The text of the page for a document and its packed numbers."""
-    folder = files(__package__)
-    script = "".join(folder.joinpath(name).read_text(encoding="utf-8") for name in SCRIPTS)
-    script = f'"use strict";\n(async () => {{\n{script}\n}})();\n'
-    style = folder.joinpath("page.css").read_text(encoding="utf-8")
-    parts = {
-        "TITLE": html.escape(f"One training step of {document['model']}, line by line"),
-        "POLICY": policy(script, style),
-        "STYLE": style,
-        "SCRIPT": script,
-        "DOCUMENT": base64.b64encode(compressed(document)).decode(),
-        "NUMBERS": base64.b64encode(numbers).decode(),
-    }
-    page = folder.joinpath("page.html").read_text(encoding="utf-8")
-    for name, text in parts.items():
-        before, marker, after = page.partition(f"@{name}@")
-        assert marker, f"page.html has no @{name}@"
-        page = before + text + after
-    return page
-
-
-def policy(script: str, style: str) -> str:
-    """The Content-Security-Policy: nothing is loaded, and no other script or style than these runs."""
-    hashes = [base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in (script, style)]
-    return (
-        f"default-src 'none'; script-src 'sha256-{hashes[0]}'; style-src 'sha256-{hashes[1]}'; img-src data:; "
-        "base-uri 'none'; form-action 'none'"
+    return assemble(
+        __package__,
+        "page.html",
+        ["page.css"],
+        SCRIPTS,
+        f"One training step of {document['model']}, line by line",
+        DOCUMENT=base64.b64encode(compressed(document)).decode(),
+        NUMBERS=base64.b64encode(numbers).decode(),
     )
 
 
@@ -133,6 +111,7 @@ def notes_on(level: Level, arrays: list[dict[str, Any]]) -> list[str]:
 def document_of(trace: StepTrace, store: Store) -> dict[str, Any]:
     """The data of the page about a trace; arrays are numbers in `store`."""
     derivations: list[str] = []
+    sizes = vocabulary_stops(trace) if trace.vocabulary else {}
     return {
         "model": trace.model,
         "engine": trace.engine,
@@ -141,8 +120,9 @@ def document_of(trace: StepTrace, store: Store) -> dict[str, Any]:
         "gradNorm": trace.grad_norm,
         "clipFactor": trace.clip_factor,
         "tokens": trace.tokens,
+        "vocabulary": trace.vocabulary,
         "modules": [{"path": one.path, "kind": one.kind} for one in trace.modules],
-        "stops": [stop_of(stop, store) for stop in trace.stops],
+        "stops": [stop_of(stop, store) | {"vocabulary": sizes.get(stop.index, 0)} for stop in trace.stops],
         "sources": {key: source_of(key, source, derivations) for key, source in trace.sources.items()},
         "derivations": derivations,
         "residual": [{**one._asdict(), "backward": trace.stops[one.stop].partner} for one in residual_stream(trace)],

@@ -8,19 +8,6 @@ async function unpacked(id) {
 
 const D = JSON.parse(new TextDecoder().decode(await unpacked("document")));
 const block = await unpacked("numbers"); // of all arrays
-const $ = (id) => document.getElementById(id);
-
-/** An element with attributes and children: make("p", {class: "dim"}, "text", other). Text is never read as HTML. */
-function make(tag, attributes = {}, ...children) {
-  const node = document.createElement(tag);
-  for (const [name, value] of Object.entries(attributes)) {
-    if (name === "onclick") node.addEventListener("click", value);
-    else if (value !== false && value !== null && value !== undefined)
-      node.setAttribute(name, value === true ? "" : value);
-  }
-  node.append(...children.filter((child) => child !== null && child !== undefined && child !== false));
-  return node;
-}
 
 // --- reading ----------------------------------------------------------------------------------------------------
 
@@ -121,8 +108,11 @@ function storedText(array) {
 
 // --- the names of rows and columns ------------------------------------------------------------------------------
 
-/** For each axis of an array the tokens along it, as a function of the whole index, or null. */
-function labelsOf(shape, comment, name = "") {
+/**
+ * For each axis of an array the tokens along it, as a function of the whole index, or null. In a stop that has to do with
+ * the vocabulary, an axis of that size has all tokens along it.
+ */
+function labelsOf(shape, comment, name = "", vocabulary = 0) {
   const axes = shape.map(() => null);
   const named = (comment.match(/^\(([^)]*)\)/) || ["", ""])[1].split(/,\s*/);
   for (const rows of [D.tokens[name] || [], ...Object.values(D.tokens)].filter((one) => one.length)) {
@@ -130,7 +120,10 @@ function labelsOf(shape, comment, name = "") {
       T = rows[0].length;
     const along = (axis) =>
       axes[axis] === null && shape[axis] === T && (axes[axis] = (index) => rows[index[0]][index[axis]]);
-    if (shape.length > 1 && shape.length < 4 && shape[0] === B) along(1);
+    if (shape.length > 1 && shape.length < 4 && shape[0] === B) {
+      along(1);
+      if (axes[1]) axes[1].ofRow = shape.length === 2 && B > 1; // each row has tokens of its own
+    }
     else if (shape.length === 4 && shape[0] === B) {
       along(shape[2] === T ? 2 : 1);
       if (named.length === 4 ? named[3].startsWith("T") : shape[2] === T) along(3);
@@ -138,6 +131,8 @@ function labelsOf(shape, comment, name = "") {
       axes[0] = (index) => rows[Math.floor(index[0] / T)][index[0] % T];
     } else if (shape.length === 2 && B === 1 && shape[0] === T) axes[0] = axes[0] || ((index) => rows[0][index[0]]);
   }
+  const of = vocabulary && [0, shape.length - 1].find((axis) => shape[axis] === vocabulary && !axes[axis]);
+  if (vocabulary && of !== undefined) axes[of] = (index) => D.vocabulary[index[of]] ?? "";
   return axes;
 }
 
@@ -187,26 +182,31 @@ function scaleOf(array) {
   return (s.norm && finite ? s.norm / Math.sqrt(finite) : 0) || 1;
 }
 
-/** Where the numbers of an array are drawn: its last two axes are a matrix, and there is one for each index before. */
+/**
+ * Where the numbers of an array are drawn: its last two axes are a matrix, and there is one for each index before. A row
+ * whose columns have tokens of their own is a matrix by itself.
+ */
 class Layout {
   constructor(array, labels, width) {
     const shape = drawnShape(array);
     this.columns = shape.length ? shape[shape.length - 1] : 1;
-    this.rows = shape.length > 1 ? shape[shape.length - 2] : 1;
+    const apart = labels[1]?.ofRow; // as are those of a batch
+    this.before = apart ? 1 : Math.max(0, shape.length - 2); // axes before those of a matrix
+    this.rows = shape.length > 1 && !apart ? shape[shape.length - 2] : 1;
     this.wrap = 0; // a long vector is broken into rows
     if (shape.length < 2 && this.columns > 64) {
       this.wrap = this.columns % 64 === 0 || this.columns > 256 ? 64 : 32;
       this.rows = Math.ceil(this.columns / this.wrap);
     }
-    this.matrices = shape.length > 2 ? sizeOf(shape.slice(0, -2)) : 1;
-    this.left = labels[shape.length - 2] ? 56 : 0;
+    this.matrices = sizeOf(shape.slice(0, this.before));
+    this.left = labels[shape.length - 2] && !apart ? 56 : 0;
     const across = this.wrap || this.columns;
     this.top = labels[shape.length - 1] ? 8 + 7 * LONGEST : 0;
     const beside = Math.min(this.matrices, Math.max(1, Math.floor((width + 12) / (this.left + across * 8 + 12))));
     const room = Math.floor((width - beside * (this.left + 12)) / (beside * across));
     this.cell = Math.max(this.left ? 8 : 3, Math.min(across <= 16 ? 16 : 13, room));
     if (this.rows * this.cell > 420) this.cell = Math.max(3, Math.floor(420 / this.rows));
-    if (this.cell < 8) this.left = 0;
+    if (this.cell < 8) this.left = this.top = 0;
     this.title = this.matrices > 1 ? 16 : 0;
     this.width = this.left + across * this.cell;
     this.height = this.title + this.top + this.rows * this.cell;
@@ -299,7 +299,7 @@ function drawLabels(pen, shape, labels, layout) {
     if (layout.title) {
       pen.font = `11px ${LOOK.mono}`;
       pen.textAlign = "left";
-      pen.fillText(`[${indexOf(first, shape).slice(0, -2).join(", ")}]`, x, y - layout.top - 4);
+      pen.fillText(`[${indexOf(first, shape).slice(0, layout.before).join(", ")}]`, x, y - layout.top - 4);
     }
     pen.font = `${font}px ${LOOK.mono}`;
     for (let row = 0; row < layout.rows && layout.left; row++) {

@@ -74,12 +74,13 @@ function otherArrays(stop, at) {
 /** The other trace's arrays beside those of this line, and the differences. */
 function compared(stop, width) {
   if (!D.compare) return [];
+  const vocabulary = stop.vocabulary;
   const figures = otherArrays(stop, state.line)
     .filter(([, , number]) => number !== undefined && number !== null)
     .flatMap(([name, ours, number]) => {
-      const theirs = new Figure(name, number, { width, note: D.compare.titles[1] }),
+      const theirs = new Figure(name, number, { width, vocabulary, note: D.compare.titles[1] }),
         apart = differenceOf(D.arrays[ours], D.arrays[number]);
-      const difference = apart && new Figure(`difference of ${name}`, apart, { width });
+      const difference = apart && new Figure(`difference of ${name}`, apart, { width, vocabulary });
       return [theirs.element, difference?.element].filter(Boolean);
     });
   return figures.length

@@ -119,7 +119,7 @@ function parameterLink(name) {
 function termName(tree, term, scope) {
   const [kind, a, b] = tree,
     shape = shapeOf(kind === "matmul" ? b : a, scope),
-    labels = labelsOf(shape, "");
+    labels = labelsOf(shape, "", "", D.stops[state.stop].vocabulary);
   const token = (one, index) => (labels[one] ? ` “${visibleToken(labels[one](index))}”` : "");
   if (kind === "matmul") return `${term.k}${token(shape.length - 2, [...shape.slice(0, -2).fill(0), term.k, 0])}`;
   if (kind === "scatter")
@@ -153,7 +153,7 @@ function termsTable({ tree, index }, scope) {
       make(
         "tr",
         { class: "dim" },
-        make("th", { scope: "row" }, `${rest} others`),
+        make("th", { scope: "row" }, `${rest} other${rest === 1 ? "" : "s"}`),
         factors && make("td"),
         make("td", {}, shortText(left)),
         make("td"),

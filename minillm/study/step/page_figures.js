@@ -5,7 +5,7 @@ let numbersShown = false; // tables of numbers below the heat maps
 /** A figure of an array with its heat map, whose cursor arrow keys move; `choose(name, flat)` is called when it has moved. */
 class Figure {
   /** number: of an array of the trace, or an array that the page has made. */
-  constructor(name, number, { comment = "", width = 640, note = "", choose = () => {} } = {}) {
+  constructor(name, number, { comment = "", width = 640, note = "", vocabulary = 0, choose = () => {} } = {}) {
     Object.assign(this, {
       name,
       array: typeof number === "object" ? number : D.arrays[number],
@@ -32,7 +32,7 @@ class Figure {
     }
     const array = this.array;
     this.shape = drawnShape(array);
-    this.labels = array.image ? this.shape.map(() => null) : labelsOf(array.shape, comment, name);
+    this.labels = array.image ? this.shape.map(() => null) : labelsOf(array.shape, comment, name, vocabulary);
     this.layout = new Layout(array, this.labels, width);
     this.element.append(
       make(
@@ -173,7 +173,7 @@ class Figure {
       for (let j = left; j < left + across; j++) cells.push(this.cell(first + i * columns + j));
       body.push(make("tr", {}, ...cells));
     }
-    const prefix = indexOf(first, this.shape).slice(0, -2);
+    const prefix = indexOf(first, this.shape).slice(0, this.layout.before);
     this.table.append(
       make(
         "table",

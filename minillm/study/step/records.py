@@ -182,6 +182,7 @@ class StepTrace:
     clip_factor: float = 1.0
     notes: list[str] = field(default_factory=list)  # what a reader must know: what is rounded or left out
     readings: list[Any] = field(default_factory=list)  # gradients of MLPs in words; see lens.py
+    vocabulary: list[str] = field(default_factory=list)  # the text of each id
     rerun: Any = None  # the model and its loss, to compute the loss again; see checks.py
 
     def of_kind(self, kind: str) -> list[Stop]:

@@ -6,6 +6,7 @@ a backward returns and for every parameter's gradient, the largest element and a
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import numpy as np
@@ -31,12 +32,12 @@ def checked_samples(trace: StepTrace) -> dict[str, dict[str, Any]]:
         for value in stop.outputs:
             if value.array is None or value.array.size > LARGEST_ARRAY:
                 continue
-            try:
-                checks = [check_number(trace, stop, value.name, i) for i in sample(value.array, PER_GRADIENT, draw)]
-            except InputError:  # it has no difference: a gradient of integers, or an input that was left out
-                continue
+            checks = []
+            for index in sample(value.array, PER_GRADIENT, draw):
+                with contextlib.suppress(InputError):  # no difference: integers, an infinite number, what was left out
+                    checks.append(check_number(trace, stop, value.name, index))
             call = f"check_number(trace, trace.stops[{stop.index}], {value.name!r}, index)"
-            checks = [one for one in checks if np.isfinite(one.numeric)]  # what is masked by -inf has no difference
+            checks = [one for one in checks if np.isfinite(one.numeric)]
             if checks:
                 found[f"{stop.index}:{value.name}"] = record(checks, call, OF_AN_OP)
     return found | _of_parameters(trace, draw)

@@ -15,6 +15,7 @@ import numpy as np
 
 from minillm import random
 from minillm.autograd import Tensor
+from minillm.counted import counted
 from minillm.data import read_text
 from minillm.errors import InputError
 from minillm.optim import Optimizer, decay_groups
@@ -68,6 +69,7 @@ class PreparedStep(NamedTuple):
         )
         trace.notes[:0] = self.notes
         trace.readings = read_gradients(trace, words)
+        trace.vocabulary = [words(number) for number in range(self.task.tokenizer.vocab_size)]
         return trace
 
 
@@ -85,7 +87,9 @@ def prepare(config: TrainConfig, text: str | None = None) -> PreparedStep:
         raise InputError(f"step: the task {config.objective} reads records; give --data records.jsonl")
     notes: list[str] = []
     if reads_text:
-        text = TEXT if text is None else text
+        if text is None:
+            text = TEXT
+            notes.append(f"the text is {TEXT!r}; --text gives another")
         task = _task_of_text(config, text, tokenizer)
         config, batch = task.config, _batch_of_text(task, text, notes)
     else:
@@ -127,9 +131,9 @@ def _batch_of_text(task: Any, text: str, notes: list[str]) -> Batch:
     causal = task.config.objective == "causal"
     room = (task.options.length or task.config.model.context) + 1 if causal else task.room
     if len(ids) < 2:
-        raise InputError(f"step: the text {text!r} has {len(ids)} tokens; give a longer one")
+        raise InputError(f"step: the text {text!r} has {counted(len(ids), 'token')}; give a longer one")
     if len(ids) > room:
-        notes.append(f"the text has {len(ids)} tokens, of which the first {room} are used")
+        notes.append(f"the text has {len(ids):,} tokens, of which the first {room:,} are used")
     window = ids[None, :room]
     if causal:
         return next_token_batch(window[:, :-1], window[:, 1:])

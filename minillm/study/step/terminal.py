@@ -221,7 +221,7 @@ class Walk:
         try:
             self._say("\n".join(say(name, place)))
         except InputError as error:
-            self._say(str(error))
+            self._say(f"{command}: {str(error).partition(': ')[2]}")  # not the name of the function behind it
         return False
 
     def _trace(self) -> StepTrace:

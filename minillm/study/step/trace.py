@@ -18,6 +18,7 @@ import numpy as np
 from minillm import random as drawing
 from minillm.autograd import Tensor
 from minillm.backend import Array
+from minillm.counted import counted
 from minillm.device import to_host
 from minillm.engine import current_engine
 from minillm.engine import engine as using_engine
@@ -132,7 +133,8 @@ def _finish(trace: StepTrace, recorder: Recorder) -> None:
     recorder.link()
     if recorder.keeper.left_out:
         largest = recorder.keeper.largest
-        trace.notes.append(f"{recorder.keeper.left_out} arrays have more than {largest:,} elements and are left out")
+        large = counted(recorder.keeper.left_out, "array")
+        trace.notes.append(f"left out: {large} of more than {counted(largest, 'element')}")
 
 
 def _tokens_stop(recorder: Recorder, batch: Mapping[str, Array]) -> Stop:

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from minillm.chat_templates import template_for
+from minillm.counted import counted
 from minillm.data.batches import shuffled
 from minillm.data.instructions import held_out
 from minillm.data.preferences import (
@@ -95,8 +96,8 @@ class AnswerPairs(Task):
         """The number of pairs, and what was cut or left out."""
         steps = -(-len(self.learned) // self.config.batch_size)
         return (
-            f"{len(self.learned):,} pairs to learn from ({steps:,} steps an epoch), {len(self.out):,} held out, "
-            f"template {self.template.name}; {self.left_out()}"
+            f"{counted(len(self.learned), 'pair')} to learn from ({counted(steps, 'step')} an epoch), "
+            f"{len(self.out):,} held out, template {self.template.name}; {self.left_out()}"
         )
 
     def left_out(self) -> str:

@@ -23,6 +23,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from minillm.autograd import Tensor
+from minillm.counted import counted
 from minillm.data import Tokens
 from minillm.data.pairs import IGNORED
 from minillm.errors import InputError
@@ -97,7 +98,7 @@ class CausalTask(NextTokens, Task):
         """The number of tokens, and the loss of a uniform guess."""
         vocabulary = self.tokenizer.vocab_size
         return (
-            f"{len(self.corpus.train):,} training tokens, vocabulary {vocabulary:,} (a uniform guess has loss "
+            f"{counted(len(self.corpus.train), 'training token')}, vocabulary {vocabulary:,} (a uniform guess has loss "
             f"{math.log(vocabulary):.2f})"
         )
 

@@ -33,6 +33,7 @@ import numpy as np
 from minillm.autograd import Tensor, no_grad
 from minillm.backend import Array
 from minillm.chat_templates import Message, template_for
+from minillm.counted import counted
 from minillm.data.arithmetic import REWARDS, make_problems
 from minillm.data.batches import shuffled
 from minillm.data.instructions import Instruction, encode_prompt, held_out, read_instructions, targets_of
@@ -166,8 +167,8 @@ class GRPOTask(Task):
         """The number of prompts, and what was left out."""
         prompts = self.config.batch_size // self.options.group_size
         return (
-            f"{len(self.learned):,} prompts to learn from, {prompts} a step with {self.options.group_size} answers "
-            f"each, {len(self.out):,} held out; {self.left_out()}"
+            f"{counted(len(self.learned), 'prompt')} to learn from, {prompts} a step with "
+            f"{self.options.group_size} answers each, {len(self.out):,} held out; {self.left_out()}"
         )
 
     def left_out(self) -> str:
@@ -274,7 +275,7 @@ class GRPOTask(Task):
         """By what the loss of the whole batch is divided; of a validation, the number of prompts."""
         if "prompt" in batch:
             return {"loss": float(len(batch["prompt"]))}
-        return {"loss": grpo_count(counted(batch), self.options.average, self.options.answer_length)}
+        return {"loss": grpo_count(learned_from(batch), self.options.average, self.options.answer_length)}
 
     def sums(self, model: Any, batch: Batch) -> dict[str, Tensor]:
         """The sum of the weighted losses of the tokens of these answers."""
@@ -282,7 +283,7 @@ class GRPOTask(Task):
         options = self.options
         log_probs = scored(model, batch["ids"], batch["targets"], options.temperature).log_probs  # (B, T)
         losses = clipped_surrogate(log_probs, batch["old"], batch["advantages"], options.eps_low, options.eps_high)
-        used = counted(batch)  # (B, T)
+        used = learned_from(batch)  # (B, T)
         if options.beta:
             divergence = k3_divergence(log_probs, batch["reference"])
             losses = losses + options.beta * divergence
@@ -324,7 +325,7 @@ class GRPOTask(Task):
             yield self.instructions[number].messages[-2].content, text
 
 
-def counted(batch: Batch) -> Array:
+def learned_from(batch: Batch) -> Array:
     """The tokens that are learned from, (B, T): those of answers, but of left-out ones."""
     return (batch["targets"] != IGNORED) & batch["learned"][:, None]
 

@@ -19,6 +19,7 @@ import numpy as np
 
 from minillm import ops, random
 from minillm.autograd import Tensor
+from minillm.counted import counted
 from minillm.data import mask_tokens, read_text, sentence_pairs, split_text
 from minillm.data.next_sentence import SentencePair
 from minillm.device import to_host
@@ -129,7 +130,7 @@ class MaskedTask(WindowTask):
         if not self.in_pairs:
             return super().summary()
         return (
-            f"{len(self.tokens_of[0]):,} training tokens in {len(self.documents[0])} documents, vocabulary "
+            f"{counted(len(self.tokens_of[0]), 'training token')} in {len(self.documents[0]):,} documents, vocabulary "
             f"{self.tokenizer.vocab_size:,} (a guess by frequency has loss {entropy(self.tokens_of[1]):.2f}, and 0.69 "
             "for two texts)"
         )

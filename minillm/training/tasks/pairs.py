@@ -16,6 +16,7 @@ import numpy as np
 
 from minillm.autograd import Tensor
 from minillm.beam_search import beam_search
+from minillm.counted import counted
 from minillm.data import PairBatches, pad_pairs, read_text, read_texts
 from minillm.errors import InputError
 from minillm.generate import generate_batch
@@ -148,8 +149,8 @@ class PairsTask(SourceAndTarget):
     def summary(self) -> str:
         """The number of pairs, and the number left out."""
         return (
-            f"{len(self.train.sources):,} pairs to train on, {len(self.validation.sources):,} for validation, left "
-            f"out: {self._told()}; vocabulary {self.tokenizer.vocab_size:,}"
+            f"{counted(len(self.train.sources), 'pair')} to train on, {len(self.validation.sources):,} for validation, "
+            f"left out: {self._told()}; vocabulary {self.tokenizer.vocab_size:,}"
         )
 
     def batch(self, step: int, model: Any = None) -> Batch:

@@ -17,6 +17,7 @@ import numpy as np
 from minillm import ops
 from minillm.autograd import Tensor
 from minillm.chat_templates import ChatTemplate, template_for
+from minillm.counted import counted
 from minillm.data.batches import shuffled
 from minillm.data.instructions import (
     Example,
@@ -121,8 +122,9 @@ class SFTTask(NextTokens, Task):
         rows, steps = len(self.rows[0]), -(-len(self.rows[0]) // self.config.batch_size)
         learned = sum(int((self.examples[number].targets != IGNORED).sum()) for row in self.rows[0] for number in row)
         return (
-            f"{(~self.is_out).sum():,} examples to learn in {rows:,} rows ({steps:,} steps an epoch; answers have "
-            f"{learned:,} tokens), {self.is_out.sum():,} held out, template {self.template.name}; {self.left_out()}"
+            f"{counted((~self.is_out).sum(), 'example')} to learn in {counted(rows, 'row')} "
+            f"({counted(steps, 'step')} an epoch; answers have {counted(learned, 'token')}), "
+            f"{self.is_out.sum():,} held out, template {self.template.name}; {self.left_out()}"
         )
 
     def left_out(self) -> str:

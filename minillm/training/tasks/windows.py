@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from minillm import random
+from minillm.counted import counted
 from minillm.errors import InputError
 from minillm.parallel.objective import Batch
 from minillm.tokenizers import Tokenizer
@@ -59,7 +60,7 @@ class WindowTask(Task):
         """The number of tokens, and the loss of a model that knows how frequent each is, and nothing else."""
         vocabulary = self.tokenizer.vocab_size
         return (
-            f"{len(self.corpus.train):,} training tokens, vocabulary {vocabulary:,} (a uniform guess has loss "
+            f"{counted(len(self.corpus.train), 'training token')}, vocabulary {vocabulary:,} (a uniform guess has loss "
             f"{math.log(vocabulary):.2f}, one by frequency {entropy(np.asarray(self.corpus.validation)):.2f})"
         )
 

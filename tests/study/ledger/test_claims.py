@@ -102,14 +102,14 @@ def test_the_batch_is_of_the_text_and_uneven(folders, text):
 
 def measured(value: Measured | Exception) -> Verdict:
     class Empty:
-        command = "minillm check"
+        command = "minillm check --preset nano"
 
     def measure(subject):
         if isinstance(value, Exception):
             raise value
         return value
 
-    return judge(Claim("one", "a sentence", measure), Empty())  # type: ignore[arg-type]
+    return judge(Claim("one", "a sentence", measure, "`{step} --lens` shows it"), Empty())  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -130,9 +130,10 @@ def measured(value: Measured | Exception) -> Verdict:
 def test_verdicts(value, expected):
     found = measured(value)
     assert found.verdict == expected
-    assert found.command == "minillm check --only one"
+    assert found.command == "minillm check --preset nano --only one"
+    assert ("`minillm step --preset nano --lens` shows it" in found.remark) == (expected == "fails")
     if isinstance(value, ValueError):
-        assert found.remark == "ValueError: shapes"
+        assert found.remark == "ValueError: shapes; `minillm step --preset nano --lens` shows it"
 
 
 def test_differences_count_by_the_largest_number_of_their_kind():

@@ -112,7 +112,7 @@ def test_weights_that_are_not_those_of_the_file(folders, text, monkeypatch):
 
 
 def test_a_size_that_has_fewer_ids_than_the_text_has_characters(text):
-    """A preset of minillm/models that is no preset of the command: its weights are random."""
+    """A size of minillm/models without settings for training: its weights are random."""
     from minillm.resolver import presets
 
     assert "tiny" in presets()

@@ -8,20 +8,21 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
+from minillm.autograd import Tensor
 from minillm.errors import InputError
 from minillm.study.step.checks import LossChecker, check_number
 from minillm.study.step.environment import names_before
 from minillm.study.step.explain import explain
 from minillm.study.step.lens import lens_lines, read_gradients
 from minillm.study.step.residual import residual_stream
-from minillm.study.step.trace import ParameterStop
+from minillm.study.step.trace import ParameterStop, trace_backward
 from tests.study.step.models import cached, traced
 
 NAMES = "exp sqrt tanh log maximum minimum abs sin cos log1p expm1 clip square multiply add subtract divide negative"
 FUNCTIONS = {name: getattr(np, name) for name in NAMES.split()}
 
 
-@pytest.mark.parametrize("family", ["gpt2", "llama", "bert"])
+@pytest.mark.parametrize("family", ["gpt2", "llama", "gemma", "bert", "roberta", "distilbert", "xlnet", "bart"])
 def test_the_text_of_an_explanation_is_the_number(family):
     """The elements that an explanation names, computed by its own text, give the number again."""
     trace, draw, told = cached(family), np.random.default_rng(0), []
@@ -52,7 +53,7 @@ def test_the_text_of_an_explanation_is_the_number(family):
                 if told[-1] and line.depth == 0 and not calls:
                     value = eval(text, {**names[0], **FUNCTIONS}, names[1])
                     assert float(value) == pytest.approx(found.value, rel=1e-3, abs=1e-6), (stop.title, line.text, text)
-    assert np.mean(told) > 0.85, "most lines can be followed"
+    assert np.mean(told) > (0.95 if family == "gpt2" else 0.99), "all but random numbers, which dropout draws"
 
 
 def test_a_matrix_product_names_the_row_and_the_column():
@@ -105,6 +106,37 @@ def test_moved_numbers_and_helpers_are_followed():
     assert weight.text == "e[0, 1, 5, 2] / total[0, 1, 5, 0]"
     update = explain(trace, trace.parameters["wpe.weight"], "w_t", (1, 2))
     assert "m_hat[1, 2]" in update.text
+
+
+@pytest.mark.parametrize(
+    ("family", "stop", "name", "place", "text"),
+    [
+        ("gpt2", "split forward", "pieces[1]", (1, 2, 3), "x[1, 2, 15]"),
+        ("gpt2", "split backward", "arrived", (1, 2, 3), "dy[0][1, 2, 3]"),
+        ("llama", "rope forward", "x2", (1, 0, 2, 1), "x[1, 0, 2, 3]"),
+        ("llama", "rope backward", "dy1", (1, 0, 2, 1), "dy[1, 0, 2, 1]"),
+        ("llama", "swiglu forward", "h", (0, 1, 2), "maximum(x[0, 1, 2], -FAR) * s[0, 1, 2]"),
+        ("gpt2", "cross_entropy forward", "w", (3,), "1"),
+        ("xlnet", "where forward", "y", (0, 0), None),
+        ("xlnet", "getitem backward", "dx", (0, 0, 0), None),
+    ],
+)
+def test_lines_of_many_kinds_are_followed(family, stop, name, place, text):
+    trace = cached(family)
+    stop = trace.find(stop)
+    line = next(line for line in stop.lines if name in line.made and not line.text.startswith("def "))
+    place = tuple(place) if text else (0,) * line.made[name].ndim
+    found = explain(trace, stop, name, place, line)
+    assert found.text == text if text else found.text and "<" not in found.text, found
+
+
+def test_a_stored_element_is_that_of_the_value_and_others_stay():
+    x = Tensor(np.arange(6.0), requires_grad=True)
+    trace = trace_backward(lambda: (x[1:5:2] * 3.0).sum())
+    stop = trace.find("getitem backward")
+    line = next(line for line in stop.lines if line.text.startswith("dx[key]"))
+    assert explain(trace, stop, "dx", (3,), line).text == "dy[1]"
+    assert explain(trace, stop, "dx", (2,), line).text == "dx[2]"
 
 
 def test_what_is_not_there_cannot_be_explained():

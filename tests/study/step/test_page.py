@@ -23,7 +23,8 @@ from minillm.study.step.residual import residual_stream
 from minillm.study.step.setup import prepare
 from minillm.study.step.store import Store
 from minillm.study.step.trace import StepTrace, Stop, trace_step
-from tests.study.step.browser import Browser, plain
+from minillm.study.step.vocabulary import vocabulary_stops
+from tests.browser import Browser, plain
 from tests.study.step.models import small_batch, small_model, traced
 from tests.study.step.pages import line_of, place_of, stop_of
 
@@ -184,6 +185,50 @@ def test_a_softmax_gradient_shows_its_formula_with_numbers(browser: Browser, pag
     assert "“'” “\"”" not in browser.text(".chosen-element h3")  # the tokens are those of row 1
     assert "“'” “␣”" not in browser.text(".chosen-element h3")
     assert "“'”" in browser.text(".chosen-element h3")
+
+
+def test_each_row_of_a_batch_has_its_own_tokens(browser: Browser, page: Path) -> None:
+    """The heat map of ids (B, T) is a matrix for each row: the tokens above the first are not those of the others."""
+    browser.open(page, "#0:ids[1,0]")
+    assert "“a”" in browser.text(".chosen-element h3")
+    browser.press("z")
+    try:
+        captions = browser.texts("figure[data-name=ids] caption")
+        heads = browser.texts("figure[data-name=ids] thead th")
+    finally:
+        browser.press("z")
+    assert captions == ["ids[1, 0:6]"]
+    assert [head.partition(" ")[2] for head in heads] == ["a", "␣", "", "&amp;", "'", '"']
+
+
+def test_ids_of_the_vocabulary_have_their_tokens(browser: Browser, tmp_path: Path) -> None:
+    trace = prepare(settings_of(starting_point(["nano"])), "the cat sat").trace()
+    number = trace.vocabulary.index("q")
+    size = len(trace.vocabulary)
+    stop, line = place_of(trace, "forward", "cross_entropy", "logits")
+    assert stop.lines[line].made["logits"].shape[-1] == size
+    browser.open(write_page(trace, tmp_path / "step.html"), f"#{stop.index}.{line}:logits[0,2,{number}]")
+    assert browser.text(".chosen-element h3") == f"logits[0, 2, {number}]  “e” “q”"
+    stop, line = place_of(trace, "backward", "embedding", "dweight", "wte")
+    browser.go(f"#{stop.index}.{line}:dweight[{number},3]")
+    assert browser.text(".chosen-element h3") == f"dweight[{number}, 3]  “q”"
+    update = trace.parameters["wte.weight"]
+    browser.go(f"#{update.index}:g[{number},1]")
+    assert browser.text(".chosen-element h3") == f"g[{number}, 1]  “q”"
+    assert browser.console() == []
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama", "gemma", "bert", "distilbert", "roberta", "bart", "xlnet"])
+def test_what_has_to_do_with_the_vocabulary_is_known(family: str) -> None:
+    model = small_model(family)
+    tokens = {name: [] for name in ("ids", "source", "target")}
+    trace = traced(family, tokens=tokens)
+    found = vocabulary_stops(trace)
+    assert set(found.values()) == {model.config.vocab_size}
+    told = {trace.stops[index].title for index in found}
+    assert any(title.startswith("cross_entropy backward") for title in told)
+    assert any(title.startswith("AdamW update in wte.weight") or "wte" in title for title in told)
+    assert not any(".mlp" in title or ".attn" in title or "wpe" in title for title in told)
 
 
 def test_a_sum_of_gradients_shows_who_sent_what(browser: Browser, page: Path, trace: StepTrace) -> None:
