@@ -104,23 +104,18 @@ def clean_document(document: Document, options: Clean, known: tuple[str, float] 
     page = Page(document.text, document.language)
     if known:
         page = with_language(page, *known)
-    text = None
+    rules = names_in(options.rules)
     dropped = None
-    for name in names_in(options.rules):
+    for name in rules:
         page, checks = _run(name, page, options)
         if failed := next((check for check in checks if not check.passed), None):
             dropped = f"{name}: {failed.reason}"
-            text = document.text
-            if "pii" in names_in(options.rules):
-                text, _ = masked_text(text, names_in(options.pii.mask))
             break
-    return dataclasses.replace(
-        document,
-        text=page.text if text is None else text,
-        language=page.language,
-        dropped=dropped,
-        info={**document.info, **page.facts},
-    )
+    text = page.text if dropped is None else document.text
+    if dropped and "pii" in rules:
+        text, _ = masked_text(text, names_in(options.pii.mask))
+    info = {**document.info, **page.facts}
+    return dataclasses.replace(document, text=text, language=page.language, dropped=dropped, info=info)
 
 
 def _run(name: str, page: Page, options: Clean) -> tuple[Page, Iterator[Check]]:
