@@ -17,7 +17,7 @@ import itertools
 import json
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 from minillm.corpus.config import Source
 from minillm.corpus.document import Document, check_suffix, compressed, plain_name
 from minillm.corpus.journal import Done, Journal
-from minillm.corpus.readers.encodings import cleaned, decode
+from minillm.corpus.readers.encodings import check_is_text, cleaned, decode, decoded_lines
 from minillm.corpus.readers.formats import pieces_of_file
 from minillm.corpus.readers.guard import shared_guard
 from minillm.corpus.readers.packages import check_package
@@ -35,7 +35,7 @@ from minillm.corpus.readers.pieces import Found, Piece
 from minillm.corpus.readers.records import INFO
 from minillm.corpus.readers.skipped import Skip, Skipped
 from minillm.corpus.readers.sources import RawFile, check_apart, find_files
-from minillm.corpus.stage import CHUNK_BYTES, _progress, append, size_of, watched
+from minillm.corpus.stage import CHUNK_BYTES, append, progress_bar, size_of, watched
 from minillm.corpus.workers import WorkerDiedError
 from minillm.errors import InputError, ParallelError, did_you_mean
 
@@ -105,7 +105,7 @@ def _run(journal: Journal, files: Sequence[RawFile], read: Read, processes: int,
     sizes = [file.path for file in files if file.path.is_file()]
     try:
         with (
-            _progress("extract" if progress else None, sizes) as shown,
+            progress_bar("extract" if progress else None, sizes) as shown,
             contextlib.closing(watched(read, wanted, processes, shown)) as results,
         ):
             for done in results:
@@ -178,8 +178,6 @@ class Read:
         skipped: list[Skipped] = []
         done = Done([])
         for found in unit.found:
-            if isinstance(found, Piece):
-                done.text_bytes["read"] += len(found.data)
             for document in self.documents(found):
                 if isinstance(document, Skipped):
                     skipped.append(document)
@@ -223,9 +221,9 @@ class Read:
         yield from self._of_records(piece, lines)
 
     def _of_lines(self, piece: Piece) -> Iterator[Document | Skipped]:
-        yield from self._of_records(piece, decode(piece.data, piece.encoding).split("\n"))
+        yield from self._of_records(piece, decoded_lines(piece.data, piece.encoding))
 
-    def _of_records(self, piece: Piece, lines: Sequence[str]) -> Iterator[Document | Skipped]:
+    def _of_records(self, piece: Piece, lines: Iterable[str]) -> Iterator[Document | Skipped]:
         """A document for each line of JSON that is one."""
         for place, line in enumerate(lines, piece.place):
             if line and not line.isspace():
@@ -247,6 +245,7 @@ class Read:
             raise Skip("broken", f"there is no field {field!r} in it{did_you_mean(field, names)}")
         if not isinstance(record[field], str):
             raise Skip("broken", f"the field {field!r} is a {type(record[field]).__name__}, expected a text")
+        check_is_text(record[field])
         said = {INFO[name.lower()]: value for name, value in record.items() if name.lower() in INFO and name != field}
         return self._document(piece, place, record[field], said)
 
