@@ -121,7 +121,7 @@ def _run(journal: Journal, files: Sequence[RawFile], read: Read, processes: int,
 
 
 def _identities(files: Sequence[RawFile]) -> list[dict[str, Any]]:
-    """What tells the files of each source from others: their names, sizes and times of change."""
+    """The names, sizes and times of change of each source's files, by which other files are told from them."""
     found: list[dict[str, Any]] = []
     for source, group in itertools.groupby(files, key=lambda file: file.source):
         digest, size, number = hashlib.blake2b(digest_size=16), 0, 0
@@ -168,7 +168,7 @@ def units(files: Sequence[RawFile], field: str) -> Iterator[Unit]:
 
 @dataclass(frozen=True)
 class Read:
-    """What a worker does with a unit."""
+    """The work on a unit, as it is sent to worker processes."""
 
     options: Extract
     out: Path

@@ -111,7 +111,7 @@ class _Stream:
 
 
 def _guarded(call: Any) -> Any:
-    """What fastwarc returns; its errors, also those of its own that are no Exception, are a reason to skip."""
+    """The result of a call of fastwarc, whose errors, also those that are no Exception, are a reason to skip."""
     try:
         return call()
     except (Skip, KeyboardInterrupt, SystemExit):
