@@ -158,14 +158,14 @@ def test_explain_says_what_was_masked_and_that_a_document_is_kept() -> None:
 
 
 def test_the_stage_writes_the_same_bytes_for_any_number_of_processes(tmp_path: Path) -> None:
-    texts = [PROSE, f"Home\n{PROSE}", "one two three", "word " * 500] * 2500
+    texts = [PROSE, f"Home\n{PROSE}", "one two three", "x" * 20_000] * 300  # two chunks
     lines = [Document(text, f"a:{number}").to_line() for number, text in enumerate(texts)]
     (tmp_path / "in.jsonl").write_bytes(b"".join(lines))
     outs = [tmp_path / f"{processes}.jsonl" for processes in (1, 2)]
     for processes, out in enumerate(outs, 1):
-        stage = CleanStage(Clean(rules=WITHOUT_LANGUAGE))
+        stage = CleanStage(Clean(rules="gopher_quality, c4"))
         counts = run_stage(stage, [tmp_path / "in.jsonl"], out, processes=processes, progress=False)
-        assert counts == {"kept": 5000, "gopher_quality": 2500, "gopher_repetition": 2500}
+        assert counts == {"kept": 600, "gopher_quality": 600}
     assert outs[0].read_bytes() == outs[1].read_bytes()
     assert [document.id for document in read_documents(outs[0])] == [f"a:{number}" for number in range(len(texts))]
 
