@@ -96,9 +96,9 @@ def test_the_settings_name_every_threshold_that_counts() -> None:
 
 def test_rules_are_named_in_a_text() -> None:
     assert Clean(rules="c4, fineweb") == Clean(rules="c4,fineweb") == Clean(rules=" c4 fineweb ")
-    with pytest.raises(InputError, match="there is no rule 'gopher_qualty'; did you mean gopher_quality"):
+    with pytest.raises(InputError, match="there is no rule 'gopher_qualty'; did you mean 'gopher_quality'"):
         Clean(rules="c4, gopher_qualty")
-    with pytest.raises(InputError, match="there is no rule 'x'; choose from: language, gopher_repetition"):
+    with pytest.raises(InputError, match="there is no rule 'x'; choose one of: language, gopher_repetition"):
         Clean(rules="x")
     with pytest.raises(InputError, match="the rule c4 stands twice"):
         Clean(rules="c4, c4")
