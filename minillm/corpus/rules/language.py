@@ -73,11 +73,11 @@ def with_language(page: Page, found: str, score: float) -> Page:
 def language(page: Page, limits: Language) -> Iterator[Check]:
     """Drop what is in another language, or in none that can be told.
 
-    SOURCE: FineWeb keeps English with a probability of 0.65 or more. THRESHOLDS: 0.65; the languages English and German.
-    FineWeb's probabilities are fastText's. py3langid gave 98.6 % of 4,000 English captions of 60 characters 0.65 or more
-    for English, and 99.6 % of as many German ones of 70 for German; no caption had as much for another language, and of
-    texts of 200 characters none had less (multi30k). Numbers and formulas are in no language, but programs with English
-    names and comments are English; `c4` drops those that have "{".
+    SOURCE: FineWeb keeps English with a probability of 0.65 or more. THRESHOLDS: 0.65; the languages English and
+    German. FineWeb's probabilities are fastText's. py3langid gave 98.6 % of 4,000 English captions of 60 characters
+    0.65 or more for English, and 99.6 % of as many German ones of 70 for German; no caption had as much for another
+    language, and of texts of 200 characters none had less (multi30k). Numbers and formulas are in no language, but
+    programs with English names and comments are English; `c4` drops those that have "{".
     """
     score = page.facts["language_score"]
     yield at_least(f"is the probability of {page.language}", score, limits.min_language_score)
