@@ -293,9 +293,23 @@ def test_verdicts_are_used_again_if_nothing_changed(tmp_path, monkeypatch):
     DedupStage(Dedup()).prepare([source], tmp_path, 1)
     with pytest.raises(AssertionError, match="again"):
         DedupStage(Dedup(threshold=0.9)).prepare([source], tmp_path, 1)
+    (tmp_path / INDEX / "verdicts").rename(tmp_path / "elsewhere")
+    with pytest.raises(AssertionError, match="again"):
+        DedupStage(Dedup()).prepare([source], tmp_path, 1)
+    (tmp_path / "elsewhere").rename(tmp_path / INDEX / "verdicts")
     write(source, documents[:-1])
     with pytest.raises(AssertionError, match="again"):
         DedupStage(Dedup()).prepare([source], tmp_path, 1)
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", "half of {", '{"identity": 1}'])
+def test_a_damaged_record_is_no_record(tmp_path, content):
+    folder = tmp_path / INDEX
+    folder.mkdir()
+    for name in ("done.json", "rows", "shingles"):
+        (folder / name).write_text(content, encoding="utf-8")
+    found = deduplicated(tmp_path, numbered(["one two three", "one two three"]))
+    assert [document.rule for document in found] == [None, "exact_duplicate"]
 
 
 def test_ids_must_be_unique(tmp_path):

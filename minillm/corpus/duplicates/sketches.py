@@ -117,7 +117,8 @@ def write_sketches(
 ) -> None:
     """Write the four files, or what is missing of them; `identity` says whose they are."""
     done: dict[str, Any] = {"identity": identity, "chunks": 0, "bytes": dict.fromkeys(FILES, 0)}
-    if (before := read_state(folder)) is not None and before["identity"] == identity:
+    before = read_state(folder)
+    if before.get("identity") == identity and "chunks" in before:
         done = before
     with contextlib.ExitStack() as stack:
         files = {name: stack.enter_context(open(folder / name, "ab")) for name in FILES}
@@ -133,12 +134,13 @@ def write_sketches(
             write_state(folder, done)
 
 
-def read_state(folder: Path) -> dict[str, Any] | None:
-    """The parts of the files in a folder that are known to be whole; None where nothing is known."""
+def read_state(folder: Path) -> dict[str, Any]:
+    """What is known of the files in a folder: how much of them is whole, and whose they are. It may be nothing."""
     try:
-        return json.loads((folder / "done.json").read_text(encoding="utf-8"))
+        found = json.loads((folder / "done.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        return None
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def write_state(folder: Path, state: dict[str, Any]) -> None:

@@ -27,6 +27,7 @@ from minillm.corpus.journal import identity_of
 from minillm.corpus.stage import Stage
 
 INDEX = "dedup.index"  # the folder with the stage's files, beside its output
+RESULTS = ("verdicts", "ids", "frequent", "frequent_firsts")  # its files when `prepare` has ended
 
 
 class DedupStage(Stage):
@@ -51,8 +52,8 @@ class DedupStage(Stage):
         self.folder = folder / INDEX
         self.folder.mkdir(exist_ok=True)
         identity = {"settings": self.settings(), "inputs": [identity_of(path) for path in inputs]}
-        state = read_state(self.folder)
-        if state is not None and state["identity"] == identity and state.get("whole"):
+        state, there = read_state(self.folder), {path.name for path in self.folder.iterdir()}
+        if state.get("identity") == identity and state.get("whole") and there >= {*RESULTS}:
             return
         write_sketches(self.options, inputs, self.folder, identity, processes)
         sketches = Sketches(self.folder, self.options.bands)
