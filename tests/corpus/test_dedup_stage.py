@@ -236,6 +236,12 @@ def test_a_run_that_was_killed_goes_on(tmp_path, monkeypatch):
     run_stage(DedupStage(Dedup()), [source], folder / "dedup.jsonl", progress=False)
     assert states[:4] == [1, 2, 3, 4]
     assert list(read_documents(folder / "dedup.jsonl")) == expected
+    chunks = states[-1]
+    del states[:]
+    state = {"identity": {}, "chunks": 2, "bytes": dict.fromkeys(sketches.FILES, 1 << 30)}  # the files are shorter
+    write_state(folder / INDEX, state)
+    sketches.write_sketches(Dedup(), [source], folder / INDEX, {}, 1)
+    assert states == list(range(1, chunks + 1))
 
 
 KILLED = """

@@ -118,7 +118,7 @@ def write_sketches(
     """Write the four files, or what is missing of them; `identity` says whose they are."""
     done: dict[str, Any] = {"identity": identity, "chunks": 0, "bytes": dict.fromkeys(FILES, 0)}
     before = read_state(folder)
-    if before.get("identity") == identity and "chunks" in before:
+    if before.get("identity") == identity and "chunks" in before and _are_there(folder, before["bytes"]):
         done = before
     with contextlib.ExitStack() as stack:
         files = {name: stack.enter_context(open(folder / name, "ab")) for name in FILES}
@@ -132,6 +132,11 @@ def write_sketches(
                 done["bytes"][name] += len(data)
             done["chunks"] += 1
             write_state(folder, done)
+
+
+def _are_there(folder: Path, sizes: dict[str, int]) -> bool:
+    """True if no file of a folder is shorter than its whole part."""
+    return all((folder / name).is_file() and (folder / name).stat().st_size >= sizes[name] for name in FILES)
 
 
 def read_state(folder: Path) -> dict[str, Any]:
