@@ -25,6 +25,7 @@ FLOORS = {  # the longest name that fits counts
     "minillm.files": 1,
     "minillm.version": 0,
     "minillm.hints": 0,
+    "minillm.page": 1,
     "minillm.module_hints": 1,
     "minillm.tokenizers": 0,
     "minillm.device": 1,

@@ -24,7 +24,7 @@ from minillm.study.step.setup import prepare
 from minillm.study.step.store import Store
 from minillm.study.step.trace import StepTrace, Stop, trace_step
 from minillm.study.step.vocabulary import vocabulary_stops
-from tests.study.step.browser import Browser, plain
+from tests.browser import Browser, plain
 from tests.study.step.models import small_batch, small_model, traced
 from tests.study.step.pages import line_of, place_of, stop_of
 
