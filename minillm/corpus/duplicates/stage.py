@@ -94,7 +94,7 @@ class _Verdicts:
         places = np.searchsorted(self.of_id, own)
         for document, hashed, place in zip(documents, own, places.tolist(), strict=True):
             if place < len(self.of_id) and self.of_id[place] == hashed:
-                self._mark_member(document, self.verdicts[place])
+                self._mark_member(document, self.verdicts[place], options.threshold)
         stay = [number for number, document in enumerate(documents) if document.dropped is None]
         left = [documents[number] for number in stay]
         lengths = [len(document.text) for document in left]
@@ -107,7 +107,7 @@ class _Verdicts:
                     gone = " and ".join(f"{count:,} {kind}" for kind, count in counts.items())
                     document.dropped = f"repeated_lines: nothing is left without {gone} that other documents have"
 
-    def _mark_member(self, document: Document, verdict: np.void) -> None:
+    def _mark_member(self, document: Document, verdict: np.void, threshold: float) -> None:
         start = int(verdict["first_start"])
         first = self.ids[start : start + int(verdict["first_bytes"])].tobytes().decode("utf-8", "surrogatepass")
         document.info["cluster"] = first
@@ -119,7 +119,8 @@ class _Verdicts:
             what = "text" if verdict["kind"] == SAME_TEXT else "words"
             document.dropped = f"exact_duplicate: the same {what} as {first}"
         else:
-            document.dropped = f"near_duplicate: Jaccard {similarity:g} to {first}"
+            through = ", through others that are similar to both" if verdict["jaccard"] < threshold else ""
+            document.dropped = f"near_duplicate: Jaccard {similarity:g} to {first}{through}"
 
 
 @functools.lru_cache(1)  # each worker process maps the files once
