@@ -91,7 +91,7 @@ def test_clusters_are_transitive_and_keep_their_first(tmp_path):
     assert [document.info["cluster"] for document in found] == ["d0"] * 3
     assert [document.rule for document in found] == [None, "near_duplicate", "near_duplicate"]
     assert found[1].info["jaccard"] == pytest.approx(160 / 240, abs=1e-4)
-    assert found[1].dropped == "near_duplicate: Jaccard 0.6667 to d0, through others that are similar to both"
+    assert found[1].dropped == "near_duplicate: Jaccard 0.6667 to d0, through others between them"
     assert found[2].dropped == "near_duplicate: Jaccard 0.8182 to d0"
     alone = deduplicated(tmp_path / "alone", numbered(texts[:2]))
     assert [document.dropped for document in alone] == [None, None]

@@ -119,7 +119,7 @@ class _Verdicts:
             what = "text" if verdict["kind"] == SAME_TEXT else "words"
             document.dropped = f"exact_duplicate: the same {what} as {first}"
         else:
-            through = ", through others that are similar to both" if verdict["jaccard"] < threshold else ""
+            through = ", through others between them" if verdict["jaccard"] < threshold else ""
             document.dropped = f"near_duplicate: Jaccard {similarity:g} to {first}{through}"
 
 
