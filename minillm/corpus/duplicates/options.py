@@ -22,7 +22,7 @@ class Dedup:
     lines: int | None = None
     """Remove a line that stands in more than so many documents from all but the first; by default none is removed."""
     paragraphs: int | None = None
-    """The same for paragraphs, which are what stands between empty lines."""
+    """Remove a paragraph, the text between two empty lines, that stands in more than so many documents, likewise."""
     shortest: int = 20
     """Characters of the shortest line or paragraph that is removed."""
     seed: int = 0
