@@ -70,6 +70,14 @@ def test_documents_shorter_than_a_shingle_are_compared_exactly(tmp_path):
     assert duplicates == {"d1": "d0", "d5": "d3", "d7": "d6"}
 
 
+@pytest.mark.parametrize(("numbers", "duplicates"), [("zero", 2), ("kept", 0)])
+def test_numbers_count_if_asked(tmp_path, numbers, duplicates):
+    texts = ["12 + 7 = 19", "3 + 4 = 7", "Meeting on 3 May 2021 at 10.30, please come in time.", "Nothing."]
+    texts.insert(3, texts[2].replace("3 May 2021", "14 May 2022"))
+    found = deduplicated(tmp_path, numbered(texts), numbers=numbers)
+    assert sum(document.dropped is not None for document in found) == duplicates
+
+
 def test_near_duplicates_are_found_with_their_similarity(tmp_path):
     base = words(204, 1)
     near = [*words(20, 2), *base[20:]]  # 200 shingles, of which 180 are common: J = 180 / 220
@@ -455,6 +463,7 @@ def test_lines_are_counted_in_parts(monkeypatch, rng):
         ({"threshold": 0}, "threshold is 0; give a share above 0"),
         ({"threshold": float("nan")}, "threshold is nan"),
         ({"bands": 0}, "bands is 0; give 1 or more"),
+        ({"numbers": "one"}, "numbers is 'one'; give zero or kept"),
         ({"lines": 0}, "lines is 0; give 1 or more"),
         ({"bands": 1000, "rows": 1000}, "1,000,000 minima"),
     ],

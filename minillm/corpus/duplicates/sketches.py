@@ -69,7 +69,7 @@ class Sketcher:
         """The bytes to append to each file."""
         options = self.options
         kept = [document for document in documents if document.dropped is None]
-        words = word_hashes([document.text for document in kept])
+        words = word_hashes([document.text for document in kept], options.numbers)
         shingles = ngram_hashes(words.hashes, options.ngram)
         rows = np.zeros(len(kept), row_type(options.bands))
         signatures = np.zeros((len(kept), len(self.orders)), np.uint32)
