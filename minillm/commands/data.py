@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import shlex
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -12,11 +13,22 @@ from typing import Any
 from minillm.backend import core_count
 from minillm.commands.common import print_tables
 from minillm.corpus.build import Row, build, parts_in, rows_of, split
-from minillm.corpus.config import Config, Source, read_config, settings_class
+from minillm.corpus.config import Config, Source, read_config
+from minillm.corpus.decontamination import Decontaminate, DecontaminateStage
+from minillm.corpus.document import SUFFIXES, plain_name, read_documents
+from minillm.corpus.duplicates.lsh import curve_lines
+from minillm.corpus.duplicates.options import Dedup
+from minillm.corpus.duplicates.stage import DedupStage
+from minillm.corpus.readers.extract import Extract, extract
+from minillm.corpus.report import report
+from minillm.corpus.rules import Clean, CleanStage, explain
 from minillm.corpus.shards import Shards, write_parts
 from minillm.corpus.split import Split
+from minillm.corpus.stage import Stage, record_of, run_stage
 from minillm.errors import InputError, did_you_mean
 from minillm.options import Positional, read
+
+PROBLEMS = 5  # things that a stage left out, which are printed
 
 
 @dataclass(frozen=True)
@@ -55,8 +67,9 @@ def data_build(arguments: list[str]) -> None:
                 raise InputError(f"data build: --{option} is for a build without a .toml; write it into {tomls[0]}")
     else:
         config = config_of(given)
-    rows = build(config, given.out, processes_of("data build", given.processes))
-    print_rows(str(given.out), rows)
+    processes = processes_of("data build", given.processes)
+    print_rows(str(given.out), build(config, given.out, processes))
+    print(f"data card: {report(given.out, processes=processes)}")
     if "shards" in config.stages:
         print_training(given.out / "shards")
 
@@ -74,29 +87,116 @@ def config_of(given: DataBuild) -> Config:
         "shards": Shards(given.tokenizer, given.vocab_size),
     }
     if given.against:
-        stages["decontaminate"] = settings_class("decontaminate")(against=given.against)
+        stages["decontaminate"] = Decontaminate(against=given.against)
     return Config(
         tuple(map(Source, given.sources)), {name: value for name, value in stages.items() if name not in skipped}
     )
 
 
 @dataclass(frozen=True, kw_only=True)
-class DataSplit(Split):
-    """Divide the kept documents into training and validation, so that near-duplicates never straddle the line."""
+class DataExtract(Extract):
+    """Read raw files of any kind as documents: text, web pages, records, archives of them."""
 
-    inputs: Positional[tuple[Path, ...]]
-    """Output of another stage: .jsonl, .jsonl.gz or .jsonl.zst."""
+    sources: Positional[tuple[str, ...]]
+    """Files, folders and patterns, such as "raw/**/*"."""
     out: Path
-    """Folder for train.jsonl.zst and validation.jsonl.zst."""
+    """File to write: .jsonl, .jsonl.gz or .jsonl.zst; what was left out is listed beside it."""
     processes: int | None = None
     """Worker processes; by default as many as there are cores. The output is the same for any number."""
+
+
+def data_extract(arguments: list[str]) -> None:
+    """Read files as documents."""
+    given = read(DataExtract, "data extract", arguments)
+    processes = processes_of("data extract", given.processes)
+    extract([Source(path) for path in given.sources], given.out, settings_in(given, Extract), processes)
+    print_record(given.out.with_name(f"{plain_name(given.out)}.json"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageFiles:
+    """What a stage reads and writes."""
+
+    inputs: Positional[tuple[Path, ...]] = ()
+    """Output of other stages: .jsonl, .jsonl.gz or .jsonl.zst, with a document a line."""
+    out: Path | None = None
+    """File to write, with every document, and with the reason where one is dropped; for a split, a folder."""
+    processes: int | None = None
+    """Worker processes; by default as many as there are cores. The output is the same for any number."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataClean(StageFiles, Clean):
+    """Drop documents that are no prose or repeat themselves, and remove lines that are none, by rules with names."""
+
+    explain: str | None = None
+    """Instead: print what each rule measures in a text, or in the file of this name, and why it is kept or dropped."""
+
+
+def data_clean(arguments: list[str]) -> None:
+    """Run the rules over documents, or explain what they do with one."""
+    given = read(DataClean, "data clean", arguments)
+    options = settings_in(given, Clean)
+    if given.explain is None:
+        run("data clean", CleanStage(options), given)
+        return
+    explanation = explain(text_of(given.explain), options)
+    print_tables([explanation.table()])
+    print(*explanation.sentences(), sep="\n")
+
+
+def text_of(given: str) -> str:
+    """The text of a file, of the first document if it is a .jsonl; or the text itself where no file has this name."""
+    path = Path(given)
+    try:
+        if not path.is_file():
+            return given
+    except (OSError, ValueError):  # a text that can be no name of a file
+        return given
+    if path.name.endswith(SUFFIXES):
+        return next((document.text for document in read_documents(path)), "")
+    return path.read_text(encoding="utf-8", errors="replace")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataDedup(StageFiles, Dedup):
+    """Mark documents, and remove lines, that stand elsewhere already; the first in input order stays."""
+
+    curve: bool = False
+    """Instead: print how likely two documents are compared, by their similarity, with these bands and rows."""
+
+
+def data_dedup(arguments: list[str]) -> None:
+    """Find duplicates, or print the expected curve."""
+    given = read(DataDedup, "data dedup", arguments)
+    if given.curve:
+        print(*curve_lines(given.bands, given.rows, given.threshold), sep="\n")
+    else:
+        run("data dedup", DedupStage(settings_in(given, Dedup)), given)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataDecontaminate(StageFiles, Decontaminate):
+    """Drop documents that hold the texts of evaluation files."""
+
+
+def data_decontaminate(arguments: list[str]) -> None:
+    """Find the texts of evaluation files."""
+    given = read(DataDecontaminate, "data decontaminate", arguments)
+    run("data decontaminate", DecontaminateStage(settings_in(given, Decontaminate)), given)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataSplit(StageFiles, Split):
+    """Divide the kept documents into training and validation, so that near-duplicates never straddle the line."""
 
 
 def data_split(arguments: list[str]) -> None:
     """Divide documents by their clusters."""
     given = read(DataSplit, "data split", arguments)
-    split(given.inputs, given.out, settings_in(given, Split), processes_of("data split", given.processes), True)
-    print_rows(str(given.out), rows_of(given.out / "split.json"))
+    inputs, out = files_of("data split", given)
+    split(inputs, out, settings_in(given, Split), processes_of("data split", given.processes), True)
+    print_record(out / "split.json")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,11 +241,24 @@ class DataReport:
 
 def data_report(arguments: list[str]) -> None:
     """Count the corpus, and print where its card is."""
-    from minillm.corpus.report import report
-
     given = read(DataReport, "data report", arguments)
     page = report(given.folder, given.out, processes_of("data report", given.processes), given.seed)
     print(f"{page}, and its numbers in {page.with_suffix('.json')}")
+
+
+def run(command: str, stage: Stage, given: StageFiles) -> None:
+    """Run a stage over the files of its command, and print what it did."""
+    inputs, out = files_of(command, given)
+    run_stage(stage, inputs, out, processes_of(command, given.processes))
+    print_record(record_of(out, stage))
+
+
+def files_of(command: str, given: StageFiles) -> tuple[tuple[Path, ...], Path]:
+    """The inputs and the output. Raises: InputError where one of them is missing."""
+    if not given.inputs or given.out is None:
+        missing = "--out" if given.inputs else "INPUTS"
+        raise InputError(f"{command}: {missing} is missing; `minillm {command} --help` lists what there is")
+    return given.inputs, given.out
 
 
 def settings_in(given: Any, kind: type) -> Any:
@@ -160,9 +273,20 @@ def processes_of(command: str, processes: int | None) -> int:
     return processes or core_count()
 
 
+def print_record(record: Path) -> None:
+    """Print what the record of a stage says: its counts, and what it left out."""
+    print_rows(str(record), rows_of(record))
+    problems = json.loads(record.read_bytes())["problems"]
+    if problems["count"]:
+        print(f"left out: {problems['count']:,}; the first are:", *problems["first"][:PROBLEMS], sep="\n  ")
+
+
 def print_rows(title: str, rows: Iterable[Row]) -> None:
     """Print the documents and bytes that each stage kept and dropped, by rule."""
-    cells = [[row.stage, row.what, f"{row.documents:,}", f"{row.text_bytes:,}"] for row in rows]
+    cells = [
+        [row.stage, row.what, "" if row.documents is None else f"{row.documents:,}", f"{row.text_bytes:,}"]
+        for row in rows
+    ]
     print_tables([(title, ["stage", "kept, or dropped by", "documents", "bytes of text"], cells)], width=80)
 
 

@@ -31,7 +31,7 @@ from minillm.corpus.stage import BEFORE, Stage, run_stage
 
 CLASSES = {  # of the stages that write every document that they read
     "clean": ("minillm.corpus.rules", "CleanStage"),
-    "dedup": ("minillm.corpus.duplicates", "DedupStage"),
+    "dedup": ("minillm.corpus.duplicates.stage", "DedupStage"),
     "decontaminate": ("minillm.corpus.decontamination", "DecontaminateStage"),
 }
 
@@ -40,9 +40,12 @@ class Row(NamedTuple):
     """What a stage did to some of its documents."""
 
     stage: str
-    what: str  # "kept", the rule that dropped them, or the part or source that they are of
-    documents: int
+    what: str  # "kept", the rule that dropped them, the part or source that they are of, or CUT
+    documents: int | None  # None of CUT
     text_bytes: int
+
+
+CUT = "cut out of kept ones"  # lines, and what else a stage takes out of documents that it keeps
 
 
 def stage_of(name: str, settings: Any) -> Stage:
@@ -53,7 +56,7 @@ def stage_of(name: str, settings: Any) -> Stage:
 
 def build(config: Config, folder: Path, processes: int = 1, progress: bool = True) -> list[Row]:
     """Run the stages that have settings, and write what the top of this file lists; returns what each stage did."""
-    from minillm.corpus.readers import extract
+    from minillm.corpus.readers.extract import extract
 
     folder.mkdir(parents=True, exist_ok=True)
     documents = folder / "extract.jsonl.zst"
@@ -100,4 +103,6 @@ def rows_of(record: Path) -> list[Row]:
     sizes = content["text_bytes"]
     counts = {what: count for what, count in content["documents"].items() if what != BEFORE}
     order = sorted(counts, key=lambda what: (what != "kept", -counts[what], what))
-    return [Row(content["stage"], what, counts[what], sizes.get(what, 0)) for what in order]
+    rows = [Row(content["stage"], what, counts[what], sizes.get(what, 0)) for what in order]
+    cut = sizes.get("read", 0) - sum(row.text_bytes for row in rows)
+    return [*rows, Row(content["stage"], CUT, None, cut)] if cut > 0 else rows

@@ -35,9 +35,9 @@ from typing import Any
 from minillm.errors import InputError, did_you_mean
 
 STAGES = {  # in their order: the file, and the class of its settings
-    "extract": ("minillm.corpus.readers", "Extract"),
+    "extract": ("minillm.corpus.readers.extract", "Extract"),
     "clean": ("minillm.corpus.rules", "Clean"),
-    "dedup": ("minillm.corpus.duplicates", "Dedup"),
+    "dedup": ("minillm.corpus.duplicates.options", "Dedup"),
     "decontaminate": ("minillm.corpus.decontamination", "Decontaminate"),
     "split": ("minillm.corpus.split", "Split"),
     "shards": ("minillm.corpus.shards", "Shards"),
@@ -158,31 +158,29 @@ def ordered(names: Iterable[str]) -> list[str]:
 
 
 def settings_from(kind: Any, table: Mapping[str, Any], where: str) -> Any:
-    """A dataclass of settings from a table, which may have tables for the dataclasses in it.
+    """A dataclass of settings from a table. The fields of a dataclass in it stand in a table of their own, or beside.
 
     A list of texts may stand for a text with commas.
     Raises: InputError for an unknown name, with the nearest known one, a missing one, or a value of another type.
     """
-    fields = {one.name: one for one in dataclasses.fields(kind)}
-    given = {}
+    defaults = defaults_of(kind)
+    inner = {name: defaults_of(type(value)) for name, value in defaults.items() if dataclasses.is_dataclass(value)}
+    owners = {name: outer for outer, fields in inner.items() for name in fields}
+    given: dict[str, Any] = {}
+    tables: dict[str, dict[str, Any]] = {}
     for name, value in table.items():
-        if name not in fields:
-            raise InputError(f"data build: {where} has {name!r}, which is no setting{did_you_mean(name, fields)}")
-        default = default_of(fields[name])
-        if dataclasses.is_dataclass(default) and isinstance(value, dict):
-            given[name] = settings_from(type(default), value, f"{where}, {name}")
-            continue
-        if isinstance(value, list) and all(isinstance(one, str) for one in value) and isinstance(default, str):
-            value = ", ".join(value)
-        value = tuple(value) if isinstance(value, list) else value
-        value = float(value) if isinstance(default, float) and type(value) is int else value
-        if default not in (None, dataclasses.MISSING) and type(value) is not type(default):
-            wanted = KINDS.get(type(default), "a table")
-            raise InputError(f"data build: {name} is {value!r} in {where}; give {wanted}, such as {default!r}")
-        given[name] = value
-    if missing := [
-        name for name, one in fields.items() if default_of(one) is dataclasses.MISSING and name not in given
-    ]:
+        if name in inner and isinstance(value, dict):
+            tables.setdefault(name, {}).update(value)
+        elif name in defaults:
+            given[name] = fitting(name, value, defaults[name], where)
+        elif name in owners:
+            tables.setdefault(owners[name], {})[name] = value
+        else:
+            known = [*defaults, *owners]
+            raise InputError(f"data build: {where} has {name!r}, which is no setting{did_you_mean(name, known)}")
+    for outer, inside in tables.items():
+        given[outer] = settings_from(type(defaults[outer]), inside, f"{where}, {outer}")
+    if missing := [name for name, default in defaults.items() if default is dataclasses.MISSING and name not in given]:
         raise InputError(f"data build: {where} has no {missing[0]!r}; write {missing[0]} = ...")
     try:
         return kind(**given)
@@ -190,6 +188,22 @@ def settings_from(kind: Any, table: Mapping[str, Any], where: str) -> Any:
         raise InputError(f"data build: a setting in {where} has a value of another type ({error})") from None
 
 
-def default_of(one: dataclasses.Field) -> Any:
-    """The default of a field; MISSING where it has none."""
-    return one.default if one.default_factory is dataclasses.MISSING else one.default_factory()
+def defaults_of(kind: Any) -> dict[str, Any]:
+    """The default of each field of a dataclass; MISSING for one that has none."""
+    missing = dataclasses.MISSING
+    return {
+        one.name: one.default if one.default_factory is missing else one.default_factory()
+        for one in dataclasses.fields(kind)
+    }
+
+
+def fitting(name: str, value: Any, default: Any, where: str) -> Any:
+    """The value as the setting with this default takes it. Raises: InputError for one of another type."""
+    if isinstance(value, list) and all(isinstance(one, str) for one in value) and isinstance(default, str):
+        return ", ".join(value)
+    value = tuple(value) if isinstance(value, list) else value
+    value = float(value) if isinstance(default, float) and type(value) is int else value
+    if default not in (None, dataclasses.MISSING) and type(value) is not type(default):
+        wanted = KINDS.get(type(default), "a table")
+        raise InputError(f"data build: {name} is {value!r} in {where}; give {wanted}, such as {default!r}")
+    return value

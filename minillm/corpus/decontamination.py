@@ -54,8 +54,8 @@ LARGEST_TABLE = 26  # bits: a byte for each of so many hashes, 64 MiB, in every 
 class Decontaminate:
     """Drop documents that hold the texts of evaluation files."""
 
-    evaluation: tuple[str, ...] = ()
-    """Files that models will be measured on, folders of them, or patterns: SQuAD's .json, records (.jsonl), .txt."""
+    against: str = ""
+    """Files to measure models on, folders or patterns, with commas between: SQuAD's .json, records (.jsonl), .txt."""
     ngram: int = 13
     """Words in a row that a document and a record of these files must share."""
     cut: int | None = field(default=None, metadata={"alone": 200})
@@ -64,8 +64,6 @@ class Decontaminate:
     """Look for the contexts of questions too, not for questions and answers alone."""
 
     def __post_init__(self) -> None:
-        if isinstance(self.evaluation, str | Path):
-            object.__setattr__(self, "evaluation", (str(self.evaluation),))
         for name, least in (("ngram", 1), ("cut", 0)):
             if (value := getattr(self, name)) is not None and value < least:
                 raise InputError(f"decontaminate: {name} is {value}; give {least} or more")
@@ -80,15 +78,16 @@ class DecontaminateStage(Stage):
     name = "decontaminate"
 
     def __init__(self, options: Decontaminate):
-        if not options.evaluation:
-            raise InputError("decontaminate: evaluation names no file; give the files that you evaluate on")
+        patterns = [pattern.strip() for pattern in options.against.split(",") if pattern.strip()]
+        if not patterns:
+            raise InputError("decontaminate: against names no file; give the files that you measure models on")
         self.options = options
-        self.files = find_files(options.evaluation)
+        self.files = find_files(patterns)
         self.folder: Path | None = None
 
     def settings(self) -> dict[str, Any]:
         digests = {str(path): hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest() for path in self.files}
-        return dataclasses.asdict(self.options) | {"evaluation": digests}
+        return dataclasses.asdict(self.options) | {"against": digests}
 
     def prepare(self, inputs: Sequence[Path], folder: Path, processes: int) -> None:
         """Write the n-grams of the evaluation files, and say what cannot be checked."""

@@ -100,6 +100,11 @@ def compressed(lines: bytes, path: Path) -> bytes:
     return lines
 
 
+def plain_name(path: Path) -> str:
+    """The name of a file without its ending: "clean" of clean.jsonl.zst."""
+    return path.name.partition(".jsonl")[0]
+
+
 def check_suffix(path: Path) -> None:
     """Raise InputError for a file that is no .jsonl, and for a .zst where no package can read it."""
     if not path.name.endswith(SUFFIXES):

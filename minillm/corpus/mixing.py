@@ -141,7 +141,8 @@ def epochs_of(sizes: Mapping[str, int], mixture: Mixture) -> dict[str, float]:
     weights, limits = mixture.weights, {name: mixture.epochs.get(name, 1.0) for name in sizes}
     if unknown := (weights.keys() | mixture.epochs.keys()) - sizes.keys():
         raise InputError(
-            f"mix: no document that was kept is of source {min(unknown)!r}; the sources are {', '.join(sizes)}"
+            f"mix: no document that was kept is of source {min(unknown)!r}, but of {', '.join(sizes)}; leave its "
+            "weight and epochs out"
         )
     if not weights:
         return limits

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeVar
 
-from minillm.corpus.document import Document, check_suffix, compressed, decompressed
+from minillm.corpus.document import Document, check_suffix, compressed, decompressed, plain_name
 from minillm.corpus.journal import Done, Journal, identity_of
 from minillm.corpus.workers import WorkerDiedError, map_units
 from minillm.errors import InputError, ParallelError
@@ -141,7 +141,7 @@ def run_chunks(
 
 def record_of(out: Path, stage: Stage) -> Path:
     """The record of a run: beside the output and with its name, or in the folder of several with the stage's name."""
-    return out / f"{stage.name}.json" if stage.parts else out.with_name(f"{out.name.partition('.jsonl')[0]}.json")
+    return out / f"{stage.name}.json" if stage.parts else out.with_name(f"{plain_name(out)}.json")
 
 
 def open_journal(
@@ -296,9 +296,11 @@ def _safely(
 
 def _deadly(work: _OnChunk, chunk: Chunk) -> str:
     """The document of which a worker dies, found by giving new workers one after the other."""
-    lines = chunk.data.split(b"\n")
     documents = documents_of(chunk)[0]
-    singles = (chunk._replace(line=chunk.line + number, data=line) for number, line in enumerate(lines))
+    lines = [document.to_line() for document in documents]
+    if len(lines) == 1:
+        return f"document {documents[0].id!r}"
+    singles = (chunk._replace(data=line) for line in lines)
     try:
         deque(map_units(work, singles, processes=2), maxlen=0)
     except WorkerDiedError as death:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import itertools
 import multiprocessing
 import os
 import pickle
@@ -43,21 +44,25 @@ def map_units(function: Callable[[U], T], units: Iterable[U], processes: int = 1
     """`function` of each unit, in the order of the units.
 
     One process is this one, where a debugger can stop; more are worker processes, to which `function`, units and
-    results are sent by pickle. At most `AHEAD` units for each process are in memory. An error of `function` is raised
-    here, with the traceback of the worker as a note.
+    results are sent by pickle. A single unit is done here too, since that is faster than starting a process. At most
+    `AHEAD` units for each process are in memory. An error of `function` is raised here, with the traceback of the
+    worker as a note.
 
     Raises: WorkerDiedError where a worker ended by itself.
     """
     if processes < 1:
         raise InputError(f"map_units: processes is {processes}; give 1 or more")
-    if processes == 1:
+    units = iter(units)
+    first = list(itertools.islice(units, 2))
+    units = itertools.chain(first, units)
+    if processes == 1 or len(first) < 2:
         yield from map(function, units)
         return
     workers: list[_Worker] = []
     end = atexit.register(lambda: _end(workers))  # before Python itself waits for them
     try:
         workers += (_Worker(function) for _ in range(processes))
-        yield from _in_order(workers, iter(units))
+        yield from _in_order(workers, units)
     finally:
         _end(workers)
         atexit.unregister(end)

@@ -142,7 +142,9 @@ def test_a_mixture_that_is_stopped_goes_on(corpus, monkeypatch):
 
 
 def test_refusals(corpus):
-    with pytest.raises(InputError, match="no document that was kept is of source 'bokks'; the sources are books, web"):
+    with pytest.raises(
+        InputError, match="no document that was kept is of source 'bokks', but of books, web, code; leave"
+    ):
         mixed(corpus, Mixture({"bokks": 1, "web": 1, "code": 1, "books": 1}, {}))
     with pytest.raises(InputError, match="source 'code' has no weight, but others have"):
         mixed(corpus, Mixture({"books": 1, "web": 1}, {}))

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
+import random
 
 import pytest
 
 pytest.importorskip("py3langid")
 
 from minillm.corpus.document import Document
-from minillm.corpus.rules.cleaning import Clean, clean_document
-from minillm.corpus.rules.language import NONE, Language, identify
+from minillm.corpus.rules.cleaning import Clean, CleanStage, clean_document
+from minillm.corpus.rules.language import NONE, Language, _identifier, identify
 from minillm.errors import InputError
 
 ENGLISH = "The harbour lies on the north side of the bay, where the wind seldom reaches the smaller boats."
@@ -33,7 +33,7 @@ SOUP = [
 
 @pytest.mark.parametrize(("text", "language"), [(ENGLISH, "en"), (GERMAN, "de"), *((t, n) for n, t in OTHERS.items())])
 def test_a_sentence_is_enough(text: str, language: str) -> None:
-    found, score = identify(text)
+    found, score = identify([text])[0]
     assert found == language
     assert 0.85 < score <= 1
     document = clean_document(Document(text, "a:0"), Clean(rules="language"))
@@ -44,7 +44,7 @@ def test_a_sentence_is_enough(text: str, language: str) -> None:
 
 @pytest.mark.parametrize("text", SOUP)
 def test_numbers_and_code_are_certainly_in_no_language(text: str) -> None:
-    language, score = identify(text)
+    language, score = identify([text])[0]
     assert language == NONE or score < 0.65
     found = clean_document(Document(text, "a:0"), Clean(rules="language"))
     assert found.rule == "language"
@@ -53,20 +53,52 @@ def test_numbers_and_code_are_certainly_in_no_language(text: str) -> None:
 
 @pytest.mark.parametrize("text", ["", " ", "12 34", "🙂🙂🙂", "\x00", "...", "\ud800"])
 def test_a_text_without_letters_is_in_no_language(text: str) -> None:
-    assert identify(text) == ("zxx", 0.0)
+    assert identify([text]) == [("zxx", 0.0)]
 
 
-def test_a_long_text_is_judged_by_its_beginning_and_middle(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert identify(GERMAN * 100)[0] == "de"
-    assert identify("\n".join([ENGLISH * 3, *[GERMAN * 3] * 9])) != identify(GERMAN * 30)
-    assert identify(GERMAN * 100 + ENGLISH * 20)[0] == "de"
-    read = " ".join(map(str, range(2000)))
-    monkeypatch.setattr("minillm.corpus.rules.language._identifier", lambda: reader)
-    reader = SimpleNamespace(classify=lambda sample: (sample, 0.5))
-    begin, middle = identify("a " + read)[0].split("\n")
-    assert begin == ("a " + read)[:250]
-    assert middle in read[len(read) // 2 - 9 :][:270]
-    assert len(middle) == 250
+def test_a_long_text_is_judged_by_its_beginning_and_middle() -> None:
+    rest = "0123456789 " * 1000
+    for language, score in identify([GERMAN * 6 + rest, rest[:5000] + GERMAN * 20 + rest[:5000]]):
+        assert language == "de"
+        assert score > 0.95
+    assert identify([rest + GERMAN * 20])[0][1] < 0.5
+    assert identify([GERMAN * 100 + ENGLISH * 20])[0][0] == "de"
+
+
+def test_it_is_py3langid_with_many_texts_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    from py3langid.langid import MODEL_FILE, LanguageIdentifier
+
+    monkeypatch.setattr("minillm.corpus.rules.langid.TOGETHER", 5)
+    random_ = random.Random(3)
+    texts = [
+        ENGLISH,
+        GERMAN,
+        *OTHERS.values(),
+        *(text[:500] for text in SOUP),
+        "LOUD AND CLEAR",
+        "e\u0301te\u0301",
+        "x",
+        "",
+    ]
+    texts += [text[: random_.randint(1, 60)] for text in texts[:7]]
+    texts += ["".join(map(chr, random_.choices([*range(32, 600), 0xD800, 0x4E2D], k=80))) for _ in range(20)]
+    random_.shuffle(texts)
+    theirs = LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
+    ours = _identifier()
+    for text, probabilities in zip(texts, ours.probabilities(texts), strict=True):
+        assert dict(zip(ours.names, probabilities, strict=True)) == pytest.approx(dict(theirs.rank(text)), abs=2e-3)
+        [alone] = ours.probabilities([text])
+        assert (alone == probabilities).all()  # the company of a text changes nothing
+
+
+def test_the_stage_asks_for_many_documents_at_once_where_language_comes_first() -> None:
+    documents = [Document(text, f"a:{number}") for number, text in enumerate([ENGLISH, *OTHERS.values(), GERMAN])]
+    documents[2].dropped = "exact: as b:0"
+    options = Clean(rules="language, pii")
+    found = list(CleanStage(options).apply(documents))
+    assert found == [one if one.dropped else clean_document(one, options) for one in documents]
+    late = list(CleanStage(Clean(rules="pii, language")).apply(documents))
+    assert [one.language for one in late] == [one.language for one in found]
 
 
 def test_the_wanted_languages_are_an_option() -> None:

@@ -8,6 +8,8 @@ import pickle
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from minillm.corpus.document import Document
 from minillm.corpus.rules import RULES, Clean, CleanStage, clean_document, explain
@@ -138,8 +140,38 @@ def test_explain_shows_every_check_also_behind_the_one_that_drops() -> None:
     assert found.dropped == cleaned(text).dropped
 
 
+def test_explain_prints_no_control_characters_and_no_endless_line() -> None:
+    found = explain(f"javascript \x1b[31m red\u202e and {'on ' * 100}", Clean(rules="c4"))
+    [line, _] = found.sentences()
+    assert line.isprintable()
+    assert line.startswith("removed (javascript): javascript \ufffd[31m red\ufffd and on on")
+    assert len(line) == len("removed (javascript): ") + 101
+
+
 def test_explain_says_what_was_masked_and_that_a_document_is_kept() -> None:
     found = explain(f"Write to a@example.org and b@example.org.\n{PROSE}", Clean(rules=WITHOUT_LANGUAGE + ", pii"))
     assert list(found.sentences()) == ["masked: email, 2 times", "kept: every rule is passed"]
     assert found.text.startswith("Write to [EMAIL] and [EMAIL].")
     assert all(row[-1] == "passed" for row in found.table()[2])
+
+
+PIECES = st.sampled_from(
+    [*LINES, "\n", "\n\n", " ", "{", "a@example.org", "8.8.8.8", "javascript", "lorem ipsum", "[1]"]
+)
+
+
+@settings(max_examples=150)
+@given(st.lists(st.one_of(PIECES, PIECES, st.text(max_size=30)), max_size=30).map(" ".join))
+def test_any_text_gets_through_every_rule_and_is_explained_as_it_is_judged(text: str) -> None:
+    options = Clean(rules="gopher_repetition, gopher_quality, c4, fineweb, word_lists, pii")
+    document = Document(text, "a:0")
+    found = clean_document(document, options)
+    explanation = explain(text, options)
+    assert found.dropped == explanation.dropped
+    assert all(row for row in explanation.table()[2])
+    assert list(explanation.sentences())
+    assert document == Document(text, "a:0")
+    assert Document.from_line(found.to_line()) == found
+    if found.dropped is None:
+        assert found.text == explanation.text
+        assert len(found.text) <= len(text) + 10 * sum(found.info.get("masked", {}).values())

@@ -1,4 +1,4 @@
-"""What the search for duplicates needs to know about each document, in files that are mapped into memory.
+"""Sketches: all that the search for duplicates needs to know about each document, in files mapped into memory.
 
 | file     | content, for each document that no earlier stage dropped, in input order                                |
 |----------|---------------------------------------------------------------------------------------------------------|
@@ -123,7 +123,7 @@ def write_sketches(
         files = {name: stack.enter_context(open(folder / name, "ab")) for name in FILES}
         for name, file in files.items():
             file.truncate(done["bytes"][name])
-        for parts in map_chunks(Sketcher(options), inputs, processes, done["chunks"]):
+        for parts in map_chunks(Sketcher(options), inputs, processes, done["chunks"], title="dedup, first pass"):
             for name, data in parts.items():
                 files[name].write(data)
                 files[name].flush()
@@ -134,7 +134,7 @@ def write_sketches(
 
 
 def read_state(folder: Path) -> dict[str, Any] | None:
-    """What is known to be whole in a folder, or None."""
+    """The parts of the files in a folder that are known to be whole; None where nothing is known."""
     try:
         return json.loads((folder / "done.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):

@@ -23,6 +23,7 @@ from minillm.corpus.duplicates.verdicts import (
     find_clusters,
     write_verdicts,
 )
+from minillm.corpus.journal import identity_of
 from minillm.corpus.stage import Stage
 
 INDEX = "dedup.index"  # the folder with the stage's files, beside its output
@@ -49,7 +50,7 @@ class DedupStage(Stage):
         """Write the verdicts on all documents. What a run that was killed has written is used, if nothing changed."""
         self.folder = folder / INDEX
         self.folder.mkdir(exist_ok=True)
-        identity = {"settings": self.settings(), "inputs": [_identity(path) for path in inputs]}
+        identity = {"settings": self.settings(), "inputs": [identity_of(path) for path in inputs]}
         state = read_state(self.folder)
         if state is not None and state["identity"] == identity and state.get("whole"):
             return
@@ -73,11 +74,6 @@ class DedupStage(Stage):
         verdicts = _opened(self.folder, (self.folder / "done.json").stat().st_mtime_ns)
         verdicts.mark([document for document in documents if document.dropped is None], self.options)
         return documents
-
-
-def _identity(path: Path) -> list[Any]:
-    stat = path.stat()
-    return [str(path.resolve()), stat.st_size, stat.st_mtime_ns]
 
 
 class _Verdicts:

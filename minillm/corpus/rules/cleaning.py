@@ -14,12 +14,14 @@ from minillm.corpus.document import Document
 from minillm.corpus.rules.c4 import C4, c4, c4_lines
 from minillm.corpus.rules.fineweb import FineWeb, fineweb
 from minillm.corpus.rules.gopher import GopherQuality, GopherRepetition, gopher_quality, gopher_repetition
-from minillm.corpus.rules.language import Language, find_language, language, names_in
-from minillm.corpus.rules.page import Check, Page, number
+from minillm.corpus.rules.language import Language, find_language, identify, language, names_in, with_language
+from minillm.corpus.rules.page import MEASURED, Check, Page, number
 from minillm.corpus.rules.pii import PII, mask_pii, masked_text
 from minillm.corpus.rules.word_lists import WordLists, groups, note_groups, word_lists
 from minillm.corpus.stage import Stage
 from minillm.errors import InputError
+
+SHOWN = 100  # characters of a removed line
 
 
 class Rule(NamedTuple):
@@ -86,33 +88,34 @@ class CleanStage(Stage):
 
     def apply(self, documents: list[Document]) -> Iterable[Document]:
         """The documents of a chunk, cleaned; those that were dropped before as they are."""
-        return (document if document.dropped else clean_document(document, self.options) for document in documents)
+        waiting = [document.text[:MEASURED] for document in documents if not document.dropped]
+        # Many texts at once take a fraction of the time; where another rule may change the text first, it has to wait.
+        found = iter(identify(waiting) if names_in(self.options.rules)[0] == "language" else [None] * len(waiting))
+        for document in documents:
+            yield document if document.dropped else clean_document(document, self.options, next(found))
 
 
-def clean_document(document: Document, options: Clean) -> Document:
+def clean_document(document: Document, options: Clean, known: tuple[str, float] | None = None) -> Document:
     """The document with its language, without the lines that the rules remove, and the reason if one drops it.
 
     A dropped document keeps the text that it came with, so that the report can show it; where the rule pii is among the
-    rules, that text is masked too.
+    rules, that text is masked too. known: the language and its probability, if they have been found before.
     """
     page = Page(document.text, document.language)
-    text = None
+    if known:
+        page = with_language(page, *known)
+    rules = names_in(options.rules)
     dropped = None
-    for name in names_in(options.rules):
+    for name in rules:
         page, checks = _run(name, page, options)
         if failed := next((check for check in checks if not check.passed), None):
             dropped = f"{name}: {failed.reason}"
-            text = document.text
-            if "pii" in names_in(options.rules):
-                text, _ = masked_text(text, names_in(options.pii.mask))
             break
-    return dataclasses.replace(
-        document,
-        text=page.text if text is None else text,
-        language=page.language,
-        dropped=dropped,
-        info={**document.info, **page.facts},
-    )
+    text = page.text if dropped is None else document.text
+    if dropped and "pii" in rules:
+        text, _ = masked_text(text, names_in(options.pii.mask))
+    info = {**document.info, **page.facts}
+    return dataclasses.replace(document, text=text, language=page.language, dropped=dropped, info=info)
 
 
 def _run(name: str, page: Page, options: Clean) -> tuple[Page, Iterator[Check]]:
@@ -142,9 +145,10 @@ class Explanation(NamedTuple):
         return title, ["rule", "measured", "value", "allowed", ""], rows
 
     def sentences(self) -> Iterator[str]:
-        """What was removed and masked, and why the document is kept or dropped."""
+        """Sentences that say what was removed and masked, and why the document is kept or dropped."""
         for line, why in self.removed:
-            yield f"removed ({why}): {line}"
+            shown = "".join(sign if sign.isprintable() else "\ufffd" for sign in line[:SHOWN])
+            yield f"removed ({why}): {shown}{'…' * (len(line) > SHOWN)}"
         for name, times in self.masked.items():
             yield f"masked: {name}, {times} times"
         yield f"dropped by {self.dropped}" if self.dropped else "kept: every rule is passed"

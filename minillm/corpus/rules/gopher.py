@@ -66,9 +66,10 @@ def gopher_quality(page: Page, limits: GopherQuality) -> Iterator[Check]:
     yield at_most("signs # a word", page.measured.count("#") / words, limits.max_hashes)
     ellipses = page.measured.count("...") + page.measured.count("…")
     yield at_most("ellipses a word", ellipses / words, limits.max_ellipses)
-    bullets = sum(line.lstrip().startswith(("•", "-")) for line in page.lines)
+    may_have_bullets = "-" in page.measured or "•" in page.measured
+    bullets = sum(line.lstrip().startswith(("•", "-")) for line in page.lines) if may_have_bullets else 0
     yield at_most("of the lines begin with a bullet", bullets / lines, limits.max_bullet_lines)
-    trailing = sum(line.rstrip().endswith(("...", "…")) for line in page.lines)
+    trailing = sum(line.rstrip().endswith(("...", "…")) for line in page.lines) if ellipses else 0
     yield at_most("of the lines end with an ellipsis", trailing / lines, limits.max_ellipsis_lines)
     with_letter = int(((page.word_kinds & LETTER) > 0).sum())
     yield at_least("of the words have a letter", with_letter / words, limits.min_letter_words)

@@ -31,7 +31,7 @@ IDEOGRAPHS = 0x20000  # from here on, nearly all characters are Chinese
 
 
 class Check(NamedTuple):
-    """One comparison that a rule makes."""
+    """A comparison that a rule makes."""
 
     what: str  # what is measured, so that "0.4 " + what is a phrase: "of the lines are duplicates"
     value: float | str
@@ -41,12 +41,12 @@ class Check(NamedTuple):
 
     @property
     def allowed(self) -> str:
-        """What passes: "at least 50"."""
+        """The values that pass: "at least 50"."""
         return f"{self.sides[0]}{number(self.bound, 6)}"
 
     @property
     def reason(self) -> str:
-        """Why a document that does not pass is dropped: "12 words, under 50"."""
+        """The reason why a document is dropped that does not pass: "12 words, under 50"."""
         value = number(self.value)
         for digits in (6, 17):  # as many as it takes to tell the value from the bound
             if isinstance(self.value, float) and float(value) == self.bound:
@@ -102,7 +102,7 @@ class Page:
         return page
 
     def with_facts(self, **facts: Any) -> Page:
-        """The same page, of which more is known."""
+        """A page with the same text, of which more is known."""
         page = copy.copy(self)
         page.facts = {**self.facts, **facts}
         return page
@@ -119,13 +119,13 @@ class Page:
 
     @cached_property
     def paragraphs(self) -> list[str]:
-        """What stands between empty lines."""
+        """The parts of the text between empty lines."""
         parts = (part.strip("\n") for part in self.measured.strip().split("\n\n"))
         return [part for part in parts if part]
 
     @cached_property
     def words(self) -> list[str]:
-        """What stands between whitespace."""
+        """The parts of the text between whitespace."""
         return self.measured.split()
 
     @cached_property
@@ -176,6 +176,6 @@ def _kinds() -> np.ndarray:
 
 
 def duplicates(parts: list[str]) -> tuple[int, int]:
-    """How many of the parts have stood before, and how many characters these have."""
+    """The number of the parts that have stood before, and of their characters."""
     different = set(parts)
     return len(parts) - len(different), sum(map(len, parts)) - sum(map(len, different))

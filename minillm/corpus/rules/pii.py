@@ -1,4 +1,4 @@
-"""What identifies a person, masked: e-mail addresses, IP addresses, telephone, bank account and card numbers.
+"""Masks for what identifies a person: e-mail and IP addresses, telephone, bank account and card numbers.
 
 Sources: FineWeb and Dolma mask e-mail and public IPv4 addresses by regular expressions (datatrove's formatters/pii.py);
 Dolma telephone numbers of the USA. Account and card numbers are ours: they carry check digits, so few others are taken
@@ -45,10 +45,10 @@ IBAN_LENGTHS = dict(
 
 @dataclass(frozen=True)
 class PII(Limits):
-    """What the rule pii masks."""
+    """The settings of pii."""
 
     mask: str = "email, ip, phone, iban, card"
-    """What the rule pii masks."""
+    """Kinds of personal data that the rule pii masks."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "mask", ", ".join(names_in(self.mask)))

@@ -54,7 +54,7 @@ def groups() -> dict[str, str]:
 
 
 def count_groups(text: str) -> Counter[str]:
-    """How many words of the text each group of the lists has, in small letters; groups without one are left out."""
+    """The number of words of the text that each group of the lists has; groups without one are left out."""
     counts = Counter(map(groups().get, WORD.findall(text.lower())))
     counts.pop(None, None)
     return counts  # type: ignore[return-value]
