@@ -5,17 +5,19 @@ from __future__ import annotations
 import dataclasses
 import json
 import pickle
+from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from minillm.corpus.document import Document
+from minillm.corpus.document import Document, read_documents
 from minillm.corpus.rules import RULES, Clean, CleanStage, clean_document, explain
 from minillm.corpus.rules.c4 import C4
 from minillm.corpus.rules.gopher import GopherQuality
 from minillm.corpus.rules.pii import PII
+from minillm.corpus.stage import run_stage
 from minillm.errors import InputError
 from minillm.options import help_lines, read
 
@@ -153,6 +155,19 @@ def test_explain_says_what_was_masked_and_that_a_document_is_kept() -> None:
     assert list(found.sentences()) == ["masked: email, 2 times", "kept: every rule is passed"]
     assert found.text.startswith("Write to [EMAIL] and [EMAIL].")
     assert all(row[-1] == "passed" for row in found.table()[2])
+
+
+def test_the_stage_writes_the_same_bytes_for_any_number_of_processes(tmp_path: Path) -> None:
+    texts = [PROSE, f"Home\n{PROSE}", "one two three", "x" * 20_000] * 300  # two chunks
+    lines = [Document(text, f"a:{number}").to_line() for number, text in enumerate(texts)]
+    (tmp_path / "in.jsonl").write_bytes(b"".join(lines))
+    outs = [tmp_path / f"{processes}.jsonl" for processes in (1, 2)]
+    for processes, out in enumerate(outs, 1):
+        stage = CleanStage(Clean(rules="gopher_quality, c4"))
+        counts = run_stage(stage, [tmp_path / "in.jsonl"], out, processes=processes, progress=False)
+        assert counts == {"kept": 600, "gopher_quality": 600}
+    assert outs[0].read_bytes() == outs[1].read_bytes()
+    assert [document.id for document in read_documents(outs[0])] == [f"a:{number}" for number in range(len(texts))]
 
 
 PIECES = st.sampled_from(
