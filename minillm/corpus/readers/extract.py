@@ -35,7 +35,7 @@ from minillm.corpus.readers.pieces import Found, Piece
 from minillm.corpus.readers.records import INFO
 from minillm.corpus.readers.skipped import Skip, Skipped
 from minillm.corpus.readers.sources import RawFile, check_apart, find_files
-from minillm.corpus.stage import CHUNK_BYTES, _progress, append, size_of, watched
+from minillm.corpus.stage import CHUNK_BYTES, append, progress_bar, size_of, watched
 from minillm.corpus.workers import WorkerDiedError
 from minillm.errors import InputError, ParallelError, did_you_mean
 
@@ -105,7 +105,7 @@ def _run(journal: Journal, files: Sequence[RawFile], read: Read, processes: int,
     sizes = [file.path for file in files if file.path.is_file()]
     try:
         with (
-            _progress("extract" if progress else None, sizes) as shown,
+            progress_bar("extract" if progress else None, sizes) as shown,
             contextlib.closing(watched(read, wanted, processes, shown)) as results,
         ):
             for done in results:
