@@ -89,7 +89,10 @@ def map_chunks(
     Raises: InputError that names the document with which `function` fails; ParallelError where a worker dies with it.
     """
     work = _OnChunk(title or str(getattr(function, "__name__", type(function).__name__)), function)
-    with progress_bar(title, inputs) as shown, contextlib.closing(_safely(work, inputs, processes, start, shown)) as found:
+    with (
+        progress_bar(title, inputs) as shown,
+        contextlib.closing(_safely(work, inputs, processes, start, shown)) as found,
+    ):
         for result, _ in found:
             yield result
 
