@@ -134,7 +134,7 @@ def with_defaults(config: TrainConfig) -> TrainConfig:
     kind = TUNED.get(config.objective)
     if kind is None:
         return config
-    defaults = {field.name: field.default for field in dataclasses.fields(kind) if field.name in OF_TUNING}
+    defaults: dict[str, Any] = {one.name: one.default for one in dataclasses.fields(kind) if one.name in OF_TUNING}
     if issubclass(kind, FinetuneHead):
         narrow = "wide" if config.model.channels >= WIDE else "narrow"
         defaults["lr"] = RATES[narrow if config.init else "new"]
