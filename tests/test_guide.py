@@ -68,6 +68,35 @@ def test_links_of_a_chapter_lead_somewhere(name):
         assert "://" in link or (CHAPTERS[name].path.parent / link).exists(), link
 
 
+# Words of the trade that the guide explains; each is printed bold where that is.
+WORDS = (
+    *("central difference", "node", "cotangent", "logits", "nat", "tokens", "bits per byte", "heads", "embedding"),
+    *("RoPE", "residual stream", "GELU", "moments", "activations", "dropout", "KV cache", "rank", "warp", "ZeRO"),
+)
+
+
+@pytest.mark.parametrize("word", WORDS)
+def test_a_word_is_explained_where_it_first_comes(word):
+    for one in chapters():
+        prose = one.text.partition("\n## ")[2]  # behind the title and what the reader will be able to do
+        prose = re.sub(r"^```.*?^```$", "", prose, flags=re.DOTALL | re.MULTILINE)
+        prose = re.sub(r"^    .*$|^#.*$|\]\([^)]*\)|`[^`\n]*`", "", prose, flags=re.MULTILINE)
+        found = re.search(rf"(\*\*)?\b{re.escape(word)}\b", prose, re.IGNORECASE if word.islower() else 0)
+        if found:
+            assert found[1], (one.path.name, prose[max(0, found.start() - 60) : found.end() + 40])
+            return
+    pytest.fail(f"no chapter has {word}")
+
+
+def test_the_lines_that_the_guide_numbers_are_those_that_it_means():
+    [number] = re.findall(r"`until (\d+)`", chapter("seeing").text)
+    lines = (ROOT / "minillm/backward.py").read_text(encoding="utf-8").splitlines()
+    assert lines[int(number) - 1].endswith("# the line that calls every backward")
+    [number] = re.findall(r"break softmax\.cu:(\d+) if", chapter("kernels").text)
+    lines = (ROOT / "kernels/softmax.cu").read_text(encoding="utf-8").splitlines()
+    assert lines[int(number) - 1].strip().endswith(";"), "a breakpoint needs a statement"
+
+
 def test_the_chapters_are_twelve_and_count():
     assert [one.number for one in chapters()] == list(range(1, 13))
 
@@ -122,6 +151,8 @@ def test_the_command_lists_and_shows_chapters(capsys, monkeypatch):
     for one in chapters():
         assert f"{one.number:3}  {one.name} " in listed
         assert one.title.split(". ", 1)[1] in listed
+    for mark in ("one file or notebook", "`prints`", "`tested with`"):
+        assert mark in listed
     main(["guide", "5"])
     assert capsys.readouterr().out == chapter("5").text == CHAPTERS[chapter("5").name].text
     monkeypatch.setenv("FORCE_COLOR", "1")  # rich then takes the output for a terminal

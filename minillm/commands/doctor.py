@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from minillm.beside import is_run
 from minillm.commands.common import check_one_model
-from minillm.commands.finetune_heads import with_labels
+from minillm.commands.finetune import Finetune, FinetuneDpo, FinetuneGrpo, FinetuneReward, FinetuneSft
+from minillm.commands.finetune_heads import RATES, WIDE, FinetuneClassify, FinetuneHead, FinetuneQa, with_labels
 from minillm.commands.train import Train, check_effect, config_of, starting_model, starting_point
-from minillm.errors import InputError, MinillmError
+from minillm.errors import CheckpointError, InputError, MinillmError
 from minillm.files import check_folder_of
 from minillm.options import Positional, filled, peek, scan
-from minillm.resolver import Described, described, find
-from minillm.training.config import PRESETS, TrainConfig, preset
+from minillm.resolver import Described, described, find, presets
+from minillm.training.config import CONFIGS, PRESETS, TrainConfig, preset
 from minillm.training.tasks import task_class
 from minillm.tuning import tuned_process
 
@@ -26,6 +29,20 @@ if TYPE_CHECKING:
     from minillm.training.run import Run
 
 HEADS = ("classify", "qa")  # objectives whose model has classes of the data
+# The commands of `minillm finetune` by their objective, and the settings that have a default of their own there.
+TUNED: dict[str, type[Finetune]] = {
+    "sft": FinetuneSft,
+    "preference": FinetuneDpo,
+    "reward": FinetuneReward,
+    "grpo": FinetuneGrpo,
+    "classify": FinetuneClassify,
+    "qa": FinetuneQa,
+}
+OF_TUNING = (
+    *("lr", "min_lr", "steps", "warmup", "decay_steps", "batch_size", "eval_batches", "validation_fraction"),
+    "weight_decay",
+)
+OF_A_RUN = ("preset", "architecture", "model", "tokenizer", "objective", "lora")  # what a run keeps
 
 
 @dataclass(frozen=True)
@@ -79,19 +96,51 @@ def settings_of(arguments: list[str]) -> tuple[Doctor, Run | None]:
     name = next((word for word in words[:1] if words is not arguments or not word.startswith("-")), None)
     check_one_model("doctor", name, arguments)
     before, run = beginning(name, arguments)
+    before = before if run is not None else with_defaults(before)
     settings = {field.name: getattr(before, field.name) for field in dataclasses.fields(before)}
     default = Doctor(**settings, start=name)
     values = scan(Doctor, "doctor", arguments, default)
+    if run is not None:
+        check_kept(run, values)
     given = filled(Doctor, "doctor", values, default)
     if given.start != name:
         raise InputError(f"doctor: write {given.start} first: minillm doctor {given.start} ...")
     if run is None:
         check_effect("doctor", values, given)
+        if given.picture and not given.lr_range:
+            raise InputError("doctor: --picture does nothing here: a run is drawn, and --lr-range; leave it out")
+        if given.lora and given.objective in TUNED and ("lr",) not in values:
+            given = dataclasses.replace(given, lr=10 * given.lr)
     if given.objective in HEADS and run is None:
         kind = task_class(given.objective).model_class(given)
         place = described(name, "doctor") if given.init else Described(None, kind, given.model)  # type: ignore[arg-type]
         given = dataclasses.replace(given, model=with_labels(given, place))  # type: ignore[arg-type]
     return given, run
+
+
+def check_kept(run: Run, values: dict[tuple[str, ...], Any]) -> None:
+    """Raise InputError for an option that a run keeps as it is."""
+    for path in values:
+        if path[0] in OF_A_RUN:
+            option = path[-1] if path[0] == "model" else {"architecture": "model"}.get(path[0], path[0])
+            raise InputError(
+                f"doctor: --{option.replace('_', '-')} does nothing here, as {run.folder} is a run and keeps its own; "
+                "leave it out"
+            )
+
+
+def with_defaults(config: TrainConfig) -> TrainConfig:
+    """The settings with the defaults of `minillm finetune`, where that is the command of their objective."""
+    kind = TUNED.get(config.objective)
+    if kind is None:
+        return config
+    defaults: dict[str, Any] = {
+        field.name: field.default for field in dataclasses.fields(kind) if field.name in OF_TUNING
+    }
+    if issubclass(kind, FinetuneHead):
+        narrow = "wide" if config.model.channels >= WIDE else "narrow"
+        defaults["lr"] = RATES[narrow if config.init else "new"]
+    return dataclasses.replace(config, **defaults)
 
 
 def beginning(name: str | None, arguments: list[str]) -> tuple[TrainConfig, Run | None]:
@@ -103,6 +152,8 @@ def beginning(name: str | None, arguments: list[str]) -> tuple[TrainConfig, Run 
     if is_run(Path(name)):
         run = Run.open(Path(name))
         return run.config, run
+    if name in CONFIGS and name not in presets() and not Path(name).exists():
+        raise InputError(f"doctor: {name} is a family and no model; for a new one write minillm doctor --model {name}")
     objective = peek(arguments, "--objective")
     if find(name, "doctor").kind == "preset":
         config = preset(name)
@@ -118,45 +169,69 @@ def of_run(run: Run, given: Doctor) -> list[Finding]:
     """The findings in the metrics of a run, which are drawn too."""
     from minillm.study.doctor import examine_run
     from minillm.study.doctor.history import history_of
+    from minillm.study.doctor.pictures import draw_run
 
     history: History = history_of(run.folder)
     found = examine_run(history)
     if history.learned and not given.lr_range:
-        from minillm.study.doctor.pictures import draw_run
-
-        draw_run(history, found, given.picture or run.folder / "doctor.png")
+        drawn(given, run.folder / "doctor.png", lambda path: draw_run(history, found, path))
     return found
 
 
+def drawn(given: Doctor, usual: Path, draw: Callable[[Path], None]) -> None:
+    """Draw a picture, and say where it is; the findings do not wait for a folder that cannot be written to."""
+    path = given.picture or usual
+    try:
+        draw(path)
+        print(f"picture: {path}", file=sys.stderr)
+    except OSError as error:
+        print(f"no picture: {path} cannot be written ({error.strerror}); give --picture PATH", file=sys.stderr)
+
+
 def of_training(given: Doctor, run: Run | None) -> list[Finding]:
-    """The findings of the checks before training, with the weights of the run if there is one."""
+    """The findings of the checks before training, with the weights of the run if it has saved some.
+
+    What the rate does to weights is not asked of a run that has taken steps: its curves tell.
+    """
+    from rich.console import Console
+
     from minillm.study.doctor import case_of, examine
     from minillm.study.doctor.finding import Finding
 
+    saved = run if run is not None and run.latest() is not None else None
     try:
-        return examine(*case_of(config_of(given), run))
+        case = case_of(config_of(given), saved)
+        with Console(stderr=True).status("looking at model, data and settings"):
+            found = examine(*case)
     except MinillmError as error:
         if run is None:
             raise
+        damaged = isinstance(error, CheckpointError)  # its own files, and not the data
         return [
             Finding(
-                "note",
+                "error" if damaged else "note",
                 "not-examined",
-                f"model and data of the run were not looked at: {error}",
-                "give --data with the place where the data are now",
+                f"model and data of the run were not looked at: {str(error).rstrip('.')}",
+                "restore the file from a copy, or train again; what is said of the metrics holds all the same"
+                if damaged
+                else "give --data with the place where the data are now",
             )
         ]
+    return [one for one in found if saved is None or given.lr != saved.config.lr or one.name != "learning-rate"]
 
 
 def of_rates(given: Doctor) -> list[Finding]:
     """The findings of the range test, which is drawn too."""
+    from rich.console import Console
+
     from minillm.study.doctor import case_of
     from minillm.study.doctor.pictures import draw_rates
     from minillm.study.doctor.rates import judged, range_test
 
     task, model, _ = case_of(config_of(given))
-    rates = range_test(task, model)
-    draw_rates(rates, given.lr, given.picture or Path("lr-range.png"))
+    with Console(stderr=True).status("trying a hundred rates"):
+        rates = range_test(task, model)
+    drawn(given, Path("lr-range.png"), lambda path: draw_rates(rates, given.lr, path))
     return list(judged(rates, given.lr))
 
 

@@ -8,6 +8,13 @@ from pathlib import Path
 
 from minillm.options import Positional, read
 
+HOW_TO_READ = """
+minillm guide 1, or minillm guide NAME, shows a chapter; minillm guide 1 | less, page by page.
+
+In a chapter, blocks of Python belong into one file or notebook, one below the other, and commands into one folder.
+What stands behind # is a comment: `prints` says what comes out, and `tested with` how a test shortens the command.
+"""
+
 
 @dataclass(frozen=True)
 class Guide:
@@ -28,7 +35,7 @@ def guide(arguments: list[str]) -> None:
     if given.chapter is None:
         for one in chapters():
             print(f"{one.number:3}  {one.name:<12} {one.title.partition('. ')[2] or one.title}")
-        print("\nminillm guide 1, or minillm guide NAME, shows a chapter.")
+        print(HOW_TO_READ.rstrip())
         return
     found = chapter(given.chapter)
     console = Console()

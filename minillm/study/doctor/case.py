@@ -62,8 +62,8 @@ class Step(NamedTuple):
     """The first rows of the first batch, forwards and backwards.
 
     terms: each term of the loss, a mean. broken: the first layer whose output was not finite, or None. constant: layers
-    whose output is one vector for all tokens. dead: for each activation function, by layer: for each unit, if it is
-    alive for a token.
+    whose output is one vector for all tokens. alive: for each activation function, by layer: for each unit, if it is
+    alive for a token. dropped: layers that drew a dropout, though the model is in evaluation mode.
     """
 
     terms: dict[str, float]
@@ -71,6 +71,7 @@ class Step(NamedTuple):
     broken: str | None
     constant: list[str]
     alive: dict[str, Array]
+    dropped: list[str]
     has_graph: bool
 
     @property
@@ -147,11 +148,14 @@ def run_step(task: Task, model: Any, rows: Batch) -> Step:
     alive: dict[str, Array] = {}
     broken: list[str] = []
     constant: list[str] = []
+    dropped: list[str] = []
 
     def on_forward(call: Forward) -> None:
         name = call.op.name
         if name == "cross_entropy":
             entropies.append(entropy_of(to_host(call.inputs[0]), to_host(call.inputs[1]), call.settings))
+        elif draws_dropout(call):
+            dropped.append(call.scope)
         elif name in ALIVE:
             x = to_host(call.inputs[0])
             x = x + to_host(call.inputs[1]) if name == "bias_gelu" else x
@@ -177,7 +181,13 @@ def run_step(task: Task, model: Any, rows: Batch) -> Step:
     if loss.requires_grad:
         loss.backward()
     values = {name: term.item() for name, term in terms.items()}
-    return Step(values, entropies, broken[0] if broken else None, constant, alive, bool(loss.requires_grad))
+    first = broken[0] if broken else None
+    return Step(values, entropies, first, constant, alive, dropped, bool(loss.requires_grad))
+
+
+def draws_dropout(call: Forward) -> bool:
+    """True for a forward that sets numbers to 0 at random."""
+    return call.op.name == "dropout" or call.settings.get("dropout") is not None
 
 
 def entropy_of(logits: Array, targets: Array, settings: dict[str, Any]) -> Entropy:

@@ -78,27 +78,34 @@ class History:
 def history_of(folder: str | Path) -> History:
     """The history of a run directory. The settings are read as they are, so that runs of other versions do too.
 
-    Raises: CheckpointError for a folder without config.json or metrics.jsonl.
+    A run that was stopped before its first step has no metrics.jsonl yet, and no record.
+    Raises: CheckpointError for a folder that is no run, or whose config.json is damaged.
     """
     folder = Path(folder)
     for name in ("config.json", "metrics.jsonl"):
-        if not (folder / name).is_file():
+        begun = name == "metrics.jsonl" and (folder / "checkpoints").is_dir()
+        if not (folder / name).is_file() and not begun:
             raise CheckpointError(f"doctor: {folder} has no {name}; give a folder that `minillm train` made")
     try:
         settings = json.loads((folder / "config.json").read_text(encoding="utf-8-sig"))
     except ValueError as error:
         raise CheckpointError(f"{folder / 'config.json'} is damaged ({error}); restore it from a copy") from None
+    if not isinstance(settings, dict):
+        raise CheckpointError(f"{folder / 'config.json'} holds no JSON object; restore it from a copy")
     return History(settings, read_lines(folder / "metrics.jsonl"), folder)
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The JSON objects of a file, one a line; a line that a kill has cut off is skipped."""
+    """The JSON objects of a file, one a line, without their texts; none where there is no file.
+
+    A line that a kill has cut off is skipped, and one without a number of its step.
+    """
     records = []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else ():
         try:
             one = json.loads(line)
         except ValueError:
             continue
-        if isinstance(one, dict) and "step" in one:
-            records.append(one)
+        if isinstance(one, dict) and isinstance(one.get("step"), int):
+            records.append({name: value for name, value in one.items() if isinstance(value, float | int | dict)})
     return records

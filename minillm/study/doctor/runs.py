@@ -18,6 +18,7 @@ ROSE = 0.05  # share of the loss by which it must rise again to be called diverg
 SPIKE = 8.0  # standard deviations, measured by the median of the distances from the running median
 WINDOW = 21  # steps of the running median
 SLOWER = 0.7  # share of the speed at the beginning
+MOMENT = 20.0  # seconds of the last quarter, in less of which any other program slows a run down
 ENOUGH = 50  # steps before anything is said of how fast a run learns
 STILL = 0.002  # share of the loss; a stretch that gains less has not moved
 FALLS = 0.005  # share of the validation loss by which it still falls
@@ -125,17 +126,34 @@ def not_learning(history: History) -> Iterator[Finding]:
             "loss.png",
         )
         return
-    middle = parts[len(parts) // 2]
-    earlier, later = first.loss - middle.loss, middle.loss - last.loss
+    (earlier, _), (later, error) = falls(history)
     if fall < 0.1 * abs(first.loss) and later > 0.7 * earlier and later > SURE * error and len(parts) >= 6:
         yield Finding(
             "warning",
             "learning-rate-too-low",
-            f"the training loss falls in a straight line, from {first.loss:.3f} over {middle.loss:.3f} to "
-            f"{last.loss:.3f}, by {fall / abs(first.loss):.1%} in all: each step is too small",
-            f"give a higher --lr (now {lr}): three times as much, or what `minillm doctor --lr-range` finds",
+            f"the training loss falls in a straight line from {first.loss:.3f} to {last.loss:.3f}, by "
+            f"{fall / abs(first.loss):.1%} in all: each step is too small",
+            f"give a higher --lr (now {lr}): ten times as much, or what `minillm doctor --lr-range` finds",
             "loss.png",
         )
+
+
+def falls(history: History) -> list[tuple[float, float]]:
+    """By how much the loss falls in each half of the way, with the standard error, by a straight line through it.
+
+    The way is the sum of the learning rates, so that a loss with one slope falls alike in both, whatever the schedule.
+    """
+    rates, losses = history.column("lr"), history.losses
+    way = np.cumsum(rates if len(rates) == len(losses) and rates.any() else np.ones(len(losses)))
+    found = []
+    for part in (way <= way[-1] / 2, way > way[-1] / 2):
+        x, y = way[part], losses[part]
+        if len(x) < OF_NEAR:
+            return [(0.0, math.inf)] * 2
+        width, noise = x[-1] - x[0], float(np.sqrt(np.mean(np.diff(y) ** 2) / 2))
+        slope = float(np.cov(x, y, ddof=0)[0, 1] / x.var())
+        found.append((-slope * width, noise * width / (x.std() * math.sqrt(len(x)))))
+    return found
 
 
 def plateau(history: History) -> Iterator[Finding]:
@@ -299,9 +317,10 @@ def slowing(history: History) -> Iterator[Finding]:
     speeds = history.column("tokens_per_s")
     if len(speeds) < ENOUGH:
         return
-    quarter = len(speeds) // 4
+    quarter, times = len(speeds) // 4, history.column("seconds")
     first, last = float(np.median(speeds[2:quarter])), float(np.median(speeds[-quarter:]))
-    if last < SLOWER * first:
+    short = len(times) > quarter and times[-1] - times[-quarter] < MOMENT
+    if last < SLOWER * first and not short:
         yield Finding(
             "warning",
             "slowing-down",

@@ -59,56 +59,79 @@ def _of_terms(case: Case) -> dict[str, list[Entropy]]:
 
 
 def _of_classes(case: Case, name: str, entropies: list[Entropy]) -> Iterator[Finding]:
-    found = case.step.terms[name]
-    loss, random, uniform, spread, concentration, entropy = (
-        float(np.mean([getattr(one, field) for one in entropies]))
-        for field in ("loss", "random", "uniform", "spread", "concentration", "entropy")
-    )
+    found, mean = case.step.terms[name], mean_of(entropies)
     smoothing = getattr(case.task, "smoothing", 0.0)
-    own = (1 - smoothing) * loss + smoothing * random
-    count = sum(one.number for one in entropies)
+    own = (1 - smoothing) * mean.loss + smoothing * mean.random
     if abs(found - own) > 0.01 * max(abs(own), 1e-3):
         yield Finding(
             "error",
             "loss-scale",
-            f"the term {name!r} of the loss is {found:.4g}, but the mean over its {count:,} targets is {own:.4g}, a "
-            f"factor of {found / own if own else math.inf:.4g}",
+            f"the term {name!r} of the loss is {found:.4g}, but the mean over its {mean.number:,} targets is "
+            f"{own:.4g}, a factor of {found / own if own else math.inf:.4g}",
             "divide the sum of the losses by the number of targets that count, once",
             "python: task.counts(batch) beside the number of targets that are not -100",
         )
-        return
-    tolerance = 4 * spread * math.sqrt(concentration) + 0.02 * uniform
-    classes = math.exp(uniform)
+    else:
+        yield from judged(name, mean, case.trained)
+
+
+def mean_of(entropies: list[Entropy]) -> Entropy:
+    """Several cross-entropies as one: the means of their numbers, and all targets together."""
+    fields = ("loss", "random", "uniform", "spread", "concentration", "entropy")
+    means = [float(np.mean([getattr(one, field) for one in entropies])) for field in fields]
+    targets = np.concatenate([one.targets.reshape(-1) for one in entropies])
+    return Entropy(targets, sum(one.number for one in entropies), *means)
+
+
+def judged(name: str, mean: Entropy, trained: bool) -> Iterator[Finding]:
+    """Compare the loss of a term with that of a model that knows nothing, or, of a trained one, of a uniform guess."""
+    tolerance = 4 * mean.spread * math.sqrt(mean.concentration) + 0.02 * mean.uniform
+    classes = math.exp(mean.uniform)
     see = "the loss of step 1 in metrics.jsonl, or `minillm train ... --steps 1`"
-    if case.trained:
-        if loss > uniform + LATE + tolerance:
+    if trained:
+        if mean.loss > mean.uniform + LATE + tolerance:
             yield Finding(
                 "error",
                 "initial-loss",
-                f"the trained model has the loss {loss:.2f} in {name!r}, but a uniform guess over {classes:,.0f} "
-                f"classes has {uniform:.2f}",
+                f"the trained model has the loss {mean.loss:.2f} in {name!r}, but a uniform guess over {classes:,.0f} "
+                f"classes has {mean.uniform:.2f}",
                 "give the tokenizer that the model was trained with, and the weights that belong to its configuration",
                 see,
             )
-        return
-    if loss < min(random, entropy) - tolerance:
+    elif mean.loss < min(mean.random, mean.entropy) - tolerance:
         yield Finding(
             "error",
             "initial-loss",
-            f"the loss begins at {loss:.2f} in {name!r}, but a model that knows nothing has {random:.2f} (ln "
-            f"{classes:,.0f} = {uniform:.2f}): it sees what it should predict",
+            f"the loss begins at {mean.loss:.2f} in {name!r}, but a model that knows nothing has {mean.random:.2f} (ln "
+            f"{classes:,.0f} = {mean.uniform:.2f}): it sees what it should predict",
             "check that the targets are shifted by one, and that the attention is masked",
             see,
         )
-    elif loss > random + tolerance:
+    elif mean.loss > mean.random + tolerance:
         yield Finding(
             "error",
             "initial-loss",
-            f"the loss begins at {loss:.2f} in {name!r}, but targets that have nothing to do with the logits give "
-            f"{random:.2f} (ln {classes:,.0f} = {uniform:.2f}): the first weights favour wrong classes",
+            f"the loss begins at {mean.loss:.2f} in {name!r}, but targets that have nothing to do with the logits give "
+            f"{mean.random:.2f} (ln {classes:,.0f} = {mean.uniform:.2f}): the first weights favour wrong classes",
             "check that the output layer has the vocabulary of the tokenizer, and its bias begins at 0",
             see,
         )
+
+
+def random_evaluation(case: Case) -> Iterator[Finding]:
+    """Find a model that draws something at random in evaluation mode: every comparison of two losses would be wrong."""
+    again = case.loss()
+    if abs(again - case.step.loss) <= 1e-5 * max(1.0, abs(case.step.loss)):
+        return
+    where = f": a dropout of {case.step.dropped[0] or 'the model'} runs" if case.step.dropped else ""
+    yield Finding(
+        "error",
+        "random-evaluation",
+        f"in evaluation mode one batch has the loss {case.step.loss:.4f}, and then {again:.4f}{where}; validation "
+        "losses and samples are those of a model that is damaged at random",
+        "let each dropout follow the mode: ops.dropout(x, p, self.training), or a Dropout module",
+        "python: model.eval(), then model.loss(...).item() twice",
+    )
 
 
 def logit_spread(case: Case) -> Iterator[Finding]:

@@ -38,33 +38,42 @@ def label_shift(case: Case) -> Iterator[Finding]:
     """Find targets that are not the tokens that follow.
 
     Both the targets of the batch and those that the cross-entropy received are compared with the ids, because a data
-    set and a model may both shift, or neither. Where all are equal (a text of one letter), nothing can be said.
+    set and a model may both shift, or neither.
     """
     ids = case.rows.get("ids")
     if ids is None or "targets" not in case.rows:
         return
-    ids = ids.reshape(-1, ids.shape[-1])
     seen = [case.rows["targets"]]
     if len(case.step.entropies) == 1 and type(case.task).next_tokens:
         seen.append(case.step.entropies[0].targets)
     for targets in seen:
-        targets = targets.reshape(-1, targets.shape[-1])
-        if targets.shape[0] != len(ids) or not 0 <= ids.shape[1] - targets.shape[1] <= 2:
-            continue
-        shares = {shift: equal_share(ids, targets, shift) for shift in SHIFTS}
-        best = max(shares, key=lambda shift: shares[shift])
-        if shares[best] < ALIKE or shares[1] >= ALIKE:
-            continue
-        what = {0: "the inputs themselves", -1: "the tokens before the inputs"}.get(best, f"{best} tokens ahead")
-        yield Finding(
-            "error",
-            "label-shift",
-            f"the targets are {what}: {shares[best]:.0%} of them equal ids[t{best:+d}], and {shares[1]:.0%} the next "
-            "token ids[t+1]",
-            "shift by one in one place: targets = ids[:, 1:] beside ids[:, :-1], with a loss that shifts nothing",
-            "python: (targets[:, :-1] == ids[:, 1:]).mean()",
-        )
+        found = list(shifted(ids, targets))
+        yield from found
+        if found:
+            return
+
+
+def shifted(ids: Array, targets: Array) -> Iterator[Finding]:
+    """Find targets (..., T) that are ids (..., T) of another place than the next.
+
+    Where all are equal (a text of one letter), nothing can be said.
+    """
+    ids, targets = ids.reshape(-1, ids.shape[-1]), targets.reshape(-1, targets.shape[-1])
+    if targets.shape[0] != len(ids) or not 0 <= ids.shape[1] - targets.shape[1] <= 2:
         return
+    shares = {shift: equal_share(ids, targets, shift) for shift in SHIFTS}
+    best = max(shares, key=lambda shift: shares[shift])
+    if shares[best] < ALIKE or shares[1] >= ALIKE:
+        return
+    what = {0: "the inputs themselves", -1: "the tokens before the inputs"}.get(best, f"{best} tokens ahead")
+    yield Finding(
+        "error",
+        "label-shift",
+        f"the targets are {what}: {shares[best]:.0%} of them equal ids[t{best:+d}], and {shares[1]:.0%} the next "
+        "token ids[t+1]",
+        "shift by one in one place: targets = ids[:, 1:] beside ids[:, :-1], with a loss that shifts nothing",
+        "python: (targets[:, :-1] == ids[:, 1:]).mean()",
+    )
 
 
 def equal_share(ids: Array, targets: Array, shift: int) -> float:

@@ -23,6 +23,10 @@ REPEATED = 0.3  # share of the text in copies; Gopher drops documents of that ma
 SHARED = 0.3  # share of the validation text that the training text has
 PACKED = 12  # times that zlib shortens a text of nothing but repetitions; English: 2.5 to 4
 FEW = 20  # batches
+LOOKED_AT = 1 << 16  # characters of the text in which a table is looked for
+ROWS, TABLE = 20, 0.95  # lines of a table, at least, and the share of them that have one number of separators
+JSON = 400  # characters of text for each name of a field, at most
+FIELD = re.compile(r'[{,]\s*("[^"\n]{1,40}"): ')
 UNKNOWN = 0.01  # share of tokens
 BROKEN = 0.001  # share of characters that come of a wrong encoding
 BROKEN_TEXT = re.compile("\ufffd|[\u00c2\u00c3][\u0080-\u00bf]|\u00e2\u20ac")  # U+FFFD; UTF-8 read as Latin-1
@@ -42,6 +46,7 @@ def text_data(case: Case) -> Iterator[Finding]:
     yield from constant
     if not constant:
         yield from _copies(train, validation, length)
+        yield from _tables(text)
     yield from _characters(text)
     yield from _vocabulary(case, train)
 
@@ -76,6 +81,15 @@ def _size(case: Case, tokens: int) -> Iterator[Finding]:
 
 def _constant(train: np.ndarray, text: str) -> Iterator[Finding]:
     shares = np.bincount(train - train.min()) / len(train)
+    if shares.max() == 1:
+        yield Finding(
+            "error",
+            "one-token",
+            f"the training text is one token, repeated {len(train):,} times: there is nothing to learn",
+            "look at the file: is it padding, or the wrong one?",
+            "python: the first thousand characters of the data",
+        )
+        return
     data = text.encode("utf-8", "replace")
     ratio = len(data) / max(1, len(zlib.compress(data))) if data else 1.0
     if shares.max() > 0.5 or ratio > PACKED:
@@ -88,6 +102,34 @@ def _constant(train: np.ndarray, text: str) -> Iterator[Finding]:
             "look at the file: is it padding, a log, or one text copied?",
             "python: the first thousand characters of the data",
         )
+
+
+def _tables(text: str) -> Iterator[Finding]:
+    """Find text that is a table or JSON, whose commas and names of fields are learned with it.
+
+    A table has one number of separators in nearly all of its lines; prose has not.
+    """
+    lines = text[:LOOKED_AT].splitlines()[1:-1]
+    for mark, name in ((",", "commas"), ("\t", "tabs"), (";", "semicolons"), ("|", "bars")):
+        counts = [line.count(mark) for line in lines]
+        usual = max(set(counts), key=counts.count, default=0)
+        if len(lines) >= ROWS and usual and counts.count(usual) > TABLE * len(lines):
+            yield _not_prose(f"a table: nearly every line has {usual} {name}", lines[len(lines) // 2])
+            return
+    fields = FIELD.findall(text[:LOOKED_AT])
+    if len(fields) >= ROWS and len(fields) > len(text[:LOOKED_AT]) / JSON:
+        yield _not_prose(f"JSON: the first {len(text[:LOOKED_AT]):,} characters name {len(fields)} fields", fields[0])
+
+
+def _not_prose(what: str, example: str) -> Finding:
+    return Finding(
+        "warning",
+        "not-prose",
+        f"the training text looks like {what}, such as {example[:40]!r}: the model learns its marks and numbers too",
+        'write the texts alone into a .jsonl, one {"text": ...} a line (--field names another field), unless this is '
+        "meant",
+        "the first lines of the data",
+    )
 
 
 def pieces(ids: np.ndarray, length: int, stride: int = 1) -> np.ndarray:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,8 @@ import pytest
 
 from minillm.cli import main
 from minillm.commands.doctor import settings_of
+from minillm.commands.finetune import FinetuneDpo, FinetuneSft
+from minillm.commands.finetune_heads import FinetuneClassify
 from minillm.errors import InputError
 from minillm.study.doctor import Finding, lines_of, summary
 from minillm.study.doctor.rates import Rates, judged, range_test
@@ -84,6 +87,32 @@ def test_a_run_that_went_wrong_ends_with_status_1(capsys, run, tmp_path) -> None
     assert "error not-finite: loss is nan at step 9" in capsys.readouterr().out
 
 
+@pytest.fixture
+def copy_of_the_run(run, tmp_path) -> Path:
+    return Path(shutil.copytree(run, tmp_path / "copy"))
+
+
+def test_a_damaged_checkpoint_is_an_error_beside_the_metrics(capsys, copy_of_the_run) -> None:
+    for path in (copy_of_the_run / "checkpoints").iterdir():
+        path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(SystemExit) as end:
+        main(["doctor", str(copy_of_the_run)])
+    assert end.value.code == 1
+    printed = capsys.readouterr().out
+    assert "error not-examined: model and data of the run were not looked at" in printed
+    assert "restore the file from a copy, or train again" in " ".join(printed.split())
+    assert (copy_of_the_run / "doctor.png").is_file()
+
+
+def test_a_run_that_has_saved_nothing_yet_is_examined_as_a_new_one(capsys, copy_of_the_run) -> None:
+    shutil.rmtree(copy_of_the_run / "checkpoints")
+    (copy_of_the_run / "checkpoints").mkdir()
+    lines = (copy_of_the_run / "metrics.jsonl").read_text().splitlines()
+    (copy_of_the_run / "metrics.jsonl").write_text("\n".join(lines[:3]))
+    main(["doctor", str(copy_of_the_run)])
+    assert "note unfinished: the run has done 3 of 12 steps" in capsys.readouterr().out
+
+
 def test_a_model_to_start_from_is_a_trained_one(capsys, run, folder) -> None:
     """The run's checkpoint as a model for further training; its loss is below that of a uniform guess."""
     main(["doctor", str(run / "checkpoints" / "best.safetensors"), "--data", str(folder / "text.txt"), "--steps", "20"])
@@ -113,9 +142,84 @@ def test_classes_are_those_of_the_data(model, folder) -> None:
     assert given.model.label_names == ("bad", "good")
 
 
-def test_a_name_that_means_nothing_is_refused() -> None:
-    with pytest.raises(InputError, match="doctor: nanno is no preset, and no folder or file of this name is there"):
-        settings_of(["nanno"])
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("nanno", "did you mean 'nano'"),
+        ("runs/mine", "give a folder with config.json"),
+    ],
+)
+def test_a_name_that_means_nothing_is_refused(name, hint) -> None:
+    with pytest.raises(InputError, match=f"doctor: {name} is no preset, and no folder or file of this name.*; {hint}"):
+        settings_of([name])
+
+
+def test_a_family_is_no_model() -> None:
+    with pytest.raises(InputError, match=r"doctor: bert is a family and no model; .*doctor --model bert"):
+        settings_of(["bert"])
+
+
+@pytest.mark.parametrize("words", [["--tokenizer", "char"], ["--layers", "7"], ["--model", "llama"], ["--lora", "2"]])
+def test_what_a_run_keeps_is_refused(words, run) -> None:
+    option = "lora" if words[0] == "--lora" else words[0].removeprefix("--")
+    with pytest.raises(InputError, match=f"doctor: --{option} does nothing here, as .* is a run and keeps its own"):
+        settings_of([str(run), *words])
+
+
+def test_a_picture_of_nothing_is_refused() -> None:
+    with pytest.raises(InputError, match="doctor: --picture does nothing here: a run is drawn, and --lr-range"):
+        settings_of(["nano", "--picture", "x.png"])
+
+
+def test_a_picture_that_cannot_be_written_hides_no_finding(capsys, run, monkeypatch) -> None:
+    """The run is somebody else's, and its folder read-only."""
+
+    def refuse(*arguments):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("minillm.study.doctor.pictures.draw_run", refuse)
+    main(["doctor", str(run)])
+    printed = capsys.readouterr()
+    assert "0 errors" in printed.out
+    assert "doctor.png cannot be written (Permission denied); give --picture PATH" in printed.err
+
+
+def test_the_place_of_the_picture_is_told(capsys, run) -> None:
+    main(["doctor", str(run)])
+    assert f"picture: {run / 'doctor.png'}" in capsys.readouterr().err
+
+
+def test_the_rate_of_a_run_is_judged_by_its_curves(capsys, run, folder, copy_of_the_run) -> None:
+    """A rate that looks too high before a training is no fault of one that has learned with it; another rate is."""
+    settings_before = json.loads((copy_of_the_run / "config.json").read_text())
+    (copy_of_the_run / "config.json").write_text(json.dumps({**settings_before, "lr": 2.0}))
+    main(["doctor", str(copy_of_the_run)])
+    assert "learning-rate:" not in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        main(["doctor", str(copy_of_the_run), "--lr", "3"])
+    assert "error learning-rate: lr=3" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "kind", "lr"),
+    [
+        (["nano", "--objective", "sft", "--data", "x.jsonl"], FinetuneSft, 2e-5),
+        (["nano", "--objective", "sft", "--data", "x.jsonl", "--lora", "2"], FinetuneSft, 2e-4),
+        (["nano", "--objective", "preference", "--data", "x.jsonl"], FinetuneDpo, 1e-6),
+        (["bert-nano", "--objective", "classify", "--data", "classes.jsonl"], FinetuneClassify, 5e-4),
+    ],
+)
+def test_a_tuning_has_the_defaults_of_its_command(arguments, kind, lr, folder, monkeypatch) -> None:
+    monkeypatch.chdir(folder)
+    given, _ = settings_of(arguments)
+    default = kind()
+    assert (given.steps, given.batch_size, given.weight_decay) == (
+        default.steps,
+        default.batch_size,
+        default.weight_decay,
+    )
+    assert given.lr == pytest.approx(lr)
+    assert (given.warmup, given.min_lr) == (default.steps // 10, pytest.approx(lr / 10))
 
 
 def test_a_model_and_a_preset_are_one_too_many() -> None:

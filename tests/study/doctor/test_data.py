@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from minillm.models.gpt2 import GPT2Config
 from minillm.study.doctor import case_of
 from minillm.tokenizers import CharacterTokenizer, WordPieceTokenizer
 from tests.study.doctor.made import found, prepared, prose, settings, write
@@ -30,6 +32,7 @@ def of_records(name: str, folder: Path, records: list[dict[str, Any]], **changes
 TEXT = "\n\n".join(prose(11, 700))
 HALF = "\n\n".join(prose(12, 300))
 OTHER = "\n\n".join(prose(13, 300))
+TABLE = "".join(f"{i},{one[:20]},{i * 7919 % 1000}\n" for i, one in enumerate(prose(18, 900)))
 
 
 @pytest.mark.parametrize(
@@ -37,6 +40,13 @@ OTHER = "\n\n".join(prose(13, 300))
     [
         (HALF * 4 + OTHER, "duplicates", "of the training text is a copy of something before it"),
         (TEXT + TEXT[:4000], "validation-overlap", "of the validation text stands in the training text too"),
+        (TABLE, "not-prose", "looks like a table: nearly every line has 2 commas, such as '"),
+        (TABLE.replace(",", "\t"), "not-prose", "looks like a table: nearly every line has 2 tabs"),
+        (
+            json.dumps([{"text": one, "number": i} for i, one in enumerate(prose(17, 700))]),
+            "not-prose",
+            "looks like JSON",
+        ),
         ("the cat sat on the mat. " * 2000, "constant-text", "the training text says the same again and again"),
         (TEXT[:700], "tiny-data", "batches are all there is"),
         (TEXT.replace("e", "\u00c3\u00a9"), "wrong-encoding", "are what UTF-8 looks like when it is read as another"),
@@ -46,6 +56,19 @@ def test_text_that_teaches_little_is_found(text, name, sentence, folder) -> None
     finding = of_text(folder, text)[name]
     assert finding.is_alarm
     assert sentence in finding.cause
+
+
+def test_a_text_of_one_token_is_told_in_one_sentence(folder) -> None:
+    findings = of_text(folder, "a" * 50_000, tokenizer="char", model=GPT2Config.preset("nano"))
+    assert [one.name for one in findings.values() if one.is_alarm] == ["one-token"]
+    assert "the training text is one token, repeated 45,000 times" in findings["one-token"].cause
+
+
+@pytest.mark.parametrize(
+    "text", [TEXT, TEXT.replace(" ", ", "), TEXT.replace(". ", ".\n"), "x = {'a': 1, 'b': 2}\n" * 30 + TEXT]
+)
+def test_prose_and_programs_are_no_table(text, folder) -> None:
+    assert "not-prose" not in of_text(folder, text)
 
 
 def test_text_that_the_tokenizer_does_not_know_is_found(folder) -> None:

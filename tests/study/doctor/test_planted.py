@@ -192,6 +192,17 @@ def dropout_in_the_policy(task: Any, model: Any) -> None:
     replace_method(model, "features", lambda old: lambda self, *a, **k: ops.dropout(old(*a, **k), 0.3, True))
 
 
+def dropout_that_ignores_the_mode(task: Any, model: Any) -> None:
+    replace_method(model.h[1].mlp, "forward", lambda old: lambda self, x: ops.dropout(old(x), 0.3))
+
+
+def noise_of_its_own(task: Any, model: Any) -> None:
+    """It is drawn by NumPy, so that no operation shows it."""
+    draw = np.random.default_rng(0)
+    noise = lambda x: draw.normal(size=x.shape).astype(np.float32)  # noqa: E731
+    replace_method(model, "features", lambda old: lambda self, *a, **k: (x := old(*a, **k)) + noise(x))
+
+
 def sampled_at_another_temperature(task: Any, model: Any) -> None:
     old, options = task.batch, task.options
 
@@ -280,6 +291,7 @@ def gradient_counted_twice(task: Any, model: Any) -> None:
 UNTIED = dict(model=GPT2Config(vocab_size=290, context=12, layers=2, heads=2, channels=16, tied=False))
 RELU = dict(model=GPT2Config(vocab_size=290, context=12, layers=2, heads=2, channels=16, activation="relu"))
 DEEP = dict(model=GPT2Config(vocab_size=290, context=12, layers=6, heads=2, channels=16))
+DROPPED = dict(model=GPT2Config(vocab_size=290, context=12, layers=2, heads=2, channels=16, dropout=0.9))
 # The training, what is changed in its settings, the fault, and the finding and the sentence that are demanded.
 PLANTED: list[tuple[str, dict[str, Any], Any, str, str]] = [
     ("gpt2", {}, attention_without_a_mask, "future-leak", "changing the tokens after position 0 moves the logits at"),
@@ -308,6 +320,8 @@ PLANTED: list[tuple[str, dict[str, Any], Any, str, str]] = [
     ("gpt2", {}, large_logits, "logit-spread", "the logits of the new model have a standard deviation of"),
     ("gpt2", UNTIED, output_of_zeros, "logit-spread", "the output layer is zero, so that no gradient reaches"),
     ("dpo", {}, dropout_in_the_policy, "initial-loss", "instead of ln 2 = 0.6931: policy and reference differ"),
+    ("gpt2", {}, dropout_that_ignores_the_mode, "random-evaluation", ": a dropout of h.1.mlp runs; validation losses"),
+    ("bart", {}, noise_of_its_own, "random-evaluation", "in evaluation mode one batch has the loss"),
     ("grpo", {}, sampled_at_another_temperature, "initial-loss", "scored by other probabilities than they were drawn"),
     ("grpo", {}, rewards_are_equal, "equal-rewards", "all 16 answers of the first batch have the rewards of their"),
     ("gpt2", RELU, dead_relu, "dead-units", "100% of the 64 units of h.1.mlp are dead"),
@@ -324,9 +338,13 @@ PLANTED: list[tuple[str, dict[str, Any], Any, str, str]] = [
     ("gpt2", {}, backward_with_the_wrong_sign, "wrong-gradient", "the backward pass does not belong to the forward"),
     ("roberta", {}, backward_with_the_wrong_sign, "wrong-gradient", "the backward pass does not belong to the forward"),
     ("gpt2", {}, gradient_counted_twice, "wrong-gradient", "along its gradient the loss rises by"),
-    ("gpt2", {"lr": 1.0}, None, "learning-rate", "in each of the first steps: the training will diverge"),
+    ("gpt2", {"lr": 1.0}, None, "learning-rate", "the training will diverge, or learn next to nothing"),
+    ("gpt2", {"lr": 0.1}, None, "learning-rate", "times its size: the training may diverge"),
     ("gpt2", {"lr": 0.0}, None, "learning-rate", "the learning rate is 0, so no weight ever changes"),
     ("gpt2", {"lr": 1e-12}, None, "learning-rate", "nothing will change"),
+    ("gpt2", {"lr": 1e-5, "steps": 900}, None, "learning-rate", "at most in all 900 steps: a new model hardly learns"),
+    ("gpt2", {"weight_decay": 20.0, "steps": 900}, None, "weight-decay", "has taught is forgotten after"),
+    ("gpt2", DROPPED, None, "dropout", "dropout=0.9 zeroes 90% of the numbers of every layer in training"),
     ("gpt2", {"steps": 60_000}, None, "epochs", "after 40 times nothing more is gained"),
 ]
 

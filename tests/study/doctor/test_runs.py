@@ -118,6 +118,31 @@ def test_a_fault_of_a_run_is_found(name, field, make, changes, sentence) -> None
     assert findings[name].is_alarm
 
 
+def cosine(step: int) -> float:
+    """A learning rate with warmup, and half a cosine to a tenth."""
+    return 1e-5 * (step / 20 if step < 20 else 0.1 + 0.9 * (1 + math.cos(math.pi * (step - 20) / 380)) / 2)
+
+
+def test_a_low_rate_is_found_behind_its_schedule() -> None:
+    """The loss falls with each step's rate: flat in the warmup and at the end, though nothing has converged."""
+    records, way, total = healthy(), 0.0, sum(cosine(step) for step in range(1, 401))
+    for one in records:
+        one["lr"] = cosine(one["step"])
+        way += one["lr"]
+        one["loss"] = 4.6 - 0.08 * way / total + 0.02 * (one["loss"] % 0.01) / 0.01
+        one["val_loss"] = None
+    assert "each step is too small" in judged(records)["learning-rate-too-low"].cause
+
+
+def test_a_run_that_slows_down_for_a_moment_is_none_that_slows_down() -> None:
+    for seconds, told in ((0.01, False), (1.0, True)):
+        records = healthy()
+        for one in records:
+            one["tokens_per_s"] = 9000.0 / (1 + (one["step"] > 250))
+            one["seconds"] = seconds * one["step"]
+        assert ("slowing-down" in judged(records)) == told
+
+
 def test_the_step_of_overfitting_is_that_of_the_best_validation() -> None:
     records = healthy()
     change(records, "val_loss", lambda step, value: value + max(0, step - 200) * 0.01)
@@ -209,11 +234,32 @@ def test_a_folder_that_is_no_run_is_refused(missing, tmp_path: Path) -> None:
         examine_run(tmp_path)
 
 
-def test_a_run_without_a_step_is_told(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "metrics", ["", None, '{"step": "x", "loss": 1}\n[1]\n"a"\n{"step": 3}\n{"step": 4, "loss": "x"}']
+)
+def test_a_run_without_a_step_is_told(metrics, tmp_path: Path) -> None:
+    """A run that was killed before its first step has made its folder for checkpoints, and no metrics.jsonl yet."""
     (tmp_path / "config.json").write_text("{}")
-    (tmp_path / "metrics.jsonl").write_text("")
+    (tmp_path / "checkpoints").mkdir()
+    if metrics is not None:
+        (tmp_path / "metrics.jsonl").write_text(metrics)
     [finding] = examine_run(tmp_path)
     assert finding.name == "no-steps"
+
+
+def test_a_damaged_line_does_not_hide_the_others(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(SETTINGS))
+    lines = [json.dumps(one) for one in healthy()]
+    lines[7] = '{"step": 8, "loss": "oops"}'
+    (tmp_path / "metrics.jsonl").write_text("\n".join(lines))
+    assert alarms(examine_run(tmp_path)) == []
+
+
+def test_settings_that_are_no_object_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("[]")
+    (tmp_path / "metrics.jsonl").write_text("")
+    with pytest.raises(CheckpointError, match=r"config\.json holds no JSON object"):
+        examine_run(tmp_path)
 
 
 # Layers that --watch has looked at
