@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from minillm.corpus.config import Source
-from minillm.corpus.document import Document, check_suffix, compressed
+from minillm.corpus.document import Document, check_suffix, compressed, plain_name
 from minillm.corpus.journal import Done, Journal
 from minillm.corpus.readers.encodings import cleaned, decode
 from minillm.corpus.readers.formats import pieces_of_file
@@ -83,7 +83,7 @@ def extract(
     options = options or Extract()
     check_suffix(out)
     check_apart(sources, out)
-    stem = out.name.partition(".jsonl")[0]
+    stem = plain_name(out)
     skipped = out.with_name(f"{stem}.skipped.jsonl")
     files = find_files(sources)
     wanted = {"settings": dataclasses.asdict(options), "inputs": _identities(files)}
