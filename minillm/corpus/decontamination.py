@@ -240,6 +240,6 @@ class Index:
         real = (self.ngrams[found] == grams[places]) & (places + n <= words.ends[texts + 1])
         places, found, texts = places[real], found[real], texts[real]
         for text in np.unique(texts).tolist():
-            mine = texts == text
-            firsts = (places[mine] - words.ends[text]).tolist()
-            yield text, list(zip(firsts, self.owners[found[mine]].tolist(), strict=True))
+            start, end = np.searchsorted(texts, [text, text + 1])
+            firsts = (places[start:end] - words.ends[text]).tolist()
+            yield text, list(zip(firsts, self.owners[found[start:end]].tolist(), strict=True))
