@@ -26,7 +26,14 @@ RULE_SAMPLES, KEPT_SAMPLES, CLUSTER_SAMPLES = 5, 6, 8
 EXCERPT = 600  # characters of a sample that are shown
 FIRST_WORDS = 120  # characters of a cluster that are shown in a table
 EASIEST, HARDEST = 140, -100  # scores beyond are counted as these
-EDITS = "lines_removed", "masked", "removed_lines", "removed_paragraphs", "removed_characters"  # keys of info
+EDITS = (  # keys of info
+    "lines_removed",
+    "masked",
+    "removed_lines",
+    "removed_paragraphs",
+    "removed_characters",
+    "cut_characters",
+)
 NUMBER = re.compile(r"\d+(?:[.,]\d+)*")
 
 
