@@ -275,7 +275,7 @@ def processes_of(command: str, processes: int | None) -> int:
 
 def print_record(record: Path) -> None:
     """Print what the record of a stage says: its counts, and what it left out."""
-    print_rows(str(record), rows_of(record))
+    print_rows(record.name, rows_of(record))
     problems = json.loads(record.read_bytes())["problems"]
     if problems["count"]:
         print(f"left out: {problems['count']:,}; the first are:", *problems["first"][:PROBLEMS], sep="\n  ")

@@ -58,15 +58,15 @@ def build(config: Config, folder: Path, processes: int = 1, progress: bool = Tru
     """Run the stages that have settings, and write what the top of this file lists; returns what each stage did."""
     from minillm.corpus.readers.extract import extract
 
+    stages = {name: stage_of(name, config.stages[name]) for name in CLASSES if name in config.stages}
     folder.mkdir(parents=True, exist_ok=True)
     documents = folder / "extract.jsonl.zst"
     extract(config.sources, documents, config.stages["extract"], processes, progress)
     records = [documents.with_name("extract.json")]
-    for name in CLASSES:
-        if name in config.stages:
-            documents, before = folder / f"{name}.jsonl.zst", documents
-            run_stage(stage_of(name, config.stages[name]), [before], documents, processes, progress)
-            records.append(folder / f"{name}.json")
+    for name, stage in stages.items():
+        documents, before = folder / f"{name}.jsonl.zst", documents
+        run_stage(stage, [before], documents, processes, progress)
+        records.append(folder / f"{name}.json")
     parts = split([documents], folder, config.stages["split"], processes, progress)
     records.append(folder / "split.json")
     if config.weights or config.epochs:

@@ -105,6 +105,11 @@ class Config:
                     f"data build: the sources called {source.name!r} have several weights or epochs; give each a name "
                     "of its own"
                 )
+        for source in self.sources:
+            if self.weights and source.weight is None:
+                raise InputError(
+                    f"data build: source {source.name!r} has no weight, but others have; give all sources one, or none"
+                )
         whole = {name: self.stages.get(name) for name in STAGES if name in ALWAYS or name in self.stages}
         stages = {name: settings_class(name)() if given is None else given for name, given in whole.items()}
         object.__setattr__(self, "stages", stages)

@@ -61,7 +61,7 @@ def test_dedup_prints_its_curve_and_marks_duplicates(documents, tmp_path, capsys
     main(["data", "dedup", str(documents), str(again), "--out", str(out), "--processes", "1"])
     found = list(read_documents(out))
     assert len(found) == 60
-    assert all(one.rule == "exact_duplicate" for one in found[30:])
+    assert all(one.dropped for one in found[30:])
 
 
 def test_split_tells_without_dedup(documents, tmp_path, capsys):

@@ -49,7 +49,9 @@ def reading(folder: Path, files: dict[str, bytes | str], options: Extract | None
     out = folder / "out" / "extract.jsonl"
     try:
         counts = extract([Source(str(raw), "raw")], out, options, processes, progress=False)
-    except InputError:  # there is no document
+    except InputError as error:
+        if "no document was found" not in str(error):
+            raise
         counts = json.loads((folder / "out" / "extract.json").read_bytes())["documents"]
     skipped = [json.loads(line) for line in (folder / "out" / "extract.skipped.jsonl").read_text("utf-8").splitlines()]
     return Reading(list(read_documents(out)), skipped, dict(counts))

@@ -123,6 +123,9 @@ def test_a_build_from_a_toml(raw, capsys):
     assert (folder / "data_card.html").is_file()
     assert "broken" in (folder / "extract.skipped.jsonl").read_text()
     assert "begins again" not in said
+    [command] = [line.split() for line in printed.splitlines() if line.startswith("  minillm train")]
+    main([*command[1:], "--preset", "nano", "--steps", "2", "--sample-every", "0", "--eval-batches", "1"])
+    assert "validation" in capsys.readouterr().out
 
 
 def test_a_build_is_the_same_in_two_processes_and_after_kills(raw):
@@ -208,6 +211,7 @@ def test_what_a_stage_cuts_out_of_kept_documents_is_a_row(tmp_path):
         (("seed = 3", "seed = -3"), "seed is -3; give a whole number"),
         (("[dedup]", "[[dedup]]"), "dedup is .* in .*; write a table, .dedup."),
         (("[dedup]", "dedup"), "cannot be read"),
+        (("weight = 1\n", ""), "source 'web' has no weight, but others have"),
         (("min_words = 30", "gopher_quality = {min_word = 30}"), "has 'min_word', which is no setting.*'min_words'"),
     ],
 )
@@ -227,6 +231,10 @@ def test_a_setting_of_a_rule_stands_in_its_table_or_beside(raw):
 
 
 def test_sources_that_cannot_be_used(raw):
+    (raw / "corpus.toml").write_text(TOML.replace('against = "questions.jsonl"', ""))
+    with pytest.raises(InputError, match="against names no file"):
+        build(read_config(raw / "corpus.toml"), raw / "out", progress=False)
+    assert not (raw / "out").exists()  # found out before anything is read
     with pytest.raises(InputError, match="there is no source"):
         Config(())
     with pytest.raises(InputError, match="there is no file or folder nowhere"):

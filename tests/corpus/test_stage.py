@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
 import time
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -171,6 +174,44 @@ def test_few_units_are_in_memory():
         done += 1
         assert len(given) <= done + 8
     assert done == 500
+
+
+def test_memory_does_not_grow_with_the_corpus(tmp_path):
+    write_corpus(tmp_path / "small.jsonl.zst", 300)
+    write_corpus(tmp_path / "large.jsonl.zst", 6000)
+    peaks = []
+    for name in ("small", "small", "large"):  # the first run loads what is loaded once
+        tracemalloc.start()
+        run_stage(Upper(), [tmp_path / f"{name}.jsonl.zst"], tmp_path / f"{len(peaks)}.jsonl.zst", progress=False)
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert (tmp_path / "large.jsonl.zst").stat().st_size > 10 * (tmp_path / "small.jsonl.zst").stat().st_size
+    assert peaks[2] < 1.2 * peaks[1] + 50_000
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_terminal_shows_progress_with_the_time_left(corpus, processes):
+    pty = pytest.importorskip("pty")
+    ours, theirs = pty.openpty()
+    out = corpus.parent / "one" / "upper.jsonl.zst"
+    words = [sys.executable, "-m", "tests.corpus.small_stages", str(corpus), str(out), str(processes), "0.01"]
+    environment = {**os.environ, "TERM": "xterm", "COLUMNS": "100"}
+    with subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, stderr=theirs, env=environment) as process:
+        os.close(theirs)
+        shown = b""
+        with contextlib.suppress(OSError):  # the other end is closed
+            while more := os.read(ours, 1000):
+                shown += more
+    os.close(ours)
+    assert process.returncode == 0
+    assert b"upper" in shown
+    assert re.search(rb"\d:\d\d:\d\d", shown)
+    assert re.search(rb"\d/\d+\.\d .?kB|\d/\d+ bytes|\d+\.\d/\d+\.\d", shown), shown[-300:]
+
+
+def test_without_a_terminal_nothing_is_shown(corpus, capfd):
+    run_stage(Upper(), [corpus], corpus.parent / "out.jsonl.zst")
+    assert capfd.readouterr() == ("", "")
 
 
 # Runs that are killed

@@ -84,7 +84,7 @@ def tar_pieces(opened: Opened) -> Iterator[Found]:
     seen: Counter[str] = Counter()
     try:
         stream: Any = opened.stream  # from which tarfile only reads
-        archive = tarfile.open(fileobj=stream, mode="r|", tarinfo=SmallHeaders, errorlevel=1)  # noqa: SIM115
+        archive: Any = tarfile.open(fileobj=stream, mode="r|", tarinfo=SmallHeaders, errorlevel=1)  # noqa: SIM115
         while (member := archive.next()) is not None:
             archive.members = []  # they would gather in memory
             if member.isdir() or _is_hidden(member.name):

@@ -55,7 +55,7 @@ MAGIC = {  # first bytes of files that are no text, whatever their name
 STRANGE = re.compile(  # what no text should have
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff\ufeff\ufffe\uffff]"
 )
-CONTROLS = re.compile("[\x00-\x08\x0e-\x1a\x1c-\x1f\x7f\ufffd]")
+CONTROLS = re.compile("[\x00-\x08\x0e-\x1a\x1c-\x1f\x7f\ufffd]+")
 TERMINAL = re.compile("\x1b\\[[0-9;?]*[A-Za-z]")  # colours and moves of a terminal
 LINE_ENDS = re.compile("\r\n|[\r\x0b\x0c\x85\u2028\u2029]")
 MAYBE_MOJIBAKE = re.compile("[^\x00-\x7f]{2}|[ÃÂ] ")  # two bytes of UTF-8, read as two characters
@@ -79,7 +79,7 @@ def decode(data: bytes, declared: str | None = None) -> str:
         if data.startswith(magic):
             raise Skip("not_text", f"its first bytes are those of {what}")
     text = _decoded(data, declared)
-    if (strange := len(CONTROLS.findall(text))) > max(FEW, NOT_TEXT * len(text)):
+    if (strange := sum(map(len, CONTROLS.findall(text)))) > max(FEW, NOT_TEXT * len(text)):
         raise Skip("not_text", f"{strange:,} of {len(text):,} characters are control characters or fit no encoding")
     return text
 

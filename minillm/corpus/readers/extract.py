@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
 import hashlib
 import itertools
 import json
@@ -28,7 +27,7 @@ from minillm.corpus.document import Document, check_suffix, compressed
 from minillm.corpus.journal import Done, Journal
 from minillm.corpus.readers.encodings import cleaned, decode
 from minillm.corpus.readers.formats import pieces_of_file
-from minillm.corpus.readers.guard import Guard
+from minillm.corpus.readers.guard import shared_guard
 from minillm.corpus.readers.packages import check_package
 from minillm.corpus.readers.pages import declared_encoding
 from minillm.corpus.readers.parquet import SECONDS
@@ -118,7 +117,7 @@ def _run(journal: Journal, files: Sequence[RawFile], read: Read, processes: int,
             "fewer --processes, or take the file out, and give the command again"
         ) from None
     finally:
-        _guard().close()
+        shared_guard().close()
 
 
 def _identities(files: Sequence[RawFile]) -> list[dict[str, Any]]:
@@ -167,11 +166,6 @@ def units(files: Sequence[RawFile], field: str) -> Iterator[Unit]:
 # --- in a worker ---------------------------------------------------------------------------------------------------
 
 
-@functools.cache
-def _guard() -> Guard:
-    return Guard()
-
-
 @dataclass(frozen=True)
 class Read:
     """What a worker does with a unit."""
@@ -218,14 +212,14 @@ class Read:
     def _of_page(self, piece: Piece) -> Iterator[Document]:
         check_package("resiliparse", "a page of HTML")
         html = decode(piece.data, piece.encoding or declared_encoding(piece.data))
-        page = _guard().call("minillm.corpus.readers.pages:main_text", html, seconds=self.options.seconds)
+        page = shared_guard().call("minillm.corpus.readers.pages:main_text", html, seconds=self.options.seconds)
         yield self._document(piece, piece.place, page.pop("text"), page)
 
     def _of_rows(self, piece: Piece) -> Iterator[Document | Skipped]:
         where = json.loads(piece.data)
         names = ("path", "field", "group", "first", "count", "step")
         arguments = ({**where, "field": self.options.field}[name] for name in names)
-        lines = _guard().call("minillm.corpus.readers.parquet:rows", *arguments, seconds=SECONDS)
+        lines = shared_guard().call("minillm.corpus.readers.parquet:rows", *arguments, seconds=SECONDS)
         yield from self._of_records(piece, lines)
 
     def _of_lines(self, piece: Piece) -> Iterator[Document | Skipped]:

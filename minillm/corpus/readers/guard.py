@@ -11,6 +11,7 @@ Calls go to the helper by pickle; answers come back as JSON, since whoever took 
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib
 import json
 import os
@@ -23,7 +24,7 @@ from typing import Any
 from minillm.corpus.readers.skipped import Skip
 
 MEMORY = 2 << 30  # bytes that a helper may have
-PATIENCE = 10  # a call that waits instead of computing may last so many times its limit
+WAITING = 30.0  # seconds that a call may wait instead of computing, and ten times its limit (a busy machine)
 PROGRAM = "import sys; sys.path[:] = {path!r}; from minillm.corpus.readers.guard import serve; serve({handle})"
 
 
@@ -43,8 +44,8 @@ class Guard:
             self._start()
         try:
             self._pipe.send((function, arguments, seconds))  # type: ignore[union-attr]
-            if not self._pipe.poll(PATIENCE * seconds + 30):  # type: ignore[union-attr]
-                raise Skip("timeout", f"it took longer than {PATIENCE * seconds + 30:g} seconds, most of them waiting")
+            if not self._pipe.poll(WAITING + 10 * seconds):  # type: ignore[union-attr]
+                raise Skip("timeout", f"it took more than {WAITING + 10 * seconds:g} seconds, most of them waiting")
             succeeded, answer = json.loads(self._pipe.recv_bytes())  # type: ignore[union-attr]
         except (EOFError, OSError):
             raise self._death(seconds) from None
@@ -83,6 +84,12 @@ class Guard:
             return Skip("timeout", f"it took more than {seconds:g} seconds of computing")
         name = signal.Signals(-status).name if -status in list(signal.Signals) else f"status {status}"
         return Skip("crashed", f"the library that reads it ended its process ({name})")
+
+
+@functools.cache
+def shared_guard() -> Guard:
+    """The guard of this process."""
+    return Guard()
 
 
 def serve(handle: int) -> None:

@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator
 from typing import Any
 
-from minillm.corpus.readers.guard import Guard
+from minillm.corpus.readers.guard import shared_guard
 from minillm.corpus.readers.packages import check_package
 from minillm.corpus.readers.pieces import Found, Opened
 from minillm.corpus.readers.records import INFO
@@ -22,12 +22,8 @@ def parquet_pieces(opened: Opened) -> Iterator[Found]:
     if opened.file is None:
         raise Skip("unsupported", "a .parquet is not read within another file; unpack it")
     check_package("pyarrow", "a .parquet", "parquet")
-    guard = Guard()
     path = os.path.abspath(opened.file.name)
-    try:
-        groups = guard.call(f"{__name__}:row_groups", path, opened.field, seconds=SECONDS)
-    finally:
-        guard.close()
+    groups = shared_guard().call(f"{__name__}:row_groups", path, opened.field, seconds=SECONDS)
     place = 1
     for group, (rows, size) in enumerate(groups):
         step = max(1, rows * PIECE // max(size, 1))

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 from minillm.corpus.document import Document
 from minillm.corpus.rules.c4 import C4, c4, c4_lines
@@ -19,7 +18,7 @@ from minillm.corpus.rules.page import MEASURED, Check, Page, number
 from minillm.corpus.rules.pii import PII, mask_pii, masked_text
 from minillm.corpus.rules.word_lists import WordLists, groups, note_groups, word_lists
 from minillm.corpus.stage import Stage
-from minillm.errors import InputError
+from minillm.errors import InputError, did_you_mean
 
 SHOWN = 100  # characters of a removed line
 
@@ -56,13 +55,13 @@ class Clean:
     word_lists: WordLists = field(default_factory=WordLists)
     pii: PII = field(default_factory=PII)
 
+    headings: ClassVar[dict[str, str]] = {f"rule {name}": name for name in RULES}  # of the help
+
     def __post_init__(self) -> None:
         names = names_in(self.rules)
         for name in names:
             if name not in RULES:
-                near = difflib.get_close_matches(name, RULES, n=1)
-                hint = f"did you mean {near[0]}?" if near else f"choose from: {', '.join(RULES)}"
-                raise InputError(f"clean: there is no rule {name!r}; {hint}")
+                raise InputError(f"clean: there is no rule {name!r}{did_you_mean(name, RULES)}")
             if names.count(name) > 1:
                 raise InputError(f"clean: the rule {name} stands twice in rules; name it once")
         if not names:

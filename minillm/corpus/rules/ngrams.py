@@ -64,6 +64,8 @@ def repeated_characters(n: int, places: np.ndarray, numbers: np.ndarray, ends: n
 
     After such an n-gram the reading goes on behind it, so no character counts twice.
     """
+    if not len(places):
+        return 0
     seen = set()
     hits = []
     free = 0  # the first word behind the last hit
@@ -75,7 +77,5 @@ def repeated_characters(n: int, places: np.ndarray, numbers: np.ndarray, ends: n
             free = place + n
         else:
             seen.add(number)
-    if not hits:
-        return 0
-    found = np.array(hits)
+    found = np.array(hits, np.int64)
     return int((ends[found + n] - ends[found]).sum())
