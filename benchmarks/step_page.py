@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from minillm.commands.step import settings_of, starting_point
 from minillm.study.step.page import write_page
 from minillm.study.step.setup import prepare
-from tests.study.step.browser import Browser, browsers
+from tests.browser import Browser, browsers
 
 TEXT = "the cat sat on the mat"
 

@@ -1,4 +1,4 @@
-"""Shared fixtures: the data that some tests read in place, and a seeded random generator."""
+"""Shared fixtures: the data that some tests read in place, a browser, and a seeded random generator."""
 
 from __future__ import annotations
 
@@ -22,6 +22,8 @@ import numpy as np
 import pytest
 from hypothesis import settings
 
+from tests.browser import browsers
+
 settings.register_profile("shared machine", deadline=None)  # how long an example takes says nothing there
 settings.load_profile("shared machine")
 
@@ -41,6 +43,12 @@ def shared_data() -> Path:
     if not (here / "tinyshakespeare.txt").is_file():
         pytest.skip(f"no test data at {here}; set MINILLM_TEST_DATA to a folder with tinyshakespeare.txt")
     return here
+
+
+@pytest.fixture(scope="session")
+def browser():
+    """A browser for the tests of pages, started once for all of them."""
+    yield from browsers()
 
 
 @pytest.fixture

@@ -25,6 +25,7 @@ FLOORS = {  # the longest name that fits counts
     "minillm.files": 1,
     "minillm.version": 0,
     "minillm.hints": 0,
+    "minillm.page": 1,
     "minillm.module_hints": 1,
     "minillm.tokenizers": 0,
     "minillm.device": 1,
@@ -194,9 +195,8 @@ FOREIGN = {
     "cupy": {"minillm.device", "minillm.cuda", "minillm.parallel.nccl"},
     "cupy_backends": {"minillm.device", "minillm.cuda", "minillm.parallel.nccl"},
     "gguf": {"minillm.gguf"},
-    **dict.fromkeys(
-        ("resiliparse", "fastwarc", "ftfy", "charset_normalizer", "py3langid", "zstandard"), {"minillm.corpus"}
-    ),
+    **{name: {"minillm.corpus"} for name in ("resiliparse", "fastwarc", "ftfy", "charset_normalizer", "py3langid")},
+    "zstandard": {"minillm.corpus"},
     "pyarrow": {"minillm.corpus"},
     "sacrebleu": {"minillm.evaluation.bleu"},
     "pytest": {"minillm.testing.pytest_minillm"},

@@ -48,6 +48,11 @@ def train(arguments: list[str]) -> None:
 
     resume = peek(arguments, "--resume")  # it, or the preset, decides what holds where nothing was given
     before = Run.open(Path(resume)).config if resume else starting_point(arguments)
+    if "--boundaries" in arguments and before.objective != "causal":
+        raise InputError(
+            f"train: --boundaries is for models of the next token (gpt2, llama, gemma), and the {before.architecture} "
+            f"here learns by {before.objective}; leave it out, or give --model gpt2"
+        )
     before = Train(**{field.name: getattr(before, field.name) for field in dataclasses.fields(before)})
     values = scan(Train, "train", arguments, before)
     if resume:

@@ -30,8 +30,9 @@ import functools
 import hashlib
 import json
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -54,8 +55,8 @@ LARGEST_TABLE = 26  # bits: a byte for each of so many hashes, 64 MiB, in every 
 class Decontaminate:
     """Drop documents that hold the texts of evaluation files."""
 
-    evaluation: tuple[str, ...] = ()
-    """Files that models will be measured on, folders of them, or patterns: SQuAD's .json, records (.jsonl), .txt."""
+    against: str = ""
+    """Files to measure models on, folders or patterns, with commas between: SQuAD's .json, records (.jsonl), .txt."""
     ngram: int = 13
     """Words in a row that a document and a record of these files must share."""
     cut: int | None = field(default=None, metadata={"alone": 200})
@@ -64,8 +65,6 @@ class Decontaminate:
     """Look for the contexts of questions too, not for questions and answers alone."""
 
     def __post_init__(self) -> None:
-        if isinstance(self.evaluation, str | Path):
-            object.__setattr__(self, "evaluation", (str(self.evaluation),))
         for name, least in (("ngram", 1), ("cut", 0)):
             if (value := getattr(self, name)) is not None and value < least:
                 raise InputError(f"decontaminate: {name} is {value}; give {least} or more")
@@ -80,15 +79,16 @@ class DecontaminateStage(Stage):
     name = "decontaminate"
 
     def __init__(self, options: Decontaminate):
-        if not options.evaluation:
-            raise InputError("decontaminate: evaluation names no file; give the files that you evaluate on")
+        patterns = [pattern.strip() for pattern in options.against.split(",") if pattern.strip()]
+        if not patterns:
+            raise InputError("decontaminate: against names no file; give the files that you measure models on")
         self.options = options
-        self.files = find_files(options.evaluation)
+        self.files = find_files(patterns)
         self.folder: Path | None = None
 
     def settings(self) -> dict[str, Any]:
         digests = {str(path): hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest() for path in self.files}
-        return dataclasses.asdict(self.options) | {"evaluation": digests}
+        return dataclasses.asdict(self.options) | {"against": digests}
 
     def prepare(self, inputs: Sequence[Path], folder: Path, processes: int) -> None:
         """Write the n-grams of the evaluation files, and say what cannot be checked."""
@@ -157,44 +157,45 @@ def pieces_around(text: str, spans: Sequence[tuple[int, int]], margin: int) -> l
 
 def write_index(files: Sequence[Path], options: Decontaminate, folder: Path) -> list[dict[str, Any]]:
     """Write the n-grams of files, and whose each is; returns what was read of each file, and what cannot be checked."""
-    grams, owners, report = [], [], []
+    grams, owners, report = [np.zeros(0, np.uint64)], [np.zeros(0, np.uint32)], []
     names: list[tuple[str, str]] = []
     for path in files:
         records, problems = read_evaluated(path, options.contexts)
-        pairs = [(len(names) + number, pair) for number, record in enumerate(records) for pair in record.pairs]
-        words = word_hashes([f"{question}\n{answer}" for _, (question, answer) in pairs], "kept")
-        lengths = np.maximum(np.diff(words.ends) - options.ngram + 1, 0)
-        grams += [
-            ngram_hashes(words.hashes[start:end], options.ngram)
-            for start, end in zip(words.ends[:-1].tolist(), words.ends[1:].tolist(), strict=True)
-        ]
-        owners.append(np.repeat(np.array([owner for owner, _ in pairs], np.uint32), lengths))
-        checked = {owner for (owner, _), length in zip(pairs, lengths, strict=True) if length}
-        short = [(owner, pair) for (owner, pair), length in zip(pairs, lengths, strict=True) if not length]
-        unchecked = [(owner, pair) for owner, pair in short if owner not in checked]
-        partly = [(owner, pair) for owner, pair in short if owner in checked]
+        numbers = np.repeat(np.arange(len(records)), [len(record.pairs) for record in records])
+        pairs = [pair for record in records for pair in record.pairs]
+        words = word_hashes([f"{question}\n{answer}" for question, answer in pairs], "kept")
+        of_pairs = [ngram_hashes(words.hashes[a:b], options.ngram) for a, b in pairwise(words.ends.tolist())]
+        counts = np.array([len(of_pair) for of_pair in of_pairs])
+        grams += of_pairs
+        owners.append(np.repeat(numbers + len(names), counts).astype(np.uint32))
         names += [(record.file, record.place) for record in records]
-        base = len(names) - len(records)
-        report.append(
-            {
-                "file": str(path),
-                "records": len(records),
-                "ngrams": int(lengths.sum()),
-                "left_out": problems,
-                "unchecked_records": len({owner for owner, _ in unchecked}),
-                "unchecked_answers": len(partly),
-                "examples": [
-                    {"record": records[owner - base].place, "question": question[:200], "answer": answer[:200]}
-                    for owner, (question, answer) in (unchecked + partly)[:EXAMPLES]
-                ],
-            }
-        )
-    found, firsts = np.unique(np.concatenate([np.zeros(0, np.uint64), *grams]), return_index=True)
+        short = [(records[numbers[place]].place, *pairs[place]) for place in np.flatnonzero(counts == 0)]
+        checked = {records[number].place for number in numbers[counts > 0].tolist()}
+        read = {"file": str(path), "records": len(records), "ngrams": int(counts.sum()), "left_out": problems}
+        report.append(read | _unchecked(short, checked))
+    found, firsts = np.unique(np.concatenate(grams), return_index=True)
     found.astype("<u8").tofile(folder / "ngrams")
-    np.concatenate([np.zeros(0, np.uint32), *owners])[firsts].astype("<u4").tofile(folder / "owners")
+    np.concatenate(owners)[firsts].astype("<u4").tofile(folder / "owners")
     (folder / "names.json").write_text(json.dumps(names), encoding="utf-8")
-    (folder / "report.json").write_text(json.dumps(report, ensure_ascii=False, indent=1), encoding="utf-8")
+    (folder / "report.json").write_text(json.dumps(report, indent=1), encoding="utf-8")
     return report
+
+
+def _unchecked(short: Sequence[tuple[str, str, str]], checked: Container[str]) -> dict[str, Any]:
+    """How many records, and answers of other records, cannot be checked, with examples.
+
+    short: the place, question and answer of each pair without an n-gram. checked: the places of records that have one.
+    """
+    nowhere = [pair for pair in short if pair[0] not in checked]
+    partly = [pair for pair in short if pair[0] in checked]
+    return {
+        "unchecked_records": len({place for place, _, _ in nowhere}),
+        "unchecked_answers": len(partly),
+        "examples": [
+            {"record": place, "question": question[:200], "answer": answer[:200]}
+            for place, question, answer in (nowhere + partly)[:EXAMPLES]
+        ],
+    }
 
 
 def report_lines(report: Sequence[dict[str, Any]], n: int) -> Iterator[str]:

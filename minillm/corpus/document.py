@@ -7,6 +7,8 @@ still knows every document, and the report can show what each rule did. Only `sp
 
 from __future__ import annotations
 
+import gzip
+import io
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -16,6 +18,7 @@ from typing import IO, Any
 from minillm.errors import InputError
 
 SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst")
+GZIP_LEVEL, ZSTD_LEVEL = 6, 3  # fixed, since the bytes of an output depend on them
 
 
 @dataclass(slots=True)
@@ -40,16 +43,29 @@ class Document:
         for name in ("language", "dropped", "info"):
             if value := getattr(self, name):
                 record[name] = value
-        return json.dumps(record, ensure_ascii=False).encode() + b"\n"
+        try:
+            return json.dumps(record, ensure_ascii=False).encode() + b"\n"
+        except UnicodeEncodeError:  # half of a surrogate pair, which UTF-8 cannot write and JSON can spell
+            return json.dumps(record).encode() + b"\n"
 
     @classmethod
     def from_line(cls, line: bytes) -> Document:
         """The inverse of to_line. Raises: InputError for a line that is no document."""
         try:
-            record = json.loads(line)
-            return cls(**record)
+            found = cls(**json.loads(line))
         except (ValueError, TypeError, RecursionError) as error:
             raise InputError(f"data: this is no document of a corpus: {line[:80]!r} ({error})") from None
+        for name, kinds in TYPES.items():
+            if not isinstance(value := getattr(found, name), kinds):
+                raise InputError(f"data: this is no document of a corpus: {name} is {value!r:.80}")
+        return found
+
+
+TYPES: dict[str, Any] = {  # of a document's fields
+    **dict.fromkeys(("text", "id", "source"), str),
+    **dict.fromkeys(("language", "dropped"), (str, type(None))),
+    "info": dict,
+}
 
 
 def open_lines(path: Path, mode: str = "rb") -> IO[bytes]:
@@ -57,19 +73,53 @@ def open_lines(path: Path, mode: str = "rb") -> IO[bytes]:
 
     Raises: InputError for another suffix, and for .zst without the package that reads it (`pip install ".[data]"`).
     """
+    check_suffix(path)
     if path.name.endswith(".gz"):
-        import gzip
-
         return gzip.GzipFile(path, mode, mtime=0)  # type: ignore[return-value]
+    if path.name.endswith(".zst") and mode == "wb":
+        return zstandard_for(path).open(path, mode)
+    return decompressed(open(path, mode), path)
+
+
+def decompressed(file: IO[bytes], path: Path) -> IO[bytes]:
+    """The lines of an open file of this name. A .gz or .zst may have several frames."""
+    if path.name.endswith(".gz"):
+        return gzip.GzipFile(fileobj=file)  # type: ignore[return-value]
     if path.name.endswith(".zst"):
-        try:
-            import zstandard
-        except ImportError:
-            raise InputError(f'data: {path} needs zstandard; pip install ".[data]"') from None
-        return zstandard.open(path, mode)
-    if not path.name.endswith(".jsonl"):
+        frames = zstandard_for(path).ZstdDecompressor().stream_reader(file, read_across_frames=True)
+        return io.BufferedReader(frames, 1 << 20)  # type: ignore[arg-type, return-value]
+    return file
+
+
+def compressed(lines: bytes, path: Path) -> bytes:
+    """These lines as a frame for a file of this name; frames one behind the other are such a file."""
+    if path.name.endswith(".gz"):
+        return gzip.compress(lines, GZIP_LEVEL, mtime=0)
+    if path.name.endswith(".zst"):
+        return zstandard_for(path).ZstdCompressor(ZSTD_LEVEL).compress(lines)
+    return lines
+
+
+def plain_name(path: Path) -> str:
+    """The name of a file without its ending: "clean" of clean.jsonl.zst."""
+    return path.name.partition(".jsonl")[0]
+
+
+def check_suffix(path: Path) -> None:
+    """Raise InputError for a file that is no .jsonl, and for a .zst where no package can read it."""
+    if not path.name.endswith(SUFFIXES):
         raise InputError(f"data: {path} has another ending than {', '.join(SUFFIXES)}; give the output of a stage")
-    return open(path, mode)
+    if path.name.endswith(".zst"):
+        zstandard_for(path)
+
+
+def zstandard_for(path: Path) -> Any:
+    """The package that reads and writes .zst."""
+    try:
+        import zstandard
+    except ImportError:
+        raise InputError(f'data: {path} needs zstandard; pip install ".[data]"') from None
+    return zstandard
 
 
 def read_documents(path: Path) -> Iterator[Document]:

@@ -65,7 +65,7 @@ def find_files(patterns: Sequence[str | Path]) -> list[Path]:
         if not files:
             raise InputError(
                 f"decontaminate: {pattern} is no file, folder or pattern with {', '.join(SUFFIXES)} files, seen from "
-                f"{Path.cwd()}; give the files that you evaluate on"
+                f"{Path.cwd()}; give the files that you measure models on"
             )
         for file in files:
             if _suffix(file) not in SUFFIXES:

@@ -145,16 +145,26 @@ def write_shards(
 
 def _write_shard(file: BinaryIO, ids: Iterator[int], vocab_size: int, fingerprint: str, position: int) -> int:
     """Write one shard and return its number of ids; `position` is that of the first id in the whole stream."""
-    code = 2 if vocab_size <= 1 << 16 else 4
     count = 0
     file.write(bytes(HEADER_BYTES))  # the header follows when the count is known
     while chunk := list(itertools.islice(ids, CHUNK)):
-        file.write(_checked(chunk, vocab_size, position + count).astype(DTYPES[code]).tobytes())
+        file.write(_checked(chunk, vocab_size, position + count).astype(dtype_for(vocab_size)).tobytes())
         count += len(chunk)
-    fields = FIELDS.pack(MAGIC, VERSION, code, count, vocab_size, fingerprint.encode())
     file.seek(0)
-    file.write(fields + struct.pack("<I", zlib.crc32(fields)))
+    file.write(shard_header(count, vocab_size, fingerprint))
     return count
+
+
+def dtype_for(vocab_size: int) -> np.dtype:
+    """The dtype of the ids in a shard, which is the smaller one where all ids fit into it."""
+    return DTYPES[2 if vocab_size <= 1 << 16 else 4]
+
+
+def shard_header(count: int, vocab_size: int, fingerprint: str) -> bytes:
+    """The header of a shard with so many ids, HEADER_BYTES long."""
+    code = dtype_for(vocab_size).itemsize
+    fields = FIELDS.pack(MAGIC, VERSION, code, count, vocab_size, fingerprint.encode())
+    return fields + struct.pack("<I", zlib.crc32(fields))
 
 
 def _checked(chunk: list[int], vocab_size: int, position: int) -> np.ndarray:

@@ -40,7 +40,7 @@ def cleaned(folder: Path, texts: list[str], evaluation: Path, **options) -> list
     documents = [Document(text, f"d{number}") for number, text in enumerate(texts)]
     source = folder / "in.jsonl"
     source.write_bytes(b"".join(document.to_line() for document in documents))
-    stage = DecontaminateStage(Decontaminate(evaluation=(str(evaluation),), **options))
+    stage = DecontaminateStage(Decontaminate(against=str(evaluation), **options))
     run_stage(stage, [source], folder / "decontaminate.jsonl", progress=False)
     return list(read_documents(folder / "decontaminate.jsonl"))
 
@@ -170,7 +170,7 @@ def test_contexts_are_looked_for_when_asked(tmp_path):
 
 
 def test_documents_that_are_dropped_already_stay_as_they_are(tmp_path):
-    stage = DecontaminateStage(Decontaminate(evaluation=(str(records(tmp_path / "t.jsonl", {"text": LONG})),)))
+    stage = DecontaminateStage(Decontaminate(against=str(records(tmp_path / "t.jsonl", {"text": LONG}))))
     stage.prepare([], tmp_path, 1)
     dropped = Document(LONG, "d0", dropped="c4: reason")
     first, second = stage.apply([dropped, Document(LONG, "d1")])
@@ -227,7 +227,7 @@ def test_evaluation_files_of_every_kind(tmp_path):
 
 
 def test_options_are_checked():
-    with pytest.raises(InputError, match="evaluation names no file"):
+    with pytest.raises(InputError, match="against names no file"):
         DecontaminateStage(Decontaminate())
     with pytest.raises(InputError, match="ngram is 0; give 1 or more"):
         Decontaminate(ngram=0)
@@ -235,7 +235,7 @@ def test_options_are_checked():
 
 def test_settings_change_with_the_evaluation_file(tmp_path):
     path = records(tmp_path / "t.jsonl", {"text": LONG})
-    before = DecontaminateStage(Decontaminate(evaluation=(str(path),))).settings()
+    before = DecontaminateStage(Decontaminate(against=str(path))).settings()
     records(path, {"text": LONG.upper()})
-    after = DecontaminateStage(Decontaminate(evaluation=(str(path),))).settings()
+    after = DecontaminateStage(Decontaminate(against=str(path))).settings()
     assert json.dumps(before) != json.dumps(after)

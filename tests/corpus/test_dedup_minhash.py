@@ -12,32 +12,9 @@ from minillm.corpus.duplicates import lsh, minhash
 from minillm.corpus.duplicates.lsh import Clusters, band_keys, candidate_probability, candidates, curve_lines
 from minillm.corpus.duplicates.minhash import jaccard, multipliers, signature
 from minillm.corpus.words import ngram_hashes, word_hashes
+from tests.corpus.planted import PLANTED, SIGMAS, planted_pair, within
 
-# J of two documents of m shingles, of which the first k differ, is (m - k) / (m + k).
-PLANTED = {
-    0.5: (180, 60),
-    0.6: (200, 50),
-    0.7: (170, 30),
-    0.8: (180, 20),
-    0.85: (185, 15),
-    0.9: (190, 10),
-    0.95: (195, 5),
-}
 PAIRS = 400
-SIGMAS = 4
-
-
-def planted_pair(similarity: float, number: int) -> tuple[str, str]:
-    """Two texts of different words, the same but for their beginning: J of their 5-grams is the given one, exactly."""
-    m, k = PLANTED[similarity]
-    words = [f"w{number}x{place}" for place in range(m + 4)]
-    other = [f"v{number}x{place}" for place in range(k)] + words[k:]
-    return " ".join(map(letters_for_digits, words)), " ".join(map(letters_for_digits, other))
-
-
-def letters_for_digits(word: str) -> str:
-    """The word without digits, all of which would be one 0."""
-    return word.translate(str.maketrans("0123456789", "abcdefghij"))
 
 
 def shingles_of(texts: list[str]) -> list[np.ndarray]:
@@ -61,11 +38,6 @@ def test_planted_pairs_have_the_similarity_that_they_say(planted):
         for one, other in pairs[:5]:
             assert len(np.intersect1d(one, other)) / len(np.union1d(one, other)) == pytest.approx(similarity, abs=1e-12)
             assert jaccard(one, other) == pytest.approx(similarity, abs=1e-12)
-
-
-def within(count: int, total: int, probability: float) -> bool:
-    """True if a count is where a binomial distribution has it, within SIGMAS standard deviations and one."""
-    return abs(count - total * probability) <= SIGMAS * sqrt(total * probability * (1 - probability)) + 1
 
 
 def minima_follow_the_formula(planted) -> bool:
@@ -166,14 +138,15 @@ def test_jaccard_of_sets():
 
 def test_a_large_bucket_is_not_compared_pair_by_pair():
     """10,000 texts with one key, none of which turn out to be similar: each is compared with WINDOW others at most."""
-    count = 10_000
-    drawn = sum(len(one) for one, _ in candidates([np.zeros(count, np.uint64)], np.arange(count), Clusters(count)))
+    count, numbers = 10_000, np.arange(10_000)
+    drawn = sum(len(one) for one, _ in candidates(numbers, numbers, [np.zeros(count, np.uint64)], Clusters(count)))
     assert count * (lsh.WINDOW - 1) < drawn < count * lsh.WINDOW
 
 
 def test_texts_of_one_cluster_are_compared_once():
     count, clusters, drawn = 10_000, Clusters(10_000), 0
-    for one, other in candidates([np.zeros(count, np.uint64)] * 25, np.ones(count), clusters):
+    keys = [np.zeros(count, np.uint64)] * 25
+    for one, other in candidates(np.arange(count), np.ones(count), keys, clusters):
         drawn += len(one)
         for pair in zip(one.tolist(), other.tolist(), strict=True):
             clusters.join(*pair)
@@ -183,10 +156,17 @@ def test_texts_of_one_cluster_are_compared_once():
 
 def test_candidates_are_all_pairs_of_small_buckets(rng):
     keys = [rng.integers(0, 100, 300).astype(np.uint64) for _ in range(3)]
-    expected = {(i, j) for of_band in keys for i in range(300) for j in range(i) if of_band[i] == of_band[j]}
+    numbers = rng.permutation(300)
+    expected = {
+        frozenset((int(numbers[i]), int(numbers[j])))
+        for of_band in keys
+        for i in range(300)
+        for j in range(i)
+        if of_band[i] == of_band[j]
+    }
     found = {
-        (max(pair), min(pair))
-        for ones, others in candidates(keys, rng.integers(1, 9, 300), Clusters(300))
+        frozenset(pair)
+        for ones, others in candidates(numbers, rng.integers(1, 9, 300), keys, Clusters(300))
         for pair in zip(ones.tolist(), others.tolist(), strict=True)
     }
     assert found == expected

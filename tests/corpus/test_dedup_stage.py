@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import random
+import signal
+import subprocess
+import sys
 import tracemalloc
 from pathlib import Path
 
@@ -13,10 +16,12 @@ import pytest
 from minillm.corpus import stage as stages
 from minillm.corpus.document import Document, read_documents
 from minillm.corpus.duplicates import repeated, sketches, verdicts
+from minillm.corpus.duplicates.lsh import candidate_probability
 from minillm.corpus.duplicates.options import Dedup
 from minillm.corpus.duplicates.stage import INDEX, DedupStage
 from minillm.corpus.stage import run_stage
 from minillm.errors import InputError
+from tests.corpus.planted import PLANTED, planted_pair, within
 
 PLAIN = [f"{a}{b}{c}" for a in "bdfgklmnprst" for b in "aeiou" for c in "bdfgklmnprst"]
 
@@ -65,6 +70,14 @@ def test_documents_shorter_than_a_shingle_are_compared_exactly(tmp_path):
     assert duplicates == {"d1": "d0", "d5": "d3", "d7": "d6"}
 
 
+@pytest.mark.parametrize(("numbers", "duplicates"), [("zero", 2), ("kept", 0)])
+def test_numbers_count_if_asked(tmp_path, numbers, duplicates):
+    texts = ["12 + 7 = 19", "3 + 4 = 7", "Meeting on 3 May 2021 at 10.30, please come in time.", "Nothing."]
+    texts.insert(3, texts[2].replace("3 May 2021", "14 May 2022"))
+    found = deduplicated(tmp_path, numbered(texts), numbers=numbers)
+    assert sum(document.dropped is not None for document in found) == duplicates
+
+
 def test_near_duplicates_are_found_with_their_similarity(tmp_path):
     base = words(204, 1)
     near = [*words(20, 2), *base[20:]]  # 200 shingles, of which 180 are common: J = 180 / 220
@@ -86,6 +99,8 @@ def test_clusters_are_transitive_and_keep_their_first(tmp_path):
     assert [document.info["cluster"] for document in found] == ["d0"] * 3
     assert [document.rule for document in found] == [None, "near_duplicate", "near_duplicate"]
     assert found[1].info["jaccard"] == pytest.approx(160 / 240, abs=1e-4)
+    assert found[1].dropped == "near_duplicate: Jaccard 0.6667 to d0, through others between them"
+    assert found[2].dropped == "near_duplicate: Jaccard 0.8182 to d0"
     alone = deduplicated(tmp_path / "alone", numbered(texts[:2]))
     assert [document.dropped for document in alone] == [None, None]
 
@@ -128,6 +143,69 @@ def test_precision_and_recall_on_a_planted_corpus(tmp_path):
     assert dropped == expected  # each pair of J = 0.9 is a candidate with 1 - 1e-6
 
 
+def test_recall_follows_the_curve_and_precision_is_one(tmp_path):
+    """At each similarity the share of pairs that are found is that of the S-curve; none under the threshold is."""
+    pairs, levels = 200, list(PLANTED)
+    documents = [
+        Document(text, f"{similarity}/{pair}/{side}")
+        for level, similarity in enumerate(levels)
+        for pair in range(pairs)
+        for side, text in enumerate(planted_pair(similarity, 1000 * level + pair))
+    ]
+    random.Random(0).shuffle(documents)
+    for bands, rows in ((25, 8), (6, 8)):
+        found = deduplicated(tmp_path / str(bands), documents, bands=bands, rows=rows)
+        dropped = [document for document in found if document.dropped]
+        for document in dropped:  # the other one of its pair, of which it is the later
+            similarity, pair, side = document.id.split("/")
+            assert document.info["duplicate_of"] == f"{similarity}/{pair}/{1 - int(side)}"
+            assert document.info["jaccard"] == float(similarity)
+        for similarity in levels:
+            count = sum(document.id.startswith(f"{similarity}/") for document in dropped)
+            expected = candidate_probability(similarity, bands, rows) if similarity >= 0.8 else 0
+            assert within(count, pairs, expected)
+            assert similarity >= 0.8 or count == 0
+
+
+def shingles(text: str) -> set[tuple[str, ...]]:
+    found = text.split()
+    return {tuple(found[place : place + 5]) for place in range(len(found) - 4)}
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_clusters_are_those_of_all_pairs_by_sets(tmp_path, seed):
+    """Against Python's sets, over all pairs. 100 bands of 2 rows miss a pair of J = 0.7 with 1e-29."""
+    rng = random.Random(seed)
+    texts = [" ".join(words(rng.choice((3, 4, 6, 60, 120)), seed * 1000 + number)) for number in range(40)]
+    for number in range(120):
+        old = rng.choice(texts).split()
+        for _ in range(rng.randrange(3)):
+            old[rng.randrange(len(old))] = rng.choice(PLAIN)
+        start = rng.randrange(4)
+        texts.append(" ".join(old[start:] + words(rng.randrange(3), 5000 + number)))
+    rng.shuffle(texts)
+    sets = [shingles(text) for text in texts]
+    first = list(range(len(texts)))
+    for other in range(len(texts)):
+        for one in range(other):
+            union = sets[one] | sets[other]
+            alike = texts[one] == texts[other] or (union and len(sets[one] & sets[other]) / len(union) >= 0.7)
+            if alike and first[one] != first[other]:
+                low, high = sorted((first[one], first[other]))
+                first = [low if value == high else value for value in first]
+    found = deduplicated(tmp_path, numbered(texts), bands=100, rows=2, threshold=0.7)
+    expected = [f"d{number}" if first.count(number) > 1 else None for number in first]
+    assert [document.info.get("cluster") for document in found] == expected
+    assert [document.dropped is not None for document in found] == [
+        number != place for place, number in enumerate(first)
+    ]
+    for document, number, own in zip(found, first, sets, strict=True):
+        if document.rule == "near_duplicate":
+            union = own | sets[number]
+            assert document.info["jaccard"] == pytest.approx(len(own & sets[number]) / len(union), abs=5e-5)
+    assert 30 < sum(document.dropped is not None for document in found) < 130
+
+
 def test_the_output_is_the_same_for_any_number_of_processes(tmp_path, monkeypatch):
     monkeypatch.setattr(stages, "CHUNK_BYTES", 20_000)
     documents, _ = planted_corpus(60)
@@ -168,6 +246,52 @@ def test_a_run_that_was_killed_goes_on(tmp_path, monkeypatch):
     run_stage(DedupStage(Dedup()), [source], folder / "dedup.jsonl", progress=False)
     assert states[:4] == [1, 2, 3, 4]
     assert list(read_documents(folder / "dedup.jsonl")) == expected
+    chunks = states[-1]
+    del states[:]
+    state = {"identity": {}, "chunks": 2, "bytes": dict.fromkeys(sketches.FILES, 1 << 30)}  # the files are shorter
+    write_state(folder / INDEX, state)
+    sketches.write_sketches(Dedup(), [source], folder / INDEX, {}, 1)
+    assert states == list(range(1, chunks + 1))
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from minillm.corpus import stage
+from minillm.corpus.duplicates import Dedup, DedupStage, sketches
+
+stage.CHUNK_BYTES = 20_000
+left = int(sys.argv[2])
+write_state = sketches.write_state
+
+def dies(folder, state):
+    global left
+    left -= 1
+    if left == 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+    write_state(folder, state)
+
+sketches.write_state = dies
+folder = Path(sys.argv[1])
+stage.run_stage(DedupStage(Dedup(lines=1)), [folder / "in.jsonl"], folder / "dedup.jsonl", progress=False)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there is no SIGKILL")
+def test_a_run_that_is_killed_ends_with_the_same_bytes(tmp_path, monkeypatch):
+    """Each run is killed after it has written a chunk, and before it says so; the last one is not."""
+    monkeypatch.setattr(stages, "CHUNK_BYTES", 20_000)
+    documents, _ = planted_corpus(60)
+    deduplicated(tmp_path / "whole", documents, lines=1)
+    folder = tmp_path / "killed"
+    folder.mkdir()
+    write(folder / "in.jsonl", documents)
+    codes = [
+        subprocess.run([sys.executable, "-c", KILLED, str(folder), str(calls)], check=False).returncode
+        for calls in (2, 1, 3, -1)
+    ]
+    assert codes == [-signal.SIGKILL] * 3 + [0]
+    assert (folder / "dedup.jsonl").read_bytes() == (tmp_path / "whole" / "dedup.jsonl").read_bytes()
 
 
 def test_verdicts_are_used_again_if_nothing_changed(tmp_path, monkeypatch):
@@ -185,9 +309,23 @@ def test_verdicts_are_used_again_if_nothing_changed(tmp_path, monkeypatch):
     DedupStage(Dedup()).prepare([source], tmp_path, 1)
     with pytest.raises(AssertionError, match="again"):
         DedupStage(Dedup(threshold=0.9)).prepare([source], tmp_path, 1)
+    (tmp_path / INDEX / "verdicts").rename(tmp_path / "elsewhere")
+    with pytest.raises(AssertionError, match="again"):
+        DedupStage(Dedup()).prepare([source], tmp_path, 1)
+    (tmp_path / "elsewhere").rename(tmp_path / INDEX / "verdicts")
     write(source, documents[:-1])
     with pytest.raises(AssertionError, match="again"):
         DedupStage(Dedup()).prepare([source], tmp_path, 1)
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", "half of {", '{"identity": 1}'])
+def test_a_damaged_record_is_no_record(tmp_path, content):
+    folder = tmp_path / INDEX
+    folder.mkdir()
+    for name in ("done.json", "rows", "shingles"):
+        (folder / name).write_text(content, encoding="utf-8")
+    found = deduplicated(tmp_path, numbered(["one two three", "one two three"]))
+    assert [document.rule for document in found] == [None, "exact_duplicate"]
 
 
 def test_ids_must_be_unique(tmp_path):
@@ -325,6 +463,7 @@ def test_lines_are_counted_in_parts(monkeypatch, rng):
         ({"threshold": 0}, "threshold is 0; give a share above 0"),
         ({"threshold": float("nan")}, "threshold is nan"),
         ({"bands": 0}, "bands is 0; give 1 or more"),
+        ({"numbers": "one"}, "numbers is 'one'; give zero or kept"),
         ({"lines": 0}, "lines is 0; give 1 or more"),
         ({"bands": 1000, "rows": 1000}, "1,000,000 minima"),
     ],

@@ -179,7 +179,7 @@ def test_parameters_operations_cache_and_memory_are_those_of_a_real_step(name: s
     profile = Profile()
     with profiled(profile):
         model.loss(**arrays).backward()
-    assert found.flops_per_token * found.tokens == profile.flops
+    assert found.flops_per_token * found.tokens == pytest.approx(profile.flops, rel=1e-12)
 
     held, peak = measured(kind(config), arrays)
     assert found.activation_bytes == held
@@ -269,7 +269,7 @@ def kept_in_a_block(found: Description) -> float:
 
 def test_what_a_block_keeps_is_what_the_docstring_says() -> None:
     config = gpt2("baby")
-    assert kept_in_a_block(described(GPT2, config, 3, 100)) == 16 * config.channels + config.heads + 4
+    assert kept_in_a_block(described(GPT2, config, 3, 100)) == 16 * config.channels + config.heads + 2
     for dtype in ("float32", "float64"):
         config = llama("nano", **SMALL, kv_heads=2)
         C, F, GD, D = 192, 520, 2 * 32, 32
@@ -384,7 +384,7 @@ def test_every_preset_can_be_described() -> None:
             profile = Profile()
             with profiled(profile):
                 model.loss(**arrays).backward()
-            assert found.flops_per_token * found.tokens == profile.flops
+            assert found.flops_per_token * found.tokens == pytest.approx(profile.flops, rel=1e-12)
             model.zero_grad()
             assert found.activation_bytes == measured(model, arrays)[0]
 

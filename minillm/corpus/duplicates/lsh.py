@@ -47,7 +47,7 @@ def curve_lines(bands: int, rows: int, threshold: float) -> list[str]:
 
 
 def band_keys(signatures: np.ndarray, bands: int) -> np.ndarray:
-    """One number for each band: (N, bands), uint64, from signatures (N, bands * rows)."""
+    """A number for each band: (N, bands), uint64, from signatures (N, bands * rows)."""
     rows = signatures.reshape(len(signatures), bands, signatures.shape[1] // bands).astype(
         np.uint64
     )  # (N, bands, rows)
@@ -85,26 +85,27 @@ class Clusters:
 
 
 def candidates(
-    keys: Iterable[np.ndarray], sizes: np.ndarray, clusters: Clusters
+    texts: np.ndarray, sizes: np.ndarray, keys: Iterable[np.ndarray], clusters: Clusters
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Pairs of texts that share a band and are not yet in one cluster, as two arrays, some at a time.
 
-    keys: for each band, the keys of all texts (N,). sizes: (N,), by which texts of a bucket are sorted. Whoever draws
-    the pairs joins the clusters of those that are duplicates; so the next ones are fewer.
+    Whoever draws the pairs joins the clusters of those that are duplicates, so that fewer follow.
+    Shapes: texts, sizes (M,): the numbers of the texts to compare, and how many shingles each has; keys, (M,) for each
+    band.
     """
     by_size = np.argsort(sizes, kind="stable")
     for of_band in keys:
-        of_band = of_band[by_size]
-        order = np.argsort(of_band, kind="stable")
-        of_band, texts = of_band[order], by_size[order]
+        ordered = of_band[by_size]
+        order = np.argsort(ordered, kind="stable")
+        ordered, numbers = ordered[order], texts[by_size[order]]
         later = np.arange(1, len(texts))
         for distance in range(1, WINDOW + 1):
             later = later[later >= distance]
-            later = later[of_band[later] == of_band[later - distance]]
+            later = later[ordered[later] == ordered[later - distance]]
             if not len(later):
                 break
             firsts = clusters.firsts()
-            one, other = texts[later - distance], texts[later]
+            one, other = numbers[later - distance], numbers[later]
             apart = firsts[one] != firsts[other]
             if apart.any():
                 yield one[apart], other[apart]

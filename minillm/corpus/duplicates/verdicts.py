@@ -8,7 +8,8 @@ Clusters are transitive: where A is similar to B, and B to C, all three are one 
 be similar enough. The first document of a cluster in input order stays. The others are dropped, and their J is that
 with this first one, so it may be below the threshold where a document belongs to the cluster through another.
 
-Memory: about 100 bytes for each document (hashes of words, one band, parents and counts), so 100 MB for a million.
+Memory: about 130 bytes for each document (hashes of words, the keys of one band, parents and counts), so 130 MB for a
+million, and nothing for their texts: shingles are read from disk, of two documents at a time.
 """
 
 from __future__ import annotations
@@ -56,19 +57,17 @@ def _firsts_of_equal(hashes: np.ndarray) -> np.ndarray:
 
 
 def _join_similar(sketches: Sketches, options: Dedup, clusters: Clusters) -> None:
+    """Join the clusters of near-duplicates, of which each group of equal documents has one."""
     sizes = sketches.rows["shingles"].astype(np.int64)
-    alone = np.flatnonzero((clusters.firsts() == np.arange(len(sizes))) & (sizes > 0))
-    keys = (sketches.rows["keys"][:, band][alone] for band in range(options.bands))
-    among = Clusters(len(alone))
-    for ones, others in candidates(keys, sizes[alone], among):
-        small, large = np.sort([sizes[alone[ones]], sizes[alone[others]]], axis=0)
+    texts = np.flatnonzero((clusters.firsts() == np.arange(len(sizes))) & (sizes > 0))
+    keys = (sketches.rows["keys"][:, band][texts] for band in range(options.bands))
+    for ones, others in candidates(texts, sizes[texts], keys, clusters):
+        small, large = np.sort([sizes[ones], sizes[others]], axis=0)
         possible = small >= options.threshold * large  # J is at most the ratio of the sizes
         for one, other in zip(ones[possible].tolist(), others[possible].tolist(), strict=True):
-            if among.find(one) == among.find(other):
-                continue
-            if _similarity(sketches, int(alone[one]), int(alone[other])) >= options.threshold:
-                among.join(one, other)
-                clusters.join(int(alone[one]), int(alone[other]))
+            apart = clusters.find(one) != clusters.find(other)
+            if apart and _similarity(sketches, one, other) >= options.threshold:
+                clusters.join(one, other)
 
 
 def _similarity(sketches: Sketches, one: int, other: int) -> float:

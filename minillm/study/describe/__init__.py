@@ -10,15 +10,15 @@ L - 2 between them.
 
 **Activations**, in elements per token and block, for C channels (GPT-2, whose MLP has 4C; no dropout):
 
-    ln_1        C    its input, a sum of the residual stream; mean and rstd, 2
-    attn.qkv    C    its input, the norm
+    ln_1        C    the normalised input; rstd, 1
+    attn.qkv    C    its input
     attention  3C    q, k and v, one array; and C, the output, which is the input of attn.proj too; lse, H
-    ln_2        C    its input; mean and rstd, 2
-    mlp.fc      C    its input, the norm
+    ln_2        C    the normalised input; rstd, 1
+    mlp.fc      C    its input
     gelu       4C    the slope, in the place of its input
     mlp.proj   4C    its input
 
-together 16C + H + 4, or 64C bytes in float32 and 32C in bfloat16. Korthikanti et al. 2022 (arXiv:2205.05198, equation
+together 16C + H + 2, or 64C bytes in float32 and 32C in bfloat16. Korthikanti et al. 2022 (arXiv:2205.05198, equation
 1) count 34C + 5 H T bytes for 16 bits with PyTorch's kernels of that time. The parts differ: H T numbers go where
 attention keeps its weights, none here; a dropout mask has a byte for each number, and none here, for it is made again.
 A Llama with H heads, G key heads of size D and an MLP of F channels: C each for the inputs of two norms, of qkv, and

@@ -227,8 +227,8 @@ class _Evaluation:
                 if isinstance(target, ast.Tuple):
                     for number, one in enumerate(target.elts):
                         if isinstance(one, ast.Name) and one.id == name:
-                            is_tuple = isinstance(value, ast.Tuple) and len(value.elts) == len(target.elts)
-                            return value.elts[number] if is_tuple else item_of(value, number)
+                            values = value.elts if isinstance(value, ast.Tuple) else []
+                            return values[number] if number < len(values) else item_of(value, number)
         raise Unknown
 
     def whole(self, node: ast.expr) -> Any:

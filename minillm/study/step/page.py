@@ -1,7 +1,7 @@
 """A page of HTML in which a person walks through a traced step: `write_page(trace, Path("step.html"))`.
 
-The page is one file without a network: its Content-Security-Policy lets nothing be loaded, and allows only its own
-script and style, by their hashes. page.html is the frame, page.css the style, and the script consists of
+The page is one file without a network (minillm/page). page.html is the body, page.css the style, and the script
+consists of
 
     page_arrays.js    reads the numbers, writes them as text, and draws heat maps
     page_scope.js     what a line of source can read
@@ -20,16 +20,14 @@ script and style, by their hashes. page.html is the frame, page.css the style, a
 from __future__ import annotations
 
 import base64
-import hashlib
-import html
 import json
 import math
 import zlib
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 from minillm.files import check_folder_of, writing
+from minillm.page import assemble
 from minillm.study.step.compare import Comparison
 from minillm.study.step.formulas import formulas
 from minillm.study.step.records import ParameterStop, Sent, Source, StepTrace, Stop, Value
@@ -81,32 +79,14 @@ def finite(value: Any) -> Any:
 
 def page_of(document: dict[str, Any], numbers: bytes) -> str:
     """The text of the page for a document and its packed numbers."""
-    folder = files(__package__)
-    script = "".join(folder.joinpath(name).read_text(encoding="utf-8") for name in SCRIPTS)
-    script = f'"use strict";\n(async () => {{\n{script}\n}})();\n'
-    style = folder.joinpath("page.css").read_text(encoding="utf-8")
-    parts = {
-        "TITLE": html.escape(f"One training step of {document['model']}, line by line"),
-        "POLICY": policy(script, style),
-        "STYLE": style,
-        "SCRIPT": script,
-        "DOCUMENT": base64.b64encode(compressed(document)).decode(),
-        "NUMBERS": base64.b64encode(numbers).decode(),
-    }
-    page = folder.joinpath("page.html").read_text(encoding="utf-8")
-    for name, text in parts.items():
-        before, marker, after = page.partition(f"@{name}@")
-        assert marker, f"page.html has no @{name}@"
-        page = before + text + after
-    return page
-
-
-def policy(script: str, style: str) -> str:
-    """The Content-Security-Policy: nothing is loaded, and no other script or style than these runs."""
-    hashes = [base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in (script, style)]
-    return (
-        f"default-src 'none'; script-src 'sha256-{hashes[0]}'; style-src 'sha256-{hashes[1]}'; img-src data:; "
-        "base-uri 'none'; form-action 'none'"
+    return assemble(
+        __package__,
+        "page.html",
+        ["page.css"],
+        SCRIPTS,
+        f"One training step of {document['model']}, line by line",
+        DOCUMENT=base64.b64encode(compressed(document)).decode(),
+        NUMBERS=base64.b64encode(numbers).decode(),
     )
 
 

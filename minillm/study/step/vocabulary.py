@@ -36,9 +36,9 @@ def vocabulary_stops(trace: StepTrace) -> dict[int, int]:
         else:
             makers = [value.stop for value in stop.inputs if (value.shape or (0,))[-1:] == (size,)]
             waiting += [trace.stops[maker] for maker in makers if maker is not None]
-    halves = {trace.stops[index].partner for index in found} - {None}
+    halves = {half for index in found if (half := trace.stops[index].partner) is not None}
     updates = {stop.index for stop in trace.stops if isinstance(stop, ParameterStop) and stop.scope in parameters}
-    return dict.fromkeys(sorted(found | halves | updates), size)  # type: ignore[type-var]
+    return dict.fromkeys(sorted(found | halves | updates), size)
 
 
 def _is_along(stop: Stop, size: int) -> bool:

@@ -1,4 +1,15 @@
-"""Predict the next token of every token of a long text, as GPT-2 and Llama do."""
+"""Predict the next token of every token of a long text, as GPT-2 and Llama do.
+
+With `boundaries`, each document of the text is computed as if it stood alone, although windows of the text hold the end
+of one and the beginning of the next. A token that ends a text (`|`) stands behind each document:
+
+    ids       t h e | c a t s | d o      of a window of T = 11, behind which a g comes
+    starts    0 0 0 0 4 4 4 4 4 9 9      where the document of each position begins
+    targets   h e | . a t s | . o g      what comes behind an end is another document's, so it is no target (-100)
+
+Attention sees keys from `starts` on, and positions count from there (data/packing.py). A document that a window cuts
+goes on in another one, without what came before, as all windows do.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +22,10 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from minillm.autograd import Tensor
 from minillm.counted import counted
+from minillm.data import Tokens
+from minillm.data.pairs import IGNORED
 from minillm.errors import InputError
 from minillm.generate import generate
 from minillm.parallel.objective import Batch, NextTokens, next_token_batch
@@ -20,7 +34,7 @@ from minillm.training.corpus import Corpus, load_corpus, make_batches
 from minillm.training.tasks.task import Task
 
 LONGEST = 1024  # tokens of a sequence of a model that exists already, where nothing is said
-DECODED = 1 << 20  # tokens of the validation text from which the bytes of a token are known
+DECODED = 1 << 20  # tokens of the validation text from which the bytes of a token are known, and of a block
 
 
 @dataclass(frozen=True)
@@ -29,6 +43,9 @@ class CausalOptions:
 
     length: int | None = None
     """Tokens of each sequence; by default as many as the model's context, or 1024 at most with --init."""
+    boundaries: bool = False
+    """Compute each document as if it stood alone: attention sees no other, and positions start again. The text is
+    token shards with an end of text behind each document, as `minillm data shards` writes them."""
 
     def __post_init__(self):
         if self.length is not None and self.length < 1:
@@ -51,6 +68,27 @@ class CausalTask(NextTokens, Task):
         self.corpus = load_corpus(config, tokenizer)
         self.tokenizer = self.corpus.tokenizer
         self.batches, self.validation = make_batches(self.corpus, config, length)
+        if self.options.boundaries:
+            self.next_tokens = False  # of one text in each row
+            self.end = self._checked_end()
+
+    def _checked_end(self) -> int:
+        """The id that ends each document.
+
+        Raises: InputError where the tokenizer has none, the training text has none, or a model is divided.
+        """
+        if max(self.config.tp, self.config.pp) > 1:
+            raise InputError(
+                f"train: --tp {self.config.tp} --pp {self.config.pp} divide a model that reads one text in each row; "
+                "leave --boundaries out, or divide the batch alone (--dp, --zero)"
+            )
+        end = self.tokenizer.eos_id
+        if end is None or not holds(self.corpus.train, end):
+            raise InputError(
+                f"train: --boundaries needs a token that ends each document, and {self.config.data} has none; make "
+                "shards of documents with `minillm data shards`, or leave --boundaries out"
+            )
+        return end
 
     def fingerprint(self) -> str:
         """The numbers of tokens, the tokenizer, and a checksum of the tokens."""
@@ -66,11 +104,20 @@ class CausalTask(NextTokens, Task):
 
     def batch(self, step: int, model: Any = None) -> Batch:
         """Windows of the training text."""
-        return next_token_batch(*self.batches.batch(step))
+        return self._made(*self.batches.batch(step))
 
     def evaluation_batches(self, count: int) -> Iterator[Batch]:
         """Windows spread evenly over the validation text."""
-        return (next_token_batch(*batch) for batch in self.validation.evaluation_batches(count))
+        return (self._made(*batch) for batch in self.validation.evaluation_batches(count))
+
+    def _made(self, ids: np.ndarray, targets: np.ndarray) -> Batch:
+        return bounded(ids, targets, self.end) if self.options.boundaries else next_token_batch(ids, targets)
+
+    def sums(self, model: Any, batch: Batch) -> dict[str, Tensor]:
+        """The sum of the cross-entropies, in nats."""
+        if self.next_tokens:
+            return super().sums(model, batch)
+        return {"loss": model.loss(batch["ids"], batch["targets"], "sum", batch["starts"])}
 
     @cached_property
     def bytes_per_token(self) -> float | None:
@@ -92,6 +139,22 @@ class CausalTask(NextTokens, Task):
             return '"The "'
         except InputError:
             return shlex.quote(self.tokenizer.decode(np.asarray(self.corpus.train[:8])))
+
+
+def bounded(ids: np.ndarray, targets: np.ndarray, end: int) -> Batch:
+    """The batch of windows (B, T) with the starts of their documents, each of which ends with the id `end`."""
+    ends = ids == end  # (B, T)
+    places = np.arange(ids.shape[1])  # (T,)
+    begins = np.zeros_like(ids)
+    begins[:, 1:] = np.where(ends[:, :-1], places[1:], 0)
+    starts = np.maximum.accumulate(begins, axis=1)  # (B, T)
+    return {"ids": ids, "targets": np.where(ends, IGNORED, targets), "starts": starts}
+
+
+def holds(tokens: Tokens | np.ndarray, id: int) -> bool:
+    """True if the id occurs among the tokens, which are read block by block."""
+    blocks = (np.asarray(tokens[first : first + DECODED]) for first in range(0, len(tokens), DECODED))
+    return any((block == id).any() for block in blocks)
 
 
 def bytes_per_token(tokenizer: Tokenizer, ids: np.ndarray) -> float | None:

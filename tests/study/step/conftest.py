@@ -1,4 +1,4 @@
-"""A browser and pages of traced steps, made once for all tests of the stepper's page."""
+"""Pages of traced steps, made once for all tests of the stepper's page."""
 
 from __future__ import annotations
 
@@ -9,14 +9,8 @@ import pytest
 from minillm.study.step.compare import compare_traces
 from minillm.study.step.page import write_page
 from minillm.study.step.trace import StepTrace
-from tests.study.step.browser import browsers
 from tests.study.step.models import traced
 from tests.study.step.pages import TOKENS, wrong_swiglu
-
-
-@pytest.fixture(scope="session")
-def browser():
-    yield from browsers()
 
 
 @pytest.fixture(scope="session")

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from minillm.study.step.trace import StepTrace
-from tests.study.step.browser import Browser
+from tests.browser import Browser
 from tests.study.step.pages import place_of, stop_of
 
 # --- walking -------------------------------------------------------------------------------------------------------

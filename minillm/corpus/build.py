@@ -1,0 +1,108 @@
+"""`minillm data build`: the stages one after the other, from raw files to shards.
+
+    FOLDER/extract.jsonl.zst        every document that was read
+    FOLDER/clean.jsonl.zst          the same documents, of which some are now dropped, with the reason
+    FOLDER/dedup.jsonl.zst
+    FOLDER/decontaminate.jsonl.zst
+    FOLDER/train.jsonl.zst          the kept ones, by part; also validation, and test where it has a share
+    FOLDER/mixed.jsonl.zst          the training part as sources are weighted, where they are
+    FOLDER/shards/                  token ids of each part, and the tokenizer
+    FOLDER/*.json                   the record of each stage: settings, counts, problems
+
+Each stage is resumed where it was, and one whose record says that it is done with these settings and these inputs is
+not run again. So the same command, given again, goes on after a kill, and after a change of settings runs what depends
+on them.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from minillm.corpus.config import Config
+from minillm.corpus.mixing import Mixture, mix
+from minillm.corpus.shards import PARTS, write_parts
+from minillm.corpus.split import Split, SplitStage, check_parts, straddling
+from minillm.corpus.stage import BEFORE, Stage, run_stage
+
+CLASSES = {  # of the stages that write every document that they read
+    "clean": ("minillm.corpus.rules", "CleanStage"),
+    "dedup": ("minillm.corpus.duplicates.stage", "DedupStage"),
+    "decontaminate": ("minillm.corpus.decontamination", "DecontaminateStage"),
+}
+
+
+class Row(NamedTuple):
+    """What a stage did to some of its documents."""
+
+    stage: str
+    what: str  # "kept", the rule that dropped them, the part or source that they are of, or CUT
+    documents: int | None  # None of CUT
+    text_bytes: int
+
+
+CUT = "cut out of kept ones"  # lines, and what else a stage takes out of documents that it keeps
+
+
+def stage_of(name: str, settings: Any) -> Stage:
+    """A stage with these settings."""
+    module, kind = CLASSES[name]
+    return getattr(importlib.import_module(module), kind)(settings)
+
+
+def build(config: Config, folder: Path, processes: int = 1, progress: bool = True) -> list[Row]:
+    """Run the stages that have settings, and write what the top of this file lists; returns what each stage did."""
+    from minillm.corpus.readers.extract import extract
+
+    stages = {name: stage_of(name, config.stages[name]) for name in CLASSES if name in config.stages}
+    folder.mkdir(parents=True, exist_ok=True)
+    documents = folder / "extract.jsonl.zst"
+    extract(config.sources, documents, config.stages["extract"], processes, progress)
+    records = [documents.with_name("extract.json")]
+    for name, stage in stages.items():
+        documents, before = folder / f"{name}.jsonl.zst", documents
+        run_stage(stage, [before], documents, processes, progress)
+        records.append(folder / f"{name}.json")
+    parts = split([documents], folder, config.stages["split"], processes, progress)
+    records.append(folder / "split.json")
+    if config.weights or config.epochs:
+        mixed = folder / "mixed.jsonl.zst"
+        mix([parts["train"]], mixed, Mixture(config.weights, config.epochs, config.seed), processes, progress)
+        records.append(folder / "mix.json")
+        parts["train"] = mixed
+    if "shards" in config.stages:
+        write_parts(parts, folder / "shards", config.stages["shards"], processes, progress)
+    return [row for record in records for row in rows_of(record)]
+
+
+def split(inputs: Sequence[Path], folder: Path, options: Split, processes: int, progress: bool) -> dict[str, Path]:
+    """Divide the documents; returns the file of each part."""
+    stage = SplitStage(options)
+    counts = run_stage(stage, inputs, folder, processes, progress)
+    check_parts(counts, options)
+    if progress and (sentence := straddling(inputs)):
+        print(sentence, file=sys.stderr)
+    return {part: folder / f"{part}.jsonl.zst" for part in stage.parts}
+
+
+def parts_in(folder: Path) -> dict[str, Path]:
+    """The file of each part in a folder of `split`; of the training part the mixed one, where there is one."""
+    found = {part: folder / f"{part}.jsonl.zst" for part in PARTS}
+    if (mixed := folder / "mixed.jsonl.zst").exists():
+        found["train"] = mixed
+    return {part: path for part, path in found.items() if path.exists()}
+
+
+def rows_of(record: Path) -> list[Row]:
+    """What the record of a stage says of the documents that came undropped to it: kept ones first."""
+    content: Mapping[str, Any] = json.loads(record.read_bytes())
+    sizes = content["text_bytes"]
+    counts = {what: count for what, count in content["documents"].items() if what != BEFORE}
+    order = sorted(counts, key=lambda what: (what != "kept", -counts[what], what))
+    rows = [Row(content["stage"], what, counts[what], sizes.get(what, 0)) for what in order]
+    cut = sizes.get("read", 0) - sum(row.text_bytes for row in rows)
+    return [*rows, Row(content["stage"], CUT, None, cut)] if cut > 0 else rows
