@@ -31,7 +31,8 @@ from corpus_text import clean_documents, spoiled, write_corpus
 
 RESULTS = Path(__file__).parent / "results"
 PROCESSES = 2
-HELD_OUT = 0.1
+HELD_OUT = 0.1  # of the documents of the effect's corpus
+BATCH, CONTEXT = 16, 64  # rows and tokens of a training step
 
 
 def run(arguments: list[str], python: str = sys.executable) -> tuple[float, float]:
@@ -180,9 +181,11 @@ def write_pieces(documents: Path, folder: Path) -> None:
 
 def effect(steps: int, seeds: list[int]) -> None:
     """Train on three versions of a corpus, and measure each model on clean text."""
+    import minillm
     from minillm.backend import thread_count
     from minillm.corpus.document import read_documents
     from minillm.evaluation.perplexity import perplexity
+    from minillm.models.gpt2 import GPT2Config
     from minillm.tokenizers import BPETokenizer
     from minillm.training import TrainConfig, train
 
@@ -214,11 +217,8 @@ def effect(steps: int, seeds: list[int]) -> None:
                 config = TrainConfig(
                     data=str(folder / f"{file}.txt"),
                     tokenizer=str(folder / "tokenizer"),
-                    layers=4,
-                    heads=4,
-                    channels=128,
-                    context=128,
-                    batch_size=16,
+                    model=GPT2Config(2000, context=CONTEXT, layers=2, heads=2, channels=64),
+                    batch_size=BATCH,
                     steps=steps,
                     eval_every=steps,
                     sample_every=0,
@@ -226,14 +226,14 @@ def effect(steps: int, seeds: list[int]) -> None:
                     out=folder / f"{file}{seed}",
                 )
                 trained = train(config, progress=False)
-                model = trained.load_model().eval()
+                model = minillm.load(trained.folder).eval()
                 score = perplexity(model, trained.tokenizer, [one["text"] for one in held])
                 measured.append(score.measures["bits_per_byte"].value)
             bits[version] = measured
             size = sum(len(text.encode()) for text in texts[version]) / 1e6
             deviation = statistics.stdev(measured) / math.sqrt(len(measured)) if len(measured) > 1 else 0.0
             rows.append(
-                f"| {version} | {len(texts[version]):,} | {size:.2f} | {steps * 16 * 128 / 1e6:.2f} | "
+                f"| {version} | {len(texts[version]):,} | {size:.2f} | {steps * BATCH * CONTEXT / 1e6:.2f} | "
                 f"**{statistics.mean(measured):.3f}** +- {deviation:.3f} | {', '.join(f'{b:.3f}' for b in measured)} |"
             )
             print(rows[-1], flush=True)
@@ -273,7 +273,7 @@ def main() -> None:
     parser.add_argument("paths", nargs="*", help=argparse.SUPPRESS)
     parser.add_argument("--megabytes", type=float, default=1000)
     parser.add_argument("--datatrove", help="a Python that has datatrove, to compare with")
-    parser.add_argument("--steps", type=int, default=1000)
+    parser.add_argument("--steps", type=int, default=2000)
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     given = parser.parse_args()
     if given.what == "speed":

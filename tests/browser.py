@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +19,16 @@ SIZES = {"desktop": (1280, 800, False), "phone": (390, 844, True)}
 def plain(text: str) -> str:
     """A text of the page with the minus signs of Python, and not those of a printer."""
     return text.replace("\N{MINUS SIGN}", "-")
+
+
+def check_policy(page: str) -> None:
+    """Check that the policy of a page lets nothing be loaded, and only its own script and style run."""
+    [policy] = re.findall(r'Content-Security-Policy" content="([^"]*)"', page)
+    assert policy.startswith("default-src 'none'; ")
+    for tag, rule in ("script", "script-src"), ("style", "style-src"):
+        [own] = re.findall(rf"<{tag}>(.*?)</{tag}>", page, re.DOTALL)
+        digest = base64.b64encode(hashlib.sha256(own.encode()).digest()).decode()
+        assert f"{rule} 'sha256-{digest}'" in policy
 
 
 def start_browser() -> Any:

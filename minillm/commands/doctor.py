@@ -19,7 +19,7 @@ from minillm.errors import CheckpointError, InputError, MinillmError
 from minillm.files import check_folder_of
 from minillm.options import Positional, filled, peek, scan
 from minillm.resolver import Described, described, find, presets
-from minillm.training.config import CONFIGS, PRESETS, TrainConfig, preset
+from minillm.training.config import CONFIGS, TrainConfig, preset
 from minillm.training.tasks import task_class
 from minillm.tuning import tuned_process
 
@@ -134,9 +134,7 @@ def with_defaults(config: TrainConfig) -> TrainConfig:
     kind = TUNED.get(config.objective)
     if kind is None:
         return config
-    defaults: dict[str, Any] = {
-        field.name: field.default for field in dataclasses.fields(kind) if field.name in OF_TUNING
-    }
+    defaults: dict[str, Any] = {one.name: one.default for one in dataclasses.fields(kind) if one.name in OF_TUNING}
     if issubclass(kind, FinetuneHead):
         narrow = "wide" if config.model.channels >= WIDE else "narrow"
         defaults["lr"] = RATES[narrow if config.init else "new"]
@@ -157,10 +155,7 @@ def beginning(name: str | None, arguments: list[str]) -> tuple[TrainConfig, Run 
     objective = peek(arguments, "--objective")
     if find(name, "doctor").kind == "preset":
         config = preset(name)
-        if objective is None or name in PRESETS:
-            return config.with_model(config.architecture, objective), None
-        other = TrainConfig().with_model(config.architecture, objective)  # the size's own settings are for pretraining
-        return dataclasses.replace(other, model=config.model), None
+        return config.with_model(config.architecture, objective), None
     start = starting_model(name, "doctor")
     return dataclasses.replace(TrainConfig().with_model(start["architecture"], objective), **start), None
 

@@ -24,7 +24,9 @@ class Profile:
     name: Positional[str | None] = None
     """Model whose shape to take: a run directory, a folder with config.json, a .gguf, or a name such as bert-nano."""
     preset: str = "default"
-    """Preset to start from, such as default, shakespeare-char-cpu, nano or bert-nano; other options override it."""
+    """Preset to start from (default, shakespeare-char-cpu, multi30k, nano or gpt2-nano, llama-nano, gemma-nano,
+    bert-nano, roberta-nano, distilbert-nano, xlnet-nano, bart-nano, or a size such as gpt2); other options override
+    it."""
     model: Config = field(default_factory=lambda: preset("default").model)
     """Shape of the model."""
     batch_size: int = 12

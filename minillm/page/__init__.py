@@ -1,4 +1,4 @@
-"""A page of HTML that is one file without a network: a frame, a style, a script, and data.
+"""A page of HTML that is one file without a network: a body, a style, a script, and data, in the frame page.html.
 
 Its Content-Security-Policy lets nothing be loaded, and allows only the page's own script and style, by their hashes. So
 a text that slipped into the page as HTML could still run nothing. theme.css holds the colours and letters that all
@@ -11,24 +11,29 @@ import base64
 import hashlib
 import html
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from importlib.resources import files
 from importlib.resources.abc import Traversable
 
 
-def assemble(package: str, frame: str, styles: Iterable[str], scripts: Iterable[str], title: str, **data: str) -> str:
+def assemble(package: str, body: str, styles: Iterable[str], scripts: Iterable[str], title: str, **data: str) -> str:
     """The text of a page.
 
-    package: where the page's own files lie; frame, styles and scripts are their names.
-    title: any text. data: for every other place of the frame, such as @DOCUMENT@, text that has no `<` and no `&`.
+    package: where the page's own files lie; body, styles and scripts are their names.
+    title: any text. data: for every place of the body, such as @DOCUMENT@, text that has no `<` and no `&`.
     """
     folder, shared = files(package), files(__package__)
     script = joined([shared / "make.js", *(folder / name for name in scripts)])
     script = f'"use strict";\n(async () => {{\n{script}\n}})();\n'
     style = joined([shared / "theme.css", *(folder / name for name in styles)])
-    parts = {"TITLE": html.escape(title), "POLICY": policy(script, style), "STYLE": style, "SCRIPT": script, **data}
-    # All places are filled in one pass, so that a title such as "@POLICY@" stays a title.
-    return re.sub("@([A-Z]+)@", lambda place: parts[place[1]], (folder / frame).read_text(encoding="utf-8"))
+    parts = {"TITLE": html.escape(title), "POLICY": policy(script, style), "STYLE": style, "SCRIPT": script}
+    parts["BODY"] = filled((folder / body).read_text(encoding="utf-8"), data)
+    return filled((shared / "page.html").read_text(encoding="utf-8"), parts)
+
+
+def filled(frame: str, parts: Mapping[str, str]) -> str:
+    """The frame with a part in every place such as @TITLE@. A part that has such a place itself keeps it as it is."""
+    return re.sub("@([A-Z]+)@", lambda place: parts[place[1]], frame)
 
 
 def joined(parts: Iterable[Traversable]) -> str:

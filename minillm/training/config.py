@@ -109,9 +109,9 @@ class TrainConfig:
 
     preset: str = "default"
     """Start from a preset; other options override it. Minutes on a CPU: default, shakespeare-char-cpu, multi30k, and a
-    minute each: nano, llama-nano, gemma-nano, bert-nano, roberta-nano, distilbert-nano, xlnet-nano, bart-nano. Sizes
-    that are known: gpt2, gpt2-medium, smollm2-135m, bert-base-uncased, roberta-base, bart-base, and all others of
-    minillm/models."""
+    minute each: nano or gpt2-nano, llama-nano, gemma-nano, bert-nano, roberta-nano, distilbert-nano, xlnet-nano,
+    bart-nano. Sizes that are known: gpt2, gpt2-medium, smollm2-135m, bert-base-uncased, roberta-base, bart-base, and
+    all others of minillm/models."""
     data: str = "builtin"
     """Text to train on: a file, a folder, a glob pattern, a .jsonl, or `builtin` (the help texts of Python itself)."""
     field: str | None = None

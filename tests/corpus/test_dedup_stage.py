@@ -70,6 +70,14 @@ def test_documents_shorter_than_a_shingle_are_compared_exactly(tmp_path):
     assert duplicates == {"d1": "d0", "d5": "d3", "d7": "d6"}
 
 
+@pytest.mark.parametrize(("numbers", "duplicates"), [("zero", 2), ("kept", 0)])
+def test_numbers_count_if_asked(tmp_path, numbers, duplicates):
+    texts = ["12 + 7 = 19", "3 + 4 = 7", "Meeting on 3 May 2021 at 10.30, please come in time.", "Nothing."]
+    texts.insert(3, texts[2].replace("3 May 2021", "14 May 2022"))
+    found = deduplicated(tmp_path, numbered(texts), numbers=numbers)
+    assert sum(document.dropped is not None for document in found) == duplicates
+
+
 def test_near_duplicates_are_found_with_their_similarity(tmp_path):
     base = words(204, 1)
     near = [*words(20, 2), *base[20:]]  # 200 shingles, of which 180 are common: J = 180 / 220
@@ -91,6 +99,8 @@ def test_clusters_are_transitive_and_keep_their_first(tmp_path):
     assert [document.info["cluster"] for document in found] == ["d0"] * 3
     assert [document.rule for document in found] == [None, "near_duplicate", "near_duplicate"]
     assert found[1].info["jaccard"] == pytest.approx(160 / 240, abs=1e-4)
+    assert found[1].dropped == "near_duplicate: Jaccard 0.6667 to d0, through others between them"
+    assert found[2].dropped == "near_duplicate: Jaccard 0.8182 to d0"
     alone = deduplicated(tmp_path / "alone", numbered(texts[:2]))
     assert [document.dropped for document in alone] == [None, None]
 
@@ -236,6 +246,12 @@ def test_a_run_that_was_killed_goes_on(tmp_path, monkeypatch):
     run_stage(DedupStage(Dedup()), [source], folder / "dedup.jsonl", progress=False)
     assert states[:4] == [1, 2, 3, 4]
     assert list(read_documents(folder / "dedup.jsonl")) == expected
+    chunks = states[-1]
+    del states[:]
+    state = {"identity": {}, "chunks": 2, "bytes": dict.fromkeys(sketches.FILES, 1 << 30)}  # the files are shorter
+    write_state(folder / INDEX, state)
+    sketches.write_sketches(Dedup(), [source], folder / INDEX, {}, 1)
+    assert states == list(range(1, chunks + 1))
 
 
 KILLED = """
@@ -293,9 +309,23 @@ def test_verdicts_are_used_again_if_nothing_changed(tmp_path, monkeypatch):
     DedupStage(Dedup()).prepare([source], tmp_path, 1)
     with pytest.raises(AssertionError, match="again"):
         DedupStage(Dedup(threshold=0.9)).prepare([source], tmp_path, 1)
+    (tmp_path / INDEX / "verdicts").rename(tmp_path / "elsewhere")
+    with pytest.raises(AssertionError, match="again"):
+        DedupStage(Dedup()).prepare([source], tmp_path, 1)
+    (tmp_path / "elsewhere").rename(tmp_path / INDEX / "verdicts")
     write(source, documents[:-1])
     with pytest.raises(AssertionError, match="again"):
         DedupStage(Dedup()).prepare([source], tmp_path, 1)
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", "half of {", '{"identity": 1}'])
+def test_a_damaged_record_is_no_record(tmp_path, content):
+    folder = tmp_path / INDEX
+    folder.mkdir()
+    for name in ("done.json", "rows", "shingles"):
+        (folder / name).write_text(content, encoding="utf-8")
+    found = deduplicated(tmp_path, numbered(["one two three", "one two three"]))
+    assert [document.rule for document in found] == [None, "exact_duplicate"]
 
 
 def test_ids_must_be_unique(tmp_path):
@@ -433,6 +463,7 @@ def test_lines_are_counted_in_parts(monkeypatch, rng):
         ({"threshold": 0}, "threshold is 0; give a share above 0"),
         ({"threshold": float("nan")}, "threshold is nan"),
         ({"bands": 0}, "bands is 0; give 1 or more"),
+        ({"numbers": "one"}, "numbers is 'one'; give zero or kept"),
         ({"lines": 0}, "lines is 0; give 1 or more"),
         ({"bands": 1000, "rows": 1000}, "1,000,000 minima"),
     ],

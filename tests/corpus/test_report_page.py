@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import hashlib
 import json
 import re
 from pathlib import Path
@@ -14,7 +13,7 @@ import pytest
 from minillm.corpus.document import Document
 from minillm.corpus.report import report
 from minillm.corpus.report.page import json_for_html
-from tests.browser import Browser
+from tests.browser import Browser, check_policy
 from tests.corpus.report_corpus import drawn_documents, whole_corpus, write_documents, write_record
 
 DOCUMENTS = drawn_documents()
@@ -84,12 +83,7 @@ def hostile(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_page_is_one_file_that_loads_nothing(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
-    [policy] = re.findall(r'Content-Security-Policy" content="([^"]*)"', text)
-    assert policy.startswith("default-src 'none'; ")
-    for tag, rule in ("script", "script-src"), ("style", "style-src"):
-        [own] = re.findall(rf"<{tag}>(.*?)</{tag}>", text, re.DOTALL)
-        digest = base64.b64encode(hashlib.sha256(own.encode()).digest()).decode()
-        assert f"{rule} 'sha256-{digest}'" in policy
+    check_policy(text)
     outside_data = re.sub(r'<script type="application/json".*?</script>', "", text, flags=re.DOTALL)
     assert not re.search(
         r"<link|<iframe|<img|\bsrc=|@import|https?://(?!www\.w3\.org/2000/svg)|innerHTML|eval\(", outside_data

@@ -49,6 +49,7 @@ LEFT = [
     "DE89370400440532013001 has wrong check digits, XX89370400440532013000 no country",
     "DE8937040044053201300 is too short",
     "4111 1111 1111 1112 has a wrong check digit",
+    "clause 252.227-7013, from -3.140000 to +3.140000, Decimal('+35236450.6')",
     "order 20240131-0001, section 1.2-3.4, pages 100-200",
     "the years 1939-1945, 1914 - 1918 and 2001 2002 2003",
     "1 2 3 4 5 6 7 8 9 10 11 12 13 14",

@@ -5,17 +5,21 @@ from __future__ import annotations
 import dataclasses
 import json
 import pickle
+from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from minillm.corpus.document import Document
+from minillm.corpus.config import settings_from
+from minillm.corpus.document import Document, read_documents
 from minillm.corpus.rules import RULES, Clean, CleanStage, clean_document, explain
 from minillm.corpus.rules.c4 import C4
 from minillm.corpus.rules.gopher import GopherQuality
+from minillm.corpus.rules.language import Language
 from minillm.corpus.rules.pii import PII
+from minillm.corpus.stage import run_stage
 from minillm.errors import InputError
 from minillm.options import help_lines, read
 
@@ -94,9 +98,9 @@ def test_the_settings_name_every_threshold_that_counts() -> None:
 
 def test_rules_are_named_in_a_text() -> None:
     assert Clean(rules="c4, fineweb") == Clean(rules="c4,fineweb") == Clean(rules=" c4 fineweb ")
-    with pytest.raises(InputError, match="there is no rule 'gopher_qualty'; did you mean gopher_quality"):
+    with pytest.raises(InputError, match="there is no rule 'gopher_qualty'; did you mean 'gopher_quality'"):
         Clean(rules="c4, gopher_qualty")
-    with pytest.raises(InputError, match="there is no rule 'x'; choose from: language, gopher_repetition"):
+    with pytest.raises(InputError, match="there is no rule 'x'; choose one of: language, gopher_repetition"):
         Clean(rules="x")
     with pytest.raises(InputError, match="the rule c4 stands twice"):
         Clean(rules="c4, c4")
@@ -116,6 +120,22 @@ def test_every_threshold_is_an_option_with_a_text_and_a_name_of_its_own() -> Non
         assert f"--{name.replace('_', '-')}" in text
     with pytest.raises(InputError, match="data clean: --min-words is -1; give a number of 0 or more"):
         read(Clean, "data clean", ["--min-words", "-1"])
+
+
+def test_thresholds_stand_in_the_configuration_of_a_build() -> None:
+    table = {
+        "rules": ["language", "gopher_quality"],
+        "language": {"languages": ["fr", "en"]},
+        "gopher_quality": {"min_words": 30, "max_word_length": 12},
+    }
+    found = settings_from(Clean, table, "[clean] of corpus.toml")
+    assert found == Clean(
+        rules="language, gopher_quality",
+        language=Language(languages="fr, en"),
+        gopher_quality=GopherQuality(min_words=30, max_word_length=12.0),
+    )
+    with pytest.raises(InputError, match=r"\[clean\] of corpus.toml, gopher_quality has 'min_word'.* 'min_words'"):
+        settings_from(Clean, {"gopher_quality": {"min_word": 30}}, "[clean] of corpus.toml")
 
 
 def test_every_rule_has_a_source_and_thresholds_in_its_docstring() -> None:
@@ -153,6 +173,19 @@ def test_explain_says_what_was_masked_and_that_a_document_is_kept() -> None:
     assert list(found.sentences()) == ["masked: email, 2 times", "kept: every rule is passed"]
     assert found.text.startswith("Write to [EMAIL] and [EMAIL].")
     assert all(row[-1] == "passed" for row in found.table()[2])
+
+
+def test_the_stage_writes_the_same_bytes_for_any_number_of_processes(tmp_path: Path) -> None:
+    texts = [PROSE, f"Home\n{PROSE}", "one two three", "x" * 20_000] * 300  # two chunks
+    lines = [Document(text, f"a:{number}").to_line() for number, text in enumerate(texts)]
+    (tmp_path / "in.jsonl").write_bytes(b"".join(lines))
+    outs = [tmp_path / f"{processes}.jsonl" for processes in (1, 2)]
+    for processes, out in enumerate(outs, 1):
+        stage = CleanStage(Clean(rules="gopher_quality, c4"))
+        counts = run_stage(stage, [tmp_path / "in.jsonl"], out, processes=processes, progress=False)
+        assert counts == {"kept": 600, "gopher_quality": 600}
+    assert outs[0].read_bytes() == outs[1].read_bytes()
+    assert [document.id for document in read_documents(outs[0])] == [f"a:{number}" for number in range(len(texts))]
 
 
 PIECES = st.sampled_from(

@@ -20,9 +20,9 @@ def figures(monkeypatch):
     found = []
     save = matplotlib.figure.Figure.savefig
 
-    def saved(figure, path):
+    def saved(figure, path, **options):
         found.append(figure)
-        save(figure, path)
+        save(figure, path, **options)
 
     monkeypatch.setattr(matplotlib.figure.Figure, "savefig", saved)
     return found

@@ -36,17 +36,17 @@ class Pieces:
     hashes (P,): of all pieces; 0 or 1 for one that always stays. owners (P,): the numbers of their texts.
     """
 
-    def __init__(self, texts: Sequence[str], kind: str, shortest: int):
+    def __init__(self, texts: Sequence[str], kind: str, options: Dedup):
         self.parts = [BETWEEN[kind].split(text) for text in texts]
         pieces = [piece for parts in self.parts for piece in parts[::2]]
-        long = [piece if len(piece.strip()) >= shortest else "" for piece in pieces]
-        self.hashes = text_hashes(word_hashes(long)) & ~np.uint64(1) | np.uint64(KINDS.index(kind))
+        long = [piece if len(piece.strip()) >= options.shortest else "" for piece in pieces]
+        self.hashes = text_hashes(word_hashes(long, options.numbers)) & ~np.uint64(1) | np.uint64(KINDS.index(kind))
         self.owners = np.repeat(np.arange(len(texts)), [len(parts) // 2 + 1 for parts in self.parts])
 
 
 def repeated_hashes(texts: Sequence[str], options: Dedup) -> tuple[np.ndarray, np.ndarray]:
     """The hashes of all pieces that could be removed, each once for each text, and how many each text (N,) has."""
-    found = [Pieces(texts, kind, options.shortest) for kind in kinds_of(options)]
+    found = [Pieces(texts, kind, options) for kind in kinds_of(options)]
     hashes = np.concatenate([np.zeros(0, np.uint64), *(pieces.hashes for pieces in found)])
     owners = np.concatenate([np.zeros(0, np.int64), *(pieces.owners for pieces in found)])
     order = np.lexsort((hashes, owners))
@@ -94,11 +94,12 @@ def without_repeated(
     """
     counts: list[dict[str, int]] = [{} for _ in documents]
     for kind in kinds_of(options) if len(hashes) else ():
-        pieces = Pieces([document.text for document in documents], kind, options.shortest)
+        pieces = Pieces([document.text for document in documents], kind, options)
         places = np.minimum(np.searchsorted(hashes, pieces.hashes), len(hashes) - 1)
         removed = (hashes[places] == pieces.hashes) & (firsts[places] != own[pieces.owners])
         for number in np.unique(pieces.owners[removed]).tolist():
-            gone = removed[pieces.owners == number]
+            start, end = np.searchsorted(pieces.owners, [number, number + 1])
+            gone = removed[start:end]
             parts = pieces.parts[number]
             stays = np.flatnonzero(~gone).tolist()
             text = "".join(part for place in stays for part in parts[2 * place : 2 * place + 2])

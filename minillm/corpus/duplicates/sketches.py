@@ -69,7 +69,7 @@ class Sketcher:
         """The bytes to append to each file."""
         options = self.options
         kept = [document for document in documents if document.dropped is None]
-        words = word_hashes([document.text for document in kept])
+        words = word_hashes([document.text for document in kept], options.numbers)
         shingles = ngram_hashes(words.hashes, options.ngram)
         rows = np.zeros(len(kept), row_type(options.bands))
         signatures = np.zeros((len(kept), len(self.orders)), np.uint32)
@@ -117,7 +117,8 @@ def write_sketches(
 ) -> None:
     """Write the four files, or what is missing of them; `identity` says whose they are."""
     done: dict[str, Any] = {"identity": identity, "chunks": 0, "bytes": dict.fromkeys(FILES, 0)}
-    if (before := read_state(folder)) is not None and before["identity"] == identity:
+    before = read_state(folder)
+    if before.get("identity") == identity and "chunks" in before and _are_there(folder, before["bytes"]):
         done = before
     with contextlib.ExitStack() as stack:
         files = {name: stack.enter_context(open(folder / name, "ab")) for name in FILES}
@@ -133,12 +134,18 @@ def write_sketches(
             write_state(folder, done)
 
 
-def read_state(folder: Path) -> dict[str, Any] | None:
-    """The parts of the files in a folder that are known to be whole; None where nothing is known."""
+def _are_there(folder: Path, sizes: dict[str, int]) -> bool:
+    """True if no file of a folder is shorter than its whole part."""
+    return all((folder / name).is_file() and (folder / name).stat().st_size >= sizes[name] for name in FILES)
+
+
+def read_state(folder: Path) -> dict[str, Any]:
+    """What is known of the files in a folder: how much of them is whole, and whose they are. It may be nothing."""
     try:
-        return json.loads((folder / "done.json").read_text(encoding="utf-8"))
+        found = json.loads((folder / "done.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        return None
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def write_state(folder: Path, state: dict[str, Any]) -> None:

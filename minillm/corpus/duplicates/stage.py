@@ -27,6 +27,7 @@ from minillm.corpus.journal import identity_of
 from minillm.corpus.stage import Stage
 
 INDEX = "dedup.index"  # the folder with the stage's files, beside its output
+RESULTS = ("verdicts", "ids", "frequent", "frequent_firsts")  # its files when `prepare` has ended
 
 
 class DedupStage(Stage):
@@ -51,8 +52,8 @@ class DedupStage(Stage):
         self.folder = folder / INDEX
         self.folder.mkdir(exist_ok=True)
         identity = {"settings": self.settings(), "inputs": [identity_of(path) for path in inputs]}
-        state = read_state(self.folder)
-        if state is not None and state["identity"] == identity and state.get("whole"):
+        state, there = read_state(self.folder), {path.name for path in self.folder.iterdir()}
+        if state.get("identity") == identity and state.get("whole") and there >= {*RESULTS}:
             return
         write_sketches(self.options, inputs, self.folder, identity, processes)
         sketches = Sketches(self.folder, self.options.bands)
@@ -93,7 +94,7 @@ class _Verdicts:
         places = np.searchsorted(self.of_id, own)
         for document, hashed, place in zip(documents, own, places.tolist(), strict=True):
             if place < len(self.of_id) and self.of_id[place] == hashed:
-                self._mark_member(document, self.verdicts[place])
+                self._mark_member(document, self.verdicts[place], options.threshold)
         stay = [number for number, document in enumerate(documents) if document.dropped is None]
         left = [documents[number] for number in stay]
         lengths = [len(document.text) for document in left]
@@ -106,7 +107,7 @@ class _Verdicts:
                     gone = " and ".join(f"{count:,} {kind}" for kind, count in counts.items())
                     document.dropped = f"repeated_lines: nothing is left without {gone} that other documents have"
 
-    def _mark_member(self, document: Document, verdict: np.void) -> None:
+    def _mark_member(self, document: Document, verdict: np.void, threshold: float) -> None:
         start = int(verdict["first_start"])
         first = self.ids[start : start + int(verdict["first_bytes"])].tobytes().decode("utf-8", "surrogatepass")
         document.info["cluster"] = first
@@ -118,7 +119,8 @@ class _Verdicts:
             what = "text" if verdict["kind"] == SAME_TEXT else "words"
             document.dropped = f"exact_duplicate: the same {what} as {first}"
         else:
-            document.dropped = f"near_duplicate: Jaccard {similarity:g} to {first}"
+            through = ", through others between them" if verdict["jaccard"] < threshold else ""
+            document.dropped = f"near_duplicate: Jaccard {similarity:g} to {first}{through}"
 
 
 @functools.lru_cache(1)  # each worker process maps the files once

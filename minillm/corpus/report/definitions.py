@@ -76,9 +76,10 @@ DEFINITIONS = {
     "stage": "The name of a stage; `minillm data NAME` runs it alone.",
     "settings": "What the output of the stage depends on.",
     "version": "The version of minillm that ran the stage.",
-    "inputs": "The files that the stage read: name, size and a hash of the first 64 kB.",
+    "inputs": "The files or sources that the stage read: name, size and a hash of how they begin.",
     "outcomes": (
-        "What became of the documents that the stage got: kept, or the rule that dropped them, with bytes of text."
+        "What became of the documents that the stage read, with bytes of text: kept, or the part that they went to, or "
+        "the rule that dropped them, in this stage or before."
     ),
     "problems": "Files, lines, pages or rows that the stage could not read; they are in no other count.",
     "first_problems": "The first of the problems.",
@@ -91,7 +92,8 @@ DEFINITIONS = {
     "edits": "What the stages changed in the kept documents, as they noted it.",
     "edit": (
         "The kind of change: lines_removed by the rules of `clean`, masked personal data, and removed_lines, "
-        "removed_paragraphs and removed_characters that `dedup` found in many documents."
+        "removed_paragraphs and removed_characters that `dedup` found in many documents, and cut_characters around "
+        "the texts of evaluation files (`decontaminate --cut`)."
     ),
     "what": "What was changed, or why; empty where there is one kind only.",
     "times": "How often, in all kept documents.",

@@ -10,7 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from minillm.corpus.document import SUFFIXES
+from minillm.corpus.document import SUFFIXES, plain_name
 from minillm.corpus.report.tallies import short_name
 from minillm.data.shards import open_tokens
 from minillm.errors import InputError
@@ -91,11 +91,6 @@ class CorpusFolder:
             {"file": path.relative_to(self.path).as_posix(), "bytes": path.stat().st_size, "sha256": sha256(path)}
             for path in self.files
         ]
-
-
-def plain_name(path: Path) -> str:
-    """The name of a file without its ending: "clean" of clean.jsonl.zst."""
-    return path.name.partition(".jsonl")[0]
 
 
 def in_order(records: dict[str, dict[str, Any]]) -> Iterator[tuple[str, dict[str, Any]]]:

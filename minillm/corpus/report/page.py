@@ -1,6 +1,6 @@
 """The data card as a page of HTML: one file that loads nothing, in which all text from data stays text.
 
-page.html is the frame, page.css the style, and the script consists of
+page.html is the body, page.css the style, and the script consists of
 
     page_text.js      writes numbers, and shows text from data, with marks for characters that cannot be seen
     page_charts.js    tables, bars and histograms

@@ -31,7 +31,7 @@ CARD = re.compile(r"(?<![\w.-])[3-6]\d{3}(?:[ -]?\d){9,15}(?![\w-])")
 PHONE = re.compile(
     r"(?<![\w+.,/-])(?:"
     r"(?:\+|00)[1-9](?:[ ./()-]{0,3}\d){6,14}"  # with a country code
-    r"|(?:1[ .-])?(?:\([2-9]\d\d\) ?|[2-9]\d\d[ .-])[2-9]\d\d[ .-]\d{4}"  # the USA and Canada: (212) 555-0123
+    r"|(?:1[ .-])?(?:\([2-9]\d\d\) ?[2-9]\d\d[ .-]|[2-9]\d\d([ .-])[2-9]\d\d\1)\d{4}"  # USA, Canada: (212) 555-0123
     r"|(?:\(0[1-9]\d{1,4}\) ?|0[1-9]\d{1,4}(?: ?[/-] ?| ))\d(?:[ -]?\d){4,9}"  # Germany: 030/123 45 67
     r")(?![\w/]|[.,-]\d)"
 )
@@ -94,7 +94,8 @@ def _mask_ip(found: str) -> str | None:
 
 
 def _mask_phone(found: str) -> str | None:
-    return "[PHONE]" if found.count("(") == found.count(")") else None
+    decimal = re.fullmatch(r"\+\d+\.\d+", found)
+    return "[PHONE]" if found.count("(") == found.count(")") and not decimal else None
 
 
 def _mask_card(found: str) -> str | None:

@@ -290,8 +290,8 @@ def decay(loop: Loop, trained: bool) -> Iterator[Finding]:
         yield Finding(
             "warning",
             "decay-of-vectors",
-            f"weight decay pulls {counted(len(vectors), 'vector')} to 0, biases and normalisation weights, the first of "
-            f"them {vectors[0].name}; it is meant for matrices",
+            f"weight decay pulls {counted(len(vectors), 'vector')} of biases and normalisation weights to 0, the first "
+            f"of them {vectors[0].name}; it is meant for matrices",
             "give the optimiser optim.decay_groups(model.parameters(), weight_decay)",
             "python: optimizer.param_groups",
         )
@@ -305,8 +305,8 @@ def sizes(loop: Loop, trained: bool) -> Iterator[Finding]:
         yield Finding(
             "error",
             "not-finite",
-            f"after {len(loop.seen)} steps an infinity or a NaN is in {counted(len(bad), 'parameter')}, the first of them "
-            f"{bad[0]}" + (f"; {before} did before" if before else ""),
+            f"after {len(loop.seen)} steps {counted(len(bad), 'parameter')} held an infinity or a NaN, the first "
+            f"of them {bad[0]}" + (f"; {before} had one before" if before else ""),
             "run the step with MINILLM_CHECK=finite, which names the operation and the line that makes the first",
             f"python: np.isfinite(dict(model.named_parameters())[{bad[0]!r}].data).mean()",
         )

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import zlib
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,7 @@ SHARED = 0.3  # share of the validation text that the training text has
 PACKED = 12  # times that zlib shortens a text of nothing but repetitions; English: 2.5 to 4
 FEW = 20  # batches
 LOOKED_AT = 1 << 16  # characters of the text in which a table is looked for
+KINDS = {".csv": "a table", ".tsv": "a table", ".json": "JSON", ".html": "HTML", ".xml": "XML"}
 ROWS, TABLE = 20, 0.95  # lines of a table, at least, and the share of them that have one number of separators
 JSON = 400  # characters of text for each name of a field, at most
 FIELD = re.compile(r'[{,]\s*("[^"\n]{1,40}"): ')
@@ -46,7 +48,7 @@ def text_data(case: Case) -> Iterator[Finding]:
     yield from constant
     if not constant:
         yield from _copies(train, validation, length)
-        yield from _tables(text)
+        yield from _tables(text, Path(case.config.data).suffix.lower())
     yield from _characters(text)
     yield from _vocabulary(case, train)
 
@@ -104,11 +106,14 @@ def _constant(train: np.ndarray, text: str) -> Iterator[Finding]:
         )
 
 
-def _tables(text: str) -> Iterator[Finding]:
+def _tables(text: str, suffix: str) -> Iterator[Finding]:
     """Find text that is a table or JSON, whose commas and names of fields are learned with it.
 
     A table has one number of separators in nearly all of its lines; prose has not.
     """
+    if suffix in KINDS:
+        yield _not_prose(f"{KINDS[suffix]}, by the name of its file", text[:40])
+        return
     lines = text[:LOOKED_AT].splitlines()[1:-1]
     for mark, name in ((",", "commas"), ("\t", "tabs"), (";", "semicolons"), ("|", "bars")):
         counts = [line.count(mark) for line in lines]

@@ -1,6 +1,6 @@
 """A page of HTML in which a person walks through a traced step: `write_page(trace, Path("step.html"))`.
 
-The page is one file without a network (minillm/page). page.html is the frame, page.css the style, and the script
+The page is one file without a network (minillm/page). page.html is the body, page.css the style, and the script
 consists of
 
     page_arrays.js    reads the numbers, writes them as text, and draws heat maps

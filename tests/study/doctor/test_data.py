@@ -58,6 +58,16 @@ def test_text_that_teaches_little_is_found(text, name, sentence, folder) -> None
     assert sentence in finding.cause
 
 
+def test_a_table_of_texts_is_known_by_its_name(folder) -> None:
+    """Its texts have commas of their own."""
+    rows = "".join(f'{i},"{one.replace(" ", ", ")}"\n' for i, one in enumerate(prose(19, 700)))
+    (folder / "texts.csv").write_text(rows)
+    (folder / "texts.txt").write_text(rows)
+    for name, told in (("texts.csv", True), ("texts.txt", False)):
+        config = dataclasses.replace(settings("gpt2", folder), data=str(folder / name))
+        assert ("not-prose" in found(*case_of(config))) == told
+
+
 def test_a_text_of_one_token_is_told_in_one_sentence(folder) -> None:
     findings = of_text(folder, "a" * 50_000, tokenizer="char", model=GPT2Config.preset("nano"))
     assert [one.name for one in findings.values() if one.is_alarm] == ["one-token"]

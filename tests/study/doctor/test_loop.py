@@ -221,7 +221,7 @@ PLANTED: list[tuple[Callable[[Own], None], str, str]] = [
     ),
     (copy_is_optimised, "another-model", "28 of the optimiser's 28 parameters are not this model's"),
     (frozen_layer, "frozen-parameters", "12 of 28 parameters are frozen, the first of them h.0.ln_1.weight"),
-    (weight_is_nan, "not-finite", "1 did before"),
+    (weight_is_nan, "not-finite", "after 3 steps"),
     (cut_graph, "unused-parameters", "have not changed in 3 steps, the first of them wpe.weight"),
 ]
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import hashlib
 import json
 import re
 import zlib
@@ -24,7 +23,7 @@ from minillm.study.step.setup import prepare
 from minillm.study.step.store import Store
 from minillm.study.step.trace import StepTrace, Stop, trace_step
 from minillm.study.step.vocabulary import vocabulary_stops
-from tests.browser import Browser, plain
+from tests.browser import Browser, check_policy, plain
 from tests.study.step.models import small_batch, small_model, traced
 from tests.study.step.pages import line_of, place_of, stop_of
 
@@ -40,12 +39,7 @@ def part(page: Path, name: str) -> Any:
 
 def test_the_page_is_one_file_that_loads_nothing(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
-    [policy] = re.findall(r'Content-Security-Policy" content="([^"]*)"', text)
-    assert policy.startswith("default-src 'none'; ")
-    for tag, rule in ("script", "script-src"), ("style", "style-src"):
-        [own] = re.findall(rf"<{tag}>(.*?)</{tag}>", text, re.DOTALL)
-        digest = base64.b64encode(hashlib.sha256(own.encode()).digest()).decode()
-        assert f"{rule} 'sha256-{digest}'" in policy
+    check_policy(text)
     assert not re.search(r"""<link|<iframe|<img|\bsrc=|@import|https?://(?!www\.w3\.org/2000/svg)""", text)
 
 
