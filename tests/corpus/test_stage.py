@@ -311,6 +311,19 @@ def test_an_output_of_somebody_else_is_never_written_over(corpus):
         run_stage(Upper(), [corpus], corpus, progress=False)
 
 
+def test_two_runs_never_write_one_output(corpus):
+    expected = run(corpus, "undisturbed")
+    out = corpus.parent / "one" / "upper.jsonl.zst"
+    process = program(corpus, out, 1, 0.05)
+    wait_for(lambda: out.with_name("upper.json").exists() and record(out)["chunks"] > 1)
+    for factor in (1, 3):
+        with pytest.raises(InputError, match=r"another run writes .*upper.jsonl.zst.part now; wait for its end"):
+            run_stage(Upper(factor=factor), [corpus], out, progress=False)
+    assert process.wait(timeout=60) == 0
+    process.communicate()
+    assert out.read_bytes() == expected.read_bytes()
+
+
 # Broken inputs
 
 
