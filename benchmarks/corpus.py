@@ -32,7 +32,7 @@ from corpus_text import clean_documents, spoiled, write_corpus
 RESULTS = Path(__file__).parent / "results"
 PROCESSES = 2
 HELD_OUT = 0.1  # of the documents of the effect's corpus
-BATCH, CONTEXT = 16, 128  # rows and tokens of a training step
+BATCH, CONTEXT = 16, 64  # rows and tokens of a training step
 
 
 def run(arguments: list[str], python: str = sys.executable) -> tuple[float, float]:
@@ -217,7 +217,7 @@ def effect(steps: int, seeds: list[int]) -> None:
                 config = TrainConfig(
                     data=str(folder / f"{file}.txt"),
                     tokenizer=str(folder / "tokenizer"),
-                    model=GPT2Config(2000, context=CONTEXT, layers=4, heads=4, channels=128),
+                    model=GPT2Config(2000, context=CONTEXT, layers=2, heads=2, channels=64),
                     batch_size=BATCH,
                     steps=steps,
                     eval_every=steps,
@@ -273,7 +273,7 @@ def main() -> None:
     parser.add_argument("paths", nargs="*", help=argparse.SUPPRESS)
     parser.add_argument("--megabytes", type=float, default=1000)
     parser.add_argument("--datatrove", help="a Python that has datatrove, to compare with")
-    parser.add_argument("--steps", type=int, default=1000)
+    parser.add_argument("--steps", type=int, default=2000)
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     given = parser.parse_args()
     if given.what == "speed":

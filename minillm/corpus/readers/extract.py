@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from minillm.corpus.config import Source
-from minillm.corpus.document import Document, check_suffix, compressed
+from minillm.corpus.document import Document, check_suffix, compressed, plain_name
 from minillm.corpus.journal import Done, Journal
 from minillm.corpus.readers.encodings import cleaned, decode
 from minillm.corpus.readers.formats import pieces_of_file
@@ -35,7 +35,7 @@ from minillm.corpus.readers.pieces import Found, Piece
 from minillm.corpus.readers.records import INFO
 from minillm.corpus.readers.skipped import Skip, Skipped
 from minillm.corpus.readers.sources import RawFile, check_apart, find_files
-from minillm.corpus.stage import CHUNK_BYTES, _progress, append, size_of, watched
+from minillm.corpus.stage import CHUNK_BYTES, append, progress_bar, size_of, watched
 from minillm.corpus.workers import WorkerDiedError
 from minillm.errors import InputError, ParallelError, did_you_mean
 
@@ -83,7 +83,7 @@ def extract(
     options = options or Extract()
     check_suffix(out)
     check_apart(sources, out)
-    stem = out.name.partition(".jsonl")[0]
+    stem = plain_name(out)
     skipped = out.with_name(f"{stem}.skipped.jsonl")
     files = find_files(sources)
     wanted = {"settings": dataclasses.asdict(options), "inputs": _identities(files)}
@@ -105,7 +105,7 @@ def _run(journal: Journal, files: Sequence[RawFile], read: Read, processes: int,
     sizes = [file.path for file in files if file.path.is_file()]
     try:
         with (
-            _progress("extract" if progress else None, sizes) as shown,
+            progress_bar("extract" if progress else None, sizes) as shown,
             contextlib.closing(watched(read, wanted, processes, shown)) as results,
         ):
             for done in results:
