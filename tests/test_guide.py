@@ -123,6 +123,20 @@ def test_most_commands_run():
             assert (ROOT / file).is_file()
 
 
+def test_no_run_of_a_chapter_is_in_the_way_of_another():
+    """A student works through all of them in one folder, and `minillm train` overwrites no run."""
+    made = [
+        command.words[command.words.index("--out") + 1]
+        for one in chapters()
+        for block in blocks_of(one.text)
+        if block.language == "sh"
+        for command in commands_of(block)
+        if command.words[:2] in (["minillm", "train"], ["minillm", "finetune"]) and "--out" in command.words
+    ]
+    assert len(made) > 10
+    assert len(set(made)) == len(made)
+
+
 def test_a_wrong_comment_or_output_is_found(tmp_path, capsys):
     """The machinery itself: a false `# prints`, a missing line of output, a command that fails."""
     good, bad, shown = blocks_of(

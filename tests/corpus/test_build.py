@@ -21,7 +21,7 @@ from minillm.data import open_tokens
 from minillm.errors import InputError
 from minillm.tokenizers import Tokenizer
 
-for package in ("zstandard", "ftfy", "resiliparse", "py3langid", "charset_normalizer"):
+for package in ("zstandard", "ftfy", "resiliparse", "py3langid"):
     pytest.importorskip(package)
 ROOT = Path(__file__).parents[2]
 WORDS = """the of and to that have with house river morning teacher window because every small people walked through
