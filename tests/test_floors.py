@@ -195,7 +195,7 @@ FOREIGN = {
     "cupy": {"minillm.device", "minillm.cuda", "minillm.parallel.nccl"},
     "cupy_backends": {"minillm.device", "minillm.cuda", "minillm.parallel.nccl"},
     "gguf": {"minillm.gguf"},
-    **{name: {"minillm.corpus"} for name in ("resiliparse", "fastwarc", "ftfy", "charset_normalizer", "py3langid")},
+    **{name: {"minillm.corpus"} for name in ("resiliparse", "fastwarc", "ftfy", "py3langid")},
     "zstandard": {"minillm.corpus"},
     "pyarrow": {"minillm.corpus"},
     "sacrebleu": {"minillm.evaluation.bleu"},

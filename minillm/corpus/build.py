@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from minillm.corpus.config import Config
+from minillm.corpus.journal import identity_of, read_record
 from minillm.corpus.mixing import Mixture, mix
 from minillm.corpus.shards import PARTS, write_parts
 from minillm.corpus.split import Split, SplitStage, check_parts, straddling
@@ -63,13 +64,17 @@ def build(config: Config, folder: Path, processes: int = 1, progress: bool = Tru
     documents = folder / "extract.jsonl.zst"
     extract(config.sources, documents, config.stages["extract"], processes, progress)
     records = [documents.with_name("extract.json")]
+    for name in CLASSES.keys() - stages.keys():
+        forget(folder, name, f"{name}.jsonl.zst", progress)
     for name, stage in stages.items():
         documents, before = folder / f"{name}.jsonl.zst", documents
         run_stage(stage, [before], documents, processes, progress)
         records.append(folder / f"{name}.json")
     parts = split([documents], folder, config.stages["split"], processes, progress)
     records.append(folder / "split.json")
-    if config.weights or config.epochs:
+    if not (config.weights or config.epochs):
+        forget(folder, "mix", "mixed.jsonl.zst", progress)
+    else:
         mixed = folder / "mixed.jsonl.zst"
         mix([parts["train"]], mixed, Mixture(config.weights, config.epochs, config.seed), processes, progress)
         records.append(folder / "mix.json")
@@ -79,9 +84,21 @@ def build(config: Config, folder: Path, processes: int = 1, progress: bool = Tru
     return [row for record in records for row in rows_of(record)]
 
 
+def forget(folder: Path, stage: str, output: str, progress: bool) -> None:
+    """Take away the output of an earlier build's stage that this one has not, so that nobody takes it for its own."""
+    record = folder / f"{stage}.json"
+    if read_record(record, stage):
+        if progress:
+            print(f"data build: {folder / output} is of an earlier build and is taken away", file=sys.stderr)
+        (folder / output).unlink(missing_ok=True)
+        record.unlink()
+
+
 def split(inputs: Sequence[Path], folder: Path, options: Split, processes: int, progress: bool) -> dict[str, Path]:
     """Divide the documents; returns the file of each part."""
     stage = SplitStage(options)
+    if "test" not in stage.parts and read_record(folder / "split.json", "split"):
+        (folder / "test.jsonl.zst").unlink(missing_ok=True)
     counts = run_stage(stage, inputs, folder, processes, progress)
     check_parts(counts, options)
     if progress and (sentence := straddling(inputs)):
@@ -90,11 +107,12 @@ def split(inputs: Sequence[Path], folder: Path, options: Split, processes: int, 
 
 
 def parts_in(folder: Path) -> dict[str, Path]:
-    """The file of each part in a folder of `split`; of the training part the mixed one, where there is one."""
-    found = {part: folder / f"{part}.jsonl.zst" for part in PARTS}
-    if (mixed := folder / "mixed.jsonl.zst").exists():
-        found["train"] = mixed
-    return {part: path for part, path in found.items() if path.exists()}
+    """The file of each part in a folder of `split`; of the training part the mixed one, where that was made of it."""
+    found = {part: path for part in PARTS if (path := folder / f"{part}.jsonl.zst").exists()}
+    mixture = read_record(folder / "mix.json", "mix")
+    if mixture and mixture["done"] and "train" in found and mixture["inputs"] == [identity_of(found["train"])]:
+        found["train"] = folder / "mixed.jsonl.zst"
+    return found
 
 
 def rows_of(record: Path) -> list[Row]:

@@ -7,7 +7,8 @@ and accents do not matter; numbers do, since "what is 17 + 25" is another questi
 **Short answers.** An answer of fewer than n words has no n-gram, and would never be found. So each answer is joined
 with its question: the n-grams of the question, those of the answer, and those that begin in one and end in the other
 are all looked for. A pair that has fewer than n words even then cannot be checked, whatever the training text holds.
-Such pairs are counted and shown: on the standard error, and with examples in `decontaminate.index/report.json`.
+Such pairs are counted and shown, with examples: on the standard error, and in the record of the stage, from which the
+data card has them.
 
 **One hit drops the document.** The reason names the file and the record, and quotes the words. With `cut`, GPT-3's
 method, the words go instead, with so many characters on each side; what is left are pieces, of which those under 200
@@ -87,21 +88,22 @@ class DecontaminateStage(Stage):
         self.folder: Path | None = None
 
     def settings(self) -> dict[str, Any]:
-        digests = {str(path): hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest() for path in self.files}
-        return dataclasses.asdict(self.options) | {"against": digests}
+        """The options, and what was read of each evaluation file: so the record of the stage says what was checked."""
+        return dataclasses.asdict(self.options) | {"read": Evaluation(self.files, self.options).report}
 
     def prepare(self, inputs: Sequence[Path], folder: Path, processes: int) -> None:
         """Write the n-grams of the evaluation files, and say what cannot be checked."""
         self.folder = folder / INDEX
         self.folder.mkdir(exist_ok=True)
-        report = write_index(self.files, self.options, self.folder)
-        for line in report_lines(report, self.options.ngram):
+        evaluation = Evaluation(self.files, self.options)
+        evaluation.write(self.folder)
+        for line in report_lines(evaluation.report, self.options.ngram):
             print(line, file=sys.stderr)
 
     def apply(self, documents: list[Document]) -> Iterable[Document]:
         """The documents of a chunk, without what evaluation files hold."""
         assert self.folder is not None, "prepare comes first"
-        index = _opened(self.folder, (self.folder / "report.json").stat().st_mtime_ns)
+        index = _opened(self.folder, (self.folder / "names.json").stat().st_mtime_ns)
         kept = [document for document in documents if document.dropped is None]
         words = word_hashes([document.text for document in kept], "kept")
         for number, hits in index.hits(words, self.options.ngram):
@@ -155,34 +157,44 @@ def pieces_around(text: str, spans: Sequence[tuple[int, int]], margin: int) -> l
 # --- the n-grams of evaluation files ------------------------------------------------------------------------------
 
 
-def write_index(files: Sequence[Path], options: Decontaminate, folder: Path) -> list[dict[str, Any]]:
-    """Write the n-grams of files, and whose each is; returns what was read of each file, and what cannot be checked."""
-    grams, owners, report = [np.zeros(0, np.uint64)], [np.zeros(0, np.uint32)], []
-    names: list[tuple[str, str]] = []
-    for path in files:
-        records, problems = read_evaluated(path, options.contexts)
-        numbers = np.repeat(np.arange(len(records)), [len(record.pairs) for record in records])
-        pairs = [pair for record in records for pair in record.pairs]
-        words = word_hashes([f"{question}\n{answer}" for question, answer in pairs], "kept")
-        of_pairs = [ngram_hashes(words.hashes[a:b], options.ngram) for a, b in pairwise(words.ends.tolist())]
-        counts = np.array([len(of_pair) for of_pair in of_pairs])
-        grams += of_pairs
-        owners.append(np.repeat(numbers + len(names), counts).astype(np.uint32))
-        names += [(record.file, record.place) for record in records]
-        short = [(records[numbers[place]].place, *pairs[place]) for place in np.flatnonzero(counts == 0)]
-        checked = {records[number].place for number in numbers[counts > 0].tolist()}
-        read = {"file": str(path), "records": len(records), "ngrams": int(counts.sum()), "left_out": problems}
-        report.append(read | _unchecked(short, checked))
-    found, firsts = np.unique(np.concatenate(grams), return_index=True)
-    found.astype("<u8").tofile(folder / "ngrams")
-    np.concatenate(owners)[firsts].astype("<u4").tofile(folder / "owners")
-    (folder / "names.json").write_text(json.dumps(names), encoding="utf-8")
-    (folder / "report.json").write_text(json.dumps(report, indent=1), encoding="utf-8")
-    return report
+class Evaluation:
+    """The n-grams of evaluation files; `report` has for each file what was read, and what cannot be checked.
+
+    ngrams (G,): their numbers, sorted. owners (G,): the record of each, names[owners[place]].
+    """
+
+    def __init__(self, files: Sequence[Path], options: Decontaminate):
+        grams, owners = [np.zeros(0, np.uint64)], [np.zeros(0, np.uint32)]
+        self.names: list[tuple[str, str]] = []
+        self.report: list[dict[str, Any]] = []
+        for path in files:
+            records, problems = read_evaluated(path, options.contexts)
+            numbers = np.repeat(np.arange(len(records)), [len(record.pairs) for record in records])
+            pairs = [pair for record in records for pair in record.pairs]
+            words = word_hashes([f"{question}\n{answer}" for question, answer in pairs], "kept")
+            of_pairs = [ngram_hashes(words.hashes[a:b], options.ngram) for a, b in pairwise(words.ends.tolist())]
+            counts = np.array([len(of_pair) for of_pair in of_pairs])
+            grams += of_pairs
+            owners.append(np.repeat(numbers + len(self.names), counts).astype(np.uint32))
+            self.names += [(record.file, record.place) for record in records]
+            short = [(records[numbers[place]].place, *pairs[place]) for place in np.flatnonzero(counts == 0)]
+            checked = {records[number].place for number in numbers[counts > 0].tolist()}
+            digest = hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest()
+            read = {"file": str(path), "digest": digest, "records": len(records), "ngrams": int(counts.sum())}
+            left_out = {"left_out": len(problems), "why": problems[:EXAMPLES]}
+            self.report.append(read | left_out | _unchecked(short, checked))
+        self.ngrams, firsts = np.unique(np.concatenate(grams), return_index=True)
+        self.owners = np.concatenate(owners)[firsts]
+
+    def write(self, folder: Path) -> None:
+        """Write the files that an Index reads."""
+        self.ngrams.astype("<u8").tofile(folder / "ngrams")
+        self.owners.astype("<u4").tofile(folder / "owners")
+        (folder / "names.json").write_text(json.dumps(self.names), encoding="utf-8")
 
 
 def _unchecked(short: Sequence[tuple[str, str, str]], checked: Container[str]) -> dict[str, Any]:
-    """How many records, and answers of other records, cannot be checked, with examples.
+    """The numbers of records, and of answers of other records, that cannot be checked, with examples.
 
     short: the place, question and answer of each pair without an n-gram. checked: the places of records that have one.
     """
@@ -203,7 +215,7 @@ def report_lines(report: Sequence[dict[str, Any]], n: int) -> Iterator[str]:
     for one in report:
         yield f"decontaminate: {one['file']}: {one['records']:,} records, {one['ngrams']:,} runs of {n} words"
         if one["left_out"]:
-            yield f"  {len(one['left_out']):,} records cannot be read, the first is {one['left_out'][0]}"
+            yield f"  {one['left_out']:,} records cannot be read, the first is {one['why'][0]}"
         if one["unchecked_records"] or one["unchecked_answers"]:
             yield (
                 f"  cannot be checked, with fewer than {n} words in question and answer together: "
@@ -240,6 +252,6 @@ class Index:
         real = (self.ngrams[found] == grams[places]) & (places + n <= words.ends[texts + 1])
         places, found, texts = places[real], found[real], texts[real]
         for text in np.unique(texts).tolist():
-            mine = texts == text
-            firsts = (places[mine] - words.ends[text]).tolist()
-            yield text, list(zip(firsts, self.owners[found[mine]].tolist(), strict=True))
+            start, end = np.searchsorted(texts, [text, text + 1])
+            firsts = (places[start:end] - words.ends[text]).tolist()
+            yield text, list(zip(firsts, self.owners[found[start:end]].tolist(), strict=True))

@@ -47,6 +47,15 @@ def identity_of(path: Path) -> dict[str, Any]:
     return {"file": path.name, "bytes": status.st_size, "modified_ns": status.st_mtime_ns, "begins": begins}
 
 
+def read_record(path: Path, stage: str) -> dict[str, Any] | None:
+    """The record of this stage in a file; None where there is none, or one of something else."""
+    try:
+        content = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return None
+    return content if isinstance(content, dict) and content.get("stage") == stage else None
+
+
 class Journal:
     """The outputs of a stage and their record.
 
@@ -63,7 +72,7 @@ class Journal:
         self.parts = [path.with_name(f"{path.name}.part") for path in outs]
         wanted = {"format": FORMAT, "version": __version__, "stage": stage, **wanted}
         fingerprint = hashlib.blake2b(json.dumps(wanted, sort_keys=True).encode(), digest_size=16).hexdigest()
-        before = self._read()
+        before = read_record(record, stage)
         if before is None and (there := [path for path in outs if path.exists()]):
             raise InputError(
                 f"{stage}: {there[0]} exists already, and no {record.name} beside it says that `{stage}` has written "
@@ -96,13 +105,6 @@ class Journal:
     def done(self) -> bool:
         """True if the outputs are whole."""
         return self.state["done"]
-
-    def _read(self) -> dict[str, Any] | None:
-        try:
-            state = json.loads(self.path.read_bytes())
-            return state if isinstance(state, dict) and state.get("stage") == self.stage else None
-        except (OSError, ValueError):
-            return None
 
     def _unusable(self, before: dict[str, Any], fingerprint: str) -> str:
         """The reason why the run of this record cannot go on; empty if it can."""

@@ -18,13 +18,13 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from minillm.corpus.document import Document
+from minillm.corpus.journal import read_record
 from minillm.corpus.stage import Stage
 from minillm.errors import InputError
 
@@ -92,14 +92,9 @@ def spread(key: str) -> float:
 
 def straddling(inputs: Sequence[Path]) -> str:
     """A sentence for a person where no record beside the inputs says that near-duplicates were looked for; or ""."""
-    for folder in {path.parent for path in inputs}:
-        for record in folder.glob("*.json"):
-            try:
-                content = json.loads(record.read_bytes())
-            except (OSError, ValueError):
-                continue
-            if isinstance(content, dict) and content.get("stage") == "dedup" and content.get("done"):
-                return ""
+    records = (record for folder in {path.parent for path in inputs} for record in folder.glob("*.json"))
+    if any((found := read_record(record, "dedup")) and found.get("done") for record in records):
+        return ""
     return (
         "split: nothing here has been through `minillm data dedup`, so near-duplicates may straddle: one in the "
         "training part, the other in the validation part, whose loss is too good then"

@@ -89,7 +89,10 @@ def map_chunks(
     Raises: InputError that names the document with which `function` fails; ParallelError where a worker dies with it.
     """
     work = _OnChunk(title or str(getattr(function, "__name__", type(function).__name__)), function)
-    with _progress(title, inputs) as shown, contextlib.closing(_safely(work, inputs, processes, start, shown)) as found:
+    with (
+        progress_bar(title, inputs) as shown,
+        contextlib.closing(_safely(work, inputs, processes, start, shown)) as found,
+    ):
         for result, _ in found:
             yield result
 
@@ -131,7 +134,7 @@ def run_chunks(
     """Append what `function` makes of each chunk of documents, from chunk number `start` on."""
     work = _OnChunk(title, function)
     with (
-        _progress(title if progress else None, inputs) as shown,
+        progress_bar(title if progress else None, inputs) as shown,
         contextlib.closing(_safely(work, inputs, processes, start, shown)) as found,
     ):
         for done, problems in found:
@@ -328,7 +331,7 @@ def watched(
 
 
 @contextlib.contextmanager
-def _progress(title: str | None, inputs: Sequence[Path]) -> Iterator[Callable[[int], None]]:
+def progress_bar(title: str | None, inputs: Sequence[Path]) -> Iterator[Callable[[int], None]]:
     """A bar with the time left, on a terminal; it is gone at the end. No title: nothing."""
     if title is None or not sys.stderr.isatty():
         yield lambda read: None

@@ -12,7 +12,9 @@ import pytest
 from minillm.cli import main
 from minillm.commands.check import print_table
 from minillm.nn import KVCache
+from minillm.ops.layernorm import LAYERNORM
 from minillm.study.ledger import CLAIMS, Verdict
+from tests.study.ledger.test_faults import pairs
 
 
 @pytest.fixture
@@ -41,6 +43,17 @@ def test_a_claim_that_fails_is_exit_status_1(text, capsys, monkeypatch):
     shown = capsys.readouterr().out
     assert "1 fails" in shown
     assert "kv-cache fails: logits" in shown
+
+
+def test_a_claim_that_fails_names_the_command_that_shows_where(text, capsys, monkeypatch):
+    pairs(LAYERNORM, "fast", factor=1.01)(monkeypatch)
+    with pytest.raises(SystemExit):
+        main(["check", "nano", "--data", str(text), "--only", "fast"])
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "`minillm gradcheck` checks the backward of each operation alone" in shown
+    [command] = re.findall(r"`minillm (step [^`]*)` names the first that differs in a step", shown)
+    main(shlex.split(command))
+    assert re.search(r"the first that differs is stop \d+, layernorm backward in ln_f", capsys.readouterr().out)
 
 
 def test_a_claim_that_does_not_apply_says_why(text, capsys):

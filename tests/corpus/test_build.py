@@ -14,14 +14,14 @@ import numpy as np
 import pytest
 
 from minillm.cli import main
-from minillm.corpus.build import CUT, build, rows_of
+from minillm.corpus.build import CUT, build, parts_in, rows_of
 from minillm.corpus.config import Config, Source, read_config
 from minillm.corpus.document import read_documents
 from minillm.data import open_tokens
 from minillm.errors import InputError
 from minillm.tokenizers import Tokenizer
 
-for package in ("zstandard", "ftfy", "resiliparse", "py3langid", "charset_normalizer"):
+for package in ("zstandard", "ftfy", "resiliparse", "py3langid"):
     pytest.importorskip(package)
 ROOT = Path(__file__).parents[2]
 WORDS = """the of and to that have with house river morning teacher window because every small people walked through
@@ -150,6 +150,34 @@ def test_a_change_of_settings_runs_what_depends_on_it(raw):
     build(read_config(raw / "corpus.toml"), raw / "corpus", 1, progress=False)
     changed = {path.name for path in (raw / "corpus").glob("*.zst") if path.stat().st_mtime_ns != times[path.name]}
     assert changed == {"train.jsonl.zst", "validation.jsonl.zst", "mixed.jsonl.zst"}
+
+
+def test_what_a_build_no_longer_makes_is_taken_away(raw, capsys):
+    text = TOML.replace("validation = 0.2", "validation = 0.2\ntest = 0.2")
+    (raw / "corpus.toml").write_text(text)
+    build(read_config(raw / "corpus.toml"), raw / "corpus", 1, progress=False)
+    assert parts_in(raw / "corpus").keys() == {"train", "validation", "test"}
+    assert parts_in(raw / "corpus")["train"].name == "mixed.jsonl.zst"
+    for removed in ("weight = 2\n", "weight = 1\nepochs = 4\n", '[decontaminate]\nagainst = "questions.jsonl"\n'):
+        assert removed in text
+        text = text.replace(removed, "")
+    (raw / "corpus.toml").write_text(text.replace("test = 0.2", ""))
+    (raw / "corpus" / "notes.json").write_text("mine")
+    build(read_config(raw / "corpus.toml"), raw / "corpus", 1)
+    assert "decontaminate.jsonl.zst is of an earlier build and is taken away" in capsys.readouterr().err
+    left = {path.name for path in (raw / "corpus").iterdir()}
+    gone = {"decontaminate.json", "decontaminate.jsonl.zst", "mix.json", "mixed.jsonl.zst", "test.jsonl.zst"}
+    assert not left & gone
+    assert "notes.json" in left
+    assert parts_in(raw / "corpus")["train"].name == "train.jsonl.zst"
+
+
+def test_a_mixture_of_another_training_part_is_not_used(raw):
+    build(read_config(raw / "corpus.toml"), raw / "corpus", 1, progress=False)
+    assert parts_in(raw / "corpus")["train"].name == "mixed.jsonl.zst"
+    main(["data", "split", "corpus/decontaminate.jsonl.zst", "--out", "corpus", "--validation", "0.5",
+          "--processes", "1"])  # fmt: skip
+    assert parts_in(raw / "corpus")["train"].name == "train.jsonl.zst"
 
 
 def test_a_build_from_options_equals_its_stages_alone(raw, capsys):

@@ -121,6 +121,11 @@ def test_right_text_stays_as_it_is(shared_data: Path) -> None:
         ] == []
 
 
+def test_marks_without_end_take_no_time_without_end() -> None:
+    assert cleaned("a" + "\u0323\u0301" * 500_000 + "b") == "ạ" + "\u0323" * 14 + "\u0301" * 15 + "b"  # would be hours
+    assert cleaned("a" + "\u0301" * 5) == "á" + "\u0301" * 4
+
+
 @given(st.text(), st.sampled_from(["cp1252", "latin-1", "cp437", "utf-8"]))
 def test_whatever_is_cleaned_can_be_written_and_is_clean_then(text: str, encoding: str) -> None:
     found = cleaned(text.encode("utf-8", "surrogatepass").decode(encoding, "replace"))

@@ -69,6 +69,16 @@ def test_lines_of_json(tmp_path: Path) -> None:
     assert "did you mean 'texts'" in found.skipped[2]["why"]
 
 
+@pytest.mark.parametrize("encoding", ["utf-8", "cp1252"])
+def test_a_line_of_noise_spoils_no_other(tmp_path: Path, encoding: str) -> None:
+    noise = bytes(byte for byte in range(256) if byte not in b"\n\r") * 500
+    line = '{"text": "schöne Größe"}\n'.encode(encoding)
+    escaped = json.dumps({"text": "\0\1\2\3" * 500}).encode() + b"\n"
+    found = reading(tmp_path, {"a.jsonl": line * 3 + noise + b"\n" + escaped + line})
+    assert found.texts == ["schöne Größe"] * 4
+    assert [(one["place"], one["kind"]) for one in found.skipped] == [("line 4", "broken"), ("line 5", "not_text")]
+
+
 def test_line_ends_of_windows_and_old_macs_divide_lines(tmp_path: Path) -> None:
     for end in (b"\r\n", b"\r"):
         found = reading(tmp_path / end.hex(), {"a.jsonl": jsonl("x", "y").replace(b"\n", end)})
@@ -197,6 +207,26 @@ def test_pages_of_a_web_archive(tmp_path: Path, compressed: bool) -> None:
     assert found.documents[0].info["url"] == "http://example.org/ä"
     assert [one["kind"] for one in found.skipped] == ["status", "unsupported"]
     assert "404" in found.skipped[0]["why"]
+
+
+def test_pages_that_were_sent_compressed_and_in_chunks(tmp_path: Path) -> None:
+    pytest.importorskip("fastwarc")
+    pytest.importorskip("resiliparse")
+    body = gzip.compress(PAGE.encode())
+    chunks = b"".join(b"%x\r\n%b\r\n" % (len(part), part) for part in (body[:50], body[50:])) + b"0\r\n\r\n"
+    coded = "text/html; charset=utf-8\r\nContent-Encoding: gzip"
+    content = warc(
+        response(body, coded),
+        response(chunks, f"{coded}\r\nTransfer-Encoding: chunked"),
+        response(PAGE.encode(), f"{coded}\r\nTransfer-Encoding: chunked"),  # decoded by whoever wrote the archive
+        response(b"\x1f\x8b\x08 this is no gzip", coded),
+        response(b"no brotli", coded.replace("gzip", "br")),
+        response(b"the last one", "text/plain"),
+    )
+    found = reading(tmp_path, {"a.warc.gz": content})
+    page = "Dies ist der Haupttext der Seite; er ist schön und lang genug."
+    assert found.texts == [page, page, page, "the last one"]
+    assert [(one["place"], one["kind"]) for one in found.skipped] == [("record 4", "damaged"), ("record 5", "damaged")]
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import pytest
 
 from minillm.corpus.rules.gopher import GopherQuality, GopherRepetition, gopher_quality, gopher_repetition
 from minillm.corpus.rules.ngrams import repeated_ngrams
-from minillm.corpus.rules.page import LETTER, OTHER, Limits, Page, at_least, at_most, duplicates
+from minillm.corpus.rules.page import LETTER, OTHER, Limits, Page, at_least, at_most, count_ngrams, duplicates
 from minillm.errors import InputError
 
 AWKWARD = [
@@ -89,6 +89,16 @@ def test_repetition_is_what_its_definition_says(number: int) -> None:
     for text in TEXTS[number : number + 6]:
         found = [check.value for check in gopher_repetition(Page(text), GopherRepetition())]
         assert found == pytest.approx(slow_repetition(text), rel=1e-12), text
+
+
+def test_texts_that_are_measured_together_do_not_mix() -> None:
+    texts = ["a b c d e f", "", "a b c d e f", *TEXTS, "one", "one", *TEXTS[:20]]
+    pages = [Page(text) for text in texts]
+    count_ngrams(pages)
+    for text, page in zip(texts, pages, strict=True):
+        assert page.ngram_characters.tolist() == Page(text).ngram_characters.tolist()
+    assert [page.ngram_characters.any() for page in pages[:3]] == [False] * 3
+    count_ngrams([])
 
 
 def test_the_random_texts_reach_every_threshold_of_repetition() -> None:

@@ -98,7 +98,8 @@ def without_repeated(
         places = np.minimum(np.searchsorted(hashes, pieces.hashes), len(hashes) - 1)
         removed = (hashes[places] == pieces.hashes) & (firsts[places] != own[pieces.owners])
         for number in np.unique(pieces.owners[removed]).tolist():
-            gone = removed[pieces.owners == number]
+            start, end = np.searchsorted(pieces.owners, [number, number + 1])
+            gone = removed[start:end]
             parts = pieces.parts[number]
             stays = np.flatnonzero(~gone).tolist()
             text = "".join(part for place in stays for part in parts[2 * place : 2 * place + 2])

@@ -1,4 +1,4 @@
-"""What is in a .zip or .tar: each member is read like a file of its name, without ever being written to disk.
+"""Members of a .zip or .tar: each is read like a file of its name, and never written to disk.
 
 An archive may lie in an archive, once. Members come in the order in which the archive has them. A link, a device, a
 name that leads out of the archive and a member with a password are left out and named; hidden members are not looked

@@ -79,9 +79,22 @@ def decode(data: bytes, declared: str | None = None) -> str:
         if data.startswith(magic):
             raise Skip("not_text", f"its first bytes are those of {what}")
     text = _decoded(data, declared)
+    check_is_text(text)
+    return text
+
+
+def decoded_lines(data: bytes, declared: str | None = None) -> Iterator[str]:
+    """The lines that the bytes stand for; where not all is UTF-8, each is decoded alone: a bad one spoils no other."""
+    try:
+        yield from data.decode("utf-8").split("\n")
+    except UnicodeDecodeError:
+        yield from (_decoded(line, declared) for line in data.split(b"\n"))
+
+
+def check_is_text(text: str) -> None:
+    """Raise Skip where too many characters are none that a text has."""
     if (strange := sum(map(len, CONTROLS.findall(text)))) > max(FEW, NOT_TEXT * len(text)):
         raise Skip("not_text", f"{strange:,} of {len(text):,} characters are control characters or fit no encoding")
-    return text
 
 
 def _decoded(data: bytes, declared: str | None) -> str:
@@ -184,7 +197,8 @@ def cleaned(text: str, repair: bool = True) -> str:
     - repair: text that was once decoded as what it was not ("schÃ¶n") becomes what it was ("schön"). ftfy recognises
       it by sequences that no language has, line by line, and its other repairs are off: quotes, ligatures, entities
       and full-width letters stay as the author wrote them.
-    - Letters with accents become single characters where Unicode has them (the normal form NFC).
+    - Letters with accents become single characters where Unicode has them (the normal form NFC). Of more than 30 marks
+      on one letter the first 30 stay, Unicode's stream-safe format: the time of NFC grows with the square of them.
     """
     if text.isascii() and not STRANGE.search(text):
         return text
@@ -194,7 +208,14 @@ def cleaned(text: str, repair: bool = True) -> str:
         text = TERMINAL.sub("", LINE_ENDS.sub("\n", text))
         text = text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
         text = STRANGE.sub("", text)
-    return unicodedata.normalize("NFC", text)
+    return unicodedata.normalize("NFC", _too_many_marks().sub(r"\1", text))
+
+
+@functools.cache
+def _too_many_marks() -> re.Pattern:
+    """A letter's marks from the 31st on, behind the first 30."""
+    marks = "".join(chr(code) for code in range(0x300, 0x1E94B) if unicodedata.combining(chr(code)))
+    return re.compile(f"([{marks}]{{30}})[{marks}]+")
 
 
 def _repaired(line: str) -> str:

@@ -1,4 +1,4 @@
-"""What is read, by the endings of names, and how each is cut into pieces.
+"""The formats that are read, by the endings of names, and how each is cut into pieces.
 
 | file                    | pieces                                                           | documents           |
 |-------------------------|------------------------------------------------------------------|---------------------|

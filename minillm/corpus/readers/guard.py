@@ -36,7 +36,7 @@ class Guard:
         self._pipe: Connection | None = None
 
     def call(self, function: str, *arguments: Any, seconds: float) -> Any:
-        """What `function` returns, which is JSON; "module:name" is its name. It may compute for so many seconds.
+        """Call `function`, whose name is "module:name", and return its answer, which is JSON; it may compute so long.
 
         Raises: Skip where it raises an error, takes longer, or ends its process.
         """

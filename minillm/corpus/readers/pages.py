@@ -35,7 +35,7 @@ def main_text(html: str) -> dict[str, Any]:
 
 
 def _notes(tree: Any) -> Iterator[tuple[str, str | None]]:
-    """What the page says about itself."""
+    """Yield what the page says about itself."""
     yield "title", tree.title
     if tree.document is None:
         return

@@ -96,7 +96,7 @@ def text_pieces(opened: Opened) -> Iterator[Found]:
 
 
 def _end_of_part(held: bytes, begin: int) -> int:
-    """Where a part of about CUT bytes ends: after an empty line, a line or a sentence, or between two characters."""
+    """The end of a part of about CUT bytes: after an empty line, a line or a sentence, or between two characters."""
     for mark in (b"\n\n", b"\n", b". ", b" "):
         if (at := held.find(mark, begin + CUT, begin + 2 * CUT)) >= 0:
             return at + len(mark)

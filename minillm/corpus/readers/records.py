@@ -14,7 +14,7 @@ import json
 import re
 from collections.abc import Iterable, Iterator
 
-from minillm.corpus.readers.encodings import decode
+from minillm.corpus.readers.encodings import decoded_lines
 from minillm.corpus.readers.pieces import (
     LONGEST_LINE,
     Found,
@@ -180,7 +180,7 @@ def _text_lines(opened: Opened) -> Iterator[str]:
         if data is None:
             raise Skip("too_large", f"line {number} is longer than {LONGEST_LINE:,} bytes")
         encoding = encoding_of(data) if number == 1 else encoding
-        yield from (f"{line}\n" for line in decode(data, encoding).removesuffix("\n").split("\n"))
+        yield from (f"{line}\n" for line in decoded_lines(data.removesuffix(b"\n"), encoding))
 
 
 def _delimiter(opened: Opened, header: str) -> str:

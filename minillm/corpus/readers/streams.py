@@ -29,7 +29,7 @@ class Readable(Protocol):
 
 
 class Budget:
-    """What may still come out of a file."""
+    """The number of bytes that may still come out of a file."""
 
     def __init__(self, size: int):
         self.most, self.spent, self.size = max(FREE, MOST_GROWTH * size), 0, size

@@ -6,6 +6,8 @@ such as pictures and pages that were not found, is counted. What is read needs f
 
 from __future__ import annotations
 
+import io
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,6 +15,7 @@ from minillm.corpus.readers.packages import check_package
 from minillm.corpus.readers.pieces import LONGEST_PAGE, Found, Opened
 from minillm.corpus.readers.skipped import Skip
 
+CHUNK = re.compile(rb"[0-9a-fA-F]{1,8}[^\r\n]{0,80}\r?\n")  # the length of a part of a page
 PAGES = ("text/html", "application/xhtml+xml")
 
 
@@ -37,7 +40,7 @@ def _records(opened: Opened) -> Iterator[Any]:
     check_package("fastwarc", "a .warc")
     from fastwarc.warc import ArchiveIterator, conversion, response
 
-    records = _guarded(lambda: ArchiveIterator(_Stream(opened.stream), response | conversion, auto_decode="all"))
+    records = _guarded(lambda: ArchiveIterator(_Stream(opened.stream), response | conversion))
     while (record := _guarded(lambda: next(records, None))) is not None:
         yield record
 
@@ -58,9 +61,27 @@ def _type_of(record: Any) -> tuple[str, str | None]:
 
 
 def _payload(record: Any) -> bytes:
+    """The bytes of a page. (fastwarc would decode them on the way, but ends the archive where that fails.)"""
+    from fastwarc.stream_io import BrotliReader, ChunkedReader, GzipReader
+
+    data = _whole(record.reader)
+    if not record.is_http:
+        return data
+    sent = [(record.http_headers.get(name) or "").strip().lower() for name in ("Transfer-Encoding", "Content-Encoding")]
+    if sent[0] == "chunked" and CHUNK.match(data):  # many archives keep the header of what they have decoded
+        data = _whole(ChunkedReader(io.BytesIO(data)))
+    if sent[1] in ("gzip", "x-gzip") and data.startswith(b"\x1f\x8b"):
+        data = _whole(GzipReader(io.BytesIO(data)))
+    elif sent[1] == "br":
+        data = _whole(BrotliReader(io.BytesIO(data)))
+    return data
+
+
+def _whole(reader: Any) -> bytes:
+    """All bytes of a reader of fastwarc. Raises: Skip where there are too many, or they cannot be decoded."""
     parts: list[bytes] = []
     size = 0
-    while data := _guarded(lambda: record.reader.read(1 << 20)):
+    while data := _guarded(lambda: reader.read(1 << 20)):
         parts.append(data)
         size += len(data)
         if size > LONGEST_PAGE:
@@ -90,7 +111,7 @@ class _Stream:
 
 
 def _guarded(call: Any) -> Any:
-    """What fastwarc returns; its errors, also those of its own that are no Exception, are a reason to skip."""
+    """The result of a call of fastwarc, whose errors, also those that are no Exception, are a reason to skip."""
     try:
         return call()
     except (Skip, KeyboardInterrupt, SystemExit):
@@ -98,7 +119,7 @@ def _guarded(call: Any) -> Any:
     except BaseException as error:
         if isinstance(cause := error.__cause__ or error.__context__, Skip):  # from the stream below
             raise cause from None
-        raise Skip("damaged", f"this is no WARC record ({str(error)[:200]})") from None
+        raise Skip("damaged", f"the archive cannot be read here ({str(error)[:200]})") from None
 
 
 def _text(value: str | None) -> str:

@@ -284,13 +284,20 @@ def scored(scores: Counter) -> dict[str, Any]:
 def people(counts: Counts) -> dict[str, Any]:
     """The part on words for groups of people, by source, and on the documents with such words that were dropped."""
     read, kept = state_of(counts, "all", "")
-    sources = [row["source"] for row in rows(counts, "source")[:TOP]]
+    times: Counter = Counter()
+    for (source, group, _), number in counts.named.items():
+        times[source, group] += number
     return {
         "share_dropped": share(read["documents"] - kept["documents"], read["documents"]),
         "groups": [group_row(counts, group, kept["words"]) for group in names_of_groups()],
         "sources": [
-            {"source": source, "group": group, **rate(counts, source, group)}
-            for source in sources
+            {
+                "source": row["source"],
+                "group": group,
+                "occurrences": times[row["source"], group],
+                "per_million": share(1e6 * times[row["source"], group], row["words"]),
+            }
+            for row in rows(counts, "source")[:TOP]
             for group in names_of_groups()
         ],
     }
@@ -320,10 +327,3 @@ def group_row(counts: Counts, group: str, words: int) -> dict[str, Any]:
             for term, times in sorted(terms.items(), key=lambda item: (-item[1], item[0]))
         ],
     }
-
-
-def rate(counts: Counts, source: str, group: str) -> dict[str, Any]:
-    """The number of words for a group in the kept documents of a source, and in a million words."""
-    times = sum(n for (where, one, _), n in counts.named.items() if (where, one) == (source, group))
-    _, kept = state_of(counts, "source", source)
-    return {"occurrences": times, "per_million": share(1e6 * times, kept["words"])}

@@ -21,12 +21,20 @@ from minillm.errors import InputError
 from minillm.tokenizers import Tokenizer
 
 NAMES = 1000  # sources, languages and rules that have counts of their own, each; more of them are counted together
+FOLLOWED = 100_000  # domains and clusters that are counted one by one
 OTHERS, UNNAMED = "(others)", "(unnamed)"
 RULE_SAMPLES, KEPT_SAMPLES, CLUSTER_SAMPLES = 5, 6, 8
 EXCERPT = 600  # characters of a sample that are shown
 FIRST_WORDS = 120  # characters of a cluster that are shown in a table
 EASIEST, HARDEST = 140, -100  # scores beyond are counted as these
-EDITS = "lines_removed", "masked", "removed_lines", "removed_paragraphs", "removed_characters"  # keys of info
+EDITS = (  # keys of info
+    "lines_removed",
+    "masked",
+    "removed_lines",
+    "removed_paragraphs",
+    "removed_characters",
+    "cut_characters",
+)
 NUMBER = re.compile(r"\d+(?:[.,]\d+)*")
 
 
@@ -49,7 +57,7 @@ class Counts:
     lengths: dict[bool, Counter] = field(default_factory=lambda: {True: Counter(), False: Counter()})  # words, rounded
     vocabulary: np.ndarray | None = None  # (V,), how often each token occurs in the kept documents
     ease: dict[tuple[str, str], Counter] = field(default_factory=dict)  # scores by language and source
-    domains: Tally = field(default_factory=lambda: Tally(10_000))
+    domains: Tally = field(default_factory=lambda: Tally(FOLLOWED))
     licences: Tally = field(default_factory=lambda: Tally(1000))
     reasons: dict[str, Tally] = field(default_factory=dict)  # by rule, with the numbers taken out
     samples: dict[str, Sample] = field(default_factory=dict)  # by rule; "" has the kept documents
@@ -57,8 +65,8 @@ class Counts:
     named: Counter = field(default_factory=Counter)  # (source, group, term): occurrences in kept documents
     naming: Counter = field(default_factory=Counter)  # (group, rule): documents, "" for the kept ones
     clusters: Counter = field(default_factory=Counter)  # "clusters", "documents"
-    cluster_sizes: Followed = field(default_factory=lambda: Followed(100_000))
-    largest: Tally = field(default_factory=lambda: Tally(10_000))
+    cluster_sizes: Followed = field(default_factory=lambda: Followed(FOLLOWED))
+    largest: Tally = field(default_factory=lambda: Tally(FOLLOWED))
     first_words: dict[str, str] = field(default_factory=dict)  # by cluster, of those in `largest`
     pairs: SampledGroups = field(default_factory=lambda: SampledGroups(CLUSTER_SAMPLES))
 
@@ -166,8 +174,9 @@ class Counts:
         self.cluster_sizes.merge(other.cluster_sizes)
         self.largest.merge(other.largest)
         self.pairs.merge(other.pairs)
-        both = self.first_words | other.first_words
-        self.first_words = {name: both[name] for name in self.largest.counts if name in both}
+        self.first_words |= other.first_words
+        if len(self.first_words) > len(self.largest.counts):  # some of their clusters have left the tally
+            self.first_words = {name: self.first_words[name] for name in self.largest.counts.keys() & self.first_words}
         if other.vocabulary is not None:
             self.vocabulary = other.vocabulary + (0 if self.vocabulary is None else self.vocabulary)
 

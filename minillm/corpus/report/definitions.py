@@ -92,7 +92,8 @@ DEFINITIONS = {
     "edits": "What the stages changed in the kept documents, as they noted it.",
     "edit": (
         "The kind of change: lines_removed by the rules of `clean`, masked personal data, and removed_lines, "
-        "removed_paragraphs and removed_characters that `dedup` found in many documents."
+        "removed_paragraphs and removed_characters that `dedup` found in many documents, and cut_characters around "
+        "the texts of evaluation files (`decontaminate --cut`)."
     ),
     "what": "What was changed, or why; empty where there is one kind only.",
     "times": "How often, in all kept documents.",

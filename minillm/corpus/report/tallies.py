@@ -137,19 +137,20 @@ class Followed:
 
     def merge(self, other: Followed) -> None:
         """Make this the counts of both streams."""
-        self.below = min(self.below, other.below)
+        if other.below < self.below:
+            self._allow(other.below)
         for name, count in other.counts.items():
-            self.counts[name] = self.counts.get(name, 0) + count
-        self._keep_allowed()
+            if name < self.below:
+                self.counts[name] = self.counts.get(name, 0) + count
         self._shrink()
 
     def _shrink(self) -> None:
         while len(self.counts) > self.limit:
-            self.below //= 2
-            self._keep_allowed()
+            self._allow(self.below // 2)
 
-    def _keep_allowed(self) -> None:
-        self.counts = {name: count for name, count in self.counts.items() if name < self.below}
+    def _allow(self, below: int) -> None:
+        self.below = below
+        self.counts = {name: count for name, count in self.counts.items() if name < below}
 
     @property
     def share(self) -> float:

@@ -9,9 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-import numpy as np
-
-from minillm.corpus.rules.ngrams import most_frequent_characters, repeated_characters, repeated_ngrams
 from minillm.corpus.rules.page import LETTER, OTHER, Check, Limits, Page, at_least, at_most, duplicates
 
 STOP_WORDS = {
@@ -127,13 +124,7 @@ def gopher_repetition(page: Page, limits: GopherRepetition) -> Iterator[Check]:
         again, characters = duplicates(parts)
         yield at_most(f"of the {what} are duplicates", again / max(len(parts), 1), most)
         yield at_most(f"of the characters are in duplicate {what}", characters / size, most_characters)
-    ends = np.concatenate([[0], np.cumsum(page.word_lengths)])
-    for n, places, numbers in repeated_ngrams(page.word_ids, 10):
-        if 2 <= n <= 4:
-            share = most_frequent_characters(n, places, numbers, ends) / size
-            bound = getattr(limits, f"max_top_{n}gram")
-            yield at_most(f"of the characters are in the most frequent {n}-gram", share, bound)
-        elif n >= 5:
-            share = repeated_characters(n, places, numbers, ends) / size
-            bound = getattr(limits, f"max_repeated_{n}gram")
-            yield at_most(f"of the characters are in repeated {n}-grams", share, bound)
+    for n, characters in enumerate(page.ngram_characters.tolist(), 2):
+        what, name = ("the most frequent", f"max_top_{n}gram") if n < 5 else ("repeated", f"max_repeated_{n}gram")
+        measured = f"of the characters are in {what} {n}-gram{'s' * (n > 4)}"
+        yield at_most(measured, characters / size, getattr(limits, name))

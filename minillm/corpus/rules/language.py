@@ -58,15 +58,18 @@ def identify(texts: Sequence[str]) -> list[tuple[str, float]]:
 _identifier = cache(Identifier)  # it is read once
 
 
+def find_languages(pages: Sequence[Page]) -> None:
+    """Write down the languages of pages, and their probabilities."""
+    for page, (found, score) in zip(pages, identify([page.measured for page in pages]), strict=True):
+        page.language = found
+        page.facts["language_score"] = score
+
+
 def find_language(page: Page, limits: Language) -> Page:
     """Write down the language of the page and its probability, unless they are known."""
-    return page if "language_score" in page.facts else with_language(page, *identify([page.measured])[0])
-
-
-def with_language(page: Page, found: str, score: float) -> Page:
-    """The page with a language and its probability."""
-    page = page.with_facts(language_score=score)
-    page.language = found
+    if "language_score" not in page.facts:
+        page = page.with_facts()
+        find_languages([page])
     return page
 
 

@@ -8,7 +8,7 @@ are numbers, not hashes, so two different n-grams are never taken for each other
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -45,27 +45,44 @@ def _repeated(places: np.ndarray, keys: np.ndarray) -> tuple[np.ndarray, np.ndar
     return places[kept[back]], numbers[back]
 
 
-def most_frequent_characters(n: int, places: np.ndarray, numbers: np.ndarray, ends: np.ndarray) -> int:
-    """Characters of the most frequent n-gram, with spaces, times how often it stands in the text; 0 if none does twice.
+def ngram_characters(word_ids: Sequence[np.ndarray], word_lengths: Sequence[np.ndarray]) -> np.ndarray:
+    """Characters in repeated n-grams for n from 2 to 10, text by text: (texts, 9) int64.
 
-    Of several that are as frequent, the one that comes first counts. Occurrences may overlap.
-    ends: (words + 1,), the letters before each word, and those of all words.
+    n = 2, 3, 4: those of the most frequent n-gram, with spaces, times how often it stands in the text; 0 if none does
+    twice. Of several that are as frequent, the one that comes first counts. Its occurrences may overlap.
+    n = 5 to 10: those, without spaces, of the n-grams that have stood before, read from left to right. After such an
+    n-gram the reading goes on behind it, so no character counts twice.
+
+    All texts are searched as one, in which each has words with numbers of its own: so no n-gram stands in two of them,
+    or across a border more than once.
     """
-    if not len(places):
-        return 0
+    counts = [len(ids) for ids in word_ids]
+    texts = np.repeat(np.arange(len(counts)), counts)  # of each word
+    first = np.cumsum([0, *(int(ids.max(initial=-1)) + 1 for ids in word_ids)])
+    joined = np.concatenate([np.zeros(0, np.int64), *map(np.add, word_ids, first)])
+    ends = np.cumsum(np.concatenate([np.zeros(1, np.int64), *word_lengths]))  # letters before each word, and all
+    found = np.zeros((len(counts), 9), np.int64)
+    for n, places, numbers in repeated_ngrams(joined, 10):
+        if n > 1 and len(places):
+            chosen, times = _most_frequent(places, numbers, texts) if n < 5 else _stood_before(n, places, numbers)
+            characters = times * (ends[chosen + n] - ends[chosen] + (n - 1 if n < 5 else 0))
+            np.add.at(found[:, n - 2], texts[chosen], characters)
+    return found
+
+
+def _most_frequent(places: np.ndarray, numbers: np.ndarray, texts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """For each text the first place of its most frequent n-gram, and how often this stands there."""
     times = np.bincount(numbers)[numbers]
-    most = times.argmax()
-    first = places[most]
-    return int(times[most] * (ends[first + n] - ends[first] + n - 1))
+    of_text = texts[places]
+    starts = np.flatnonzero(np.concatenate([[True], of_text[1:] != of_text[:-1]]))
+    lengths = np.diff(np.concatenate([starts, [len(places)]]))
+    most = np.flatnonzero(times == np.repeat(np.maximum.reduceat(times, starts), lengths))
+    chosen = most[np.searchsorted(most, starts)]  # the first of them from where the text starts
+    return places[chosen], times[chosen]
 
 
-def repeated_characters(n: int, places: np.ndarray, numbers: np.ndarray, ends: np.ndarray) -> int:
-    """Characters, without spaces, of the n-grams that have stood before, read from left to right.
-
-    After such an n-gram the reading goes on behind it, so no character counts twice.
-    """
-    if not len(places):
-        return 0
+def _stood_before(n: int, places: np.ndarray, numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The places of n-grams that have stood before, and that none of them overlaps."""
     seen = set()
     hits = []
     free = 0  # the first word behind the last hit
@@ -77,5 +94,4 @@ def repeated_characters(n: int, places: np.ndarray, numbers: np.ndarray, ends: n
             free = place + n
         else:
             seen.add(number)
-    found = np.array(hits, np.int64)
-    return int((ends[found + n] - ends[found]).sum())
+    return np.array(hits, np.int64), np.ones(len(hits), np.int64)

@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from minillm.corpus.rules.ngrams import ngram_characters
 from minillm.errors import InputError
 
 MEASURED = 10_000_000  # characters: more than any book has
@@ -141,6 +142,11 @@ class Page:
         return ends - starts
 
     @cached_property
+    def ngram_characters(self) -> np.ndarray:
+        """Characters in repeated n-grams of words, for n from 2 to 10: (9,); see ngrams.py."""
+        return ngram_characters([self.word_ids], [self.word_lengths])[0]
+
+    @cached_property
     def word_kinds(self) -> np.ndarray:
         """For each word, LETTER if it has one, plus OTHER if it has more than punctuation: (words,)."""
         kinds, (starts, _) = self._spans
@@ -173,6 +179,13 @@ def _kinds() -> np.ndarray:
             kinds[code] = OTHER
     kinds[IDEOGRAPHS] = LETTER | OTHER
     return kinds
+
+
+def count_ngrams(pages: Sequence[Page]) -> None:
+    """Compute the ngram_characters of many pages together, which takes a fraction of the time."""
+    found = ngram_characters([page.word_ids for page in pages], [page.word_lengths for page in pages])
+    for page, characters in zip(pages, found, strict=True):
+        page.ngram_characters = characters
 
 
 def duplicates(parts: list[str]) -> tuple[int, int]:

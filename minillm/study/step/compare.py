@@ -12,7 +12,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -123,7 +123,7 @@ def compare_traces(
     if tolerance is None:
         tolerance = 0.0 if a.engine == b.engine else BETWEEN_ENGINES
     names = tuple(titles) or (f"{a.model} {a.engine}", f"{b.model} {b.engine}")
-    pairs = _paired(a, b)
+    pairs = list(_paired(a, b))
     errors, first = [], None
     for in_a, in_b in pairs:
         differences = list(_differences(a, b, in_a, in_b))
@@ -133,18 +133,16 @@ def compare_traces(
     return Comparison(a, b, (names[0], names[1]), tolerance, pairs, errors, first)
 
 
-def _paired(a: StepTrace, b: StepTrace) -> list[tuple[int | None, int | None]]:
+def _paired(a: StepTrace, b: StepTrace) -> Iterator[tuple[int | None, int | None]]:
     """The stops of both traces in order, those that are alike side by side."""
     keys = [[(stop.kind, stop.op, stop.scope) for stop in trace.stops] for trace in (a, b)]
-    pairs: list[tuple[int | None, int | None]] = []
     matcher = difflib.SequenceMatcher(None, keys[0], keys[1], autojunk=False)
     for tag, a_first, a_stop, b_first, b_stop in matcher.get_opcodes():
         if tag == "equal":
-            pairs += zip(range(a_first, a_stop), range(b_first, b_stop), strict=True)
+            yield from zip(range(a_first, a_stop), range(b_first, b_stop), strict=True)
         else:
-            pairs += [(i, None) for i in range(a_first, a_stop)]
-            pairs += [(None, i) for i in range(b_first, b_stop)]
-    return pairs
+            yield from ((i, None) for i in range(a_first, a_stop))
+            yield from ((None, i) for i in range(b_first, b_stop))
 
 
 def _differences(a: StepTrace, b: StepTrace, in_a: int | None, in_b: int | None):
