@@ -197,9 +197,9 @@ def of_training(given: Doctor, run: Run | None, lost: bool) -> list[Finding]:
     from minillm.study.doctor import case_of, examine
     from minillm.study.doctor.finding import Finding
 
-    saved = run if run is not None and run.latest() is not None and not lost else None
+    new = run is None or run.latest() is None or lost
     try:
-        case = case_of(config_of(given), saved)
+        case = case_of(config_of(given), run, new)
         with Console(stderr=True).status("looking at model, data and settings"):
             found = examine(*case)
     except MinillmError as error:
@@ -216,7 +216,8 @@ def of_training(given: Doctor, run: Run | None, lost: bool) -> list[Finding]:
                 else "give --data with the place where the data are now",
             )
         ]
-    return [one for one in found if saved is None or given.lr != saved.config.lr or one.name != "learning-rate"]
+    same = run is not None and not new and given.lr == run.config.lr
+    return [one for one in found if not same or one.name != "learning-rate"]
 
 
 def of_rates(given: Doctor) -> list[Finding]:

@@ -60,6 +60,13 @@ def test_json_has_every_finding(capsys, folder) -> None:
     assert found["findings"][0].keys() == {"severity", "name", "cause", "remedy", "see"}
 
 
+@pytest.mark.parametrize("tokenizer", ["bpe", "wordpiece", "unigram"])
+def test_the_bar_of_a_new_tokenizer_is_no_part_of_the_json(tokenizer, capsys, folder) -> None:
+    small = [*SMALL, "--tokenizer", tokenizer, "--vocab-size", "300"]
+    main(["doctor", "--json", "--data", str(folder / "text.txt"), *small])
+    assert json.loads(capsys.readouterr().out)["errors"] == 0
+
+
 def test_a_run_is_read_and_drawn(capsys, run) -> None:
     main(["doctor", str(run)])
     printed = capsys.readouterr().out
