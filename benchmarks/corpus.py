@@ -1,7 +1,7 @@
 """The data pipeline, measured: `python benchmarks/corpus.py speed|effect` writes benchmarks/results/corpus_*.md.
 
 speed: `minillm data build` reads, cleans, deduplicates and divides 1,000 MB of text (corpus_text.py makes it) in two
-processes. The memory is the most that all its processes have together. dedup.py compares near-duplicates with datatrove.
+processes. The memory is the most that all its processes have together. dedup.py has datatrove beside it.
 
 effect: one small GPT-2 is trained for the same number of steps on a corpus as a crawl finds it, on the same without
 near-duplicates, and on the same cleaned too; each with several seeds. All are measured in bits per byte on documents
