@@ -120,7 +120,7 @@ def compared(history: History) -> Iterator[Finding]:
             f"the loss is normal: {end['val_loss']:.3f} at step {end['step']}, where {usual:.3f} is usual for "
             f"{curve.preset} ({len(curve.seeds)} runs)",
             "nothing",
-            "the picture (--picture)",
+            "the picture",
         )
         return
     kind = "higher" if off > 0 else "lower"
@@ -131,7 +131,7 @@ def compared(history: History) -> Iterator[Finding]:
         f"{share:.0%} more or less) of {len(curve.seeds)} runs of {curve.preset} with other seeds",
         "look what has changed: the code, the data, or the version of a package"
         + ("" if off > 0 else "; a lower loss may come of a leak"),
-        "the picture (--picture)",
+        "the picture",
     )
 
 
