@@ -1,9 +1,7 @@
 """The data pipeline, measured: `python benchmarks/corpus.py speed|effect` writes benchmarks/results/corpus_*.md.
 
 speed: `minillm data build` reads, cleans, deduplicates and divides 1,000 MB of text (corpus_text.py makes it) in two
-processes. The memory is the most that all its processes have together. With `--datatrove PYTHON`, an interpreter that
-has datatrove 0.10, datatrove's own MinHash runs over the same file (or a smaller one: `--megabytes`) in turn with
-`minillm data dedup`, with as many hashes and in as many processes.
+processes. The memory is the most that all its processes have together. dedup.py has datatrove beside it.
 
 effect: one small GPT-2 is trained for the same number of steps on a corpus as a crawl finds it, on the same without
 near-duplicates, and on the same cleaned too; each with several seeds. All are measured in bits per byte on documents
@@ -13,8 +11,6 @@ that were held apart before the corpus was spoiled. One tokenizer, trained on th
 from __future__ import annotations
 
 import argparse
-import gzip
-import itertools
 import json
 import math
 import os
@@ -35,9 +31,9 @@ HELD_OUT = 0.1  # of the documents of the effect's corpus
 BATCH, CONTEXT = 16, 64  # rows and tokens of a training step
 
 
-def run(arguments: list[str], python: str = sys.executable) -> tuple[float, float]:
+def run(arguments: list[str]) -> tuple[float, float]:
     """Run a program; returns its seconds, and the most MB that it and its children had together."""
-    program = subprocess.Popen([python, *arguments], stdout=subprocess.DEVNULL)
+    program = subprocess.Popen([sys.executable, *arguments], stdout=subprocess.DEVNULL)
     most, ended = [0.0], threading.Event()
 
     def watch() -> None:
@@ -83,8 +79,8 @@ def memory(process: int) -> int:
 # --- speed -----------------------------------------------------------------------------------------------------------
 
 
-def speed(megabytes: float, datatrove: str | None) -> None:
-    """Measure the pipeline, and its duplicates beside datatrove's."""
+def speed(megabytes: float) -> None:
+    """Measure each stage."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         raw = folder / "raw.jsonl"
@@ -103,7 +99,6 @@ def speed(megabytes: float, datatrove: str | None) -> None:
             rows.append(f"| {stage} | {seconds:.0f} | {megabytes / seconds:.1f} | {most:.0f} |")
             print(rows[-1], flush=True)
         rows.append(f"| all | {total:.0f} | **{megabytes / total:.1f}** | |")
-        beside = beside_datatrove(folder / "extract.jsonl.zst", folder, megabytes, datatrove) if datatrove else []
     lines = [
         "# The data pipeline: speed and memory",
         "",
@@ -113,67 +108,9 @@ def speed(megabytes: float, datatrove: str | None) -> None:
         "| stage | seconds | MB/s | most MB of memory, all processes |",
         "|---|---|---|---|",
         *rows,
-        *beside,
     ]
     (RESULTS / "corpus_speed.md").write_text("\n".join(lines) + "\n")
     print("\n".join(lines))
-
-
-DATATROVE = """
-import sys
-from datatrove.executor.local import LocalPipelineExecutor
-from datatrove.pipeline.dedup import MinhashDedupSignature, MinhashDedupBuckets, MinhashDedupCluster, MinhashDedupFilter
-from datatrove.pipeline.dedup.minhash import MinhashConfig
-from datatrove.pipeline.readers import JsonlReader
-from datatrove.pipeline.writers.jsonl import JsonlWriter
-
-source, folder, tasks = sys.argv[1], sys.argv[2], int(sys.argv[3])
-config = MinhashConfig(num_buckets=25, hashes_per_bucket=8, n_grams=5)
-read = lambda: JsonlReader(source, compression="gzip")
-def go(pipeline, tasks):
-    LocalPipelineExecutor(pipeline=pipeline, tasks=tasks, workers=min(tasks, 2), skip_completed=False).run()
-if __name__ == "__main__":
-    go([read(), MinhashDedupSignature(f"{folder}/signatures", config=config)], tasks)
-    go([MinhashDedupBuckets(f"{folder}/signatures", f"{folder}/buckets", config=config)], 25)
-    go([MinhashDedupCluster(f"{folder}/buckets", f"{folder}/ids", config=config)], 1)
-    go([read(), MinhashDedupFilter(f"{folder}/ids"), JsonlWriter(f"{folder}/kept", compression="gzip")], tasks)
-"""
-
-
-def beside_datatrove(documents: Path, folder: Path, megabytes: float, python: str) -> list[str]:
-    """Both programs look for near-duplicates in the same documents, in turn."""
-    pieces = folder / "pieces"
-    pieces.mkdir()
-    subprocess.run([sys.executable, __file__, "pieces", str(documents), str(pieces)], check=True)
-    script = folder / "datatrove_minhash.py"
-    script.write_text(DATATROVE)
-    ours, theirs = [], []
-    for number in range(3):
-        out = folder / f"ours{number}.jsonl.zst"
-        ours.append(run(["-m", "minillm", "data", "dedup", str(documents), "--out", str(out), "--processes", "2"])[0])
-        theirs.append(run([str(script), str(pieces), str(folder / f"theirs{number}"), "2"], python)[0])
-    kept = sum(
-        len(gzip.decompress(path.read_bytes()).splitlines()) for path in (folder / "theirs0" / "kept").glob("*.gz")
-    )
-    record = json.loads((folder / "ours0.json").read_text())
-    return [
-        "",
-        f"Near-duplicates alone, {megabytes:g} MB, 25 bands of 8 hashes of 5 words, in turn, medians of {len(ours)}: "
-        f"`minillm data dedup` {statistics.median(ours):.0f} s, datatrove 0.10 {statistics.median(theirs):.0f} s, "
-        f"**{statistics.median(b / a for a, b in zip(ours, theirs, strict=True)):.1f} times** as fast. "
-        f"Documents kept: {record['documents'].get('kept', 0):,} here, {kept:,} there, which takes every candidate for "
-        "a duplicate, while here their Jaccard similarity is computed.",
-    ]
-
-
-def write_pieces(documents: Path, folder: Path) -> None:
-    """Write the documents for datatrove, in one file a process."""
-    from minillm.corpus.document import read_documents
-
-    for part in range(PROCESSES):
-        with gzip.open(folder / f"{part}.jsonl.gz", "wt", compresslevel=1) as file:
-            for document in itertools.islice(read_documents(documents), part, None, PROCESSES):
-                file.write(json.dumps({"text": document.text, "id": document.id}) + "\n")
 
 
 # --- the effect ------------------------------------------------------------------------------------------------------
@@ -269,19 +206,15 @@ def picture(bits: dict[str, list[float]]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["speed", "effect", "pieces"])
-    parser.add_argument("paths", nargs="*", help=argparse.SUPPRESS)
+    parser.add_argument("what", choices=["speed", "effect"])
     parser.add_argument("--megabytes", type=float, default=1000)
-    parser.add_argument("--datatrove", help="a Python that has datatrove, to compare with")
     parser.add_argument("--steps", type=int, default=2000)
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     given = parser.parse_args()
     if given.what == "speed":
-        speed(given.megabytes, given.datatrove)
-    elif given.what == "effect":
-        effect(given.steps, given.seeds)
+        speed(given.megabytes)
     else:
-        write_pieces(*map(Path, given.paths))
+        effect(given.steps, given.seeds)
 
 
 if __name__ == "__main__":

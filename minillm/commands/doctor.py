@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from minillm.study.doctor.history import History
     from minillm.training.run import Run
 
+FUNCTION = r"^[a-z_]+: "  # at the beginning of an error: which function raised it
 HEADS = ("classify", "qa")  # objectives whose model has classes of the data
 # The commands of `minillm finetune` by their objective, and the settings that have a default of their own there.
 TUNED: dict[str, type[Finetune]] = {
@@ -76,13 +78,15 @@ def doctor(arguments: list[str]) -> None:
     Settings that cannot be used at all end with status 2, as everywhere.
     """
     from minillm.study.doctor import sorted_findings
+    from minillm.study.doctor.runs import ASTRAY
 
     given, run = settings_of(arguments)
     findings: list[Finding] = []
     with tuned_process():
         if run is not None:
             findings += of_run(run, given)
-        findings += of_training(given, run)
+        lost = any(one.name in ASTRAY for one in findings)
+        findings += of_training(given, run, lost)
         if given.lr_range:
             findings += of_rates(given)
     show(sorted_findings(findings), given.json)
@@ -183,8 +187,8 @@ def drawn(given: Doctor, usual: Path, draw: Callable[[Path], None]) -> None:
         print(f"no picture: {path} cannot be written ({error.strerror}); give --picture PATH", file=sys.stderr)
 
 
-def of_training(given: Doctor, run: Run | None) -> list[Finding]:
-    """The findings of the checks before training, with the weights of the run if it has saved some.
+def of_training(given: Doctor, run: Run | None, lost: bool) -> list[Finding]:
+    """The findings of the checks before training, with the weights of the run if it has saved some and is not lost.
 
     What the rate does to weights is not asked of a run that has taken steps: its curves tell.
     """
@@ -193,9 +197,9 @@ def of_training(given: Doctor, run: Run | None) -> list[Finding]:
     from minillm.study.doctor import case_of, examine
     from minillm.study.doctor.finding import Finding
 
-    saved = run if run is not None and run.latest() is not None else None
+    new = run is None or run.latest() is None or lost
     try:
-        case = case_of(config_of(given), saved)
+        case = case_of(config_of(given), run, new)
         with Console(stderr=True).status("looking at model, data and settings"):
             found = examine(*case)
     except MinillmError as error:
@@ -206,13 +210,14 @@ def of_training(given: Doctor, run: Run | None) -> list[Finding]:
             Finding(
                 "error" if damaged else "note",
                 "not-examined",
-                f"model and data of the run were not looked at: {str(error).rstrip('.')}",
+                f"model and data of the run were not looked at: {re.sub(FUNCTION, '', str(error)).rstrip('.')}",
                 "restore the file from a copy, or train again; what is said of the metrics holds all the same"
                 if damaged
                 else "give --data with the place where the data are now",
             )
         ]
-    return [one for one in found if saved is None or given.lr != saved.config.lr or one.name != "learning-rate"]
+    same = run is not None and not new and given.lr == run.config.lr
+    return [one for one in found if not same or one.name != "learning-rate"]
 
 
 def of_rates(given: Doctor) -> list[Finding]:

@@ -12,8 +12,8 @@ HOW_TO_READ = """
 minillm guide 1, or minillm guide NAME, shows a chapter; minillm guide 1 | less, page by page.
 
 In a chapter, blocks of Python belong into one file or notebook, one below the other; one folder serves the commands of
-all chapters. What stands behind # is a comment: `prints` says what comes out, and `tested with` how a test shortens the
-command.
+all chapters. What stands behind # is a comment: `prints` says what comes out, and `tested with` how a test shortens
+the command. (zsh takes comments after `setopt interactive_comments`.)
 """
 
 

@@ -194,7 +194,7 @@ class Evaluation:
 
 
 def _unchecked(short: Sequence[tuple[str, str, str]], checked: Container[str]) -> dict[str, Any]:
-    """How many records, and answers of other records, cannot be checked, with examples.
+    """The numbers of records, and of answers of other records, that cannot be checked, with examples.
 
     short: the place, question and answer of each pair without an n-gram. checked: the places of records that have one.
     """

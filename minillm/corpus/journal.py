@@ -56,6 +56,23 @@ def read_record(path: Path, stage: str) -> dict[str, Any] | None:
     return content if isinstance(content, dict) and content.get("stage") == stage else None
 
 
+def lock(file: FileIO, stage: str) -> None:
+    """Keep other runs from writing to a file until it is closed, or this process ends, by whatever.
+
+    Raises: InputError where another run has locked it.
+    """
+    try:
+        import fcntl
+    except ImportError:  # there are no such locks on Windows
+        return
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise InputError(
+            f"{stage}: another run writes {file.name!s} now; wait for its end, or choose another --out"
+        ) from None
+
+
 class Journal:
     """The outputs of a stage and their record.
 
@@ -66,10 +83,13 @@ class Journal:
         """Find out what an earlier run has done, cut its files to that, and be ready to append.
 
         wanted: all that the outputs depend on, as JSON. say: tell a person on the standard error where it goes on.
-        Raises: InputError where an output exists and is not from this stage.
+        Raises: InputError where an output exists and is not from this stage, or another run writes it now.
         """
         self.path, self.outs, self.stage = record, list(outs), stage
         self.parts = [path.with_name(f"{path.name}.part") for path in outs]
+        for part in filter(Path.exists, self.parts):
+            with FileIO(part, "ab") as file:  # before anything of another run is taken away
+                lock(file, stage)
         wanted = {"format": FORMAT, "version": __version__, "stage": stage, **wanted}
         fingerprint = hashlib.blake2b(json.dumps(wanted, sort_keys=True).encode(), digest_size=16).hexdigest()
         before = read_record(record, stage)
@@ -125,6 +145,7 @@ class Journal:
             if out.exists():  # the run was killed between the last chunk and the end of the record
                 os.replace(out, part)
             self.files.append(FileIO(part, "ab"))  # without a buffer, which would be written again by its end
+            lock(self.files[-1], self.stage)
             self.files[-1].truncate(length)
         self._save()
 

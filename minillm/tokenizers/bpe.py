@@ -177,9 +177,10 @@ class BPETokenizer(Tokenizer):
             learn_merges({word.encode(): weight for word, weight in counts.items()}, ties), wanted
         )
         if progress:
+            from rich.console import Console
             from rich.progress import track
 
-            learning = track(learning, "learning merges", wanted)
+            learning = track(learning, "learning merges", wanted, console=Console(stderr=True))
         merges = list(learning)
         tokens = [*(bytes([byte]) for byte in range(256)), *(left + right for left, right in merges)]
         return cls(

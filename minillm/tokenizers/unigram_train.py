@@ -127,9 +127,10 @@ class ProgressBar:
     """Show how far pruning has reduced the number of pieces."""
 
     def __enter__(self) -> Callable[[int, int], None]:
+        from rich.console import Console
         from rich.progress import Progress
 
-        self.bar = Progress()
+        self.bar = Progress(console=Console(stderr=True))
         self.bar.start()
         self.task, self.most = self.bar.add_task("learning pieces"), 0
         return self.report

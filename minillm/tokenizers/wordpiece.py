@@ -173,9 +173,10 @@ class WordPieceTokenizer(Tokenizer):
             )
         learning: Iterable[str] = islice(learn_pieces(words, symbols, min_frequency), wanted)
         if progress:
+            from rich.console import Console
             from rich.progress import track
 
-            learning = track(learning, "learning pieces", wanted)
+            learning = track(learning, "learning pieces", wanted, console=Console(stderr=True))
         ids = {token: i for i, token in enumerate([*symbols, *learning])}
         special_ids = {token: ids.pop(token) for token in special_tokens}
         return cls(ids, special_ids, **basic)

@@ -140,13 +140,13 @@ def test_a_document_larger_than_a_chunk_is_one_chunk(tmp_path):
     assert [chunk.line for chunk in found] == [1, 2]
     assert b"".join(chunk.data for chunk in found) == path.read_bytes()
     assert found[-1].read == path.stat().st_size
-    assert [d.text for d in read_documents(run(path, "one", processes=2))] == [d.text.upper() for d in documents]
+    assert [d.text for d in read_documents(run(path, "one"))] == [d.text.upper() for d in documents]
 
 
 def test_several_inputs_are_read_one_after_the_other(tmp_path):
     for number in (0, 1):
         write_corpus(tmp_path / f"{number}.jsonl.gz", 30, seed=number)
-    found = map_chunks(ids_of, [tmp_path / "1.jsonl.gz", tmp_path / "0.jsonl.gz"], 2)
+    found = map_chunks(ids_of, [tmp_path / "1.jsonl.gz", tmp_path / "0.jsonl.gz"])
     assert [id for ids in found for id in ids] == [f"a.txt:{number}" for number in range(30)] * 2
 
 
@@ -157,7 +157,7 @@ def ids_of(documents: list[Document]) -> list[str]:
 def test_map_chunks_begins_at_any_chunk(corpus):
     whole = list(map_chunks(ids_of, [corpus]))
     assert len(whole) > 20
-    assert list(map_chunks(ids_of, [corpus], 2, start=11)) == whole[11:]
+    assert list(map_chunks(ids_of, [corpus], start=11)) == whole[11:]
 
 
 def test_few_units_are_in_memory():
@@ -189,12 +189,11 @@ def test_memory_does_not_grow_with_the_corpus(tmp_path):
     assert peaks[2] < 1.2 * peaks[1] + 50_000
 
 
-@pytest.mark.parametrize("processes", [1, 2])
-def test_a_terminal_shows_progress_with_the_time_left(corpus, processes):
+def test_a_terminal_shows_progress_with_the_time_left(corpus):
     pty = pytest.importorskip("pty")
     ours, theirs = pty.openpty()
     out = corpus.parent / "one" / "upper.jsonl.zst"
-    words = [sys.executable, "-m", "tests.corpus.small_stages", str(corpus), str(out), str(processes), "0.01"]
+    words = [sys.executable, "-m", "tests.corpus.small_stages", str(corpus), str(out), "1", "0.01"]
     environment = {**os.environ, "TERM": "xterm", "COLUMNS": "100"}
     with subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, stderr=theirs, env=environment) as process:
         os.close(theirs)
@@ -311,6 +310,19 @@ def test_an_output_of_somebody_else_is_never_written_over(corpus):
         run_stage(Upper(), [corpus], corpus, progress=False)
 
 
+def test_two_runs_never_write_one_output(corpus):
+    expected = run(corpus, "undisturbed")
+    out = corpus.parent / "one" / "upper.jsonl.zst"
+    process = program(corpus, out, 1, 0.05)
+    wait_for(lambda: out.with_name("upper.json").exists() and record(out)["chunks"] > 1)
+    for factor in (1, 3):
+        with pytest.raises(InputError, match=r"another run writes .*upper.jsonl.zst.part now; wait for its end"):
+            run_stage(Upper(factor=factor), [corpus], out, progress=False)
+    assert process.wait(timeout=60) == 0
+    process.communicate()
+    assert out.read_bytes() == expected.read_bytes()
+
+
 # Broken inputs
 
 
@@ -350,7 +362,7 @@ def test_a_damaged_file_is_named_and_the_rest_is_read(tmp_path, suffix):
     data[len(data) // 2 :] = b"\x00" * (len(data) // 2)
     path.write_bytes(data)
     out = tmp_path / "out.jsonl"
-    run_stage(Upper(), [path, other], out, 2, progress=False)
+    run_stage(Upper(), [path, other], out, progress=False)
     problems = json.loads(out.with_name("out.json").read_bytes())["problems"]
     assert problems["count"] >= 1
     assert any("cannot be read from line" in problem for problem in problems["first"])
@@ -379,7 +391,7 @@ def test_lone_surrogates_stay_what_they_are(tmp_path):
 def test_an_empty_input_gives_an_empty_output(tmp_path):
     path = tmp_path / "in.jsonl"
     path.touch()
-    assert list(read_documents(run(path, "one", processes=2))) == []
+    assert list(read_documents(run(path, "one"))) == []
 
 
 # Errors
@@ -390,7 +402,7 @@ def test_an_error_names_the_stage_and_the_document(corpus, processes):
     with pytest.raises(InputError, match=r"upper: document 'a.txt:123' of .*in.jsonl.zst fails with ZeroDivisionError"):
         run(corpus, "one", Upper(fails="a.txt:123"), processes)
     with pytest.raises(InputError, match=r"upper: document 'a.txt:123' .* other documents came out"):
-        run(corpus, "two", Upper(loses="a.txt:123"), processes)
+        run(corpus, "two", Upper(loses="a.txt:123"))
 
 
 def test_a_worker_that_dies_names_the_stage_and_the_document(corpus):

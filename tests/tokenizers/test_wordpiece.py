@@ -528,7 +528,7 @@ def test_train_on_a_file_equals_train_on_its_text(tmp_path):
 
 def test_train_shows_progress(capsys):
     assert "ab" in WordPieceTokenizer.train("ab ab", 100, progress=True).vocab
-    assert "learning pieces" in capsys.readouterr().out
+    assert "learning pieces" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -140,7 +140,7 @@ def _are_there(folder: Path, sizes: dict[str, int]) -> bool:
 
 
 def read_state(folder: Path) -> dict[str, Any]:
-    """What is known of the files in a folder: how much of them is whole, and whose they are. It may be nothing."""
+    """The state of the files in a folder: how much of them is whole, and whose they are; empty where nobody knows."""
     try:
         found = json.loads((folder / "done.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):

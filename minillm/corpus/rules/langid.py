@@ -42,15 +42,20 @@ class Identifier:
         self.rows = np.asarray(rows, np.int64) * 256  # where the row of a state begins; many states have the same
         self.ngrams = np.array(ngrams, np.int32)  # the n-gram that is found with a state, or -1
 
-    def probabilities(self, texts: Sequence[str]) -> Iterator[np.ndarray]:
-        """For each text the probabilities of all languages, in the order of `names`: (languages,)."""
+    def probabilities(self, texts: Sequence[str]) -> np.ndarray:
+        """The probabilities of all languages, in the order of `names`, text by text: (texts, languages)."""
+        found = np.zeros((len(texts), len(self.names)), np.float32)
         for start in range(0, len(texts), TOGETHER):
             encoded = list(map(_encoded, texts[start : start + TOGETHER]))
-            for (ngrams, counts), text in zip(self._found(encoded), encoded, strict=True):
-                scores = np.log1p(counts) @ self.weights[ngrams] + self.priors if len(ngrams) else 0 * self.priors
-                scores /= np.sqrt(np.float32(len(text) or 1))
-                exponentials = np.exp(scores - scores.max())
-                yield np.bincount(self.column_names, exponentials / exponentials.sum())
+            scores = np.zeros((len(encoded), len(self.priors)), np.float32)
+            for score, (ngrams, counts) in zip(scores, self._found(encoded), strict=True):
+                if len(ngrams):
+                    score[:] = np.log1p(counts) @ self.weights.take(ngrams, axis=0) + self.priors
+            scores /= np.sqrt([[len(text) or 1] for text in encoded], dtype=np.float32)
+            exponentials = np.exp(scores - scores.max(axis=1, keepdims=True))
+            exponentials /= exponentials.sum(axis=1, keepdims=True)
+            np.add.at(found[start : start + TOGETHER].T, self.column_names, exponentials.T)
+        return found
 
     def _found(self, texts: Sequence[bytes]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """For each text the n-grams in it, and how often each: (different,) and (different,) float32."""

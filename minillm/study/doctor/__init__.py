@@ -56,7 +56,7 @@ CHECKS: tuple[Check, ...] = (
     *(leaks.leaks, layers.dead_units, layers.constant_layers),
     *(parameters.unused_parameters, parameters.frozen_parameters, parameters.tied_parameters),
     *(parameters.gradient_sizes, parameters.gradient_slope),
-    *(settings.learning_rate, settings.shrinking, settings.epochs),
+    *(settings.learning_rate, settings.sgd_rate, settings.shrinking, settings.epochs),
 )
 
 

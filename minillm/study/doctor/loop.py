@@ -27,8 +27,10 @@ from minillm.device import to_host
 from minillm.errors import InputError
 from minillm.grad_mode import quiet
 from minillm.lora import is_lora
+from minillm.nn import Dropout
 from minillm.study.doctor.case import Entropy, draws_dropout, entropy_of
 from minillm.study.doctor.finding import Finding, sorted_findings
+from minillm.study.doctor.parameters import FIXED, OF_SEGMENTS
 from minillm.study.doctor.start import judged, mean_of
 from minillm.study.doctor.targets import shifted
 
@@ -156,7 +158,7 @@ def first_loss(loop: Loop, trained: bool) -> Iterator[Finding]:
     """Find shifted targets, and a first loss that is not what a new model must have."""
     first = loop.seen[0]
     entropies = [one for one in first.entropies if one.number]
-    for ids in first.ids:
+    for ids in (one for one in first.ids if one.ndim):
         for one in entropies:
             rows = ids.reshape(-1, ids.shape[-1])
             if one.targets.size % len(rows) == 0:  # logits may be laid out as (B T, V)
@@ -225,7 +227,8 @@ def order(loop: Loop, trained: bool) -> Iterator[Finding]:
             "call optimizer.zero_grad() in each step, before loss.backward()",
             "python: the norm of the gradients, which grows from step to step",
         )
-    if not all(one.training for one in loop.seen):
+    drops = any(isinstance(one, Dropout) and one.p > 0 for one in loop.model.modules())
+    if drops and not all(one.training for one in loop.seen):
         yield Finding(
             "warning",
             "evaluation-mode",
@@ -239,8 +242,13 @@ def optimised(loop: Loop, trained: bool) -> Iterator[Finding]:
     """Find parameters that no step moves, and an optimiser of another model."""
     every, given = loop.parameters, loop.given
     missing = [name for name, one in every.items() if one.requires_grad and id(one) not in given]
-    frozen = [name for name, one in every.items() if not one.requires_grad and not is_lora(loop.model)]
-    still = [name for name, moved in loop.moved.items() if not moved and name not in missing]
+    adapted = is_lora(loop.model)  # which freezes what it adapts
+    frozen = [name for name, one in every.items() if not (one.requires_grad or adapted or name in FIXED)]
+    still = [
+        name
+        for name, moved in loop.moved.items()
+        if not moved and name not in missing and not any(part in name for part in OF_SEGMENTS)
+    ]
     if loop.strange == len(given) or (loop.strange and not missing):
         yield Finding(
             "error" if loop.strange == len(given) else "warning",
@@ -267,8 +275,9 @@ def optimised(loop: Loop, trained: bool) -> Iterator[Finding]:
             "python: [name for name, p in model.named_parameters() if not p.requires_grad]",
         )
     if still and any(loop.moved.values()):
+        vectors = all(every[name].ndim < 2 for name in still)  # such as a bias that both sides of a comparison have
         yield Finding(
-            "warning",
+            "note" if vectors else "warning",
             "unused-parameters",
             f"{len(still)} of {len(every)} parameters have not changed in {len(loop.seen)} steps, the first of them "
             f"{still[0]}: the loss does not depend on them, or their gradient is zero",

@@ -15,6 +15,7 @@ from minillm.study.doctor.finding import Finding
 OF_SEGMENTS = ("seg_embed", "r_s_bias", "token_type")
 FAR = 1e3  # ratio of the gradients of two blocks from which on one of them learns next to nothing
 HUGE = 1e3  # norm of the whole gradient
+ROUNDED = 1e-6  # of the weights, which a step of float32 must exceed to be more than rounding
 SLOPE = 0.1  # by which the loss may fall otherwise than its gradient says
 FIXED = ("final_logits_bias",)  # frozen in every published model
 
@@ -75,6 +76,14 @@ def unused_parameters(case: Case) -> Iterator[Finding]:
 def frozen_parameters(case: Case) -> Iterator[Finding]:
     """Find parameters that are frozen though no adapters are trained in their place."""
     if is_lora(case.model):
+        if not case.trained:
+            yield Finding(
+                "note",
+                "untrained-base",
+                "the weights that the adapters leave frozen are new, so all that is learned are the adapters of noise",
+                "begin with a trained model: minillm doctor runs/mine --lora 8, then minillm finetune",
+                "the first lines of the training",
+            )
         return
     every = dict(case.model.named_parameters())
     frozen = [name for name, one in every.items() if not one.requires_grad and name not in FIXED]
@@ -193,9 +202,12 @@ def gradient_slope(case: Case) -> Iterator[Finding]:
     if not case.step.has_graph or not np.isfinite(norm) or norm < 1e-6:
         return
     before = {name: one.data.copy() for name, one in own.items()}
+    length = float(np.sqrt(sum(np.square(one, dtype=np.float64).sum() for one in before.values())))
     found = []
     for shrink in (1.0, 0.1):
         size = shrink * 0.01 * max(0.1, abs(case.step.loss)) / norm
+        if size < ROUNDED * length:  # so steep a loss that float32 rounds the step away
+            return
         losses = []
         for sign in (1, -1):
             for name, one in own.items():

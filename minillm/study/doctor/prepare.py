@@ -12,16 +12,17 @@ from minillm.training.run import Run
 from minillm.training.tasks import task_class
 
 
-def case_of(config: TrainConfig, run: Run | None = None) -> tuple[Any, Any, bool]:
+def case_of(config: TrainConfig, run: Run | None = None, new: bool = False) -> tuple[Any, Any, bool]:
     """The task, the model before the first step, and whether its weights are trained ones; the arguments of `examine`.
 
-    run: take the weights and the tokenizer of this run.
+    run: take the tokenizer of this run, and its weights, unless they are to be new.
     Raises: as `train` does before its first step.
     """
-    opened = open_model(run.folder) if run else open_model(config.init) if config.init else None
+    opened = open_model(run.folder) if run and not new else open_model(config.init) if config.init else None
     tokenizer = run.tokenizer if run else opened.needed_tokenizer("doctor") if opened else None
     task = task_class(config.objective)(config, tokenizer)
-    if run and opened:
+    if run and not new:
+        assert opened is not None
         return task, opened.model, True
     random.manual_seed(config.seed)
     model = make_model(config, task.tokenizer)

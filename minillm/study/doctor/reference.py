@@ -21,6 +21,7 @@ import numpy as np
 from minillm.data import read_text
 from minillm.study.doctor.finding import Finding
 from minillm.study.doctor.history import History
+from minillm.training.config import preset
 
 SPREADS = 4.0
 SHARE, ALONE = 0.05, 0.10
@@ -73,9 +74,22 @@ def curves() -> list[str]:
 
 
 def differing(settings: dict[str, Any], curve: Curve) -> list[str]:
-    """The settings in which a run differs from those of the curve, and that count."""
-    names = (settings.keys() | curve.settings.keys()) - FREE
-    return sorted(name for name in names if settings.get(name) != curve.settings.get(name))
+    """The settings in which a run differs from those of the curve, and that count.
+
+    A setting that one of the two is too old to have is, there, that of the preset.
+    """
+    default = json.loads(json.dumps(preset(curve.preset).to_json()))
+    ours, theirs = with_defaults(settings, default), with_defaults(curve.settings, default)
+    return sorted(name for name in (ours.keys() | theirs.keys()) - FREE if ours.get(name) != theirs.get(name))
+
+
+def with_defaults(settings: dict[str, Any], default: dict[str, Any]) -> dict[str, Any]:
+    """The settings, and the default ones that they lack, in the objects within them too."""
+    whole = {**default, **settings}
+    for name, value in default.items():
+        if isinstance(value, dict) and isinstance(whole[name], dict | None):
+            whole[name] = {**value, **(whole[name] or {})}
+    return whole
 
 
 def compared(history: History) -> Iterator[Finding]:
@@ -106,7 +120,7 @@ def compared(history: History) -> Iterator[Finding]:
             f"the loss is normal: {end['val_loss']:.3f} at step {end['step']}, where {usual:.3f} is usual for "
             f"{curve.preset} ({len(curve.seeds)} runs)",
             "nothing",
-            "the picture (--picture)",
+            "the picture",
         )
         return
     kind = "higher" if off > 0 else "lower"
@@ -117,7 +131,7 @@ def compared(history: History) -> Iterator[Finding]:
         f"{share:.0%} more or less) of {len(curve.seeds)} runs of {curve.preset} with other seeds",
         "look what has changed: the code, the data, or the version of a package"
         + ("" if off > 0 else "; a lower loss may come of a leak"),
-        "the picture (--picture)",
+        "the picture",
     )
 
 

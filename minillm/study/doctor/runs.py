@@ -24,6 +24,9 @@ STILL = 0.002  # share of the loss; a stretch that gains less has not moved
 FALLS = 0.005  # share of the validation loss by which it still falls
 ALWAYS = 0.9  # share of the steps
 OF_NEAR = 5  # losses before the first validation
+# Findings that say once more, or wrongly, what diverging says.
+OF_DIVERGING = ("not-learning", "learning-rate-too-low", "learning-rate-too-high", "plateau", "always-clipped")
+ASTRAY = ("diverging", "not-finite", "stopped")  # findings about a run whose weights are lost
 TEXT = ("causal", "masked", "permutation", "denoising")  # objectives whose data is one long text
 
 
@@ -43,7 +46,10 @@ def examine_run(folder: str | Path | History) -> list[Finding]:
                 "metrics.jsonl",
             )
         ]
-    return sorted_findings(list(not_finite(history)) or [one for check in CHECKS for one in check(history)])
+    found = list(not_finite(history)) or [one for check in CHECKS for one in check(history)]
+    if any(one.name == "diverging" for one in found):
+        found = [one for one in found if one.name not in OF_DIVERGING]
+    return sorted_findings(found)
 
 
 def not_finite(history: History) -> Iterator[Finding]:

@@ -14,6 +14,7 @@ from minillm.study.doctor.finding import Finding
 REACH, LOST = 2.5, 30.0  # times the size of what a layer computes, by which a step may move it; and is lost
 USUAL = 1e-3  # of a weight's size, which a step of AdamW usually moves it
 WAY = 0.5  # of a weight's size, which all steps together must be able to move it in a new model
+MOMENTUM = 10.0  # times its size, to which momentum 0.9 adds up a step
 DECAY = 0.1  # a usual weight decay; where it forgets, the learning rate is to blame
 FORGETS = 200  # steps, after which weight decay may have undone what a step has taught
 DROPOUT = 0.5  # the largest probability that is in use (Srivastava et al. 2014)
@@ -31,15 +32,15 @@ def learning_rate(case: Case) -> Iterator[Finding]:
     model, for which the step is 14 times the norm, trains as well as with a rate of 1/100; one of 42 times does not.
     """
     config = case.config
-    if config.optimizer != "adamw" or config.lr == 0:
-        if config.lr == 0:
-            yield Finding(
-                "error",
-                "learning-rate",
-                "the learning rate is 0, so no weight ever changes",
-                "give --lr, such as 1e-3 for a small model and 3e-4 for a large one",
-                "lr in metrics.jsonl",
-            )
+    if config.lr == 0:
+        yield Finding(
+            "error",
+            "learning-rate",
+            "the learning rate is 0, so no weight ever changes",
+            "give --lr, such as 1e-3 for a small model and 3e-4 for a large one",
+            "lr in metrics.jsonl",
+        )
+    if config.lr == 0 or config.optimizer != "adamw":
         return
     matrices = [one.data for one in case.trained_parameters().values() if one.ndim == 2 and one.data.any()]
     if not matrices:
@@ -69,6 +70,25 @@ def learning_rate(case: Case) -> Iterator[Finding]:
             f"give --lr {(0.01 if case.trained else 0.05) * size:.1g} or so; `minillm doctor ... --lr-range` measures "
             "it",
             "lr in metrics.jsonl",
+        )
+
+
+def sgd_rate(case: Case) -> Iterator[Finding]:
+    """Compare the steps of SGD, lr times the clipped gradient and ten times that by momentum, with all weights."""
+    config, own = case.config, [one for one in case.trained_parameters().values() if one.grad is not None]
+    length, norm = (
+        float(np.sqrt(sum(np.square(one, dtype=np.float64).sum() for one in arrays)))
+        for arrays in ([one.data for one in own], [one.grad for one in own])
+    )
+    share = config.lr * min(norm, config.clip) * MOMENTUM / max(length, 1e-12)
+    if config.optimizer == "sgd" and share > 1:
+        yield Finding(
+            "error",
+            "learning-rate",
+            f"lr={config.lr:g} of SGD moves all weights together by {share:.3g} times their size in ten steps: the "
+            "training will diverge",
+            f"give --lr {config.lr / share / 100:.1g} or so; `minillm doctor ... --lr-range` measures it",
+            "lr and grad_norm in metrics.jsonl",
         )
 
 

@@ -60,6 +60,13 @@ def test_json_has_every_finding(capsys, folder) -> None:
     assert found["findings"][0].keys() == {"severity", "name", "cause", "remedy", "see"}
 
 
+@pytest.mark.parametrize("tokenizer", ["bpe", "wordpiece", "unigram"])
+def test_the_bar_of_a_new_tokenizer_is_no_part_of_the_json(tokenizer, capsys, folder) -> None:
+    small = [*SMALL, "--tokenizer", tokenizer, "--vocab-size", "300"]
+    main(["doctor", "--json", "--data", str(folder / "text.txt"), *small])
+    assert json.loads(capsys.readouterr().out)["errors"] == 0
+
+
 def test_a_run_is_read_and_drawn(capsys, run) -> None:
     main(["doctor", str(run)])
     printed = capsys.readouterr().out
@@ -102,6 +109,18 @@ def test_a_damaged_checkpoint_is_an_error_beside_the_metrics(capsys, copy_of_the
     assert "error not-examined: model and data of the run were not looked at" in printed
     assert "restore the file from a copy, or train again" in " ".join(printed.split())
     assert (copy_of_the_run / "doctor.png").is_file()
+
+
+def test_the_weights_of_a_run_that_diverged_are_not_looked_at(capsys, copy_of_the_run) -> None:
+    lines = [json.dumps({"step": s, "loss": 4.0 + s, "grad_norm": 1.0}) for s in range(1, 61)]
+    (copy_of_the_run / "metrics.jsonl").write_text("\n".join(lines))
+    for path in (copy_of_the_run / "checkpoints").iterdir():
+        path.write_bytes(b"lost")
+    with pytest.raises(SystemExit):
+        main(["doctor", str(copy_of_the_run)])
+    printed = capsys.readouterr().out
+    assert printed.startswith("error diverging: ")
+    assert "not-examined" not in printed
 
 
 def test_a_run_that_has_saved_nothing_yet_is_examined_as_a_new_one(capsys, copy_of_the_run) -> None:

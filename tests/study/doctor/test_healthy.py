@@ -51,6 +51,12 @@ def test_the_first_step_of_lora_is_explained(folder) -> None:
     assert "matrices of the adapters have a gradient of zeros, which is right" in note.cause
 
 
+def test_adapters_of_a_new_model_are_told(folder) -> None:
+    task, model, _ = prepared("lora", folder)
+    assert "the weights that the adapters leave frozen are new" in found(task, model)["untrained-base"].cause
+    assert "untrained-base" not in found(task, model, trained=True)
+
+
 def test_a_loss_of_grpo_near_zero_is_explained(folder) -> None:
     note = found(*prepared("grpo", folder))["loss-near-zero"]
     assert note.severity == "note"

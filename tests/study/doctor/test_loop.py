@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
+import operator
 from collections.abc import Callable
 from typing import Any
 
@@ -17,7 +19,8 @@ from minillm.models.gpt2 import GPT2, GPT2Config
 from minillm.models.llama import Llama, LlamaConfig
 from minillm.nn import Linear
 from minillm.study.doctor import Finding, examine_loop
-from tests.study.doctor.made import alarms
+from minillm.study.doctor.case import terms_of
+from tests.study.doctor.made import alarms, prepared
 
 V, T = 60, 12
 SMALL = GPT2Config(vocab_size=V, context=16, layers=2, heads=2, channels=16, dropout=0.1)
@@ -97,6 +100,30 @@ def test_other_right_loops_have_no_alarm() -> None:
     rows.optimizer = optim.SGD(rows.model.parameters(), lr=0.1)
     rows.zero, rows.update = rows.optimizer.zero_grad, rows.optimizer.step
     assert alarms(rows.found().values()) == []
+
+
+@pytest.mark.parametrize(
+    "name", ["llama", "bert", "roberta", "xlnet", "bart", "pairs", "lora", "sft", "reward", "classify"]
+)
+def test_loops_of_every_family_have_no_alarm(name, folder) -> None:
+    task, model, _ = prepared(name, folder)
+    task.begin(model, {})
+    optimizer = optim.AdamW(optim.decay_groups(model.parameters(), 0.1), lr=1e-3)
+    numbers = itertools.count()
+
+    def step() -> None:
+        model.train()
+        optimizer.zero_grad()
+        terms = terms_of(task, model, task.batch(next(numbers), model))
+        functools.reduce(operator.add, terms.values()).backward()
+        optimizer.step()
+
+    def validate() -> None:
+        model.eval()
+        with minillm.no_grad():
+            terms_of(task, model, task.batch(50, model))
+
+    assert alarms(examine_loop(step, model, optimizer, validate)) == []
 
 
 def nothing() -> None:

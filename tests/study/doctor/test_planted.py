@@ -340,6 +340,7 @@ PLANTED: list[tuple[str, dict[str, Any], Any, str, str]] = [
     ("gpt2", {}, gradient_counted_twice, "wrong-gradient", "along its gradient the loss rises by"),
     ("gpt2", {"lr": 1.0}, None, "learning-rate", "the training will diverge, or learn next to nothing"),
     ("gpt2", {"lr": 0.1}, None, "learning-rate", "times its size: the training may diverge"),
+    ("gpt2", {"lr": 100.0, "optimizer": "sgd"}, None, "learning-rate", "of SGD moves all weights together by"),
     ("gpt2", {"lr": 0.0}, None, "learning-rate", "the learning rate is 0, so no weight ever changes"),
     ("gpt2", {"lr": 1e-12}, None, "learning-rate", "nothing will change"),
     ("gpt2", {"lr": 1e-5, "steps": 900}, None, "learning-rate", "at most in all 900 steps: a new model hardly learns"),
@@ -380,6 +381,14 @@ def test_one_fault_does_not_alarm_everything(folder) -> None:
     task, model, _ = prepared("gpt2", folder)
     attention_without_a_mask(task, model)
     assert [name for name, one in found(task, model).items() if one.is_alarm] == ["future-leak"]
+
+
+def test_a_step_that_float32_rounds_away_proves_no_backward_wrong(folder) -> None:
+    """The weights of a training that diverged: the loss is so steep that the step is less than rounding."""
+    task, model, _ = prepared("gpt2", folder)
+    for one in model.parameters():
+        one.data *= 1e5
+    assert "wrong-gradient" not in found(task, model, trained=True)
 
 
 def test_an_error_of_the_step_is_a_finding(folder) -> None:

@@ -118,6 +118,14 @@ def test_a_fault_of_a_run_is_found(name, field, make, changes, sentence) -> None
     assert findings[name].is_alarm
 
 
+def test_a_run_that_diverges_is_told_to_lower_its_rate_and_nothing_else() -> None:
+    records = healthy()
+    for one in records:
+        one["loss"], one["grad_norm"], one["val_loss"] = 1e6 * 1.02 ** one["step"], 1e9, None
+    findings = judged(records)
+    assert alarms(findings.values()) == [f"diverging: {findings['diverging'].cause}"]
+
+
 def cosine(step: int) -> float:
     """A learning rate with warmup, and half a cosine to a tenth."""
     return 1e-5 * (step / 20 if step < 20 else 0.1 + 0.9 * (1 + math.cos(math.pi * (step - 20) / 380)) / 2)
@@ -332,6 +340,17 @@ def test_a_run_with_other_settings_is_not_compared() -> None:
     findings = {one.name: one for one in examine_run(history)}
     assert "unusual-loss" not in findings
     assert "because it differs in lr" in findings["no-comparison"].cause
+
+
+def test_a_setting_that_came_later_does_not_differ() -> None:
+    """Neither a curve that is older than the setting nor a run that is; but a run that uses it does."""
+    curve = curve_of("nano")
+    assert curve is not None
+    old, now = dict(curve.settings), json.loads(json.dumps(config_of_preset("nano").to_json()))
+    old["task"], now["task"] = {}, {**now["task"], "length": None}
+    assert differing(old, curve) == differing(now, curve) == []
+    assert differing(old, curve._replace(settings=now)) == []
+    assert differing({**now, "task": {**now["task"], "length": 7}}, curve) == ["task"]
 
 
 def test_another_text_is_allowed_more() -> None:
