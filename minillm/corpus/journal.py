@@ -21,6 +21,7 @@ from io import FileIO
 from pathlib import Path
 from typing import Any
 
+from minillm.corpus.lock import Lock
 from minillm.errors import InputError
 from minillm.version import __version__
 
@@ -66,9 +67,20 @@ class Journal:
         """Find out what an earlier run has done, cut its files to that, and be ready to append.
 
         wanted: all that the outputs depend on, as JSON. say: tell a person on the standard error where it goes on.
-        Raises: InputError where an output exists and is not from this stage.
+        Raises: InputError where an output exists and is not from this stage, or another process is writing it.
         """
         self.path, self.outs, self.stage = record, list(outs), stage
+        self.files: list[FileIO] = []
+        self.lock = Lock(record, stage)
+        try:
+            self._begin(wanted, say)
+        except BaseException:
+            self.close()
+            raise
+
+    def _begin(self, wanted: Mapping[str, Any], say: bool) -> None:
+        """Read the record, and open the outputs."""
+        record, outs, stage = self.path, self.outs, self.stage
         self.parts = [path.with_name(f"{path.name}.part") for path in outs]
         wanted = {"format": FORMAT, "version": __version__, "stage": stage, **wanted}
         fingerprint = hashlib.blake2b(json.dumps(wanted, sort_keys=True).encode(), digest_size=16).hexdigest()
@@ -88,13 +100,8 @@ class Journal:
             before = {"chunks": 0, "bytes": [0 for _ in outs], "done": False, "documents": {}, "text_bytes": {}}
             before |= {"problems": {"count": 0, "first": []}}
         self.state: dict[str, Any] = wanted | {"fingerprint": fingerprint} | before
-        self.files: list[FileIO] = []
         if not self.done:
-            try:
-                self._open(say)
-            except BaseException:
-                self.close()
-                raise
+            self._open(say)
 
     @property
     def chunks(self) -> int:
@@ -118,7 +125,7 @@ class Journal:
 
     def _open(self, say: bool) -> None:
         """Open the files to append to, cut to the lengths of the record."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.path.parent.mkdir(parents=True, exist_ok=True)  # where there are no locks
         if self.chunks and say:
             print(f"{self.stage}: goes on after {self.chunks} chunks of {self.path}", file=sys.stderr)
         for out, part, length in zip(self.outs, self.parts, self.state["bytes"], strict=True):
@@ -146,16 +153,18 @@ class Journal:
 
     def finish(self) -> None:
         """Give the files their names, and write that they are whole."""
-        self.close()
+        for file in self.files:
+            file.close()
         for out, part in zip(self.outs, self.parts, strict=True):
             os.replace(part, out)
         self.state["done"] = True
         self._save()
 
     def close(self) -> None:
-        """Close the files, whole or not."""
+        """Close the files, whole or not, and let other processes write."""
         for file in self.files:
             file.close()
+        self.lock.release()
 
     def _save(self) -> None:
         new = self.path.with_name(f"{self.path.name}.new")
