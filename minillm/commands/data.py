@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import shlex
@@ -19,7 +20,7 @@ from minillm.corpus.document import SUFFIXES, plain_name, read_documents
 from minillm.corpus.duplicates.lsh import curve_lines
 from minillm.corpus.duplicates.options import Dedup
 from minillm.corpus.duplicates.stage import DedupStage
-from minillm.corpus.readers.extract import Extract, extract
+from minillm.corpus.readers.extract import Extract, extract, first_document
 from minillm.corpus.report import report
 from minillm.corpus.rules import Clean, CleanStage, explain
 from minillm.corpus.shards import Shards, write_parts
@@ -130,7 +131,8 @@ class DataClean(StageFiles, Clean):
     """Drop documents that are no prose or repeat themselves, and remove lines that are none, by rules with names."""
 
     explain: str | None = None
-    """Instead: print what each rule measures in a text, or in the file of this name, and why it is kept or dropped."""
+    """Instead: print what each rule measures in a text, or in the first document of a file, and why it is
+    kept or dropped."""
 
 
 def data_clean(arguments: list[str]) -> None:
@@ -146,16 +148,25 @@ def data_clean(arguments: list[str]) -> None:
 
 
 def text_of(given: str) -> str:
-    """The text of a file, of the first document if it is a .jsonl; or the text itself where no file has this name."""
+    """The text of the first document in a file, read as `data extract` does; or the text itself.
+
+    Raises: InputError for a file that is not there or has no document.
+    """
     path = Path(given)
     try:
-        if not path.is_file():
-            return given
+        there = path.exists()
     except (OSError, ValueError):  # a text that can be no name of a file
         return given
+    if not there:
+        if given.split() == [given] and ("/" in given or path.suffix):  # one word
+            raise InputError(f"data clean: there is no file {given}; check the name, or give a text in quotes")
+        return given
     if path.name.endswith(SUFFIXES):
-        return next((document.text for document in read_documents(path)), "")
-    return path.read_text(encoding="utf-8", errors="replace")
+        with contextlib.suppress(InputError, OSError):  # raw records, which `data extract` reads
+            return next((document.text for document in read_documents(path)), "")
+    if not path.is_file():
+        raise InputError(f"data clean: {given} is no file; give a file with a document, or a text in quotes")
+    return first_document(given).text
 
 
 @dataclass(frozen=True, kw_only=True)

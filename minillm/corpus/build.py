@@ -27,7 +27,7 @@ from minillm.corpus.config import Config
 from minillm.corpus.journal import identity_of, read_record
 from minillm.corpus.mixing import Mixture, mix
 from minillm.corpus.shards import PARTS, write_parts
-from minillm.corpus.split import Split, SplitStage, check_parts, straddling
+from minillm.corpus.split import Split, SplitStage, check_parts, dropped_by, straddling
 from minillm.corpus.stage import BEFORE, Stage, run_stage
 
 CLASSES = {  # of the stages that write every document that they read
@@ -100,7 +100,7 @@ def split(inputs: Sequence[Path], folder: Path, options: Split, processes: int, 
     if "test" not in stage.parts and read_record(folder / "split.json", "split"):
         (folder / "test.jsonl.zst").unlink(missing_ok=True)
     counts = run_stage(stage, inputs, folder, processes, progress)
-    check_parts(counts, options)
+    check_parts(counts, options, dropped_by(inputs))
     if progress and (sentence := straddling(inputs)):
         print(sentence, file=sys.stderr)
     return {part: folder / f"{part}.jsonl.zst" for part in stage.parts}

@@ -21,6 +21,7 @@ from io import FileIO
 from pathlib import Path
 from typing import Any
 
+from minillm.corpus.lock import Lock
 from minillm.errors import InputError
 from minillm.version import __version__
 
@@ -56,23 +57,6 @@ def read_record(path: Path, stage: str) -> dict[str, Any] | None:
     return content if isinstance(content, dict) and content.get("stage") == stage else None
 
 
-def lock(file: FileIO, stage: str) -> None:
-    """Keep other runs from writing to a file until it is closed, or this process ends, by whatever.
-
-    Raises: InputError where another run has locked it.
-    """
-    try:
-        import fcntl
-    except ImportError:  # there are no such locks on Windows
-        return
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise InputError(
-            f"{stage}: another run writes {file.name!s} now; wait for its end, or choose another --out"
-        ) from None
-
-
 class Journal:
     """The outputs of a stage and their record.
 
@@ -83,13 +67,21 @@ class Journal:
         """Find out what an earlier run has done, cut its files to that, and be ready to append.
 
         wanted: all that the outputs depend on, as JSON. say: tell a person on the standard error where it goes on.
-        Raises: InputError where an output exists and is not from this stage, or another run writes it now.
+        Raises: InputError where an output exists and is not from this stage, or another process is writing it.
         """
         self.path, self.outs, self.stage = record, list(outs), stage
+        self.files: list[FileIO] = []
+        self.lock = Lock(record, stage)
+        try:
+            self._begin(wanted, say)
+        except BaseException:
+            self.close()
+            raise
+
+    def _begin(self, wanted: Mapping[str, Any], say: bool) -> None:
+        """Read the record, and open the outputs."""
+        record, outs, stage = self.path, self.outs, self.stage
         self.parts = [path.with_name(f"{path.name}.part") for path in outs]
-        for part in filter(Path.exists, self.parts):
-            with FileIO(part, "ab") as file:  # before anything of another run is taken away
-                lock(file, stage)
         wanted = {"format": FORMAT, "version": __version__, "stage": stage, **wanted}
         fingerprint = hashlib.blake2b(json.dumps(wanted, sort_keys=True).encode(), digest_size=16).hexdigest()
         before = read_record(record, stage)
@@ -108,13 +100,8 @@ class Journal:
             before = {"chunks": 0, "bytes": [0 for _ in outs], "done": False, "documents": {}, "text_bytes": {}}
             before |= {"problems": {"count": 0, "first": []}}
         self.state: dict[str, Any] = wanted | {"fingerprint": fingerprint} | before
-        self.files: list[FileIO] = []
         if not self.done:
-            try:
-                self._open(say)
-            except BaseException:
-                self.close()
-                raise
+            self._open(say)
 
     @property
     def chunks(self) -> int:
@@ -138,14 +125,13 @@ class Journal:
 
     def _open(self, say: bool) -> None:
         """Open the files to append to, cut to the lengths of the record."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.path.parent.mkdir(parents=True, exist_ok=True)  # where there are no locks
         if self.chunks and say:
             print(f"{self.stage}: goes on after {self.chunks} chunks of {self.path}", file=sys.stderr)
         for out, part, length in zip(self.outs, self.parts, self.state["bytes"], strict=True):
             if out.exists():  # the run was killed between the last chunk and the end of the record
                 os.replace(out, part)
             self.files.append(FileIO(part, "ab"))  # without a buffer, which would be written again by its end
-            lock(self.files[-1], self.stage)
             self.files[-1].truncate(length)
         self._save()
 
@@ -167,16 +153,18 @@ class Journal:
 
     def finish(self) -> None:
         """Give the files their names, and write that they are whole."""
-        self.close()
+        for file in self.files:
+            file.close()
         for out, part in zip(self.outs, self.parts, strict=True):
             os.replace(part, out)
         self.state["done"] = True
         self._save()
 
     def close(self) -> None:
-        """Close the files, whole or not."""
+        """Close the files, whole or not, and let other processes write."""
         for file in self.files:
             file.close()
+        self.lock.release()
 
     def _save(self) -> None:
         new = self.path.with_name(f"{self.path.name}.new")

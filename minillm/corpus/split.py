@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,8 +26,10 @@ from typing import Any
 
 from minillm.corpus.document import Document
 from minillm.corpus.journal import read_record
-from minillm.corpus.stage import Stage
+from minillm.corpus.stage import BEFORE, Stage
 from minillm.errors import InputError
+
+DROPPING = ("clean", "dedup", "decontaminate")  # stages that drop documents
 
 
 @dataclass(frozen=True)
@@ -101,9 +104,27 @@ def straddling(inputs: Sequence[Path]) -> str:
     )
 
 
-def check_parts(counts: dict[str, int], options: Split) -> None:
-    """Raise InputError where a part has no document."""
+def dropped_by(inputs: Sequence[Path]) -> str:
+    """The rules that dropped documents, most first, by the records beside the inputs: ", by ..."."""
+    rules: Counter[str] = Counter()
+    for folder in {path.parent for path in inputs}:
+        for stage in DROPPING:
+            if record := read_record(folder / f"{stage}.json", stage):
+                rules.update(record.get("documents", {}))
+    for name in ("kept", BEFORE):
+        del rules[name]
+    return ", by " * bool(rules) + ", ".join(f"{rule} {count:,}" for rule, count in rules.most_common())
+
+
+def check_parts(counts: dict[str, int], options: Split, reasons: str = "") -> None:
+    """Raise InputError where a part has no document. reasons: what `dropped_by` says."""
     total = sum(counts.get(name, 0) for name in ("train", "validation", "test"))
+    before = counts.get(BEFORE, 0)
+    if before and not total:
+        raise InputError(
+            f"split: all {before:,} documents were dropped before{reasons}; change the thresholds of these rules, "
+            "which `minillm data clean --explain FILE` shows, or leave out the stage"
+        )
     for name in SplitStage(options).parts:
         if not counts.get(name):
             raise InputError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -48,6 +49,32 @@ def test_clean_explains_a_text_a_file_and_a_document(documents, tmp_path, capsys
         printed = capsys.readouterr().out
         assert "gopher_quality" in printed
         assert "dropped by gopher_quality" in printed
+
+
+def test_clean_explains_the_document_that_is_read_from_a_file(tmp_path, capsys):
+    """The rules see a page's main text, repaired German, and the first of raw records, as in a build."""
+    pytest.importorskip("resiliparse")
+    (tmp_path / "page.html").write_text(f"<nav><li>Home</li></nav><main><p>{GOOD}</p></main>")
+    (tmp_path / "german.txt").write_bytes("schöne Straßen".encode("latin-1"))
+    (tmp_path / "raw.jsonl").write_text('broken\n{"text": "two words"}\n')
+    for name, words in (("page.html", len(GOOD.split())), ("german.txt", 2), ("raw.jsonl", 2)):
+        main(
+            ["data", "clean", "--rules", "gopher_quality, c4", "--min-words", "999", "--explain", str(tmp_path / name)]
+        )
+        assert f"dropped by gopher_quality: {words} words, under 999" in capsys.readouterr().out
+
+
+def test_clean_explains_no_name_of_a_file_that_is_not_there(tmp_path, capsys):
+    (tmp_path / "empty.txt").touch()
+    os.mkfifo(tmp_path / "pipe")
+    for given, message in (
+        ("essay.txt", "there is no file essay.txt"),
+        (str(tmp_path / "essay"), "there is no file"),
+        (str(tmp_path), "is no file"),
+        (str(tmp_path / "pipe"), "is no file"),
+        (str(tmp_path / "empty.txt"), "no document was found in"),
+    ):
+        assert message in error(capsys, "clean", "--explain", given)
 
 
 def test_dedup_prints_its_curve_and_marks_duplicates(documents, tmp_path, capsys):

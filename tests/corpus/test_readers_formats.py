@@ -100,9 +100,17 @@ def test_json_of_all_shapes(tmp_path: Path) -> None:
     assert (texts["raw/lines.json:2"], texts["raw/object.json:1"]) == ("second", "alone")
     assert (texts["raw/mixed.json:1"], texts["raw/mixed.json:4"]) == ("good", "also")
     assert [(one["file"], one["place"]) for one in found.skipped] == [
+        ("raw/empty.json", ""),
         ("raw/mixed.json", "record 2"),
         ("raw/mixed.json", "record 3"),
     ]
+
+
+def test_a_file_without_a_record_is_named(tmp_path: Path) -> None:
+    files = {"a.jsonl": b"", "b.json": b"[]", "c.csv": b"text\n", "d.zip": zipped({}), "e.jsonl.gz": gzip.compress(b"")}
+    found = reading(tmp_path, {**files, "f.txt": "A text."})
+    assert [(one["file"], one["kind"]) for one in found.skipped] == [(f"raw/{name}", "empty") for name in files]
+    assert found.counts == {"kept": 1, "empty": len(files)}
 
 
 def test_an_array_is_read_up_to_where_it_is_broken(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from pathlib import Path
 
 import pytest
 
@@ -11,6 +12,7 @@ pytest.importorskip("py3langid")
 from minillm.corpus.document import Document
 from minillm.corpus.rules.cleaning import Clean, CleanStage, clean_document
 from minillm.corpus.rules.language import NONE, Language, _identifier, identify
+from minillm.corpus.stage import run_stage
 from minillm.errors import InputError
 
 ENGLISH = "The harbour lies on the north side of the bay, where the wind seldom reaches the smaller boats."
@@ -108,3 +110,19 @@ def test_the_wanted_languages_are_an_option() -> None:
     assert Language(languages="en,de") == Language(languages=" en de ") == Language()
     with pytest.raises(InputError, match="Language: languages is empty"):
         Language(languages="")
+
+
+@pytest.mark.parametrize("wrong", ["xx", "german", "EN", "en, deu"])
+def test_a_language_that_nobody_can_find_is_refused(tmp_path: Path, wrong: str) -> None:
+    """Every document would be dropped, and a person would look for the fault in the texts."""
+    (tmp_path / "in.jsonl").write_bytes(Document(ENGLISH, "a:1").to_line())
+    stage = CleanStage(Clean(rules="language", language=Language(languages=wrong)))
+    with pytest.raises(InputError, match=f"clean: languages has '{wrong.split()[-1]}'.* give ISO 639-1 codes.* de, "):
+        run_stage(stage, [tmp_path / "in.jsonl"], tmp_path / "out.jsonl", progress=False)
+    run_stage(CleanStage(Clean(rules="c4")), [tmp_path / "in.jsonl"], tmp_path / "c4.jsonl", progress=False)
+
+
+def test_a_probability_over_1_is_refused() -> None:
+    Language(min_language_score=1)
+    with pytest.raises(InputError, match="Language: min_language_score is 65; give a probability of at most 1"):
+        Language(min_language_score=65)

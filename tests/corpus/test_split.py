@@ -96,6 +96,17 @@ def test_without_dedup_a_person_is_told(tmp_path, capsys):
     assert capsys.readouterr().err == ""
 
 
+def test_where_all_were_dropped_the_rules_are_named(tmp_path):
+    documents = [Document("text", f"a:{number}", dropped="c4: 1 sentences, under 5") for number in range(5)]
+    source = write(tmp_path / "clean.jsonl", documents)
+    with pytest.raises(InputError, match="split: all 5 documents were dropped before; change"):
+        split([source], tmp_path / "alone", Split(0.5), 1, progress=False)
+    (tmp_path / "clean.json").write_text('{"stage": "clean", "documents": {"c4": 3, "language": 2, "kept": 0}}')
+    (tmp_path / "dedup.json").write_text("no record")
+    with pytest.raises(InputError, match="all 5 documents were dropped before, by c4 3, language 2; change"):
+        split([source], tmp_path / "out", Split(0.5), 1, progress=False)
+
+
 def test_refusals(tmp_path):
     for options in (dict(validation=1.0), dict(validation=-0.1), dict(validation=0.6, test=0.5), dict(validation=0.0)):
         with pytest.raises(InputError, match=r"split: validation.*(share|shares)"):

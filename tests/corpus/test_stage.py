@@ -326,6 +326,22 @@ def test_two_runs_never_write_one_output(corpus):
 # Broken inputs
 
 
+def test_two_processes_never_write_the_same_output(corpus):
+    """The second is refused while the first runs, and goes on after the first was killed, which leaves its lock."""
+    out = corpus.with_name("upper.jsonl.zst")
+    with program(corpus, out, 2, 0.5) as first:
+        lock = out.with_name(".upper.json.lock")
+        while not lock.exists() or not out.with_name(f"{out.name}.part").exists():
+            assert first.poll() is None
+            time.sleep(0.01)
+        with pytest.raises(InputError, match=f"upper: another process is writing {re.escape(str(out.parent))}"):
+            run_stage(Upper(), [corpus], out, progress=False)
+        first.kill()
+    assert lock.exists()
+    run_stage(Upper(), [corpus], out, progress=False)
+    assert not lock.exists()
+
+
 def test_broken_lines_are_counted_and_named(tmp_path):
     path = tmp_path / "in.jsonl"
     good = [Document(f"text {number}", f"a:{number}").to_line() for number in range(3)]

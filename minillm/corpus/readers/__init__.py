@@ -6,6 +6,6 @@ One process finds the files, decompresses them and cuts them into pieces; worker
 the main text out of pages (pages.py) and repair what they find. What cannot be read is counted and named (skipped.py).
 """
 
-from minillm.corpus.readers.extract import Extract, extract
+from minillm.corpus.readers.extract import Extract, extract, first_document
 
-__all__ = ["Extract", "extract"]
+__all__ = ["Extract", "extract", "first_document"]

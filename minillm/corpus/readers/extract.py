@@ -99,6 +99,24 @@ def extract(
     return counts
 
 
+def first_document(path: str, options: Extract | None = None) -> Document:
+    """The first document of a file, as `extract` reads it, without reading the rest.
+
+    Raises: InputError where there is none, with the reason.
+    """
+    read, left_out = Read(options or Extract(), Path("first.jsonl")), []
+    try:
+        for file in find_files([Source(path)]):
+            for piece, _ in pieces_of_file(file, read.options.field):
+                for found in read.documents(piece):
+                    if isinstance(found, Document):
+                        return found
+                    left_out.append(f"; {found}")
+    finally:
+        shared_guard().close()
+    raise InputError(f"extract: no document was found in {path}{next(iter(left_out), '')}")
+
+
 def _run(journal: Journal, files: Sequence[RawFile], read: Read, processes: int, progress: bool) -> None:
     """Write the units that are not yet written."""
     wanted = itertools.islice(units(files, read.options.field), journal.chunks, None)

@@ -63,12 +63,15 @@ def pieces_of_file(raw: RawFile, text_field: str) -> Iterator[tuple[Found, int]]
 
 def pieces(opened: Opened) -> Iterator[Found]:
     """The pieces of an open file. What stops its reader is the last of them, a Skipped that says after which place."""
-    last = ""
+    last, none = "", True
     try:
         for piece in _reader(opened.reads_as)(opened):
+            none = False
             if isinstance(piece, Piece):
                 last = f"after {piece.last}" if piece.file == opened.name else ""
             yield piece
+        if none:
+            raise Skip("empty", "there is no record in it")
     except Skip as skip:
         yield opened.skipped(last, skip)
 

@@ -14,7 +14,7 @@ KINDS = {  # what is counted, and what it means
     "damaged": "a file or archive that is cut short, or is not what its name says",
     "broken": "a line, record or row that is not JSON, or has no text in the field",
     "not_text": "bytes that are no text in any encoding, such as a program or a picture",
-    "empty": "a text without a letter or sign in it, or a page without main text",
+    "empty": "a text without a letter or sign in it, a page without main text, or a file without a record",
     "too_large": "a line, page or record over the limit, or an archive that grows out of measure",
     "unsafe": "a link, a name with '..' or a device in an archive, or one file under two names",
     "encrypted": "a member of an archive that needs a password",

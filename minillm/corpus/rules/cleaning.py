@@ -6,15 +6,16 @@ import dataclasses
 import hashlib
 import itertools
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 from minillm.corpus.document import Document
 from minillm.corpus.rules.c4 import C4, c4, c4_lines
 from minillm.corpus.rules.fineweb import FineWeb, fineweb
 from minillm.corpus.rules.gopher import GopherQuality, GopherRepetition, gopher_quality, gopher_repetition
-from minillm.corpus.rules.language import Language, find_language, find_languages, language, names_in
+from minillm.corpus.rules.language import Language, check_languages, find_language, find_languages, language, names_in
 from minillm.corpus.rules.page import Check, Page, count_ngrams, number
 from minillm.corpus.rules.pii import PII, mask_pii, masked_text
 from minillm.corpus.rules.word_lists import WordLists, groups, note_groups, word_lists
@@ -90,6 +91,11 @@ class CleanStage(Stage):
         if "word_lists" in names:
             found["word_lists"]["lists"] = hashlib.sha256(json.dumps(groups()).encode()).hexdigest()
         return {"rules": names, **found}
+
+    def prepare(self, inputs: Sequence[Path], folder: Path, processes: int) -> None:
+        """Refuse languages that nobody can find."""
+        if "language" in names_in(self.options.rules):
+            check_languages(self.options.language)
 
     def apply(self, documents: list[Document]) -> Iterable[Document]:
         """The documents of a chunk, cleaned; those that were dropped before as they are."""

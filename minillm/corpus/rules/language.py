@@ -28,6 +28,9 @@ class Language(Limits):
         object.__setattr__(self, "languages", ", ".join(names_in(self.languages)))
         if not self.languages:
             raise InputError("Language: languages is empty; name one, such as en, or leave out the rule")
+        if self.min_language_score > 1:
+            score = self.min_language_score
+            raise InputError(f"Language: min_language_score is {score}; give a probability of at most 1, such as 0.65")
 
 
 def names_in(text: str) -> list[str]:
@@ -56,6 +59,17 @@ def identify(texts: Sequence[str]) -> list[tuple[str, float]]:
 
 
 _identifier = cache(Identifier)  # it is read once
+
+
+def check_languages(limits: Language) -> None:
+    """Raise InputError for a language that py3langid does not know: every document would be dropped."""
+    known = _identifier().names
+    for name in names_in(limits.languages):
+        if name not in known:
+            raise InputError(
+                f"clean: languages has {name!r}, which the rule language does not know; give ISO 639-1 codes in small "
+                f"letters: {', '.join(known)}"
+            )
 
 
 def find_languages(pages: Sequence[Page]) -> None:
