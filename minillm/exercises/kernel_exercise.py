@@ -36,7 +36,6 @@ class KernelExercise(Exercise):
     kernel: str = ""  # the name of the kernel
     declaration: str = ""  # the text of the kernel, without a body
     suffix: str = ".cu"
-    seconds: int = 60
     compiling: int = 180
 
     def text(self, path: Path) -> str:

@@ -251,17 +251,17 @@ def test_millions_of_broken_lines_are_counted_and_a_few_are_named(tmp_path: Path
 @pytest.fixture
 def small_units(monkeypatch: pytest.MonkeyPatch) -> None:
     """Several units of little work."""
-    monkeypatch.setattr(sys.modules[Read.__module__], "CHUNK_BYTES", 1_000_000)
+    monkeypatch.setattr(sys.modules[Read.__module__], "CHUNK_BYTES", 500_000)
 
 
 def files_of_all_kinds() -> dict[str, bytes]:
     rng = random.Random(3)
-    texts = [f"Satz {number}: {GERMAN} {rng.getrandbits(600):x}" for number in range(9000)]
+    texts = [f"Satz {number}: {GERMAN} {rng.getrandbits(600):x}" for number in range(4500)]
     return {
-        "a.jsonl": jsonl(*texts[:6000]),
-        "b.jsonl.gz": gzip.compress(jsonl(*texts[6000:])),
-        "c.zip": zipped({"x.txt": "\n".join(texts[:2000]), "broken.jsonl": "x\ny"}),
-        "d.csv": b"text,url\n" + b"".join(b'"%d rows",u\n' % number for number in range(2000)),
+        "a.jsonl": jsonl(*texts[:3000]),
+        "b.jsonl.gz": gzip.compress(jsonl(*texts[3000:])),
+        "c.zip": zipped({"x.txt": "\n".join(texts[:1000]), "broken.jsonl": "x\ny"}),
+        "d.csv": b"text,url\n" + b"".join(b'"%d rows",u\n' % number for number in range(500)),
         "e.html": PAGE.encode(),
         "f.pdf": b"%PDF",
     }
@@ -270,9 +270,9 @@ def files_of_all_kinds() -> dict[str, bytes]:
 def test_the_output_is_the_same_bytes_for_any_number_of_processes(tmp_path: Path, small_units: None) -> None:
     pytest.importorskip("resiliparse")
     outputs = []
-    for processes in (1, 3):
+    for processes in (1, 2):
         found = reading(tmp_path / str(processes), files_of_all_kinds(), processes=processes)
-        assert len(found.documents) == 11_002
+        assert len(found.documents) == 5_002
         out = tmp_path / str(processes) / "out"
         outputs.append([(out / name).read_bytes() for name in ("extract.jsonl", "extract.skipped.jsonl")])
     assert outputs[0] == outputs[1]
@@ -287,7 +287,7 @@ import sys
 from minillm.corpus import journal
 from minillm.corpus.config import Source
 from minillm.corpus.readers import extract
-sys.modules["minillm.corpus.readers.extract"].CHUNK_BYTES = 1_000_000
+sys.modules["minillm.corpus.readers.extract"].CHUNK_BYTES = 500_000
 save = journal.Journal.append
 def append(self, done):
     save(self, done)

@@ -99,7 +99,7 @@ def test_a_bert_has_pseudo_perplexity(capsys: pytest.CaptureFixture[str], tmp_pa
     assert "pseudo_perplexity" in shown
     assert "bits_per_byte" not in shown
     assert "each token was hidden once" in shown
-    assert "not what their ids spell" in shown  # it is lower-cased
+    assert "not what the ids spell" in shown  # it is lower-cased
     assert "has no --window or --stride" in refused(
         capsys, tmp_path / "bert", "--data", tmp_path / "text.txt", "--window", 4
     )
@@ -121,7 +121,7 @@ def test_what_is_wrong_is_one_sentence(
         ((made.gpt2, "--data", made.texts, "--window", "25"), "window=25; give 1 to 24"),
         ((made.gpt2, "--data", made.texts, "--stride", "25"), "stride=25; give 1 <= stride <= window"),
         ((made.gpt2, "--data", made.texts, "--limit", "0"), "eval: limit is 0; give 1 or more"),
-        ((made.gpt2, "--data", made.texts, "--out", tmp_path / "no" / "a.json"), "the folder of --out"),
+        ((made.gpt2, "--data", made.texts, "--out", tmp_path / "no" / "a.json"), "make it, or choose another --out"),
         ((made.gpt2, "--data", made.texts, *choices), "none of the 4 records can be used; line 1: the field 'choices'"),
         ((made.gpt2, "--data", tmp_path / "empty.jsonl", *choices), "there are no records in it"),
         ((made.gpt2, "--data", tmp_path / "binary.jsonl", *choices), "is not text: byte 0xff at offset 0"),
@@ -229,7 +229,7 @@ def test_answers_in_texts_are_measured_as_squad_does(capsys: pytest.CaptureFixtu
     right = [item["said"] == item["answers"][0] for item in written["items"]]
     assert written["measures"]["exact_match"]["value"] == pytest.approx(sum(right) / 44)
     assert written["measures"]["f1"]["denominator"] == 44
-    assert "1 answers that do not stand where they should" in shown
+    assert "1 answer that does not stand where it should" in shown
 
 
 def test_translations_have_a_bleu(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

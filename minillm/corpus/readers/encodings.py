@@ -58,6 +58,7 @@ STRANGE = re.compile(  # what no text should have
 CONTROLS = re.compile("[\x00-\x08\x0e-\x1a\x1c-\x1f\x7f\ufffd]+")
 TERMINAL = re.compile("\x1b\\[[0-9;?]*[A-Za-z]")  # colours and moves of a terminal
 LINE_ENDS = re.compile("\r\n|[\r\x0b\x0c\x85\u2028\u2029]")
+MAYBE_MARKS = re.compile("[\u0300-\U0010ffff]{31}")  # finds few places in Latin text, and quickly
 MAYBE_MOJIBAKE = re.compile("[^\x00-\x7f]{2}|[ÃÂ] ")  # two bytes of UTF-8, read as two characters
 
 
@@ -203,12 +204,14 @@ def cleaned(text: str, repair: bool = True) -> str:
     if text.isascii() and not STRANGE.search(text):
         return text
     if repair and MAYBE_MOJIBAKE.search(text):
-        text = "\n".join(map(_repaired, text.split("\n")))
+        text = "\n".join([line if line.isascii() else _repaired(line) for line in text.split("\n")])
     if STRANGE.search(text):
         text = TERMINAL.sub("", LINE_ENDS.sub("\n", text))
         text = text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
         text = STRANGE.sub("", text)
-    return unicodedata.normalize("NFC", _too_many_marks().sub(r"\1", text))
+    if MAYBE_MARKS.search(text):
+        text = _too_many_marks().sub(r"\1", text)
+    return unicodedata.normalize("NFC", text)
 
 
 @functools.cache
