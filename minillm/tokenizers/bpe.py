@@ -180,7 +180,8 @@ class BPETokenizer(Tokenizer):
             from rich.console import Console
             from rich.progress import track
 
-            learning = track(learning, "learning merges", wanted, console=Console(stderr=True))
+            bar = Console(stderr=True)
+            learning = track(learning, "learning merges", wanted, console=bar, disable=not bar.is_terminal)
         merges = list(learning)
         tokens = [*(bytes([byte]) for byte in range(256)), *(left + right for left, right in merges)]
         return cls(

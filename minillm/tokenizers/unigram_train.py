@@ -130,7 +130,8 @@ class ProgressBar:
         from rich.console import Console
         from rich.progress import Progress
 
-        self.bar = Progress(console=Console(stderr=True))
+        console = Console(stderr=True)
+        self.bar = Progress(console=console, disable=not console.is_terminal)
         self.bar.start()
         self.task, self.most = self.bar.add_task("learning pieces"), 0
         return self.report

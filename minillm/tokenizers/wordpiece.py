@@ -176,7 +176,8 @@ class WordPieceTokenizer(Tokenizer):
             from rich.console import Console
             from rich.progress import track
 
-            learning = track(learning, "learning pieces", wanted, console=Console(stderr=True))
+            bar = Console(stderr=True)
+            learning = track(learning, "learning pieces", wanted, console=bar, disable=not bar.is_terminal)
         ids = {token: i for i, token in enumerate([*symbols, *learning])}
         special_ids = {token: ids.pop(token) for token in special_tokens}
         return cls(ids, special_ids, **basic)

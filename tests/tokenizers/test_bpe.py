@@ -168,7 +168,8 @@ def test_train_on_one_endless_word():
     assert [len(left + right) for left, right in merges] == [2**i for i in range(1, 16)]
 
 
-def test_train_shows_progress(capsys):
+def test_train_shows_progress(capsys, monkeypatch):
+    monkeypatch.setenv("FORCE_COLOR", "1")  # rich then takes stderr for a terminal
     assert BPETokenizer.train("abab", 257, (), progress=True).merges == [(b"a", b"b")]
     assert "learning merges" in capsys.readouterr().err
     BPETokenizer.train("abab", 257, ())

@@ -526,7 +526,8 @@ def test_train_on_a_file_equals_train_on_its_text(tmp_path):
             assert WordPieceTokenizer.train(path, 330).fingerprint() == expected.fingerprint()
 
 
-def test_train_shows_progress(capsys):
+def test_train_shows_progress(capsys, monkeypatch):
+    monkeypatch.setenv("FORCE_COLOR", "1")  # rich then takes stderr for a terminal
     assert "ab" in WordPieceTokenizer.train("ab ab", 100, progress=True).vocab
     assert "learning pieces" in capsys.readouterr().err
 
