@@ -316,7 +316,7 @@ def test_two_runs_never_write_one_output(corpus):
     process = program(corpus, out, 1, 0.05)
     wait_for(lambda: out.with_name("upper.json").exists() and record(out)["chunks"] > 1)
     for factor in (1, 3):
-        with pytest.raises(InputError, match="another process is writing .* wait for its end"):
+        with pytest.raises(InputError, match=r"another process is writing .* wait for its end"):
             run_stage(Upper(factor=factor), [corpus], out, progress=False)
     assert process.wait(timeout=60) == 0
     process.communicate()

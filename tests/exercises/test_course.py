@@ -128,7 +128,8 @@ def test_the_file_of_an_exercise_is_not_right_before_it_is_written(exercise, tmp
 
 def test_an_unknown_name_is_answered_by_the_nearest() -> None:
     assert exercise_named("kv_cache") is exercise_named("kv-cache")
-    with pytest.raises(InputError, match="there is no exercise 'softmax'; did you mean one of: softmax-forward, softmax-backward, cuda-softmax"):
+    nearest = "there is no exercise 'softmax'; did you mean one of: softmax-forward, softmax-backward, cuda-softmax"
+    with pytest.raises(InputError, match=nearest):
         exercise_named("softmax")
 
 
