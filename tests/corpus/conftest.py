@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-PACKAGES = ("resiliparse", "fastwarc", "ftfy", "charset_normalizer", "py3langid", "zstandard")
+PACKAGES = ("resiliparse", "fastwarc", "ftfy", "py3langid", "zstandard")
 MISSING = [name for name in PACKAGES if find_spec(name) is None]
 
 
