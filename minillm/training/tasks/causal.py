@@ -58,6 +58,7 @@ class CausalTask(NextTokens, Task):
     name = "causal"
     Options = CausalOptions
     models: ClassVar = {"gpt2": "GPT2", "llama": "Llama", "gemma": "Gemma"}
+    end: int | None = None  # the id that ends each document, where attention stays within one
 
     def __init__(self, config: Any, tokenizer: Tokenizer | None = None):
         super().__init__(config, tokenizer)
@@ -111,7 +112,7 @@ class CausalTask(NextTokens, Task):
         return (self._made(*batch) for batch in self.validation.evaluation_batches(count))
 
     def _made(self, ids: np.ndarray, targets: np.ndarray) -> Batch:
-        return bounded(ids, targets, self.end) if self.options.boundaries else next_token_batch(ids, targets)
+        return next_token_batch(ids, targets) if self.end is None else bounded(ids, targets, self.end)
 
     def sums(self, model: Any, batch: Batch) -> dict[str, Tensor]:
         """The sum of the cross-entropies, in nats."""
