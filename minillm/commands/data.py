@@ -116,7 +116,7 @@ def data_extract(arguments: list[str]) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class StageFiles:
-    """What a stage reads and writes."""
+    """The files that a stage reads and writes."""
 
     inputs: Positional[tuple[Path, ...]] = ()
     """Output of other stages: .jsonl, .jsonl.gz or .jsonl.zst, with a document a line."""

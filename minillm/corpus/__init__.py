@@ -1,1 +1,1 @@
-"""From raw files to text worth training on: read, clean, deduplicate, decontaminate, split, report (`minillm data`)."""
+"""The pipeline from raw files to text worth training on: read, clean, deduplicate, split, report (`minillm data`)."""

@@ -38,7 +38,7 @@ CLASSES = {  # of the stages that write every document that they read
 
 
 class Row(NamedTuple):
-    """What a stage did to some of its documents."""
+    """A line of the table: the documents of a stage that were kept, or dropped by a rule."""
 
     stage: str
     what: str  # "kept", the rule that dropped them, the part or source that they are of, or CUT
@@ -116,7 +116,7 @@ def parts_in(folder: Path) -> dict[str, Path]:
 
 
 def rows_of(record: Path) -> list[Row]:
-    """What the record of a stage says of the documents that came undropped to it: kept ones first."""
+    """The rows of a stage's record, about the documents that came undropped to it: kept ones first."""
     content: Mapping[str, Any] = json.loads(record.read_bytes())
     sizes = content["text_bytes"]
     counts = {what: count for what, count in content["documents"].items() if what != BEFORE}

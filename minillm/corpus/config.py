@@ -1,4 +1,4 @@
-"""What `minillm data build` shall do: sources, and the settings of the stages, from a .toml or from options.
+"""The work of `minillm data build`: sources, and the settings of the stages, from a .toml or from options.
 
     seed = 0                        # of the order of mixed sources
 

@@ -41,7 +41,7 @@ class Done:
 
 
 def identity_of(path: Path) -> dict[str, Any]:
-    """What tells an input file from another one: its name, size, time of change and first bytes."""
+    """The marks that tell an input file from another one: its name, size, time of change and first bytes."""
     with open(path, "rb") as file:
         begins = hashlib.blake2b(file.read(HEAD), digest_size=16).hexdigest()
     status = path.stat()
@@ -105,7 +105,7 @@ class Journal:
 
     @property
     def chunks(self) -> int:
-        """How many chunks are done."""
+        """The number of chunks that are done."""
         return self.state["chunks"]
 
     @property

@@ -51,7 +51,7 @@ class Mixture:
 
 
 class Index(NamedTuple):
-    """Where the documents lie in the plain file, and what decides how often each comes; (N,) each."""
+    """The places of the documents in the plain file, and what decides how often each comes; (N,) each."""
 
     starts: np.ndarray  # int64, of the lines
     lengths: np.ndarray  # int64, of the lines
@@ -137,7 +137,7 @@ def bytes_by_source(index: Index) -> dict[str, int]:
 
 
 def epochs_of(sizes: Mapping[str, int], mixture: Mixture) -> dict[str, float]:
-    """How often the documents of each source come, from the bytes of the sources."""
+    """The number of times that the documents of each source come, from the bytes of the sources."""
     weights, limits = mixture.weights, {name: mixture.epochs.get(name, 1.0) for name in sizes}
     if unknown := (weights.keys() | mixture.epochs.keys()) - sizes.keys():
         raise InputError(

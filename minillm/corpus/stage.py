@@ -29,7 +29,7 @@ BEFORE = "dropped before"  # counts documents that an earlier stage dropped
 
 
 class Stage:
-    """What is done to the documents. A stage is sent to worker processes, so it must pickle.
+    """The work that is done on the documents. A stage is sent to worker processes, so it must pickle.
 
     name: its word on the command line, and that of its output: "clean" writes clean.jsonl.zst.
     parts: the names of its outputs, where it has several: part.jsonl.zst in the folder that is given as `out`.
@@ -69,7 +69,7 @@ class Chunk(NamedTuple):
 
 
 class Unit(Protocol):
-    """What a worker gets: a chunk, or a piece of a raw file."""
+    """The piece of work that a worker gets: a chunk, or a piece of a raw file."""
 
     @property
     def read(self) -> int:

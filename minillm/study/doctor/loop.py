@@ -39,7 +39,7 @@ STEPS = 3  # that are run: gradients that are left over show in the second
 
 
 class Seen:
-    """What one step did.
+    """The outcome of one step.
 
     ids: of each embedding. entropies: of each cross-entropy. factor: by how much the largest gradient of a summed loss
     is above that of its mean. left_over: the backward began on gradients that the optimiser had used already.
@@ -83,7 +83,7 @@ class Loop:
             self.model.train(training)
 
     def watch(self, function: Callable[[], Any]) -> Seen:
-        """What a function does: a step, or a validation."""
+        """The doings of a function: a step, or a validation."""
         seen, before, summed = Seen(), self.optimizer.steps, dict[Any, int]()
         used = any(one.updates for one in self.seen)
 
@@ -121,7 +121,7 @@ class Loop:
 
     @property
     def strange(self) -> int:
-        """How many of them are not the model's."""
+        """The number of them that are not the model's."""
         return len(self.given - {id(one) for one in self.parameters.values()})
 
     @property

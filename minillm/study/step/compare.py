@@ -264,7 +264,7 @@ def _traced(word: str, step: PreparedStep, mutations: dict[str, Callable] | None
 
 
 def _raised(error: Exception, mutations: dict[str, Callable]) -> str:
-    """What an exception says, with the last line of a person's own file that led to it."""
+    """The text of an exception, with the last line of a person's own file that led to it."""
     codes = [getattr(function, "__code__", None) for function in mutations.values()]
     files = {code.co_filename for code in codes if code is not None}
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename in files]
