@@ -46,6 +46,7 @@ from minillm.tokenizers.gguf_fields import read_gguf_bpe
 from minillm.tokenizers.hugging_face import foreign_patterns, is_byte_level, read_bpe
 from minillm.tokenizers.merge_table import MergeTable
 from minillm.tokenizers.patterns import PATTERNS, Splitter
+from minillm.tokenizers.progress import with_progress
 from minillm.tokenizers.vocab_files import read_gpt2_files, read_merge, spell, unspell, write_gpt2_files
 from minillm.tokenizers.write_hugging_face import write_bpe
 
@@ -173,16 +174,8 @@ class BPETokenizer(Tokenizer):
             )
         splitter = Splitter(pattern)
         counts = count_pretokens(where, text_or_files, splitter, special_tokens)
-        learning: Iterable[tuple[bytes, bytes]] = islice(
-            learn_merges({word.encode(): weight for word, weight in counts.items()}, ties), wanted
-        )
-        if progress:
-            from rich.console import Console
-            from rich.progress import track
-
-            bar = Console(stderr=True)
-            learning = track(learning, "learning merges", wanted, console=bar, disable=not bar.is_terminal)
-        merges = list(learning)
+        learning = islice(learn_merges({word.encode(): weight for word, weight in counts.items()}, ties), wanted)
+        merges = list(with_progress(learning, wanted, "learning merges", progress))
         tokens = [*(bytes([byte]) for byte in range(256)), *(left + right for left, right in merges)]
         return cls(
             {token: i for i, token in enumerate(tokens)},

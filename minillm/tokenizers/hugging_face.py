@@ -294,6 +294,7 @@ def read_wordpiece(where: str, content: Mapping[str, Any]) -> Parts:
 
 
 def ends_a_word(character: str) -> bool:
+    """True for punctuation and whitespace."""
     return is_punctuation(character) or character.isspace()
 
 

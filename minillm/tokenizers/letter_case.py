@@ -30,6 +30,7 @@ def same_but_for_case() -> tuple[frozenset[str], ...]:
 
 
 def simple_fold(character: str) -> str:
+    """The one letter that a letter folds to; itself where there is none."""
     folded_once = character.casefold()
     if len(folded_once) == 1:
         return folded_once
@@ -39,6 +40,7 @@ def simple_fold(character: str) -> str:
 
 @cache
 def group_of() -> dict[str, frozenset[str]]:
+    """Map each letter to the group of those that differ from it by case alone."""
     return {character: group for group in same_but_for_case() for character in group}
 
 
@@ -59,5 +61,6 @@ def characters_of_long_fold() -> dict[str, str]:
 
 
 def any_case(character: str) -> str:
+    """A regular expression for a letter in either case: "[Aa]" for "a"."""
     group = sorted(group_of().get(character, {character}))
     return regex.escape(group[0]) if len(group) == 1 else f"[{''.join(map(in_class, group))}]"

@@ -39,7 +39,6 @@ import copy
 import math
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
 from functools import partial
 from itertools import accumulate
 from pathlib import Path
@@ -54,9 +53,9 @@ from minillm.tokenizers.components import model_type
 from minillm.tokenizers.files import readable
 from minillm.tokenizers.hugging_face import read_unigram
 from minillm.tokenizers.normalizer import BYTE_PIECES, SPACE, Metaspace, PrependScheme, Step
+from minillm.tokenizers.progress import progress_bar
 from minillm.tokenizers.unigram_pieces import check_pieces
 from minillm.tokenizers.unigram_train import (
-    ProgressBar,
     check_training_options,
     count_pretokens,
     learn_pieces,
@@ -366,7 +365,7 @@ class UnigramTokenizer(Tokenizer):
         check_training_options(where, shrinking_factor, max_piece_length, sub_iterations)
         counts = count_pretokens(where, text_or_files, Metaspace(normalizer, prepend_scheme, True, False), specials)
         room = room_for_pieces(where, vocab_size, [*fixed, *special_tokens], counts)
-        with ProgressBar() if progress else nullcontext(lambda left, enough: None) as report:
+        with progress_bar("learning pieces", progress) as report:
             options = max_piece_length, seed_size, shrinking_factor, sub_iterations, like_hugging_face
             learnt = learn_pieces(counts, room, *options, {*fixed}, report)
         pieces = [*((piece, 0.0) for piece in fixed), *learnt]

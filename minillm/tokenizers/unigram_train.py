@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +23,7 @@ from minillm.errors import InputError
 from minillm.tokenizers.base import stream
 from minillm.tokenizers.files import read_texts
 from minillm.tokenizers.normalizer import Metaspace
+from minillm.tokenizers.progress import Report
 
 LONGEST_TRAINED = 512  # characters: a longer pretoken is cut into stretches of this length for training
 
@@ -87,23 +88,24 @@ def learn_pieces(
     sub_iterations: int = 2,
     like_hugging_face: bool = False,
     taken: Collection[str] = (),
-    progress: Callable[[int, int], Any] = lambda left, enough: None,
+    report: Report = lambda done, total: None,
 ) -> list[tuple[str, float]]:
     """Learn at most `room` pieces from different words with counts; returns pieces with scores, the highest first.
 
-    `progress` is called after each EM step with the number of pieces left, and the number at which pruning ends.
+    `report` is called after each EM step with the number of pieces pruned so far, and the number to prune.
     """
     words = Words(list(counts), np.fromiter(counts.values(), np.float64))
     pieces, lattice = seed_pieces(words, max_piece_length, seed_size, like_hugging_face, taken)
     # The sizes count the unknown token too, as in Hugging Face's code. The last tenth is dropped by score.
-    enough = (room + 1) * 11 // 10 - 1
+    enough, most = (room + 1) * 11 // 10 - 1, 0
     while True:
         for _ in range(sub_iterations):
             _, expected = expected_counts(lattice, pieces.scores, words.counts)
             stays = (expected >= 0.5) | (pieces.length == 1)
             pieces, lattice = pieces.only(stays), lattice.only(stays)
             pieces = pieces._replace(scores=maximise(np.maximum(expected[stays], 0.5), digamma))
-            progress(len(pieces.scores), enough)
+            most = max(most, len(pieces.scores))
+            report(most - max(enough, len(pieces.scores)), most - enough)
         if len(pieces.scores) <= enough:
             break
         pieces = pieces._replace(loss=losses(lattice, pieces, words.counts))
@@ -121,27 +123,6 @@ def largest(values: NDArray, size: int) -> NDArray[np.bool_]:
     stays = np.zeros(len(values), np.bool_)
     stays[np.argsort(-values, kind="stable")[:size]] = True
     return stays & (values > -np.inf)
-
-
-class ProgressBar:
-    """Show how far pruning has reduced the number of pieces."""
-
-    def __enter__(self) -> Callable[[int, int], None]:
-        from rich.console import Console
-        from rich.progress import Progress
-
-        console = Console(stderr=True)
-        self.bar = Progress(console=console, disable=not console.is_terminal)
-        self.bar.start()
-        self.task, self.most = self.bar.add_task("learning pieces"), 0
-        return self.report
-
-    def report(self, left: int, enough: int) -> None:
-        self.most = max(self.most, left)
-        self.bar.update(self.task, total=max(1, self.most - enough), completed=self.most - max(left, enough))
-
-    def __exit__(self, *_: object) -> None:
-        self.bar.stop()
 
 
 class Words:

@@ -37,6 +37,7 @@ from minillm.tokenizers.components import model_type
 from minillm.tokenizers.decoders import clean_up
 from minillm.tokenizers.files import readable
 from minillm.tokenizers.hugging_face import read_wordpiece
+from minillm.tokenizers.progress import with_progress
 from minillm.tokenizers.special import SpecialTokens
 from minillm.tokenizers.vocab_files import read_vocab_txt, write_vocab_txt
 from minillm.tokenizers.wordpiece_train import PREFIX, count_words, first_symbols, learn_pieces
@@ -171,14 +172,9 @@ class WordPieceTokenizer(Tokenizer):
                 f"{where}: vocab_size is {vocab_size}, expected at least {len(symbols)} ({len(special_tokens)} special "
                 f"tokens, the others characters, with and without {PREFIX!r}); raise it, or lower limit_alphabet"
             )
-        learning: Iterable[str] = islice(learn_pieces(words, symbols, min_frequency), wanted)
-        if progress:
-            from rich.console import Console
-            from rich.progress import track
-
-            bar = Console(stderr=True)
-            learning = track(learning, "learning pieces", wanted, console=bar, disable=not bar.is_terminal)
-        ids = {token: i for i, token in enumerate([*symbols, *learning])}
+        learning = islice(learn_pieces(words, symbols, min_frequency), wanted)
+        learnt = with_progress(learning, wanted, "learning pieces", progress)
+        ids = {token: i for i, token in enumerate([*symbols, *learnt])}
         special_ids = {token: ids.pop(token) for token in special_tokens}
         return cls(ids, special_ids, **basic)
 

@@ -47,6 +47,7 @@ def file_of(tokenizer: Any, model: Content, unsought: Collection[str] = (), **pa
 
 
 def by_id(tokens: Mapping[str, int]) -> list[tuple[str, int]]:
+    """Tokens with their ids, the lowest first."""
     return sorted(tokens.items(), key=lambda item: item[1])
 
 
@@ -78,10 +79,12 @@ def template_around(tokenizer: Any) -> Content | None:
 
 
 def special(token: str, type_id: int) -> Content:
+    """A special token at its place in a template."""
     return {"SpecialToken": {"id": token, "type_id": type_id}}
 
 
 def processor(tokenizer: Any, single: Sequence[Content], pair: Sequence[Content], tokens: Collection[str]) -> Content:
+    """The templates that put special tokens around one text and around two."""
     ids = {token: tokenizer.special_tokens[token] for token in sorted(tokens)}
     named = {token: {"id": token, "ids": [i], "tokens": [token]} for token, i in ids.items()}
     return {"type": "TemplateProcessing", "single": list(single), "pair": list(pair), "special_tokens": named}
@@ -180,6 +183,7 @@ def merges_of(vocab: Mapping[str, int], scores: Mapping[str, float]) -> list[tup
 
 
 def metaspace(prepend_scheme: str, split: bool) -> Content:
+    """The step that writes a space as "▁"."""
     return {"type": "Metaspace", "replacement": SPACE, "prepend_scheme": prepend_scheme, "split": split}
 
 
