@@ -42,7 +42,7 @@ def writing(function: str, path: str | os.PathLike[str], kind: type[MinillmError
 
 def unfinished_name(path: Path) -> Path:
     """The name of a file or a folder while this process writes it."""
-    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    return path.parent / f".{path.name}.{os.getpid()}.tmp"
 
 
 def sync(path: Path) -> None:

@@ -178,12 +178,11 @@ TOGETHER = {
     "minillm.commands",
 }  # one subject in several files
 CUDA_PAIR = 6  # the floor of `minillm.cuda.<operation>`, above the plain and the fast pair
-TRAINERS = ("tokenizers.bpe", "tokenizers.unigram_train", "tokenizers.wordpiece")  # show how far they are
 # Packages that are not Python's own, and where each may be imported. All but numpy and regex only when they are needed.
 FOREIGN = {
     "numpy": {"minillm"},
     "regex": {"minillm.tokenizers"},
-    "rich": {f"minillm.{name}" for name in ("commands", "corpus.stage", "training.display", *TRAINERS)},
+    "rich": {f"minillm.{name}" for name in ("commands", "corpus.stage", "training.display", "tokenizers.progress")},
     "matplotlib": {
         "minillm.training.run",
         "minillm.training.watch",

@@ -566,11 +566,13 @@ def test_learn_pieces_leaves_room_for_characters():
 def test_a_greater_shrinking_factor_takes_more_rounds():
     counts, rounds = Counter(PROSE.split(" ")), {}
     for factor in (0.5, 0.75, 0.9):
-        left: list[int] = []
-        learn_pieces(counts, 100, shrinking_factor=factor, progress=lambda n, enough, left=left: left.append(n))
-        rounds[factor] = len(left)
-        assert left == sorted(left, reverse=True)
-        assert len(left) % 2 == 0  # two EM steps a round
+        pruned: list[tuple[int, int]] = []
+        learn_pieces(counts, 100, shrinking_factor=factor, report=lambda *done, pruned=pruned: pruned.append(done))
+        rounds[factor] = len(pruned)
+        assert pruned == sorted(pruned)
+        assert pruned[0][0] == 0
+        assert pruned[-1][0] == pruned[-1][1] > 0
+        assert len(pruned) % 2 == 0  # two EM steps a round
     assert 2 < rounds[0.5] < rounds[0.75] < rounds[0.9]
 
 
