@@ -35,7 +35,7 @@ from minillm.pretrained import (
     keep,
     pieces_in_hugging_face,
 )
-from minillm.stored import CONFIG, Stored, are_same, read, read_json, stored_arrays
+from minillm.stored import CONFIG, Stored, are_same, check, read, read_json, stored_arrays
 from minillm.weights import build_model, check_weights
 
 
@@ -83,6 +83,7 @@ def _fill(path: Path, model: Any, module: ModuleType, stored: dict[str, Stored])
         expected[whole] = (sum(shape[0] for shape in shapes), *shapes[0][1:])
         edges = itertools.pairwise(itertools.accumulate((shape[0] for shape in shapes), initial=0))
         if found.get(whole) == expected[whole]:  # otherwise check_weights raises
+            check(stored[whole])  # its parts have no checksums of their own
             stored |= {name: stored[whole].rows(*edge) for name, edge in zip(names, edges, strict=True)}
     check_weights(path, CONFIG, expected, found, getattr(module, "IGNORED", ()))
     for piece in pieces:

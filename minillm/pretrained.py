@@ -15,9 +15,7 @@ transformers' `from_pretrained` reads. hub.py reads them. Each model file define
 
 from __future__ import annotations
 
-import os
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -26,8 +24,8 @@ import numpy as np
 
 from minillm.backend import Array
 from minillm.device import to_host
-from minillm.errors import CheckpointError, InputError
-from minillm.stored import CONFIG, INDEX, WEIGHTS, write_json
+from minillm.errors import InputError
+from minillm.stored import CONFIG, INDEX, WEIGHTS, write_arrays, write_json
 from minillm.weights import Piece, pieces
 
 HEADS = ("ForSequenceClassification", "ForTokenClassification", "ForQuestionAnswering")
@@ -126,9 +124,9 @@ def save_pretrained(model: Any, folder: str | Path, max_shard_bytes: int = 5 * 1
     classes = FAMILIES[values["model_type"]][1]
     architectures = [theirs for theirs, name in classes.items() if name == type(model).__name__]
     dtype = next(iter(arrays.values())).dtype.name
-    write_json(folder / CONFIG, values | {"architectures": architectures, "dtype": dtype})
+    write_json("save_pretrained", folder / CONFIG, values | {"architectures": architectures, "dtype": dtype})
     if generation:
-        write_json(folder / GENERATION, generation)
+        write_json("save_pretrained", folder / GENERATION, generation)
     stale = [INDEX if len(shards) == 1 else WEIGHTS, *([] if generation else [GENERATION])]
     for file in stale:  # files of a model that was saved here before
         (folder / file).unlink(missing_ok=True)
@@ -153,29 +151,11 @@ def _write_shards(folder: Path, shards: list[dict[str, Array]]) -> None:
         else [f"model-{number:05d}-of-{len(shards):05d}.safetensors" for number in range(1, len(shards) + 1)]
     )
     for file, shard in zip(files, shards, strict=True):
-        write_arrays("save_pretrained", folder / file, shard)
+        write_arrays("save_pretrained", folder / file, shard, {"format": "pt"})
     if len(shards) > 1:
         weight_map = {name: file for file, shard in zip(files, shards, strict=True) for name in shard}
         total = sum(array.nbytes for shard in shards for array in shard.values())
-        write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
-
-
-def write_arrays(function: str, path: Path, arrays: dict[str, Array], said: Mapping[str, str] | None = None) -> None:
-    """Write a .safetensors file, which appears whole or not at all. said: texts that it carries beside its arrays.
-
-    Raises: CheckpointError in the name of `function` if it cannot be written.
-    """
-    from safetensors import SafetensorError
-    from safetensors.numpy import save_file
-
-    unfinished = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        save_file(arrays, unfinished, metadata={"format": "pt", **(said or {})})
-        os.replace(unfinished, path)
-    except SafetensorError as error:  # save_file wraps errors of the system in it
-        raise CheckpointError(f"{function}: cannot write {path} ({error}); make room") from None
-    finally:
-        unfinished.unlink(missing_ok=True)
+        write_json("save_pretrained", folder / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
 
 
 def pieces_in_hugging_face(model: Any) -> list[Piece]:

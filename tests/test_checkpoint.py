@@ -12,7 +12,7 @@ import pytest
 import safetensors.numpy
 
 import minillm
-from minillm import nn
+from minillm import files, nn
 from minillm.checkpoint import load_checkpoint, save_checkpoint
 from minillm.errors import CheckpointError
 from minillm.models.gpt2 import GPT2, GPT2Config
@@ -78,30 +78,79 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path: Path, monkeypatch: pyt
     save_checkpoint(path, *trained(), STATE)
     before = path.read_bytes()
 
-    def disk_full(arrays, unfinished, metadata):
-        Path(unfinished).write_bytes(b"half")
+    def disk_full(unfinished):
+        assert unfinished.stat().st_size > 1000
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(safetensors.numpy, "save_file", disk_full)
-    with pytest.raises(OSError, match="No space left"):
+    monkeypatch.setattr(files, "sync", disk_full)
+    with pytest.raises(CheckpointError, match=r"^save_checkpoint: cannot write .*a\.safetensors \(No space left"):
         save_checkpoint(path, *trained(seed=1), STATE)
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]
 
 
 def test_the_place_of_the_file_never_holds_half_of_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "a.safetensors"
-    seen = []
-    write = safetensors.numpy.save_file
+    """The bytes reach the disk before the name does, and the name before the function returns."""
+    path, seen, sync = tmp_path / "a.safetensors", [], files.sync
 
-    def look(arrays, unfinished, metadata):
-        write(arrays, unfinished, metadata)
-        seen.append(path.exists())
+    def look(synced):
+        seen.append((synced.is_dir(), path.exists()))
+        sync(synced)
 
-    monkeypatch.setattr(safetensors.numpy, "save_file", look)
+    monkeypatch.setattr(files, "sync", look)
     save_checkpoint(path, *trained(), STATE)
-    assert seen == [False]
-    assert path.exists()
+    assert seen == [(False, False), (True, True)]
+
+
+def test_a_flipped_bit_anywhere_is_told_or_changes_nothing(tmp_path: Path, rng: np.random.Generator) -> None:
+    path = tmp_path / "a.safetensors"
+    save_checkpoint(path, *trained(), STATE)
+    whole, good = path.read_bytes(), load_checkpoint(path)
+    header = 8 + int.from_bytes(whole[:8], "little")
+    places = [*rng.integers(0, header, 120), *rng.integers(header, len(whole), 80)]
+    told = 0
+    for place in places:
+        content = bytearray(whole)
+        content[place] ^= 1 << int(rng.integers(8))
+        path.write_bytes(content)
+        try:
+            read = load_checkpoint(path)
+        except CheckpointError as error:
+            told += str(path) in str(error)
+            continue
+        assert place < header  # a space among those that fill it
+        assert read.state == good.state
+        for one, other in zip(read[:2], good[:2], strict=True):
+            assert one.keys() == other.keys()
+            assert all(np.array_equal(one[name], other[name]) for name in one)
+    assert told > 190
+
+
+def test_arrays_that_changed_places_are_told(tmp_path: Path) -> None:
+    path = tmp_path / "a.safetensors"
+    save_checkpoint(path, {"a": np.zeros(4), "b": np.ones(4)}, {}, STATE)
+    path.write_bytes(path.read_bytes().replace(b'"model.a"', b'"model.c"').replace(b'"model.b"', b'"model.a"'))
+    with pytest.raises(CheckpointError, match=r"a\.safetensors is damaged"):
+        load_checkpoint(path)
+
+
+def test_a_file_without_checksums_is_read(tmp_path: Path) -> None:
+    """As older versions wrote it, and other programs."""
+    safetensors.numpy.save_file({"model.a": np.ones(3)}, tmp_path / "a", {"minillm": json.dumps(STATE)})
+    assert load_checkpoint(tmp_path / "a").model["a"].tolist() == [1, 1, 1]
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_weights_that_are_no_numbers_are_named(tmp_path: Path, bad: float) -> None:
+    save_checkpoint(tmp_path / "a", {"w.weight": np.array([1, bad, bad], np.float32)}, {}, STATE)
+    with pytest.raises(CheckpointError, match=r"/a holds 2 weights that are NaN or infinite in the array w\.weight;"):
+        load_checkpoint(tmp_path / "a")
+
+
+def test_a_weight_beyond_all_measure_is_told(tmp_path: Path) -> None:
+    save_checkpoint(tmp_path / "a", {"w": np.array([1, -3e38], np.float32)}, {}, STATE)
+    with pytest.warns(UserWarning, match=r"has a weight of 3e\+38 in the array w, which is more than a trained"):
+        load_checkpoint(tmp_path / "a")
 
 
 def test_a_missing_file_is_refused(tmp_path: Path) -> None:

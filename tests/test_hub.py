@@ -411,7 +411,7 @@ def test_files_cut_short(part, max_shard_bytes, tmp_path) -> None:
     path = sorted(tmp_path.glob("*.safetensors"))[-1]
     data = path.read_bytes()
     path.write_bytes(data[: int(len(data) * part)])
-    with pytest.raises(CheckpointError, match=r"is cut short or not a safetensors file \(.*\); get it again"):
+    with pytest.raises(CheckpointError, match=r"is damaged, cut short or not a safetensors file \(.*\); get it again"):
         minillm.load(tmp_path)
 
 

@@ -21,8 +21,8 @@ from io import FileIO
 from pathlib import Path
 from typing import Any
 
-from minillm.corpus.lock import Lock
 from minillm.errors import InputError
+from minillm.lock import Lock
 from minillm.version import __version__
 
 FORMAT = 1  # of records; another begins again
@@ -71,7 +71,12 @@ class Journal:
         """
         self.path, self.outs, self.stage = record, list(outs), stage
         self.files: list[FileIO] = []
-        self.lock = Lock(record, stage)
+        self.lock = Lock(
+            record.with_name(f".{record.name}.lock"),
+            lambda holder: (
+                f"{stage}: {holder} is writing {record.parent} at the moment; wait for its end, or choose another --out"
+            ),
+        )
         try:
             self._begin(wanted, say)
         except BaseException:

@@ -30,8 +30,7 @@ from minillm.lora.config import LoraConfig
 from minillm.lora.model import add_lora, frozen_checksum, is_lora, record_of
 from minillm.lora.places import Chosen, Names, choose, is_body, names_of, narrowed
 from minillm.nn import Decoder, Module
-from minillm.pretrained import write_arrays
-from minillm.stored import Stored, metadata_of, read, read_json, stored_arrays, write_json
+from minillm.stored import Stored, metadata_of, read, read_json, stored_arrays, write_arrays, write_json
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."
@@ -126,8 +125,8 @@ def save_lora(model: Module, folder: str | Path, base: str | Path | None = None)
         arrays[key] = np.ascontiguousarray(array.T if entry.transposed else array).reshape(entry.shape)
     folder.mkdir(parents=True, exist_ok=True)
     checksum = frozen_checksum(model)
-    write_arrays("save_lora", folder / WEIGHTS, arrays, {BASE: checksum} if checksum else None)
-    write_json(folder / CONFIG, _to_peft(model, record.config, record.chosen, base))
+    write_arrays("save_lora", folder / WEIGHTS, arrays, {"format": "pt"} | ({BASE: checksum} if checksum else {}))
+    write_json("save_lora", folder / CONFIG, _to_peft(model, record.config, record.chosen, base))
 
 
 def load_lora(model: Module, folder: str | Path) -> Any:

@@ -316,7 +316,7 @@ def test_two_runs_never_write_one_output(corpus):
     process = program(corpus, out, 1, 0.05)
     wait_for(lambda: out.with_name("upper.json").exists() and record(out)["chunks"] > 1)
     for factor in (1, 3):
-        with pytest.raises(InputError, match=r"another process is writing .* wait for its end"):
+        with pytest.raises(InputError, match=rf"process {process.pid} \(since .*\) is writing .* wait for its end"):
             run_stage(Upper(factor=factor), [corpus], out, progress=False)
     assert process.wait(timeout=60) == 0
     process.communicate()
@@ -334,7 +334,9 @@ def test_two_processes_never_write_the_same_output(corpus):
         while not lock.exists() or not out.with_name(f"{out.name}.part").exists():
             assert first.poll() is None
             time.sleep(0.01)
-        with pytest.raises(InputError, match=f"upper: another process is writing {re.escape(str(out.parent))}"):
+        with pytest.raises(
+            InputError, match=rf"upper: process {first.pid} \(since .*\) is writing {re.escape(str(out.parent))}"
+        ):
             run_stage(Upper(), [corpus], out, progress=False)
         first.kill()
     assert lock.exists()
