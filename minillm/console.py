@@ -6,7 +6,8 @@ import contextlib
 import io
 import os
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 PIPE_CLOSED = 141  # the exit status that a shell gives a program whose reader has left: 128 + SIGPIPE
 
@@ -27,6 +28,42 @@ def abandon_output() -> None:
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, sys.stdout.fileno())
         os.close(nowhere)
+
+
+class Output:
+    """The standard output, for a display beside work that is worth more: it falls silent when it cannot be written to.
+
+    broken: the reason, unless it is a reader that has seen enough. Characters that the output's encoding lacks are
+    shown as `?`.
+    """
+
+    def __init__(self) -> None:
+        self.stream = sys.stdout or io.StringIO()  # None if the parent process has closed it
+        self.silent, self.broken = False, ""
+
+    def write(self, text: str) -> int:
+        """Write a text, or nothing if that is impossible."""
+        return self._try(self.stream.write, text) or len(text)
+
+    def flush(self) -> None:
+        """Hand on what was written, or drop it if that is impossible."""
+        self._try(self.stream.flush)
+
+    def _try(self, do: Callable[..., Any], *text: str) -> Any:
+        if self.silent:
+            return None
+        try:
+            return do(*text)
+        except UnicodeEncodeError as error:
+            return do(*(one.encode(error.encoding, "replace").decode(error.encoding) for one in text))
+        except (OSError, ValueError) as error:  # a full disk, a reader that has left, a closed terminal or stream
+            self.silent = True
+            self.broken = "" if isinstance(error, BrokenPipeError) else getattr(error, "strerror", None) or str(error)
+            abandon_output()
+            return None
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
 
 
 def flush() -> None:

@@ -7,13 +7,13 @@ are, including a lone carriage return: they are characters like all others, and 
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from minillm.errors import DtypeError, InputError
+from minillm.files import writing
 
 READ_AT_ONCE = 1 << 20  # characters
 UTF8 = "utf-8-sig"  # drops the byte order mark
@@ -93,13 +93,7 @@ def names_beside(where: str, folder: Path) -> dict[str, str]:
 
 
 def write_text(where: str, path: Path, text: str) -> None:
-    """Write a file under another name, then rename it, so that it appears in full or not at all."""
-    try:
+    """Write a file that appears whole or not at all. Raises: InputError where it cannot be written."""
+    with writing(where, path) as unfinished:
         path.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = path.with_name(path.name + ".tmp")
         unfinished.write_text(text, encoding="utf-8", newline="\n")
-        os.replace(unfinished, path)
-    except OSError as error:
-        raise InputError(
-            f"{where}: cannot write {path} ({error.strerror}); choose a folder that can be written"
-        ) from error

@@ -7,20 +7,23 @@ debugger follows.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import shlex
 import statistics
 import sys
 import time
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, cast
 
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
+from minillm.console import Output
 from minillm.counted import counted
+from minillm.errors import MinillmError
 from minillm.training import speed, watch
 from minillm.training.overfitting import COMPARED, parted
 from minillm.tuning import Choice
@@ -44,7 +47,9 @@ class Display:
         self.run = run
         self.task = task
         self.config = config
-        self.console = Console(soft_wrap=True, highlight=False, emoji=False)
+        self.output = Output()
+        self.console = Console(file=cast("IO[str]", self.output), soft_wrap=True, highlight=False, emoji=False)
+        self.told: set[str] = set()  # troubles that were shown
         self.progress = Progress(
             TextColumn("step"),
             MofNCompleteColumn(),
@@ -87,10 +92,33 @@ class Display:
                 self.progress.start()
         return self
 
-    def __exit__(self, *error: Any) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *error: Any) -> None:
         self.progress.stop()
         if self in _entered:
             _entered.remove(self)
+        if kind is KeyboardInterrupt:
+            self.say(f"stopped without saving; to go on after the last checkpoint:\n  {self.resume_command()}")
+        if self.output.broken:
+            with contextlib.suppress(OSError, ValueError):
+                told = f"the output could not be written ({self.output.broken}), so the rest was not shown"
+                print(f"train: {told}; the run is in {self.folder()}", file=sys.stderr, flush=True)
+
+    def trouble(self, what: str, sentence: str) -> None:
+        """Show what could not be written, once for each thing until it works again."""
+        if what not in self.told:
+            self.told.add(what)
+            self.say(sentence)
+
+    def asks_to_try_again(self, reason: str) -> bool:
+        """Ask a person at a terminal to save once more what could not be saved; False if there is nobody to ask."""
+        if sys.stdin is None or not (sys.stdin.isatty() and self.console.is_terminal):
+            return False
+        self.progress.stop()
+        self.say(f"the last step is not saved: {reason}")
+        try:
+            return input("make room, then press Enter to save again; n gives up: ").strip() != "n"
+        except (EOFError, KeyboardInterrupt):
+            return False
 
     def is_live(self) -> bool:
         """True if a live line is there; if a debugger has gone, it is there again."""
@@ -114,8 +142,12 @@ class Display:
         return f"  {remark}" if remark else ""
 
     def step(self, record: dict[str, Any], seconds: float) -> None:
-        """Write the line of a step, which took `seconds`, to metrics.jsonl, and show it."""
-        self.run.add_metrics(record)
+        """Show a step, which took `seconds`."""
+        if self.run.waiting:
+            files = " and ".join(self.run.waiting)
+            self.trouble(
+                "metrics", f"{files} cannot be written; training goes on, and the lines are kept until they can"
+            )
         self.speed += (record["tokens_per_s"] - self.speed) * (0.05 if self.speed else 1)
         fields: dict[str, Any] = {"loss": f"{record['loss']:.3f}", "speed": f"{self.speed:,.0f}"}
         live = self.is_live()
@@ -153,9 +185,13 @@ class Display:
 
     def finish(self, state: State, stopped: bool) -> None:
         """Draw the loss curve, and show the results and the command that comes next."""
-        self.run.plot()
         self.progress.stop()
-        folder = self.folder()
+        folder, drawn = self.folder(), True
+        try:
+            self.run.plot()
+        except MinillmError as error:
+            drawn = False
+            self.say(f"the loss curve is not drawn: {error}")
         validated = [record for record in self.run.metrics() if record["val_loss"] is not None]
         if validated:
             self.console.print(
@@ -164,7 +200,8 @@ class Display:
             )
         if self.task.validated == COMPARED and (found := parted(self.run.metrics())) is not None:
             self.console.print(str(found))
-        self.console.print(f"loss curve: {folder}/loss.png", markup=False)
+        if drawn:
+            self.say(f"loss curve: {folder}/loss.png")
         self.tell_the_layers(state)
         if stopped and state.has_no_hope(self.config.patience):
             self.console.print(
@@ -174,7 +211,7 @@ class Display:
             )
         elif stopped:
             self.console.print(f"stopped and saved at step {state.step}; to go on:")
-            self.console.print(f"  minillm train --resume {folder}", markup=False)
+            self.say(f"  {self.resume_command()}")
             return
         for line in self.task.next_steps(folder):
             self.console.print(line, markup=False)
@@ -184,7 +221,11 @@ class Display:
         records = self.run.watched()
         if not records:
             return
-        watch.plot(records, self.run.folder / "watch.png")
+        try:
+            watch.plot(records, self.run.folder / "watch.png")
+        except MinillmError as error:
+            self.say(f"the picture of the layers is not drawn: {error}")
+            return
         seconds = sum(record["seconds"] for record in records)
         self.console.print(
             f"layers: {self.folder()}/watch.png, of {counted(len(records), 'watched step')}; this took "
@@ -193,6 +234,10 @@ class Display:
         )
         for remark in watch.remarks(records):
             self.console.print(remark, markup=False)
+
+    def resume_command(self) -> str:
+        """The command that goes on with this run."""
+        return f"minillm train --resume {self.folder()}"
 
     def folder(self) -> str:
         """The run directory, quoted for a shell."""
@@ -217,6 +262,13 @@ class NoDisplay:
 
     def sample(self, prompt: str, continuation: str) -> None:
         """Do nothing; see Display.sample."""
+
+    def trouble(self, what: str, sentence: str) -> None:
+        """Do nothing; see Display.trouble."""
+
+    def asks_to_try_again(self, reason: str) -> bool:
+        """There is nobody to ask; see Display.asks_to_try_again."""
+        return False
 
     def finish(self, state: State, stopped: bool) -> None:
         """Do nothing; see Display.finish."""

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from minillm import random
+from minillm.counted import counted
 from minillm.device import check_device
 from minillm.errors import InputError
 from minillm.lora import above_width, add_lora
@@ -58,6 +59,19 @@ def prepare(config: TrainConfig, resume: Path | None, world: Communicator) -> Pr
     if leads and resume is None and config.out is not None:
         check_free(config.out)
     run = Run.open(resume) if leads and resume else None
+    if run is None:
+        return _prepare(config, resume, world, None)
+    run.take_lock()
+    try:
+        return _prepare(config, resume, world, run)
+    except BaseException:
+        run.release()
+        raise
+
+
+def _prepare(config: TrainConfig, resume: Path | None, world: Communicator, run: Run | None) -> Prepared:
+    """As `prepare`, after rank 0 has opened and locked the run that goes on."""
+    leads = world.rank == 0
     goes_on = broadcast_bytes(world, b"yes" if run and run.latest() else b"") != b""
     sentences = remarks_on(config, run)
     opened = None
@@ -114,6 +128,12 @@ def remarks_on(config: TrainConfig, run: Run | None) -> list[str]:
         remarks.append(f"{run.folder} was stopped before it saved for the first time; it begins again from step 0")
     elif run and run.latest() == run.checkpoint("best"):
         remarks.append(f"{run.folder} has no last checkpoint; it goes on from the best one")
+    if run and (damaged := run.damaged_lines()):
+        name, number = damaged[0]
+        remarks.append(
+            f"{counted(len(damaged), 'line')} of the metrics {'is' if len(damaged) == 1 else 'are'} damaged and left "
+            f"out, the first of them line {number} of {name}; the file as it was is kept beside it"
+        )
     return remarks
 
 

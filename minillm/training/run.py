@@ -7,12 +7,16 @@
     loss.png            both losses over the steps, the best step, and where the two part
     checkpoints/        last.safetensors and best.safetensors, see checkpoint.py
     kept.safetensors    of some tasks: what they found out before the first step
+    .lock               while it is trained: which process does
 
-A directory appears whole, under its final name, or not at all; an existing one is never written over.
+A directory appears whole, under its final name, or not at all; an existing one is never written over. config.json and
+each line of the metrics have a checksum (checksums.py). The lines' also depends on the run, so that a file of another
+run is told apart. One process at a time writes a run, which holds its lock (lock.py).
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -23,7 +27,11 @@ from typing import Any
 
 from minillm.backend import Array
 from minillm.checkpoint import save_checkpoint
+from minillm.checksums import KEY, sealed, unsealed
 from minillm.errors import CheckpointError, InputError
+from minillm.files import sweep, sync, unfinished_name, writing
+from minillm.lock import Lock
+from minillm.stored import read_json
 from minillm.tokenizers import Tokenizer
 from minillm.training.config import TrainConfig
 from minillm.training.overfitting import COMPARED, parted
@@ -31,12 +39,18 @@ from minillm.training.tasks import task_class
 
 
 class Run:
-    """Paths and files of a run directory."""
+    """Paths and files of a run directory; `with run:` gives its lock up at the end.
 
-    def __init__(self, folder: Path, config: TrainConfig, tokenizer: Tokenizer):
+    id: 16 letters that tell it from runs with other settings or another tokenizer; empty in older runs.
+    """
+
+    def __init__(self, folder: Path, config: TrainConfig, tokenizer: Tokenizer, id: str = ""):
         self.folder = folder
         self.config = config
         self.tokenizer = tokenizer
+        self.id = id
+        self.lock: Lock | None = None
+        self.waiting: dict[str, list[str]] = {}  # lines of each file that could not be written yet
 
     @classmethod
     def create(cls, config: TrainConfig, tokenizer: Tokenizer, kept: Mapping[str, Array] | None = None) -> Run:
@@ -46,43 +60,90 @@ class Run:
         """
         folder = config.out or _first_free(config.preset)
         check_free(folder)
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+        unfinished = unfinished_name(folder)
+        settings = {name: value for name, value in config.to_json().items() if name != "out"}
+        whose = json.dumps(settings, sort_keys=True) + tokenizer.fingerprint()
+        run = cls(unfinished, config, tokenizer, hashlib.blake2b(whose.encode(), digest_size=8).hexdigest())
         try:
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            sweep(folder.parent)  # what a start that was killed has left
             (unfinished / "checkpoints").mkdir(parents=True)
-            (unfinished / "config.json").write_text(json.dumps(config.to_json(), indent=2) + "\n", encoding="utf-8")
-            tokenizer.save(unfinished / "tokenizer")
+            run.write_settings()
             if kept:
-                save_checkpoint(unfinished / "kept.safetensors", kept, {}, {})
+                save_checkpoint(run.kept, kept, {}, {"run": run.id})
             os.rename(unfinished, folder)
+            sync(folder.parent)
         except OSError as error:
             raise InputError(
                 f"train: cannot write the run directory {folder} ({error}); choose another --out"
             ) from None
         finally:
             shutil.rmtree(unfinished, ignore_errors=True)
-        return cls(folder, config, tokenizer)
+        run.folder = folder
+        run.take_lock()
+        return run
+
+    def write_settings(self) -> None:
+        """Write config.json, and the tokenizer where it is not there."""
+        content = {**self.config.to_json(), "run": self.id, "tokenizer_fingerprint": self.tokenizer.fingerprint()}
+        with writing("train", self.folder / "config.json") as unfinished:
+            unfinished.write_text(json.dumps(sealed(content), indent=2) + "\n", encoding="utf-8")
+        if not (self.folder / "tokenizer").is_dir():
+            self.tokenizer.save(self.folder / "tokenizer")
+
+    def write_again(self) -> None:
+        """Make the folders again, with settings and tokenizer. Raises: InputError if this is impossible."""
+        try:
+            self.checkpoint("last").parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(f"train: cannot write {self.folder} ({error.strerror}); make room") from None
+        self.write_settings()
 
     @classmethod
     def open(cls, folder: Path) -> Run:
-        """Open the directory of an earlier run.
+        """Open the directory of an earlier run, to read it.
 
-        Raises: CheckpointError for a folder that is not one.
+        Raises: CheckpointError for a folder that is not one, or whose settings or tokenizer are damaged.
         """
-        try:
-            content = json.loads((folder / "config.json").read_text(encoding="utf-8-sig"))
-        except (FileNotFoundError, NotADirectoryError):
+        path = folder / "config.json"
+        if not path.is_file():
             raise CheckpointError(
                 f"{folder} is not a run directory: it has no config.json; give a folder that `minillm train` made"
-            ) from None
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise CheckpointError(f"{folder / 'config.json'} is damaged ({error}); restore it from a copy") from None
-        if not isinstance(content, dict):
-            raise CheckpointError(
-                f"{folder / 'config.json'} holds no JSON object; give a folder that `minillm train` made"
             )
+        written = read_json(path)
+        content = {name: value for name, value in written.items() if name != KEY}
         content.setdefault("format", 1)  # runs of the first format have no such key
-        return cls(folder, TrainConfig.from_json(content), Tokenizer.load(folder / "tokenizer"))
+        id, fingerprint = (content.pop(name, "") for name in ("run", "tokenizer_fingerprint"))
+        config = TrainConfig.from_json(content)
+        if unsealed(written) is None:
+            raise CheckpointError(
+                f"{path} is not as it was written: it is damaged, or was changed by hand; restore it from a copy, or "
+                f'take "{KEY}" out of it to use it as it is'
+            )
+        run = cls(folder, config, Tokenizer.load(folder / "tokenizer"), str(id))
+        if fingerprint and run.tokenizer.fingerprint() != fingerprint:
+            raise CheckpointError(
+                f"{folder / 'tokenizer'} is not the tokenizer that the run was trained with; restore it from a copy"
+            )
+        return run
+
+    def take_lock(self) -> None:
+        """Let no other process write this run. Raises: InputError if one does."""
+        self.lock = Lock(
+            self.folder / ".lock",
+            lambda holder: f"train: {holder} is training {self.folder} at the moment; wait for its end, or stop it",
+        )
+
+    def __enter__(self) -> Run:
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self.release()
+
+    def release(self) -> None:
+        """Let other processes write this run."""
+        if self.lock:
+            self.lock.release()
 
     def go_on(self, config: TrainConfig, step: int, kept: Mapping[str, Array] | None = None) -> None:
         """Prepare the directory for a run that goes on after a step, with settings that hold from then on.
@@ -90,14 +151,15 @@ class Run:
         What later steps left is dropped: their metrics, and files that a kill has cut off. kept: as in `create`, where
         the run begins again.
         """
-        for cut_off in self.folder.rglob("*.tmp"):
+        for folder in (self.folder.parent, self.folder, self.folder / "checkpoints", self.folder / "tokenizer"):
+            if folder.is_dir():
+                sweep(folder)
+        for cut_off in [*self.folder.rglob("*.tmp"), *self.folder.rglob(".tmp*")]:  # of older versions
             cut_off.unlink()
-        unfinished = self.folder / "config.json.tmp"
-        unfinished.write_text(json.dumps(config.to_json(), indent=2) + "\n", encoding="utf-8")
-        os.replace(unfinished, self.folder / "config.json")
         self.config = config
+        self.write_settings()
         if kept:
-            save_checkpoint(self.kept, kept, {}, {})
+            save_checkpoint(self.kept, kept, {}, {"run": self.id})
         self.forget_metrics_after(step)
 
     def checkpoint(self, name: str) -> Path:
@@ -114,7 +176,7 @@ class Run:
         return self.folder / "kept.safetensors"
 
     def add_metrics(self, record: dict[str, Any]) -> None:
-        """Append one line to metrics.jsonl."""
+        """Append one line to metrics.jsonl; one that cannot be written now is written with a later one."""
         self._append("metrics.jsonl", record)
 
     def add_watched(self, record: dict[str, Any]) -> None:
@@ -122,37 +184,49 @@ class Run:
         self._append("watch.jsonl", record)
 
     def _append(self, name: str, record: dict[str, Any]) -> None:
-        with open(self.folder / name, "a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
+        before = self.waiting.get(name, [])
+        lines = [*before, json.dumps(sealed(record, self.id)) + "\n"]
+        begin = "\n" if before else ""  # after what was written of a line before the disk was full
+        try:
+            with open(self.folder / name, "a", encoding="utf-8") as file:
+                file.write(begin + "".join(lines))
+        except OSError:
+            self.waiting[name] = lines
+        else:
+            self.waiting.pop(name, None)
 
     def metrics(self) -> list[dict[str, Any]]:
-        """Every complete line of metrics.jsonl; a line that a kill has cut off is skipped."""
-        return self._lines("metrics.jsonl")
+        """Every complete line of metrics.jsonl; lines that a kill has cut off, and damaged ones, are skipped."""
+        return self._lines("metrics.jsonl")[0]
 
     def watched(self) -> list[dict[str, Any]]:
         """Every complete line of watch.jsonl."""
-        return self._lines("watch.jsonl")
+        return self._lines("watch.jsonl")[0]
 
-    def _lines(self, name: str) -> list[dict[str, Any]]:
-        records = []
-        path = self.folder / name
-        for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else ():
-            try:
-                records.append(json.loads(line))
-            except json.JSONDecodeError:
-                continue
-        return records
+    def damaged_lines(self) -> list[tuple[str, int]]:
+        """The damaged lines of metrics.jsonl and watch.jsonl, each by its file and its number, from 1."""
+        names = "metrics.jsonl", "watch.jsonl"
+        return [(name, number) for name in names for number in self._lines(name)[1]]
+
+    def _lines(self, name: str) -> tuple[list[dict[str, Any]], list[int]]:
+        """The records of a file, and the numbers of its damaged lines."""
+        return read_records(self.folder / name, self.id)
 
     def forget_metrics_after(self, step: int) -> None:
-        """Drop the lines of steps after a checkpoint, because a resumed run takes these steps again."""
+        """Drop the lines of steps after a checkpoint, because a resumed run takes these steps again.
+
+        A file with damaged lines, which are dropped too, is kept as metrics.damaged.jsonl.
+        """
         for name in ("metrics.jsonl", "watch.jsonl"):
             path = self.folder / name
             if name == "watch.jsonl" and not path.is_file():
                 continue
-            kept = [record for record in self._lines(name) if record["step"] <= step]
-            unfinished = path.with_suffix(".tmp")
-            unfinished.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
-            os.replace(unfinished, path)
+            records, damaged = self._lines(name)
+            if damaged:
+                shutil.copyfile(path, path.with_suffix(".damaged.jsonl"))
+            kept = [sealed(record, self.id) for record in records if record["step"] <= step]
+            with writing("train", path) as unfinished:
+                unfinished.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
 
     def plot(self) -> Path:
         """Draw loss.png from the metrics; returns its path."""
@@ -186,12 +260,32 @@ class Run:
         axes.grid(alpha=0.25)
         axes.legend()
         path = self.folder / "loss.png"
-        unfinished = path.with_name(".loss.tmp.png")
-        with warnings.catch_warnings():  # a letter that the font lacks is drawn as a box
-            warnings.filterwarnings("ignore", "Glyph .* missing from")
-            figure.savefig(unfinished)
-        os.replace(unfinished, path)
+        with writing("train", path) as unfinished, warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Glyph .* missing from")  # a letter that the font lacks is drawn as a box
+            figure.savefig(unfinished, format="png")
         return path
+
+
+def read_records(path: Path, owner: str = "") -> tuple[list[dict[str, Any]], list[int]]:
+    """The records of a .jsonl file of a run, and the numbers of its damaged lines, from 1.
+
+    owner: the run's id. A record has a whole number as its step; a last line without an end was cut off by a kill, and
+    is no damage.
+    """
+    records, damaged = [], []
+    text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+    lines = text.split("\n")
+    for number, line in enumerate(lines, start=1):
+        try:
+            content = json.loads(line)
+        except (ValueError, RecursionError):
+            content = None
+        record = unsealed(content, owner) if isinstance(content, dict) else None
+        if record is not None and isinstance(record.get("step"), int):
+            records.append(record)
+        elif line and number < len(lines):
+            damaged.append(number)
+    return records, damaged
 
 
 def check_free(folder: Path) -> None:

@@ -6,12 +6,14 @@ import json
 import math
 import os
 import shutil
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from minillm import random
 from minillm.backend import Array
 from minillm.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from minillm.errors import CheckpointError
+from minillm.files import writing
 from minillm.lora import base_checksum, is_lora
 from minillm.optim import Optimizer
 from minillm.parallel.communicator import Communicator, broadcast_arrays, broadcast_bytes
@@ -55,21 +57,21 @@ def save(run: Run, model: Any, optimizer: Optimizer, task: Task, state: State) -
     weights, moments = model.state_dict(), model.optimizer_state_dict(optimizer)
     if weights is None or moments is None:
         return  # rank 0 has them
-    content = {**state._asdict(), "random": random.default.state(), "corpus": task.fingerprint()}
+    content = {**state._asdict(), "random": random.default.state(), "corpus": task.fingerprint(), "run": run.id}
     if is_lora(model.model):
         content["base"] = base_checksum(model.model)  # the frozen weights, which are not in the file
     last, best = run.checkpoint("last"), run.checkpoint("best")
+    if not last.parent.is_dir():  # somebody has removed it, or the whole run
+        run.write_again()
     if state.best_step < state.step:
         save_checkpoint(last, weights, moments, content)
         return
     save_checkpoint(best, weights, moments, content)
-    unfinished = last.with_suffix(".tmp")
-    unfinished.unlink(missing_ok=True)
-    try:
-        os.link(best, unfinished)  # a checkpoint is replaced, never written to, so two names may share one file
-    except OSError:
-        shutil.copyfile(best, unfinished)
-    os.replace(unfinished, last)
+    with writing("train", last, CheckpointError) as unfinished:
+        try:
+            os.link(best, unfinished)  # a checkpoint is replaced, never written to, so two names may share one file
+        except OSError:
+            shutil.copyfile(best, unfinished)
 
 
 def restore(run: Run | None, model: Any, optimizer: Optimizer, task: Task, world: Communicator) -> State:
@@ -97,15 +99,37 @@ def kept_arrays(run: Run | None, world: Communicator) -> dict[str, Array]:
     return broadcast_arrays(world, load_checkpoint(run.kept).model if run and run.kept.is_file() else {})
 
 
+def whole_checkpoint(run: Run, path: Path) -> Checkpoint:
+    """The checkpoint in a file of the run. Raises: CheckpointError if it is damaged, with what to do about it."""
+    try:
+        return load_checkpoint(path)
+    except CheckpointError as damage:
+        best = run.checkpoint("best")
+        try:
+            step = load_checkpoint(best).state["step"] if path != best else None
+        except (CheckpointError, KeyError):
+            step = None
+        if step is None:
+            raise
+        what = str(damage).rpartition("; ")[0]
+        raise CheckpointError(
+            f"{what}; {best} is whole, and of step {step}: to go on from there, remove {path} and resume again"
+        ) from None
+
+
 def read_latest(run: Run, task: Task) -> Checkpoint:
     """The latest checkpoint of a run that `train` saved with the data of this task.
 
-    Raises: CheckpointError for any other.
+    Raises: CheckpointError for any other; for a damaged one, with the way to go on from the other one if that is whole.
     """
     path = run.latest() or run.checkpoint("last")
-    checkpoint = load_checkpoint(path)
+    checkpoint = whole_checkpoint(run, path)
     content = checkpoint.state
-    lately = {"choice", "ranks", "worse"}  # older runs have none
+    if run.id and content.get("run", run.id) != run.id:
+        raise CheckpointError(
+            f"train: {path} belongs to another run, with other settings or another tokenizer; put this run's own back"
+        )
+    lately = {"choice", "ranks", "worse", "run"}  # older runs have none
     if missing := {"corpus", "random", *State._fields} - lately - content.keys():
         raise CheckpointError(
             f"train: {path} lacks {', '.join(sorted(missing))}, so `minillm train` did not write it; "

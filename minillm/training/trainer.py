@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from minillm.device import Uploads, to_device
-from minillm.errors import InputError
+from minillm.errors import CheckpointError, InputError
 from minillm.grad_mode import quiet
 from minillm.lora import lora_state_dict
 from minillm.optim import cosine_schedule, wsd_schedule
@@ -47,21 +47,23 @@ def train(
 ) -> Run:
     """Train a model from the start, or continue the run at `resume` with these settings; returns the finished run.
 
-    Ctrl-C (or SIGTERM) ends the step at hand, saves, and says how to go on; a second one ends at once. `progress` shows
-    a live line if the output is a terminal.
+    Ctrl-C (or SIGTERM, or SIGHUP) ends the step at hand, saves, and says how to go on; a second one ends at once.
+    `progress` shows a live line if the output is a terminal. Saving comes before showing, and a display that cannot
+    write falls silent. Where a checkpoint, a picture or a line cannot be written, training goes on and says so.
 
     Raises: InputError or CheckpointError for settings, data or a run that cannot be used, before anything is written;
-    InputError when the loss stops being a number; ParallelError when another rank fails, or has other settings or text.
+    InputError when the loss stops being a number; ParallelError when another rank fails, or has other settings or text;
+    CheckpointError after the last step if it could not be saved.
     """
     world = communicator or Alone()
     run, task, model, optimizer, state, choice, sentences = prepare(config, resume, world)
     uploads = Uploads(config.device)
     watched = Watch(model.model, config.watch, run.add_watched).step
     display = display_of(run, task, model, state, config, progress, sentences) if world.rank == 0 else NoDisplay()
-    with tuned_process(choice.cutting), StopRequest() as stop, quiet(), display:
+    with run, tuned_process(choice.cutting), StopRequest(world.rank == 0) as stop, quiet(), display:
         if task.measured_first and state.step == 0:
             look_first(display, model, task, config)
-        last = state.step >= config.steps or state.has_no_hope(config.patience)
+        last, unsaved = state.step >= config.steps or state.has_no_hope(config.patience), ""
         while not last:
             started = time.perf_counter()
             batch = batch_on_all(task, model, state.step, world)
@@ -80,6 +82,10 @@ def train(
             state = state.after_step(tokens, seconds)
 
             last = state.step == config.steps or stopping
+            if stopping:
+                unsaved = save_or_tell(
+                    display, run, model, optimizer, task, state
+                )  # before a validation, which may be long
             measured: dict[str, Any] = {"val_loss": None}
             if last or state.step % config.eval_every == 0:
                 measured = evaluate(model, task, config.eval_batches, config.device)
@@ -88,12 +94,19 @@ def train(
                 last = last or state.has_no_hope(config.patience)
             record = {"step": state.step, "loss": loss, **measured, "lr": optimizer.lr, "grad_norm": grad_norm}
             record |= {"tokens": state.tokens, "tokens_per_s": tokens / seconds, "seconds": state.seconds}
-            display.step({**record, **task.notes()}, seconds)
+            record |= task.notes()
+            if world.rank == 0:
+                run.add_metrics(record)
             if measured["val_loss"] is not None:
-                save(run, model, optimizer, task, state)
+                unsaved = save_or_tell(display, run, model, optimizer, task, state)
+            display.step(record, seconds)
             if config.sample_every and (last or state.step % config.sample_every == 0):
                 show_preview(display, model, task, state.step)
+        while unsaved and world.size == 1 and display.asks_to_try_again(unsaved):
+            unsaved = save_or_tell(display, run, model, optimizer, task, state)
         display.finish(state, stopped=state.step < config.steps)
+    if unsaved:
+        raise CheckpointError(f"train: step {state.step} is not saved: {unsaved}")
     return run
 
 
@@ -164,6 +177,16 @@ def display_of(
     for sentence in sentences:
         display.say(sentence)
     return display
+
+
+def save_or_tell(display: Any, run: Run, model: Any, optimizer: Any, task: Task, state: State) -> str:
+    """Save a checkpoint. Returns nothing if it is saved, else the reason, which is shown. All ranks call this."""
+    try:
+        save(run, model, optimizer, task, state)
+    except (CheckpointError, InputError) as error:
+        display.trouble("checkpoint", f"{error}; training goes on, and saves again after the next validation")
+        return str(error)
+    return ""
 
 
 def look_first(display: Any, model: WholeModel | ParallelModel, task: Task, config: TrainConfig) -> None:

@@ -26,7 +26,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import os
 import re
 import statistics
 import time
@@ -39,6 +38,7 @@ import numpy as np
 from minillm.autograd import Tensor, observe
 from minillm.backend import Array
 from minillm.device import to_host
+from minillm.files import writing
 from minillm.nn import Module
 from minillm.optim.clip import sum_of_squares
 from minillm.training.config import WATCH_EVERY
@@ -269,9 +269,8 @@ def plot(records: list[dict[str, Any]], path: Path) -> None:
         shown = np.unique(np.linspace(0, len(records) - 1, min(len(records), 6)).astype(int))
         axes.set_xticks(shown, [str(records[i]["step"]) for i in shown])
         figure.colorbar(image, ax=axes)
-    unfinished = path.with_name(f".{path.name}.tmp.png")
-    figure.savefig(unfinished)
-    os.replace(unfinished, path)
+    with writing("train", path) as unfinished:
+        figure.savefig(unfinished, format="png")
 
 
 def _has(records: list[dict[str, Any]], layer: str, what: str) -> bool:

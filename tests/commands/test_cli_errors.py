@@ -358,7 +358,9 @@ def test_a_file_that_grows_too_large_is_a_sentence(here: Path, trained: Path, ca
         errors = [fails(capsys, *NANO, "--steps", "2", "--channels", "128", "--out", "new")]
         errors += [fails(capsys, "convert", trained, "converted")] if blocks == 1 else []
         state, weights = {"step": 1}, {"a": np.zeros(100000)}
-        with pytest.raises(CheckpointError, match=r"^save_checkpoint: cannot write .*; make room"):
+        with pytest.raises(
+            CheckpointError, match=r"^save_checkpoint: cannot write .*; choose another place, or make room"
+        ):
             save_checkpoint(here / "x.safetensors", weights, {}, state)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
@@ -373,7 +375,6 @@ def test_a_run_that_is_half_written(here: Path, trained: Path, capsys) -> None:
         "a list": lambda run: (run / "config.json").write_text("[]"),
         "empty": lambda run: (run / "config.json").write_text(""),
         "no tokenizer": lambda run: shutil.rmtree(run / "tokenizer"),
-        "no checkpoint": lambda run: shutil.rmtree(run / "checkpoints"),
         "null": lambda run: (run / "config.json").write_text(json.dumps({"model": None, "steps": None})),
         "texts": lambda run: (run / "config.json").write_text(json.dumps({"steps": "many"})),
         "cut off": lambda run: [path.write_bytes(path.read_bytes()[:99]) for path in (run / "checkpoints").iterdir()],
@@ -383,6 +384,16 @@ def test_a_run_that_is_half_written(here: Path, trained: Path, capsys) -> None:
         for command in (["train", "--resume", name], ["sample", name, "--prompt", "the"], ["convert", name, "out"]):
             assert len(fails(capsys, *command)) > 30
         assert not (here / "out").exists()
+
+
+def test_a_run_without_its_checkpoints_begins_again(here: Path, trained: Path, capsys) -> None:
+    shutil.copytree(trained, here / "run")
+    shutil.rmtree(here / "run" / "checkpoints")
+    for command in (["sample", "run", "--prompt", "the"], ["convert", "run", "out"]):
+        assert len(fails(capsys, *command)) > 30
+    main(["train", "--resume", "run"])
+    assert "it begins again from step 0" in capsys.readouterr().out
+    assert load_checkpoint(here / "run" / "checkpoints" / "last.safetensors").state["step"] > 0
 
 
 @pytest.mark.parametrize(
@@ -396,6 +407,7 @@ def test_a_run_that_diverges_says_so_and_keeps_its_last_good_checkpoint(
     good = (here / "run" / "checkpoints" / "last.safetensors").read_bytes()
     config = json.loads((here / "run" / "config.json").read_text())
     config |= {"lr": float(settings[settings.index("--lr") + 1]), "steps": 40, "clip": 1e38, "min_lr": 0.0}
+    del config["crc32"]
     (here / "run" / "config.json").write_text(json.dumps(config))
     assert "; train again with a lower --lr" in fails(capsys, "train", "--resume", "run")
     assert (here / "run" / "checkpoints" / "last.safetensors").read_bytes() == good

@@ -24,18 +24,25 @@ from minillm.training.tasks.causal import CausalTask
 CONTROL = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
 
+class Shown(io.StringIO):
+    """An output that always works, and can be read."""
+
+    broken = ""
+
+
 @pytest.fixture
 def shown(monkeypatch: pytest.MonkeyPatch) -> io.StringIO:
     """Everything that is printed, to no terminal unless a test says so; 40 columns, so that a wrapped line shows."""
-    file = io.StringIO()
-    monkeypatch.setattr(display, "Console", functools.partial(Console, file=file, width=40))
+    file = Shown()
+    monkeypatch.setattr(display, "Output", lambda: file)
+    monkeypatch.setattr(display, "Console", functools.partial(Console, width=40))
     return file
 
 
 def on_a_terminal(monkeypatch: pytest.MonkeyPatch, shown: io.StringIO, width: int = 120) -> None:
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.delenv("NO_COLOR", raising=False)
-    monkeypatch.setattr(display, "Console", functools.partial(Console, file=shown, width=width, force_terminal=True))
+    monkeypatch.setattr(display, "Console", functools.partial(Console, width=width, force_terminal=True))
 
 
 def task_of(tokenizer: Any, tokens: Any) -> CausalTask:
@@ -54,6 +61,7 @@ def make(folder: str = "runs/nano-1", step: int = 0, records: list[dict[str, Any
             metrics=lambda: written,
             add_metrics=written.append,
             watched=list,
+            waiting={},
             plot=lambda: Path("loss.png"),
         ),
         1234567,

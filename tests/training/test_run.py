@@ -6,7 +6,10 @@ import dataclasses
 import errno
 import json
 import os
+import re
 import struct
+import subprocess
+import sys
 import zlib
 from pathlib import Path
 
@@ -38,7 +41,14 @@ def test_a_new_run_can_be_opened_again(tmp_path: Path, tokenizer: CharacterToken
     config = nano(tmp_path / "deep" / "down" / "run")
     run = Run.create(config, tokenizer)
     assert run.folder == config.out
-    assert sorted(path.name for path in run.folder.iterdir()) == ["checkpoints", "config.json", "tokenizer"]
+    with run:
+        assert sorted(path.name for path in run.folder.iterdir()) == [
+            ".lock",
+            "checkpoints",
+            "config.json",
+            "tokenizer",
+        ]
+    assert not (run.folder / ".lock").exists()
     assert [path.name for path in run.folder.parent.iterdir()] == ["run"]  # nothing unfinished beside it
     again = Run.open(run.folder)
     assert again.config == config
@@ -133,9 +143,9 @@ def test_a_folder_that_is_no_run(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b'{"steps": ', r"config\.json is damaged \(.*\); restore it from a copy"),
+        (b'{"steps": ', r"config\.json is damaged \(.*\); get it again"),
         (b"\xff\xfe", r"config\.json is damaged"),
-        (b"[]", r"config\.json holds no JSON object; give a folder that"),
+        (b"[]", r"config\.json holds a list, expected an object"),
         (b'{"stepz": 3}', r"there is no setting called 'stepz'; did you mean 'steps'"),
     ],
 )
@@ -170,9 +180,94 @@ def test_metrics_come_back_less_a_line_that_a_kill_cut_off(tmp_path: Path, token
     for each in records:
         run.add_metrics(each)
     path = run.folder / "metrics.jsonl"
-    assert [json.loads(line) for line in path.read_text().splitlines()] == records
+    written = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [set(line) - set(each) for line, each in zip(written, records, strict=True)] == [{"crc32"}] * 3
     path.write_text('{"step": 0, "lo\n' + path.read_text() + '{"step": 4, "lo')
     assert run.metrics() == records
+    assert run.damaged_lines() == [("metrics.jsonl", 1)]  # the last line was cut off by a kill, which is no damage
+
+
+def test_damaged_metrics_are_left_out_and_counted(tmp_path: Path, tokenizer: CharacterTokenizer) -> None:
+    run = Run.create(nano(tmp_path / "run"), tokenizer)
+    for step in range(1, 6):
+        run.add_metrics(record(step, 4.5))
+    path = run.folder / "metrics.jsonl"
+    lines = path.read_bytes().splitlines(keepends=True)
+    lines[1] = lines[1].replace(b"4.5", b"4.7")
+    lines[3] = lines[3].replace(b"loss", b"l\xffss")
+    path.write_bytes(b"".join(lines))
+    assert [each["step"] for each in run.metrics()] == [1, 3, 5]
+    assert run.damaged_lines() == [("metrics.jsonl", 2), ("metrics.jsonl", 4)]
+    before = path.read_bytes()
+    run.forget_metrics_after(3)
+    assert [each["step"] for each in run.metrics()] == [1, 3]
+    assert (run.folder / "metrics.damaged.jsonl").read_bytes() == before
+    path.write_bytes(before)
+    other = Run.create(dataclasses.replace(nano(tmp_path / "other"), seed=5), tokenizer)
+    path.replace(other.folder / "metrics.jsonl")
+    assert other.metrics() == []
+    assert len(other.damaged_lines()) == 5
+
+
+def test_lines_that_cannot_be_written_wait(tmp_path: Path, tokenizer: CharacterTokenizer) -> None:
+    run = Run.create(nano(tmp_path / "run"), tokenizer)
+    path = run.folder / "metrics.jsonl"
+    run.add_metrics(record(1))
+    good = path.read_bytes()
+    path.unlink()
+    path.mkdir()
+    run.add_metrics(record(2))
+    run.add_metrics(record(3))
+    assert run.waiting.keys() == {"metrics.jsonl"}
+    path.rmdir()
+    path.write_bytes(good + b'{"step": 2, "l')  # the disk was full in the middle of a line
+    run.add_metrics(record(4))
+    assert [each["step"] for each in run.metrics()] == [1, 2, 3, 4]
+    assert not run.waiting
+
+
+def test_a_config_that_was_changed_is_told(tmp_path: Path, tokenizer: CharacterTokenizer) -> None:
+    run = Run.create(nano(tmp_path / "run"), tokenizer)
+    path = run.folder / "config.json"
+    path.write_text(path.read_text().replace('"cosine"', '"wsd"'))
+    with pytest.raises(CheckpointError, match=r"config\.json is not as it was written: .* take \"crc32\" out of it to"):
+        Run.open(run.folder)
+    content = json.loads(path.read_text())
+    del content["crc32"]
+    path.write_text(json.dumps(content))
+    assert Run.open(run.folder).config.schedule == "wsd"
+
+
+def test_the_tokenizer_of_another_run_is_told(tmp_path: Path, tokenizer: CharacterTokenizer) -> None:
+    run = Run.create(nano(tmp_path / "run"), tokenizer)
+    CharacterTokenizer.train("nobody else").save(run.folder / "tokenizer")
+    with pytest.raises(CheckpointError, match="tokenizer is not the tokenizer that the run was trained with; restore"):
+        Run.open(run.folder)
+
+
+def test_one_process_at_a_time_trains_a_run(tmp_path: Path, tokenizer: CharacterTokenizer) -> None:
+    run = Run.create(nano(tmp_path / "run"), tokenizer)
+    second = [sys.executable, "-c", f"from minillm.cli import main; main(['train', '--resume', {str(run.folder)!r}])"]
+    refused = subprocess.run(second, capture_output=True, text=True)
+    assert refused.returncode == 2
+    told = rf"train: process {os.getpid()} \(since \d.*\) is training {run.folder} at the moment; wait for its end, or"
+    assert re.match(told, refused.stderr)
+    assert len(refused.stderr.splitlines()) == 1
+    with run:
+        pass
+    goes_on = subprocess.run(second, capture_output=True, text=True)
+    assert "is training" not in goes_on.stderr  # it is refused for its tokenizer, which does not fit the text
+    assert not (run.folder / ".lock").exists()
+
+
+def test_what_a_killed_start_left_is_swept_and_what_lives_is_not(tmp_path: Path, tokenizer: CharacterTokenizer) -> None:
+    gone = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True)
+    dead, alive = (tmp_path / f".run.{number}.tmp" for number in (gone.stdout.strip(), os.getppid()))
+    (dead / "checkpoints").mkdir(parents=True)
+    (dead / "config.json").write_text("{")
+    alive.mkdir()
+    Run.create(nano(tmp_path / "run"), tokenizer)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [alive.name, "run"]
 
 
 def test_metrics_after_a_step_are_forgotten_and_the_next_line_stands_alone(
