@@ -25,7 +25,7 @@ from minillm.corpus.document import Document, read_documents
 from minillm.corpus.journal import Done, Journal
 from minillm.corpus.split import spread
 from minillm.corpus.stage import append, map_chunks, open_journal, run_chunks, size_of
-from minillm.data.shards import HEADER_BYTES, dtype_for, shard_header
+from minillm.data.shard_file import HEADER_BYTES, dtype_for, seal_shard
 from minillm.errors import InputError
 from minillm.tokenizers import BPETokenizer, CharacterTokenizer, Tokenizer, UnigramTokenizer
 from minillm.tokenizers.base import END_OF_TEXT
@@ -153,9 +153,11 @@ def write_part(name: str, path: Path, out: Path, tokenizer: Tokenizer, processes
             if not ids_in(journal, tokenizer):
                 raise InputError(f"shards: {path} has no text; give the output of `minillm data split`")
             with open(journal.parts[0], "r+b") as file:
-                file.write(shard_header(ids_in(journal, tokenizer), tokenizer.vocab_size, fingerprint))
+                table = seal_shard(file, ids_in(journal, tokenizer), tokenizer.vocab_size, fingerprint)
+            journal.state |= {"ids": ids_in(journal, tokenizer)}
+            journal.state["bytes"][0] += table
             journal.finish()
-    return ids_in(journal, tokenizer)
+    return journal.state.get("ids", ids_in(journal, tokenizer))  # older records have none, nor had files a table
 
 
 def ids_in(journal: Journal, tokenizer: Tokenizer) -> int:

@@ -1,22 +1,8 @@
 """Token shards: a corpus encoded once, kept on disk as plain numbers, and read without loading it.
 
 A corpus may be larger than memory, and encoding it takes longer than reading it. So it is encoded once into files of
-token ids, called shards, and training maps those files into memory: the operating system then reads only the pages
-that are touched, and may drop them again. A shard is a header of 64 bytes and then the ids, all of it little-endian:
-
-| offset | bytes     | content                                                                                 |
-|--------|-----------|-----------------------------------------------------------------------------------------|
-| 0      | 8         | the letters `MINILLMT`                                                                  |
-| 8      | 4         | format version, uint32: 1                                                               |
-| 12     | 4         | dtype code, uint32, which is the bytes of one id: 2 for uint16, 4 for uint32            |
-| 16     | 8         | number of ids n, uint64                                                                 |
-| 24     | 8         | vocabulary size V, uint64: every id is below it; ids are uint16 where V <= 65536        |
-| 32     | 16        | fingerprint of the tokenizer that made the ids: 16 ASCII characters                     |
-| 48     | 12        | zeros                                                                                   |
-| 60     | 4         | CRC-32 (as in zlib and PNG) of the 60 bytes before, uint32                              |
-| 64     | n · code  | the ids                                                                                 |
-
-Without a check of the header, `numpy.fromfile(path, "<u2", offset=64)` reads one.
+token ids, called shards, and training reads from these files what it needs: the operating system keeps in memory what
+is used. shard_file.py has the format.
 """
 
 from __future__ import annotations
@@ -25,22 +11,17 @@ import glob
 import itertools
 import operator
 import os
-import struct
-import zlib
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import BinaryIO, NamedTuple, overload
+from typing import BinaryIO, overload
 
 import numpy as np
 
+from minillm.data.shard_file import HEADER_BYTES, ShardIds, dtype_for, open_shard, seal_shard
 from minillm.errors import InputError
+from minillm.files import sweep, sync, unfinished_name
 
-MAGIC = b"MINILLMT"
-VERSION = 1
-DTYPES: dict[int, np.dtype] = {2: np.dtype("<u2"), 4: np.dtype("<u4")}  # by dtype code
-FIELDS = struct.Struct("<8sIIQQ16s12x")  # the header without its checksum
-HEADER_BYTES = FIELDS.size + 4
 CHUNK = 1 << 16  # ids that are in memory at once while writing
 
 
@@ -52,7 +33,7 @@ class Tokens(Sequence[int]):
     that may occur.
     """
 
-    def __init__(self, parts: Sequence[np.ndarray], vocab_size: int) -> None:
+    def __init__(self, parts: Sequence[np.ndarray | ShardIds], vocab_size: int) -> None:
         self.parts = list(parts)
         self.vocab_size = vocab_size
         self._ends = list(itertools.accumulate(len(part) for part in parts))
@@ -74,7 +55,7 @@ class Tokens(Sequence[int]):
         [[token]] = self._parts_between(position, position + 1)
         return int(token)
 
-    def _parts_between(self, start: int, stop: int) -> Iterator[np.ndarray]:
+    def _parts_between(self, start: int, stop: int) -> Iterator[np.ndarray | ShardIds]:
         number = bisect_right(self._ends, start)  # the part that holds position start
         while start < stop:
             part, end = self.parts[number], self._ends[number]
@@ -83,7 +64,8 @@ class Tokens(Sequence[int]):
             start, number = end, number + 1
 
     def __array__(self, dtype: np.dtype | None = None, copy: bool | None = None) -> np.ndarray:
-        joined = self.parts[0] if len(self.parts) == 1 else np.concatenate(self.parts)
+        parts = [np.asarray(part) for part in self.parts]
+        joined = parts[0] if len(parts) == 1 else np.concatenate(parts)
         return np.array(joined, dtype=dtype, copy=copy)
 
     def __repr__(self) -> str:
@@ -109,7 +91,8 @@ def write_shards(
 
     Units: `tokens_per_shard` counts ids, of 2 bytes each where vocab_size <= 65536, else 4.
 
-    Raises: InputError where there are no ids, an id is not an integer in [0, vocab_size), or an argument is wrong.
+    Raises: InputError where there are no ids, an id is not an integer in [0, vocab_size), an argument is wrong, or the
+    folder cannot be written.
     """
     if not 1 <= vocab_size <= 1 << 32:
         raise InputError(f"write_shards: vocab_size is {vocab_size}, expected 1 to 2**32; ids take 32 bits at most")
@@ -120,21 +103,34 @@ def write_shards(
     if tokens_per_shard < 1:
         raise InputError(f"write_shards: tokens_per_shard is {tokens_per_shard}, expected 1 or more")
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    ids = iter(ids)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        sweep(folder)
+        return _write_shards(folder, name, iter(ids), vocab_size, fingerprint, tokens_per_shard)
+    except OSError as error:
+        raise InputError(
+            f"write_shards: cannot write {folder} ({error.strerror}); choose another folder, or make room"
+        ) from None
+
+
+def _write_shards(
+    folder: Path, name: str, ids: Iterator[int], vocab_size: int, fingerprint: str, tokens_per_shard: int
+) -> list[Path]:
     written = 0
     temporary: list[Path] = []
     try:
         for first in ids:  # an id is left, so another shard follows, which takes its other ids from the same iterator
-            temporary.append(folder / f".{name}_{len(temporary):05d}.{os.getpid()}.tmp")
+            temporary.append(unfinished_name(folder / f"{name}_{len(temporary):05d}.bin"))
             shard = itertools.islice(itertools.chain([first], ids), tokens_per_shard)
-            with open(temporary[-1], "wb") as file:
+            with open(temporary[-1], "w+b") as file:
                 written += _write_shard(file, shard, vocab_size, fingerprint, written)
+            sync(temporary[-1])
         if not temporary:
             raise InputError(f"write_shards: there are no ids for {folder / name}; check the text they come from")
         paths = [folder / f"{name}_{number:05d}.bin" for number in range(len(temporary))]
         for part, path in zip(temporary, paths, strict=True):
             os.replace(part, path)
+        sync(folder)
     finally:
         for part in temporary:
             part.unlink(missing_ok=True)
@@ -150,21 +146,8 @@ def _write_shard(file: BinaryIO, ids: Iterator[int], vocab_size: int, fingerprin
     while chunk := list(itertools.islice(ids, CHUNK)):
         file.write(_checked(chunk, vocab_size, position + count).astype(dtype_for(vocab_size)).tobytes())
         count += len(chunk)
-    file.seek(0)
-    file.write(shard_header(count, vocab_size, fingerprint))
+    seal_shard(file, count, vocab_size, fingerprint)
     return count
-
-
-def dtype_for(vocab_size: int) -> np.dtype:
-    """The dtype of the ids in a shard, which is the smaller one where all ids fit into it."""
-    return DTYPES[2 if vocab_size <= 1 << 16 else 4]
-
-
-def shard_header(count: int, vocab_size: int, fingerprint: str) -> bytes:
-    """The header of a shard with so many ids, HEADER_BYTES long."""
-    code = dtype_for(vocab_size).itemsize
-    fields = FIELDS.pack(MAGIC, VERSION, code, count, vocab_size, fingerprint.encode())
-    return fields + struct.pack("<I", zlib.crc32(fields))
 
 
 def _checked(chunk: list[int], vocab_size: int, position: int) -> np.ndarray:
@@ -183,18 +166,19 @@ def _checked(chunk: list[int], vocab_size: int, position: int) -> np.ndarray:
 
 
 def open_tokens(paths: str | Path | Iterable[str | Path], fingerprint: str | None = None) -> Tokens:
-    """Map one shard or several into memory, in the given order, as one sequence of token ids.
+    """Open one shard or several, in the given order, as one sequence of token ids.
 
     With a `fingerprint`, the shards must come from that tokenizer; without, all from the same one.
-    Only the headers are read. Each shard holds one file descriptor.
+    Only the headers are read, and the checksums; ids are read when they are used, and checked then. Each shard holds
+    one file descriptor.
 
     Raises: InputError for a file that is missing, not a shard, of another version, damaged in its header, cut short, or
-    from another tokenizer.
+    from another tokenizer; when ids are read, for some that do not have their checksum.
     """
     files = [Path(paths)] if isinstance(paths, str | Path) else [Path(path) for path in paths]
     if not files:
         raise InputError("open_tokens: the list of paths is empty; give the paths that write_shards returned")
-    shards = [_open_shard(file) for file in files]
+    shards = [open_shard(file) for file in files]
     vocab_size = shards[0].vocab_size
     fingerprint = shards[0].fingerprint if fingerprint is None else fingerprint
     for file, shard in zip(files, shards, strict=True):
@@ -204,51 +188,3 @@ def open_tokens(paths: str | Path | Iterable[str | Path], fingerprint: str | Non
                 f"expected tokenizer {fingerprint} with {vocab_size}; encode the text again with this tokenizer"
             )
     return Tokens([shard.ids for shard in shards], vocab_size)
-
-
-class _Shard(NamedTuple):
-    ids: np.ndarray
-    vocab_size: int
-    fingerprint: str
-
-
-def _open_shard(path: Path) -> _Shard:
-    try:
-        with open(path, "rb") as file:
-            header = file.read(HEADER_BYTES)
-        size = path.stat().st_size
-    except OSError as error:
-        raise InputError(f"open_tokens: cannot read {path} ({error}); make shards with write_shards") from error
-    if not header.startswith(MAGIC):
-        raise InputError(
-            f"open_tokens: {path} is not a token shard: it starts with {header[:8]!r}, expected {MAGIC!r}; "
-            "make shards with write_shards"
-        )
-    if size < HEADER_BYTES:
-        raise InputError(
-            f"open_tokens: {path} is cut short: it has {size} bytes, and the header alone has {HEADER_BYTES}; "
-            "copy or write it again"
-        )
-    _, version, code, count, vocab_size, fingerprint = FIELDS.unpack(header[: FIELDS.size])
-    if version != VERSION:  # before the checksum, which another version may keep elsewhere
-        raise InputError(
-            f"open_tokens: {path} has format version {version}, expected {VERSION}; write it again with this minillm"
-        )
-    stored, computed = int.from_bytes(header[FIELDS.size :], "little"), zlib.crc32(header[: FIELDS.size])
-    if stored != computed:
-        raise InputError(
-            f"open_tokens: the header of {path} is damaged: its checksum says {stored:08x}, but its bytes give "
-            f"{computed:08x}; copy or write it again"
-        )
-    if code not in DTYPES:
-        raise InputError(
-            f"open_tokens: {path} has dtype code {code}, expected 2 (uint16) or 4 (uint32); write it again"
-        )
-    if size != HEADER_BYTES + count * code:
-        raise InputError(
-            f"open_tokens: {path} has {size} bytes, but its header promises {HEADER_BYTES + count * code} "
-            f"({count} ids of {code} bytes); copy or write it again"
-        )
-    ids: np.ndarray = np.memmap(path, DTYPES[code], mode="r", offset=HEADER_BYTES, shape=(count,))
-    ids = ids.view(np.ndarray)  # faster to slice than a memmap
-    return _Shard(ids, vocab_size, fingerprint.decode("latin-1"))
