@@ -31,6 +31,7 @@ from minillm.parallel.place import TIMEOUT, Place
 from minillm.parallel.rendezvous import GRACE, OTHER_FAILED, Job, describe, join
 from minillm.parallel.segments import attach_to, create_segment
 from minillm.parallel.shared_memory import SharedMemoryCommunicator
+from minillm.parallel.stopping import stopping_signals
 
 TOLD = GRACE + 1.0  # seconds that ranks have to end by themselves when one has failed
 TERMINATED = 1.5  # seconds that they have after SIGTERM, before SIGKILL
@@ -383,17 +384,17 @@ def _signal(ranks: list[Started], number: int) -> None:
 
 @contextlib.contextmanager
 def _handing_on(ranks: list[Started]) -> Iterator[None]:
-    """Within, Ctrl-C and SIGTERM go to every rank, which know what to do: save, and end."""
+    """While entered, the signals that stop a training go to every rank, which know what to do: save, and end."""
     times = 0
 
     def hand_on(number: int, frame: Any) -> None:
         nonlocal times
-        times += 1
+        times += number in (signal.SIGINT, signal.SIGTERM)  # a closed terminal sends SIGHUP more than once
         _signal(ranks, number if times < 3 else signal.SIGKILL)
 
     before = {}
     if threading.current_thread() is threading.main_thread():  # only there may handlers be set
-        before = {number: signal.signal(number, hand_on) for number in (signal.SIGINT, signal.SIGTERM)}
+        before = {number: signal.signal(number, hand_on) for number in stopping_signals()}
     try:
         yield
     finally:

@@ -106,13 +106,15 @@ def _prepare(config: TrainConfig, resume: Path | None, world: Communicator, run:
             )
         if run:
             run.go_on(config, state.step)
+            if state.line and state.step not in [record["step"] for record in run.metrics()[-1:]]:
+                run.add_metrics(state.line)
     elif run:
         run.go_on(config, -1, kept)
     elif leads:
         run = Run.create(config, task.tokenizer, kept)
     folder = broadcast_bytes(world, os.fsencode(run.folder) if run else b"")
     run = run or Run(Path(os.fsdecode(folder)), config, task.tokenizer)
-    state = state._replace(choice=choice.to_json(), ranks=world.size)
+    state = state._replace(choice=choice.to_json(), ranks=world.size, line=None)
     return Prepared(run, task, model, optimizer, state, choice, sentences)
 
 

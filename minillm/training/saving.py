@@ -32,6 +32,7 @@ class State(NamedTuple):
     worse: int = 0  # validations since the best one
     choice: dict[str, Any] | None = None  # how work is cut (a tuning.Choice as JSON), on so many
     ranks: int = 1
+    line: dict[str, Any] | None = None  # of metrics.jsonl, where a stopped run was saved before it was validated
 
     def after_step(self, tokens: int, seconds: float) -> State:
         """The state one step later."""
@@ -129,7 +130,7 @@ def read_latest(run: Run, task: Task) -> Checkpoint:
         raise CheckpointError(
             f"train: {path} belongs to another run, with other settings or another tokenizer; put this run's own back"
         )
-    lately = {"choice", "ranks", "worse", "run"}  # older runs have none
+    lately = {"choice", "ranks", "worse", "line", "run"}  # older runs have none
     if missing := {"corpus", "random", *State._fields} - lately - content.keys():
         raise CheckpointError(
             f"train: {path} lacks {', '.join(sorted(missing))}, so `minillm train` did not write it; "
