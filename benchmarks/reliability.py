@@ -19,6 +19,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 SECTIONS = {  # a file of tests/reliability/, with the number of trials that its table stands for
     "corruption": 2000,
     "kills": 200,
+    "stops": 60,
     "disk": 1,
     "fuzz": 20000,
     "wrong_types": 1,

@@ -31,12 +31,15 @@ class Ended(NamedTuple):
 class Killer:
     """Counts the calls of this process that change a folder, and kills the process before the one of this number.
 
+    signals: what is sent instead of SIGKILL, one before this call and the others before the next calls.
     torn: what is written by that call is half there: the file that `fsync` was called for has lost its second half, or
     half a line was written to the file that was opened to append to.
     """
 
-    def __init__(self, folder: Path, number: int | None, torn: bool = False):
-        self.folder, self.number, self.torn = os.fspath(folder), number, torn
+    def __init__(
+        self, folder: Path, number: int | None, torn: bool = False, signals: tuple[int, ...] = (signal.SIGKILL,)
+    ):
+        self.folder, self.number, self.torn, self.signals = os.fspath(folder), number, torn, signals
         self.count = 0
         self.sync = os.fsync
         os.fsync = self._fsync
@@ -56,22 +59,27 @@ class Killer:
 
     def _count(self, path: str) -> None:
         self.count += 1
-        if self.count != self.number:
+        if self.number is None or not 0 <= self.count - self.number < len(self.signals):
             return
         if self.torn and path.endswith(".jsonl"):
             number = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
             os.write(number, TORN)
         elif self.torn and path:
             os.truncate(path, os.path.getsize(path) // 2)
-        os.kill(os.getpid(), signal.SIGKILL)
+        os.kill(os.getpid(), self.signals[self.count - self.number])
 
 
 def child(
-    work: Callable[[], Any], folder: Path, number: int | None = None, torn: bool = False, seconds: float | None = None
+    work: Callable[[], Any],
+    folder: Path,
+    number: int | None = None,
+    torn: bool = False,
+    signals: tuple[int, ...] = (signal.SIGKILL,),
+    seconds: float | None = None,
 ) -> Ended:
     """Run a function in a forked child, and wait for its end.
 
-    number, torn: see Killer. seconds: kill it when they are over.
+    number, torn, signals: see Killer. seconds: kill it when they are over.
     """
     told = folder.parent / f"{folder.name}.told"
     process = os.fork()
@@ -82,7 +90,7 @@ def child(
             sys.stdout = sys.stderr = file  # pytest's are others
             status = 1
             try:
-                Killer(folder.parent, number, torn)
+                Killer(folder.parent, number, torn, signals)
                 work()
                 status = 0
             except SystemExit as error:

@@ -10,7 +10,7 @@ import pytest
 
 from minillm.cli import main
 from minillm.files import UNFINISHED, sweep, unfinished_name, writing
-from tests.reliability import kills
+from tests.reliability import kills, stops
 from tests.reliability.killer import calls_of, child
 from tests.reliability.row import Row
 
@@ -39,6 +39,12 @@ def test_killed_trainings_go_on_to_the_same_end(place: Path) -> None:
 def test_killed_commands_can_be_given_again(place: Path) -> None:
     main(["train", "--data", str(place / "text.txt"), *kills.TRAIN, "--out", str(place / "whole" / "run")])
     check(kills.kills_of_commands(place, 8))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("times", [1, 2, 3])
+def test_a_training_goes_on_whenever_it_was_stopped(place: Path, times: int) -> None:
+    check([stops.stops_of_training(place, times, 4)])
 
 
 def test_a_killed_writer_leaves_the_old_file_and_the_next_writer_takes_its_rest_away(tmp_path: Path) -> None:
