@@ -108,6 +108,8 @@ def _prepare(config: TrainConfig, resume: Path | None, world: Communicator, run:
             run.go_on(config, state.step)
             if state.line and state.step not in [record["step"] for record in run.metrics()[-1:]]:
                 run.add_metrics(state.line)
+            if missing := run.missing_lines(state.step):
+                sentences.append(f"metrics.jsonl has no line of {counted(missing, 'step')} of the {state.step} so far")
     elif run:
         run.go_on(config, -1, kept)
     elif leads:
