@@ -23,7 +23,6 @@ from minillm.training.stop import AGAIN, TOLD
 from minillm.training.trainer import train
 
 
-
 @pytest.fixture
 def config(tmp_path: Path) -> TrainConfig:
     """A run of 8 steps that saves after each second one."""
