@@ -61,12 +61,13 @@ class Killer:
         self.count += 1
         if self.number is None or not 0 <= self.count - self.number < len(self.signals):
             return
+        sent = self.signals[self.count - self.number]  # what follows is counted too
         if self.torn and path.endswith(".jsonl"):
             number = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
             os.write(number, TORN)
         elif self.torn and path:
             os.truncate(path, os.path.getsize(path) // 2)
-        os.kill(os.getpid(), self.signals[self.count - self.number])
+        os.kill(os.getpid(), sent)
 
 
 def child(
