@@ -176,11 +176,11 @@ def train_on_ranks(communicator, folder: Path, out: str) -> None:
         train(settings(folder, out, 3), communicator=communicator, progress=False)
 
 
-class _silent:  # noqa: N801
+class _silent:
     """Without what a training shows, which is not looked at here."""
 
     def __enter__(self) -> None:
-        self.before, sys.stdout = sys.stdout, open(os.devnull, "w")  # noqa: SIM115
+        self.before, sys.stdout = sys.stdout, open(os.devnull, "w")
 
     def __exit__(self, *_: object) -> None:
         sys.stdout.close()

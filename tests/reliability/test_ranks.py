@@ -66,7 +66,7 @@ def test_shared_memory_without_room(monkeypatch):
 
 
 def test_a_wait_that_was_stopped_itself_waits_on(monkeypatch):
-    """A job that is stopped whole, for longer than its timeout, goes on: the time that it stood still does not count."""
+    """A job that is stopped whole, for longer than its timeout, goes on: time that it stood does not count."""
     memory = segments.create_segment(2)
     communicator = shared_memory.SharedMemoryCommunicator(0, (0, 1), memory, timeout=5.0)
     now, calls = 1000.0, 0

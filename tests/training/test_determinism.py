@@ -1,4 +1,4 @@
-"""One seed gives the same bytes: in another process, on other numbers of threads, under other hash seeds and Pythons."""
+"""One seed gives the same bytes in other processes, on more threads, under other hash seeds and Pythons."""
 
 from __future__ import annotations
 
