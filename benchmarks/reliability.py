@@ -25,7 +25,7 @@ SECTIONS = {  # a file of tests/reliability/, with the number of trials that its
     "wrong_types": 1,
     "command_line": 2000,
     "ranks": 40,
-    "long_runs": 1,
+    "long_runs": 1000,
 }
 
 
