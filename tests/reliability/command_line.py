@@ -26,7 +26,22 @@ from tests.reliability.row import Row
 
 SECONDS = 10
 MEMORY = 2 << 30  # bytes
-NUMBERS = ("x", "", "1.5.2", "1e", "0x10", "١٢", "--", "\udcff", "²", "1e18", "9" * 30, "-" + "9" * 30, "NaN", "12 monkeys")
+NUMBERS = (
+    "x",
+    "",
+    "1.5.2",
+    "1e",
+    "0x10",
+    "١٢",
+    "--",
+    "\udcff",
+    "²",
+    "1e18",
+    "9" * 30,
+    "-" + "9" * 30,
+    "NaN",
+    "12 monkeys",
+)
 NOT_WHOLE = ("1.5", "1e3", "inf", "-inf", "true")
 ABSURD = ("1e18", "9" * 25, "-1" + "0" * 25)
 # What a trial gives to a command before the wrong words, so that these and nothing else are refused.
@@ -37,6 +52,7 @@ SIZES = {
     "plan": (["gpt2"], ("--layers", "--channels", "--context", "--vocab-size", "--batch-size")),
     "profile": (["--preset", "nano"], ("--layers", "--channels", "--batch-size", "--context", "--vocab-size")),
 }
+MAY_BE_MISSING = ("--folder",)  # of the exercises, which `exercise list` only looks for
 LARGE = ("1000000", "100000000", "2000000000", "1000000000000", "1e18", "9" * 20)
 
 
@@ -53,18 +69,20 @@ def wrong_value(option: Option, draw: random.Random, folder: Path) -> str | None
         return draw.choice(NUMBERS[:7] + NUMBERS[8:] + NOT_WHOLE + ABSURD) if not option.unit else "x"
     if option.kind is float:
         return draw.choice(NUMBERS[:5] + NUMBERS[8:9] + ("12 monkeys",))
+    if option.kind is Path and option.name in MAY_BE_MISSING:
+        return ""
     if option.kind is Path:
         return draw.choice(["", f"{folder}/missing/x", f"{folder}/binary", f"{folder}/a\0b", "\udcff" * 300])
     return None
 
 
-def wrong_call(draw: random.Random, folder: Path) -> tuple[str, list[str]]:
+def wrong_call(draw: random.Random, folder: Path, sizes: bool) -> tuple[str, list[str]]:
     """What is wrong, and the words of a call."""
     command = draw.choice(list(cli.COMMANDS))
     words, options = command.split(), described(command)
     named = [option for option in options if not option.positional]
     kinds = ["unknown option", "missing value", "wrong value", "misspelt command", "file", "size", "flag with a value"]
-    kind = draw.choice(kinds)
+    kind = draw.choice([one for one in kinds if sizes or one != "size"])
     if kind == "size":
         command = draw.choice(list(SIZES))
         given, names = SIZES[command]
@@ -74,13 +92,14 @@ def wrong_call(draw: random.Random, folder: Path) -> tuple[str, list[str]]:
         return kind, [spoilt, *draw.sample(["--help", "", "1", "--seed"], 2)][:2]
     if kind == "unknown option":
         near = draw.choice(named).name if named else "--seed"
-        name = draw.choice([near + "s", near.replace("-", "") + "x", "--" + near[3:] + "q", "--\udcff", "-q", "--ü=1", "-\n"])
+        name = draw.choice(
+            [near + "s", near.replace("-", "") + "x", "--" + near[3:] + "q", "--\udcff", "-q", "--ü=1", "-\n"]
+        )
         return kind, draw.choice([[*words, name, "1"], [*words, "x", name], [*words, name]])
     if kind == "file":
         which = draw.choice(["missing", "empty", "binary", "directory", "a\0b", "", "\udcff", "x" * 5000, "text.json"])
         path = which if which in ("", "\udcff") or "\0" in which or len(which) > 99 else f"{folder}/{which}"
-        places = [option for option in options if option.positional] or [None]
-        if places == [None]:
+        if not any(option.positional for option in options):
             return kind, [*words, "--init" if command == "train" else "--model", path]
         return kind, [*words, path, *(["--out", f"{folder}/missing/a/b"] if draw.random() < 0.3 else [])]
     valued = [option for option in named if option.kind is not bool]
@@ -106,8 +125,9 @@ def ending(words: list[str]) -> tuple[int, str]:
                 os.dup2(errors.fileno(), 2)
                 os.dup2(os.open(os.devnull, os.O_RDWR), 1)
                 os.dup2(1, 0)
-                sys.stderr = io.TextIOWrapper(open(2, "wb", buffering=0, closefd=False), "utf-8", "backslashreplace")
-                sys.stdout, sys.stdin = open(1, "w", closefd=False), open(0, closefd=False)
+                sys.stderr = io.TextIOWrapper(io.FileIO(2, "w", closefd=False), "utf-8", "backslashreplace")
+                sys.stdout = io.TextIOWrapper(io.FileIO(1, "w", closefd=False), "utf-8")
+                sys.stdin = io.TextIOWrapper(io.FileIO(0, closefd=False), "utf-8")
                 size = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
                 resource.setrlimit(resource.RLIMIT_AS, (size + MEMORY, size + MEMORY))
                 signal.signal(signal.SIGALRM, signal.SIG_DFL)
@@ -147,20 +167,24 @@ def fault(status: int, errors: str, words: list[str]) -> str:
     return ""
 
 
-def trials(count: int, folder: Path, seed: int = 0) -> dict[str, list[str]]:
-    """Give `count` wrong calls; returns for each kind the faults, an empty text for a call that was refused rightly."""
+def trials(count: int, folder: Path, seed: int = 0, sizes: bool = True) -> dict[str, list[str]]:
+    """Give `count` wrong calls; returns for each kind the faults, an empty text for a call that was refused rightly.
+
+    sizes: also give sizes that no machine has.
+    """
     (folder / "empty").touch()
     (folder / "binary").write_bytes(bytes(range(256)) * 8)
     (folder / "text.json").write_text('{"a": [1, 2')
     (folder / "directory").mkdir()
     for command in cli.COMMANDS:
         cli.function_of(command)  # loads what the processes of the trials then have
-    draw, ended = random.Random(seed), {}
+    draw = random.Random(seed)
+    ended: dict[str, list[str]] = {}
     here = Path.cwd()
     os.chdir(folder)
     try:
         for _ in range(count):
-            kind, words = wrong_call(draw, folder)
+            kind, words = wrong_call(draw, folder, sizes)
             told = fault(*ending(words), words)
             ended.setdefault(kind, []).append(f"minillm {' '.join(words)[:120]!r}: {told}" if told else "")
     finally:
