@@ -57,6 +57,7 @@ FLOORS = {  # the longest name that fits counts
     "minillm.ops": 4,
     "minillm.losses": 5,
     "minillm.nn": 5,
+    "minillm.finite": 4,
     "minillm.optim": 5,
     "minillm.testing": 5,
     "minillm.models": 6,
