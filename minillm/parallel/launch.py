@@ -114,8 +114,9 @@ def run_rank(function: Callable[[Communicator], Any], device: str = "cpu", comma
             function(here)
     except BaseException as error:
         if job is not None and (told := job.told()) is not None:
-            if place.rank == 0 or KILLED in told or "MINILLM_LIFELINE" not in os.environ:
-                _print_error(place.rank, told)  # under our own launcher rank 0 tells it for all
+            alone = "MINILLM_LIFELINE" not in os.environ or told.startswith(f"rank 0 failed: {KILLED}")
+            if place.rank == 0 or alone:
+                _print_error(place.rank, told)  # under our own launcher rank 0, if it lives, tells it for all
             raise SystemExit(OTHER_FAILED) from None
         if place.rank == 0 or isinstance(error, SystemExit):
             raise
