@@ -11,6 +11,7 @@ import contextlib
 import os
 import re
 import shutil
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -74,6 +75,20 @@ def is_alive(process: int) -> bool:
     except PermissionError:  # it is another person's
         return True
     return True
+
+
+def check_is_file(function: str, path: str | os.PathLike[str], kind: type[MinillmError] = InputError) -> None:
+    """Raise an error of this kind for a pipe, a device or a socket; what is not there is for who opens it.
+
+    To open a pipe waits for who writes into it, perhaps for ever, and a device such as /dev/zero has no end.
+    """
+    try:
+        mode = os.stat(path).st_mode
+    except (OSError, ValueError):
+        return
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+        what = "pipe" if stat.S_ISFIFO(mode) else "socket" if stat.S_ISSOCK(mode) else "device"
+        raise kind(f"{function}: {path} is a {what}, which cannot be read as a file; write what it gives into a file")
 
 
 def check_folder_of(function: str, option: str, path: Path) -> None:
