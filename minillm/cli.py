@@ -49,6 +49,7 @@ COMMANDS = {  # the file in minillm/commands of each
     "exercise check": "exercise",
     "exercise hint": "exercise",
     "convert": "convert",
+    "verify": "verify",
     "diff": "diff",
     "describe": "describe",
     "plan": "plan",

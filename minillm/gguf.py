@@ -26,6 +26,7 @@ from minillm.models.llama import Llama, LlamaConfig, rows_in_hugging_face
 from minillm.nn import uninitialized
 from minillm.ops.rope_table import RopeScaling, interleaved_to_half
 from minillm.pretrained import SavedWith, keep
+from minillm.stored import check_weights_are_numbers
 from minillm.tokenizers import BPETokenizer, SentencePieceBPE
 from minillm.weights import build_model, check_weights, pieces
 
@@ -71,6 +72,7 @@ def load_gguf(path: str | Path, dtype: Any = "float32") -> Llama:
     interleaved = fields["general.architecture"] == "llama"
     for part in parts:
         _read(tensors[part.name], part.rows, part.name)
+        check_weights_are_numbers(f"load: {path}", part.name, part.rows)
         if interleaved and part.name.partition(".attn_")[2][:1] in ("q", "k"):
             part.rows[...] = interleaved_to_half(part.rows, config.size_of_head)
     if as_dtype(dtype) != np.float32:

@@ -315,11 +315,9 @@ def open_start(path: str, folder: Path) -> OpenedModel:
 
 def _checkpoint(run: Run, name: str | None) -> Checkpoint:
     """The checkpoint of this name, or the best one, or the last."""
-    from minillm.checkpoint import load_checkpoint
-
     names = ("best", "last") if name is None else (name,)
     there = [name for name in names if run.checkpoint(name).exists()]
-    return load_checkpoint(run.checkpoint((there or names)[0]), moments=False)
+    return run.read_checkpoint(run.checkpoint((there or names)[0]), moments=False)
 
 
 def _opened_adapter(place: Place, dtype: Any) -> OpenedModel:

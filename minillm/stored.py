@@ -166,25 +166,26 @@ def _header(path: Path) -> dict[str, Stored]:
         checksum = sums.get(name)
         for old, new in OLD_NAMES.items():
             name = name.replace(old, new)
-        dtype = (
-            as_dtype(DTYPES[entry["dtype"]]) if entry["dtype"] in DTYPES else np.dtype(np.void)
-        )  # an unsupported dtype
-        stored[name] = Stored(path, 8 + length + entry["data_offsets"][0], dtype, tuple(entry["shape"]), name, checksum)
+        begin, end = entry["data_offsets"]
+        size = (end - begin) // max(1, math.prod(entry["shape"]))
+        # an unsupported dtype is bytes
+        dtype = as_dtype(DTYPES[entry["dtype"]]) if entry["dtype"] in DTYPES else np.dtype(f"V{size}")
+        stored[name] = Stored(path, 8 + length + begin, dtype, tuple(entry["shape"]), name, checksum)
     return stored
 
 
 def check(source: Stored) -> None:
     """Read an array through, a piece at a time, and raise CheckpointError as `read` does; nothing is kept."""
-    size = math.prod(source.shape)
-    if source.dtype.kind != "V" or source.dtype.name == "bfloat16":
-        found, step = 0, PIECE // source.dtype.itemsize
-        with open(source.path, "rb") as file:
-            file.seek(source.offset)
-            for start in range(0, size, step):
-                piece = np.fromfile(file, source.dtype, min(step, size - start))
+    size, found = math.prod(source.shape), 0
+    step = PIECE // max(1, source.dtype.itemsize)
+    with open(source.path, "rb") as file:
+        file.seek(source.offset)
+        for start in range(0, size, step):
+            piece = np.fromfile(file, source.dtype, min(step, size - start))
+            if source.dtype.kind == "f" or source.dtype.name == "bfloat16":
                 check_weights_are_numbers(f"load: {source.path}", source.name, piece)
-                found = crc32(piece, found)
-        check_sum(source, found)
+            found = crc32(piece, found)
+    check_sum(source, found)
 
 
 def check_sum(source: Stored, found: int) -> None:

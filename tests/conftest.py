@@ -29,11 +29,13 @@ settings.load_profile("shared machine")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Tests that download a model run only when they are asked for."""
-    if "real" not in config.option.markexpr:
-        for item in items:
-            if item.get_closest_marker("real"):
-                item.add_marker(pytest.mark.skip(reason="downloads a model; run with pytest -m real"))
+    """Tests that download a model, and slow ones, run only when they are asked for; a file's name asks for slow ones."""
+    named = any(".py" in argument for argument in config.invocation_params.args)
+    for item in items:
+        if item.get_closest_marker("real") and "real" not in config.option.markexpr:
+            item.add_marker(pytest.mark.skip(reason="downloads a model; run with pytest -m real"))
+        if item.get_closest_marker("slow") and not (named or config.option.markexpr):
+            item.add_marker(pytest.mark.skip(reason='slow; run with pytest -m slow, or all with -m "slow or not slow"'))
 
 
 @pytest.fixture(scope="session")

@@ -80,6 +80,7 @@ FLOORS = {  # the longest name that fits counts
     "minillm.resolver": 7,
     "minillm.beside": 7,
     "minillm.export": 8,
+    "minillm.verify": 8,
     "minillm": 8,  # the public names
     "minillm.training": 7,
     "minillm.study": 8,

@@ -105,6 +105,8 @@ def _prepare(config: TrainConfig, resume: Path | None, world: Communicator, run:
                 f"train: steps is {config.steps}, but {resume} has done {state.step} already; give --steps above that"
             )
         if run:
+            if missing := run.missing_lines(state.step):
+                sentences.append(f"metrics.jsonl has no line of {counted(missing, 'step')} of the {state.step} so far")
             run.go_on(config, state.step)
     elif run:
         run.go_on(config, -1, kept)

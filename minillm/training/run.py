@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from minillm.backend import Array
-from minillm.checkpoint import save_checkpoint
+from minillm.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from minillm.checksums import KEY, sealed, unsealed
 from minillm.errors import CheckpointError, InputError
 from minillm.files import sweep, sync, unfinished_name, writing
@@ -114,7 +114,10 @@ class Run:
         content = {name: value for name, value in written.items() if name != KEY}
         content.setdefault("format", 1)  # runs of the first format have no such key
         id, fingerprint = (content.pop(name, "") for name in ("run", "tokenizer_fingerprint"))
-        config = TrainConfig.from_json(content)
+        try:
+            config = TrainConfig.from_json(content)
+        except CheckpointError as error:
+            raise CheckpointError(f"{error}, in {path}") from None
         if unsealed(written) is None:
             raise CheckpointError(
                 f"{path} is not as it was written: it is damaged, or was changed by hand; restore it from a copy, or "
@@ -166,6 +169,19 @@ class Run:
         """The path of a checkpoint: `last` or `best`."""
         return self.folder / "checkpoints" / f"{name}.safetensors"
 
+    def read_checkpoint(self, path: Path, moments: bool = True) -> Checkpoint:
+        """Read a checkpoint of this run, or the arrays of Task.begin.
+
+        Raises: CheckpointError for a damaged file, and for one of another run.
+        """
+        checkpoint = load_checkpoint(path, moments)
+        if self.id and checkpoint.state.get("run", self.id) != self.id:
+            raise CheckpointError(
+                f"train: {path} belongs to another run, with other settings or another tokenizer; put this run's own "
+                "back, or use another checkpoint of the run"
+            )
+        return checkpoint
+
     def latest(self) -> Path | None:
         """The checkpoint to go on from: the last, or the best where a kill left no other; None before the first."""
         return next((path for path in map(self.checkpoint, ("last", "best")) if path.exists()), None)
@@ -207,6 +223,10 @@ class Run:
         """The damaged lines of metrics.jsonl and watch.jsonl, each by its file and its number, from 1."""
         names = "metrics.jsonl", "watch.jsonl"
         return [(name, number) for name in names for number in self._lines(name)[1]]
+
+    def missing_lines(self, step: int) -> int:
+        """The number of steps up to this one that metrics.jsonl has no line of."""
+        return step - len({record["step"] for record in self.metrics()} & set(range(1, step + 1)))
 
     def _lines(self, name: str) -> tuple[list[dict[str, Any]], list[int]]:
         """The records of a file, and the numbers of its damaged lines."""
@@ -280,7 +300,7 @@ def read_records(path: Path, owner: str = "") -> tuple[list[dict[str, Any]], lis
             content = json.loads(line)
         except (ValueError, RecursionError):
             content = None
-        record = unsealed(content, owner) if isinstance(content, dict) else None
+        record = unsealed(content, owner) if isinstance(content, dict) and (KEY in content or not owner) else None
         if record is not None and isinstance(record.get("step"), int):
             records.append(record)
         elif line and number < len(lines):

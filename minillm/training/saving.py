@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from minillm import random
 from minillm.backend import Array
-from minillm.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from minillm.checkpoint import Checkpoint, save_checkpoint
 from minillm.errors import CheckpointError
 from minillm.files import writing
 from minillm.lora import base_checksum, is_lora
@@ -96,17 +96,17 @@ def restore(run: Run | None, model: Any, optimizer: Optimizer, task: Task, world
 
 def kept_arrays(run: Run | None, world: Communicator) -> dict[str, Array]:
     """The arrays that a task keeps in its run (see Task.begin), on every rank; run: on rank 0, None on the others."""
-    return broadcast_arrays(world, load_checkpoint(run.kept).model if run and run.kept.is_file() else {})
+    return broadcast_arrays(world, run.read_checkpoint(run.kept).model if run and run.kept.is_file() else {})
 
 
 def whole_checkpoint(run: Run, path: Path) -> Checkpoint:
     """The checkpoint in a file of the run. Raises: CheckpointError if it is damaged, with what to do about it."""
     try:
-        return load_checkpoint(path)
+        return run.read_checkpoint(path)
     except CheckpointError as damage:
         best = run.checkpoint("best")
         try:
-            step = load_checkpoint(best).state["step"] if path != best else None
+            step = run.read_checkpoint(best).state["step"] if path != best else None
         except (CheckpointError, KeyError):
             step = None
         if step is None:
@@ -125,10 +125,6 @@ def read_latest(run: Run, task: Task) -> Checkpoint:
     path = run.latest() or run.checkpoint("last")
     checkpoint = whole_checkpoint(run, path)
     content = checkpoint.state
-    if run.id and content.get("run", run.id) != run.id:
-        raise CheckpointError(
-            f"train: {path} belongs to another run, with other settings or another tokenizer; put this run's own back"
-        )
     lately = {"choice", "ranks", "worse", "run"}  # older runs have none
     if missing := {"corpus", "random", *State._fields} - lately - content.keys():
         raise CheckpointError(
