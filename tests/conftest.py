@@ -29,7 +29,7 @@ settings.load_profile("shared machine")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Tests that download a model, and slow ones, run only when they are asked for; a file's name asks for slow ones."""
+    """Tests that download a model, and slow ones, run when they are asked for; a file's name asks for slow ones."""
     named = any(".py" in argument for argument in config.invocation_params.args)
     for item in items:
         if item.get_closest_marker("real") and "real" not in config.option.markexpr:

@@ -101,6 +101,7 @@ def write_inputs(folder: Path, runs: SimpleNamespace) -> None:
     for name, change in {"wider": {"channels": 32}, "strange": {"layer": 2}}.items():
         config = json.loads((runs.char / "config.json").read_text())
         config["model"] |= change
+        del config["crc32"]  # as of a run that was changed by hand
         (folder / name / "checkpoints").mkdir(parents=True)
         (folder / name / "config.json").write_text(json.dumps(config))
         (folder / name / "tokenizer").symlink_to(runs.char / "tokenizer")

@@ -1,4 +1,4 @@
-"""Runs that were killed end as if nothing had happened; `benchmarks/reliability.py kills --count N` does it more often."""
+"""Runs that were killed end as if nothing had happened; `benchmarks/reliability.py kills` takes a --count."""
 
 from __future__ import annotations
 
