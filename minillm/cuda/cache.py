@@ -82,7 +82,9 @@ def _seal(path: Path) -> None:
         with path.open("ab") as file:
             file.write(_checksum(written))
     except OSError as error:
-        raise KernelError(f"Kernel: nothing was written to {path} ({error.strerror}); check the compiler") from None
+        raise KernelError(
+            f"Kernel: the compiler (g++ or NVRTC) wrote nothing to {path} ({error.strerror}); check that it works"
+        ) from None
 
 
 def _checksum(written: bytes) -> bytes:

@@ -370,8 +370,6 @@ def files_that_are_none(here: Place) -> tuple[int, list[str]]:
             ["diff", path, run],
             ["finetune", "sft", run, "--data", path, "--out", out],
             ["finetune", "dpo", run, "--data", path, "--out", out],
-            ["finetune", "classify", run, "--data", path, "--out", out],
-            ["finetune", "qa", run, "--data", path, "--out", out],
             ["data", "build", path, "--out", f"{out}-corpus"],
             ["data", "clean", path, "--out", f"{out}.jsonl"],
             ["data", "report", path],
