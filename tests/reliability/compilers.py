@@ -52,7 +52,9 @@ class Bench:
 
     def copying(self) -> str:
         """A script that says the true compiler's version, and hands out the library, whatever it is asked for."""
-        handing = f'for last; do :; done; cp {self.folder}/made.so "$last"; cat > {os.devnull}; echo . >> {self.folder}/ran'
+        handing = (
+            f'for last; do :; done; cp {self.folder}/made.so "$last"; cat > {os.devnull}; echo . >> {self.folder}/ran'
+        )
         return f'case "$*" in *--version*) echo "{emulate._compiler()}";; *) {handing};; esac'
 
     def use(self, before: Callable[[], Any] = lambda: None, own: bool = False) -> Ended:
@@ -81,8 +83,10 @@ class Bench:
 def trials(folder: Path) -> list[tuple[str, int, list[str]]]:
     """Every trial: what was tried, how often, and what was wrong."""
     bench = Bench(folder)
-    return [("a compiled kernel is damaged", *damaged(bench)), ("a cache cannot be written", *unwritable(bench))] + [
-        ("g++ is missing, broken or hanging", *broken(bench))
+    return [
+        ("a compiled kernel is damaged", *damaged(bench)),
+        ("a cache cannot be written", *unwritable(bench)),
+        ("g++ is missing, broken or hanging", *broken(bench)),
     ]
 
 

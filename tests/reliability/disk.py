@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import matplotlib.backends.backend_agg  # noqa: F401 - what commands use is loaded once, before processes are forked
+import matplotlib.backends.backend_agg
 import matplotlib.figure  # noqa: F401
 import numpy as np
 import safetensors.numpy  # noqa: F401
@@ -38,7 +38,7 @@ ERRORS = (errno.ENOSPC, errno.EROFS, errno.ENOENT, errno.EACCES, errno.EIO, errn
 STEPS = 4
 MODEL = "--layers 1 --channels 16 --heads 2 --context 16 --batch-size 2 --threads 1 --no-progress".split()
 LENGTH = f"--steps {STEPS} --warmup 1 --eval-every 2 --eval-batches 1 --sample-every 0".split()
-TEXT = "the cat sat on the mat and the dog sat on the log; " * 40
+TEXT = "The cat sat on the mat and the dog sat on the log;\n" * 40
 
 
 class Place(NamedTuple):
@@ -258,18 +258,22 @@ def shards_in_use(here: Place) -> tuple[int, list[str]]:
 def writers(here: Place, out: Path) -> dict[str, list[str]]:
     """A command for each kind of file that is written, with its place in or at `out`."""
     run, text = str(here.run), str(here.text)
-    return {
+    texts = here.folder / "texts"
+    texts.mkdir(exist_ok=True)
+    for number in range(12):
+        (texts / f"{number}.txt").write_text(f"{number} {TEXT}", encoding="utf-8")
+    commands = {
         "convert": ["convert", run, str(out / "model")],
         "tokenizer train": ["tokenizer", "train", str(out / "tokenizer"), "--data", text, "--vocab-size", "270"],
         "tokenizer encode": ["tokenizer", "encode", f"{run}/tokenizer", "--data", text, "--out", str(out / "shards")],
-        "data build": ["data", "build", text, "--out", str(out / "corpus"), "--skip", "clean", "--vocab-size", "270"]
-        + ["--processes", "1"],
+        "data build": ["data", "build", str(texts), "--out", str(out / "corpus"), "--skip", "clean,dedup"],
         "data extract": ["data", "extract", text, "--out", str(out / "found.jsonl"), "--processes", "1"],
         "step": ["step", run, "--text", "the cat", "--out", str(out / "step.html")],
         "eval": ["eval", run, "--data", text, "--out", str(out / "eval.json")],
-        "exercise start": ["exercise", "start", "softmax", "--folder", str(out / "exercises")],
-        "pipeline-picture": ["pipeline-picture", "--out", str(out / "pipeline.png")],
+        "exercise start": ["exercise", "start", "softmax-forward", "--folder", str(out / "exercises")],
     }
+    commands["data build"] += ["--validation", "0.4", "--vocab-size", "270", "--processes", "1"]
+    return commands
 
 
 def files_below(folder: Path) -> list[Path]:
@@ -304,9 +308,7 @@ def other_commands(here: Place, errors: int, every: int = 1) -> list[tuple[str, 
                 out.mkdir()
                 error, stays = ERRORS[(at // every + number) % len(ERRORS)], bool((at // every + number) % 2)
 
-                def write(
-                    at: int = at, error: int = error, stays: bool = stays, words: list[str] = words
-                ) -> None:
+                def write(at: int = at, error: int = error, stays: bool = stays, words: list[str] = words) -> None:
                     with Disk(out, at, error, stays).watched():
                         cli.main(words)
 
@@ -333,8 +335,8 @@ def other_commands(here: Place, errors: int, every: int = 1) -> list[tuple[str, 
     return rows
 
 
-def files_that_are_none(here: Place) -> tuple[int, list[str]]:
-    """A pipe, a device, a socket and a folder where a file is wanted, to read or to write."""
+def files_that_are_none(here: Place, every: int = 1) -> tuple[int, list[str]]:
+    """A pipe, a device, a socket and a folder where a file is wanted, to read or to write; each `every`-th trial."""
     odd = here.folder / "odd"
     odd.mkdir()
     os.mkfifo(odd / "pipe.jsonl")
@@ -375,13 +377,13 @@ def files_that_are_none(here: Place) -> tuple[int, list[str]]:
             ["data", "report", path],
         )
     ]
-    trials += [[*words, "--out", path] for path in paths[:4] for words in (
-        ["step", run, "--text", "the cat"], ["eval", run, "--data", str(here.text)], ["pipeline-picture"],
+    trials += [[*words, "--out", path] for path in (*paths[:2], "/dev/zero") for words in (
+        ["step", run, "--text", "the cat"], ["eval", run, "--data", str(here.text)],
         ["train", "--data", str(here.text), *MODEL, *LENGTH], ["data", "build", str(here.text)],
     )]  # fmt: skip
     trials += [["sample", str(place)] for place in (model, broken, odd / "pipe.gguf", model / "model.safetensors")]
     trials += [["train", "--resume", str(broken)], ["data", "build", str(odd / "missing.txt"), "--out", f"{out}-2"]]
-    found = []
+    found, trials = [], trials[::every]
     for words in trials:
         ended = command(words, seconds=20)
         wrong = ended.faults(*[word for word in words if "/" in word])

@@ -86,6 +86,8 @@ def _child(do: Callable[[], Any], before: Callable[[], Any], reading: int, writi
         output = io.TextIOWrapper(io.FileIO(2, "w", closefd=False), write_through=True)
         with contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
             try:
+                warnings.simplefilter("default")  # as in a process of its own, also where pytest collects them
+                warnings.showwarning = lambda message, kind, *_: print(f"{kind.__name__}: {message}")
                 before()
                 do()
                 status = 0
