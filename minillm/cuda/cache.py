@@ -21,7 +21,7 @@ from pathlib import Path
 
 from minillm.cuda.source import KernelError
 from minillm.errors import InputError
-from minillm.files import sweep, writing
+from minillm.files import is_alive, sweep, writing
 
 CHECKSUM_BYTES = 16
 _making = threading.Lock()  # one file is made at a time
@@ -95,7 +95,10 @@ def _checksum(written: bytes) -> bytes:
 def _temporary_folder() -> Path:
     """A folder of this process, which is taken away at its end."""
     try:
-        folder = tempfile.mkdtemp(prefix="minillm-kernels-")
+        for left in Path(tempfile.gettempdir()).glob("minillm-kernels-*-*"):  # by a process that was killed
+            if (process := left.name.split("-")[2]).isdigit() and not is_alive(int(process)):
+                shutil.rmtree(left, ignore_errors=True)
+        folder = tempfile.mkdtemp(prefix=f"minillm-kernels-{os.getpid()}-")
     except OSError as error:
         raise KernelError(
             f"Kernel: no folder for temporary files can be written ({error.strerror}); set TMPDIR to one that can"
