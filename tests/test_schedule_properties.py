@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -36,13 +37,10 @@ def check_shape(rates: list[float], warmup: int, total: int, peak: float, lowest
     slack = 1e-12 * peak
     assert all(0 < rate <= peak + slack for rate in rates[:warmup])
     assert all(lowest - slack <= rate <= peak + slack for rate in rates[warmup:])
-    assert all(after > before for before, after in zip(rates[:warmup], rates[1:warmup], strict=False))
+    assert all(after > before for before, after in pairwise(rates[:warmup]))
     after_warmup = rates[warmup:]
-    assert all(after <= before + slack for before, after in zip(after_warmup, after_warmup[1:], strict=False))
-    assert all(
-        abs(after - before) <= steepest + slack
-        for before, after in zip(rates[: total + 3], rates[1 : total + 3], strict=False)
-    )
+    assert all(after <= before + slack for before, after in pairwise(after_warmup))
+    assert all(abs(after - before) <= steepest + slack for before, after in pairwise(rates[: total + 3]))
 
 
 @given(settings=settings_of())

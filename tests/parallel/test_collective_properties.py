@@ -39,7 +39,7 @@ def collect(communicator, drawn):
     return results
 
 
-@pytest.mark.parametrize("size", [1, 2, 3])
+@pytest.mark.parametrize("size", [2, *(pytest.param(size, marks=pytest.mark.slow) for size in (1, 3))])
 def test_collectives_equal_numpy(ranks, size: int) -> None:
     pool = ranks(size)
 
