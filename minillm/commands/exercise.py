@@ -63,7 +63,7 @@ def exercise_start(arguments: list[str]) -> None:
 
     given = read(ExerciseStart, "exercise start", arguments)
     progress = Progress(given.folder)
-    exercise = exercise_named(given.name or next_after(None, progress) or ORDER[0])
+    exercise = exercise_named(next_after(None, progress) or ORDER[0] if given.name is None else given.name)
     path = given.folder / exercise.file_name
     if path.exists():
         raise InputError(

@@ -90,7 +90,7 @@ MOST_THREADS = 256  # a process starts each of them
 HEADINGS = {
     "model": "architecture model init lora",
     "data": "data field tokenizer validation_fraction objective task",
-    "optimiser": "batch_size micro_batches optimizer lr min_lr beta1 beta2 weight_decay clip",
+    "optimiser": "batch_size micro_batches optimizer lr min_lr beta1 beta2 weight_decay clip nonfinite",
     "schedule": "steps warmup schedule decay_steps patience eval_every eval_batches",
     "run": "preset out resume seed threads device dtype recompute watch",
     "ranks": "nproc dp tp pp zero pipeline timeout trace",
@@ -164,6 +164,8 @@ class TrainConfig:
     """Decay of matrices by AdamW or SGD; biases and normalisation weights are not decayed."""
     clip: float = 1.0
     """Largest global norm of the gradient; a larger gradient is scaled down to it."""
+    nonfinite: Literal["stop", "skip"] = "stop"
+    """After a step whose loss or gradient is NaN or infinite: stop, or skip it and go on; ten in a row stop the run."""
     eval_every: int = 200
     """Steps between validations, each of which also saves."""
     eval_batches: int = 20

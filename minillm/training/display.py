@@ -149,7 +149,15 @@ class Display:
                 "metrics", f"{files} cannot be written; training goes on, and the lines are kept until they can"
             )
         self.speed += (record["tokens_per_s"] - self.speed) * (0.05 if self.speed else 1)
-        fields: dict[str, Any] = {"loss": f"{record['loss']:.3f}", "speed": f"{self.speed:,.0f}"}
+        if "skipped" in record:
+            self.say(record["skipped"])
+        if "spike_above" in record:
+            self.say(
+                f"at step {record['step']} the loss jumps to {record['loss']:.3f}, where the median of the steps "
+                f"before it is {record['spike_above']:.3f}"
+            )
+        loss = "skipped" if record["loss"] is None else f"{record['loss']:.3f}"
+        fields: dict[str, Any] = {"loss": loss, "speed": f"{self.speed:,.0f}"}
         live = self.is_live()
         if record["val_loss"] is not None:
             fields["val_loss"] = f"{record['val_loss']:.3f}{in_bits(record)}"
@@ -198,6 +206,8 @@ class Display:
                 f"{self.task.validated}: last {validated[-1]['val_loss']:.4f} at step {validated[-1]['step']}, "
                 f"best {state.best_loss:.4f} at step {state.best_step}; {state.seconds:.0f} s of training"
             )
+        if state.skipped:
+            self.say(f"{counted(state.skipped, 'step was', 'steps were')} skipped, with a loss or gradient not finite")
         if self.task.validated == COMPARED and (found := parted(self.run.metrics())) is not None:
             self.console.print(str(found))
         if drawn:

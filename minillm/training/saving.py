@@ -30,12 +30,21 @@ class State(NamedTuple):
     best_loss: float = math.inf
     best_step: int = 0
     worse: int = 0  # validations since the best one
+    skipped: int = 0  # steps whose loss or gradient was not finite
+    skipped_in_a_row: int = 0  # of these, the last ones
     choice: dict[str, Any] | None = None  # how work is cut (a tuning.Choice as JSON), on so many
     ranks: int = 1
+    line: dict[str, Any] | None = None  # of metrics.jsonl, where a stopped run was saved before it was validated
 
-    def after_step(self, tokens: int, seconds: float) -> State:
-        """The state one step later."""
-        return self._replace(step=self.step + 1, tokens=self.tokens + tokens, seconds=self.seconds + seconds)
+    def after_step(self, tokens: int, seconds: float, skipped: bool = False) -> State:
+        """The state one step later; skipped: the step has changed no weight."""
+        return self._replace(
+            step=self.step + 1,
+            tokens=self.tokens + tokens,
+            seconds=self.seconds + seconds,
+            skipped=self.skipped + skipped,
+            skipped_in_a_row=self.skipped_in_a_row + 1 if skipped else 0,
+        )
 
     def after_validation(self, loss: float) -> State:
         """The state with this validation loss, if it is the lowest so far."""
@@ -125,7 +134,7 @@ def read_latest(run: Run, task: Task) -> Checkpoint:
     path = run.latest() or run.checkpoint("last")
     checkpoint = whole_checkpoint(run, path)
     content = checkpoint.state
-    lately = {"choice", "ranks", "worse", "run"}  # older runs have none
+    lately = {"choice", "ranks", "worse", "line", "run", "skipped", "skipped_in_a_row"}  # older runs have none
     if missing := {"corpus", "random", *State._fields} - lately - content.keys():
         raise CheckpointError(
             f"train: {path} lacks {', '.join(sorted(missing))}, so `minillm train` did not write it; "

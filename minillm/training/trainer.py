@@ -21,6 +21,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from minillm import random
 from minillm.device import Uploads, to_device
 from minillm.errors import CheckpointError, InputError
 from minillm.grad_mode import quiet
@@ -32,6 +33,7 @@ from minillm.parallel.objective import Batch
 from minillm.training.config import TrainConfig
 from minillm.training.display import Display, NoDisplay
 from minillm.training.history import learning_rate_of_format_1
+from minillm.training.nonfinite import Spikes, check_finite, maker, problem_of, stop_or_skip
 from minillm.training.prepare import prepare
 from minillm.training.run import Run
 from minillm.training.saving import State, save
@@ -52,13 +54,14 @@ def train(
     write falls silent. Where a checkpoint, a picture or a line cannot be written, training goes on and says so.
 
     Raises: InputError or CheckpointError for settings, data or a run that cannot be used, before anything is written;
-    InputError when the loss stops being a number; ParallelError when another rank fails, or has other settings or text;
-    CheckpointError after the last step if it could not be saved.
+    InputError when a loss or gradient is not finite (see nonfinite.py); ParallelError when another rank fails, or has
+    other settings or text; CheckpointError after the last step if it could not be saved.
     """
     world = communicator or Alone()
     run, task, model, optimizer, state, choice, sentences = prepare(config, resume, world)
     uploads = Uploads(config.device)
     watched = Watch(model.model, config.watch, run.add_watched).step
+    spikes = Spikes(record["loss"] for record in run.metrics())  # those before the resumed step
     display = display_of(run, task, model, state, config, progress, sentences) if world.rank == 0 else NoDisplay()
     with run, tuned_process(choice.cutting), StopRequest(world.rank == 0) as stop, quiet(), display:
         if task.measured_first and state.step == 0:
@@ -69,32 +72,43 @@ def train(
             batch = batch_on_all(task, model, state.step, world)
             counts, tokens = task.counts(batch), task.tokens(batch)
             on_device = dict(zip(batch, uploads(*batch.values()), strict=True))
+            place, problem = random.default.state(), ""
             with watched(state.step + 1):
                 loss = model.forward_backward(on_device, config.micro_batches, task, counts)  # ()
                 optimizer.lr = learning_rate(config, state.step)
                 grad_norm = optimizer.clip_grad_norm(config.clip)
                 loss, grad_norm = float(loss), float(grad_norm)  # the only synchronisation point of a step
                 stopping = stop.requested_of_any(world)
-                check_finite(config, state.step + 1, {"loss": loss, "norm of the gradient": grad_norm})
-                optimizer.step()
-                model.sync_parameters()
+                if problem := problem_of(loss, grad_norm):
+                    random.default.set_state(place)
+                    made_by = maker(lambda: model.forward_backward(on_device, config.micro_batches, task, counts))  # noqa: B023
+                    in_a_row = state.skipped_in_a_row + 1
+                    problem = stop_or_skip(config, state.step + 1, problem, made_by, in_a_row)
+                else:
+                    optimizer.step()
+                    model.sync_parameters()
             seconds = time.perf_counter() - started
-            state = state.after_step(tokens, seconds)
+            state = state.after_step(tokens, seconds, skipped=bool(problem))
 
             last = state.step == config.steps or stopping
-            if stopping:
-                unsaved = save_or_tell(
-                    display, run, model, optimizer, task, state
-                )  # before a validation, which may be long
+            begun = {"step": state.step, "loss": None if problem else loss}
+            learned: dict[str, Any] = {"lr": optimizer.lr, "grad_norm": None if problem else grad_norm}
+            if problem:
+                learned["skipped"] = problem
+            elif (median := spikes.median_under(loss)) is not None:
+                learned["spike_above"] = median
+            learned |= {"tokens": state.tokens, "tokens_per_s": tokens / seconds, "seconds": state.seconds}
+            learned |= task.notes()
             measured: dict[str, Any] = {"val_loss": None}
+            if stopping:  # before a validation, which may be long
+                line = {**begun, **measured, **learned}
+                unsaved = save_or_tell(display, run, model, optimizer, task, state._replace(line=line))
             if last or state.step % config.eval_every == 0:
                 measured = evaluate(model, task, config.eval_batches, config.device)
-                check_finite(config, state.step, {"validation loss": measured["val_loss"]})  # before it is saved
+                check_finite(config, state.step, "validation loss", measured["val_loss"])  # before it is saved
                 state = state.after_validation(measured["val_loss"])
                 last = last or state.has_no_hope(config.patience)
-            record = {"step": state.step, "loss": loss, **measured, "lr": optimizer.lr, "grad_norm": grad_norm}
-            record |= {"tokens": state.tokens, "tokens_per_s": tokens / seconds, "seconds": state.seconds}
-            record |= task.notes()
+            record = {**begun, **measured, **learned}
             if world.rank == 0:
                 run.add_metrics(record)
             if measured["val_loss"] is not None:
@@ -125,17 +139,6 @@ def learning_rate(config: TrainConfig, step: int) -> float:
     if config.schedule == "wsd":
         return wsd_schedule(step, **shape, decay=config.decay_steps)
     return cosine_schedule(step, **shape)
-
-
-def check_finite(config: TrainConfig, step: int, values: dict[str, float]) -> None:
-    """Raise InputError for a value that is infinite or not a number, with what to do about it."""
-    for name, value in values.items():
-        if not math.isfinite(value):
-            raise InputError(
-                f"train: at step {step} the {name} is {value}, as happens when steps are too large; train again with "
-                f"a lower --lr (now {config.lr}) or a longer --warmup (now {config.warmup}); with MINILLM_CHECK=finite "
-                "in the environment, the error names the first operation that makes such a number"
-            )
 
 
 def batch_on_all(task: Task, model: WholeModel | ParallelModel, step: int, world: Communicator) -> Batch:

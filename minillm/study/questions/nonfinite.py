@@ -20,10 +20,9 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-import math
 import sys
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -33,6 +32,7 @@ from minillm.backend import is_abstract
 from minillm.device import is_on_gpu, to_host
 from minillm.engine import current_engine
 from minillm.errors import MinillmError
+from minillm.finite import Kinds, kinds_of, made
 from minillm.grad_mode import Observer, observe_in_all_threads
 from minillm.study.describe.abstract_step import arrays_of
 from minillm.study.questions.remedies import remedy
@@ -44,13 +44,6 @@ from minillm.study.step.records import Line
 
 class NonFiniteError(MinillmError, FloatingPointError):
     """An operation made a NaN or an infinity; the text is a report."""
-
-
-class Kinds(NamedTuple):
-    """The kinds of numbers in some arrays that are not finite."""
-
-    nan: bool
-    infinite: bool
 
 
 @contextlib.contextmanager
@@ -70,26 +63,6 @@ def check_always() -> None:
 
 
 # --- what is made --------------------------------------------------------------------------------------------------
-
-
-def kinds_of(values: Any) -> Kinds:
-    """The kinds among arrays and numbers."""
-    nan = infinite = False
-    for value in values:
-        if isinstance(value, float):
-            nan, infinite = nan or math.isnan(value), infinite or math.isinf(value)
-        elif hasattr(value, "dtype") and value.dtype.kind in "fV":
-            array = to_host(value).astype(np.float32) if value.dtype.kind == "V" else value
-            if not math.isfinite(float(array.sum())):  # one pass without an array; it may overflow, so look again
-                nan, infinite = nan or bool(np.isnan(array).any()), infinite or bool(np.isinf(array).any())
-    return Kinds(nan, infinite)
-
-
-def made(before: Kinds, after: Kinds) -> str:
-    """The name of what is new: `NaN`, `an infinity`, or nothing."""
-    if after.nan and not before.nan:
-        return "NaN"
-    return "an infinity" if after.infinite and not (before.infinite or before.nan) else ""
 
 
 def check_forward(call: Forward) -> None:

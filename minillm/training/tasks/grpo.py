@@ -260,10 +260,8 @@ class GRPOTask(Task):
         held_out = f"held-out reward {record['val_reward']:.3f}"
         if "reward" not in record:
             return held_out
-        return (
-            f"{held_out}, sampled {record['reward']:.3f}, norm of the gradient {record['grad_norm']:.2f} (a loss near "
-            "0 is usual)"
-        )
+        norm = "not finite" if record["grad_norm"] is None else f"{record['grad_norm']:.2f}"
+        return f"{held_out}, sampled {record['reward']:.3f}, norm of the gradient {norm} (a loss near 0 is usual)"
 
     def tokens(self, batch: Batch) -> int:
         """The number of tokens, without padding."""
