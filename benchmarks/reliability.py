@@ -19,12 +19,13 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 SECTIONS = {  # a file of tests/reliability/, with the number of trials that its table stands for
     "corruption": 2000,
     "kills": 200,
+    "stops": 60,
     "disk": 1,
     "fuzz": 20000,
     "wrong_types": 1,
     "command_line": 2000,
     "ranks": 40,
-    "long_runs": 1,
+    "long_runs": 1000,
 }
 
 

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
+import functools
 import math
 import os
 import queue
@@ -166,6 +167,14 @@ def _blas_limited(threads: int | None) -> contextlib.AbstractContextManager:
     return threadpool_limits(limits=threads, user_api="blas")
 
 
+@functools.cache
+def _blas_libraries() -> list[Any]:
+    """The BLAS libraries of this process, with functions that read and set their numbers of threads."""
+    from threadpoolctl import ThreadpoolController
+
+    return ThreadpoolController().select(user_api="blas").lib_controllers
+
+
 def _pool() -> list[_Worker]:
     global _workers, _workers_pid
     if _workers_pid != os.getpid():  # threads do not survive a fork
@@ -188,7 +197,13 @@ def _share(function: Callable[[int, int], Any], count: int) -> None:
     if parts <= 1 or not _pool_lock.acquire(blocking=False):  # the pool is taken: we are inside another section
         function(0, count)
         return
+    # A BLAS that shares a product among its own threads is called by one thread at a time here: several have been
+    # given each other's numbers by it (numpy#29391, numpy#31618).
+    libraries = [] if cutting.blas_threads == 1 else _blas_libraries()
+    blas_threads = [library.get_num_threads() for library in libraries]
     try:
+        for library in libraries:
+            library.set_num_threads(1)
         bounds = [count * i // parts for i in range(parts + 1)]
         workers = _pool()[: parts - 1]
         done: queue.SimpleQueue = queue.SimpleQueue()  # of this call alone: an interrupted wait leaves nothing behind
@@ -203,6 +218,8 @@ def _share(function: Callable[[int, int], Any], count: int) -> None:
         finally:
             errors.extend(done.get() for _ in workers)
     finally:
+        for library, threads in zip(libraries, blas_threads, strict=True):
+            library.set_num_threads(threads)
         _pool_lock.release()
     for error in errors:
         if error is not None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from minillm.errors import InputError
 from minillm.pretrained import SavedWith
-from minillm.stored import CONFIG, read_json
+from minillm.stored import CONFIG, read_json, read_text
 
 if TYPE_CHECKING:
     from minillm.chat_templates import ChatTemplate
@@ -113,7 +113,7 @@ def learned_to_talk(run: Run) -> bool:
 def chat_text_in(folder: Path) -> str:
     """The chat template among the files of a folder, or an empty text."""
     if (folder / "chat_template.jinja").is_file():
-        return (folder / "chat_template.jinja").read_text(encoding="utf-8")
+        return read_text(folder / "chat_template.jinja")
     file = folder / "tokenizer_config.json"
     found = read_json(file).get("chat_template") if file.is_file() else None
     return found if isinstance(found, str) else ""

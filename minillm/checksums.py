@@ -5,20 +5,24 @@ other damages.
 
 A .safetensors file has in its metadata, under `minillm.crc32`, the checksum of each array's bytes, and one of the
 header: the names, types and shapes of the arrays, and the other metadata. A JSON file has its checksum under the key
-`crc32`, and a line of metrics.jsonl too. Other programs ignore these keys. Files without them are read as they are.
+`crc32`, and a line of metrics.jsonl too. Files that have a form of another program's, such as the config.json of an
+exported model, are listed in a file beside them, checksums.json. Other programs ignore all of these. Files without
+them are read as they are.
 """
 
 from __future__ import annotations
 
 import json
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 KEY = "crc32"
 METADATA_KEY = "minillm.crc32"
+CHECKSUMS = "checksums.json"  # the CRC-32 of each file beside weights, which have theirs in them
 Kinds = Mapping[str, tuple[str, list[int]]]  # the type and the shape of each array, as in the header
 
 
@@ -75,3 +79,30 @@ def unsealed(values: Mapping[str, Any], owner: str = "") -> dict[str, Any] | Non
 
 def _of_json(values: Mapping[str, Any], owner: str) -> int:
     return crc32((json.dumps(values, sort_keys=True) + owner).encode())
+
+
+# --- files that are listed beside them ------------------------------------------------------------------------------
+
+
+def listing(paths: Iterable[Path]) -> dict[str, int]:
+    """The content of the list for those of these files that are there."""
+    return {path.name: crc32(path.read_bytes()) for path in paths if path.is_file()}
+
+
+def check_listed(path: Path, content: bytes) -> None:
+    """Raise ValueError if the list beside a file has another checksum than this content of the file."""
+    try:
+        listed = json.loads(path.with_name(CHECKSUMS).read_bytes())
+    except (OSError, ValueError, RecursionError):  # there is none; `minillm verify` tells of one that is damaged
+        return
+    expected = listed.get(path.name) if isinstance(listed, dict) else None
+    if isinstance(expected, int) and expected != crc32(content):  # lists of other programs have texts
+        raise ValueError(
+            f"it does not have its checksum by {CHECKSUMS}, which you remove if you changed the file yourself"
+        )
+
+
+def forget_list(path: Path) -> None:
+    """Take away the list beside a file that is about to be written anew, for it would call the new content damaged."""
+    if path.name != CHECKSUMS:
+        path.with_name(CHECKSUMS).unlink(missing_ok=True)

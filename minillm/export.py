@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from minillm.checksums import crc32
+from minillm.checksums import CHECKSUMS, listing
 from minillm.device import to_host
 from minillm.errors import CheckpointError, InputError
 from minillm.pretrained import GENERATION, pieces_in_hugging_face
@@ -19,7 +19,6 @@ TOKENIZER_FILES = (
     *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja"),
     *("vocab.json", "merges.txt", "vocab.txt", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model"),
 )
-CHECKSUMS = "checksums.json"  # the CRC-32 of each file beside the weights, which have theirs in them
 
 
 def save(opened: OpenedModel, folder: str | Path, max_shard_bytes: int = 5 * 10**9) -> str:
@@ -46,7 +45,7 @@ def save(opened: OpenedModel, folder: str | Path, max_shard_bytes: int = 5 * 10*
         if name not in kept:
             (folder / name).unlink(missing_ok=True)
     beside = [folder / name for name in (CONFIG, GENERATION, INDEX, *TOKENIZER_FILES)]
-    write_json("save", folder / CHECKSUMS, {file.name: crc32(file.read_bytes()) for file in beside if file.is_file()})
+    write_json("save", folder / CHECKSUMS, listing(beside))
     return reason
 
 

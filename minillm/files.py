@@ -1,8 +1,9 @@
 """Files appear whole or not at all, also where the power fails; an error names the place that was given.
 
-A file is written under another name, `.NAME.PID.tmp` beside it, is brought to the disk, and only then takes its name.
-The folder is brought to the disk after that, because it holds the names. A process that is killed on the way leaves
-the unfinished file behind, and `sweep` takes away those whose process is gone.
+A file is written under another name, `.NAME.PID-START.tmp` beside it, is brought to the disk, and only then takes its
+name. The folder is brought to the disk after that, because it holds the names. A process that is killed on the way
+leaves the unfinished file behind; who writes the same file next takes it away, and `sweep` does so in a whole folder.
+START is the time when the process started, so that another one with its number is not taken for it.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from pathlib import Path
 
 from minillm.errors import InputError, MinillmError
 
-UNFINISHED = re.compile(r"\..+\.(\d+)\.tmp")  # the number is that of the process
+UNFINISHED = re.compile(r"\.(.+)\.(\d+)(?:-(\d+))?\.tmp")  # a file's name, its writer's number and start
 
 
 @contextlib.contextmanager
@@ -28,6 +29,8 @@ def writing(function: str, path: str | os.PathLike[str], kind: type[MinillmError
     path = Path(path)
     unfinished = unfinished_name(path)
     try:
+        if path.parent.is_dir():
+            sweep(path.parent, path.name)
         yield unfinished
         sync(unfinished)  # the name must not reach the disk before the bytes do
         os.replace(unfinished, path)
@@ -42,7 +45,8 @@ def writing(function: str, path: str | os.PathLike[str], kind: type[MinillmError
 
 def unfinished_name(path: Path) -> Path:
     """The name of a file or a folder while this process writes it."""
-    return path.parent / f".{path.name}.{os.getpid()}.tmp"
+    start = start_of(os.getpid())
+    return path.parent / f".{path.name}.{os.getpid()}{start and '-'}{start}.tmp"
 
 
 def sync(path: Path) -> None:
@@ -54,26 +58,41 @@ def sync(path: Path) -> None:
         os.close(number)
 
 
-def sweep(folder: Path) -> None:
-    """Take away what processes that are gone left unfinished in a folder; what a living one writes stays."""
+def sweep(folder: Path, name: str | None = None) -> None:
+    """Take away what processes that are gone left unfinished in a folder; what a living one writes stays.
+
+    name: only what was to become the file of this name.
+    """
     for path in folder.iterdir():
         found = UNFINISHED.fullmatch(path.name)
-        if found and not is_alive(int(found[1])):
+        if found and name in (None, found[1]) and not is_alive(int(found[2]), found[3] or ""):
             if path.is_dir():
                 shutil.rmtree(path, ignore_errors=True)
             else:
                 path.unlink(missing_ok=True)
 
 
-def is_alive(process: int) -> bool:
-    """True if a process with this number runs on this machine."""
+def is_alive(process: int, start: str = "") -> bool:
+    """True if a process with this number runs on this machine, and started then if that can be known."""
     try:
         os.kill(process, 0)
     except (ProcessLookupError, OverflowError):
         return False
     except PermissionError:  # it is another person's
-        return True
-    return True
+        pass
+    return start_of(process) in ("", start) or not start
+
+
+def start_of(process: int) -> str:
+    """When a process started, in ticks since the machine did, so that no change of the clock matters; empty if unknown.
+
+    Only Linux tells.
+    """
+    try:
+        told = Path(f"/proc/{process}/stat").read_bytes()
+    except OSError:
+        return ""
+    return told.rpartition(b")")[2].split()[19].decode()  # after the program's name, which may have any characters
 
 
 def check_folder_of(function: str, option: str, path: Path) -> None:

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from minillm.backend import Array
-from minillm.checksums import Kinds, checksums_in, crc32, sealed_metadata
+from minillm.checksums import Kinds, check_listed, checksums_in, crc32, forget_list, sealed_metadata
 from minillm.dtypes import as_dtype
 from minillm.errors import CheckpointError
 from minillm.files import writing
@@ -75,19 +75,32 @@ def _rows(source: Stored, start: int, stop: int) -> Array:
 def read_json(path: Path) -> dict[str, Any]:
     """The values in a JSON file. Raises: CheckpointError if it is missing or damaged."""
     try:
-        values = json.loads(path.read_text(encoding="utf-8-sig"))  # some editors put a byte order mark in front
-    except FileNotFoundError:
-        raise CheckpointError(f"load: {path} is not there; give a folder with {CONFIG} and {WEIGHTS}") from None
-    except (OSError, ValueError) as error:
+        values = json.loads(read_text(path))
+    except (ValueError, RecursionError) as error:
+        if isinstance(error, CheckpointError):
+            raise
         raise CheckpointError(f"load: {path} is damaged ({error}); get it again") from None
     if not isinstance(values, dict):
         raise CheckpointError(f"load: {path} holds a {type(values).__name__}, expected an object; get it again")
     return values
 
 
+def read_text(path: Path) -> str:
+    """The text of a file. Raises: CheckpointError if it is missing, damaged, or not as the list beside it says."""
+    try:
+        content = path.read_bytes()
+        check_listed(path, content)
+        return content.decode("utf-8-sig")  # some editors put a byte order mark in front
+    except FileNotFoundError:
+        raise CheckpointError(f"load: {path} is not there; give a folder with {CONFIG} and {WEIGHTS}") from None
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"load: {path} is damaged ({error}); get it again") from None
+
+
 def write_json(function: str, path: Path, values: dict[str, Any]) -> None:
     """Write a JSON file whole or not at all. Raises: CheckpointError in the name of `function` if it cannot be."""
     with writing(function, path, CheckpointError) as unfinished:
+        forget_list(path)
         unfinished.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
 
 

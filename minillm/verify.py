@@ -17,11 +17,10 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 import numpy as np
 
 from minillm.beside import is_run, load_tokenizer
-from minillm.checksums import crc32
+from minillm.checksums import CHECKSUMS, crc32
 from minillm.counted import counted
 from minillm.data.shard_file import open_shard
 from minillm.errors import InputError, MinillmError
-from minillm.export import CHECKSUMS
 from minillm.resolver import open_model
 from minillm.stored import CONFIG, INDEX, check, read_json, stored_arrays
 

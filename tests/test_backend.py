@@ -488,3 +488,27 @@ def test_observed_products_are_those_of_each_call(rng):
     assert seen == [[product], [((3, 4), (5, 3), True), product], [((4, 3), (3, 5), False)]]
     assert inner == [2]
     assert backend.product_flops((5, 1, 2, 3), (4, 3, 7)) == 2 * 5 * 4 * 2 * 3 * 7
+
+
+def test_the_blas_has_one_thread_wherever_ours_work():
+    """NumPy's test of a BLAS under threads (numpy#29391, numpy#31618), with the products that minillm hands out."""
+    rng = np.random.default_rng(0)
+    points = rng.normal(size=(2, 20_000)).T  # not contiguous
+    radial, a, w = rng.normal(size=(20_000, 4)), rng.normal(size=(2, 2)), rng.normal(size=(4, 2))
+    expected = points @ a + radial @ w
+    found, seen = {}, set()
+
+    def run(start, stop):
+        seen.update(library.num_threads for library in backend._blas_libraries())
+        for number in range(start, stop):
+            found[number] = points @ a + radial @ w
+
+    before = [library.num_threads for library in backend._blas_libraries()]
+    with backend.cut_by(backend.Cutting(threads=4)):
+        for _ in range(5):
+            backend.parallel(run, 12)
+            assert sorted(found) == list(range(12))
+            assert all(np.allclose(result, expected, rtol=1e-12, atol=1e-12) for result in found.values())
+            found.clear()
+    assert seen <= {1}
+    assert [library.num_threads for library in backend._blas_libraries()] == before

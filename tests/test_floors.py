@@ -66,6 +66,7 @@ FLOORS = {  # the longest name that fits counts
     "minillm.lora": 7,
     "minillm.evaluation": 7,
     "minillm.parallel": 7,
+    "minillm.parallel.stopping": 1,
     "minillm.stored": 3,
     "minillm.weights": 3,
     "minillm.pretrained": 4,

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
+import minillm
 from minillm.cli import main
 from minillm.data import write_shards
-from minillm.errors import InputError
+from minillm.errors import CheckpointError, InputError
 from minillm.verify import Verified, verify
 from tests.reliability.corruption import flipped
 
@@ -84,6 +85,24 @@ def test_files_of_other_runs_are_told_apart(whole: Path, tmp_path: Path) -> None
     assert damaged.keys() == {"last.safetensors", "metrics.jsonl"}
     assert "belongs to another run, with other settings or another tokenizer" in damaged["last.safetensors"]
     assert damaged["metrics.jsonl"].startswith("4 lines not as written, or of another run: 1, 2, 3, 4")
+
+
+def test_a_file_beside_weights_is_loaded_as_it_was_written(whole: Path, tmp_path: Path) -> None:
+    model = shutil.copytree(whole / "model", tmp_path / "model")
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps({**config, "layer_norm_epsilon": 0.5, "rms_norm_eps": 0.5}))
+    with pytest.raises(CheckpointError, match=r"config\.json is damaged \(it does not have its checksum by checksums"):
+        minillm.load(model)
+    (model / "checksums.json").unlink()  # which the error proposes to who has changed the file
+    assert isinstance(minillm.load(model), type(minillm.load(whole / "model")))
+
+
+def test_a_list_ends_with_the_files_that_it_was_of(whole: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(whole / "model", tmp_path / "model")
+    model = minillm.load(folder)
+    model.save_pretrained(folder)
+    assert not (folder / "checksums.json").exists()
+    minillm.load(folder)
 
 
 def test_nothing_to_check_is_told(tmp_path: Path) -> None:

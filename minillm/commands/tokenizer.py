@@ -11,6 +11,7 @@ import numpy as np
 from minillm.beside import load_tokenizer
 from minillm.counted import counted
 from minillm.errors import InputError
+from minillm.files import sweep
 from minillm.options import Positional, read
 
 
@@ -36,6 +37,8 @@ def tokenizer_train(arguments: list[str]) -> None:
     from minillm.tokenizers import BPETokenizer, CharacterTokenizer, UnigramTokenizer, WordPieceTokenizer
 
     given = read(TokenizerTrain, "tokenizer train", arguments)
+    if given.out.is_dir():
+        sweep(given.out)  # what a process that was killed has left
     if given.out.exists() and any(given.out.iterdir() if given.out.is_dir() else [given.out]):
         raise InputError(
             f"tokenizer train: {given.out} exists already and is never written over; choose another folder"

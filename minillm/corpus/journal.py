@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from minillm.errors import InputError
+from minillm.files import sync
 from minillm.lock import Lock
 from minillm.version import __version__
 
@@ -162,6 +163,8 @@ class Journal:
             file.close()
         for out, part in zip(self.outs, self.parts, strict=True):
             os.replace(part, out)
+        for folder in {out.parent for out in self.outs}:
+            sync(folder)  # the names must be on the disk before the record says so
         self.state["done"] = True
         self._save()
 

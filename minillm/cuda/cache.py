@@ -5,9 +5,12 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-import tempfile
+import secrets
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
+
+from minillm.files import sweep, sync, unfinished_name
 
 
 def cache_file(name: str, *made_from: str) -> Path:
@@ -18,8 +21,17 @@ def cache_file(name: str, *made_from: str) -> Path:
 
 @contextlib.contextmanager
 def appearing(path: Path) -> Iterator[Path]:
-    """A file that is written under another name and then renamed, so that no process ever reads half of it."""
+    """A file that is written in another folder and then renamed, so that no process ever reads half of it.
+
+    Several threads may make the same file. What compilers that were killed have left is taken away.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-        yield Path(folder, path.name)
-        os.replace(Path(folder, path.name), path)
+    sweep(path.parent)
+    folder = unfinished_name(path.with_name(f"{path.name}.{secrets.token_hex(4)}"))
+    folder.mkdir()
+    try:
+        yield folder / path.name
+        sync(folder / path.name)
+        os.replace(folder / path.name, path)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)

@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from minillm.backend import Array
+from minillm.checksums import CHECKSUMS, listing
 from minillm.device import like, to_host
 from minillm.errors import CheckpointError, InputError
 from minillm.lora.config import LoraConfig
@@ -127,6 +128,7 @@ def save_lora(model: Module, folder: str | Path, base: str | Path | None = None)
     checksum = frozen_checksum(model)
     write_arrays("save_lora", folder / WEIGHTS, arrays, {"format": "pt"} | ({BASE: checksum} if checksum else {}))
     write_json("save_lora", folder / CONFIG, _to_peft(model, record.config, record.chosen, base))
+    write_json("save_lora", folder / CHECKSUMS, listing([folder / CONFIG]))
 
 
 def load_lora(model: Module, folder: str | Path) -> Any:

@@ -28,11 +28,13 @@ from minillm.backend import core_count
 from minillm.errors import InputError, MinillmError, ParallelError
 from minillm.parallel.communicator import Alone, Communicator
 from minillm.parallel.place import TIMEOUT, Place
-from minillm.parallel.rendezvous import GRACE, OTHER_FAILED, Job, describe, join
+from minillm.parallel.rendezvous import GRACE, KILLED, OTHER_FAILED, Job, describe, join
 from minillm.parallel.segments import attach_to, create_segment
 from minillm.parallel.shared_memory import SharedMemoryCommunicator
+from minillm.parallel.stopping import stopping_signals
 
 TOLD = GRACE + 1.0  # seconds that ranks have to end by themselves when one has failed
+STOPPED = 2.0  # seconds after which a rank that stands still is told
 TERMINATED = 1.5  # seconds that they have after SIGTERM, before SIGKILL
 
 
@@ -112,7 +114,9 @@ def run_rank(function: Callable[[Communicator], Any], device: str = "cpu", comma
             function(here)
     except BaseException as error:
         if job is not None and (told := job.told()) is not None:
-            _print_error(place.rank, told)
+            alone = "MINILLM_LIFELINE" not in os.environ or told.startswith(f"rank 0 failed: {KILLED}")
+            if place.rank == 0 or alone:
+                _print_error(place.rank, told)  # under our own launcher rank 0, if it lives, tells it for all
             raise SystemExit(OTHER_FAILED) from None
         if place.rank == 0 or isinstance(error, SystemExit):
             raise
@@ -336,8 +340,10 @@ def _started(process: Any) -> Started:
 def _supervise(ranks: list[Started], tick: Callable[[], None] = lambda: None) -> tuple[int, int] | None:
     """Wait until all ranks have ended; returns the number and exit status of the rank that failed first, or None."""
     statuses: dict[int, int] = {}  # in the order in which they ended
+    standing = Standing(ranks)
     while len(statuses) < len(ranks):
         tick()
+        standing.look()
         for rank, process in enumerate(ranks):
             if rank not in statuses and (status := process.poll()) is not None:
                 statuses[rank] = status
@@ -353,6 +359,44 @@ def _supervise(ranks: list[Started], tick: Callable[[], None] = lambda: None) ->
     # A rank that was told of the failure may end before the one that failed.
     bad.sort(key=lambda one: 0 if one[1] < 0 else 2 if one[1] == OTHER_FAILED else 1)
     return bad[0] if bad else None
+
+
+class Standing:
+    """Tells which ranks have been stopped, by SIGSTOP or a debugger, and when they go on: the others only wait."""
+
+    def __init__(self, ranks: list[Started]):
+        self.ranks = ranks
+        self.since: dict[int, float] = {}  # when a rank was first seen to be stopped
+        self.told: set[int] = set()
+        self.next = 0.0
+
+    def look(self) -> None:
+        """Look at each rank, twice a second."""
+        now = time.monotonic()
+        if now < self.next:
+            return
+        self.next = now + 0.5
+        for rank, process in enumerate(self.ranks):
+            if not is_stopped(process.pid):
+                self.since.pop(rank, None)
+                if rank in self.told:
+                    self.told.remove(rank)
+                    _print_error(0, f"launch: rank {rank} goes on")
+            elif now - self.since.setdefault(rank, now) >= STOPPED and rank not in self.told:
+                self.told.add(rank)
+                _print_error(
+                    0,
+                    f"launch: rank {rank} (process {process.pid}) has been stopped, and the others wait for it; let it "
+                    f"go on with `kill -CONT {process.pid}`, or end all ranks with Ctrl-C, three times",
+                )
+
+
+def is_stopped(pid: int) -> bool:
+    """True if a process stands still, as after SIGSTOP or under a debugger; where /proc is not there, never."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()[0] in ("T", "t")
+    except (OSError, IndexError):  # it has ended, or this is not Linux
+        return False
 
 
 def _await(ranks: list[Started], seconds: float, tick: Callable[[], None] = lambda: None) -> list[Started]:
@@ -383,17 +427,17 @@ def _signal(ranks: list[Started], number: int) -> None:
 
 @contextlib.contextmanager
 def _handing_on(ranks: list[Started]) -> Iterator[None]:
-    """Within, Ctrl-C and SIGTERM go to every rank, which know what to do: save, and end."""
+    """While entered, the signals that stop a training go to every rank, which know what to do: save, and end."""
     times = 0
 
     def hand_on(number: int, frame: Any) -> None:
         nonlocal times
-        times += 1
+        times += number in (signal.SIGINT, signal.SIGTERM)  # a closed terminal sends SIGHUP more than once
         _signal(ranks, number if times < 3 else signal.SIGKILL)
 
     before = {}
     if threading.current_thread() is threading.main_thread():  # only there may handlers be set
-        before = {number: signal.signal(number, hand_on) for number in (signal.SIGINT, signal.SIGTERM)}
+        before = {number: signal.signal(number, hand_on) for number in stopping_signals()}
     try:
         yield
     finally:

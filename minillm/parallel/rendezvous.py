@@ -39,7 +39,9 @@ from minillm.parallel.place import NO_TOKEN, Place
 MAGIC = b"minillm\x01"
 HANDSHAKE = 5.0  # seconds that a connection has to prove that it is a rank
 GRACE = 5.0  # seconds that a rank has to end by itself, after another has failed
+ROOT_FIRST = 1.0  # seconds that another rank leaves rank 0 to tell of an error that both may have
 OTHER_FAILED = 3  # exit status of a rank that ended because another failed
+KILLED = "it ended without a message, as a killed process does"
 STRANGERS = 64  # connections that may be in the handshake at once, in addition to those of the ranks
 
 
@@ -140,9 +142,12 @@ class Job:
     def fail(self, cause: BaseException | str) -> None:
         """Tell the others that this rank has failed, unless another has before it, and leave the job.
 
-        A ParallelError names the rank that is the cause itself.
+        A ParallelError names the rank that is the cause itself. A wrong setting is found by all ranks at one time, so
+        the others let rank 0 tell of it first.
         """
         with self._changed:
+            if self.rank and isinstance(cause, MinillmError) and not isinstance(cause, ParallelError):
+                self._changed.wait_for(lambda: self.failure is not None or self._closed, ROOT_FIRST)
             if self._closed:
                 return
             if first := self.failure is None:
@@ -336,7 +341,7 @@ class Job:
                     self._changed.notify_all()
         except (OSError, ValueError, KeyError, RecursionError):  # it ended, or says what no rank says
             if rank not in self._left:
-                self._failed(_failed(rank, "it ended without a message, as a killed process does"))
+                self._failed(_failed(rank, KILLED))
         peer.close()
 
     def _failed(self, failure: str) -> None:

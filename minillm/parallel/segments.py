@@ -7,6 +7,7 @@ import os
 import sys
 import time
 from multiprocessing import resource_tracker, shared_memory
+from pathlib import Path
 from typing import Any, Protocol
 
 from minillm.errors import ParallelError
@@ -14,6 +15,7 @@ from minillm.errors import ParallelError
 SLOT = 1 << 20  # bytes of a slot
 BOX = 1 << 18  # bytes of a box
 LINE = 8  # counters are this many numbers apart: a cache line each, as several ranks watch them
+SHARED = Path("/dev/shm")  # where Linux keeps memory that has a name
 NEWS = 2.0  # seconds in which a rank hears that another has failed
 
 
@@ -62,12 +64,35 @@ class Unnamed:
 
 
 def create_segment(size: int) -> Any:
-    """A new segment for a group of `size` ranks; its maker unlinks it when all have attached."""
-    if not hasattr(os, "memfd_create"):
-        return shared_memory.SharedMemory(create=True, size=segment_bytes(size))
-    file = os.memfd_create("minillm")
+    """A new segment for a group of `size` ranks; its maker unlinks it when all have attached.
+
+    Raises: ParallelError where there is no room for it.
+    """
+    try:
+        file = os.memfd_create("minillm")
+    except (AttributeError, OSError):  # not Linux, or a container that does not let it
+        return _named(segment_bytes(size))
     os.truncate(file, segment_bytes(size))
     return Unnamed(file, f"/proc/{os.getpid()}/fd/{file}")
+
+
+def _named(count: int) -> Any:
+    """A segment in /dev/shm, whose pages are taken at once: a page that is not there ends the process (SIGBUS)."""
+    memory = None
+    try:
+        memory = shared_memory.SharedMemory(create=True, size=count)
+        if SHARED.is_dir():
+            with open(SHARED / memory.name, "r+b") as file:
+                os.posix_fallocate(file.fileno(), 0, count)
+    except OSError as error:
+        if memory is not None:
+            memory.close()
+            memory.unlink()
+        raise ParallelError(
+            f"connect: {SHARED} has no {count / 1e6:.0f} MB for the ranks ({error.strerror or error}); make room "
+            "there, give the container more (docker run --shm-size 1g), or start fewer ranks"
+        ) from None
+    return memory
 
 
 def attach_segment(name: str) -> Any:

@@ -23,6 +23,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -38,6 +39,8 @@ from minillm.parallel.segments import BOX, LINE, SLOT, Unwatched, Watch, attach_
 
 CALLS = ("barrier", "all_reduce", "reduce_scatter", "all_gather", "broadcast", "reduce")
 TIMEOUT = 300.0  # seconds that an operation waits for other ranks
+SLOW = 20.0  # seconds after which the ranks that are waited for are named
+STOPPED = 1.0  # a nap of a millisecond that lasted so many seconds was none: the process did not run
 
 
 class Call(NamedTuple):
@@ -315,13 +318,18 @@ class SharedMemoryCommunicator(Communicator):
             if ready():
                 return
             os.sched_yield() if hasattr(os, "sched_yield") else time.sleep(0)
-        nap, deadline = 2e-5, time.monotonic() + self.timeout
+        nap, began = 2e-5, time.monotonic()
+        looked, told = began, False
         while not ready():
             time.sleep(nap)
             nap = min(nap * 1.2, 1e-3)
             if nap >= 5e-4:
                 self.watch.check()
-                if time.monotonic() > deadline:
+                now = time.monotonic()
+                if now - looked > STOPPED:  # this process was stopped meanwhile, and perhaps the others with it
+                    began += now - looked
+                looked = now
+                if now > began + self.timeout:
                     late = missing()
                     here = [rank for rank in self.ranks if rank not in late]
                     raise ParallelError(
@@ -329,6 +337,19 @@ class SharedMemoryCommunicator(Communicator):
                         f"{', '.join(map(str, late))}; ranks {', '.join(map(str, here))} have arrived; see what the "
                         "others were doing, or give them longer with --timeout"
                     )
+                if now > began + SLOW and not told:
+                    told = True
+                    self._tell_of_slow(name, missing())
+
+    def _tell_of_slow(self, name: str, late: list[int]) -> None:
+        """Say which ranks the others wait for; the first that waits says it for all."""
+        if late and self.ranks[self.rank] == next(rank for rank in self.ranks if rank not in late):
+            print(
+                f"{name}: rank {self.ranks[self.rank]} has waited {SLOW:g} s for ranks {', '.join(map(str, late))}, "
+                f"and waits up to {self.timeout:g} s",
+                file=sys.__stderr__,
+                flush=True,
+            )
 
 
 def fence() -> None:

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from minillm.checksums import check_listed, forget_list
 from minillm.errors import DtypeError, InputError
 from minillm.files import writing
 
@@ -70,11 +71,17 @@ def readable(where: str, what: str, advice: str, passing: str | None = "") -> It
 def read_json(where: str, path: Path) -> Any:
     """The value in a JSON file; an InputError that begins with `where` if it cannot be read."""
     try:
-        return json.loads(path.read_text(encoding=UTF8))
+        content = path.read_bytes()
     except OSError as error:
         raise InputError(
             f"{where}: cannot read {path} ({error.strerror}); give the place where it was saved"
         ) from error
+    try:
+        check_listed(path, content)
+    except ValueError as error:
+        raise InputError(f"{where}: {path} is damaged ({error}); get it again") from error
+    try:
+        return json.loads(content.decode(UTF8))
     except (ValueError, RecursionError) as error:  # not UTF-8, not JSON, or nested too deeply
         raise InputError(f"{where}: {path} is not JSON ({error}); it is damaged, or another file") from error
 
@@ -96,4 +103,5 @@ def write_text(where: str, path: Path, text: str) -> None:
     """Write a file that appears whole or not at all. Raises: InputError where it cannot be written."""
     with writing(where, path) as unfinished:
         path.parent.mkdir(parents=True, exist_ok=True)
+        forget_list(path)
         unfinished.write_text(text, encoding="utf-8", newline="\n")

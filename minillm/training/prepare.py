@@ -105,16 +105,18 @@ def _prepare(config: TrainConfig, resume: Path | None, world: Communicator, run:
                 f"train: steps is {config.steps}, but {resume} has done {state.step} already; give --steps above that"
             )
         if run:
+            run.go_on(config, state.step)
+            if state.line and state.step not in [record["step"] for record in run.metrics()[-1:]]:
+                run.add_metrics(state.line)
             if missing := run.missing_lines(state.step):
                 sentences.append(f"metrics.jsonl has no line of {counted(missing, 'step')} of the {state.step} so far")
-            run.go_on(config, state.step)
     elif run:
         run.go_on(config, -1, kept)
     elif leads:
         run = Run.create(config, task.tokenizer, kept)
     folder = broadcast_bytes(world, os.fsencode(run.folder) if run else b"")
     run = run or Run(Path(os.fsdecode(folder)), config, task.tokenizer)
-    state = state._replace(choice=choice.to_json(), ranks=world.size)
+    state = state._replace(choice=choice.to_json(), ranks=world.size, line=None)
     return Prepared(run, task, model, optimizer, state, choice, sentences)
 
 

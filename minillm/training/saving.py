@@ -34,6 +34,7 @@ class State(NamedTuple):
     skipped_in_a_row: int = 0  # of these, the last ones
     choice: dict[str, Any] | None = None  # how work is cut (a tuning.Choice as JSON), on so many
     ranks: int = 1
+    line: dict[str, Any] | None = None  # of metrics.jsonl, where a stopped run was saved before it was validated
 
     def after_step(self, tokens: int, seconds: float, skipped: bool = False) -> State:
         """The state one step later; skipped: the step has changed no weight."""
@@ -133,7 +134,7 @@ def read_latest(run: Run, task: Task) -> Checkpoint:
     path = run.latest() or run.checkpoint("last")
     checkpoint = whole_checkpoint(run, path)
     content = checkpoint.state
-    lately = {"choice", "ranks", "worse", "run", "skipped", "skipped_in_a_row"}  # older runs have none
+    lately = {"choice", "ranks", "worse", "line", "run", "skipped", "skipped_in_a_row"}  # older runs have none
     if missing := {"corpus", "random", *State._fields} - lately - content.keys():
         raise CheckpointError(
             f"train: {path} lacks {', '.join(sorted(missing))}, so `minillm train` did not write it; "

@@ -9,13 +9,17 @@ import threading
 from typing import Any
 
 from minillm.parallel.communicator import Communicator
+from minillm.parallel.stopping import stopping_signals
 
-SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
-TOLD = b"\nfinishing this step, then saving; again: stop now without saving\n"
+TOLD = b"\nfinishing this step, then saving"
+AGAIN = b"; again: stop now without saving"
 
 
 class StopRequest:
-    """While entered, these signals set `requested` instead of ending the program; a second one raises.
+    """While entered, these signals set `requested` instead of ending the program; a Ctrl-C after that raises.
+
+    Of the others any number may come: a terminal that is closed sends SIGHUP and its shell does so too, and a system
+    that shuts down may send both kinds.
 
     tells: say so on the standard error at once, as one of several ranks does for all.
     """
@@ -30,20 +34,18 @@ class StopRequest:
         return self.requested if world.size == 1 else world.max_of(float(self.requested))[0] > 0
 
     def __enter__(self) -> StopRequest:
-        self.before = {}
+        self.before: dict[signal.Signals, Any] = {}
         if threading.current_thread() is threading.main_thread():  # only there may handlers be set
-            for number in SIGNALS:
-                if number == signal.SIGINT or signal.getsignal(number) is not signal.SIG_IGN:  # as nohup sets it
-                    self.before[number] = signal.signal(number, self._handle)
+            self.before = {number: signal.signal(number, self._handle) for number in stopping_signals()}
         return self
 
     def _handle(self, number: int, frame: Any) -> None:
-        if self.requested:
+        if self.requested and number == signal.SIGINT:
             raise KeyboardInterrupt
-        self.requested = True
-        if self.tells:
+        if self.tells and not self.requested:
             with contextlib.suppress(OSError):  # the terminal may be gone
-                os.write(2, TOLD)  # not print, which the signal may have interrupted
+                os.write(2, TOLD + (AGAIN if number == signal.SIGINT else b"") + b"\n")  # print may be at work already
+        self.requested = True
 
     def __exit__(self, *error: Any) -> None:
         for number, handler in self.before.items():

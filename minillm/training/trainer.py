@@ -91,23 +91,24 @@ def train(
             state = state.after_step(tokens, seconds, skipped=bool(problem))
 
             last = state.step == config.steps or stopping
-            if stopping:
-                unsaved = save_or_tell(
-                    display, run, model, optimizer, task, state
-                )  # before a validation, which may be long
+            begun = {"step": state.step, "loss": None if problem else loss}
+            learned: dict[str, Any] = {"lr": optimizer.lr, "grad_norm": None if problem else grad_norm}
+            if problem:
+                learned["skipped"] = problem
+            elif (median := spikes.median_under(loss)) is not None:
+                learned["spike_above"] = median
+            learned |= {"tokens": state.tokens, "tokens_per_s": tokens / seconds, "seconds": state.seconds}
+            learned |= task.notes()
             measured: dict[str, Any] = {"val_loss": None}
+            if stopping:  # before a validation, which may be long
+                line = {**begun, **measured, **learned}
+                unsaved = save_or_tell(display, run, model, optimizer, task, state._replace(line=line))
             if last or state.step % config.eval_every == 0:
                 measured = evaluate(model, task, config.eval_batches, config.device)
                 check_finite(config, state.step, "validation loss", measured["val_loss"])  # before it is saved
                 state = state.after_validation(measured["val_loss"])
                 last = last or state.has_no_hope(config.patience)
-            record = {"step": state.step, "loss": loss, **measured, "lr": optimizer.lr, "grad_norm": grad_norm}
-            if problem:
-                record |= {"loss": None, "grad_norm": None, "skipped": problem}
-            elif (median := spikes.median_under(loss)) is not None:
-                record["spike_above"] = median
-            record |= {"tokens": state.tokens, "tokens_per_s": tokens / seconds, "seconds": state.seconds}
-            record |= task.notes()
+            record = {**begun, **measured, **learned}
             if world.rank == 0:
                 run.add_metrics(record)
             if measured["val_loss"] is not None:

@@ -137,7 +137,9 @@ def test_a_folder_says_that_it_has_weights_without_a_tokenizer(tmp_path, printed
     assert json.loads((tmp_path / "b" / "tokenizer.json").read_text())["model"]["type"] == "WordLevel"
     (tmp_path / "a" / "tokenizer.json").unlink()
     printed("convert", tmp_path / "a", tmp_path / "b")  # nothing stays of the tokenizer from before
-    assert sorted(path.name for path in (tmp_path / "b").iterdir()) == ["config.json", "model.safetensors"]
+    assert sorted(path.name for path in (tmp_path / "b").iterdir()) == [
+        *("checksums.json", "config.json", "model.safetensors")
+    ]
 
 
 def test_a_tokenizer_without_such_a_form_leaves_weights_and_a_reason(tmp_path, printed) -> None:

@@ -22,9 +22,12 @@ from typing import Any
 import numpy as np
 
 import minillm
+from minillm.beside import load_tokenizer
 from minillm.cli import main
 from minillm.data import open_tokens, write_shards
 from minillm.errors import MinillmError
+from minillm.lora import LoraConfig, add_lora, load_lora, save_lora
+from minillm.lora.model import record_of
 from minillm.training.run import Run
 from minillm.training.saving import read_latest
 from minillm.training.tasks import task_class
@@ -74,8 +77,19 @@ def make_folder(folder: Path, seed: int) -> None:
             ["train", *SETTINGS, "--seed", str(seed), "--data", str(folder / "text.txt"), "--out", str(folder / "run")]
         )
         main(["convert", str(folder / "run"), str(folder / "model")])
+        save_lora(with_adapters(folder / "model"), folder / "adapter")
     ids = np.random.default_rng(seed).integers(0, 300, 30_000)
     write_shards(folder / "shards", "train", ids.tolist(), 300, "0123456789abcdef")
+
+
+def with_adapters(folder: Path) -> Any:
+    """A model with adapters, none of which is zero."""
+    model = minillm.load(folder)
+    add_lora(model, LoraConfig(rank=2, alpha=4))
+    for name, parameter in model.named_parameters():
+        if name.endswith(".B"):
+            parameter.data[...] = 0.01
+    return model
 
 
 def arrays_of(state: Any) -> dict[str, bytes]:
@@ -110,8 +124,21 @@ class DamagedLinesError(MinillmError):
 
 
 def weights(folder: Path) -> Any:
-    """The weights that are loaded from Hugging Face's files."""
-    return arrays_of(minillm.load(folder / "model").state_dict())
+    """The model that is loaded from Hugging Face's files."""
+    model = minillm.load(folder / "model")
+    return model.config, arrays_of(model.state_dict())
+
+
+def adapters(folder: Path) -> Any:
+    """A model with the adapters that `save_lora` wrote."""
+    model = load_lora(minillm.load(folder / "model"), folder / "adapter")
+    return record_of(model, "adapters").config, arrays_of(model.state_dict())
+
+
+def exported_tokenizer(folder: Path) -> Any:
+    """The tokenizer that is read from Hugging Face's files."""
+    tokenizer = load_tokenizer(folder / "model")
+    return tokenizer.to_json(), tokenizer.bos_id, tokenizer.eos_id, tokenizer.pad_id
 
 
 def tokenizer(folder: Path) -> Any:
@@ -131,6 +158,12 @@ READERS: dict[str, Callable[[Path], Any]] = {  # each file, and what a person do
     "run/metrics.jsonl": metrics,
     "run/tokenizer/tokenizer.json": tokenizer,
     "model/model.safetensors": weights,
+    "model/config.json": weights,
+    "model/tokenizer.json": exported_tokenizer,
+    "model/tokenizer_config.json": exported_tokenizer,
+    "model/checksums.json": weights,
+    "adapter/adapter_model.safetensors": adapters,
+    "adapter/adapter_config.json": adapters,
     "shards/train_00000.bin": ids,
 }
 
@@ -158,7 +191,7 @@ def trials(count: int, folder: Path, seed: int = 0) -> dict[tuple[str, str], Cou
         name = list(READERS)[number % len(READERS)]
         path = mine / name
         others = [(folder / other / name).read_bytes() for other in "12"]
-        if name.startswith(("model", "shards")):  # another model or corpus is no damage, but another file
+        if name.startswith(("model", "adapter", "shards")):  # another model or corpus is no damage, but another file
             others = [other[: len(other) // 2] for other in others]
         kinds = damages(rng, others)
         kind = list(kinds)[number // len(READERS) % len(kinds)]

@@ -1,159 +1,208 @@
-"""Runs that were killed: resumed, they end as if nothing had happened
+"""Processes killed while they work, and what is left
 
-Each trial trains in a process of its own, which SIGKILL ends: half of them within a write (before or after a file gets
-its name, a folder is made, a link, or between bytes and disk, where the file is left half as long), the others at a
-random time. The run is then resumed, or begun again where no run directory was there yet; a third of the trials are
-killed once more on the way. A trial is a fault if the weights, the moments, the state or the metrics differ from those
-of a run that was never killed, by a single bit, or if anything is left behind that a run does not have.
+Half of the kills of a training come at a chosen call that changes the disk, in a third of these with the written file
+cut in half; the other half come at any moment. A third of the runs is killed a second time, while it goes on. Every run
+then goes on to its end, and must have the weights and the metrics of one that was never stopped, bit for bit; and its
+folder must have the same files, with nothing beside it. The other commands are killed at every call in turn, and done
+again.
 """
 
 from __future__ import annotations
 
-import contextlib
-import io
-import os
+import itertools
+import json
+import re
 import shutil
-import signal
+import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib.figure import Figure
 
-from minillm import files
 from minillm.checkpoint import load_checkpoint
 from minillm.cli import main
-from minillm.training.run import Run
+from minillm.training import Run
+from tests.reliability.killer import Ended, calls_of, child
 from tests.reliability.row import Row
 
-SETTINGS = "--preset nano --steps 6 --warmup 1 --eval-every 2 --eval-batches 1 --sample-every 0 --threads 1".split()
-CLOCKS = ("seconds", "tokens_per_s", "crc32")  # what differs between two runs in any case
-WRITES_OF_A_RUN = 40  # about
-WRITES = ("replace", "rename", "link", "mkdir", "unlink")  # of os, by which files appear and go
-
-
-def in_a_process(do: Callable[[], Any], seconds: float | None = None) -> bool:
-    """Do something in a forked process, and kill that after some seconds. True if it came to its end."""
-    child = os.fork()
-    if child == 0:
-        status = 1
-        try:
-            with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-                do()
-            status = 0
-        finally:
-            os._exit(status)
-    if seconds is not None:
-        time.sleep(seconds)
-        os.kill(child, signal.SIGKILL)
-    _, status = os.waitpid(child, 0)
-    if os.WIFEXITED(status) and os.WEXITSTATUS(status):
-        raise AssertionError("the training ended with an error")
-    return os.WIFEXITED(status)
-
-
-def die_in_write(number: int, before: bool) -> None:
-    """Let this process be killed at its write of this number: before it, or after it, or with half of the bytes."""
-    left = iter(range(number, -1, -1))
-
-    def deadly(write: Callable[..., Any]) -> Callable[..., Any]:
-        def wrapped(*arguments: Any, **options: Any) -> Any:
-            now = next(left, 1) == 0
-            if now and before:
-                if write is sync and Path(arguments[0]).is_file():
-                    os.truncate(arguments[0], Path(arguments[0]).stat().st_size // 2)
-                os.kill(os.getpid(), signal.SIGKILL)
-            result = write(*arguments, **options)
-            if now:
-                os.kill(os.getpid(), signal.SIGKILL)
-            return result
-
-        return wrapped
-
-    sync = files.sync
-    files.sync = deadly(sync)  # type: ignore[assignment]
-    for name in WRITES:
-        setattr(os, name, deadly(getattr(os, name)))
-
-
-def train(folder: Path, out: Path) -> None:
-    """Begin the run, or resume it if it is there; no picture, which takes longer than the training."""
-    Run.plot = lambda run: run.folder / "loss.png"  # type: ignore[method-assign]
-    if out.exists():
-        main(["train", "--resume", str(out)])
-    else:
-        main(["train", *SETTINGS, "--data", str(folder / "text.txt"), "--out", str(out)])
-
-
-def result(out: Path) -> Any:
-    """All that a run ends with, less what a clock says."""
-    checkpoints = [load_checkpoint(out / "checkpoints" / f"{name}.safetensors") for name in ("last", "best")]
-    arrays = [{name: array.tobytes() for name, array in (one.model | one.optimizer).items()} for one in checkpoints]
-    states = [{key: value for key, value in one.state.items() if key != "seconds"} for one in checkpoints]
-    metrics = [{k: v for k, v in record.items() if k not in CLOCKS} for record in Run.open(out).metrics()]
-    return arrays, states, metrics, sorted(str(path.relative_to(out)) for path in out.rglob("*"))
-
-
-def trials(count: int, folder: Path, seed: int = 0) -> dict[str, list[str]]:
-    """Kill runs `count` times; returns how each trial ended, for each kind of kill: "equal", or a fault.
-
-    A run that came to its end before it was to be killed is "too late", which is no trial.
-    """
-    (folder / "text.txt").write_text("to be or not to be, that is the question. " * 40)
-    for name in ("warm", "whole"):  # the first loads what the processes of the trials then have
-        started = time.perf_counter()
-        with contextlib.redirect_stdout(io.StringIO()):
-            train(folder, folder / name)
-        duration = time.perf_counter() - started
-    shutil.rmtree(folder / "warm")
-    whole, rng = result(folder / "whole"), np.random.default_rng(seed)
-    ended: dict[str, list[str]] = {"within a write": [], "at a random time": []}
-    for number in range(count):
-        kind, out = list(ended)[number % 2], folder / f"run{number}"
-        survived = []
-        for attempt in range(1 + (number % 3 == 0)):
-            if kind == "within a write":
-                moment, before = int(rng.integers(WRITES_OF_A_RUN // (1 + 2 * attempt))), bool(rng.integers(2))
-
-                def killed(moment: int = moment, before: bool = before, out: Path = out) -> None:
-                    die_in_write(moment, before)
-                    train(folder, out)
-
-                survived.append(in_a_process(killed))
-            else:
-                seconds = float(rng.uniform(0, duration))
-                survived.append(in_a_process(lambda out=out: train(folder, out), seconds))  # type: ignore[misc]
-        end = outcome(folder, out, whole)
-        ended[kind].append("too late" if all(survived) and end == "equal" else end)
-        shutil.rmtree(out)
-    return ended
-
-
-def outcome(folder: Path, out: Path, whole: Any) -> str:
-    """Train a run to its end, and compare it with one that was never killed."""
-    try:
-        in_a_process(lambda: train(folder, out))
-    except AssertionError as error:
-        return str(error)
-    parts = dict(zip(("weights", "states", "metrics", "files"), zip(result(out), whole, strict=True), strict=True))
-    different = [name for name, (found, expected) in parts.items() if found != expected]
-    left = sorted(path.name for path in folder.iterdir() if path.name not in (out.name, "whole", "text.txt"))
-    return "equal" if not different + left else f"others: {', '.join(different + left)}"
+TIMES = ("seconds", "tokens_per_s")
+DATED = re.compile(rb'"fingerprint": "\w+"|"modified_ns": \d+')  # of records of a corpus
+TEXT = "It was the best of times, it was the worst of times, it was the age of wisdom. " * 12
+TRAIN = (
+    "--tokenizer char --context 8 --layers 1 --heads 2 --channels 16 --dropout 0.2 --batch-size 4 --eval-batches 2 "
+    "--steps 12 --warmup 2 --eval-every 3 --sample-every 0 --watch 4 --threads 1"
+).split()
 
 
 def measure(count: int) -> list[Row]:
-    """The table: a row for each kind of kill."""
-    folder = Path(tempfile.mkdtemp())
-    try:
-        ended = trials(count, folder)
-    finally:
-        shutil.rmtree(folder)
-    rows = []
-    for kind, ends in ended.items():
-        results = [one for one in ends if one != "too late"]
-        faults = [one for one in results if one != "equal"]
-        told = "; ".join(sorted(set(faults))) or "all ended equal to the last bit, and nothing was left behind"
-        rows.append(Row(f"killed {kind}", len(results), len(faults), told))
-    return rows
+    """Kill `count` trainings, and the other commands at every call in turn, or at a few where `count` is small."""
+    with tempfile.TemporaryDirectory() as folder:
+        import_all()
+        place = Path(folder).resolve()
+        (place / "text.txt").write_text(TEXT, encoding="utf-8")
+        return [*kills_of_training(place, count), *kills_of_commands(place, count)]
+
+
+def import_all() -> None:
+    """Import what the commands need, once, and not in every child."""
+    import minillm.commands.convert
+    import minillm.commands.data
+    import minillm.commands.tokenizer
+    import minillm.commands.train
+    import minillm.training.trainer  # noqa: F401
+
+
+# --- trainings -----------------------------------------------------------------------------------------------------
+
+
+def kills_of_training(place: Path, count: int) -> list[Row]:
+    """Rows about trainings that are killed, and then go on."""
+    data = ["--data", str(place / "text.txt")]
+    whole = place / "whole" / "run"
+    whole.parent.mkdir()
+    calls = calls_of(training(*data, *TRAIN, "--out", str(whole)), whole)
+    started = time.perf_counter()
+    shutil.rmtree(whole)
+    child(training(*data, *TRAIN, "--out", str(whole)), whole)
+    seconds = time.perf_counter() - started
+    expected = content_of(whole)
+    rng = np.random.default_rng(18)
+    found: dict[str, Counter[str]] = {
+        name: Counter() for name in ("before a call", "at a call, half written", "at any moment")
+    }
+    for trial in range(count):
+        run = place / f"trial{trial}" / "run"
+        run.parent.mkdir()
+        number = 1 + int(trial // 2 * calls / (count / 2)) % calls  # they are spread evenly over all calls
+        kinds = "before a call", "before a call", "at a call, half written"
+        name = "at any moment" if trial % 2 else kinds[trial // 2 % 3]
+        torn = name.endswith("written")
+        how: dict[str, Any] = dict(seconds=rng.uniform(0, seconds)) if trial % 2 else dict(number=number, torn=torn)
+        child(training(*data, *TRAIN, "--out", str(run)), run, **how)
+        begun = run.exists()
+        if begun and trial % 3 == 0:  # killed once more, while it goes on
+            found[name]["killed twice"] += 1
+            child(training("--resume", str(run)), run, number=1 + trial % 40)
+        words = ["--resume", str(run)] if begun else [*data, *TRAIN, "--out", str(run)]
+        ended = child(training(*words), run)
+        found[name]["begun" if begun else "not begun"] += 1
+        fault = difference(ended, run, expected)
+        if fault:
+            found[name]["faults"] += 1
+            print(f"kills: trial {trial}, {name} {how}: {fault}", file=sys.stderr)
+        shutil.rmtree(run.parent)
+    return [
+        Row(
+            f"training killed {name}" + (f" ({calls} calls)" if "call" in name else ""),
+            seen["begun"] + seen["not begun"],
+            seen["faults"],
+            f"{seen['begun']} went on, {seen['killed twice']} of them killed twice; {seen['not begun']} were killed "
+            "before the run's folder was there",
+        )
+        for name, seen in found.items()
+    ]
+
+
+def training(*words: str) -> Callable[[], None]:
+    """The work of a training, whose pictures are files of a few bytes: they take most of the time."""
+
+    def work() -> None:
+        Figure.savefig = lambda self, path, **_: Path(path).write_bytes(b"picture")  # type: ignore[method-assign]
+        main(["train", *words])
+
+    return work
+
+
+def content_of(run: Path) -> dict[str, Any]:
+    """What must be equal in two runs: their files, the arrays of both checkpoints, and the metrics without times."""
+    opened = Run.open(run)
+    arrays: dict[str, Any] = {}
+    for name in ("last", "best"):
+        found = load_checkpoint(opened.checkpoint(name))
+        for key, array in {**found.model, **found.optimizer}.items():
+            arrays[f"{name}: {key}"] = array.tobytes()
+        arrays[f"{name}: step"] = found.state["step"]
+    lines = [{key: value for key, value in line.items() if key not in TIMES} for line in opened.metrics()]
+    watched = [{key: value for key, value in line.items() if key != "seconds"} for line in opened.watched()]
+    files = sorted(str(path.relative_to(run.parent)) for path in run.parent.rglob("*"))
+    return {**arrays, "metrics": json.dumps(lines), "watched": json.dumps(watched), "files": files}
+
+
+def difference(ended: Ended, run: Path, expected: dict[str, Any]) -> str:
+    """The first difference between a run that was killed and one that was not; empty if there is none."""
+    if ended.status:
+        return f"it ends with status {ended.status}: {ended.printed}"
+    found = content_of(run)
+    name = next((name for name in expected if found.get(name) != expected[name]), None)
+    return "" if name is None else f"{name} differs: {found.get(name)!r:.500}, not {expected[name]!r:.500}"
+
+
+# --- other commands ------------------------------------------------------------------------------------------------
+
+
+def kills_of_commands(place: Path, count: int) -> list[Row]:
+    """Rows about commands that are killed at a call, and then given once more."""
+    text = str(place / "text.txt")
+    tokenizer = place / "tokenizer"
+    main(["tokenizer", "train", str(tokenizer), "--data", text, "--kind", "char"])
+    (place / "texts").mkdir()
+    for number, letter in enumerate("abcdef"):
+        (place / "texts" / f"{letter}.txt").write_text(TEXT[number:] + letter, encoding="utf-8")
+    commands: dict[str, Callable[[Path], list[str]]] = {
+        "tokenizer train": lambda out: [str(out), "--data", text, "--vocab-size", "280"],
+        "tokenizer encode": lambda out: [str(tokenizer), "--data", text, "--out", str(out)],
+        "convert": lambda out: [str(place / "whole" / "run"), str(out)],
+        "data build": lambda out: [
+            str(place / "texts"),
+            "--out",
+            str(out),
+            "--processes",
+            "1",
+            "--skip",
+            "dedup,clean",
+            "--validation",
+            "0.3",
+        ],
+    }
+    return [kills_of_command(place, name, words, count) for name, words in commands.items()]
+
+
+def kills_of_command(place: Path, name: str, words: Callable[[Path], list[str]], count: int) -> Row:
+    """Kill a command at calls that are spread over all, and give it once more; its files must be as they should."""
+
+    def work(out: Path) -> Callable[[], None]:
+        return lambda: main([*name.split(), *words(out)])
+
+    out = place / "again" / "out"  # one place for all, because records name files
+    out.parent.mkdir()
+    calls = calls_of(work(out), out)
+    expected = files_of(out)
+    shutil.rmtree(out.parent)
+    faults, numbers = 0, sorted(set(np.linspace(1, calls, min(calls, max(3, count // 4))).astype(int).tolist()))
+    for number, torn in zip(numbers, itertools.cycle([False, True])):
+        out.parent.mkdir()
+        child(work(out), out, number, torn)
+        ended = child(work(out), out)
+        found = files_of(out)
+        differing = sorted(path for path in expected.keys() | found.keys() if expected.get(path) != found.get(path))
+        refused = ended.status and f"{out} exists already" not in ended.printed  # as a whole one may be
+        if refused or differing:
+            faults += 1
+            told = f"status {ended.status}, {', '.join(differing)} differ: {ended.printed}"
+            print(f"kills: {name} at call {number}, torn {torn}: {told}", file=sys.stderr)
+        shutil.rmtree(out.parent)
+    return Row(f"`{name}` killed at a call, and given once more", len(numbers), faults, f"of {calls} calls")
+
+
+def files_of(out: Path) -> dict[str, bytes]:
+    """The files beside and below a folder, each by its path, without what depends on the time."""
+    return {
+        str(path.relative_to(out.parent)): DATED.sub(b"", path.read_bytes())
+        for path in out.parent.rglob("*")
+        if path.is_file()
+    }

@@ -19,9 +19,8 @@ from minillm.errors import CheckpointError
 from minillm.training import trainer, whole_model
 from minillm.training.config import PRESETS, TrainConfig
 from minillm.training.run import Run
+from minillm.training.stop import AGAIN, TOLD
 from minillm.training.trainer import train
-
-TOLD = b"\nfinishing this step, then saving; again: stop now without saving\n"
 
 
 @pytest.fixture
@@ -61,8 +60,32 @@ def test_a_signal_saves_before_it_validates(config, number, monkeypatch, capfdbi
     at_step(monkeypatch, 3, lambda: os.kill(os.getpid(), number))
     train(config)
     assert saved == [None, 3]
-    assert capfdbinary.readouterr().err == TOLD
+    assert capfdbinary.readouterr().err == TOLD + (AGAIN if number == signal.SIGINT else b"") + b"\n"
     assert load_checkpoint(config.out / "checkpoints" / "last.safetensors").state["step"] == 3
+
+
+def test_a_step_keeps_its_line_if_the_validation_after_a_stop_is_cut_short(config, monkeypatch) -> None:
+    """The second Ctrl-C comes between the checkpoint and the line of its step."""
+
+    def stopped(*_: Any) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+
+    at_step(monkeypatch, 3, lambda: os.kill(os.getpid(), signal.SIGINT))
+    evaluate = trainer.evaluate
+    monkeypatch.setattr(
+        trainer, "evaluate", lambda *given: stopped() if stop_was_saved(config, 3) else evaluate(*given)
+    )
+    with pytest.raises(KeyboardInterrupt):
+        train(config)
+    monkeypatch.undo()
+    assert steps_in(Run.open(config.out)) == [1, 2]
+    run = train(config, config.out)
+    assert steps_in(run) == list(range(1, config.steps + 1))
+
+
+def stop_was_saved(config: TrainConfig, step: int) -> bool:
+    last = config.out / "checkpoints" / "last.safetensors"
+    return last.exists() and load_checkpoint(last).state["step"] == step
 
 
 def test_sighup_is_left_to_nohup(config, monkeypatch) -> None:
