@@ -56,7 +56,8 @@ def maker(repeat: Callable[[], Any]) -> str:
         if found:
             return
         if isinstance(call, Forward):
-            half, given, results = "forward", [*call.inputs, *call.settings.values()], call.outputs
+            half, given = "forward", [*call.inputs, *call.settings.values()]
+            results: list[Any] = list(call.outputs)
         else:
             half, given = "backward", call.douts
             results = [dx for dx, edge in zip(call.dinputs, call.node.edges, strict=True) if edge is not None]
