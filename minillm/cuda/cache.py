@@ -37,7 +37,7 @@ def kept(name: str, make: Callable[[Path], None], *made_from: str) -> Path:
         path = cache_folder() / name
         if is_whole(path):
             return path
-        made = _temporary_folder() / name
+        made = _temporary_folder(os.getpid()) / name
         make(made)
         _seal(made)
         try:
@@ -72,7 +72,7 @@ def cache_folder() -> Path:
     try:
         return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "minillm", "kernels")
     except RuntimeError:  # HOME is not set, and the system does not know this user
-        return _temporary_folder() / "kernels"
+        return _temporary_folder(os.getpid()) / "kernels"
 
 
 def _seal(path: Path) -> None:
@@ -92,18 +92,18 @@ def _checksum(written: bytes) -> bytes:
 
 
 @functools.cache
-def _temporary_folder() -> Path:
-    """A folder of this process, which is taken away at its end."""
+def _temporary_folder(process: int) -> Path:
+    """A folder of this process, which is taken away at its end; one that was forked from it has its own."""
     try:
         for left in Path(tempfile.gettempdir()).glob("minillm-kernels-*-*"):  # by a process that was killed
-            if (process := left.name.split("-")[2]).isdigit() and not is_alive(int(process)):
+            if (number := left.name.split("-")[2]).isdigit() and not is_alive(int(number)):
                 shutil.rmtree(left, ignore_errors=True)
-        folder = tempfile.mkdtemp(prefix=f"minillm-kernels-{os.getpid()}-")
+        folder = tempfile.mkdtemp(prefix=f"minillm-kernels-{process}-")
     except OSError as error:
         raise KernelError(
             f"Kernel: no folder for temporary files can be written ({error.strerror}); set TMPDIR to one that can"
         ) from None
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    atexit.register(lambda: os.getpid() == process and shutil.rmtree(folder, ignore_errors=True))
     return Path(folder)
 
 

@@ -268,7 +268,7 @@ def writers(here: Place, out: Path) -> dict[str, list[str]]:
         "tokenizer encode": ["tokenizer", "encode", f"{run}/tokenizer", "--data", text, "--out", str(out / "shards")],
         "data build": ["data", "build", str(texts), "--out", str(out / "corpus"), "--skip", "clean,dedup"],
         "data extract": ["data", "extract", text, "--out", str(out / "found.jsonl"), "--processes", "1"],
-        "step": ["step", run, "--text", "the cat", "--out", str(out / "step.html")],
+        "step": ["step", run, "--data", text, "--out", str(out / "step.html")],
         "eval": ["eval", run, "--data", text, "--out", str(out / "eval.json")],
         "exercise start": ["exercise", "start", "softmax-forward", "--folder", str(out / "exercises")],
     }
@@ -378,7 +378,7 @@ def files_that_are_none(here: Place, every: int = 1) -> tuple[int, list[str]]:
         )
     ]
     trials += [[*words, "--out", path] for path in (*paths[:2], "/dev/zero") for words in (
-        ["step", run, "--text", "the cat"], ["eval", run, "--data", str(here.text)],
+        ["step", run, "--data", str(here.text)], ["eval", run, "--data", str(here.text)],
         ["train", "--data", str(here.text), *MODEL, *LENGTH], ["data", "build", str(here.text)],
     )]  # fmt: skip
     trials += [["sample", str(place)] for place in (model, broken, odd / "pipe.gguf", model / "model.safetensors")]
@@ -386,7 +386,7 @@ def files_that_are_none(here: Place, every: int = 1) -> tuple[int, list[str]]:
     found, trials = [], trials[::every]
     for words in trials:
         ended = command(words, seconds=20)
-        wrong = ended.faults(*[word for word in words if "/" in word])
+        wrong = ended.faults(*[word for word in words if "/" in word], str(model))
         if not ended.status and "--out" in words:
             wrong.append(f"it was not refused: {ended.output}")
         found += [f"`minillm {' '.join(words)}`: {one}" for one in wrong]
