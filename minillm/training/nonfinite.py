@@ -58,7 +58,7 @@ def maker(repeat: Callable[[], Any]) -> str:
         results: Sequence[Any]
         if isinstance(call, Forward):
             half, given = "forward", [*call.inputs, *call.settings.values()]
-            results: list[Any] = list(call.outputs)
+            results = list(call.outputs)
         else:
             half, given = "backward", call.douts
             results = [dx for dx, edge in zip(call.dinputs, call.node.edges, strict=True) if edge is not None]
