@@ -315,6 +315,8 @@ def _with_options(text: str, command: str, kind: type, default: Any, outer: str)
 def _value(command: str, written: str, option: Option, value: str) -> Any:
     if option.can_be_none and not option.positional and value == "None":
         return None
+    if "\0" in value:
+        raise InputError(f"{command}: {written} is {value!r}; give {_KINDS[option.kind]} without a zero byte")
     if option.choices:
         if value not in option.choices:
             raise InputError(f"{command}: {written} is {value!r}; choose one of: {', '.join(option.choices)}")

@@ -97,6 +97,8 @@ def wrong_call(draw: random.Random, folder: Path, sizes: bool) -> tuple[str, lis
         )
         return kind, draw.choice([[*words, name, "1"], [*words, "x", name], [*words, name]])
     if kind == "file":
+        if command == "tokenizer train":  # its path is where the tokenizer goes, so a missing one is right
+            return kind, [*words, draw.choice([f"{folder}/binary", "a\0b", ""])]
         which = draw.choice(["missing", "empty", "binary", "directory", "a\0b", "", "\udcff", "x" * 5000, "text.json"])
         path = which if which in ("", "\udcff") or "\0" in which or len(which) > 99 else f"{folder}/{which}"
         if not any(option.positional for option in options):
