@@ -18,6 +18,7 @@ from minillm.checksums import checksums_in, crc32
 from minillm.device import to_host
 from minillm.dtypes import as_dtype
 from minillm.errors import CheckpointError
+from minillm.files import check_is_file
 from minillm.stored import check_weights_are_numbers, write_arrays
 
 
@@ -52,6 +53,7 @@ def load_checkpoint(path: Path, moments: bool = True) -> Checkpoint:
     """
     from safetensors import SafetensorError, safe_open
 
+    check_is_file("load_checkpoint", path, CheckpointError)
     try:
         with safe_open(path, framework="np") as file:
             metadata = file.metadata() or {}

@@ -13,6 +13,7 @@ from collections.abc import Callable
 
 from minillm.console import PIPE_CLOSED, abandon_output, flush, replace_what_cannot_be_shown
 from minillm.errors import InputError, MinillmError, did_you_mean
+from minillm.options import peek
 from minillm.version import __version__
 
 COMMANDS = {  # the file in minillm/commands of each
@@ -98,7 +99,8 @@ def main(arguments: list[str] | None = None) -> None:
         abandon_output()
         raise SystemExit(PIPE_CLOSED) from None
     except OSError as error:  # a name that cannot be a file's, a folder without permission, a full disk
-        told = f"{error.filename} cannot be used ({error.strerror})" if error.filename else str(error)
+        place = error.filename or peek(arguments, "--out") or "a file"  # the system names none where a disk is full
+        told = f"{place} cannot be used ({error.strerror or error})"
         print(f"minillm {command}: {told}; give another path, or make room", file=sys.stderr)
         abandon_output()
         raise SystemExit(2) from None

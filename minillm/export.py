@@ -40,6 +40,8 @@ def save(opened: OpenedModel, folder: str | Path, max_shard_bytes: int = 5 * 10*
             opened.needed_tokenizer("save").save_hugging_face(folder, **_tokenizer_settings(opened))
             kept = {"tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"}
         except InputError as error:
+            if isinstance(error.__context__, OSError):  # it can be written, but not on this disk
+                raise
             reason = str(error)
     for name in TOKENIZER_FILES:  # files of a model that was saved here before
         if name not in kept:

@@ -12,6 +12,7 @@ import contextlib
 import os
 import re
 import shutil
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -27,6 +28,8 @@ def writing(function: str, path: str | os.PathLike[str], kind: type[MinillmError
     Raises: an error of this kind in the name of `function` where the file cannot be written.
     """
     path = Path(path)
+    if path.exists() and not (path.is_file() or path.is_dir()):  # to replace /dev/null would harm the whole system
+        raise kind(f"{function}: {path} is a device, a pipe or a socket, which is not replaced; give a file's name")
     unfinished = unfinished_name(path)
     try:
         if path.parent.is_dir():
@@ -93,6 +96,20 @@ def start_of(process: int) -> str:
     except OSError:
         return ""
     return told.rpartition(b")")[2].split()[19].decode()  # after the program's name, which may have any characters
+
+
+def check_is_file(function: str, path: str | os.PathLike[str], kind: type[MinillmError] = InputError) -> None:
+    """Raise an error of this kind for a pipe, a device or a socket; what is not there is for who opens it.
+
+    To open a pipe waits for who writes into it, perhaps for ever, and a device such as /dev/zero has no end.
+    """
+    try:
+        mode = os.stat(path).st_mode
+    except (OSError, ValueError):
+        return
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+        what = "pipe" if stat.S_ISFIFO(mode) else "socket" if stat.S_ISSOCK(mode) else "device"
+        raise kind(f"{function}: {path} is a {what}, which cannot be read as a file; write what it gives into a file")
 
 
 def check_folder_of(function: str, option: str, path: Path) -> None:

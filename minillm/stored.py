@@ -21,7 +21,7 @@ from minillm.backend import Array
 from minillm.checksums import Kinds, check_listed, checksums_in, crc32, forget_list, sealed_metadata
 from minillm.dtypes import as_dtype
 from minillm.errors import CheckpointError
-from minillm.files import writing
+from minillm.files import check_is_file, writing
 
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
@@ -74,6 +74,7 @@ def _rows(source: Stored, start: int, stop: int) -> Array:
 
 def read_json(path: Path) -> dict[str, Any]:
     """The values in a JSON file. Raises: CheckpointError if it is missing or damaged."""
+    check_is_file("load", path, CheckpointError)
     try:
         values = json.loads(read_text(path))
     except (ValueError, RecursionError) as error:
@@ -159,6 +160,7 @@ def _header(path: Path) -> dict[str, Stored]:
     """Find the arrays in a safetensors file, after the library has checked places, shapes and the file's length."""
     from safetensors import SafetensorError, safe_open
 
+    check_is_file("load", path, CheckpointError)
     try:
         with safe_open(path, framework="np"), open(path, "rb") as file:
             length = int.from_bytes(file.read(8), "little")

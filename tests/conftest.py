@@ -24,18 +24,50 @@ from hypothesis import settings
 
 from tests.browser import browsers
 
-settings.register_profile("shared machine", deadline=None)  # how long an example takes says nothing there
+# How long an example takes says nothing on a shared machine. CI draws more of them.
+settings.register_profile("shared machine", deadline=None, max_examples=200 if os.environ.get("CI") else 100)
 settings.load_profile("shared machine")
+
+HERE = Path(__file__).parent
+LEFT_OUT = pytest.StashKey[int]()  # the number of slow tests that do not run
+
+# Folders and files that take minutes together: they compile kernels, start processes or train models. What they test
+# in the engine is tested by others too; `pytest -m slow` runs them, and so does naming one of them or its folder.
+SLOW = (
+    "commands/test_cli_streams.py",
+    "commands/test_convert.py",
+    "commands/test_finetune_translate.py",
+    "evaluation/test_harness.py",
+    "exercises/test_kernels.py",
+    "exercises/test_ranks.py",
+    "kernels",
+    "models/test_more_heads.py",
+    "study/doctor/test_planted.py",
+    "study/ledger/test_faults.py",
+    "study/plan/test_search.py",
+    "test_guide.py",
+    "training/test_answers_on_a_device.py",
+)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Tests that download a model, and slow ones, run when they are asked for; a file's name asks for slow ones."""
-    named = any(".py" in argument for argument in config.invocation_params.args)
+    """Tests that download a model, and slow ones, run when they are asked for; a name in tests/ asks for slow ones."""
+    slow_paths = {HERE / name for name in SLOW}
+    named = any(HERE in (config.invocation_params.dir / argument).resolve().parents for argument in config.args)
     for item in items:
+        if not slow_paths.isdisjoint((item.path, *item.path.parents)):
+            item.add_marker(pytest.mark.slow)
         if item.get_closest_marker("real") and "real" not in config.option.markexpr:
             item.add_marker(pytest.mark.skip(reason="downloads a model; run with pytest -m real"))
         if item.get_closest_marker("slow") and not (named or config.option.markexpr):
             item.add_marker(pytest.mark.skip(reason='slow; run with pytest -m slow, or all with -m "slow or not slow"'))
+            config.stash[LEFT_OUT] = config.stash.get(LEFT_OUT, 0) + 1
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """Say how many slow tests were left out, and how to run them."""
+    if left_out := config.stash.get(LEFT_OUT, 0):
+        terminalreporter.write_line(f"{left_out} slow tests were left out; run them with: pytest -m slow")
 
 
 @pytest.fixture(scope="session")

@@ -60,7 +60,6 @@ def build(config: Config, folder: Path, processes: int = 1, progress: bool = Tru
     from minillm.corpus.readers.extract import extract
 
     stages = {name: stage_of(name, config.stages[name]) for name in CLASSES if name in config.stages}
-    folder.mkdir(parents=True, exist_ok=True)
     documents = folder / "extract.jsonl.zst"
     extract(config.sources, documents, config.stages["extract"], processes, progress)
     records = [documents.with_name("extract.json")]

@@ -33,6 +33,7 @@ from pathlib import Path
 from typing import Any
 
 from minillm.errors import InputError, did_you_mean
+from minillm.files import check_is_file
 
 STAGES = {  # in their order: the file, and the class of its settings
     "extract": ("minillm.corpus.readers.extract", "Extract"),
@@ -136,6 +137,7 @@ def read_config(path: Path) -> Config:
 
     Raises: InputError for a file that cannot be read, and for an unknown name, with the nearest known one.
     """
+    check_is_file("data build", path)
     try:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

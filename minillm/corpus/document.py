@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from minillm.errors import InputError
+from minillm.files import check_is_file
 
 SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst")
 GZIP_LEVEL, ZSTD_LEVEL = 6, 3  # fixed, since the bytes of an output depend on them
@@ -109,6 +110,7 @@ def check_suffix(path: Path) -> None:
     """Raise InputError for a file that is no .jsonl, and for a .zst where no package can read it."""
     if not path.name.endswith(SUFFIXES):
         raise InputError(f"data: {path} has another ending than {', '.join(SUFFIXES)}; give the output of a stage")
+    check_is_file("data", path)
     if path.name.endswith(".zst"):
         zstandard_for(path)
 

@@ -23,6 +23,7 @@ from minillm.data.records import read_records
 from minillm.data.sources import read_texts
 from minillm.data.squad import read_squad
 from minillm.errors import InputError
+from minillm.files import check_is_file
 
 SUFFIXES = (".json", ".jsonl", ".txt", ".md")
 QUESTIONS = ("instruction", "input", "question", "prompt", "problem", "ctx_a", "ctx_b", "premise", "source")
@@ -124,6 +125,7 @@ def _squad_records(path: Path, contexts: bool) -> Iterator[Record]:
 
 def _is_squad(path: Path) -> bool:
     """True for a JSON object with "data"; a file that is no JSON is left to those who say what is wrong with it."""
+    check_is_file("data", path)
     data = path.read_bytes()
     try:
         content = json.loads(gzip.decompress(data) if path.suffix.lower() == ".gz" else data)

@@ -145,9 +145,12 @@ class Journal:
         """Write a chunk, and then that it is written."""
         for number, (file, part) in enumerate(zip(self.files, done.parts, strict=True)):
             left = memoryview(part)
-            while left:
-                left = left[file.write(left) :]
-            os.fsync(file.fileno())
+            try:
+                while left:
+                    left = left[file.write(left) :]
+                os.fsync(file.fileno())
+            except OSError as error:
+                raise self._cannot_write(self.parts[number], error) from None
             self.state["bytes"][number] += len(part)
         for name in ("documents", "text_bytes"):
             self.state[name] = dict(sorted((Counter(self.state[name]) + getattr(done, name)).items()))
@@ -176,8 +179,17 @@ class Journal:
 
     def _save(self) -> None:
         new = self.path.with_name(f"{self.path.name}.new")
-        with open(new, "wb") as file:
-            file.write(json.dumps(self.state, indent=1, ensure_ascii=True).encode() + b"\n")
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(new, self.path)
+        try:
+            with open(new, "wb") as file:
+                file.write(json.dumps(self.state, indent=1, ensure_ascii=True).encode() + b"\n")
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(new, self.path)
+        except OSError as error:
+            raise self._cannot_write(self.path, error) from None
+
+    def _cannot_write(self, path: Path, error: OSError) -> InputError:
+        return InputError(
+            f"{self.stage}: {path} cannot be written ({error.strerror}); make room, and give the same command again, "
+            "which goes on from there"
+        )

@@ -16,16 +16,18 @@ import shlex
 import subprocess
 import threading
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from minillm.cuda.cache import appearing, cache_file
+from minillm.cuda.cache import kept
 from minillm.cuda.source import FOLDER, KernelError, Source, compile_error, signature
 from minillm.errors import InputError
 
 ORDERS, COPIES = ("forward", "reverse", "random"), ("eager", "deferred")
 EMULATE_FLAGS = "-std=c++17 -O2 -g -shared -fPIC -fvisibility=hidden -fno-strict-aliasing -Wno-unknown-pragmas"
+ANSWER_SECONDS, COMPILE_SECONDS = 60.0, 900.0  # the largest file takes half a minute where nothing else runs
 
 
 class _Settings(ctypes.Structure):  # emulate::Settings in kernels/emulator/cuda_on_cpu.h
@@ -79,15 +81,12 @@ def emulated_library(source: Source, names: tuple[str, ...], flags: str) -> dict
     text = _emulated_text(source, names)
     emulator = [path.read_text(encoding="utf-8") for path in sorted((FOLDER / "emulator").glob("*.h"))]
     made_from = (text, *emulator, EMULATE_FLAGS, flags, _compiler(), platform.machine())
-    library = cache_file(f"{source.path.stem}.so", *made_from)
-    if not library.is_file():
-        with appearing(library) as unfinished:
-            options = [f"-I{FOLDER}", *EMULATE_FLAGS.split(), *shlex.split(flags)]
-            command = ["g++", "-x", "c++", "-", *options, "-o", str(unfinished)]
-            result = subprocess.run(command, input=text, capture_output=True, text=True)
-            if result.returncode:
-                raise compile_error(source.path.name, result.stderr)
-    loaded = ctypes.CDLL(str(library))
+    library = kept(f"{source.path.stem}.so", functools.partial(_compile, source, text, flags), *made_from)
+    try:
+        loaded = ctypes.CDLL(str(library))
+    except OSError as error:
+        library.unlink(missing_ok=True)  # or it would be taken for a good one the next time
+        raise KernelError(f"{source.path.name}: g++ wrote no shared library ({error}); check which g++ it is") from None
     launchers: dict[str, Callable] = {}
     for i, name in enumerate(names):
         function = getattr(loaded, f"launch_{i}")
@@ -116,9 +115,36 @@ extern "C" __attribute__((visibility("default"))) const char* launch_{i}(emulate
     return text
 
 
+def _compile(source: Source, text: str, flags: str, library: Path) -> None:
+    """Compile the text of a kernel for `emulated_library`."""
+    options = [f"-I{FOLDER}", *EMULATE_FLAGS.split(), *shlex.split(flags)]
+    result = _run_compiler(["-x", "c++", "-", *options, "-o", str(library)], COMPILE_SECONDS, text)
+    if result.returncode:
+        raise compile_error(source.path.name, result.stderr)
+
+
 @functools.cache
 def _compiler() -> str:
+    result = _run_compiler(["--version"], ANSWER_SECONDS)
+    if result.returncode or not result.stdout.strip():
+        raise KernelError(
+            f"Kernel: g++ is broken: `g++ --version` ends with status {result.returncode} and says "
+            f"{(result.stderr or result.stdout).strip()[:200]!r}; install it again"
+        )
+    return result.stdout.splitlines()[0]
+
+
+def _run_compiler(arguments: list[str], seconds: float, text: str = "") -> subprocess.CompletedProcess[str]:
+    """Run g++ on a text. Raises: KernelError if it is missing, cannot be run or does not end."""
     try:
-        return subprocess.run(["g++", "--version"], capture_output=True, text=True, check=True).stdout.splitlines()[0]
-    except (OSError, subprocess.CalledProcessError):
+        return subprocess.run(
+            ["g++", *arguments], input=text, capture_output=True, encoding="utf-8", errors="replace", timeout=seconds
+        )
+    except FileNotFoundError:
         raise KernelError("Kernel: g++, which compiles kernels for NumPy arrays, is missing; install g++") from None
+    except OSError as error:
+        raise KernelError(f"Kernel: g++ cannot be run ({error.strerror}); install it again") from None
+    except subprocess.TimeoutExpired:
+        raise KernelError(
+            f"Kernel: g++ did not end after {seconds:g} s, and was stopped; check which g++ comes first in PATH"
+        ) from None

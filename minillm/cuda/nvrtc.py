@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from minillm.cuda.cache import appearing, cache_file
+from minillm.cuda.cache import content, kept
 from minillm.cuda.source import KernelError, Source, compile_error, kernel_files, read_source
 
 CUDA_OPTIONS = ("--std=c++17", "-lineinfo")  # of every compile for a GPU
@@ -54,13 +54,14 @@ def _compiled(source: Source, names: list[str], architecture: str) -> list[Resou
         raise KernelError(f"compile_table: no NVRTC ({reason}); pip install 'minillm[kernels]'") from None
     added_by_cupy = ("-ftz=true", "-default-device", f"-arch={architecture}")
     options = (*include, *CUDA_OPTIONS, *added_by_cupy, "--ptxas-options=-v")
-    table = cache_file(f"{source.path.stem}.json", source.text, *names, *options, version)
-    if not table.is_file():
+
+    def make(table: Path) -> None:
         log, symbols = _nvrtc_log(nvrtc, source, names, options)
         rows = [_resources(log, name, symbol, architecture) for name, symbol in zip(names, symbols, strict=True)]
-        with appearing(table) as unfinished:
-            unfinished.write_text(json.dumps(rows))
-    return [Resources(*row) for row in json.loads(table.read_text())]
+        table.write_text(json.dumps(rows))
+
+    table = kept(f"{source.path.stem}.json", make, source.text, *names, *options, version)
+    return [Resources(*row) for row in json.loads(content(table))]
 
 
 def _nvrtc_log(nvrtc: Any, source: Source, names: list[str], options: tuple[str, ...]) -> tuple[str, list[str]]:

@@ -42,7 +42,9 @@ class KernelError(MinillmError, RuntimeError):
 
 def compile_error(what: str, log: str) -> KernelError:
     """An error with the first line of a compiler's message that tells one, and all of it as a note."""
-    first = next((line.strip() for line in log.splitlines() if "error" in line), "no message")
+    lines = [line.strip() for line in log.splitlines() if line.strip()]
+    full = [line for line in lines if "No space left" in line]  # the disk is at fault, and not the text
+    first = next((line for line in [*full, *lines] if "error" in line or line in full), "no message")
     error = KernelError(f"{what}: does not compile: {first}")
     error.add_note(log)
     return error

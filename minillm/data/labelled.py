@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 from minillm.counted import counted
 from minillm.data.records import read_records, text_field
 from minillm.errors import InputError, did_you_mean
+from minillm.files import check_is_file
 
 TABLES = {".csv": ",", ".tsv": "\t"}
 LETTERS = re.compile(r"[^\W_]+")
@@ -141,6 +142,7 @@ def _read_classes(source: str | Path, files: Sequence[Path]) -> tuple[list[Examp
 
 def _decoded(file: Path) -> tuple[str, list[str]]:
     """The text of a file, in UTF-8 or, if it is not that, Latin-1; with a note."""
+    check_is_file("read_labelled", file)
     try:
         data = file.read_bytes()
     except OSError as error:

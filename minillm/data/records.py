@@ -15,6 +15,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 
 from minillm.counted import counted
 from minillm.errors import InputError, did_you_mean
+from minillm.files import check_is_file
 
 T = TypeVar("T")
 U = TypeVar("U")
@@ -83,6 +84,7 @@ def answer_field(record: Mapping[str, Any], field: str) -> str:
 
 
 def _read(path: Path) -> str:
+    check_is_file("read_records", path)
     try:
         data = path.read_bytes()
         data = gzip.decompress(data) if path.suffix.lower() == ".gz" else data

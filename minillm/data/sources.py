@@ -32,6 +32,7 @@ import numpy as np
 
 from minillm.data.shards import Tokens
 from minillm.errors import InputError, did_you_mean
+from minillm.files import check_is_file
 
 SEPARATOR = "\n\n"  # between joined documents, a paragraph break
 FOLDER_SUFFIXES = (".txt", ".md", ".jsonl")
@@ -115,6 +116,7 @@ def _find_files(source: str | Path) -> list[Path]:
             )
         return files
     if os.path.exists(path):
+        check_is_file("read_texts", path)
         return [path]
     if glob.has_magic(str(source)):
         files = sorted(Path(name) for name in glob.glob(str(source), recursive=True) if Path(name).is_file())

@@ -29,6 +29,7 @@ import numpy as np
 from minillm.counted import counted
 from minillm.data.frames import Frame
 from minillm.errors import InputError
+from minillm.files import check_is_file
 from minillm.tokenizers import Tokenizer
 
 Span = tuple[int, int]
@@ -243,6 +244,7 @@ def read_squad(path: str | Path) -> list[Question]:
 
     Raises: InputError for a file that cannot be read, or a part of it that is not in the format, with its place.
     """
+    check_is_file("read_squad", path)
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8-sig"))
     except (OSError, ValueError) as error:

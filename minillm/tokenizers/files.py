@@ -14,7 +14,7 @@ from typing import Any
 
 from minillm.checksums import check_listed, forget_list
 from minillm.errors import DtypeError, InputError
-from minillm.files import writing
+from minillm.files import check_is_file, writing
 
 READ_AT_ONCE = 1 << 20  # characters
 UTF8 = "utf-8-sig"  # drops the byte order mark
@@ -40,6 +40,7 @@ def read_texts(where: str, text_or_files: str | Path | Iterable[str | Path]) -> 
 
 def read_chunks(where: str, path: Path) -> Iterator[str]:
     """Yield the text of a UTF-8 file, a block at a time; line ends stay as they are."""
+    check_is_file(where, path)
     try:
         with path.open(encoding=UTF8, newline="") as file:
             while chunk := file.read(READ_AT_ONCE):
@@ -70,6 +71,7 @@ def readable(where: str, what: str, advice: str, passing: str | None = "") -> It
 
 def read_json(where: str, path: Path) -> Any:
     """The value in a JSON file; an InputError that begins with `where` if it cannot be read."""
+    check_is_file(where, path)
     try:
         content = path.read_bytes()
     except OSError as error:

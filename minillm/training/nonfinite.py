@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from minillm.autograd import Backward, Forward, observe
@@ -55,6 +55,7 @@ def maker(repeat: Callable[[], Any]) -> str:
     def look(call: Forward | Backward) -> None:
         if found:
             return
+        results: Sequence[Any]
         if isinstance(call, Forward):
             half, given = "forward", [*call.inputs, *call.settings.values()]
             results: list[Any] = list(call.outputs)

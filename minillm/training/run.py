@@ -28,7 +28,7 @@ from typing import Any
 from minillm.backend import Array
 from minillm.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from minillm.checksums import KEY, sealed, unsealed
-from minillm.errors import CheckpointError, InputError
+from minillm.errors import CheckpointError, InputError, MinillmError
 from minillm.files import sweep, sync, unfinished_name, writing
 from minillm.lock import Lock
 from minillm.stored import read_json
@@ -77,6 +77,8 @@ class Run:
             raise InputError(
                 f"train: cannot write the run directory {folder} ({error}); choose another --out"
             ) from None
+        except MinillmError as error:  # of a file in it, which nobody knows by that name
+            raise type(error)(str(error).replace(str(unfinished), str(folder))) from None
         finally:
             shutil.rmtree(unfinished, ignore_errors=True)
         run.folder = folder

@@ -222,7 +222,7 @@ def test_a_failed_compile_names_the_file_and_the_line(shift):
     wrong = KERNEL.replace("y[i] = T", "z[i] = T")
     with pytest.raises(KernelError, match=r"shift.cu:7:\d+: error: .z. was not declared"):
         launch_shift(write(text=wrong))
-    assert not list(cache.iterdir())
+    assert not list(cache.glob("*"))
 
 
 TEXTS = {

@@ -46,7 +46,7 @@ def test_decode_takes_any_sequence(tokenizer):
     assert tokenizer.decode([]) == tokenizer.decode(np.array([], np.int64)) == tokenizer.decode(np.array([])) == ""
 
 
-@settings(max_examples=100, deadline=None)
+@settings(deadline=None)
 @given(ids=st.lists(st.integers(0, 269)))
 def test_decode_of_any_ids(ids):
     tokenizer = bpe()
@@ -146,7 +146,7 @@ def test_save_and_load(tokenizer, tmp_path):
         assert again.decode(range(again.vocab_size)) == tokenizer.decode(range(tokenizer.vocab_size))
 
 
-@settings(max_examples=50, deadline=None)
+@settings(deadline=None)
 @given(text=st.text(max_size=50), special=st.lists(st.text("<|é>", min_size=1, max_size=5), unique=True, max_size=3))
 def test_save_and_load_of_any_text(tmp_path_factory, text, special):
     folder = tmp_path_factory.mktemp("any")

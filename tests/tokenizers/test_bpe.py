@@ -87,7 +87,7 @@ def test_a_pair_of_the_naive_form_counts_as_often_as_its_word():
 
 
 @pytest.mark.parametrize("ties", ["greater", "first"])
-@settings(max_examples=150, deadline=None)
+@settings(deadline=None)
 @given(text=anything.filter(bool), how_many=st.integers(0, 40))
 @example(text="aaaa aaa aaaaa", how_many=9)
 @example(text="abab baba abba", how_many=40)
@@ -104,7 +104,7 @@ def test_train_equals_the_naive_form_on_real_text(shared_data, ties):
     assert BPETokenizer.train(text, 256 + 150, (), ties).merges == train_slowly(text, 150, ties)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(deadline=None)
 @given(text=few.filter(bool))
 def test_no_token_is_learnt_twice(text):
     merges = BPETokenizer.train(text, 400, ()).merges
@@ -271,7 +271,7 @@ def test_a_pretoken_is_settled_only_when_nothing_can_change_it(text):
 # Encoding
 
 
-@settings(max_examples=150, deadline=None)
+@settings(deadline=None)
 @given(text=anything, training=anything.filter(bool))
 def test_encode_equals_the_naive_form(text, training):
     tokenizer = BPETokenizer.train(training + text, 300, ())
@@ -309,7 +309,7 @@ def test_both_ways_to_merge_words_take_the_lowest_rank_first(merges, words):
     assert ids.table.merge([word.encode() for word, _ in by_length]) == [want for _, want in by_length]
 
 
-@settings(max_examples=100, deadline=None)
+@settings(deadline=None)
 @given(pairs=st.sets(st.tuples(st.integers(0, 40), st.integers(0, 40)), max_size=300), seed=st.integers(0, 99))
 @example(pairs={(2**31 - 1, 2**31 - 1), (0, 2**31 - 1), (2**31 - 1, 0)}, seed=0)
 def test_ranks_of_many_pairs_are_those_of_the_dict(pairs, seed):
@@ -321,7 +321,7 @@ def test_ranks_of_many_pairs_are_those_of_the_dict(pairs, seed):
     assert table.ranks(left, right).tolist() == expected
 
 
-@settings(max_examples=100, deadline=None)
+@settings(deadline=None)
 @given(texts=st.lists(st.text(max_size=300) | awkward, max_size=4), few=st.sampled_from([1, 3, 16]))
 def test_pretokens_merged_together_have_the_ids_of_the_slow_way(small, texts, few):
     fresh = BPETokenizer(small.vocab, small.merges, small.special_tokens)

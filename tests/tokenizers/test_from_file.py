@@ -174,7 +174,7 @@ def test_files_have_the_ids_of_hugging_face(both, shared_data, name):
 
 @pytest.mark.oracle
 @pytest.mark.parametrize("name", FILES)
-@settings(max_examples=150, deadline=None)
+@settings(deadline=None)
 @given(text=texts)
 @example(text="")
 @example(text=" ")
@@ -261,7 +261,7 @@ STREAMED = {
 
 
 @pytest.mark.parametrize("name", STREAMED)
-@settings(max_examples=80, deadline=None)
+@settings(deadline=None)
 @given(text=st.lists(st.sampled_from(PARTS), max_size=9).map("".join) | st.text(max_size=12))
 @example(text="word \n \n.\n/\n/word")
 @example(text="a\u0958(\u0301e\u0301 e\u0301,\u0338 가\u11a8 a")
@@ -277,7 +277,7 @@ def test_ids_are_the_same_at_every_cut(name, text):
 
 
 @pytest.mark.parametrize("pattern", PATTERNS)
-@settings(max_examples=150, deadline=None)
+@settings(deadline=None)
 @given(text=awkward | pieces, rest=awkward | pieces, normalizer=st.sampled_from([None, "NFC"]))
 def test_settled_pretokens_stay_whatever_follows(pattern, text, rest, normalizer):
     splitter = Splitter(pattern, normalizer)

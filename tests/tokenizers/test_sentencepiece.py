@@ -334,7 +334,7 @@ def test_decode_of_bytes():
         tokenizer.decode(["a"])
 
 
-@settings(max_examples=150, deadline=None)
+@settings(deadline=None)
 @given(prompt=st.text("ab é\n", max_size=5), text=st.text("ab é🙂✓\n", max_size=20))
 def test_text_that_streams_out_is_that_of_decode(prompt, text):
     tokenizer = made_of(BEE)
@@ -702,7 +702,7 @@ def test_any_ids_have_the_text_of_hugging_face(huggingface, chain):
 
 
 @pytest.mark.oracle
-@settings(max_examples=150, deadline=None)
+@settings(deadline=None)
 @given(merges=any_merges(), text=texts | drawn, chain=st.sampled_from([*CHAINS]))
 def test_any_merges_have_the_ids_of_hugging_face(huggingface, merges, text, chain):
     ours, theirs = both(huggingface, with_chain(hugging_face_content(merges, "ab▁"), chain))

@@ -492,7 +492,7 @@ def test_the_order_of_ids():
     assert with_bytes.special_tokens == {"<unk>": 0, "<s>": 499}
 
 
-@settings(max_examples=100, deadline=None)
+@settings(deadline=None)
 @given(text=st.text(min_size=1), vocab_size=st.integers(300, 330))
 def test_decode_undoes_encode(text, vocab_size):
     tokenizer = UnigramTokenizer.train([text, SHIPS], vocab_size)
@@ -854,7 +854,7 @@ def test_any_text_has_the_ids_of_hugging_face(huggingface, trained, steps, white
             # With "first", theirs leaves out the "▁" where the normaliser took away what the text began with.
             pairs.append(("the" if scheme == "first" and steps else "", *both(huggingface, content)))
 
-    @settings(max_examples=120, deadline=None)
+    @settings(deadline=None)
     @given(text=texts)
     def check(text):
         for begin, theirs, ours in pairs:

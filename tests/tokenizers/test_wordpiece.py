@@ -273,7 +273,7 @@ def test_special_tokens_in_text(scripts):
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=lambda options: "".join(str(v)[0] for v in options.values()))
-@settings(max_examples=60, deadline=None)
+@settings(deadline=None)
 @given(text=texts)
 @example(text=SCRIPTS)
 def test_encode_equals_the_slow_version(options, text):
@@ -480,7 +480,7 @@ def test_limit_alphabet():
     assert tokenizer.tokenize("ab abc") == ["ab", "[UNK]"]
 
 
-@settings(max_examples=150, deadline=None)
+@settings(deadline=None)
 @given(
     words=st.dictionaries(
         st.text("ab", min_size=1, max_size=8) | st.text("abcdé", min_size=1, max_size=6),
@@ -780,7 +780,7 @@ def test_every_file_has_the_ids_of_hugging_face(huggingface, shared_data, lowerc
 
 @pytest.mark.oracle
 @pytest.mark.parametrize("options", OPTIONS, ids=lambda options: "".join(str(v)[0] for v in options.values()))
-@settings(max_examples=100, deadline=None)
+@settings(deadline=None)
 @given(text=texts)
 @example(text=SCRIPTS)
 def test_any_text_has_the_ids_of_hugging_face(huggingface, options, text):

@@ -28,7 +28,8 @@ def config(tmp_path: Path) -> TrainConfig:
 
 def plant(monkeypatch: pytest.MonkeyPatch, *bad: int, first: int = 1) -> None:
     """Make the tokens' vectors too large in these steps, which are counted by their batches and not by their passes."""
-    real, seen = WholeModel.forward_backward, []
+    real = WholeModel.forward_backward
+    seen: list[Any] = []
 
     def forward_backward(self: Any, batch: Any, *others: Any) -> Any:
         if not seen or batch is not seen[-1]:

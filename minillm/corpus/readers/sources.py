@@ -22,6 +22,7 @@ from typing import NamedTuple
 
 from minillm.corpus.config import Source
 from minillm.errors import InputError
+from minillm.files import check_is_file
 
 
 class RawFile(NamedTuple):
@@ -61,6 +62,7 @@ def _files_of(source: Source) -> Iterator[RawFile]:
     if os.path.isdir(source.path):
         paths = list(_below(source.path))
     elif os.path.lexists(source.path):
+        check_is_file("extract", source.path)
         paths = [source.path]
     elif glob.has_magic(source.path):
         paths = [path for path in glob.iglob(source.path, recursive=True) if not os.path.isdir(path)]
