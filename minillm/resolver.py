@@ -25,6 +25,7 @@ import numpy as np
 from minillm import hub
 from minillm import random as drawing
 from minillm.beside import chat_text_in, ids_of, is_run, learned_to_talk, load_tokenizer, template_of_run, with_ends
+from minillm.checksums import KEY
 from minillm.dtypes import as_dtype
 from minillm.errors import CheckpointError, InputError, MinillmError, did_you_mean
 from minillm.lora import add_lora, base_checksum, base_folder, load_lora, load_lora_state_dict, merge
@@ -308,7 +309,7 @@ def open_start(path: str, folder: Path) -> OpenedModel:
     if not Path(path).exists():
         raise CheckpointError(
             f"load: {path}, whose weights are under the adapters of {folder}, is not there, seen from {Path.cwd()}; "
-            f"put it back, or put its path in `init` of {folder / CONFIG}"
+            f'put it back, or put its path in `init` of {folder / CONFIG} and take "{KEY}" out of that file'
         )
     return open_model(path)
 

@@ -210,7 +210,7 @@ def test_a_run_whose_base_is_gone_says_where_it_was(start: Path, capsys, monkeyp
         assert error.startswith(
             f"{command[0]}: base, whose weights are under the adapters of tuned, is not there, seen"
         )
-        assert f"seen from {start}; put it back, or put its path in `init` of tuned/config.json" in error
+        assert f"seen from {start}; put it back, or put its path in `init` of tuned/config.json and take" in error
     content = json.loads((start / "tuned" / "config.json").read_text())
     del content[KEY]  # the settings are changed by hand
     (start / "tuned" / "config.json").write_text(json.dumps(content | {"init": str(start / "moved")}))
