@@ -21,8 +21,6 @@ SECTIONS = {  # a file of tests/reliability/, with the number of trials that its
     "kills": 200,
     "stops": 60,
     "disk": 1,
-    "fuzz": 20000,
-    "wrong_types": 1,
     "command_line": 2000,
     "ranks": 40,
     "long_runs": 1000,
