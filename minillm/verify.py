@@ -159,9 +159,10 @@ def _gguf(path: Path) -> tuple[Verdict, str]:
 
 
 def _documents(path: Path) -> tuple[Verdict, str]:
-    from minillm.corpus.document import read_documents
+    from minillm.corpus.document import has_checksums, read_documents
 
-    return "no checksums", f"{counted(sum(1 for _ in read_documents(path)), 'document')}, all of which can be read"
+    told = f"{counted(sum(1 for _ in read_documents(path)), 'document')}, all of which can be read"
+    return ("whole" if has_checksums(path) else "no checksums"), told
 
 
 def _tokenizer(path: Path) -> tuple[Verdict, str]:

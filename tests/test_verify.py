@@ -11,6 +11,7 @@ import pytest
 
 import minillm
 from minillm.cli import main
+from minillm.corpus.document import Document, compressed, read_documents
 from minillm.data import write_shards
 from minillm.errors import CheckpointError, InputError
 from minillm.verify import Verified, verify
@@ -103,6 +104,30 @@ def test_a_list_ends_with_the_files_that_it_was_of(whole: Path, tmp_path: Path) 
     model.save_pretrained(folder)
     assert not (folder / "checksums.json").exists()
     minillm.load(folder)
+
+
+@pytest.mark.parametrize("end", ["zst", "gz"])
+def test_damaged_documents_are_told(end: str, tmp_path: Path) -> None:
+    if end == "zst":
+        pytest.importorskip("zstandard")
+    path = tmp_path / f"clean.jsonl.{end}"
+    lines = b"".join(Document(f"tale {i} of {i * 7} mice", str(i)).to_line() for i in range(100))
+    content = compressed(lines, path) + compressed(lines, path)
+    path.write_bytes(content)
+    assert [(one.verdict, one.told) for one in verify(path)] == [("whole", "200 documents, all of which can be read")]
+    for place in range(20, len(content), 37):
+        for damaged in (flipped(content, place), content[:place]):
+            if damaged == content[: len(content) // 2]:
+                continue  # its last frame is whole
+            path.write_bytes(damaged)
+            [found] = verify(path)
+            fine = found.verdict == "whole" and list(read_documents(path)) == read_twice(lines)
+            assert fine or (found.verdict == "damaged" and str(path) in found.told), (place, found)
+
+
+def read_twice(lines: bytes) -> list[Document]:
+    """The documents of these lines, two times."""
+    return [Document.from_line(line) for line in lines.splitlines()] * 2
 
 
 def test_nothing_to_check_is_told(tmp_path: Path) -> None:

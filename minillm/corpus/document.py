@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import gzip
 import io
+import itertools
 import json
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +21,7 @@ from minillm.errors import InputError
 from minillm.files import check_is_file
 
 SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst")
+ZSTD_STEP = 1 << 10  # compressed bytes at a time: they stand for at most 32 MB
 GZIP_LEVEL, ZSTD_LEVEL = 6, 3  # fixed, since the bytes of an output depend on them
 
 
@@ -87,9 +90,54 @@ def decompressed(file: IO[bytes], path: Path) -> IO[bytes]:
     if path.name.endswith(".gz"):
         return gzip.GzipFile(fileobj=file)  # type: ignore[return-value]
     if path.name.endswith(".zst"):
-        frames = zstandard_for(path).ZstdDecompressor().stream_reader(file, read_across_frames=True)
-        return io.BufferedReader(frames, 1 << 20)  # type: ignore[arg-type, return-value]
+        return io.BufferedReader(_ZstdFile(file, path.name), 1 << 20)
     return file
+
+
+class ZstdFrames:
+    """The content of a .zst. (The package's own stream ends without a word where a file is cut short.)"""
+
+    def __init__(self, file: Any, name: str):
+        self._package = zstandard_for(Path(name))
+        self._file, self._rest, self._ready = file, b"", b""
+        self._frame: Any = None
+
+    def read(self, size: int) -> bytes:
+        while not self._ready:
+            if not (data := self._rest or self._file.read(ZSTD_STEP)):
+                if self._frame is not None:
+                    raise EOFError("the compressed file is cut short")
+                return b""
+            if self._frame is None:
+                self._frame = self._package.ZstdDecompressor().decompressobj()
+            try:
+                self._ready = self._frame.decompress(data)
+            except self._package.ZstdError as error:
+                raise EOFError(str(error)) from None
+            self._rest = self._frame.unused_data
+            if self._frame.eof:
+                self._frame = None
+        found, self._ready = self._ready[:size], self._ready[size:]
+        return found
+
+
+class _ZstdFile(io.RawIOBase):
+    """The content of a .zst as a file, for a buffer to read from."""
+
+    def __init__(self, file: IO[bytes], name: str):
+        self._file, self._frames = file, ZstdFrames(file, name)
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        data = self._frames.read(len(buffer))
+        buffer[: len(data)] = data
+        return len(data)
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
 
 
 def compressed(lines: bytes, path: Path) -> bytes:
@@ -97,8 +145,14 @@ def compressed(lines: bytes, path: Path) -> bytes:
     if path.name.endswith(".gz"):
         return gzip.compress(lines, GZIP_LEVEL, mtime=0)
     if path.name.endswith(".zst"):
-        return zstandard_for(path).ZstdCompressor(ZSTD_LEVEL).compress(lines)
+        return zstandard_for(path).ZstdCompressor(ZSTD_LEVEL, write_checksum=True).compress(lines)
     return lines
+
+
+def has_checksums(path: Path) -> bool:
+    """True if a compressed file has checksums: each .gz does, and a .zst by the flag in its first frame."""
+    with open(path, "rb") as file:
+        return path.name.endswith(".gz") or zstandard_for(path).get_frame_parameters(file.read(18)).has_checksum
 
 
 def plain_name(path: Path) -> str:
@@ -125,7 +179,20 @@ def zstandard_for(path: Path) -> Any:
 
 
 def read_documents(path: Path) -> Iterator[Document]:
-    """The documents of a file, one after the other."""
+    """The documents of a file, one after the other.
+
+    Raises: InputError for a line that is no document, and for a compressed file that is damaged or cut short.
+    """
     with open_lines(path) as lines:
-        for line in lines:
-            yield Document.from_line(line)
+        for number in itertools.count(1):
+            try:
+                line = lines.readline()
+                document = Document.from_line(line) if line else None
+            except (InputError, OSError, EOFError, zlib.error) as error:
+                reason = str(error).removeprefix("data: ")
+                raise InputError(
+                    f"data: {path} is damaged from line {number} on ({reason}); run the stage again that wrote it"
+                ) from None
+            if document is None:
+                return
+            yield document

@@ -195,16 +195,8 @@ def chunks(inputs: Sequence[Path]) -> Iterator[Chunk]:
                     yield Chunk(path, number, data, before + file.tell())
                     number += data.count(b"\n")
             except (OSError, EOFError, zlib.error) as error:
-                yield _rest(path, number, before, error)
-            except Exception as error:
-                if type(error).__name__ != "ZstdError":  # of a package that only .zst needs
-                    raise
-                yield _rest(path, number, before, error)
+                yield Chunk(path, number, b"", before, f"{path} cannot be read from line {number} on ({error})")
         before += path.stat().st_size
-
-
-def _rest(path: Path, number: int, before: int, error: Exception) -> Chunk:
-    return Chunk(path, number, b"", before, f"{path} cannot be read from line {number} on ({error})")
 
 
 def documents_of(chunk: Chunk) -> tuple[list[Document], list[str]]:

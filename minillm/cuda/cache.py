@@ -103,7 +103,12 @@ def _temporary_folder(process: int) -> Path:
         raise KernelError(
             f"Kernel: no folder for temporary files can be written ({error.strerror}); set TMPDIR to one that can"
         ) from None
-    atexit.register(lambda: os.getpid() == process and shutil.rmtree(folder, ignore_errors=True))
+
+    def take_away() -> None:
+        if os.getpid() == process:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    atexit.register(take_away)
     return Path(folder)
 
 

@@ -476,7 +476,7 @@ except InputError as error:
 """
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert "upper.jsonl.zst.part cannot be written" in result.stdout
-    assert "make room and give the command again" in result.stdout
+    assert "make room, and give the same command again, which goes on from there" in result.stdout
     run_stage(Upper(), [corpus], out, progress=False)
     assert out.read_bytes() == expected.read_bytes()
 

@@ -11,15 +11,13 @@ import tarfile
 import zipfile
 import zlib
 from collections.abc import Iterator
-from pathlib import Path
 from typing import IO, Any, Protocol
 
-from minillm.corpus.document import zstandard_for
+from minillm.corpus.document import ZstdFrames
 from minillm.corpus.readers.skipped import Skip
 
 BLOCK = 1 << 20
 FREE, MOST_GROWTH = 64 << 20, 300  # text shrinks to a tenth, and rarely to a hundredth
-ZSTD_STEP = 1 << 10  # compressed bytes at a time: they stand for at most 32 MB
 
 
 class Readable(Protocol):
@@ -59,33 +57,6 @@ class Metered:
             raise Skip("unsupported", f"it is compressed in an unknown way ({error})") from None
         self._budget.spend(len(data))
         return data
-
-
-class ZstdFrames:
-    """The content of a .zst. (The package's own stream ends without a word where a file is cut short.)"""
-
-    def __init__(self, file: Readable, name: str):
-        self._package = zstandard_for(Path(name))
-        self._file, self._rest, self._ready = file, b"", b""
-        self._frame: Any = None
-
-    def read(self, size: int) -> bytes:
-        while not self._ready:
-            if not (data := self._rest or self._file.read(ZSTD_STEP)):
-                if self._frame is not None:
-                    raise EOFError("the compressed file is cut short")
-                return b""
-            if self._frame is None:
-                self._frame = self._package.ZstdDecompressor().decompressobj()
-            try:
-                self._ready = self._frame.decompress(data)
-            except self._package.ZstdError as error:
-                raise EOFError(str(error)) from None
-            self._rest = self._frame.unused_data
-            if self._frame.eof:
-                self._frame = None
-        found, self._ready = self._ready[:size], self._ready[size:]
-        return found
 
 
 def gunzipped(file: Readable, budget: Budget) -> Metered:
