@@ -28,7 +28,7 @@ def writing(function: str, path: str | os.PathLike[str], kind: type[MinillmError
     Raises: an error of this kind in the name of `function` where the file cannot be written.
     """
     path = Path(path)
-    if path.exists() and not (path.is_file() or path.is_dir()):  # to replace /dev/null would harm the whole system
+    if os.path.exists(path) and not (path.is_file() or path.is_dir()):  # to replace /dev/null would harm the system
         raise kind(f"{function}: {path} is a device, a pipe or a socket, which is not replaced; give a file's name")
     unfinished = unfinished_name(path)
     try:
