@@ -224,8 +224,8 @@ class Quiet:
 
     stop_after = -1
 
-    def __init__(self, run: Any, *_: Any):
-        self.run = run
+    def __init__(self, *_: Any):
+        return None
 
     def __enter__(self) -> Quiet:
         return self
@@ -234,14 +234,16 @@ class Quiet:
         return None
 
     def step(self, record: dict[str, Any], seconds: float) -> None:
-        self.run.add_metrics(record)
         if record["step"] == Quiet.stop_after:
             os.kill(os.getpid(), signal.SIGINT)
 
     def sample(self, *_: object, **__: object) -> None:
         return None
 
-    finish = sample
+    def asks_to_try_again(self, reason: str) -> bool:
+        return False
+
+    finish = say = trouble = sample
 
 
 def quiet_trainer(job: Job) -> Any:
@@ -251,14 +253,15 @@ def quiet_trainer(job: Job) -> Any:
     """
     name = "minillm.training.display"
     sys.modules.setdefault(name, SimpleNamespace(Display=Quiet, NoDisplay=Quiet))  # type: ignore[arg-type]
-    from minillm.training import prepare, saving, trainer
+    from minillm.training import prepare, run, saving, trainer
 
     trainer.Display = Quiet  # type: ignore[assignment, misc]
     missing = [package for package in ("threadpoolctl", "safetensors") if importlib.util.find_spec(package) is None]
     if "threadpoolctl" in missing:
         trainer.tuned_process = prepare.tuned_process = contextlib.nullcontext  # type: ignore[assignment, misc]
     if "safetensors" in missing:
-        saving.save_checkpoint, saving.load_checkpoint = save_pickle, load_pickle
+        saving.save_checkpoint = run.save_checkpoint = save_pickle  # type: ignore[assignment]
+        run.load_checkpoint = load_pickle
     if missing:
         job.note(f"the trainer ran without {' and '.join(missing)}, which are not installed")
     return trainer
@@ -270,7 +273,7 @@ def save_pickle(path: Path, model: Any, optimizer: Any, state: Any) -> None:
     path.write_bytes(pickle.dumps((model, optimizer, state)))
 
 
-def load_pickle(path: Path) -> Any:
+def load_pickle(path: Path, moments: bool = True) -> Any:
     """The inverse of save_pickle."""
     from minillm.checkpoint import Checkpoint
 

@@ -169,9 +169,14 @@ def _blas_limited(threads: int | None) -> contextlib.AbstractContextManager:
 
 @functools.cache
 def _blas_libraries() -> list[Any]:
-    """The BLAS libraries of this process, with functions that read and set their numbers of threads."""
-    from threadpoolctl import ThreadpoolController
+    """The BLAS libraries of this process, with functions that read and set their numbers of threads.
 
+    None where threadpoolctl is absent, which the engine does not need: the BLAS then keeps its threads.
+    """
+    try:
+        from threadpoolctl import ThreadpoolController
+    except ImportError:
+        return []
     return ThreadpoolController().select(user_api="blas").lib_controllers
 
 
