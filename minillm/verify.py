@@ -80,7 +80,7 @@ def _file(path: Path) -> Iterator[Verified]:
 
 
 def _told(path: Path, checked: Callable[[], tuple[Verdict, str]]) -> Verified:
-    """What a check says of a file; its error, if it raises one."""
+    """The verdict of a check on a file; an error that it raises means damage."""
     with warnings.catch_warnings(record=True) as noticed:
         warnings.simplefilter("always")
         try:

@@ -38,14 +38,14 @@ def check_finite(config: TrainConfig, step: int, what: str, value: float, maker:
 
 
 def problem_of(loss: float, grad_norm: float) -> str:
-    """What is not finite: `loss is nan`; nothing if both are."""
+    """The value that is not finite, such as `loss is nan`; an empty text if both are finite."""
     if not math.isfinite(loss):
         return f"loss is {loss}"
     return "" if math.isfinite(grad_norm) else f"norm of the gradient is {grad_norm}"
 
 
 def maker(repeat: Callable[[], Any]) -> str:
-    """What first made a number that is not finite, in words that follow `the loss is nan`; nothing if no operation did.
+    """The operation that first made such a number, in words that follow `the loss is nan`; empty if none did.
 
     repeat: computes the loss and the gradients of the step once more. Operations of several ranks are looked at where
     they run, so a rank that finds nothing says so.

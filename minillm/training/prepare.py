@@ -70,7 +70,7 @@ def prepare(config: TrainConfig, resume: Path | None, world: Communicator) -> Pr
 
 
 def _prepare(config: TrainConfig, resume: Path | None, world: Communicator, run: Run | None) -> Prepared:
-    """As `prepare`, after rank 0 has opened and locked the run that goes on."""
+    """Do the work of `prepare`, after rank 0 has opened and locked the run that goes on."""
     leads = world.rank == 0
     goes_on = broadcast_bytes(world, b"yes" if run and run.latest() else b"") != b""
     sentences = remarks_on(config, run)
